@@ -1,0 +1,1 @@
+"""Uncurated images -> curated WebDataset shards. Start at `pipeline.graph`."""

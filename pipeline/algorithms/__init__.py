@@ -1,0 +1,1 @@
+"""The curation algorithms as plain functions of arrays; no engine is imported here."""

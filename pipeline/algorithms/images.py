@@ -1,0 +1,154 @@
+"""Encoded bytes -> identity, pixels and hashes.
+
+*Pixels* mean the same everywhere in lodeset: the first frame, EXIF orientation applied, alpha composited over white,
+CMYK, palette and grey converted to 8-bit RGB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+
+import imagehash
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageOps
+
+ID_HEX_DIGITS = 32
+THUMBNAIL_SIDE = 32
+
+# Codecs that Pillow decodes within its own process and that images of the web use. Anything that shells out (EPS), parses
+# scripts or fonts, or has no stated size (WMF, MPO stacks beyond their first JPEG) stays out.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF", "JPEG2000")
+
+EXTENSIONS = {
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "TIFF": "tif",
+    "PPM": "ppm",
+    "AVIF": "avif",
+    "JPEG2000": "jp2",
+}
+
+# Limits are checked against the header before any pixel is decoded, by lodeset itself (see `decode`).
+Image.MAX_IMAGE_PIXELS = None
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+class Unreadable(Exception):
+    """These bytes are not an image that can be decoded safely; `reason` is a column value of the `rejects` table."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What ingest records of one image."""
+
+    image_id: str
+    width: int
+    height: int
+    format: str
+    phash: int
+    thumbnail: bytes
+
+
+def image_id(data: bytes) -> str:
+    """The first 128 bits of the SHA-256 of the encoded bytes, 32 hex digits."""
+    return hashlib.sha256(data).hexdigest()[:ID_HEX_DIGITS]
+
+
+def decode(data: bytes, max_pixels: int = 100_000_000) -> Image.Image:
+    """Encoded bytes -> RGB pixels.
+
+    Raises:
+        Unreadable: `empty`, `not_an_image`, `too_many_pixels` (judged by the header, before decoding) or `corrupt`.
+    """
+    return _decode(data, max_pixels)[0]
+
+
+def _decode(data: bytes, max_pixels: int) -> tuple[Image.Image, str]:
+    if not data:
+        raise Unreadable("empty", "0 bytes")
+    with warnings.catch_warnings():
+        # A codec's warning about odd metadata is no reason to reject an image whose pixels decode.
+        warnings.simplefilter("ignore")
+        try:
+            opened = Image.open(io.BytesIO(data), formats=FORMATS)
+        except Image.UnidentifiedImageError:
+            raise Unreadable("not_an_image", f"{len(data)} bytes start with {data[:8].hex()}") from None
+        except Exception as error:
+            # Codecs raise whatever their parser meets (struct.error, SyntaxError, OverflowError, ...) on crafted bytes.
+            raise Unreadable("corrupt", _short(error)) from error
+        width, height = opened.size
+        if width * height > max_pixels:
+            raise Unreadable("too_many_pixels", f"{width} x {height} = {width * height} > {max_pixels} (ingest.max_pixels)")
+        if width < 1 or height < 1:
+            raise Unreadable("corrupt", f"size {width} x {height}")
+        try:
+            opened.load()
+            image_format = opened.format or ""
+            return _to_rgb(opened), image_format
+        except Exception as error:
+            raise Unreadable("corrupt", _short(error)) from error
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    oriented = ImageOps.exif_transpose(image) if "exif" in image.info or image.format in ("TIFF", "MPO") else image
+    if oriented.mode == "RGB" and "transparency" not in oriented.info:
+        return oriented
+    if oriented.mode.startswith("I") or oriented.mode == "F":
+        # Pillow clips 16-bit and float samples at 255 on convert("L"); scale the range that is used instead.
+        samples = np.asarray(oriented, dtype=np.float64)
+        finite = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
+        top = 65535.0 if finite.max(initial=0.0) > 255 else 255.0
+        grey = np.clip(finite * (255.0 / top), 0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if oriented.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in oriented.info:
+        rgba = oriented.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return oriented.convert("RGB")
+
+
+def examine(data: bytes, max_pixels: int) -> Examined:
+    """Identity, full decode, perceptual hash (imagehash's 8x8 DCT hash) and a 32x32 luminance thumbnail of one image.
+
+    Raises:
+        Unreadable: as `decode`.
+    """
+    image, image_format = _decode(data, max_pixels)
+    grey = image.convert("L")
+    # Both small images come from one reduction: a box-filtered copy at most 4x the target costs nothing in quality and
+    # saves two full-size Lanczos passes on photographs.
+    shrink = min(grey.width, grey.height) // (4 * THUMBNAIL_SIDE)
+    if shrink > 1:
+        grey = grey.reduce(shrink)
+    thumbnail = grey.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    bits = imagehash.phash(thumbnail).hash
+    return Examined(
+        image_id=image_id(data),
+        width=image.width,
+        height=image.height,
+        format=image_format,
+        phash=int(np.packbits(bits.flatten()).view(">u8")[0]),
+        thumbnail=thumbnail.tobytes(),
+    )
+
+
+def low_information(thumbnails: NDArray[np.uint8], min_std: float) -> NDArray[np.bool_]:
+    """Which of N 32x32 thumbnails [N, 1024] are too flat for a perceptual hash: luminance standard deviation < `min_std`."""
+    return np.asarray(thumbnails.std(axis=1) < min_std)

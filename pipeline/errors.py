@@ -1,0 +1,25 @@
+"""What a user is told when a run cannot go on."""
+
+
+class LodesetError(Exception):
+    """A failure that the user can act on; the message names the thing, the numbers and the way out, and is all that is shown."""
+
+    exit_code = 1
+
+
+class ConfigError(LodesetError):
+    """The configuration or the command line is wrong; nothing was run."""
+
+    exit_code = 2
+
+
+class GateError(LodesetError):
+    """A stage finished its measurement and found that a limit is breached (e.g. the component-size guard of dedup)."""
+
+    exit_code = 3
+
+
+class HeldError(LodesetError):
+    """Another run holds what this one needs."""
+
+    exit_code = 4
