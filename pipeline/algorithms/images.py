@@ -20,8 +20,8 @@ ID_HEX_DIGITS = 32
 THUMBNAIL_SIDE = 32
 
 # Codecs that Pillow decodes within its own process and that images of the web use. Anything that shells out (EPS), parses
-# scripts or fonts, or has no stated size (WMF, MPO stacks beyond their first JPEG) stays out.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF", "JPEG2000")
+# scripts or fonts, or has no stated size (WMF) stays out. Pillow opens MPO stacks as JPEG; their first frame counts.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
 EXTENSIONS = {
     "JPEG": "jpg",

@@ -1,0 +1,427 @@
+"""The sample world: a pool of drawn images with every flaw of a crawl, its companion sets, and the truth about them.
+
+    pool/crawl-0000*.tar  pool/loose/**   the pool: tars (some with captions, labels or URLs beside images), loose files
+    curated/alpha.tar  curated/beta.tar   what to look for: rare concepts, by images that are not in the pool
+    reference/**                          an evaluation set, half of which has leaked into the pool
+    target.parquet                        labelled gallery and test images of every concept, never in the pool
+    truth.json                            written last: a folder without it is unfinished
+
+File names say nothing about what an image shows; captions and labels do.
+"""
+
+import hashlib
+import io
+import json
+import struct
+import tarfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from infra.demo.draw import CONCEPTS, draw
+from pipeline.errors import LodesetError
+
+FEWEST_IMAGES = 200
+FULL_SIZE = 2400  # pool images; in a smaller world the companion sets shrink in proportion
+NEAR_KINDS = ("reencode", "resize", "crop", "flip", "brightness", "grey", "stamp")
+LEAK_KINDS = ("exact", "reencode", "resize")
+CURATED: Mapping[str, tuple[str, ...]] = {"alpha": ("letters", "leaves"), "beta": ("trees", "fish", "faces")}
+
+_REJECTS = {"truncated": 4, "empty": 2, "text": 2, "bomb": 1}
+_TINY = 3
+_ZIPF_EXPONENT = 1.3
+_TAR_SHARES = (0.22, 0.16, 0.13, 0.1, 0.08, 0.06)  # of the pool's files; the rest lie loose
+_SIDECARS = (("json", "txt"), ("json",), ("txt",), ("cls",), (), ())
+_REPEATED_NAME_TAR = 4  # carries no sidecars, which a repeated name would make ambiguous
+_MANNERS = {  # how images are stored, and how often
+    "jpeg": 0.55,
+    "turned": 0.05,  # JPEG with an EXIF orientation
+    "webp": 0.18,
+    "png": 0.1,
+    "rgba": 0.04,
+    "grey": 0.03,
+    "palette": 0.03,
+    "gif": 0.02,
+}
+_STORED_TURN = {  # EXIF orientation -> how upright pixels are turned before they are stored
+    3: Image.Transpose.ROTATE_180,
+    6: Image.Transpose.ROTATE_90,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@dataclass(frozen=True)
+class NearGroup:
+    """Pool images made from one another: the source comes first, `kinds` says how each of the others was made."""
+
+    ids: tuple[str, ...]
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is true of a sample world; images are named by image_id (32 hex digits).
+
+    Attributes:
+        images: readable image files in the pool, exact duplicates included, tiny ones not.
+        files: all files of the pool that bear an image's name: readable, tiny and broken.
+        seed: what the world was drawn from.
+        concepts: what each distinct pool image shows, tiny ones included.
+        near: groups of near-duplicates; no other two pool images are copies of each other.
+        exact_duplicates: files whose bytes occur in the pool a second time.
+        rejects: files that cannot be decoded safely, by kind.
+        tiny: images of 8 x 8 pixels, valid but useless.
+        repeated_names: members of a tar that bear the name of an earlier one; both are images of their own.
+        leaked: pool images that are copies of reference images, and how each was made.
+        curated: the concepts that each curated set shows.
+    """
+
+    images: int
+    files: int
+    seed: int
+    concepts: Mapping[str, str]
+    near: tuple[NearGroup, ...]
+    exact_duplicates: int
+    rejects: Mapping[str, int]
+    tiny: tuple[str, ...]
+    repeated_names: int
+    leaked: Mapping[str, str]
+    curated: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class _File:
+    data: bytes
+    suffix: str
+    concept: str | None = None  # None: not an image that can be read
+
+    @property
+    def image_id(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()[:32]
+
+
+def make_world(folder: Path, images: int = 2400, seed: int = 0) -> Truth:
+    """Writes a sample world; the same arguments and library versions give the same files.
+
+    Args:
+        folder: new or empty.
+        images: readable image files in the pool: at most a quarter of them copies, 2 in 5 of the commonest concept.
+        seed: of every random choice.
+
+    Raises:
+        LodesetError: the folder is not empty, or `images` is too small for every concept and flaw to occur.
+    """
+    if images < FEWEST_IMAGES:
+        raise LodesetError(f"a sample world of {images} images cannot hold every flaw: ask for {FEWEST_IMAGES} or more")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise LodesetError(f"{folder} is not empty: choose another folder for the sample world, or empty this one")
+    if folder.exists() and not folder.is_dir():
+        raise LodesetError(f"{folder} is a file: choose a folder for the sample world")
+    names, scale = tuple(CONCEPTS), min(1.0, images / FULL_SIZE)
+    leaks, near, exact = _at_least(6, 30 * scale), images // 10, images // 20
+
+    reference = _draw_all(seed, 1, _evenly(names, 2 * leaks))
+    curated = {
+        name: _draw_all(seed, 2 + i, _evenly(shown, _at_least(8, 40 * scale)))
+        for i, (name, shown) in enumerate(CURATED.items())
+    }
+    splits = {"gallery": _at_least(6, 60 * scale), "test": _at_least(3, 30 * scale)}
+    target = [
+        (split, file)
+        for i, (split, count) in enumerate(splits.items())
+        for file in _draw_all(seed, 4 + i, _evenly(names, count * len(names)))
+    ]
+    originals = _draw_all(seed, 6, _long_tail(names, images - near - exact - leaks))
+    rng = np.random.default_rng([seed, 0])
+    groups = _near_copies(originals, near, rng)
+    again = [originals[i] for i in rng.choice(len(originals), exact, replace=False)]
+    leaked = [(LEAK_KINDS[i % 3], _copy(file, LEAK_KINDS[i % 3], rng)) for i, file in enumerate(reference[::2])]
+    tiny = [
+        _saved(_upright(file.data).resize((8, 8)), "png", file.concept)
+        for file in (originals[i] for i in rng.choice(len(originals), _TINY, replace=False))
+    ]
+    broken = _broken_files(originals)
+    readable = [
+        *originals,
+        *(copy for _, copies in groups for _, copy in copies),
+        *again,
+        *(file for _, file in leaked),
+    ]
+    pool = [*readable, *tiny, *broken]
+
+    _write_pool(folder / "pool", [pool[i] for i in rng.permutation(len(pool))])
+    _write_loose(folder / "reference", reference)
+    (folder / "curated").mkdir()
+    for name, files in curated.items():
+        _write_tar(folder / "curated" / f"{name}.tar", [(f"{i:04d}", file) for i, file in enumerate(files)], ())
+    _write_target(folder / "target.parquet", target)
+    truth = Truth(
+        images=images,
+        files=len(pool),
+        seed=seed,
+        concepts={file.image_id: file.concept for file in pool if file.concept is not None},
+        near=tuple(
+            NearGroup((source.image_id, *(copy.image_id for _, copy in copies)), tuple(kind for kind, _ in copies))
+            for source, copies in groups
+        ),
+        exact_duplicates=exact,
+        rejects=_REJECTS,
+        tiny=tuple(file.image_id for file in tiny),
+        repeated_names=1,
+        leaked={file.image_id: kind for kind, file in leaked},
+        curated=CURATED,
+    )
+    (folder / "truth.json").write_text(json.dumps(asdict(truth), indent=1) + "\n", encoding="utf-8")
+    return truth
+
+
+def load_truth(folder: Path) -> Truth:
+    """The truth about the sample world in `folder`.
+
+    Raises:
+        LodesetError: there is no finished sample world.
+    """
+    try:
+        raw = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LodesetError(
+            f"no finished sample world in {folder}: `lodeset demo` with a new folder makes one"
+        ) from None
+    near = tuple(NearGroup(tuple(group["ids"]), tuple(group["kinds"])) for group in raw.pop("near"))
+    curated = {name: tuple(shown) for name, shown in raw.pop("curated").items()}
+    return Truth(near=near, curated=curated, tiny=tuple(raw.pop("tiny")), **raw)
+
+
+def write_config(folder: Path) -> Path:
+    """Writes `lodeset.yaml`, a whole run over the sample world in `folder`, and returns its path."""
+    shown = {name: ", ".join(concepts) for name, concepts in CURATED.items()}
+    path = folder / "lodeset.yaml"
+    path.write_text(
+        f"""\
+# A whole run over the sample world: curation, training, pruning. Paths are relative to this file.
+store: ./runs
+
+pool:                                  # uncurated, with copies and broken files
+  - {{uri: "pool/*.tar"}}
+  - {{uri: pool/loose/}}
+
+curated:                               # what to look for
+  - name: alpha                        # {shown["alpha"]}: the four pool images nearest to each of its images
+    uri: curated/alpha.tar
+    retrieve: {{mode: sample, k: 4}}
+  - name: beta                         # {shown["beta"]}: pool clusters in which four or more of its images fall
+    uri: curated/beta.tar
+    include: true                      # its own images are trained on too
+    retrieve: {{mode: cluster, per_cluster: 100, min_matches: 4, limit: 400}}
+
+reference:                             # must never reach training, nor may any copy of it
+  - {{name: reference, uri: reference/}}
+
+targets:                               # kNN and linear probe on images that the pool never held
+  - {{name: target, uri: target.parquet, label: label, split: split}}
+
+filter: {{min_side: 16}}                 # pixels
+dedup: {{threshold: auto}}               # calibrated on copies made from this pool
+cluster: {{k: auto}}
+shards: {{size_mb: 4}}                   # small, so that there are several
+
+training: {{recipe: tiny, steps: 300}}   # minutes on two cores; more steps learn more
+pruning:
+  - {{method: entropic, sweep: [1.0e-5, 1.0e-4, 1.0e-3]}}
+""",
+        encoding="utf-8",
+    )
+    return path
+
+
+def _at_least(fewest: int, count: float) -> int:
+    return max(fewest, round(count))
+
+
+def _evenly(names: Sequence[str], count: int) -> list[str]:
+    return [names[i % len(names)] for i in range(count)]
+
+
+def _long_tail(names: Sequence[str], count: int) -> list[str]:
+    """`count` names, the one of rank r about r^-1.3 as often as the first (Zipf), each at least three times."""
+    shares = np.arange(1, len(names) + 1) ** -_ZIPF_EXPONENT
+    tail = [_at_least(3, count * share) for share in shares[1:] / shares.sum()]
+    return [name for name, times in zip(names, [count - sum(tail), *tail], strict=True) for _ in range(times)]
+
+
+def _draw_all(seed: int, stream: int, concepts: Sequence[str]) -> list[_File]:
+    """One image a concept named, each from a generator of its own: neither order nor thread changes any."""
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(partial(_drawn, seed, stream), range(len(concepts)), concepts))
+
+
+def _drawn(seed: int, stream: int, index: int, concept: str) -> _File:
+    rng = np.random.default_rng([seed, stream, index])
+    width = int(rng.integers(64, 257))
+    height = int(np.clip(width * 2 ** rng.uniform(-0.5, 0.5), 64, 256))
+    return _encoded(Image.fromarray(draw(concept, rng, width, height)), concept, rng)
+
+
+def _encoded(image: Image.Image, concept: str, rng: np.random.Generator) -> _File:
+    """The image in one of a crawl's formats and modes."""
+    manner = rng.choice(list(_MANNERS), p=list(_MANNERS.values()))
+    if manner in ("jpeg", "webp"):
+        return _saved(image, manner, concept, quality=int(rng.integers(55, 96)))
+    if manner == "turned":
+        orientation = int(rng.choice(list(_STORED_TURN)))
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        return _saved(image.transpose(_STORED_TURN[orientation]), "jpeg", concept, quality=85, exif=exif)
+    if manner == "rgba":
+        mask = Image.new("L", image.size)
+        ImageDraw.Draw(mask).rounded_rectangle(
+            (0, 0, image.width - 1, image.height - 1), min(image.size) // 5, fill=255
+        )
+        image.putalpha(mask)
+    elif manner == "grey":
+        image = image.convert("L")
+    elif manner in ("palette", "gif"):
+        image = image.quantize(128)
+    return _saved(image, "gif" if manner == "gif" else "png", concept)
+
+
+def _saved(image: Image.Image, form: str, concept: str | None, **options: object) -> _File:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return _File(buffer.getvalue(), "jpg" if form == "jpeg" else form, concept)
+
+
+def _upright(data: bytes) -> Image.Image:
+    """Decoded RGB: EXIF orientation applied, transparency over white."""
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _near_copies(
+    originals: Sequence[_File], count: int, rng: np.random.Generator
+) -> list[tuple[_File, list[tuple[str, _File]]]]:
+    """`count` copies of every kind in turn, one to three a source: (source, [(kind, copy), ...])."""
+    groups: list[tuple[_File, list[tuple[str, _File]]]] = []
+    sources = iter(rng.permutation(len(originals)))
+    made = 0
+    while made < count:
+        source = originals[next(sources)]
+        kinds = [NEAR_KINDS[(made + i) % len(NEAR_KINDS)] for i in range(min(int(rng.integers(1, 4)), count - made))]
+        groups.append((source, [(kind, _copy(source, kind, rng)) for kind in kinds]))
+        made += len(kinds)
+    return groups
+
+
+def _copy(source: _File, kind: str, rng: np.random.Generator) -> _File:
+    """A copy of the kind named in `NEAR_KINDS` or `LEAK_KINDS`."""
+    if kind == "exact":
+        return source
+    image = _upright(source.data)
+    width, height = image.size
+    if kind == "resize":
+        factor = float(rng.choice([rng.uniform(0.55, 0.8), rng.uniform(1.25, 1.7)]))
+        image = image.resize((round(width * factor), round(height * factor)), Image.Resampling.LANCZOS)
+    elif kind == "crop":
+        kept = [int(np.ceil(side * rng.uniform(0.87, 0.95))) for side in image.size]
+        left, top = (int(rng.integers(side - k + 1)) for side, k in zip(image.size, kept, strict=True))
+        image = image.crop((left, top, left + kept[0], top + kept[1]))
+    elif kind == "flip":
+        image = ImageOps.mirror(image)
+    elif kind == "brightness":
+        factor = float(rng.choice([rng.uniform(0.7, 0.85), rng.uniform(1.12, 1.25)]))
+        image = image.point(lambda level: level * factor)
+    elif kind == "grey":
+        image = ImageOps.grayscale(image)
+    elif kind == "stamp":
+        text = str(rng.choice(["SAMPLE", "(c) 2031", "preview"]))
+        font = ImageFont.load_default(max(9, min(width, height) // 9))
+        at = (width * rng.uniform(0.03, 0.3), height * rng.choice([0.05, 0.85]))
+        ImageDraw.Draw(image).text(at, text, fill="white", font=font, stroke_width=1, stroke_fill="black")
+    if kind == "reencode" and rng.random() < 0.5:
+        return _saved(image, "webp", source.concept, quality=int(rng.integers(45, 75)))
+    return _saved(image, "jpeg", source.concept, quality=int(rng.integers(45, 90)))
+
+
+def _broken_files(originals: Sequence[_File]) -> list[_File]:
+    """Files that look like images by name and cannot be decoded safely, as many of each kind as `_REJECTS` says."""
+    jpegs = (file.data[: len(file.data) * 6 // 10] for file in originals if file.suffix == "jpg")
+    return [
+        *(_File(next(jpegs), "jpg") for _ in range(_REJECTS["truncated"])),
+        *(_File(b"", "jpg") for _ in range(_REJECTS["empty"])),
+        *(_File(f"<html><body>404 not found ({i})</body></html>\n".encode(), "jpg") for i in range(_REJECTS["text"])),
+        *(_File(_bomb(50_000 + i), "png") for i in range(_REJECTS["bomb"])),
+    ]
+
+
+def _bomb(side: int) -> bytes:
+    """A PNG of a few dozen bytes that claims side x side pixels (PNG specification, 5.3 chunk layout, 11.2.1 IHDR)."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    body = zlib.compress(b"\0" * 64)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def _write_pool(folder: Path, files: Sequence[_File]) -> None:
+    folder.mkdir(parents=True)
+    start = 0
+    for number, (share, sidecars) in enumerate(zip(_TAR_SHARES, _SIDECARS, strict=True)):
+        end = start + round(share * len(files))
+        named = [(f"{i:06d}", file) for i, file in enumerate(files[start:end], start)]
+        if number == _REPEATED_NAME_TAR:
+            first, *_, last = (
+                i for i, (_, file) in enumerate(named) if file.concept is not None and file.suffix == "jpg"
+            )
+            named[last] = (named[first][0], named[last][1])
+        _write_tar(folder / f"crawl-{number:05d}.tar", named, sidecars)
+        start = end
+    _write_loose(folder / "loose", files[start:])
+
+
+def _write_tar(path: Path, named: Iterable[tuple[str, _File]], sidecars: Sequence[str]) -> None:
+    """A WebDataset tar: `<key>.<suffix>` and, for readable images, members of the same key that describe it."""
+    with tarfile.open(path, "w") as tar:
+        for key, file in named:
+            members = {file.suffix: file.data}
+            if file.concept is not None:
+                caption, label = f"A picture of {file.concept}.", list(CONCEPTS).index(file.concept)
+                described = {
+                    "caption": caption,
+                    "label": file.concept,
+                    "url": f"https://images.example/{key}.{file.suffix}",
+                }
+                texts = {"json": json.dumps(described), "txt": caption, "cls": str(label)}
+                members |= {suffix: texts[suffix].encode() for suffix in sidecars}
+            for suffix, data in members.items():
+                member = tarfile.TarInfo(f"{key}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def _write_loose(folder: Path, files: Iterable[_File]) -> None:
+    for i, file in enumerate(files):
+        path = folder / f"{i % 16:x}" / f"{i:05d}.{file.suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file.data)
+
+
+def _write_target(path: Path, rows: Sequence[tuple[str, _File]]) -> None:
+    columns = {
+        "image": pa.array([file.data for _, file in rows], pa.binary()),
+        "label": pa.array([file.concept for _, file in rows], pa.string()),
+        "split": pa.array([split for split, _ in rows], pa.string()),
+        "name": pa.array([f"{i:05d}.{file.suffix}" for i, (_, file) in enumerate(rows)], pa.string()),
+    }
+    pq.write_table(pa.table(columns), path)

@@ -1,0 +1,91 @@
+"""The process that runs one stage.
+
+It is started by the runner in a session of its own, reads its task from standard input, and keeps reading: the pipe closes
+when the runner ends, however it ends, and then the whole session is killed. Nothing outlives the runner.
+
+What it tells the runner goes through a pipe as JSON lines: `{"progress": [fraction, count, unit]}`, then `{"outcome": ...}` or
+`{"error": ..., "exit_code": n}`. Its standard output and error are the stage's log file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from typing import IO, Any
+
+import cloudpickle
+
+from pipeline.dag.stage import Context, Outcome, Progress
+from pipeline.errors import LodesetError
+
+# Every worker inherits these. Oversubscribed BLAS threads were measured to cost up to 20x; each engine gives its workers
+# the cores that it means them to use.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "WDS_SECURE": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0"),
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONFAULTHANDLER": "1",
+}
+
+
+def die_with(stream: IO[bytes]) -> None:
+    """Kills this process's whole session as soon as `stream` ends."""
+
+    def watch() -> None:
+        while stream.read(1):
+            pass
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    stdin = sys.stdin.buffer
+    length = int.from_bytes(stdin.read(8), "little")
+    payload = stdin.read(length)
+    die_with(stdin)
+    channel = os.fdopen(int(sys.argv[1]), "w", encoding="utf-8")
+    lock = threading.Lock()
+
+    def tell(message: dict[str, Any]) -> None:
+        with lock:
+            channel.write(json.dumps(message) + "\n")
+            channel.flush()
+
+    def report(progress: Progress) -> None:
+        tell({"progress": dataclasses.astuple(progress)})
+
+    try:
+        task: dict[str, Any] = cloudpickle.loads(payload)
+        context = Context(**task, report=report)
+        with context.store.explained(f"stage {context.stage.id}"):
+            outcome: Outcome = context.stage.function(context)
+        tell({"outcome": dataclasses.asdict(outcome)})
+    except LodesetError as error:
+        tell({"error": str(error), "exit_code": error.exit_code})
+    except MemoryError:
+        tell({"error": f"{context.stage.id} ran out of memory: give it fewer cores (resources.cpus) or smaller parts", "exit_code": 1})
+    except BaseException as error:
+        traceback.print_exc()
+        tell({"error": f"{type(error).__name__}: {error}", "exit_code": 1, "unexpected": True})
+    with contextlib.suppress(BrokenPipeError):
+        channel.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Engines leave threads and atexit hooks that can hang; everything is committed by now.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,329 @@
+"""Plans and runs a DAG: what is finished is skipped, what is ready runs side by side within a budget of cores."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import cloudpickle
+
+from pipeline.dag import child
+from pipeline.dag.claims import claim
+from pipeline.dag.stage import Outcome, Progress, Stage
+from pipeline.dag.store import Artifact, File, Rows, Store
+from pipeline.errors import GateError, HeldError, LodesetError
+
+Action = Literal["finished", "taken over", "run", "wait"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What would happen to one stage, and why."""
+
+    stage: Stage
+    action: Action
+    reason: str
+    fingerprint: str | None = None
+    artifact: Artifact | None = None
+
+
+@dataclass(frozen=True)
+class Event:
+    """What the runner tells whoever watches it."""
+
+    kind: Literal["finished", "taken over", "started", "progress", "done", "failed"]
+    stage: Stage
+    progress: Progress | None = None
+    artifact: Artifact | None = None
+    reason: str = ""
+
+
+@dataclass
+class Running:
+    stage: Stage
+    fingerprint: str
+    process: subprocess.Popen[bytes]
+    channel: int
+    log: Path
+    cpus: int
+    started: float
+    held: contextlib.ExitStack
+    buffer: bytes = b""
+    result: dict[str, Any] | None = field(default=None)
+
+
+def decide(store: Store, stages: Mapping[str, Stage], fresh: bool = False) -> dict[str, Decision]:
+    """One decision a stage, in the order given (which must be topological). Reads manifests, spends nothing."""
+    decisions: dict[str, Decision] = {}
+    finished: dict[str, Artifact] = {}
+    for stage in stages.values():
+        decision = _decide(store, stage, finished, fresh)
+        decisions[stage.id] = decision
+        if decision.artifact is not None:
+            finished[stage.id] = decision.artifact
+    return decisions
+
+
+def _decide(store: Store, stage: Stage, finished: Mapping[str, Artifact], fresh: bool) -> Decision:
+    fingerprint = stage.fingerprint(finished)
+    if fingerprint is None:
+        waiting = sorted({i.stage.id for i in stage.inputs.values() if i.stage.id not in finished})
+        return Decision(stage, "wait", f"after {', '.join(waiting)}")
+    artifact = store.artifact(stage.name, stage.set, fingerprint)
+    if artifact is not None:
+        return Decision(stage, "finished", "unchanged", fingerprint, artifact)
+    history = store.history(stage.name, stage.set)
+    if stage.frozen and not fresh:
+        for earlier in history:
+            if earlier.version == stage.version and earlier.config == json.loads(json.dumps(dict(stage.config))):
+                day = time.strftime("%Y-%m-%d %H:%M", time.localtime(earlier.created))
+                return Decision(stage, "taken over", f"fitted {day}; `--fresh` refits", earlier.fingerprint, earlier)
+    return Decision(stage, "run", _why(stage, finished, history), fingerprint)
+
+
+def _why(stage: Stage, finished: Mapping[str, Artifact], history: list[Artifact]) -> str:
+    if not history:
+        return "not made yet"
+    last = history[0]
+    if last.version != stage.version:
+        return f"version {last.version} -> {stage.version}"
+    changes = _differences(last.config, json.loads(json.dumps(dict(stage.config))))
+    for role, needed in stage.inputs.items():
+        identity = finished[needed.stage.id].identity(needed.of)
+        if last.inputs.get(role, {}).get("identity") != identity:
+            changes.append(f"{needed.stage.id} changed")
+    return "; ".join(changes) or "made before, from other inputs"
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(k for k in new if k not in old)]
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{where}.{k}" if where else k)]
+    if old == new:
+        return []
+    short = [text if len(text) <= 40 else text[:37] + "..." for text in (json.dumps(old), json.dumps(new))]
+    return [f"{where} {short[0]} -> {short[1]}"]
+
+
+class Runner:
+    """Runs stages as child processes. One budget of cores covers both engines."""
+
+    def __init__(
+        self,
+        store: Store,
+        cpus: int,
+        ray: Callable[[], contextlib.AbstractContextManager[str]],
+        watch: Callable[[Event], None],
+        fresh: bool = False,
+    ) -> None:
+        self.store, self.cpus, self.watch, self.fresh = store, cpus, watch, fresh
+        self._start_ray = ray
+        self._ray_address: str | None = None
+        self._services = contextlib.ExitStack()
+        self._selector = selectors.DefaultSelector()
+        self._logs = Path(store.path("logs") if store.local else tempfile.mkdtemp(prefix="lodeset-logs-"))
+
+    def run(self, stages: Mapping[str, Stage]) -> dict[str, Artifact]:
+        """Runs what is not finished; `stages` in topological order.
+
+        Raises:
+            LodesetError: the first stage that failed, once those beside it have ended.
+        """
+        self.store.prepare()
+        finished: dict[str, Artifact] = {}
+        waiting = dict(stages)
+        running: dict[str, Running] = {}
+        failure: LodesetError | None = None
+        with self._services, _terminable():
+            try:
+                while waiting or running:
+                    if failure is None:
+                        try:
+                            self._settle(waiting, finished)
+                            self._launch(waiting, running, finished)
+                        except LodesetError as error:
+                            failure = error
+                    if not running:
+                        break
+                    for ended in self._listen(running):
+                        try:
+                            finished[ended.stage.id] = self._finish(ended, finished)
+                        except LodesetError as error:
+                            self.watch(Event("failed", ended.stage, reason=str(error)))
+                            failure = failure or error
+            finally:
+                for left in running.values():
+                    self._sweep(left)
+                    left.held.close()
+        if failure is not None:
+            raise failure
+        return finished
+
+    def _settle(self, waiting: dict[str, Stage], finished: dict[str, Artifact]) -> None:
+        for stage in list(waiting.values()):
+            decision = _decide(self.store, stage, finished, self.fresh)
+            if decision.artifact is not None:
+                del waiting[stage.id]
+                finished[stage.id] = decision.artifact
+                kind: Literal["finished", "taken over"] = "taken over" if decision.action == "taken over" else "finished"
+                self.watch(Event(kind, stage, artifact=decision.artifact, reason=decision.reason))
+
+    def _launch(self, waiting: dict[str, Stage], running: dict[str, Running], finished: Mapping[str, Artifact]) -> None:
+        for stage in list(waiting.values()):
+            free = self.cpus - sum(r.cpus for r in running.values())
+            if free < 1:
+                return
+            decision = _decide(self.store, stage, finished, self.fresh)
+            if decision.action != "run" or decision.fingerprint is None:
+                continue
+            running[stage.id] = self._start(stage, decision, min(free, stage.max_cpus), finished)
+            del waiting[stage.id]
+
+    def _start(self, stage: Stage, decision: Decision, cpus: int, finished: Mapping[str, Artifact]) -> Running:
+        fingerprint = decision.fingerprint or ""
+        held = contextlib.ExitStack()
+        held.enter_context(claim(self.store, f"{stage.name}-{stage.set}-{fingerprint[:16]}", f"{stage.id} in {self.store.url}"))
+        if stage.engine == "ray" and self._ray_address is None:
+            self._ray_address = self._services.enter_context(self._start_ray())
+        history = self.store.history(stage.name, stage.set)
+        task = {
+            "store": self.store,
+            "stage": stage,
+            "fingerprint": fingerprint,
+            "inputs": {role: finished[needed.stage.id] for role, needed in stage.inputs.items()},
+            "cpus": cpus,
+            "previous": None if self.fresh or not history else history[0],
+            "ray_address": self._ray_address if stage.engine == "ray" else None,
+        }
+        self._logs.mkdir(parents=True, exist_ok=True)
+        log = self._logs / f"{stage.name}-{stage.set}-{fingerprint[:12]}.log"
+        read, write = os.pipe()
+        environment = {**os.environ, **child.ENVIRONMENT, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.dag.child", str(write)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                pass_fds=[write],
+                env=environment,
+                start_new_session=True,
+            )
+        os.close(write)
+        payload = cloudpickle.dumps(task)
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(len(payload).to_bytes(8, "little") + payload)
+            process.stdin.flush()
+        started = Running(stage, fingerprint, process, read, log, cpus, time.time(), held)
+        self._selector.register(read, selectors.EVENT_READ, started)
+        self.watch(Event("started", stage, reason=decision.reason))
+        return started
+
+    def _listen(self, running: dict[str, Running]) -> Iterator[Running]:
+        for key, _ in self._selector.select(timeout=1.0):
+            one: Running = key.data
+            data = os.read(one.channel, 65536)
+            if not data:
+                self._selector.unregister(one.channel)
+                os.close(one.channel)
+                del running[one.stage.id]
+                one.process.wait()
+                self._sweep(one)
+                yield one
+                continue
+            *lines, one.buffer = (one.buffer + data).split(b"\n")
+            for line in lines:
+                message = json.loads(line)
+                if "progress" in message:
+                    self.watch(Event("progress", one.stage, progress=Progress(*message["progress"])))
+                else:
+                    one.result = message
+
+    def _sweep(self, one: Running) -> None:
+        """Ends whatever is left of a stage's session (engine workers that outlived it)."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(one.process.pid, signal.SIGKILL)
+        one.process.wait()
+        if one.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                one.process.stdin.close()
+
+    def _finish(self, one: Running, finished: Mapping[str, Artifact]) -> Artifact:
+        with one.held:
+            result = one.result
+            if result is None:
+                code = one.process.returncode
+                how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+                raise LodesetError(f"{one.stage.id} {how}; `run` again goes on from its finished parts. Its log: {one.log}")
+            if "error" in result:
+                where = f" (log: {one.log})" if result.get("unexpected") else ""
+                message = f"{one.stage.id}: {result['error']}{where}"
+                raise {3: GateError, 4: HeldError}.get(result["exit_code"], LodesetError)(message)
+            artifact = self._accounted(one, _outcome(result["outcome"]), finished)
+        committed = self.store.commit_artifact(artifact)
+        self.watch(Event("done", one.stage, artifact=committed))
+        return committed
+
+    def _accounted(self, one: Running, outcome: Outcome, finished: Mapping[str, Artifact]) -> Artifact:
+        rows = outcome.rows
+        if not rows.balanced():
+            raise LodesetError(
+                f"{one.stage.id} lost count of its rows: {rows.taken} in, {rows.kept} kept, dropped {dict(rows.dropped)}; "
+                "nothing was published. This is a defect of lodeset: please report it with the stage's log"
+            )
+        return Artifact(
+            stage=one.stage.name,
+            set=one.stage.set,
+            version=one.stage.version,
+            fingerprint=one.fingerprint,
+            config=dict(one.stage.config),
+            inputs={
+                role: {"stage": needed.stage.id, "identity": finished[needed.stage.id].identity(needed.of), "fingerprint": finished[needed.stage.id].fingerprint}
+                for role, needed in one.stage.inputs.items()
+            },
+            tables=outcome.tables,
+            rows=rows,
+            content=outcome.content,
+            details=outcome.details,
+            seconds=round(time.time() - one.started, 3),
+            created=time.time(),
+        )
+
+
+def _outcome(tree: Mapping[str, Any]) -> Outcome:
+    return Outcome(
+        tables={name: tuple(File(**f) for f in files) for name, files in tree["tables"].items()},
+        rows=Rows(**tree["rows"]),
+        content=tree["content"],
+        details=tree["details"],
+    )
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a run the way Ctrl-C does: children swept, claims given back."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: the caller's signals are its own
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,128 @@
+"""A stage: a frozen handle around a plain function. Making one runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline.dag.fingerprint import digest
+from pipeline.dag.store import Artifact, File, Rows, Store
+
+Engine = Literal["beam", "ray"]
+
+
+@dataclass(frozen=True)
+class Input:
+    """Depends on a stage: on all of it, or (`of`) on one named digest of its content.
+
+    Only `ingest` names such digests. It is where places end: what lies downstream depends on the images, not on the
+    folder that they were found in.
+    """
+
+    stage: Stage
+    of: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage's function returns; the runner checks the rows and writes the manifest."""
+
+    tables: Mapping[str, tuple[File, ...]]
+    rows: Rows
+    content: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One node of the DAG.
+
+    Attributes:
+        name, set: what it does, to which set (`pool`, a curated set's name, ..., or `all`).
+        version: raised whenever the function's results change.
+        function: `Context -> Outcome`, importable by name.
+        config: what it is; enters the fingerprint.
+        inputs: the stages it reads, by the role they play.
+        speed: how it runs (part sizes, places); never enters a fingerprint.
+        max_cpus: more cores than this would idle.
+        frozen: fitted once and taken over by later runs even when its inputs have changed (`--fresh` refits).
+        seconds_per_image: measured on 2 cores, for `plan` before anything was run.
+    """
+
+    name: str
+    set: str
+    version: int
+    engine: Engine
+    function: Callable[[Context], Outcome]
+    config: Mapping[str, Any]
+    inputs: Mapping[str, Input] = field(default_factory=dict)
+    speed: Mapping[str, Any] = field(default_factory=dict)
+    max_cpus: int = 1_000_000
+    frozen: bool = False
+    seconds_per_image: float = 0.0
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}/{self.set}"
+
+    def fingerprint(self, finished: Mapping[str, Artifact]) -> str | None:
+        """SHA-256 of (name, version, configuration, inputs); None while an input is not finished.
+
+        The set's *name* is no part of it, so that two sets with the same content share parts.
+        """
+        identities = {}
+        for role, needed in self.inputs.items():
+            artifact = finished.get(needed.stage.id)
+            if artifact is None:
+                return None
+            identities[role] = artifact.identity(needed.of)
+        return digest(self.name, self.version, self.config, identities)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is (0..1), and how many units (images, steps) it has dealt with in this run."""
+
+    fraction: float
+    count: int = 0
+    unit: str = "images"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage's function is given."""
+
+    store: Store
+    stage: Stage
+    fingerprint: str
+    inputs: Mapping[str, Artifact]
+    cpus: int
+    report: Callable[[Progress], None]
+    previous: Artifact | None = None
+    ray_address: str | None = None
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.stage.config
+
+    @property
+    def speed(self) -> Mapping[str, Any]:
+        return self.stage.speed
+
+
+def closure(stages: Mapping[str, Stage], until: str | None) -> dict[str, Stage]:
+    """The stages, in topological order; with `until`, only that stage (all its sets) and what it needs."""
+    order: dict[str, Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        if stage.id in order:
+            return
+        for needed in stage.inputs.values():
+            visit(needed.stage)
+        order[stage.id] = stage
+
+    for stage in stages.values():
+        if until is None or stage.name == until:
+            visit(stage)
+    return order

@@ -1,0 +1,342 @@
+"""Where results lie: parts and artifacts on any fsspec file system.
+
+```
+<store>/parts/<stage>/<key>/<attempt>-<table>.parquet    data, under names that no other attempt uses
+<store>/parts/<stage>/<key>/manifest.json                put only if absent: the part is finished
+<store>/artifacts/<stage>/<set>/<fingerprint>/manifest.json    likewise: the stage is finished
+<store>/claims/...                                       leases; they only save double work
+```
+
+A reader follows manifests, so files of an attempt that died are never seen. Nothing is renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import IO, Any, cast
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import LodesetError
+
+
+@dataclass(frozen=True)
+class File:
+    """One committed file. `path` is relative to the store."""
+
+    path: str
+    rows: int
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One committed unit of work: a file a table, and what was counted while making it."""
+
+    key: str
+    files: Mapping[str, File]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What went in, what came out, what was dropped for which reason."""
+
+    taken: int
+    kept: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def balanced(self) -> bool:
+        return self.taken == self.kept + sum(self.dropped.values())
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage, as its manifest tells it."""
+
+    stage: str
+    set: str
+    version: int
+    fingerprint: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, Mapping[str, str]]
+    tables: Mapping[str, tuple[File, ...]]
+    rows: Rows
+    content: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    created: float = 0.0
+
+    def identity(self, of: str) -> str:
+        """What stages downstream depend on: a digest of the content named `of`, or the fingerprint."""
+        return self.content[of] if of else self.fingerprint
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(tree: Mapping[str, Any]) -> Artifact:
+        fields = dict(tree)
+        fields["tables"] = {name: tuple(File(**f) for f in files) for name, files in tree["tables"].items()}
+        fields["rows"] = Rows(**tree["rows"])
+        return Artifact(**fields)
+
+
+class Store:
+    """Parts and artifacts under one URL. Picklable: workers open their own connection."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.fs, self.root = fsspec.core.url_to_fs(url)
+        self.local = isinstance(self.fs, LocalFileSystem)
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return Store, (self.url,)
+
+    def path(self, relative: str) -> str:
+        return f"{self.root}/{relative}"
+
+    def full_url(self, relative: str) -> str:
+        return cast(str, self.fs.unstrip_protocol(self.path(relative))) if not self.local else self.path(relative)
+
+    # -- bytes
+
+    @contextlib.contextmanager
+    def explained(self, action: str) -> Iterator[None]:
+        """Turns what a file system says into what a user can act on."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno == errno.ENOSPC or error.errno == errno.EDQUOT:
+                raise LodesetError(f"the store {self.url} is full ({action}): free some space and run again, nothing finished is lost") from error
+            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise LodesetError(f"the store {self.url} cannot be written ({action}: {error.strerror}): check `store:` and its permissions") from error
+            if error.errno in (errno.ENOTDIR, errno.EEXIST):
+                raise LodesetError(f"the store {self.url} is not a folder ({action}: {error.strerror}): choose another `store:`") from error
+            raise
+
+    def prepare(self) -> None:
+        """Makes the store and proves that it can be written, before any work is spent."""
+        probe = f".probe-{uuid.uuid4().hex}"
+        with self.explained("first write"):
+            self.fs.makedirs(self.root, exist_ok=True)
+            self.fs.pipe_file(self.path(probe), b"")
+            self.fs.rm_file(self.path(probe))
+
+    def put_absent(self, relative: str, data: bytes) -> bool:
+        """Writes a whole file, visible only when complete; False if it was there already."""
+        path = self.path(relative)
+        with self.explained(f"writing {relative}"):
+            self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            if not self.local:
+                try:
+                    self.fs.pipe_file(path, data, mode="create")
+                except FileExistsError:
+                    return False
+                return True
+            # link(2) is O_EXCL for a file that is already complete: a reader never meets half a manifest.
+            temporary = f"{path}.{uuid.uuid4().hex}"
+            try:
+                with open(temporary, "xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary)
+            return True
+
+    def read(self, relative: str) -> bytes | None:
+        """A file's bytes, None where there is none."""
+        try:
+            return cast(bytes, self.fs.cat_file(self.path(relative)))
+        except FileNotFoundError:
+            return None
+
+    def read_json(self, relative: str) -> dict[str, Any] | None:
+        data = self.read(relative)
+        if data is None:
+            return None
+        try:
+            return cast(dict[str, Any], json.loads(data))
+        except ValueError as error:
+            raise LodesetError(f"{self.full_url(relative)} is damaged ({error}): delete it and run again") from error
+
+    def delete(self, relative: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self.path(relative))
+
+    def exists(self, relative: str) -> bool:
+        return bool(self.fs.exists(self.path(relative)))
+
+    def names(self, relative: str) -> list[str]:
+        """The names directly under a folder, sorted; empty where there is none."""
+        try:
+            listed = self.fs.ls(self.path(relative), detail=False, refresh=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in listed)
+
+    @contextlib.contextmanager
+    def writing(self, relative: str) -> Iterator[HashingFile]:
+        """A new file that is hashed while it is written; an error inside removes what was written."""
+        path = self.path(relative)
+        with self.explained(f"writing {relative}"):
+            self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            raw = open(path, "xb") if self.local else self.fs.open(path, "wb")
+            sink = HashingFile(cast(IO[bytes], raw))
+            try:
+                yield sink
+                sink.flush()
+                if self.local:
+                    os.fsync(raw.fileno())
+                raw.close()
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    raw.close()
+                with contextlib.suppress(OSError):
+                    self.fs.rm_file(path)
+                raise
+
+    def write_table(self, folder: str, table: str, data: pa.Table, attempt: str) -> File:
+        """One Parquet file of an attempt."""
+        relative = f"{folder}/{attempt}-{table}.parquet"
+        with self.writing(relative) as sink:
+            pq.write_table(data, sink, compression="zstd", row_group_size=16_384)
+        return File(relative, data.num_rows, sink.size_bytes, sink.sha256())
+
+    # -- parts
+
+    def part(self, stage: str, key: str) -> Part | None:
+        tree = self.read_json(f"parts/{stage}/{key}/manifest.json")
+        if tree is None:
+            return None
+        return Part(tree["key"], {n: File(**f) for n, f in tree["files"].items()}, tree["counts"], tree["seconds"])
+
+    def committed(self, stage: str, keys: Sequence[str]) -> dict[str, Part]:
+        """Which of these parts are finished."""
+        known = set(self.names(f"parts/{stage}"))
+        found = ((key, self.part(stage, key)) for key in keys if key in known)
+        return {key: part for key, part in found if part is not None}
+
+    def commit_part(
+        self,
+        stage: str,
+        key: str,
+        tables: Mapping[str, pa.Table],
+        counts: Mapping[str, int] | None = None,
+        seconds: float = 0.0,
+        files: Mapping[str, File] | None = None,
+    ) -> Part:
+        """Writes the tables under names of this attempt alone, then the manifest if there is none: the first attempt wins.
+
+        `files` were written by the caller (shards, checkpoints) and are listed beside the tables.
+        """
+        folder, attempt = f"parts/{stage}/{key}", uuid.uuid4().hex[:12]
+        written = {name: self.write_table(folder, name, data, attempt) for name, data in tables.items()}
+        part = Part(key, {**written, **(files or {})}, dict(counts or {}), seconds)
+        if self.put_absent(f"{folder}/manifest.json", json.dumps(asdict(part), indent=1).encode()):
+            return part
+        for file in part.files.values():
+            self.delete(file.path)
+        earlier = self.part(stage, key)
+        assert earlier is not None, f"{folder}/manifest.json exists and cannot be read"
+        return earlier
+
+    # -- artifacts
+
+    def artifact(self, stage: str, set_: str, fingerprint: str) -> Artifact | None:
+        tree = self.read_json(f"artifacts/{stage}/{set_}/{fingerprint}/manifest.json")
+        return None if tree is None else Artifact.from_json(tree)
+
+    def history(self, stage: str, set_: str) -> list[Artifact]:
+        """Every finished artifact of a stage and set, newest first."""
+        folder = f"artifacts/{stage}/{set_}"
+        found = [self.artifact(stage, set_, fingerprint) for fingerprint in self.names(folder)]
+        return sorted((a for a in found if a is not None), key=lambda a: (-a.created, a.fingerprint))
+
+    def commit_artifact(self, artifact: Artifact) -> Artifact:
+        """Puts the manifest if there is none; whoever came first is returned."""
+        folder = f"artifacts/{artifact.stage}/{artifact.set}/{artifact.fingerprint}"
+        data = json.dumps(artifact.to_json(), indent=1).encode()
+        if self.put_absent(f"{folder}/manifest.json", data):
+            return artifact
+        earlier = self.artifact(artifact.stage, artifact.set, artifact.fingerprint)
+        assert earlier is not None, f"{folder}/manifest.json exists and cannot be read"
+        return earlier
+
+    def manifest_path(self, artifact: Artifact) -> str:
+        return self.full_url(f"artifacts/{artifact.stage}/{artifact.set}/{artifact.fingerprint}/manifest.json")
+
+    # -- tables
+
+    def table(self, files: Sequence[File], columns: Sequence[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
+        """The rows of these files in order; `schema` is what an empty list yields."""
+        tables = [self._read_file(file, columns) for file in files]
+        if not tables:
+            if schema is None:
+                raise LodesetError("no files to read and no schema given")
+            return schema.empty_table().select(list(columns or schema.names))
+        return pa.concat_tables(tables)
+
+    def _read_file(self, file: File, columns: Sequence[str] | None) -> pa.Table:
+        try:
+            with self.fs.open(self.path(file.path), "rb") as source:
+                return pq.read_table(source, columns=list(columns) if columns is not None else None)
+        except FileNotFoundError:
+            raise LodesetError(f"{self.full_url(file.path)} is listed in a manifest and missing: the store was changed by hand") from None
+        except pa.ArrowInvalid as error:
+            raise LodesetError(f"{self.full_url(file.path)} is damaged: {error}") from error
+
+
+class HashingFile:
+    """A binary sink that keeps the SHA-256 and size of what passes; enough of a file for pyarrow and tarfile."""
+
+    def __init__(self, sink: IO[bytes]) -> None:
+        self._sink = sink
+        self._hash = hashlib.sha256()
+        self.size_bytes = 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._sink.write(view)
+        self._hash.update(view)
+        self.size_bytes += view.nbytes
+        return view.nbytes
+
+    def tell(self) -> int:
+        return self.size_bytes
+
+    def flush(self) -> None:
+        self._sink.flush()
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """The store closes the file underneath once it is complete."""
+
+    def sha256(self) -> str:
+        return self._hash.hexdigest()

@@ -1,0 +1,1 @@
+"""The only files that know how an engine is started."""

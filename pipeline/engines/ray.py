@@ -1,0 +1,180 @@
+"""Ray: one local cluster a run (or a cluster that is already there), one job a stage.
+
+A job's actors, tasks and objects end with its driver, so nothing of a stage reaches the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar, cast
+
+from pipeline.dag.child import ENVIRONMENT
+from pipeline.engines.failures import caught, unwrapped
+from pipeline.errors import LodesetError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+OBJECT_STORE_BYTES = 256 * 2**20
+
+
+@contextlib.contextmanager
+def cluster(address: str, cpus: int) -> Iterator[str]:
+    """The address of a Ray cluster that lives as long as the block: a local one, or the one at `address`.
+
+    The local one is a process of its own (`python -m pipeline.engines.ray`), which ends when its standard input does.
+    """
+    if address != "local":
+        yield address
+        return
+    # Only processes that inherit this token may talk to the cluster; it listens on the loopback interface alone.
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    # Ray puts Unix sockets here, whose paths may have 107 characters.
+    folder = tempfile.mkdtemp(prefix="lodeset-ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    log = os.path.join(folder, "host.log")
+    with open(log, "wb") as errors:
+        host = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.engines.ray", str(cpus), folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            start_new_session=True,
+        )
+    assert host.stdout is not None and host.stdin is not None
+    try:
+        found = ""
+        for line in host.stdout:
+            if line.startswith(b"address "):
+                found = line.split()[1].decode()
+                break
+        if not found:
+            with open(log, encoding="utf-8", errors="replace") as file:
+                tail = file.read()[-2000:]
+            raise LodesetError(f"Ray did not start on this machine (`lodeset doctor` tests it):\n{tail}")
+        yield found
+    finally:
+        host.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            host.wait(timeout=20)
+        host.kill()
+        host.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _host(cpus: int, folder: str) -> None:
+    """Starts a local cluster, says where it is, and keeps it until standard input ends."""
+    import ray
+
+    # Ray replaces 127.0.0.1 and "localhost" by an outside address; another loopback address (Linux has all of 127/8) stays.
+    address = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
+    ray.init(
+        num_cpus=cpus,
+        **address,
+        include_dashboard=False,
+        _temp_dir=folder,
+        object_store_memory=OBJECT_STORE_BYTES,
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+    )
+    print("address", ray.get_runtime_context().gcs_address, flush=True)
+    sys.stdin.buffer.read()
+    ray.shutdown()
+
+
+@contextlib.contextmanager
+def job(address: str | None) -> Iterator[None]:
+    """Joins the cluster for one stage; its workers see this process's environment."""
+    import ray
+
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    try:
+        ray.init(
+            address=address,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+            runtime_env={"env_vars": {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}},
+        )
+    except ConnectionError as error:
+        raise LodesetError(f"no Ray cluster answers at {address}: {error}") from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def map_items(function: Callable[[Item], Result], items: Iterable[Item], *, cpus: int, address: str | None) -> Iterator[Result]:
+    """`function` of each item as Ray tasks of one core, at most `cpus` at a time; results as they come, in any order.
+
+    Raises:
+        LodesetError: what the function raised in a worker.
+    """
+    import ray
+
+    pending = list(items)
+    with job(address):
+        remote = ray.remote(num_cpus=1, max_retries=2)(lambda item: caught(function, item))
+        running: list[Any] = []
+        while pending or running:
+            while pending and len(running) < cpus:
+                running.append(remote.remote(pending.pop(0)))
+            ready, running = ray.wait(running, num_returns=1)
+            for reference in ready:
+                yield unwrapped(cast(Result, ray.get(reference)))
+
+
+def map_with_state(
+    make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], *, cpus: int, address: str | None
+) -> Iterator[Result]:
+    """Like `map_items` through Ray Data with a pool of actors, each of which calls `make` once (to load a network).
+
+    An item is a whole part, read in order by one actor, so that batches never cross parts.
+    """
+    import ray
+
+    pending = list(items)
+    if not pending:
+        return
+
+    class Worker:
+        def __init__(self) -> None:
+            self.function: Callable[[Any], Any] | None = None
+
+        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+            # Loaded on first use, not in __init__, so that a bad file comes back as its own clear error.
+            def work(item: Any) -> Any:
+                if self.function is None:
+                    self.function = make()
+                return self.function(item)
+
+            return {"result": [caught(work, item) for item in row["item"]]}
+
+    with job(address):
+        actors = min(cpus, len(pending))
+        rows = ray.data.from_items([{"item": item} for item in pending], override_num_blocks=len(pending))
+        mapped = rows.map_batches(
+            Worker, batch_size=1, batch_format="numpy", compute=ray.data.ActorPoolStrategy(size=actors), num_cpus=1
+        )
+        for row in mapped.iter_rows():
+            yield unwrapped(row["result"])
+
+
+if __name__ == "__main__":
+    _host(int(sys.argv[1]), sys.argv[2])

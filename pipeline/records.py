@@ -1,0 +1,117 @@
+"""The Arrow schema and primary key of every table.
+
+| table | primary key | made by |
+| --- | --- | --- |
+| images | image_id within a set | ingest |
+| locations | set, uri, member, offset | ingest |
+| metadata | image_id, source | ingest |
+| rejects | set, uri, member, offset | ingest |
+| vectors | image_id | embed |
+| filtered | image_id | filter |
+| edges | image_id_a < image_id_b | dedup |
+| duplicates | image_id | dedup |
+| clusters | image_id | cluster |
+| selected | image_id, set | retrieve |
+| shards | image_id | write_shards (`index.parquet`) |
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+IMAGES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("set", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("format", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("phash", pa.uint64()),
+        ("thumbnail", pa.binary()),  # 32 x 32 luminance, row by row
+        ("derived_from", pa.string()),
+    ]
+)
+
+# `offset` is where the payload starts in `uri`; in Parquet, `offset` is the row group and `member` is "<column>/<row>".
+LOCATIONS = pa.schema(
+    [
+        ("set", pa.string()),
+        ("uri", pa.string()),
+        ("member", pa.string()),
+        ("offset", pa.int64()),
+        ("image_id", pa.string()),
+        ("size_bytes", pa.int64()),
+    ]
+)
+
+# `source` is where in the set the metadata was said; `extra` holds as JSON whatever has no column of its own.
+METADATA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("source", pa.string()),
+        ("label", pa.string()),
+        ("caption", pa.string()),
+        ("url", pa.string()),
+        ("licence", pa.string()),
+        ("extra", pa.string()),
+    ]
+)
+
+REJECTS = pa.schema(
+    [
+        ("set", pa.string()),
+        ("uri", pa.string()),
+        ("member", pa.string()),
+        ("offset", pa.int64()),
+        ("size_bytes", pa.int64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+
+def vectors(dimensions: int) -> pa.Schema:
+    """L2-normalised vectors of D numbers in 16 bits."""
+    return pa.schema([("image_id", pa.string()), ("vector", pa.list_(pa.float16(), dimensions))])
+
+
+FILTERED = pa.schema([("image_id", pa.string()), ("reason", pa.string())])
+
+# `verified` is null where pixels were not compared; `transform` is what maps b onto a ("identity", "mirror").
+EDGES = pa.schema(
+    [
+        ("image_id_a", pa.string()),
+        ("image_id_b", pa.string()),
+        ("similarity", pa.float32()),
+        ("phash_distance", pa.int16()),
+        ("verified", pa.bool_()),
+        ("transform", pa.string()),
+    ]
+)
+
+DUPLICATES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("group_id", pa.string()),
+        ("kept", pa.bool_()),
+        ("reason", pa.string()),  # unique, near, reference, included
+        ("matched_id", pa.string()),
+        ("similarity", pa.float32()),
+    ]
+)
+
+CLUSTERS = pa.schema([("image_id", pa.string()), ("cluster", pa.int32()), ("path", pa.list_(pa.int32()))])
+
+SELECTED = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("set", pa.string()),
+        ("mode", pa.string()),
+        ("query_id", pa.string()),
+        ("similarity", pa.float32()),
+        ("cluster", pa.int32()),
+    ]
+)
+
+SHARDS = pa.schema([("image_id", pa.string()), ("shard", pa.string()), ("offset", pa.int64()), ("size_bytes", pa.int64())])

@@ -1,0 +1,1 @@
+"""Folders, tars and Parquet files -> slices of (uri, member, offset, size): `listing`, `slices`, `reading`."""

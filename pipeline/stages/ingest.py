@@ -1,0 +1,304 @@
+"""ingest (Beam): sources -> `images`, `locations`, `metadata`, `rejects`.
+
+Two steps in one Beam pipeline. (1) Each file is split into slices, and each slice is read in order, decoded, hashed and
+committed as a part by the worker that read it. (2) What crosses the shuffle is 32 bytes an image: a group-by-key over the
+first byte of the image_id finds the exact duplicates between parts and the digest of the whole set.
+
+An image that several parts hold belongs to the first of them (order of the sources, then of the path); the other parts'
+`images` and `metadata` are listed without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import records
+from pipeline.algorithms.images import Unreadable, examine
+from pipeline.config import Ingest
+from pipeline.dag.fingerprint import digest
+from pipeline.dag.stage import Context, Outcome, Progress
+from pipeline.dag.store import File, Part, Rows, Store
+from pipeline.engines.beam import pipeline
+from pipeline.sources.listing import SourceFile
+from pipeline.sources.reading import Sample, read_slice
+from pipeline.sources.slices import Member, Slice, cut, members_of, split_loose
+
+VERSION = 1
+STAGE, LISTING, EXACT, UNIQUE = "ingest", "ingest_listing", "ingest_exact", "ingest_unique"
+TABLES = {"images": records.IMAGES, "locations": records.LOCATIONS, "metadata": records.METADATA, "rejects": records.REJECTS}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker needs besides its slice."""
+
+    store: Store
+    set: str
+    limits: Ingest
+
+    def key(self, piece: Slice) -> str:
+        """(Where, what the bytes were when listed, what is computed): see the design's section 4."""
+        members = [astuple(m) for m in piece.members]
+        computed = (self.limits.max_pixels, self.limits.max_bytes)
+        return digest(STAGE, VERSION, self.set, piece.uri, piece.image, piece.states, members, computed)
+
+
+def run(context: Context) -> Outcome:
+    files: tuple[SourceFile, ...] = context.speed["files"]
+    limits: Ingest = context.speed["limits"]
+    store = context.store
+    work = Work(store, context.stage.set, limits)
+    slice_bytes = int(limits.slice_mb * 2**20)
+    loose = split_loose([f for f in files if f.kind == "loose"], slice_bytes)
+    packed = [f for f in files if f.kind != "loose"]
+    total = sum(f.size_bytes for f in files)
+    buckets = _buckets(total, slice_bytes)
+    prefix = digest(context.fingerprint, slice_bytes, buckets)
+    before = set(store.names(f"parts/{STAGE}"))
+
+    with _watching(context, before, max(1, total)), pipeline(context.cpus, context.speed["beam"]) as p:
+        from_files = (
+            p
+            | "files" >> beam.Create(list(enumerate(packed)))
+            | "split" >> beam.FlatMap(_split, store, slice_bytes)
+        )
+        loose_slices = p | "loose" >> beam.Create([((len(packed), i), piece) for i, piece in enumerate(loose)])
+        (
+            (from_files, loose_slices)
+            | beam.Flatten()
+            | beam.Reshuffle()
+            | "read" >> beam.FlatMap(_read, work, buckets)
+            | beam.GroupByKey()
+            | "exact" >> beam.Map(_exact_of_bucket, store, prefix)
+        )
+
+    keys = [work.key(piece) for f in packed for piece in _listed(store, f, slice_bytes)] + [work.key(piece) for piece in loose]
+    parts = store.committed(STAGE, keys)
+    content, repeated = _exact(store, prefix, buckets)
+    return _outcome(store, [parts[key] for key in keys], content, repeated, new=set(keys) - before)
+
+
+# -- the Beam pipeline
+
+
+def _buckets(size_bytes: int, slice_bytes: int) -> int:
+    """How many keys the group-by uses: a power of two up to 256, one for every four slices."""
+    wanted = max(1, size_bytes // (4 * slice_bytes))
+    return int(min(256, 1 << (wanted.bit_length() - 1)))
+
+
+def _listing_key(file: SourceFile) -> str:
+    return digest(LISTING, VERSION, file.uri, file.size_bytes, file.state, file.image)
+
+
+def _listed(store: Store, file: SourceFile, slice_bytes: int) -> list[Slice]:
+    """The slices of a file, from the listing part that the first reader of its headers committed."""
+    key = _listing_key(file)
+    part = store.part(LISTING, key)
+    if part is not None:
+        members = [Member(**row) for row in store.table([part.files["members"]]).to_pylist()]
+        return cut(file, members, slice_bytes)
+    started = time.time()
+    members = members_of(file)
+    table = pa.Table.from_pylist([asdict(m) for m in members], schema=_MEMBERS)
+    store.commit_part(LISTING, key, {"members": table}, {"members": len(members)}, time.time() - started)
+    return cut(file, members, slice_bytes)
+
+
+_MEMBERS = pa.schema(
+    [("name", pa.string()), ("offset", pa.int64()), ("size_bytes", pa.int64()), ("reason", pa.string()), ("detail", pa.string())]
+)
+
+
+def _split(numbered: tuple[int, SourceFile], store: Store, slice_bytes: int) -> Iterator[tuple[tuple[int, int], Slice]]:
+    index, file = numbered
+    for number, piece in enumerate(_listed(store, file, slice_bytes)):
+        yield (index, number), piece
+
+
+Held = tuple[tuple[int, int], str, bytes, bytes]  # order of the part, its key, its image_ids, image_id + metadata digests
+
+
+def _read(numbered: tuple[tuple[int, int], Slice], work: Work, buckets: int) -> Iterator[tuple[int, Held]]:
+    """Commits the slice's part (unless it is there) and yields, for each bucket, its image_ids and metadata digests."""
+    order, piece = numbered
+    part = ensure_part(work, piece)
+    images = work.store.table([part.files["images"]], ["image_id"]).column(0).to_pylist()
+    said = work.store.table([part.files["metadata"]]).to_pylist()
+    ids: list[list[bytes]] = [[] for _ in range(buckets)]
+    digests: list[list[bytes]] = [[] for _ in range(buckets)]
+    for image_id in images:
+        raw = bytes.fromhex(image_id)
+        ids[raw[0] * buckets // 256].append(raw)
+    for row in said:
+        row.pop("source")
+        raw = bytes.fromhex(row["image_id"])
+        digests[raw[0] * buckets // 256].append(raw + bytes.fromhex(digest(row)[:32]))
+    for bucket in range(buckets):
+        if ids[bucket]:
+            yield bucket, (order, part.key, b"".join(ids[bucket]), b"".join(digests[bucket]))
+
+
+def ensure_part(work: Work, piece: Slice) -> Part:
+    """The committed part of a slice, made now if it is not there."""
+    key = work.key(piece)
+    found = work.store.part(STAGE, key)
+    if found is not None:
+        return found
+    started = time.time()
+    tables, counts = ingest_slice(work.set, piece, work.limits)
+    return work.store.commit_part(STAGE, key, tables, counts, time.time() - started)
+
+
+def ingest_slice(set_: str, piece: Slice, limits: Ingest) -> tuple[dict[str, pa.Table], dict[str, int]]:
+    """Reads, decodes and hashes one slice. Within it, an image_id has one row of `images`, and one of `locations` a place."""
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
+    seen: set[str] = set()
+    counts = {"files": 0, "decoded": 0, "size_bytes": 0}
+    for sample in read_slice(piece, limits.max_bytes):
+        counts["files"] += 1
+        counts["size_bytes"] += sample.size_bytes
+        where = {"set": set_, "uri": sample.uri, "member": sample.member, "offset": sample.offset, "size_bytes": sample.size_bytes}
+        if sample.reason:
+            rows["rejects"].append({**where, "reason": sample.reason, "detail": sample.detail})
+            continue
+        counts["decoded"] += 1
+        try:
+            found = examine(sample.data, limits.max_pixels)
+        except Unreadable as error:
+            rows["rejects"].append({**where, "reason": error.reason, "detail": error.detail})
+            continue
+        rows["locations"].append({**where, "image_id": found.image_id})
+        if not sample.metadata.empty:
+            rows["metadata"].append({"image_id": found.image_id, "source": _source_name(sample), **asdict(sample.metadata)})
+        if found.image_id not in seen:
+            seen.add(found.image_id)
+            rows["images"].append({**asdict(found), "set": set_, "size_bytes": sample.size_bytes, "derived_from": None})
+    return {name: pa.Table.from_pylist(rows[name], schema=schema) for name, schema in TABLES.items()}, counts
+
+
+def _source_name(sample: Sample) -> str:
+    return f"{sample.uri}#{sample.member}@{sample.offset}" if sample.member else sample.uri
+
+
+def _exact_of_bucket(grouped: tuple[int, Iterable[Held]], store: Store, prefix: str) -> None:
+    """Commits one bucket: which ids several parts hold, and the digests of ids and metadata for each first byte."""
+    bucket, found = grouped
+    owners: set[bytes] = set()
+    repeated: list[dict[str, str]] = []
+    metadata: set[bytes] = set()
+    for _, key, ids, said in sorted(found):
+        for at in range(0, len(ids), 16):
+            raw = ids[at : at + 16]
+            if raw in owners:
+                repeated.append({"image_id": raw.hex(), "part": key})
+            owners.add(raw)
+        metadata.update(said[at : at + 32] for at in range(0, len(said), 32))
+    lines = []
+    for byte in range(256):
+        images = b"".join(sorted(raw for raw in owners if raw[0] == byte))
+        if images:
+            about = b"".join(sorted(raw for raw in metadata if raw[0] == byte))
+            lines.append({"byte": byte, "images": hashlib.sha256(images).hexdigest(), "metadata": hashlib.sha256(about).hexdigest()})
+    tables = {"digests": pa.Table.from_pylist(lines, schema=_DIGESTS), "repeated": pa.Table.from_pylist(repeated, schema=_REPEATED)}
+    store.commit_part(EXACT, f"{prefix}-{bucket:03d}", tables, {"unique": len(owners)})
+
+
+_DIGESTS = pa.schema([("byte", pa.int32()), ("images", pa.string()), ("metadata", pa.string())])
+_REPEATED = pa.schema([("image_id", pa.string()), ("part", pa.string())])
+
+
+# -- what the parts add up to
+
+
+def _exact(store: Store, prefix: str, buckets: int) -> tuple[dict[str, str], dict[str, set[str]]]:
+    """The digests of the whole set, and for each part the image_ids that an earlier part owns."""
+    keys = [f"{prefix}-{bucket:03d}" for bucket in range(buckets)]
+    parts = store.committed(EXACT, keys)
+    repeated: dict[str, set[str]] = {}
+    lines: list[dict[str, Any]] = []
+    for key in keys:
+        if key not in parts:
+            continue  # a bucket that no id fell into
+        lines += store.table([parts[key].files["digests"]]).to_pylist()
+        for row in store.table([parts[key].files["repeated"]]).to_pylist():
+            repeated.setdefault(row["part"], set()).add(row["image_id"])
+    lines.sort(key=lambda line: line["byte"])
+    images = digest(STAGE, VERSION, [line["images"] for line in lines])
+    return {"images": images, "metadata": digest(images, [line["metadata"] for line in lines])}, repeated
+
+
+def _without(store: Store, part: Part, repeated: set[str]) -> File:
+    """The part's `images` less those that an earlier part owns, as a small part of its own."""
+    key = digest(part.key, sorted(repeated))
+    unique = store.part(UNIQUE, key)
+    if unique is None:
+        table = store.table([part.files["images"]])
+        keep = pc.invert(pc.is_in(table["image_id"], pa.array(sorted(repeated), pa.string())))
+        unique = store.commit_part(UNIQUE, key, {"images": table.filter(keep)})
+    return unique.files["images"]
+
+
+def _outcome(store: Store, parts: Sequence[Part], content: dict[str, str], repeated: dict[str, set[str]], new: set[str]) -> Outcome:
+    tables: dict[str, list[File]] = {name: [] for name in TABLES}
+    for part in parts:
+        for name in TABLES:
+            file = part.files[name]
+            if name == "images" and part.key in repeated:
+                file = _without(store, part, repeated[part.key])
+            tables[name].append(file)
+    kept = sum(f.rows for f in tables["images"])
+    places = sum(f.rows for f in tables["locations"])
+    reasons = pc.value_counts(store.table(tables["rejects"], ["reason"], records.REJECTS)["reason"]).to_pylist()
+    dropped = {r["values"]: r["counts"] for r in sorted(reasons, key=lambda r: r["values"])}
+    if places > kept:
+        dropped["exact_duplicate"] = places - kept
+    return Outcome(
+        # Files without rows say nothing; `images` keeps them all, one a part, because embed goes by them.
+        tables={name: tuple(f for f in files if f.rows or name == "images") for name, files in tables.items()},
+        rows=Rows(taken=sum(p.counts["files"] for p in parts), kept=kept, dropped=dropped),
+        content=content,
+        details={
+            "parts": len(parts),
+            "parts_made": len(new),
+            "images_decoded": sum(p.counts["decoded"] for p in parts if p.key in new),
+            "size_bytes": sum(p.counts["size_bytes"] for p in parts),
+        },
+    )
+
+
+@contextlib.contextmanager
+def _watching(context: Context, before: set[str], total_bytes: int) -> Iterator[None]:
+    """Reports progress by the parts that appear in the store, which works wherever Beam runs its workers."""
+    done = threading.Event()
+
+    def watch() -> None:
+        seen, size, images, pause = set(before), 0, 0, 1.0
+        while not done.wait(pause):
+            started = time.monotonic()
+            for key in set(context.store.names(f"parts/{STAGE}")) - seen:
+                part = context.store.part(STAGE, key)
+                if part is not None:
+                    seen.add(key)
+                    size += part.counts["size_bytes"]
+                    images += part.counts["decoded"]
+            context.report(Progress(min(0.99, size / total_bytes), images))
+            pause = max(1.0, 20 * (time.monotonic() - started))  # listing never takes more than a twentieth
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

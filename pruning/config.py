@@ -1,0 +1,39 @@
+"""Every knob of a pruning job."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.config import Strict
+
+
+class PruneJob(Strict):
+    """One method, swept over strengths of its penalty on one checkpoint, without fine-tuning."""
+
+    method: Literal["entropic"] = Field("entropic", description="how the units to keep are chosen")
+    sweep: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(
+        (1e-5, 1e-4, 1e-3),
+        min_length=1,
+        description="eps_w, the strengths of the sparsity penalty, as shares of a layer's output variance; "
+        "a larger one keeps fewer units",
+    )
+    entropy_sign: Literal[-1, 1] = Field(
+        -1,
+        description="sign of eps_w * sum(w log w): -1 minimises the entropy of w (few units carry the weight), as the "
+        "paper on networks says; +1 pulls w towards uniform, as the regression method that it extends does",
+    )
+    l2_ratio: float = Field(
+        1.0,
+        gt=0.0,
+        description="eps_L2 / eps_w: how strong the L2 penalty on Lambda is beside the entropy; with w on the simplex "
+        "the L2 term by itself is sparse, and it decides most of the sparsity of wide layers",
+    )
+    calibration_images: int = Field(512, ge=1, description="images that the layers' moments are measured on")
+    positions_per_image: int | None = Field(
+        None, ge=1, description="tokens drawn at random of each calibration image; null takes all of them"
+    )
+    seed: int = Field(0, ge=0, description="of the tokens drawn and of the random baseline")
+    max_iterations: int = Field(200, ge=1, description="alternations of (Q, w) a start, at most")
+    tolerance: float = Field(
+        1e-8, gt=0.0, description="stop when an alternation lowers the objective by less than this share of it"
+    )

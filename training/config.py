@@ -1,0 +1,173 @@
+"""Every knob of self-supervised training, with its unit; the defaults are the `tiny` recipe.
+
+`tiny` is DINOv2's method (Oquab et al. 2023, arXiv:2304.07193) shrunk until two CPU cores learn something in minutes.
+Durations are fractions of `steps`, so that a longer run needs no other change. Where `tiny` leaves the published
+values, the field says so.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config import Strict
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Range = tuple[Positive, Positive]
+
+
+class ModelConfig(Strict):
+    """The Vision Transformer (DINOv2, table 17 for the published sizes)."""
+
+    patch_size: Literal[4, 8, 14, 16] = Field(8, description="side of a patch, pixels")
+    dim: int = Field(128, ge=8, description="width of a token, channels")
+    depth: int = Field(4, ge=1, description="number of transformer blocks")
+    heads: int = Field(4, ge=1, description="attention heads a block; must divide dim")
+    ffn: Literal["mlp", "swiglu"] = Field("mlp", description="feed-forward layer of a block: mlp (x4, GELU) or swiglu")
+    registers: int = Field(0, ge=0, description="register tokens (Darcet et al. 2023); 0 or 4 in released models")
+    layerscale: float = Field(
+        1.0, gt=0, description="initial LayerScale gain; published 1e-5, which needs thousands of steps to open"
+    )
+    drop_path: float = Field(0.0, ge=0, lt=1, description="share of samples that skip a residual branch (0.3 to 0.4)")
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not divisible by {self.heads} heads")
+        return self
+
+
+class CropsConfig(Strict):
+    """Multi-crop augmentation (DINOv2, appendix B; values of the released training code)."""
+
+    global_size: int = Field(64, ge=4, description="side of the 2 global crops, pixels (published 224)")
+    local_size: int = Field(32, ge=4, description="side of a local crop, pixels (published 96 or 98)")
+    local_count: int = Field(4, ge=0, description="local crops an image (published 8)")
+    global_scale: Range = Field((0.32, 1.0), description="area of a global crop, share of the image, least and most")
+    local_scale: Range = Field((0.05, 0.32), description="area of a local crop, share of the image, least and most")
+    flip: Fraction = Field(0.5, description="probability of a horizontal flip")
+    jitter: Fraction = Field(0.8, description="probability of colour jitter")
+    brightness: Fraction = Field(0.4, description="colour jitter: brightness factor within 1 +- this")
+    contrast: Fraction = Field(0.4, description="colour jitter: contrast factor within 1 +- this")
+    saturation: Fraction = Field(0.2, description="colour jitter: saturation factor within 1 +- this")
+    hue: float = Field(0.1, ge=0, le=0.5, description="colour jitter: hue shift within +- this, turns")
+    grey: Fraction = Field(0.2, description="probability of turning a crop grey")
+    solarise: Fraction = Field(0.2, description="probability of solarising the second global crop at 128 of 255")
+    blur: tuple[Fraction, Fraction, Fraction] = Field(
+        (0.0, 0.9, 0.5),
+        description="probability of blur: first global, second global, local crops. What the released checkpoints "
+        "were trained with; the paper's nominal values are 1.0, 0.1, 0.5",
+    )
+    blur_sigma: Range = Field(
+        (0.1, 0.6), description="standard deviation of the blur, pixels, least and most (published 0.1 to 2 at 224 px)"
+    )
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Self:
+        for name in ("global_scale", "local_scale", "blur_sigma"):
+            least, most = getattr(self, name)
+            if least > most:
+                raise ValueError(f"{name} ({least}, {most}) must not descend")
+        if max(self.global_scale[1], self.local_scale[1]) > 1:
+            raise ValueError("global_scale and local_scale are shares of the image: at most 1")
+        return self
+
+
+class HeadsConfig(Strict):
+    """Projection heads (DINOv2, section 4; table 16)."""
+
+    prototypes: int = Field(1024, ge=2, description="K, scores a head gives (published 65,536 or 131,072)")
+    hidden: int = Field(256, ge=1, description="width of the two hidden layers, channels (published 2048)")
+    dino_bottleneck: int = Field(64, ge=1, description="width before the prototypes, DINO head (256 or 384)")
+    ibot_bottleneck: int = Field(64, ge=1, description="width before the prototypes, iBOT head (published 256)")
+    tied: bool = Field(False, description="one head for CLS and patches (the published short recipe)")
+
+    @model_validator(mode="after")
+    def _tied_heads_agree(self) -> Self:
+        if self.tied and self.dino_bottleneck != self.ibot_bottleneck:
+            raise ValueError(
+                f"tied heads have one bottleneck, not {self.dino_bottleneck} and {self.ibot_bottleneck}: "
+                "set dino_bottleneck and ibot_bottleneck alike, or tied: false"
+            )
+        return self
+
+
+class MaskingConfig(Strict):
+    """Block masking of global crops for the iBOT term (Zhou et al. 2021, arXiv:2111.07832)."""
+
+    probability: Fraction = Field(0.5, description="share of global crops that are masked")
+    ratio: tuple[Fraction, Fraction] = Field((0.1, 0.5), description="share of a masked crop's patches, least and most")
+
+    @model_validator(mode="after")
+    def _ratio_ascends(self) -> Self:
+        if self.ratio[0] > self.ratio[1]:
+            raise ValueError(f"ratio {self.ratio} must not descend")
+        return self
+
+
+class LossesConfig(Strict):
+    """Weights of the loss terms (DINOv2, section 4)."""
+
+    dino: float = Field(1.0, ge=0, description="weight of the image-level term")
+    ibot: float = Field(1.0, ge=0, description="weight of the patch-level term")
+    koleo: float = Field(0.1, ge=0, description="weight of the KoLeo term, for each of the two global crops")
+    student_temperature: float = Field(0.1, ge=0.02, description="temperature of the student's softmax")
+    sinkhorn_iterations: int = Field(3, ge=1, description="rounds of Sinkhorn-Knopp centring of the teacher")
+
+
+class TeacherConfig(Strict):
+    """The exponential moving average of the student, and how sharp its targets are."""
+
+    temperature_start: float = Field(0.04, ge=0.02, description="temperature of the teacher's softmax at step 0")
+    temperature_end: float = Field(0.07, ge=0.02, description="temperature after the warm-up")
+    temperature_warmup: Fraction = Field(0.3, description="length of the linear warm-up, share of steps")
+    momentum_start: Fraction = Field(0.98, description="share kept each step, at step 0 (0.992 or 0.994: longer runs)")
+    momentum_end: Fraction = Field(1.0, description="share kept each step at the end; cosine in between")
+
+
+class OptimiserConfig(Strict):
+    """AdamW with betas 0.9 and 0.999 (DINOv2, table 16)."""
+
+    base_lr: float = Field(4e-3, gt=0, description="learning rate at batch 1024; used: base_lr * sqrt(batch / 1024)")
+    final_lr: float = Field(1e-6, ge=0, description="learning rate at the last step; cosine in between")
+    warmup: Fraction = Field(0.1, description="linear warm-up of the learning rate, share of steps")
+    weight_decay_start: float = Field(0.04, ge=0, description="decoupled weight decay at step 0")
+    weight_decay_end: float = Field(0.2, ge=0, description="decoupled weight decay at the end; cosine in between")
+    layer_decay: float = Field(0.9, gt=0, le=1, description="learning-rate factor a block, from the last one down")
+    patch_embed_lr: float = Field(0.2, gt=0, description="learning-rate factor of the patch embedding")
+    freeze_last_layer: Fraction = Field(0.01, description="prototypes stand still for this share of steps")
+    clip_norm: float = Field(3.0, gt=0, description="largest gradient norm of each submodule (backbone, each head)")
+
+
+class TrainingConfig(Strict):
+    """One training run."""
+
+    recipe: Literal["tiny"] = Field("tiny", description="the set of defaults; tiny fits two CPU cores")
+    steps: int = Field(1000, ge=1, description="optimiser steps; 300 to 1,500 suit tiny")
+    batch: int = Field(32, ge=2, description="images a step, over all workers")
+    seed: int = Field(0, ge=0, description="seed of initialisation, order, crops, masks and stochastic depth")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of forward passes; weights stay fp32")
+    workers: int | None = Field(None, ge=1, description="data-parallel processes; none: all of the budget")
+    loader_processes: int = Field(
+        0, ge=0, description="processes a worker that decode and crop ahead; 0: the worker does it itself"
+    )
+    max_pixels: int = Field(100_000_000, ge=1, description="largest image that is decoded, pixels; others are skipped")
+    log_every: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl")
+    checkpoint_every: int = Field(100, ge=1, description="steps between two checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept on disk")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="the Vision Transformer")
+    crops: CropsConfig = Field(default_factory=CropsConfig, description="augmentation")
+    heads: HeadsConfig = Field(default_factory=HeadsConfig, description="projection heads")
+    masking: MaskingConfig = Field(default_factory=MaskingConfig, description="block masking")
+    losses: LossesConfig = Field(default_factory=LossesConfig, description="loss weights and temperatures")
+    teacher: TeacherConfig = Field(default_factory=TeacherConfig, description="moving average and its targets")
+    optimiser: OptimiserConfig = Field(default_factory=OptimiserConfig, description="AdamW and its schedules")
+
+    @model_validator(mode="after")
+    def _crops_are_whole_patches(self) -> Self:
+        for name in ("global_size", "local_size"):
+            size, patch = getattr(self.crops, name), self.model.patch_size
+            if size % patch:
+                below = max(patch, size // patch * patch)
+                raise ValueError(f"crops.{name} {size} is not a multiple of patch_size {patch}: use {below}")
+        return self

@@ -1,0 +1,104 @@
+"""What frozen features are worth: weighted k-nearest-neighbour classification (Wu et al. 2018, arXiv:1805.01978).
+
+Shapes: n images, g gallery rows, q queries, D width.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.errors import LodesetError
+from training.augment import normalise
+from training.export import load_backbone
+from training.vit import DinoVisionTransformer
+
+QUERIES_AT_ONCE = 1024  # bounds the similarity matrix in memory
+
+__all__ = ["features", "knn", "knn_accuracy", "load_backbone"]
+
+
+def features(
+    model: DinoVisionTransformer, images: Iterable[NDArray[np.uint8]], size: int, batch: int
+) -> NDArray[np.float32]:
+    """L2-normalised CLS features [n, D] of RGB images [height, width, 3] of any sizes.
+
+    The shorter side is resized to `size` pixels (bicubic), then the centre square is taken; `size` must be a multiple
+    of the patch size.
+
+    Raises:
+        LodesetError: `size` is not a multiple of the patch size.
+    """
+    patch = model.config.patch_size
+    if size % patch:
+        raise LodesetError(f"evaluation size {size} is not a multiple of patch size {patch}: use {size // patch * patch}")
+    device = model.pos_embed.device
+    training = model.training
+    model.eval()
+    found = [np.empty((0, model.config.dim), np.float32)]
+    with torch.inference_mode():
+        for group in _groups(images, batch):
+            pixels = torch.from_numpy(np.stack([_centre_square(image, size) for image in group])).to(device)
+            cls = torch.nn.functional.normalize(model(pixels).cls.float(), dim=-1)
+            found.append(cls.cpu().numpy())
+    model.train(training)
+    return np.concatenate(found)
+
+
+def knn(
+    gallery: NDArray[np.float32],
+    gallery_labels: Sequence[str] | NDArray[np.generic],
+    queries: NDArray[np.float32],
+    k: int,
+    temperature: float = 0.07,
+) -> NDArray[np.generic]:
+    """Labels [q] voted by the k most similar gallery rows, each with weight exp(cosine / temperature).
+
+    gallery [g, D] and queries [q, D] are L2-normalised. Ties go to the label that sorts first.
+
+    Raises:
+        LodesetError: k is not between 1 and g.
+    """
+    if not 1 <= k <= len(gallery):
+        raise LodesetError(f"k = {k} neighbours of {len(gallery)} gallery images: use 1 to {len(gallery)}")
+    classes, codes = np.unique(np.asarray(gallery_labels), return_inverse=True)
+    predicted = np.empty(len(queries), dtype=np.int64)
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        similarity = queries[start : start + QUERIES_AT_ONCE] @ gallery.T  # [queries, g]
+        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+        weights = np.exp(np.take_along_axis(similarity, nearest, axis=1).astype(np.float64) / temperature)
+        votes = np.zeros((len(similarity), len(classes)))
+        np.add.at(votes, (np.arange(len(similarity))[:, None], codes[nearest]), weights)
+        predicted[start : start + len(similarity)] = votes.argmax(axis=1)
+    return classes[predicted]
+
+
+def knn_accuracy(
+    gallery: NDArray[np.float32],
+    gallery_labels: Sequence[str] | NDArray[np.generic],
+    queries: NDArray[np.float32],
+    query_labels: Sequence[str] | NDArray[np.generic],
+    k: int,
+    temperature: float = 0.07,
+) -> float:
+    """Share of queries whose voted label (see `knn`) is their own."""
+    return float(np.mean(knn(gallery, gallery_labels, queries, k, temperature) == np.asarray(query_labels)))
+
+
+def _groups(images: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[NDArray[np.uint8]]]:
+    remaining = iter(images)
+    while group := list(islice(remaining, size)):
+        yield group
+
+
+def _centre_square(image: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+    height, width = image.shape[:2]
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    square = Image.fromarray(image).resize(
+        (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side), reducing_gap=3.0
+    )
+    return normalise(np.asarray(square, dtype=np.float32) / 255)

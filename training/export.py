@@ -1,0 +1,143 @@
+"""A backbone as `model.safetensors` and `config.json`, the form that Hugging Face `Dinov2Model` and
+`Dinov2WithRegistersModel` load (names of their published checkpoints).
+
+Shapes: D width.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.errors import LodesetError
+from training.config import ModelConfig
+from training.vit import NORM_EPS, DinoVisionTransformer
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+# (ours, theirs); {n} stands for a block's number. Query, key and value are one matrix with us and three with them.
+NAMES = (
+    ("cls_token", "embeddings.cls_token"),
+    ("mask_token", "embeddings.mask_token"),
+    ("pos_embed", "embeddings.position_embeddings"),
+    ("register_tokens", "embeddings.register_tokens"),
+    ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
+    ("blocks.{n}.norm1.", "encoder.layer.{n}.norm1."),
+    ("blocks.{n}.attn.query.", "encoder.layer.{n}.attention.attention.query."),
+    ("blocks.{n}.attn.key.", "encoder.layer.{n}.attention.attention.key."),
+    ("blocks.{n}.attn.value.", "encoder.layer.{n}.attention.attention.value."),
+    ("blocks.{n}.attn.proj.", "encoder.layer.{n}.attention.output.dense."),
+    ("blocks.{n}.ls1.gamma", "encoder.layer.{n}.layer_scale1.lambda1"),
+    ("blocks.{n}.norm2.", "encoder.layer.{n}.norm2."),
+    ("blocks.{n}.mlp.fc1.", "encoder.layer.{n}.mlp.fc1."),
+    ("blocks.{n}.mlp.fc2.", "encoder.layer.{n}.mlp.fc2."),
+    ("blocks.{n}.mlp.w12.", "encoder.layer.{n}.mlp.weights_in."),
+    ("blocks.{n}.mlp.w3.", "encoder.layer.{n}.mlp.weights_out."),
+    ("blocks.{n}.ls2.gamma", "encoder.layer.{n}.layer_scale2.lambda1"),
+    ("norm.", "layernorm."),
+)
+
+
+def export(model: DinoVisionTransformer, folder: Path) -> None:
+    """Writes `model.safetensors` (fp32) and `config.json` into `folder`; each appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        for part_name, part in _split_qkv(name, tensor.detach().float().cpu()):
+            tensors[_rename(part_name, to_hugging_face=True)] = part.contiguous()
+    weights = folder / f"{WEIGHTS}.tmp"
+    save_file(tensors, weights, metadata={"format": "pt"})
+    os.replace(weights, folder / WEIGHTS)
+    config = folder / f"{CONFIG}.tmp"
+    config.write_text(json.dumps(_hugging_face_config(model), indent=2) + "\n")
+    os.replace(config, folder / CONFIG)
+
+
+def load_backbone(folder: Path) -> DinoVisionTransformer:
+    """The backbone that `export` wrote (or a published DINOv2 in Hugging Face's form), in evaluation mode, on the CPU.
+
+    Raises:
+        LodesetError: a file is missing or damaged, or the weights do not fit the configuration.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        tensors = load_file(folder / WEIGHTS)
+    except FileNotFoundError as error:
+        raise LodesetError(f"{error.filename or folder} does not exist: export a model there first") from error
+    except (json.JSONDecodeError, SafetensorError) as error:
+        raise LodesetError(f"{folder} holds no readable {WEIGHTS} and {CONFIG}: {error}") from error
+    try:
+        model = DinoVisionTransformer(
+            ModelConfig(
+                patch_size=config["patch_size"],
+                dim=config["hidden_size"],
+                depth=config["num_hidden_layers"],
+                heads=config["num_attention_heads"],
+                ffn="swiglu" if config["use_swiglu_ffn"] else "mlp",
+                registers=config.get("num_register_tokens", 0),
+                layerscale=config["layerscale_value"],
+            ),
+            config["image_size"],
+        )
+        model.load_state_dict(_join_qkv({_rename(name, to_hugging_face=False): t for name, t in tensors.items()}))
+    except KeyError as error:
+        raise LodesetError(f"{folder / CONFIG} lacks {error}: it is no DINOv2 configuration") from error
+    except (RuntimeError, ValueError) as error:
+        raise LodesetError(f"{folder}: the weights do not fit the configuration: {error}") from error
+    return model.eval()
+
+
+def _hugging_face_config(model: DinoVisionTransformer) -> dict[str, Any]:
+    config = model.config
+    registers = bool(config.registers)
+    fields: dict[str, Any] = {
+        "architectures": ["Dinov2WithRegistersModel" if registers else "Dinov2Model"],
+        "model_type": "dinov2_with_registers" if registers else "dinov2",
+        "image_size": model.image_size,
+        "patch_size": config.patch_size,
+        "num_channels": 3,
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "mlp_ratio": 4,
+        "hidden_act": "gelu",
+        "use_swiglu_ffn": config.ffn == "swiglu",
+        "qkv_bias": True,
+        "layer_norm_eps": NORM_EPS,
+        "layerscale_value": config.layerscale,
+        "torch_dtype": "float32",
+    }
+    return fields | ({"num_register_tokens": config.registers} if registers else {})
+
+
+def _split_qkv(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+    if ".qkv." not in name:
+        return [(name, tensor)]
+    parts = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
+    return [(name.replace(".qkv.", f".{part}."), chunk) for part, chunk in parts]
+
+
+def _join_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    joined = {name: tensor for name, tensor in tensors.items() if not re.search(r"\.(query|key|value)\.", name)}
+    for name, query in tensors.items():
+        if ".query." in name:
+            parts = [query, *(tensors[name.replace(".query.", f".{part}.")] for part in ("key", "value"))]
+            joined[name.replace(".query.", ".qkv.")] = torch.cat(parts)
+    return joined
+
+
+def _rename(name: str, to_hugging_face: bool) -> str:
+    for ours, theirs in NAMES:
+        old, new = (ours, theirs) if to_hugging_face else (theirs, ours)
+        match = re.match(re.escape(old).replace(r"\{n\}", r"(\d+)"), name)
+        if match:
+            number = match.group(1) if match.groups() else ""
+            return new.replace("{n}", number) + name[match.end() :]
+    raise ValueError(f"unknown parameter {name}")

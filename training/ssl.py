@@ -1,0 +1,177 @@
+"""One step of DINOv2 (arXiv:2304.07193, section 4).
+
+Shapes: b images on this worker, L local crops, N patches a global crop, M masked patches, D width, K prototypes.
+"""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from training.config import OptimiserConfig, TrainingConfig
+from training.data import Batch
+from training.heads import DinoHead
+from training.losses.dino import dino_loss
+from training.losses.ibot import ibot_loss
+from training.losses.koleo import koleo_loss
+from training.losses.sinkhorn import sinkhorn_knopp
+from training.schedules import StepValues
+from training.vit import DinoVisionTransformer
+
+
+class Network(nn.Module):
+    """A backbone with its two heads; student and teacher are one each. Tied heads are one module under two names."""
+
+    def __init__(self, config: TrainingConfig) -> None:
+        super().__init__()
+        heads, dim = config.heads, config.model.dim
+        self.backbone = DinoVisionTransformer(config.model, config.crops.global_size)
+        self.dino_head = DinoHead(dim, heads.hidden, heads.dino_bottleneck, heads.prototypes)
+        self.ibot_head = (
+            self.dino_head if heads.tied else DinoHead(dim, heads.hidden, heads.ibot_bottleneck, heads.prototypes)
+        )
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """The weighted terms whose sum is minimised, and what the step saw on the way."""
+
+    terms: dict[str, Tensor]
+    teacher_cls: Tensor  # [2 b, D]
+    teacher_targets: Tensor  # [2 b, K], probabilities
+    student_cls: Tensor  # [2 b, D]
+
+    @property
+    def total(self) -> Tensor:
+        return torch.stack(list(self.terms.values())).sum()
+
+
+def student_and_teacher(config: TrainingConfig) -> tuple[Network, Network]:
+    """A freshly initialised student (seeded: alike on every worker), and a teacher that starts as its copy."""
+    torch.manual_seed(config.seed)
+    student = Network(config)
+    teacher = copy.deepcopy(student).requires_grad_(False).eval()
+    return student.train(), teacher
+
+
+def losses(
+    student: Network,
+    teacher: Network,
+    batch: Batch,
+    teacher_temperature: float,
+    config: TrainingConfig,
+    group: dist.ProcessGroup | None,
+) -> StepLosses:
+    """The forward pass of a step; `group` are the processes over which the teacher's scores are centred."""
+    weights = config.losses
+    mixed = torch.autocast(batch.masks.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
+
+    with torch.no_grad(), mixed:
+        seen = teacher.backbone(batch.global_crops)  # cls [2 b, D], patches [2 b, N, D]
+        teacher_cls_scores = teacher.dino_head(seen.cls)  # [2 b, K]
+        teacher_patch_scores = teacher.ibot_head(seen.patches[batch.masks])  # [M, K]
+    cls_targets = sinkhorn_knopp(teacher_cls_scores, teacher_temperature, weights.sinkhorn_iterations, group)
+    patch_targets = sinkhorn_knopp(teacher_patch_scores, teacher_temperature, weights.sinkhorn_iterations, group)
+
+    with mixed:
+        whole = student.backbone(batch.global_crops, batch.masks)  # cls [2 b, D], patches [2 b, N, D]
+        global_scores = student.dino_head(whole.cls)  # [2 b, K]
+        patch_scores = student.ibot_head(whole.patches[batch.masks])  # [M, K]
+
+    images = len(batch.image_ids)
+    targets = cls_targets.view(2, images, -1)  # [2, b, K]
+    dino = dino_loss(
+        global_scores.view(2, images, -1), targets, weights.student_temperature, skip_same_view=True
+    )  # 2 pairs of views
+    pairs = 2
+    if config.crops.local_count:
+        with mixed:
+            local_scores = student.dino_head(student.backbone(batch.local_crops).cls)  # [L b, K]
+        dino = dino + dino_loss(
+            local_scores.view(config.crops.local_count, images, -1),
+            targets,
+            weights.student_temperature,
+            skip_same_view=False,
+        )  # 2 L pairs
+        pairs += 2 * config.crops.local_count
+
+    first, second = whole.cls.chunk(2)  # [b, D] each
+    return StepLosses(
+        terms={
+            "dino": weights.dino * dino / pairs,
+            "ibot": weights.ibot * ibot_loss(patch_scores, patch_targets, batch.masks, weights.student_temperature),
+            "koleo": weights.koleo * (koleo_loss(first) + koleo_loss(second)),
+        },
+        teacher_cls=seen.cls.float(),
+        teacher_targets=cls_targets,
+        student_cls=whole.cls.detach().float(),
+    )
+
+
+@torch.no_grad()
+def update_teacher(student: Network, teacher: Network, momentum: float) -> None:
+    """teacher = momentum * teacher + (1 - momentum) * student."""
+    for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
+        slow.lerp_(fast, 1 - momentum)
+
+
+def make_optimiser(student: Network, config: OptimiserConfig) -> torch.optim.AdamW:
+    """AdamW with one parameter group for each combination of learning-rate factor, decay and being a prototype layer.
+
+    The learning rate falls by `layer_decay` a block from the last one down, and by `patch_embed_lr` more at the patch
+    embedding; biases, norms and LayerScale gains do not decay (DINOv2, table 16).
+    """
+    depth = len(student.backbone.blocks)
+    grouped: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in student.named_parameters():
+        factor = config.layer_decay ** (depth + 1 - _layer(name, depth))
+        if name.startswith("backbone.patch_embed."):
+            factor *= config.patch_embed_lr
+        decays = not (name.endswith((".bias", ".gamma")) or ".norm" in name)
+        grouped.setdefault((factor, decays, name.endswith(".prototypes")), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "lr_factor": factor, "decays": decays, "prototypes": prototypes}
+            for (factor, decays, prototypes), parameters in grouped.items()
+        ],
+        betas=(0.9, 0.999),
+        fused=True,
+    )
+
+
+def _layer(name: str, depth: int) -> int:
+    """0 for the embeddings, 1 to depth for the blocks, depth + 1 for the final norm and the heads."""
+    if name.startswith("backbone.blocks."):
+        return int(name.split(".")[2]) + 1
+    return depth + 1 if name.startswith(("backbone.norm.", "dino_head.", "ibot_head.")) else 0
+
+
+def schedule(optimiser: torch.optim.AdamW, values: StepValues) -> None:
+    """Sets the learning rate and weight decay of every parameter group for one step."""
+    for parameters in optimiser.param_groups:
+        lr = values.prototypes_lr if parameters["prototypes"] else values.lr
+        parameters["lr"] = lr * parameters["lr_factor"]
+        parameters["weight_decay"] = values.weight_decay if parameters["decays"] else 0.0
+
+
+def average_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup, world_size: int) -> None:
+    """Mean of the gradients over all processes, as one flat all-reduce.
+
+    DistributedDataParallel would overlap this with the backward pass, but it reorders its buckets after the first step,
+    and with that the order of sums: a resumed run would differ in the last bits from an unbroken one.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat, group=group)
+    flat /= world_size
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def clip_gradients(student: Network, largest: float) -> float:
+    """Clips each submodule (backbone and each head) to the norm `largest`; returns the norm of all before clipping."""
+    norms = [nn.utils.clip_grad_norm_(part.parameters(), largest) for part in student.children()]
+    return float(torch.linalg.vector_norm(torch.stack(norms)))

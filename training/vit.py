@@ -1,0 +1,191 @@
+"""Vision Transformer of DINOv2 (arXiv:2304.07193, section 4; registers: arXiv:2309.16588).
+
+Parameter names and shapes are those of the released checkpoints, so that their weights load unchanged.
+
+Shapes: B batch, N patches, R registers, T = 1 + R + N tokens, D width, H attention heads.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.config import ModelConfig
+
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the backbone sees in a batch, after the last LayerNorm: cls [B, D], patches [B, N, D], registers [B, R, D]."""
+
+    cls: Tensor
+    patches: Tensor
+    registers: Tensor
+
+
+class PatchEmbed(nn.Module):
+    """Linear embedding of square patches: [B, 3, height, width] -> [B, N, D]."""
+
+    def __init__(self, patch_size: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        embedded: Tensor = self.proj(images)
+        return embedded.flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, dim = x.shape
+        query, key, value = self.qkv(x).view(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value)  # [B, H, T, D / H]
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, tokens, dim))
+        return out
+
+
+class Mlp(nn.Module):
+    """Two-layer feed-forward network with GELU: [..., D] -> [..., D]."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class SwiGlu(nn.Module):
+    """Gated feed-forward network (Shazeer 2020, arXiv:2002.05202): [..., D] -> [..., D]."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.w12 = nn.Linear(dim, 2 * hidden)
+        self.w3 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        out: Tensor = self.w3(F.silu(gate) * value)
+        return out
+
+
+class LayerScale(nn.Module):
+    """Learned gain a channel (Touvron et al. 2021, arXiv:2103.17239)."""
+
+    def __init__(self, dim: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; while training, `drop_path` of the samples skip each residual branch."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.drop_path = config.drop_path
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = Attention(dim, config.heads)
+        self.ls1 = LayerScale(dim, config.layerscale)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = Mlp(dim, 4 * dim) if config.ffn == "mlp" else SwiGlu(dim, swiglu_hidden(dim))
+        self.ls2 = LayerScale(dim, config.layerscale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._add(x, lambda kept: self.ls1(self.attn(self.norm1(kept))))
+        return self._add(x, lambda kept: self.ls2(self.mlp(self.norm2(kept))))
+
+    def _add(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """x plus its residual, computed only for a random subset of the batch and scaled up to the same mean."""
+        if not self.training or self.drop_path == 0:
+            return x + branch(x)
+        batch = len(x)
+        kept = max(int(batch * (1 - self.drop_path)), 1)
+        rows = torch.randperm(batch, device=x.device)[:kept]
+        return torch.index_add(x, 0, rows, branch(x[rows]).to(x.dtype), alpha=batch / kept)
+
+
+class DinoVisionTransformer(nn.Module):
+    """The backbone. `image_size` is the side, in pixels, that the position embedding is stored for; others interpolate.
+
+    `config` and `image_size` stay readable as attributes.
+    """
+
+    def __init__(self, config: ModelConfig, image_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.image_size = image_size
+        dim, patches = config.dim, (image_size // config.patch_size) ** 2
+        self.patch_embed = PatchEmbed(config.patch_size, dim)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + patches, dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, dim))
+        # Released models without registers have no such key.
+        self.register_tokens = nn.Parameter(torch.empty(1, config.registers, dim)) if config.registers else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.cls_token, std=1e-6)
+        if self.register_tokens is not None:
+            nn.init.normal_(self.register_tokens, std=1e-6)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, images: Tensor, masks: Tensor | None = None) -> Features:
+        """images [B, 3, height, width] (sides multiples of the patch), masks [B, N] bool: True patches are hidden."""
+        x = self.patch_embed(images)  # [B, N, D]
+        if masks is not None:
+            x = torch.where(masks.unsqueeze(-1), self.mask_token.to(x.dtype), x)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        x = x + self.positions(images.shape[-2] // self.config.patch_size, images.shape[-1] // self.config.patch_size)
+        if self.register_tokens is not None:
+            x = torch.cat([x[:, :1], self.register_tokens.expand(len(x), -1, -1), x[:, 1:]], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)  # [B, T, D]
+        first_patch = 1 + self.config.registers
+        return Features(cls=x[:, 0], registers=x[:, 1:first_patch], patches=x[:, first_patch:])
+
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """Position embedding for a grid of rows x columns patches, [1, 1 + rows * columns, D], bicubic.
+
+        As the released models were run: without registers by scale factor with an offset of 0.1 and no antialias,
+        with registers by size with antialias.
+        """
+        side = round((self.pos_embed.shape[1] - 1) ** 0.5)
+        if rows == columns == side:
+            return self.pos_embed
+        grid = self.pos_embed[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        if self.register_tokens is None:
+            scale = ((rows + 0.1) / side, (columns + 0.1) / side)
+            grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
+        else:
+            grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", antialias=True)
+        patches = grid.permute(0, 2, 3, 1).flatten(1, 2).to(self.pos_embed.dtype)
+        return torch.cat([self.pos_embed[:, :1], patches], dim=1)
+
+
+def swiglu_hidden(dim: int) -> int:
+    """Hidden width of the SwiGLU layer: two thirds of 4 x dim, rounded up to a multiple of 8."""
+    return (int(4 * dim * 2 / 3) + 7) // 8 * 8
