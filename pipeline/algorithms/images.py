@@ -36,6 +36,9 @@ EXTENSIONS = {
     "JPEG2000": "jp2",
 }
 
+# Bytes that start so and cannot be opened are broken images, not something else.
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\x00", b"MM\x00*", b"\x00\x00\x00\x0cjP  ")
+
 # Limits are checked against the header before any pixel is decoded, by lodeset itself (see `decode`).
 Image.MAX_IMAGE_PIXELS = None
 ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -85,7 +88,8 @@ def _decode(data: bytes, max_pixels: int) -> tuple[Image.Image, str]:
         try:
             opened = Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.UnidentifiedImageError:
-            raise Unreadable("not_an_image", f"{len(data)} bytes start with {data[:8].hex()}") from None
+            reason = "corrupt" if data.startswith(_SIGNATURES) else "not_an_image"
+            raise Unreadable(reason, f"{len(data)} bytes start with {data[:8].hex()}") from None
         except Exception as error:
             # Codecs raise whatever their parser meets (struct.error, SyntaxError, OverflowError, ...) on crafted bytes.
             raise Unreadable("corrupt", _short(error)) from error
