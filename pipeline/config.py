@@ -167,7 +167,7 @@ class Dedup(Strict):
     )
     phash_distance: int = Field(4, ge=0, le=16, description="perceptual hashes at most this many bits apart are copies")
     verify: Literal["none", "pixels"] = Field("pixels", description="check candidate pairs on their thumbnails")
-    calibration_images: int = Field(400, ge=20, description="pool images that `auto` makes copies of")
+    calibration_images: int = Field(200, ge=20, description="pool images that `auto` makes copies of")
     part_images: int = Field(4_096, ge=1, description="queries per part of the neighbour search; speed only")
 
 

@@ -15,6 +15,7 @@ Shapes: T positions, n input channels (hidden units), m outputs, k channels kept
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,12 +72,12 @@ class Gram:
             self.count + other.count,
         )
 
-    def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Everything by name, for `numpy.savez` or safetensors."""
         return {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.generic]]) -> "Gram":
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "Gram":
         """The inverse of `arrays`."""
         sums = {f.name: np.asarray(arrays[f.name], dtype=np.float64) for f in fields(cls) if f.name != "count"}
         return cls(**sums, count=int(arrays["count"]))
@@ -260,7 +261,8 @@ def solve(
         1 / (T m) ||Y - Lambda D(w) X||^2 + sign * eps_w * sum_i w_i log w_i + eps_l2 / (n m) ||Lambda||^2
 
     Descends from uniform weights, from each channel's largest absolute covariance with an output, and from
-    `warm_start` [n] when given; the lowest objective wins. The problem is not convex: the result is a local minimum. `name` is the layer, for messages.
+    `warm_start` [n] when given; the lowest objective wins. The problem is not convex: the result is a local minimum.
+    `name` is the layer, for messages.
 
     Raises:
         LodesetError: moments that cannot be used (see `Gram.moments`), or a layer whose inputs or outputs are constant.

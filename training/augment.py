@@ -38,7 +38,7 @@ def augment(image: NDArray[np.uint8], rng: np.random.Generator, config: CropsCon
         box = crop_box(rng, picture.width, picture.height, scale)
         # reducing_gap: a huge area is first shrunk by an integer factor, which costs no visible quality at 3.
         crop = picture.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
-        return _distort(np.asarray(crop, dtype=np.float32) / 255, rng, config, blur, solarise)
+        return _distort(np.asarray(crop, dtype=np.float32) / np.float32(255), rng, config, blur, solarise)
 
     local = [view(config.local_size, config.local_scale, local_blur, 0.0) for _ in range(config.local_count)]
     return Crops(

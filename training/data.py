@@ -6,6 +6,7 @@ on where a run was interrupted. All randomness is drawn from generators keyed by
 Shapes: n images of the index, b images a worker and step, L local crops, N patches a global crop.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -51,7 +52,11 @@ class ShardIndex:
         return len(self.shard)
 
     def image_id(self, row: int) -> str:
-        return self.ids[row].tobytes().hex()
+        return bytes(self.ids[row]).hex()
+
+    def digest(self) -> str:
+        """SHA-256 of the image ids in their order: what a run was trained on, wherever it lies."""
+        return hashlib.sha256(self.ids.tobytes()).hexdigest()
 
     def read(self, rows: Sequence[int]) -> list[bytes | None]:
         """Encoded bytes of these rows, None for those that cannot be read or are cut short."""

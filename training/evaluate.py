@@ -101,4 +101,4 @@ def _centre_square(image: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
     square = Image.fromarray(image).resize(
         (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side), reducing_gap=3.0
     )
-    return normalise(np.asarray(square, dtype=np.float32) / 255)
+    return normalise(np.asarray(square, dtype=np.float32) / np.float32(255))

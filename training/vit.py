@@ -19,7 +19,7 @@ NORM_EPS = 1e-6
 
 @dataclass(frozen=True)
 class Features:
-    """What the backbone sees in a batch, after the last LayerNorm: cls [B, D], patches [B, N, D], registers [B, R, D]."""
+    """A batch after the last LayerNorm: cls [B, D], patches [B, N, D], registers [B, R, D]."""
 
     cls: Tensor
     patches: Tensor

@@ -8,7 +8,7 @@ Shape legend: H height, W width, P points. Lengths are pixels, angles radians, c
 """
 
 import colorsys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import cv2
@@ -44,7 +44,8 @@ class Place:
     def put(self, points: Points) -> Points:
         """Unit coordinates [P, 2] to pixels [P, 2]."""
         c, s = np.cos(self.angle) * self.radius, np.sin(self.angle) * self.radius
-        return np.add(points @ np.array([[c, s], [-s, c]]), (self.x, self.y))
+        pixels: Points = points @ np.array([[c, s], [-s, c]]) + np.array([self.x, self.y])
+        return pixels
 
 
 @dataclass(frozen=True)
@@ -80,20 +81,19 @@ class Sheet:
         cv2.polylines(self.colour, [fixed], False, ink, pixels, cv2.LINE_AA, _SUBPIXEL_BITS)
         cv2.polylines(self.cover, [fixed], False, 255, pixels, cv2.LINE_AA, _SUBPIXEL_BITS)
 
-    def places(self, most: int, turn: float = np.pi) -> Iterator[Place]:
-        """1 to `most` places that overlap little, turned by at most `turn` either way; the more, the smaller."""
-        count = int(self.rng.integers(1, most + 1))
+    def places(self, most: int, turn: float = np.pi, fewest: int = 1) -> list[Place]:
+        """At most `most` places that overlap little, turned by at most `turn` either way; the more, the smaller."""
+        count = int(self.rng.integers(fewest, most + 1))
         radius = self.side * self.rng.uniform(0.42, 0.54) / count**0.38
         taken: list[Place] = []
         for _ in range(count * 10):
             size = radius * self.rng.uniform(0.85, 1.1)
             x = self.rng.uniform(0.8 * size, self.width - 0.8 * size)
             y = self.rng.uniform(0.8 * size, self.height - 0.8 * size)
-            if all(np.hypot(x - t.x, y - t.y) > 0.75 * (size + t.radius) for t in taken):
+            apart = all(np.hypot(x - t.x, y - t.y) > 0.75 * (size + t.radius) for t in taken)
+            if apart and len(taken) < count:
                 taken.append(Place(x, y, size, self.rng.uniform(-turn, turn)))
-            if len(taken) == count:
-                break
-        yield from taken
+        return taken
 
     def whole(self, turn: float) -> Place:
         """The place of a texture: centred, with radius 1 pixel, turned by at most `turn` either way."""
@@ -103,9 +103,8 @@ class Sheet:
 def discs(sheet: Sheet) -> None:
     """Balls, targets and rings."""
     manner = sheet.rng.choice(["ball", "target", "ring"])
-    for place in sheet.places(7):
-        ink, other = sheet.ink(), sheet.ink()
-        radius = 0.9
+    for place in sheet.places(8, fewest=2):  # lone discs look alike: measured as accidental near-duplicates
+        ink, other, radius = sheet.ink(), sheet.ink(), 0.9
         sheet.polygon(place.put(_ellipse(radius, radius)), ink)
         if manner == "ball":
             for step in range(1, 5):
@@ -123,11 +122,11 @@ def discs(sheet: Sheet) -> None:
 def waves(sheet: Sheet) -> None:
     """Overlapping swells or scallops, one behind the other."""
     rng, place, reach = sheet.rng, sheet.whole(0.7), _reach(sheet)
-    length = sheet.side * rng.uniform(0.3, 0.6)
+    length = sheet.side * rng.uniform(0.2, 0.5)
     height = length * rng.uniform(0.14, 0.28)
     scallop, first = rng.random() < 0.4, int(rng.integers(4))
     x = np.linspace(-reach, reach, 120)
-    y = -reach * rng.uniform(0.0, 0.9)
+    y = -reach * rng.uniform(0.4, 1.0)
     layer = 0
     while y < reach:
         phase = np.pi * layer if scallop else rng.uniform(0, 2 * np.pi)
@@ -136,8 +135,8 @@ def waves(sheet: Sheet) -> None:
         outline = np.stack(
             [np.append(x, [reach, -reach]), np.append(y - height * swell, [3 * reach, 3 * reach])], axis=1
         )
-        sheet.polygon(place.put(outline), sheet.ink(first + layer))
-        y += height * rng.uniform(2.2, 3.6)
+        sheet.polygon(place.put(outline), _shade(sheet.ink(first + layer), rng.uniform(0.7, 1.6)))
+        y += height * rng.uniform(2.0, 4.0)
         layer += 1
 
 

@@ -41,21 +41,10 @@ _ZIPF_EXPONENT = 1.3
 _TAR_SHARES = (0.22, 0.16, 0.13, 0.1, 0.08, 0.06)  # of the pool's files; the rest lie loose
 _SIDECARS = (("json", "txt"), ("json",), ("txt",), ("cls",), (), ())
 _REPEATED_NAME_TAR = 4  # carries no sidecars, which a repeated name would make ambiguous
-_MANNERS = {  # how images are stored, and how often
-    "jpeg": 0.55,
-    "turned": 0.05,  # JPEG with an EXIF orientation
-    "webp": 0.18,
-    "png": 0.1,
-    "rgba": 0.04,
-    "grey": 0.03,
-    "palette": 0.03,
-    "gif": 0.02,
-}
-_STORED_TURN = {  # EXIF orientation -> how upright pixels are turned before they are stored
-    3: Image.Transpose.ROTATE_180,
-    6: Image.Transpose.ROTATE_90,
-    8: Image.Transpose.ROTATE_270,
-}
+_MANNERS = ("jpeg", "turned", "webp", "png", "rgba", "grey", "palette", "gif")  # turned: JPEG with an EXIF orientation
+_MANNER_SHARES = (0.55, 0.05, 0.18, 0.1, 0.04, 0.03, 0.03, 0.02)
+# EXIF orientation -> how upright pixels are turned before they are stored (CIPA DC-008, 4.6.4, tag 274).
+_STORED_TURN = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
 
 @dataclass(frozen=True)
@@ -117,14 +106,12 @@ def make_world(folder: Path, images: int = 2400, seed: int = 0) -> Truth:
         seed: of every random choice.
 
     Raises:
-        LodesetError: the folder is not empty, or `images` is too small for every concept and flaw to occur.
+        LodesetError: the folder is in use, or `images` is too small for every concept and flaw to occur.
     """
     if images < FEWEST_IMAGES:
         raise LodesetError(f"a sample world of {images} images cannot hold every flaw: ask for {FEWEST_IMAGES} or more")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise LodesetError(f"{folder} is not empty: choose another folder for the sample world, or empty this one")
-    if folder.exists() and not folder.is_dir():
-        raise LodesetError(f"{folder} is a file: choose a folder for the sample world")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise LodesetError(f"{folder} exists and is not an empty folder: choose another for the sample world")
     names, scale = tuple(CONCEPTS), min(1.0, images / FULL_SIZE)
     leaks, near, exact = _at_least(6, 30 * scale), images // 10, images // 20
 
@@ -148,14 +135,8 @@ def make_world(folder: Path, images: int = 2400, seed: int = 0) -> Truth:
         _saved(_upright(file.data).resize((8, 8)), "png", file.concept)
         for file in (originals[i] for i in rng.choice(len(originals), _TINY, replace=False))
     ]
-    broken = _broken_files(originals)
-    readable = [
-        *originals,
-        *(copy for _, copies in groups for _, copy in copies),
-        *again,
-        *(file for _, file in leaked),
-    ]
-    pool = [*readable, *tiny, *broken]
+    copies_made = [copy for _, copies in groups for _, copy in copies]
+    pool = [*originals, *copies_made, *again, *(file for _, file in leaked), *tiny, *_broken_files(originals)]
 
     _write_pool(folder / "pool", [pool[i] for i in rng.permutation(len(pool))])
     _write_loose(folder / "reference", reference)
@@ -272,7 +253,7 @@ def _drawn(seed: int, stream: int, index: int, concept: str) -> _File:
 
 def _encoded(image: Image.Image, concept: str, rng: np.random.Generator) -> _File:
     """The image in one of a crawl's formats and modes."""
-    manner = rng.choice(list(_MANNERS), p=list(_MANNERS.values()))
+    manner = rng.choice(_MANNERS, p=_MANNER_SHARES)
     if manner in ("jpeg", "webp"):
         return _saved(image, manner, concept, quality=int(rng.integers(55, 96)))
     if manner == "turned":
@@ -420,8 +401,8 @@ def _write_loose(folder: Path, files: Iterable[_File]) -> None:
 def _write_target(path: Path, rows: Sequence[tuple[str, _File]]) -> None:
     columns = {
         "image": pa.array([file.data for _, file in rows], pa.binary()),
-        "label": pa.array([file.concept for _, file in rows], pa.string()),
-        "split": pa.array([split for split, _ in rows], pa.string()),
-        "name": pa.array([f"{i:05d}.{file.suffix}" for i, (_, file) in enumerate(rows)], pa.string()),
+        "label": [file.concept for _, file in rows],
+        "split": [split for split, _ in rows],
+        "name": [f"{i:05d}.{file.suffix}" for i, (_, file) in enumerate(rows)],
     }
     pq.write_table(pa.table(columns), path)

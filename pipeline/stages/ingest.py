@@ -264,8 +264,8 @@ def _outcome(store: Store, parts: Sequence[Part], content: dict[str, str], repea
     if places > kept:
         dropped["exact_duplicate"] = places - kept
     return Outcome(
-        # Files without rows say nothing; `images` keeps them all, one a part, because embed goes by them.
-        tables={name: tuple(f for f in files if f.rows or name == "images") for name, files in tables.items()},
+        # Files without rows say nothing; `images` and `locations` keep theirs, one a part: embed goes by these pairs.
+        tables={name: tuple(f for f in files if f.rows or name in ("images", "locations")) for name, files in tables.items()},
         rows=Rows(taken=sum(p.counts["files"] for p in parts), kept=kept, dropped=dropped),
         content=content,
         details={

@@ -181,14 +181,14 @@ def test_the_configuration_is_valid_and_its_sets_exist(world: Path, tmp_path: Pa
 
 
 def test_mistakes_are_explained(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(LodesetError, match="not empty: choose another folder"):
+    with pytest.raises(LodesetError, match="not an empty folder: choose another"):
         make_world(world)
     with pytest.raises(LodesetError, match=r"50 images .* ask for 200 or more"):
         make_world(tmp_path, images=50)
     with pytest.raises(LodesetError, match="no finished sample world"):
         load_truth(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(LodesetError, match="is a file: choose a folder"):
+    with pytest.raises(LodesetError, match="not an empty folder: choose another"):
         make_world(tmp_path / "file")
 
 

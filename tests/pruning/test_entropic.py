@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from scipy.optimize import minimize
 
 from pipeline.errors import LodesetError
 from pruning.config import PruneJob
-from pruning.entropic import Array, Gram, Problem, Solution, path, simplex_weights, solve
+from pruning.entropic import Array, Gram, Indices, Problem, Solution, path, simplex_weights, solve
 
 
 def gram_of(x: Array, y: Array) -> Gram:
@@ -21,7 +22,7 @@ def quick(x: Array, y: Array, eps_w: float, eps_l2: float, sign: int) -> Solutio
     return solve(gram_of(x, y), "layer", eps_w=eps_w, eps_l2=eps_l2, sign=sign, max_iterations=500, tolerance=1e-12)
 
 
-def planted(seed: int) -> tuple[Array, Array, Array, Array]:
+def planted(seed: int) -> tuple[Array, Array, Indices, Array]:
     """2000 positions of 64 AR(1)-correlated channels, of which 8 make the 10 outputs: x, y, those 8, true weights."""
     rng = np.random.default_rng(seed)
     innovations = rng.normal(size=(2000, 64))
@@ -47,7 +48,7 @@ def objective(x: Array, y: Array, lam: Array, w: Array, eps_w: float, eps_l2: fl
     m = y.shape[1]
     error = sum(float(np.sum((y[i] - lam @ (w * x[i])) ** 2)) for i in range(t))
     entropy = sum(float(v * np.log(v)) for v in w if v > 0)
-    return error / (t * m) + sign * eps_w * entropy + eps_l2 / (n * m) * float(np.sum(lam**2))
+    return float(error / (t * m) + sign * eps_w * entropy + eps_l2 / (n * m) * np.sum(lam**2))
 
 
 def small_problem(seed: int) -> tuple[Array, Array]:
@@ -72,9 +73,8 @@ def test_gram_equals_loops_and_adds_up() -> None:
 def test_gram_survives_saving(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     gram = gram_of(rng.normal(size=(11, 3)), rng.normal(size=(11, 2)))
-    np.savez(tmp_path / "gram.npz", **gram.arrays())
-    with np.load(tmp_path / "gram.npz") as arrays:
-        again = Gram.from_arrays(arrays)
+    save_file(gram.arrays(), tmp_path / "gram.safetensors")
+    again = Gram.from_arrays(load_file(tmp_path / "gram.safetensors"))
     assert again.count == 11
     for name, array in gram.arrays().items():
         np.testing.assert_array_equal(again.arrays()[name], array)
@@ -210,7 +210,7 @@ def test_units_and_offsets_of_the_channels_do_not_matter() -> None:
 
 
 def test_constant_and_duplicate_channels() -> None:
-    """A constant channel is dropped and its level goes into the bias; two equal channels leave a singular Gram matrix."""
+    """A constant channel is dropped and its level goes into the bias; two equal channels make the Gram singular."""
     x, y, support, _ = planted(3)
     x = np.column_stack([x, np.full(len(x), 4.0), np.zeros(len(x)), x[:, support[0]]])
     solution = quick(x, y, 1e-3, 1e-3, -1)

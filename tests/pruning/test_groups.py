@@ -79,10 +79,9 @@ def test_grams_equal_those_of_activations_taken_by_hand() -> None:
     """x is gelu(fc1(.)) of all tokens, y is fc2's output with its bias, also when batches are split."""
     model = small_vit(registers=2)
     batch = images(6)
-    grams = collect_grams(model, find_groups(model), batch.split(4), positions_per_image=None, seed=0)
-    block = model.blocks[1]
+    grams = collect_grams(model, find_groups(model), [batch[:4], batch[4:]], positions_per_image=None, seed=0)
     seen: list[torch.Tensor] = []
-    handle = block.norm2.register_forward_hook(lambda _m, _a, out: seen.append(out))
+    handle = model.get_submodule("blocks.1.norm2").register_forward_hook(lambda _m, _a, out: seen.append(out))
     with torch.no_grad():
         model(batch)
     handle.remove()
@@ -99,7 +98,7 @@ def test_drawn_positions_do_not_depend_on_batches_or_workers() -> None:
     model = small_vit()
     groups, batch = find_groups(model), images(8)
     whole = collect_grams(model, groups, [batch], positions_per_image=5, seed=1)
-    first = collect_grams(model, groups, batch[:3].split(2), positions_per_image=5, seed=1)
+    first = collect_grams(model, groups, [batch[:2], batch[2:3]], positions_per_image=5, seed=1)
     second = collect_grams(model, groups, [batch[3:]], positions_per_image=5, seed=1, first_image=3)
     other = collect_grams(model, groups, [batch], positions_per_image=5, seed=2)
     for name, gram in whole.items():
@@ -177,8 +176,9 @@ def test_check_removal_notices_a_unit_that_something_else_reads() -> None:
 
 def test_layers_without_bias_get_one() -> None:
     model = small_vit()
-    mlp = model.blocks[0].mlp
-    mlp.fc1, mlp.fc2 = nn.Linear(16, 64, bias=False), nn.Linear(64, 16, bias=False)
+    mlp = model.get_submodule("blocks.0.mlp")
+    mlp.add_module("fc1", nn.Linear(16, 64, bias=False))
+    mlp.add_module("fc2", nn.Linear(64, 16, bias=False))
     new = random_replacements(model, 10)
     pruned = apply(model, new)
     assert linears(pruned, "blocks.0.mlp")[0].bias is None

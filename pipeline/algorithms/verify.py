@@ -1,0 +1,46 @@
+"""Do two images show the same picture? Decided on 32x32 luminance thumbnails, as they are and mirrored."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.algorithms.images import THUMBNAIL_SIDE
+
+Floats = NDArray[np.float32]
+
+# Correlation of two thumbnails from which two images are the same picture. Measured on 15,866 images of 8 domains with
+# candidates from MobileNetV2 above cosine .5: .97 gives recall .623 at precision 1.000, .95 gives .651 at 1.000,
+# .93 gives .666 at .9965, .90 gives .683 at .9775 (pairs over closed groups).
+AGREE = 0.95
+# Against reference sets a miss costs more than a lost image: one step lower.
+AGREE_REFERENCE = 0.90
+# Luminance standard deviation (8-bit steps) below which a thumbnail says too little for a hash or a correlation.
+LOW_INFORMATION = 5.0
+
+IDENTITY, MIRROR = "identity", "mirror"
+
+
+def standardised(thumbnails: NDArray[np.uint8]) -> Floats:
+    """[N, 1024] thumbnails -> rows of zero mean and unit length; flat ones become zero and agree with nothing."""
+    rows = thumbnails.astype(np.float32)
+    flat = rows.std(axis=1) < LOW_INFORMATION
+    rows -= rows.mean(axis=1, keepdims=True)
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+    rows[flat] = 0
+    return rows
+
+
+def agreement(rows: Floats, a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[Floats, NDArray[np.bool_]]:
+    """Correlation [P] of the pairs (a, b) of standardised rows, the better of as-is and mirrored, and which it was."""
+    best = np.zeros(len(a), np.float32)
+    mirrored = np.zeros(len(a), bool)
+    for start in range(0, len(a), 65_536):
+        one = rows[a[start : start + 65_536]]
+        other = rows[b[start : start + 65_536]]
+        straight = np.einsum("ij,ij->i", one, other)
+        flipped = other.reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)[:, :, ::-1].reshape(len(other), -1)
+        turned = np.einsum("ij,ij->i", one, flipped)
+        best[start : start + len(one)] = np.maximum(straight, turned)
+        mirrored[start : start + len(one)] = turned > straight
+    return best, mirrored

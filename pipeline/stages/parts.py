@@ -1,0 +1,38 @@
+"""What every stage does with its parts: keep those that are committed, have the others made, report progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from pipeline.dag.stage import Context, Progress
+from pipeline.dag.store import Part
+
+Item = TypeVar("Item")
+
+
+def made(
+    context: Context,
+    stage: str,
+    work: Sequence[tuple[str, Item, int]],
+    make: Callable[[Iterable[Item]], Iterator[Part]],
+    unit: str = "images",
+) -> tuple[list[Part], set[str]]:
+    """The parts of `work` = (key, item, size) in that order, and the keys of those that this run made.
+
+    `make` turns the items that are left into committed parts, in any order.
+    """
+    keys = [key for key, _, _ in work]
+    parts = context.store.committed(stage, keys)
+    sizes = {key: size for key, _, size in work}
+    total = sum(sizes.values()) or 1
+    done = sum(sizes[key] for key in parts)
+    already, before = done, set(parts)
+    context.report(Progress(done / total, 0, unit))
+    left = {key: item for key, item, _ in work if key not in parts}
+    if left:
+        for part in make(left.values()):
+            parts[part.key] = part
+            done += sizes[part.key]
+            context.report(Progress(done / total, done - already, unit))
+    return [parts[key] for key in keys], set(keys) - before

@@ -1,0 +1,107 @@
+"""Starts a training run: in this process, or on many processes with Ray Train.
+
+Shapes: none.
+"""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from pipeline.errors import LodesetError
+from training.config import TrainingConfig
+from training.loop import SUMMARY, train_loop
+
+
+def train_inline(config: TrainingConfig, index_urls: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Trains in this process on the CPU, with the threads torch is set to; see `train_loop` for what it returns."""
+    return train_loop(config, index_urls, folder, 0, 1, torch.device("cpu"), _ignore)
+
+
+def launch(config: TrainingConfig, index_urls: Sequence[str], folder: Path, cpus: int) -> dict[str, Any]:
+    """Trains on Ray Train workers and returns the run's summary (see `train_loop`); Ray must be initialised.
+
+    One worker a GPU where Ray has GPUs, otherwise one a CPU core of the budget `cpus`, or `config.workers`. The cores
+    are divided evenly: each worker gets that many threads. `folder` and the index must be reachable from every worker.
+
+    Raises:
+        LodesetError: `config.workers` exceeds the budget, or what `train_loop` raised on a worker.
+    """
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    workers = plan_workers(config, cpus, gpus)
+    use_gpu = gpus > 0
+    threads = max(1, cpus // workers)
+    arguments = {
+        "config": config.model_dump(mode="json"),
+        "index_urls": list(index_urls),
+        "folder": str(folder.resolve()),
+        "threads": threads,
+    }
+    with tempfile.TemporaryDirectory(prefix="lodeset-train-") as scratch:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config=arguments,
+            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": threads} | ({"GPU": 1} if use_gpu else {})
+            ),
+            # Checkpoints are the loop's own; Ray keeps only its bookkeeping, which nobody reads afterwards.
+            run_config=ray.train.RunConfig(storage_path=scratch, name="train"),
+        )
+        try:
+            trainer.fit()
+        except ray.train.WorkerGroupError as error:
+            told = [failure for failure in map(_cause, error.worker_failures.values()) if failure is not None]
+            if told:
+                raise told[0] from None
+            raise LodesetError(f"training failed on {len(error.worker_failures)} of {workers} workers: {error}") from error
+    return cast(dict[str, Any], json.loads((folder / SUMMARY).read_text()))
+
+
+def plan_workers(config: TrainingConfig, cpus: int, gpus: int) -> int:
+    """How many workers a budget gives: the most that divide the batch and leave two images to each, or as configured.
+
+    Raises:
+        LodesetError: more workers are configured than there are GPUs, or cores without GPUs.
+    """
+    available = gpus or cpus
+    if config.workers is None:
+        return max(n for n in range(1, available + 1) if n == 1 or (config.batch % n == 0 and config.batch // n >= 2))
+    if config.workers > available:
+        kind = "GPUs" if gpus else "CPU cores"
+        raise LodesetError(f"training.workers {config.workers} exceeds the budget of {available} {kind}: lower it")
+    return config.workers
+
+
+def _worker(arguments: dict[str, Any]) -> None:
+    torch.set_num_threads(arguments["threads"])
+    context = ray.train.get_context()
+    train_loop(
+        TrainingConfig.model_validate(arguments["config"]),
+        arguments["index_urls"],
+        Path(arguments["folder"]),
+        context.get_world_rank(),
+        context.get_world_size(),
+        get_device(),
+        ray.train.report,
+    )
+
+
+def _cause(failure: BaseException) -> LodesetError | None:
+    """The error meant for the user inside the wrappers that Ray puts around it."""
+    seen: BaseException | None = failure
+    while seen is not None:
+        if isinstance(seen, LodesetError):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return None
+
+
+def _ignore(_: dict[str, Any]) -> None:
+    """Metrics are in metrics.jsonl."""

@@ -1,0 +1,206 @@
+"""A training run on one worker: resume, step, log, checkpoint, export.
+
+Shapes: W workers.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.errors import LodesetError
+from training.checkpoint import newest_checkpoint, save_checkpoint
+from training.config import TrainingConfig
+from training.data import Batch, Batches, load_batches, open_index
+from training.export import export
+from training.metrics import MetricsLog, feature_metrics
+from training.schedules import StepValues, step_values
+from training.ssl import (
+    Network,
+    average_gradients,
+    clip_gradients,
+    losses,
+    make_optimiser,
+    schedule,
+    student_and_teacher,
+    update_teacher,
+)
+
+SUMMARY = "summary.json"
+# These change speed, what is kept or what is written, never the weights.
+NOT_IDENTITY = {"workers", "loader_processes", "log_every", "checkpoint_every", "keep_checkpoints"}
+
+
+def train_loop(
+    config: TrainingConfig,
+    index_urls: Sequence[str],
+    folder: Path,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    report: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Trains to `config.steps`, from the newest checkpoint in `folder` if there is one; every worker calls this.
+
+    Worker 0 writes `metrics.jsonl`, `step-*/`, and in the end the teacher's backbone (`model.safetensors`,
+    `config.json`) and `summary.json`. Where world_size > 1 the default process group must be up. `report` receives
+    every line of metrics, on every worker. Returns the summary: steps, images (in the index), images_seen, skipped
+    (unreadable; since the last resume), resumed_step, seconds, images_per_s, losses (the last logged line).
+
+    Raises:
+        LodesetError: the data or the folder do not fit (see `open_index`, `Batches`, `newest_checkpoint`), or a loss
+            or gradient became infinite or NaN.
+    """
+    group = dist.group.WORLD if world_size > 1 else None
+    index = open_index(index_urls)
+    batches = Batches(index, config, rank, world_size)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    student, teacher = student_and_teacher(config)
+    student, teacher = student.to(device), teacher.to(device)
+    optimiser = make_optimiser(student, config.optimiser)
+    identity = {
+        "training": config.model_dump(mode="json", exclude=NOT_IDENTITY),
+        "workers": world_size,
+        "images": index.digest(),
+    }
+    first_step = 0
+    found = newest_checkpoint(folder, identity)
+    if found is not None:
+        first_step, state = found
+        student.load_state_dict(state["student"])
+        teacher.load_state_dict(state["teacher"])
+        optimiser.load_state_dict(state["optimiser"])
+    log = MetricsLog(folder, first_step) if rank == 0 else None
+    if group is not None:
+        dist.barrier(group)  # no worker may look for checkpoints once worker 0 writes new ones
+
+    started = logged = time.perf_counter()
+    logged_step, skipped = first_step, 0.0
+    line: dict[str, Any] = {}
+    for batch in load_batches(batches, first_step):
+        step, done = batch.step, batch.step + 1
+        values = step_values(config, step)
+        torch.manual_seed(_seed(config.seed, step, rank))  # stochastic depth
+        schedule(optimiser, values)
+
+        seen = losses(student, teacher, batch.to(device), values.teacher_temperature, config, group)
+        every = _gather(_local_values(seen.terms, batch), group, world_size)  # [W, terms + 1]
+        _stop_if_not_finite(every[:, :-1], list(seen.terms), batch, folder, rank)
+        skipped += float(every[:, -1].sum())
+
+        optimiser.zero_grad()
+        torch.autograd.backward(seen.total)
+        if group is not None:
+            average_gradients(student.parameters(), group, world_size)
+        gradient_norm = clip_gradients(student, config.optimiser.clip_norm)
+        if not math.isfinite(gradient_norm):
+            _write_ids(batch, folder, rank)
+            raise LodesetError(
+                f"the gradient became {gradient_norm} at step {step} though every loss was finite: lower "
+                f"training.optimiser.base_lr ({config.optimiser.base_lr}). Image ids: {folder / _ids_file(step, rank)}"
+            )
+        optimiser.step()
+        update_teacher(student, teacher, values.momentum)
+
+        if done % config.log_every == 0 or done == config.steps:
+            now = time.perf_counter()
+            terms = dict(zip(seen.terms, every[:, :-1].mean(dim=0).tolist(), strict=True))
+            line = _line(done, terms, values, gradient_norm, skipped) | feature_metrics(seen)
+            line["images_per_s"] = (done - logged_step) * config.batch / (now - logged)
+            logged, logged_step = now, done
+            if log is not None:
+                log.append(line)
+            report(line)
+        if rank == 0 and (done % config.checkpoint_every == 0 or done == config.steps):
+            state = {
+                "student": student.state_dict(),
+                "teacher": teacher.state_dict(),
+                "optimiser": optimiser.state_dict(),
+            }
+            save_checkpoint(folder, done, state, identity, config.keep_checkpoints)
+
+    seconds = time.perf_counter() - started
+    steps_run = config.steps - first_step
+    summary = {
+        "steps": config.steps,
+        "images": len(index),
+        "images_seen": config.steps * config.batch,
+        "skipped": int(skipped),
+        "workers": world_size,
+        "resumed_step": first_step,
+        "seconds": seconds,
+        "images_per_s": steps_run * config.batch / seconds,
+        "losses": {name: line[name] for name in ("loss", "dino", "ibot", "koleo") if name in line},
+    }
+    if rank == 0:
+        _finish(teacher, folder, summary)
+    return summary
+
+
+def _finish(teacher: Network, folder: Path, summary: dict[str, Any]) -> None:
+    export(teacher.backbone, folder)
+    (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def _seed(seed: int, step: int, rank: int) -> int:
+    # Odd multipliers keep (step, rank) pairs apart; torch takes 64 bits.
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63
+
+
+def _local_values(terms: dict[str, Tensor], batch: Batch) -> Tensor:
+    values = torch.stack([term.detach() for term in terms.values()])
+    return torch.cat([values, values.new_tensor([len(batch.skipped)])])
+
+
+def _gather(values: Tensor, group: dist.ProcessGroup | None, world_size: int) -> Tensor:
+    if group is None:
+        return values[None].cpu()
+    gathered = [torch.empty_like(values) for _ in range(world_size)]
+    dist.all_gather(gathered, values, group=group)
+    return torch.stack(gathered).cpu()
+
+
+def _stop_if_not_finite(every: Tensor, names: list[str], batch: Batch, folder: Path, rank: int) -> None:
+    """All workers see the same [W, terms] and stop at the same step; those concerned save their image ids first."""
+    bad = ~torch.isfinite(every)
+    if not bool(bad.any()):
+        return
+    if bool(bad[rank].any()):
+        _write_ids(batch, folder, rank)
+    culprit, term = (int(x) for x in bad.nonzero()[0])
+    raise LodesetError(
+        f"loss term {names[term]} became {float(every[culprit, term])} on worker {culprit} at step {batch.step}: look "
+        f"at its images, listed in {folder / _ids_file(batch.step, culprit)}, or lower training.optimiser.base_lr"
+    )
+
+
+def _ids_file(step: int, rank: int) -> str:
+    return f"nonfinite-step-{step:07d}-worker-{rank}.json"
+
+
+def _write_ids(batch: Batch, folder: Path, rank: int) -> None:
+    text = json.dumps({"step": batch.step, "worker": rank, "image_ids": batch.image_ids}, indent=2)
+    (folder / _ids_file(batch.step, rank)).write_text(text + "\n")
+
+
+def _line(
+    done: int, terms: dict[str, float], values: StepValues, gradient_norm: float, skipped: float
+) -> dict[str, Any]:
+    return {
+        "step": done,
+        "loss": sum(terms.values()),
+        **terms,
+        "lr": values.lr,
+        "momentum": values.momentum,
+        "weight_decay": values.weight_decay,
+        "teacher_temperature": values.teacher_temperature,
+        "gradient_norm": gradient_norm,
+        "skipped": int(skipped),
+    }
