@@ -169,10 +169,15 @@ class Problem:
         return b, objective + self.sign * self.eps_w * float(np.sum(w_a * np.log(w_a)))
 
     def weights(self, b: Array, w: Array) -> Array:
-        """w [n] that lowers the objective for fixed B [n, m], starting from w; channels with B_i = 0 get zero."""
+        """w [n] that lowers the objective for fixed B [n, m], starting from w; channels with B_i = 0 get zero.
+
+        When all of B is zero (outputs that no channel correlates with), w stays.
+        """
         n, m = self.g.shape
         cost = self.eps_l2 / (n * m) * np.sum(b**2, axis=1)
         active = np.flatnonzero(cost)
+        if len(active) == 0:
+            return w
         out = np.zeros(n)
         out[active] = simplex_weights(cost[active], w[active], self.eps_w, self.sign)
         return out
@@ -265,7 +270,8 @@ def solve(
     `name` is the layer, for messages.
 
     Raises:
-        LodesetError: moments that cannot be used (see `Gram.moments`), or a layer whose inputs or outputs are constant.
+        LodesetError: moments that cannot be used (see `Gram.moments`), a layer whose inputs or outputs are constant, or
+            an eps_l2 too small for units that depend on one another.
     """
     moments = gram.moments(name)
     n = len(moments.mean_x)
@@ -288,9 +294,15 @@ def solve(
     starts = [np.ones(len(varying)), np.max(np.abs(problem.g), axis=1)]
     if warm_start is not None:
         starts.append(warm_start[varying])
-    descents = [
-        _descend(problem, start / start.sum(), max_iterations, tolerance) for start in starts if start.sum() > 0.0
-    ]
+    try:
+        descents = [
+            _descend(problem, start / start.sum(), max_iterations, tolerance) for start in starts if start.sum() > 0.0
+        ]
+    except np.linalg.LinAlgError as error:
+        raise LodesetError(
+            f"{name}: units that repeat one another leave the regression singular at eps_L2 = {eps_l2:.2g}: "
+            "raise l2_ratio"
+        ) from error
     best = min(descents, key=lambda descent: descent.history[-1])
     w, q = np.zeros(n), np.zeros((len(moments.mean_y), n))
     w[varying] = best.w

@@ -29,7 +29,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 # Removing units and zeroing them differ by the order of float32 sums alone; more means that something else reads them.
 REMOVAL_TOLERANCE = 1e-4
-WEIGHTS, ARCHITECTURE = "model.safetensors", "config.json"
+# Not called config.json: no reader of dense checkpoints may take a pruned one for its own.
+WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ def check_removal(
 
 
 def save_pruned(model: DinoVisionTransformer, folder: Path) -> None:
-    """Write `model.safetensors` and `config.json` (the dense architecture, and the hidden units left in each MLP)."""
+    """Write `model.safetensors` and `architecture.json` (the dense architecture, the hidden units left in each MLP)."""
     folder.mkdir(parents=True, exist_ok=True)
     architecture = {
         "model": model.config.model_dump(mode="json"),
@@ -272,6 +273,6 @@ def load_pruned(folder: Path) -> DinoVisionTransformer:
             fc1, fc2 = linears(model, name)
             _set(model, name, nn.Linear(fc1.in_features, units), nn.Linear(units, fc2.out_features))
         model.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise LodesetError(f"{folder} does not hold a pruned model: {error}") from error
     return model.eval()

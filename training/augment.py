@@ -1,6 +1,6 @@
 """Multi-crop augmentation of one image (DINOv2, appendix B), a function of the image and a random generator alone.
 
-Shapes: H x W image pixels, S side of a crop; a crop is float32 [3, S, S], normalised with ImageNet's mean and deviation.
+Shapes: H x W image pixels, S side of a crop; a crop is float32 [3, S, S], normalised with ImageNet's statistics.
 """
 
 from dataclasses import dataclass

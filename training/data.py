@@ -163,7 +163,7 @@ class Batch:
 
 
 class Batches(Dataset["Batch | LodesetError"]):
-    """The batches of one worker; item = step. A failure is returned, not raised: a loader process would add a traceback."""
+    """The batches of one worker; item = step. Failures are returned: raised in a loader process they gain a traceback."""
 
     def __init__(self, index: ShardIndex, config: TrainingConfig, rank: int, world_size: int) -> None:
         """Raises LodesetError where the batch does not split evenly or there are too few images for one."""

@@ -34,7 +34,8 @@ def features(
     """
     patch = model.config.patch_size
     if size % patch:
-        raise LodesetError(f"evaluation size {size} is not a multiple of patch size {patch}: use {size // patch * patch}")
+        nearest = max(patch, size // patch * patch)
+        raise LodesetError(f"evaluation size {size} is not a multiple of patch size {patch}: use {nearest}")
     device = model.pos_embed.device
     training = model.training
     model.eval()

@@ -1,7 +1,4 @@
-"""Starts a training run: in this process, or on many processes with Ray Train.
-
-Shapes: none.
-"""
+"""Starts a training run: in this process, or on many processes with Ray Train."""
 
 import json
 import tempfile
@@ -33,7 +30,8 @@ def launch(config: TrainingConfig, index_urls: Sequence[str], folder: Path, cpus
     Raises:
         LodesetError: `config.workers` exceeds the budget, or what `train_loop` raised on a worker.
     """
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+    gpus = int(resources.get("GPU", 0))
     workers = plan_workers(config, cpus, gpus)
     use_gpu = gpus > 0
     threads = max(1, cpus // workers)
@@ -49,7 +47,9 @@ def launch(config: TrainingConfig, index_urls: Sequence[str], folder: Path, cpus
             train_loop_config=arguments,
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": threads} | ({"GPU": 1} if use_gpu else {})
+                num_workers=workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": threads} | ({"GPU": 1} if use_gpu else {}),
             ),
             # Checkpoints are the loop's own; Ray keeps only its bookkeeping, which nobody reads afterwards.
             run_config=ray.train.RunConfig(storage_path=scratch, name="train"),
@@ -60,7 +60,8 @@ def launch(config: TrainingConfig, index_urls: Sequence[str], folder: Path, cpus
             told = [failure for failure in map(_cause, error.worker_failures.values()) if failure is not None]
             if told:
                 raise told[0] from None
-            raise LodesetError(f"training failed on {len(error.worker_failures)} of {workers} workers: {error}") from error
+            failed = f"{len(error.worker_failures)} of {workers} workers"
+            raise LodesetError(f"training failed on {failed}: {error}") from error
     return cast(dict[str, Any], json.loads((folder / SUMMARY).read_text()))
 
 

@@ -194,11 +194,16 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self, relative: str) -> Iterator[HashingFile]:
-        """A new file that is hashed while it is written; an error inside removes what was written."""
+        """A file that is hashed while it is written and appears under its name only when complete.
+
+        Where that name is taken already, the file that was there stays: whoever writes under a name that is not of one
+        attempt alone (shards) writes the same bytes.
+        """
         path = self.path(relative)
         with self.explained(f"writing {relative}"):
             self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            raw = open(path, "xb") if self.local else self.fs.open(path, "wb")
+            temporary = f"{path}.{uuid.uuid4().hex}" if self.local else path
+            raw = open(temporary, "xb") if self.local else self.fs.open(path, "wb")
             sink = HashingFile(cast(IO[bytes], raw))
             try:
                 yield sink
@@ -206,16 +211,22 @@ class Store:
                 if self.local:
                     os.fsync(raw.fileno())
                 raw.close()
+                if self.local:
+                    with contextlib.suppress(FileExistsError):
+                        os.link(temporary, path)
             except BaseException:
-                with contextlib.suppress(OSError):
-                    raw.close()
-                with contextlib.suppress(OSError):
-                    self.fs.rm_file(path)
+                # An object store shows nothing of a file that was not closed.
+                if self.local:
+                    with contextlib.suppress(OSError):
+                        raw.close()
                 raise
+            finally:
+                if self.local:
+                    with contextlib.suppress(OSError):
+                        os.unlink(temporary)
 
-    def write_table(self, folder: str, table: str, data: pa.Table, attempt: str) -> File:
-        """One Parquet file of an attempt."""
-        relative = f"{folder}/{attempt}-{table}.parquet"
+    def write_named(self, relative: str, data: pa.Table) -> File:
+        """One Parquet file."""
         with self.writing(relative) as sink:
             pq.write_table(data, sink, compression="zstd", row_group_size=16_384)
         return File(relative, data.num_rows, sink.size_bytes, sink.sha256())
@@ -248,7 +259,7 @@ class Store:
         `files` were written by the caller (shards, checkpoints) and are listed beside the tables.
         """
         folder, attempt = f"parts/{stage}/{key}", uuid.uuid4().hex[:12]
-        written = {name: self.write_table(folder, name, data, attempt) for name, data in tables.items()}
+        written = {name: self.write_named(f"{folder}/{attempt}-{name}.parquet", data) for name, data in tables.items()}
         part = Part(key, {**written, **(files or {})}, dict(counts or {}), seconds)
         if self.put_absent(f"{folder}/manifest.json", json.dumps(asdict(part), indent=1).encode()):
             return part

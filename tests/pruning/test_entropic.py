@@ -238,6 +238,21 @@ def test_unusable_activations_are_refused() -> None:
         quick(np.ones_like(x), y, 1e-3, 1e-3, -1)
 
 
+def test_repeated_channels_without_enough_penalty_are_refused() -> None:
+    x, y, _, _ = planted(0)
+    with pytest.raises(LodesetError, match=r"layer: units that repeat .* eps_L2 = 1e-30: raise l2_ratio"):
+        quick(np.column_stack([x, x]), y, 0.0, 1e-30, -1)
+
+
+def test_outputs_that_no_channel_explains() -> None:
+    """A full factorial design: y is the product of the channels, exactly uncorrelated with each."""
+    x = np.array([[a, b] for a in (-1.0, 1.0) for b in (-1.0, 1.0)])
+    solution = quick(x, x[:, :1] * x[:, 1:], 1e-3, 1e-3, -1)
+    assert solution.converged
+    assert solution.unexplained == 1.0
+    assert not solution.q.any()
+
+
 def test_an_unfinished_solve_says_so() -> None:
     x, y, _, _ = planted(0)
     short = solve(gram_of(x, y), "l", eps_w=1e-3, eps_l2=1e-3, sign=-1, max_iterations=2, tolerance=1e-12)

@@ -200,9 +200,9 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LodesetError, match="does not hold a pruned model"):
         load_pruned(tmp_path)
     save_pruned(apply(model, random_replacements(model, 10)), tmp_path)
-    description = json.loads((tmp_path / "config.json").read_text())
+    description = json.loads((tmp_path / "architecture.json").read_text())
     description["hidden"]["blocks.0.mlp"] = 11
-    (tmp_path / "config.json").write_text(json.dumps(description))
+    (tmp_path / "architecture.json").write_text(json.dumps(description))
     with pytest.raises(LodesetError, match="size mismatch"):
         load_pruned(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"short")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def koleo_loss(features: Tensor) -> Tensor:
-    """-mean log(distance to the nearest other row), rows of features [B, D] (B >= 2) L2-normalised, in fp32; a scalar."""
+    """-mean log(distance to the nearest other row) over L2-normalised rows of features [B, D], B >= 2; a scalar."""
     return -torch.log(nearest_distances(features) + 1e-8).mean()
 
 
@@ -18,4 +18,5 @@ def nearest_distances(features: Tensor) -> Tensor:
     rows = F.normalize(features.float(), dim=-1)
     with torch.no_grad():
         nearest = (rows @ rows.T).fill_diagonal_(-2.0).argmax(dim=1)
-    return (rows - rows[nearest]).norm(dim=1)
+    distances: Tensor = torch.linalg.vector_norm(rows - rows[nearest], dim=1)
+    return distances

@@ -1,0 +1,134 @@
+"""calibrate (Ray Data): how similar an embedder finds copies and strangers -> thresholds, frozen.
+
+A seeded sample of the pool is copied in the ways of `algorithms.copies`; each copy is embedded and compared with its
+original. Each sampled image is also compared with the whole pool: its most similar image that is no copy by its thumbnail
+is its nearest stranger.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.algorithms import copies, thresholds, verify
+from pipeline.algorithms.images import decode
+from pipeline.algorithms.neighbors import ExactIndex
+from pipeline.dag.fingerprint import digest
+from pipeline.dag.stage import Context, Outcome
+from pipeline.dag.store import Artifact, File, Part, Rows, Store
+from pipeline.embedders.make import load
+from pipeline.engines.ray import map_with_state
+from pipeline.errors import LodesetError
+from pipeline.sources.reading import Location, read_images
+from pipeline.stages.embed import Embedder, normalised, read_vectors
+from pipeline.stages.fit_embedder import seeded_sample
+from pipeline.stages.parts import made
+
+VERSION = 1
+STAGE = "calibrate"
+PARTS = 8
+SAMPLES = pa.schema([("image_id", pa.string()), ("kind", pa.string()), ("similarity", pa.float32())])
+STRANGER = "stranger"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What the sampled images are compared with."""
+
+    vectors: tuple[File, ...]
+    images: tuple[File, ...]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    key: str
+    places: tuple[Location, ...]
+
+
+def run(context: Context) -> Outcome:
+    ingested, embedded, fitted = context.inputs["images"], context.inputs["vectors"], context.inputs.get("fitted")
+    embedder = Embedder(
+        context.store,
+        context.speed["embedder"],
+        fitted.tables["dictionary"][0] if fitted else None,
+        context.speed["max_pixels"],
+    )
+    wanted = context.config["calibration_images"]
+    sample = seeded_sample(context.store, ingested, wanted, seed=1)
+    if len(sample) < 2:
+        raise LodesetError(f"a pool of {len(sample)} images cannot calibrate dedup: set dedup.threshold and dedup.reference_threshold")
+    chunks = [tuple(sample[i::PARTS]) for i in range(PARTS) if sample[i::PARTS]]
+    keys = [digest(STAGE, VERSION, context.fingerprint, i) for i in range(len(chunks))]
+    work = [(key, Chunk(key, places), len(places)) for key, places in zip(keys, chunks, strict=True)]
+    pool = Pool(embedded.tables["vectors"], ingested.tables["images"])
+    make = functools.partial(map_with_state, functools.partial(_worker, embedder, pool), cpus=context.cpus, address=context.ray_address)
+    parts, new = made(context, STAGE, work, make)
+    files = tuple(p.files["samples"] for p in parts)
+    return Outcome(
+        tables={"samples": files},
+        rows=_rows(ingested, len(sample)),
+        details={"parts": len(parts), "parts_made": len(new), **summary(context.store.table(files))},
+    )
+
+
+def _rows(ingested: Artifact, sampled: int) -> Rows:
+    left = ingested.rows.kept - sampled
+    return Rows(taken=ingested.rows.kept, kept=sampled, dropped={"not_sampled": left} if left else {})
+
+
+def summary(samples: pa.Table) -> dict[str, object]:
+    """The thresholds for both ways of deciding, and the median similarity of each kind of copy."""
+    kinds = np.asarray(samples["kind"].to_pylist())
+    similarity = samples["similarity"].to_numpy()
+    stranger = kinds == STRANGER
+    return {
+        "candidates": asdict(thresholds.candidates(similarity[~stranger])),
+        "unverified": asdict(thresholds.unverified(similarity[stranger])),
+        "median_similarity": {k: round(float(np.median(similarity[kinds == k])), 4) for k in (*copies.KINDS, STRANGER)},
+    }
+
+
+def _worker(embedder: Embedder, pool: Pool) -> Callable[[Chunk], Part]:
+    store = embedder.store
+    embed = load(embedder.config, embedder.fitted, store, threads=1)
+    ids, vectors = read_vectors(store, pool.vectors)
+    index = ExactIndex(vectors)
+    row_of = {image_id: row for row, image_id in enumerate(ids)}
+    thumbnails = _thumbnails(store, pool.images, row_of)
+
+    def calibrate(chunk: Chunk) -> Part:
+        started = time.time()
+        rows: list[tuple[str, str, float]] = []
+        for place, data in read_images(chunk.places):
+            if place.image_id not in row_of:
+                continue  # embed dropped it (a vector that is not finite)
+            rng = np.random.default_rng(int(place.image_id[:15], 16))
+            image = decode(data, embedder.max_pixels)
+            row = row_of[place.image_id]
+            found = normalised(embed([copies.copy_of(image, kind, rng) for kind in copies.KINDS])).astype(np.float32)
+            similarity = found @ vectors[row].astype(np.float32)
+            rows += [(place.image_id, kind, float(s)) for kind, s in zip(copies.KINDS, similarity, strict=True)]
+            nearest, others = index.search(vectors[row : row + 1], min(len(ids), 65))
+            alike, _ = verify.agreement(thumbnails, np.full(others.shape[1], row), others[0])
+            strange = (alike < verify.AGREE_REFERENCE) & (others[0] != row)
+            if strange.any():
+                rows.append((place.image_id, STRANGER, float(nearest[0][strange][0])))
+        table = pa.Table.from_pylist([dict(zip(SAMPLES.names, r, strict=True)) for r in rows], schema=SAMPLES)
+        return store.commit_part(STAGE, chunk.key, {"samples": table}, {"images": len(chunk.places)}, time.time() - started)
+
+    return calibrate
+
+
+def _thumbnails(store: Store, files: Sequence[File], row_of: dict[str, int]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """Standardised thumbnails in the rows of the vectors, float32 [N, 1024]."""
+    table = store.table(files, ["image_id", "thumbnail"])
+    raw = np.zeros((len(row_of), 1024), np.uint8)
+    for image_id, thumbnail in zip(table["image_id"].to_pylist(), table["thumbnail"].to_pylist(), strict=True):
+        if image_id in row_of:
+            raw[row_of[image_id]] = np.frombuffer(thumbnail, np.uint8)
+    return verify.standardised(raw)

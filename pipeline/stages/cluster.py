@@ -1,0 +1,64 @@
+"""cluster (Ray + FAISS): vectors of the kept pool + centroids -> `clusters`. A part a file of vectors."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import records
+from pipeline.algorithms import kmeans
+from pipeline.dag.fingerprint import digest
+from pipeline.dag.stage import Context, Outcome
+from pipeline.dag.store import Artifact, File, Part, Rows, Store
+from pipeline.engines.ray import map_items
+from pipeline.stages.embed import read_vectors
+from pipeline.stages.fit_clusters import read_centroids
+from pipeline.stages.kept import pool_kept
+from pipeline.stages.parts import made
+
+VERSION = 1
+STAGE = "cluster"
+
+
+def run(context: Context) -> Outcome:
+    vectors, dedup, fitted = (context.inputs[role] for role in ("vectors", "dedup", "centroids"))
+    work = []
+    for file in vectors.tables["vectors"]:
+        key = digest(STAGE, VERSION, file.sha256, fitted.fingerprint, dedup.fingerprint)
+        work.append((key, (key, file), file.rows))
+    make = functools.partial(_assign, context.store, fitted, dedup)
+    parts, new = made(context, STAGE, work, functools.partial(map_items, make, cpus=context.cpus, address=context.ray_address))
+    kept = sum(p.files["clusters"].rows for p in parts)
+    sizes = np.bincount(
+        context.store.table([p.files["clusters"] for p in parts], ["cluster"], records.CLUSTERS)["cluster"].to_numpy(), minlength=1
+    )
+    return Outcome(
+        tables={"clusters": tuple(p.files["clusters"] for p in parts if p.files["clusters"].rows), "centroids": fitted.tables["centroids"]},
+        rows=Rows(taken=kept, kept=kept),
+        details={
+            "k": fitted.details["k"],
+            "largest": int(sizes.max()),
+            "empty": int(fitted.details["k"] - (sizes > 0).sum()),
+            "parts": len(parts),
+            "parts_made": len(new),
+        },
+    )
+
+
+def _assign(store: Store, fitted: Artifact, dedup: Artifact, item: tuple[str, File]) -> Part:
+    key, file = item
+    started = time.time()
+    wanted = pool_kept(store, dedup)
+    ids, matrix = read_vectors(store, [file])
+    rows = [row for row, image_id in enumerate(ids) if image_id in wanted]
+    if rows:
+        nearest, _ = kmeans.assign(matrix[rows].astype(np.float32), read_centroids(store, fitted))
+    else:
+        nearest = np.zeros(0, np.int32)
+    table = pa.table(
+        {"image_id": [ids[row] for row in rows], "cluster": nearest, "path": [[int(c)] for c in nearest]}, schema=records.CLUSTERS
+    )
+    return store.commit_part(STAGE, key, {"clusters": table}, {"images": len(ids)}, time.time() - started)

@@ -1,0 +1,284 @@
+"""dedup (Ray + FAISS): `vectors` + `images` -> `edges`, `duplicates` (DINOv2, section 3 and appendix A).
+
+1. Candidates: the k nearest neighbours of every image above the threshold, and close perceptual hashes.
+2. Verification on thumbnails (`verify: pixels`), or none.
+3. Connected components, guarded by size.
+4. A component with a reference image is discarded whole; one with an included image keeps only that; any other keeps its
+   largest image, then the smallest image_id.
+
+The search is committed in parts that know nothing of thresholds, so another threshold re-uses it.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline import records
+from pipeline.algorithms import verify
+from pipeline.algorithms.components import components, keepers, size_limit
+from pipeline.algorithms.neighbors import ExactIndex, hamming_pairs
+from pipeline.algorithms.thresholds import Thresholds
+from pipeline.dag.fingerprint import digest
+from pipeline.dag.stage import Context, Outcome
+from pipeline.dag.store import Artifact, File, Part, Rows, Store
+from pipeline.engines.ray import map_with_state
+from pipeline.errors import GateError
+from pipeline.stages.parts import made
+from pipeline.stages.universe import Members, Universe, gather, members_of, vectors_of
+
+VERSION = 1
+STAGE, SEARCH = "dedup", "dedup_search"
+# Edges are kept this far below the threshold, so that the table shows what another threshold would add.
+FLOOR = 0.05
+NEIGHBORS = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("similarity", pa.float32())])
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Nodes start..stop, whose neighbours are searched."""
+
+    key: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """P pairs a < b of nodes, with what is known of each."""
+
+    a: Ints
+    b: Ints
+    similarity: Floats  # cosine; NaN where only the hashes met
+    distance: NDArray[np.int16]  # bits between the perceptual hashes
+    verified: NDArray[np.int8]  # 1 yes, 0 no, -1 not asked
+    mirrored: NDArray[np.bool_]
+    linked: NDArray[np.bool_]  # taken as copies
+
+
+def run(context: Context) -> Outcome:
+    config: Mapping[str, Any] = context.config
+    store = context.store
+    sets = members_of(context.inputs, context.speed["roles"])
+    universe = gather(store, sets)
+    files, made_parts = _search(context, sets, universe, config["k"])
+    limits = chosen_thresholds(config, context.inputs.get("calibration"))
+    neighbors = _neighbors(store, files)
+    pairs = judge(universe, neighbors, limits, config["phash_distance"], config["verify"])
+    component = components(len(universe.ids), pairs.a[pairs.linked], pairs.b[pairs.linked])
+    _guard(universe, component, limits, config)
+    table = verdicts(universe, component, pairs)
+    edges = _edge_table(universe, pairs)
+    key = digest(STAGE, VERSION, context.fingerprint)
+    part = store.commit_part(STAGE, key, {"duplicates": table, "edges": edges})
+    return _outcome(part, table, universe, component, limits, made_parts, len(files))
+
+
+# -- candidates
+
+
+def _search(context: Context, sets: Sequence[Members], universe: Universe, k: int) -> tuple[list[File], int]:
+    size = context.speed["part_images"]
+    # What is compared and how it was embedded; the vectors' files are not, because parts may be cut otherwise.
+    basis = (universe.digest, sorted(context.inputs[f"vectors:{s.set}"].identity("") for s in sets), k)
+    starts = range(0, len(universe.ids), size)
+    blocks = [Block(digest(SEARCH, VERSION, *basis, start, size), start, min(start + size, len(universe.ids))) for start in starts]
+    work = [(block.key, block, block.stop - block.start) for block in blocks]
+    worker = functools.partial(_searcher, context.store, tuple(sets), universe.ids, k)
+    parts, new = made(context, SEARCH, work, functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address))
+    return [p.files["neighbors"] for p in parts], len(new)
+
+
+def _searcher(store: Store, sets: Sequence[Members], ids: Sequence[str], k: int) -> Callable[[Block], Part]:
+    vectors = vectors_of(store, sets, ids)
+    index = ExactIndex(vectors)
+
+    def search(block: Block) -> Part:
+        started = time.time()
+        similarity, rows = index.search(vectors[block.start : block.stop], min(k + 1, len(ids)))
+        a = np.repeat(np.arange(block.start, block.stop), rows.shape[1])
+        b = rows.reshape(-1)
+        # Each pair once, from its smaller node; if only the larger one finds it, from there.
+        keep = (a != b) & (b >= 0)
+        table = pa.table({"a": a[keep], "b": b[keep], "similarity": similarity.reshape(-1)[keep]}, schema=NEIGHBORS)
+        return store.commit_part(SEARCH, block.key, {"neighbors": table}, {"images": block.stop - block.start}, time.time() - started)
+
+    return search
+
+
+def _neighbors(store: Store, files: Sequence[File]) -> tuple[Ints, Ints, Floats]:
+    """Distinct pairs a < b with their similarity, sorted."""
+    table = store.table(files, None, NEIGHBORS)
+    a, b, similarity = (table[name].to_numpy() for name in ("a", "b", "similarity"))
+    low, high = np.minimum(a, b), np.maximum(a, b)
+    order = np.lexsort((high, low))
+    low, high, similarity = low[order], high[order], similarity[order]
+    first = np.r_[True, (low[1:] != low[:-1]) | (high[1:] != high[:-1])] if len(low) else np.zeros(0, bool)
+    return low[first], high[first], similarity[first]
+
+
+def chosen_thresholds(config: Mapping[str, Any], calibration: Artifact | None) -> Thresholds:
+    """The configured numbers, or those that the calibration found for this way of verifying."""
+    found: Mapping[str, float] = {}
+    if calibration is not None:
+        found = calibration.details["candidates" if config["verify"] == "pixels" else "unverified"]
+    pool = found["pool"] if config["threshold"] == "auto" else config["threshold"]
+    reference = found["reference"] if config["reference_threshold"] == "auto" else config["reference_threshold"]
+    return Thresholds(pool, reference)
+
+
+# -- decisions
+
+
+def judge(universe: Universe, neighbors: tuple[Ints, Ints, Floats], limits: Thresholds, phash_distance: int, method: str) -> Pairs:
+    """Which candidate pairs are copies. A pair that touches a reference image is judged by the reference threshold."""
+    a, b, similarity = neighbors
+    lowest = min(limits.pool, limits.reference)
+    near = similarity > lowest - FLOOR
+    a, b, similarity = a[near], b[near], similarity[near]
+    informative = np.flatnonzero(~universe.flat)
+    hash_a, hash_b, _ = hamming_pairs(universe.phash[informative], phash_distance)
+    hash_a, hash_b = informative[hash_a], informative[hash_b]
+
+    merged = np.unique(np.stack([np.r_[a, hash_a], np.r_[b, hash_b]], axis=1), axis=0).reshape(-1, 2)
+    a_all, b_all = merged[:, 0], merged[:, 1]
+    count = len(universe.ids)
+    score = np.full(len(a_all), np.nan, np.float32)
+    score[np.searchsorted(a_all * count + b_all, a * count + b)] = similarity
+    distance = np.bitwise_count(universe.phash[a_all] ^ universe.phash[b_all]).astype(np.int16)
+    by_hash = np.zeros(len(a_all), bool)
+    by_hash[np.searchsorted(a_all * count + b_all, hash_a * count + hash_b)] = True
+
+    touches = universe.reference[a_all] | universe.reference[b_all]
+    candidate = by_hash | (score > np.where(touches, limits.reference, limits.pool))
+    verified = np.full(len(a_all), -1, np.int8)
+    mirrored = np.zeros(len(a_all), bool)
+    if method == "pixels":
+        rows = verify.standardised(universe.thumbnails)
+        agreement, turned = verify.agreement(rows, a_all[candidate], b_all[candidate])
+        enough = np.where(touches[candidate], verify.AGREE_REFERENCE, verify.AGREE)
+        verified[candidate] = agreement >= enough
+        mirrored[candidate] = turned
+        linked = verified == 1
+    else:
+        linked = candidate
+    return Pairs(a_all, b_all, score, distance, verified, mirrored, linked)
+
+
+def _guard(universe: Universe, component: Ints, limits: Thresholds, config: Mapping[str, Any]) -> None:
+    sizes = np.bincount(component, weights=universe.pool) if len(component) else np.zeros(1)
+    pool = int(universe.pool.sum())
+    allowed = size_limit(pool)
+    largest = int(sizes.max(initial=0))
+    if largest <= allowed:
+        return
+    raise GateError(
+        f"one near-duplicate group holds {largest} of {pool} pool images ({largest / pool:.1%}; the limit is {allowed}), and {int((sizes > allowed).sum())} "
+        f"groups are that large: the cosine threshold {limits.pool} links strangers. Nothing was dropped. Choose a higher dedup.threshold, "
+        f"`threshold: auto`, `verify: pixels` (now {config['verify']}), or a lower dedup.phash_distance (now {config['phash_distance']})"
+    )
+
+
+def verdicts(universe: Universe, component: Ints, pairs: Pairs) -> pa.Table:
+    """`duplicates`: one row for every pool and every included image."""
+    count = len(universe.ids)
+    has_reference = np.zeros(count, bool)
+    has_reference[component[universe.reference]] = True
+    has_included = np.zeros(count, bool)
+    has_included[component[universe.included]] = True
+    keeper = keepers(component, universe.area)
+    best_reference = _representative(component, universe.reference)
+    best_included = _representative(component, universe.included)
+    similarity = {
+        (int(x), int(y)): float(s) for x, y, s, linked in zip(pairs.a, pairs.b, pairs.similarity, pairs.linked, strict=True) if linked
+    }
+    rows = []
+    for node in np.flatnonzero(universe.pool | universe.included):
+        root = component[node]
+        if has_reference[root]:
+            own = universe.reference[node]
+            kept, reason, match = False, "reference", int(node if own else best_reference[root])
+        elif universe.included[node]:
+            kept, reason, match = True, "included", int(node)
+        elif has_included[root]:
+            kept, reason, match = False, "included", int(best_included[root])
+        else:
+            match = int(keeper[node])
+            kept, reason = match == node, "unique" if match == node else "near"
+        score = 1.0 if match == node else similarity.get((min(node, match), max(node, match)))
+        rows.append(
+            {
+                "image_id": universe.ids[node],
+                "group_id": universe.ids[root],
+                "kept": kept,
+                "reason": reason,
+                "matched_id": None if kept else universe.ids[match],
+                "similarity": None if kept or score is None or np.isnan(score) else score,
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=records.DUPLICATES)
+
+
+def _representative(component: Ints, chosen: NDArray[np.bool_]) -> Ints:
+    """For each component, its smallest node among the chosen ones (-1: none)."""
+    first = np.full(len(component), -1, np.int64)
+    nodes = np.flatnonzero(chosen)[::-1]
+    first[component[nodes]] = nodes
+    return first
+
+
+def _edge_table(universe: Universe, pairs: Pairs) -> pa.Table:
+    ids = pa.array(universe.ids, pa.string())
+    asked = pairs.verified >= 0
+    return pa.table(
+        {
+            "image_id_a": ids.take(pa.array(pairs.a)),
+            "image_id_b": ids.take(pa.array(pairs.b)),
+            "similarity": pa.array(pairs.similarity, mask=np.isnan(pairs.similarity)),
+            "phash_distance": pairs.distance,
+            "verified": pa.array(pairs.verified == 1, mask=~asked),
+            "transform": pa.array(np.where(pairs.mirrored, verify.MIRROR, verify.IDENTITY), mask=~asked),
+        },
+        schema=records.EDGES,
+    )
+
+
+def _outcome(
+    part: Part, table: pa.Table, universe: Universe, component: Ints, limits: Thresholds, parts_made: int, parts: int
+) -> Outcome:
+    reasons = table["reason"].to_pylist()
+    kept = table["kept"].to_pylist()
+    dropped: dict[str, int] = {}
+    for reason, keep in zip(reasons, kept, strict=True):
+        if not keep:
+            dropped[reason] = dropped.get(reason, 0) + 1
+    leaks: dict[str, int] = {}
+    holders = [universe.set_names.get(i, ()) for i in table["matched_id"].to_pylist()]
+    for reason, keep, names in zip(reasons, kept, holders, strict=True):
+        if not keep and reason == "reference":
+            for name in names:
+                leaks[name] = leaks.get(name, 0) + 1
+    sizes = np.bincount(component, weights=universe.pool) if len(component) else np.zeros(1)
+    return Outcome(
+        tables={"duplicates": (part.files["duplicates"],), "edges": (part.files["edges"],)},
+        rows=Rows(taken=table.num_rows, kept=sum(kept), dropped=dict(sorted(dropped.items()))),
+        details={
+            "parts": parts,
+            "parts_made": parts_made,
+            "threshold": limits.pool,
+            "reference_threshold": limits.reference,
+            "groups": int((sizes > 1).sum()),
+            "largest_group": int(sizes.max(initial=0)),
+            "leaked_by_set": dict(sorted(leaks.items())),
+        },
+    )

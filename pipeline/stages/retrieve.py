@@ -1,0 +1,201 @@
+"""retrieve (Ray + FAISS): what each curated set asks of the pool -> `selected` (DINOv2, appendix A.4).
+
+One artifact a curated set, then `all`: every set's rows together. An image that several sets want has a row in each and one
+entry in the shards. Within a set, an image that several queries retrieve belongs to the query that finds it most similar;
+`matches` keeps all hits.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import records
+from pipeline.algorithms import kmeans, sampling
+from pipeline.algorithms.neighbors import ExactIndex
+from pipeline.config import AsIs, Cluster, Sample
+from pipeline.dag.fingerprint import digest
+from pipeline.dag.stage import Context, Outcome
+from pipeline.dag.store import Artifact, File, Part, Rows, Store
+from pipeline.engines.ray import map_with_state
+from pipeline.errors import LodesetError
+from pipeline.stages.embed import read_vectors
+from pipeline.stages.fit_clusters import read_centroids
+from pipeline.stages.kept import kept_ids, pool_kept, vectors_sorted
+from pipeline.stages.parts import made
+
+VERSION = 1
+STAGE, SEARCH = "retrieve", "retrieve_search"
+MATCHES = pa.schema([("query_id", pa.string()), ("image_id", pa.string()), ("similarity", pa.float32())])
+
+
+@dataclass(frozen=True)
+class Queries:
+    """A run of one set's query images."""
+
+    key: str
+    start: int
+    stop: int
+
+
+def run(context: Context) -> Outcome:
+    """One curated set."""
+    mode: AsIs | Sample | Cluster = context.speed["retrieve"]
+    store, name = context.store, context.stage.set
+    if isinstance(mode, AsIs):
+        return _commit(context, [], [], asked=0, taken=0)
+    queries, matrix = read_vectors(store, context.inputs["queries"].tables["vectors"])
+    if not queries:
+        raise LodesetError(f"the curated set `{name}` has no readable image, so there is nothing to look for: check its uri, or remove it")
+    order = sorted(range(len(queries)), key=queries.__getitem__)
+    queries, matrix = [queries[i] for i in order], matrix[order]
+    if isinstance(mode, Sample):
+        files = _search(context, queries, mode.k)
+        hits = store.table(files, None, MATCHES)
+        rows = _sampled(hits, queries, name)
+        return _commit(context, rows, files, asked=mode.k * len(queries), taken=hits.num_rows)
+    return _by_cluster(context, mode, queries, matrix.astype(np.float32))
+
+
+# -- sample
+
+
+def _search(context: Context, queries: Sequence[str], k: int) -> list[File]:
+    size = context.speed["part_images"]
+    identities = [context.inputs[role].identity("") for role in ("queries", "vectors", "dedup")]
+    starts = range(0, len(queries), size)
+    blocks = [Queries(digest(SEARCH, VERSION, identities, k, start, size), start, min(start + size, len(queries))) for start in starts]
+    work = [(block.key, block, block.stop - block.start) for block in blocks]
+    worker = functools.partial(
+        _searcher, context.store, context.inputs["queries"].tables["vectors"], context.inputs["vectors"].tables["vectors"], context.inputs["dedup"], k
+    )
+    make = functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address)
+    parts, _ = made(context, SEARCH, work, make)
+    return [p.files["matches"] for p in parts]
+
+
+def _searcher(store: Store, query_files: Sequence[File], pool_files: Sequence[File], dedup: Artifact, k: int) -> Callable[[Queries], Part]:
+    ids, matrix = vectors_sorted(store, pool_files, pool_kept(store, dedup))
+    index = ExactIndex(matrix)
+    query_ids, found = read_vectors(store, query_files)
+    order = sorted(range(len(query_ids)), key=query_ids.__getitem__)
+
+    def search(block: Queries) -> Part:
+        started = time.time()
+        chosen = order[block.start : block.stop]
+        similarity, rows = index.search(found[chosen], min(k, len(ids)))
+        table = pa.table(
+            {
+                "query_id": np.repeat([query_ids[i] for i in chosen], rows.shape[1]),
+                "image_id": [ids[row] for row in rows.reshape(-1)],
+                "similarity": similarity.reshape(-1),
+            },
+            schema=MATCHES,
+        )
+        return store.commit_part(SEARCH, block.key, {"matches": table}, {"images": len(chosen)}, time.time() - started)
+
+    return search
+
+
+def _sampled(hits: pa.Table, queries: Sequence[str], name: str) -> list[dict[str, object]]:
+    query_row = {q: i for i, q in enumerate(queries)}
+    ids = sorted(set(hits["image_id"].to_pylist()))
+    row_of = {i: n for n, i in enumerate(ids)}
+    rows = np.fromiter((row_of[i] for i in hits["image_id"].to_pylist()), np.int64, hits.num_rows)
+    asked_by = np.fromiter((query_row[q] for q in hits["query_id"].to_pylist()), np.int64, hits.num_rows)
+    row, query, similarity = sampling.best_query(rows, asked_by, hits["similarity"].to_numpy())
+    return [
+        {"image_id": ids[r], "set": name, "mode": "sample", "query_id": queries[q], "similarity": float(s), "cluster": None}
+        for r, q, s in zip(row, query, similarity, strict=True)
+    ]
+
+
+# -- cluster
+
+
+def _by_cluster(context: Context, mode: Cluster, queries: Sequence[str], matrix: sampling.Floats) -> Outcome:
+    store, name = context.store, context.stage.set
+    centroids = read_centroids(store, context.inputs["centroids"])
+    where, _ = kmeans.assign(matrix, centroids)
+    matched = sampling.matched_clusters(where, mode.min_matches)
+    assigned = store.table(context.inputs["clusters"].tables["clusters"], ["image_id", "cluster"], records.CLUSTERS)
+    inside = assigned.filter(pc.is_in(assigned["cluster"], pa.array(matched, pa.int32())))
+    members: dict[int, list[str]] = {c: [] for c in matched}
+    for image_id, cluster in zip(inside["image_id"].to_pylist(), inside["cluster"].to_pylist(), strict=True):
+        members[cluster].append(image_id)
+    drawn = sampling.draw({c: sorted(ids) for c, ids in members.items()}, mode.per_cluster, mode.limit, seed=0)
+    wanted = {i for ids in drawn.values() for i in ids}
+    ids, vectors = vectors_sorted(store, context.inputs["vectors"].tables["vectors"], wanted)
+    row_of = {i: n for n, i in enumerate(ids)}
+    rows: list[dict[str, object]] = []
+    for cluster, chosen in drawn.items():
+        asking = np.flatnonzero(where == cluster)
+        if not chosen:
+            continue
+        similarity = vectors[[row_of[i] for i in chosen]].astype(np.float32) @ matrix[asking].T
+        best = similarity.argmax(axis=1)
+        rows += [
+            {"image_id": i, "set": name, "mode": "cluster", "query_id": queries[asking[q]], "similarity": float(s[q]), "cluster": cluster}
+            for i, q, s in zip(chosen, best, similarity, strict=True)
+        ]
+    available = sum(map(len, members.values()))
+    asked = min(mode.limit, mode.per_cluster * len(matched))
+    return _commit(context, rows, [], asked=asked, taken=available, clusters=len(matched))
+
+
+# -- outcomes
+
+
+def _commit(
+    context: Context, rows: Iterable[dict[str, object]], matches: Sequence[File], asked: int, taken: int, clusters: int | None = None
+) -> Outcome:
+    """`taken` hits or cluster members came in; what is not selected collided with another query or was not drawn."""
+    table = pa.Table.from_pylist(sorted(rows, key=lambda r: (str(r["image_id"]), str(r["set"]))), schema=records.SELECTED)
+    part = context.store.commit_part(STAGE, digest(STAGE, VERSION, context.stage.set, context.fingerprint), {"selected": table})
+    left = taken - table.num_rows
+    reason = "collision" if clusters is None else "not_drawn"
+    details: dict[str, object] = {"asked": asked, "distinct": table.num_rows}
+    if clusters is not None:
+        details["clusters"] = clusters
+    return Outcome(
+        tables={"selected": (part.files["selected"],), **({"matches": tuple(matches)} if matches else {})},
+        rows=Rows(taken=taken, kept=table.num_rows, dropped={reason: left} if left else {}),
+        details=details,
+    )
+
+
+def run_all(context: Context) -> Outcome:
+    """Every set's rows, and the images that come in as they are."""
+    store = context.store
+    tables = [store.table(a.tables["selected"]) for role, a in sorted(context.inputs.items()) if role.startswith("retrieve:")]
+    kept = kept_ids(store, context.inputs["dedup"])
+    for role, artifact in sorted(context.inputs.items()):
+        if role.startswith("images:"):
+            ids = store.table(artifact.tables["images"], ["image_id"])["image_id"].to_pylist()
+            tables.append(_as_is(sorted(set(ids) & kept), role.removeprefix("images:")))
+    if context.config["everything"]:
+        tables.append(_as_is(sorted(pool_kept(store, context.inputs["dedup"])), "pool"))
+    table = pa.concat_tables([t.select(records.SELECTED.names) for t in tables], promote_options="none").sort_by(
+        [("image_id", "ascending"), ("set", "ascending")]
+    )
+    distinct = pc.count_distinct(table["image_id"]).as_py()
+    part = store.commit_part(STAGE, digest(STAGE, VERSION, "all", context.fingerprint), {"selected": table})
+    wanted_twice = table.num_rows - distinct
+    return Outcome(
+        tables={"selected": (part.files["selected"],)},
+        rows=Rows(taken=table.num_rows, kept=distinct, dropped={"several_sets": wanted_twice} if wanted_twice else {}),
+        details={"distinct": distinct},
+    )
+
+
+def _as_is(ids: Sequence[str], name: str) -> pa.Table:
+    return pa.Table.from_pylist(
+        [{"image_id": i, "set": name, "mode": "as_is", "query_id": None, "similarity": None, "cluster": None} for i in ids],
+        schema=records.SELECTED,
+    )

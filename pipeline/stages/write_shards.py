@@ -1,0 +1,220 @@
+"""write_shards (Beam): `selected` + where the bytes lie -> WebDataset tars and `index.parquet`.
+
+The order comes from the sources and a seed: blocks of images that lie together are shuffled, shards are filled with whole
+blocks' images, and inside a shard every image is shuffled. So a worker reads its sources nearly in sequence, and what it
+writes depends on nothing but the selection: to the byte, on any machine, with any number of workers.
+
+Shards lie in `<store>/shards/<fingerprint>/`, a part each.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import tarfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import records
+from pipeline.algorithms.images import EXTENSIONS
+from pipeline.algorithms.sampling import seeded_order
+from pipeline.config import Shards
+from pipeline.dag.fingerprint import digest
+from pipeline.dag.stage import Context, Outcome, Progress
+from pipeline.dag.store import File, Part, Rows, Store
+from pipeline.engines.beam import pipeline
+from pipeline.engines.failures import Failed, caught
+from pipeline.errors import LodesetError
+from pipeline.sources.reading import Location, read_images
+
+VERSION = 1
+STAGE, PLAN = "write_shards", "shard_plan"
+BLOCK_IMAGES = 64
+_TAR_RECORD = 512
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image as it goes into a shard."""
+
+    place: Location
+    extension: str
+    told: str  # the JSON member
+
+
+@dataclass(frozen=True)
+class Shard:
+    key: str
+    name: str
+    entries: tuple[Entry, ...]  # in the order in which they are written
+
+
+def run(context: Context) -> Outcome:
+    config: Shards = context.speed["shards"]
+    store = context.store
+    folder = f"shards/{context.fingerprint[:16]}"
+    shards = plan(store, context, config)
+    if not shards:
+        raise LodesetError("nothing was selected, so there are no shards to write: look at `lodeset report`, at what dedup and retrieve dropped")
+    before = set(store.committed(STAGE, [s.key for s in shards]))
+    context.report(Progress(0.0))
+    errors = f"parts/{STAGE}/errors-{context.fingerprint[:16]}-{time.time_ns():x}"
+    with pipeline(context.cpus, context.speed["beam"]) as p:
+        (
+            p
+            | "shards" >> beam.Create([s for s in shards if s.key not in before])
+            | beam.Reshuffle()
+            | "write" >> beam.Map(_write_caught, store, folder, errors)
+        )
+    for name in store.names(errors):
+        raise LodesetError((store.read(f"{errors}/{name}") or b"").decode())
+    parts = [store.committed(STAGE, [s.key])[s.key] for s in shards]
+    index = store.table([p.files["entries"] for p in parts])
+    index_file = _publish_index(store, folder, context.fingerprint, index)
+    selected = context.inputs["selected"].rows.kept
+    return Outcome(
+        tables={"shards": tuple(p.files["shard"] for p in parts), "index": (index_file,)},
+        rows=Rows(taken=selected, kept=index.num_rows),
+        details={
+            "folder": folder,
+            "shards": len(parts),
+            "parts_made": len(parts) - len(before),
+            "size_bytes": sum(p.files["shard"].size_bytes for p in parts),
+        },
+    )
+
+
+# -- which image goes where
+
+
+def plan(store: Store, context: Context, config: Shards) -> list[Shard]:
+    """The shards to write, by metadata alone."""
+    selected = store.table(context.inputs["selected"].tables["selected"])
+    why: dict[str, list[dict[str, Any]]] = {}
+    for row in selected.to_pylist():
+        why.setdefault(row["image_id"], []).append({k: v for k, v in row.items() if k != "image_id" and v is not None})
+    entries = _entries(store, context, why)
+    blocks = [entries[i : i + BLOCK_IMAGES] for i in range(0, len(entries), BLOCK_IMAGES)]
+    names = [block[0].place.image_id for block in blocks]
+    mixed = [entry for i in seeded_order(names, config.seed) for entry in blocks[i]]
+    shards = []
+    for number, run_ in enumerate(_filled(mixed, int(config.size_mb * 2**20))):
+        order = seeded_order([e.place.image_id for e in run_], config.seed)
+        chosen = tuple(run_[i] for i in order)
+        key = digest(STAGE, VERSION, context.fingerprint, number, [e.place.image_id for e in chosen])
+        shards.append(Shard(key, f"shard-{number:06d}.tar", chosen))
+    return shards
+
+
+def _entries(store: Store, context: Context, why: dict[str, list[dict[str, Any]]]) -> list[Entry]:
+    """The selected images in the order in which they lie in their sources; the pool's copy comes first."""
+    entries: list[Entry] = []
+    left = set(why)
+    sets = sorted((r.removeprefix("images:") for r in context.inputs if r.startswith("images:")), key=lambda s: (s != "pool", s))
+    for name in sets:
+        tables = context.inputs[f"images:{name}"].tables
+        wanted = pa.array(sorted(left), pa.string())
+        images = _rows_of(store, tables["images"], wanted, ["image_id", "width", "height", "format"])
+        said: dict[str, dict[str, Any]] = {}
+        for row in store.table(tables.get("metadata", ()), None, records.METADATA).to_pylist():
+            said.setdefault(row["image_id"], row)
+        about = {row["image_id"]: row for row in images}
+        for row in _rows_of(store, tables["locations"], wanted, ["image_id", "uri", "member", "offset", "size_bytes"]):
+            image_id = row["image_id"]
+            if image_id not in left or image_id not in about:
+                continue
+            left.discard(image_id)
+            entries.append(Entry(Location(**row), EXTENSIONS[about[image_id]["format"]], _told(about[image_id], said.get(image_id), why[image_id])))
+    if left:
+        raise LodesetError(f"{len(left)} selected images lie nowhere, e.g. {min(left)}: run again, so that ingest lists the sources anew")
+    return entries
+
+
+def _rows_of(store: Store, files: Sequence[File], wanted: pa.Array, columns: list[str]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for file in files:
+        table = store.table([file], columns)
+        rows += table.filter(pc.is_in(table["image_id"], wanted)).to_pylist()
+    return rows
+
+
+def _told(image: dict[str, Any], said: dict[str, Any] | None, why: list[dict[str, Any]]) -> str:
+    """What the `.json` member says: why the image is there, and what its source said about it. No place, so that the same
+    selection gives the same bytes wherever the data lies."""
+    tree: dict[str, Any] = dict(image)
+    if said is not None:
+        tree |= {k: said[k] for k in ("label", "caption", "url", "licence") if said[k] is not None}
+        if said["extra"] is not None:
+            tree["extra"] = json.loads(said["extra"])
+    tree["selected"] = [{**row, "similarity": round(row["similarity"], 5)} if "similarity" in row else row for row in why]
+    return json.dumps(tree, sort_keys=True, ensure_ascii=False)
+
+
+def _filled(entries: Sequence[Entry], limit: int) -> Iterator[list[Entry]]:
+    run_: list[Entry] = []
+    size = 2 * _TAR_RECORD
+    for entry in entries:
+        more = sum(_TAR_RECORD + -(-n // _TAR_RECORD) * _TAR_RECORD for n in (entry.place.size_bytes, len(entry.told.encode())))
+        if run_ and size + more > limit:
+            yield run_
+            run_, size = [], 2 * _TAR_RECORD
+        run_.append(entry)
+        size += more
+    if run_:
+        yield run_
+
+
+# -- writing
+
+
+def _write_caught(shard: Shard, store: Store, folder: str, errors: str) -> None:
+    """A user's error is left in the store, where the stage finds it: Beam would wrap it in its own."""
+    done = caught(functools.partial(write_shard, store, folder), shard)
+    if isinstance(done, Failed):
+        store.put_absent(f"{errors}/{shard.name}", done.message.encode())
+
+
+def write_shard(store: Store, folder: str, shard: Shard) -> Part:
+    """Reads a shard's images in the order of their sources, holds them, and writes them in the shard's order."""
+    found = store.part(STAGE, shard.key)
+    if found is not None:
+        return found
+    started = time.time()
+    by_place = sorted((e.place for e in shard.entries), key=lambda p: (p.uri, p.offset, p.member))
+    payload = {place.image_id: data for place, data in read_images(by_place)}
+    rows = []
+    relative = f"{folder}/{shard.name}"
+    with store.writing(relative) as sink, tarfile.open(fileobj=sink, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=2**20) as tar:
+        for entry in shard.entries:
+            image_id = entry.place.image_id
+            data = payload.pop(image_id)
+            rows.append({"image_id": image_id, "shard": shard.name, "offset": tar.offset + _TAR_RECORD, "size_bytes": len(data)})
+            _add(tar, f"{image_id}.{entry.extension}", data)
+            _add(tar, f"{image_id}.json", entry.told.encode())
+    file = File(relative, len(rows), sink.size_bytes, sink.sha256())
+    table = pa.Table.from_pylist(rows, schema=records.SHARDS)
+    return store.commit_part(STAGE, shard.key, {"entries": table}, {"images": len(rows)}, time.time() - started, files={"shard": file})
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """A member whose header holds nothing but name, size and fixed values."""
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode, entry.mtime = len(data), 0o644, 0
+    tar.addfile(entry, io.BytesIO(data))
+
+
+def _publish_index(store: Store, folder: str, fingerprint: str, index: pa.Table) -> File:
+    """`index.parquet` beside the shards, in the order of the shards and of the entries inside."""
+    key = digest("shard_index", VERSION, fingerprint)
+    found = store.part("shard_index", key)
+    if found is None:
+        file = store.write_named(f"{folder}/index.parquet", index)
+        found = store.commit_part("shard_index", key, {}, files={"index": file})
+    return found.files["index"]

@@ -1,0 +1,183 @@
+"""Masks, crops, order and batches: exact counts, no image lost or doubled, nothing depends on who computes it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import LodesetError
+from training.augment import augment, crop_box
+from training.config import CropsConfig, MaskingConfig, TrainingConfig
+from training.data import Batch, Batches, Order, load_batches, open_index
+from training.masking import block_mask, mask_counts
+
+
+def test_masks_have_exactly_the_count_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    for rows, columns in ((8, 8), (3, 5), (1, 1), (16, 16)):
+        for count in range(rows * columns + 1):
+            assert block_mask(rng, rows, columns, count).sum() == count
+
+
+def test_masks_are_blocks() -> None:
+    rng = np.random.default_rng(0)
+    shared, total = 0, 0
+    for _ in range(100):
+        mask = block_mask(rng, 16, 16, 80).reshape(16, 16)
+        squares = mask[:-1, :-1] & mask[1:, :-1] & mask[:-1, 1:] & mask[1:, 1:]
+        covered = np.zeros_like(mask)
+        for row, column in np.argwhere(squares):
+            covered[row : row + 2, column : column + 2] = True
+        shared += covered.sum()
+        total += mask.sum()
+    assert shared / total > 0.8  # single random patches at this density: 0.26
+
+
+def test_half_of_the_crops_are_masked_evenly_over_the_ratios() -> None:
+    counts = mask_counts(np.random.default_rng(0), 40, 1000, MaskingConfig(probability=0.5, ratio=(0.1, 0.5)))
+    masked = np.sort(counts[counts > 0])
+    assert len(masked) == 20
+    for i, count in enumerate(masked):
+        assert 100 + 20 * i - 1 <= count <= 100 + 20 * (i + 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (700, 2), (64, 64), (3000, 2500)])
+def test_crops_of_any_image_are_finite_and_repeatable(shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    config = CropsConfig(global_size=32, local_size=16, local_count=3)
+    first, again = (augment(image, np.random.default_rng(5), config) for _ in range(2))
+    assert first.global_views.shape == (2, 3, 32, 32) and first.local_views.shape == (3, 3, 16, 16)
+    assert first.global_views.dtype == np.float32 and np.isfinite(first.global_views).all()
+    assert np.array_equal(first.global_views, again.global_views)
+    assert np.array_equal(first.local_views, again.local_views)
+    if min(shape) > 1:
+        assert not np.array_equal(first.global_views[0], first.global_views[1])
+
+
+def test_crop_boxes_keep_to_their_area_and_aspect() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        left, top, right, bottom = crop_box(rng, 200, 150, (0.32, 1.0))
+        assert left >= 0 and top >= 0 and right <= 200 and bottom <= 150
+        width, height = right - left, bottom - top
+        assert 0.31 < width * height / 30000 <= 1
+        assert 0.73 < width / height < 1.36
+
+
+PLAIN = {"jitter": 0.0, "grey": 0.0, "blur": (0.0, 0.0, 0.0), "solarise": 0.0, "flip": 0.0, "global_scale": (1.0, 1.0)}
+
+
+def test_each_distortion_does_what_its_name_says() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    std = np.array([0.229, 0.224, 0.225])[:, None, None]
+    mean = np.array([0.485, 0.456, 0.406])[:, None, None]
+
+    def crops(**knobs: object) -> np.ndarray:
+        config = CropsConfig.model_validate({"global_size": 32, "local_count": 0, **PLAIN, **knobs})
+        return augment(image, np.random.default_rng(0), config).global_views * std + mean
+
+    original = image.transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(crops()[0], original, atol=1e-6)
+    np.testing.assert_allclose(crops(flip=1.0)[0], original[:, :, ::-1], atol=1e-6)
+    np.testing.assert_allclose(np.ptp(crops(grey=1.0)[0], axis=0), 0, atol=1e-6)
+    first, second = crops(solarise=1.0)
+    np.testing.assert_allclose(first, original, atol=1e-6)
+    np.testing.assert_allclose(second, np.where(original >= 128 / 255, 1 - original, original), atol=1e-6)
+    first, second = crops(blur=(0.0, 1.0, 0.0), blur_sigma=(1.0, 1.0))
+    np.testing.assert_allclose(first, original, atol=1e-6)
+    assert np.abs(np.diff(second)).mean() < 0.6 * np.abs(np.diff(original)).mean()
+    assert np.abs(crops(jitter=1.0, hue=0.5)[0] - original).mean() > 0.05
+
+
+def test_an_epoch_is_a_permutation_without_its_incomplete_batch() -> None:
+    order = Order(images=22, batch=8, seed=3)
+    epochs = [np.concatenate([order.rows(2 * epoch + s) for s in range(2)]) for epoch in range(2)]
+    for rows in epochs:
+        assert len(set(rows.tolist())) == 16
+    assert not np.array_equal(*epochs)
+    assert sorted(order.permutation(0).tolist()) == list(range(22))
+
+
+def test_the_index_reads_the_bytes_it_names(index_url: str, payloads: list[bytes]) -> None:
+    index = open_index([index_url])
+    assert sorted(payload or b"" for payload in index.read(range(len(index)))) == sorted(payloads)
+    twice = open_index([index_url, index_url])
+    assert twice.read([0, 22]) == [index.read([0])[0]] * 2
+
+
+def gathered(url: str, config: TrainingConfig, world_size: int, step: int) -> Batch:
+    """The global batch of a step, put together from all workers' shares."""
+    shares = [Batches(open_index([url]), config, rank, world_size).load(step) for rank in range(world_size)]
+    views = 2, config.crops.local_count
+
+    def joined(tensors: list[torch.Tensor], count: int) -> torch.Tensor:
+        return torch.cat([t.view(count, -1, *t.shape[1:]) for t in tensors], dim=1).flatten(0, 1)
+
+    return Batch(
+        step=step,
+        image_ids=tuple(image_id for share in shares for image_id in share.image_ids),
+        global_crops=joined([share.global_crops for share in shares], views[0]),
+        local_crops=joined([share.local_crops for share in shares], views[1]),
+        masks=joined([share.masks for share in shares], views[0]),
+        skipped=tuple(image_id for share in shares for image_id in share.skipped),
+    )
+
+
+def same(a: Batch, b: Batch) -> bool:
+    tensors = ((a.global_crops, b.global_crops), (a.local_crops, b.local_crops), (a.masks, b.masks))
+    return (a.step, a.image_ids, a.skipped) == (b.step, b.image_ids, b.skipped) and all(
+        torch.equal(x, y) for x, y in tensors
+    )
+
+
+def test_a_batch_depends_on_neither_workers_nor_loader_processes(index_url: str, small: TrainingConfig) -> None:
+    alone = [gathered(index_url, small, 1, step) for step in range(small.steps)]
+    assert all(same(gathered(index_url, small, 4, step), alone[step]) for step in range(small.steps))
+    loaded = small.model_copy(update={"loader_processes": 2})
+    batches = Batches(open_index([index_url]), loaded, 0, 1)
+    assert all(same(a, b) for a, b in zip(load_batches(batches, 2), alone[2:], strict=True))
+
+
+def test_unreadable_images_are_replaced_by_the_next_and_counted(index_url: str, small: TrainingConfig) -> None:
+    whole = open_index([index_url])
+    batches = Batches(whole, small, 0, 1)
+    row = int(batches.order.rows(0)[5])
+    sizes = whole.size_bytes.copy()
+    sizes[row] = 10
+    damaged = Batches(replace(whole, size_bytes=sizes), small, 0, 1)
+    before, after = batches.load(0), damaged.load(0)
+    assert after.skipped == (whole.image_id(row),)
+    assert after.image_ids[5] == whole.image_id((row + 1) % len(whole))
+    assert after.image_ids[:5] + after.image_ids[6:] == before.image_ids[:5] + before.image_ids[6:]
+    assert torch.equal(after.masks, before.masks)
+
+
+def test_missing_shards_stop_the_run_with_their_name(tmp_path: Path, index_url: str, small: TrainingConfig) -> None:
+    (tmp_path / "index.parquet").write_bytes(Path(index_url).read_bytes())
+    with pytest.raises(LodesetError, match=r"100 images in a row are unreadable.*shard-00000"):
+        Batches(open_index([str(tmp_path / "index.parquet")]), small, 0, 1).load(0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "workers", "told"),
+    [
+        (30, 1, "22 images are fewer than one batch of 30"),
+        (8, 3, "batch 8 is not divisible by 3 workers: use 6 or 9"),
+        (4, 4, "batch of at least 8"),
+    ],
+)
+def test_batches_that_cannot_be_are_refused(
+    index_url: str, small: TrainingConfig, batch: int, workers: int, told: str
+) -> None:
+    with pytest.raises(LodesetError, match=told):
+        Batches(open_index([index_url]), small.model_copy(update={"batch": batch}), 0, workers)
+
+
+def test_an_index_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LodesetError, match="does not exist"):
+        open_index([str(tmp_path / "index.parquet")])
+    (tmp_path / "index.parquet").write_bytes(b"not Parquet")
+    with pytest.raises(LodesetError, match="is no index with the columns"):
+        open_index([str(tmp_path / "index.parquet")])

@@ -1,0 +1,205 @@
+"""Whole runs on a tiny model: learning, exact resume, checkpoints, failures, and the same over Ray Train."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from pipeline.errors import LodesetError
+from training import loop
+from training.checkpoint import newest_checkpoint, save_checkpoint
+from training.config import TrainingConfig
+from training.data import Batches, open_index
+from training.export import load_backbone
+from training.launch import launch, plan_workers, train_inline
+from training.schedules import step_values
+from training.ssl import losses, make_optimiser, schedule, student_and_teacher
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def state_of(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    state = torch.load(folder / f"step-{step:07d}" / "state.pt", weights_only=True)
+    flat = {f"student.{k}": v for k, v in state["student"].items()} | {
+        f"teacher.{k}": v for k, v in state["teacher"].items()
+    }
+    moments = state["optimiser"]["state"]
+    return flat | {f"optimiser.{i}.{k}": v for i, entry in moments.items() for k, v in entry.items()}
+
+
+def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_resumed_run_is_bit_identical_to_an_unbroken_one(
+    tmp_path: Path, index_url: str, small: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    summary = train_inline(small, [index_url], unbroken)
+
+    def kill_at_five(line: dict[str, float]) -> None:
+        if line["step"] == 5:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.launch._ignore", kill_at_five)
+        with pytest.raises(Killed):
+            train_inline(small, [index_url], broken)
+    assert [line["step"] for line in metrics(broken)] == [1, 2, 3, 4, 5]
+    resumed = train_inline(small, [index_url], broken)
+
+    assert (summary["resumed_step"], resumed["resumed_step"]) == (0, 3)
+    assert_same_bits(state_of(unbroken, 6), state_of(broken, 6))
+    assert (unbroken / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
+    timed = "images_per_s"
+    lines = [[{k: v for k, v in line.items() if k != timed} for line in metrics(f)] for f in (unbroken, broken)]
+    assert lines[0] == lines[1] and [line["step"] for line in lines[0]] == [1, 2, 3, 4, 5, 6]
+    assert sorted(path.name for path in broken.glob("step-*")) == ["step-0000003", "step-0000006"]
+
+
+def test_the_export_is_the_teacher(tmp_path: Path, index_url: str, small: TrainingConfig) -> None:
+    train_inline(small, [index_url], tmp_path)
+    exported = load_backbone(tmp_path).state_dict()
+    saved = state_of(tmp_path, 6)
+    assert_same_bits(exported, {name: saved[f"teacher.backbone.{name}"] for name in exported})
+
+
+def test_losses_fall_on_a_batch_seen_again_and_again(index_url: str, small: TrainingConfig) -> None:
+    student, teacher = student_and_teacher(small)
+    batch = Batches(open_index([index_url]), small, 0, 1).load(0)
+    optimiser = make_optimiser(student, small.optimiser)
+    for parameters in optimiser.param_groups:
+        parameters["lr"] = 3e-3
+    totals = []
+    for step in range(40):
+        torch.manual_seed(step)
+        seen = losses(student, teacher, batch, 0.07, small, None)
+        totals.append(float(seen.total.detach()))
+        optimiser.zero_grad()
+        torch.autograd.backward(seen.total)
+        optimiser.step()
+    assert sum(totals[-5:]) < 0.9 * sum(totals[:5])
+
+
+def test_bf16_losses_are_near_those_of_fp32(index_url: str, small: TrainingConfig) -> None:
+    student, teacher = student_and_teacher(small)
+    student.eval()  # no stochastic depth
+    batch = Batches(open_index([index_url]), small, 0, 1).load(0)
+    half = small.model_copy(update={"precision": "bf16"})
+    exact, near = (losses(student, teacher, batch, 0.07, config, None).terms for config in (small, half))
+    for name in exact:
+        assert exact[name] != near[name]
+        torch.testing.assert_close(exact[name], near[name], rtol=0.1, atol=0.02)
+
+
+def test_parameter_groups_follow_depth_and_kind(small: TrainingConfig) -> None:
+    student, _ = student_and_teacher(small)
+    optimiser = make_optimiser(student, small.optimiser)
+    names = {id(parameter): name for name, parameter in student.named_parameters()}
+    of = {names[id(p)]: group for group in optimiser.param_groups for p in group["params"]}
+    assert of.keys() == set(names.values())
+    values = step_values(small, 3)
+    schedule(optimiser, values)
+    expected = {  # name: (learning-rate factor at depth 2 and decay 0.9, decays)
+        "backbone.patch_embed.proj.weight": (small.optimiser.patch_embed_lr * 0.9**3, True),
+        "backbone.cls_token": (0.9**3, True),
+        "backbone.blocks.0.attn.qkv.weight": (0.9**2, True),
+        "backbone.blocks.1.mlp.fc1.bias": (0.9, False),
+        "backbone.blocks.1.ls2.gamma": (0.9, False),
+        "backbone.norm.weight": (1.0, False),
+        "dino_head.mlp.0.weight": (1.0, True),
+    }
+    for name, (factor, decays) in expected.items():
+        assert of[name]["lr"] == pytest.approx(values.lr * factor)
+        assert of[name]["weight_decay"] == (values.weight_decay if decays else 0)
+
+
+def test_prototypes_stand_still_at_first() -> None:
+    config = TrainingConfig.model_validate({"steps": 100, "optimiser": {"freeze_last_layer": 0.05, "warmup": 0.1}})
+    values = [step_values(config, step) for step in range(100)]
+    assert [v.prototypes_lr == 0 for v in values] == [True] * 5 + [False] * 95
+    peak = config.optimiser.base_lr * (config.batch / 1024) ** 0.5
+    assert max(v.lr for v in values) == values[10].lr == pytest.approx(peak)
+    assert values[5].lr == pytest.approx(peak / 2) and values[99].lr < 0.01 * peak
+    assert [v.teacher_temperature for v in values[:31:15]] == pytest.approx([0.04, 0.055, 0.07])
+    assert values[0].momentum == config.teacher.momentum_start and values[99].momentum > 0.9999
+
+
+def test_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
+    identity = {"seed": 1}
+    assert newest_checkpoint(tmp_path, identity) is None
+    for step in (1, 2, 3, 4):
+        save_checkpoint(tmp_path, step, {"x": torch.tensor(step)}, identity, keep=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0000002", "step-0000003", "step-0000004"]
+    (tmp_path / "step-0000004" / "manifest.json").unlink()
+    state = tmp_path / "step-0000003" / "state.pt"
+    flipped = bytearray(state.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    state.write_bytes(flipped)
+    found = newest_checkpoint(tmp_path, identity)
+    assert found is not None and found[0] == 2 and int(found[1]["x"]) == 2
+    save_checkpoint(tmp_path, 4, {"x": torch.tensor(40)}, identity, keep=3)
+    found = newest_checkpoint(tmp_path, identity)
+    assert found is not None and int(found[1]["x"]) == 40
+
+
+def test_other_settings_do_not_resume(tmp_path: Path, index_url: str, small: TrainingConfig) -> None:
+    train_inline(small, [index_url], tmp_path)
+    faster = small.model_copy(update={"loader_processes": 1, "log_every": 2})
+    assert train_inline(faster, [index_url], tmp_path)["resumed_step"] == 6
+    with pytest.raises(LodesetError, match="seed: 0 -> 7"):
+        train_inline(small.model_copy(update={"seed": 7}), [index_url], tmp_path)
+
+
+def test_a_loss_that_is_not_finite_names_its_images(
+    tmp_path: Path, index_url: str, small: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.losses
+
+    def poisoned(student, teacher, batch, temperature, config, group):  # type: ignore[no-untyped-def]  # a stand-in
+        seen = real(student, teacher, batch, temperature, config, group)
+        if batch.step == 2:
+            seen.terms["ibot"] = seen.terms["ibot"] * float("nan")
+        return seen
+
+    monkeypatch.setattr(loop, "losses", poisoned)
+    with pytest.raises(LodesetError, match="ibot became nan on worker 0 at step 2"):
+        train_inline(small, [index_url], tmp_path)
+    told = json.loads((tmp_path / "nonfinite-step-0000002-worker-0.json").read_text())
+    assert tuple(told["image_ids"]) == Batches(open_index([index_url]), small, 0, 1).load(2).image_ids
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize(("batch", "cpus", "gpus", "workers"), [(32, 3, 0, 2), (32, 2, 0, 2), (2, 8, 0, 1), (32, 64, 4, 4)])
+def test_all_of_the_budget_that_divides_the_batch(batch: int, cpus: int, gpus: int, workers: int) -> None:
+    assert plan_workers(TrainingConfig(batch=batch), cpus, gpus) == workers
+
+
+def test_more_workers_than_the_budget_are_refused() -> None:
+    with pytest.raises(LodesetError, match="workers 4 exceeds the budget of 2 CPU cores"):
+        plan_workers(TrainingConfig(workers=4), 2, 0)
+
+
+@pytest.fixture
+def two_cores() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+def test_two_workers_on_ray(tmp_path: Path, index_url: str, small: TrainingConfig, two_cores: None) -> None:
+    summary = launch(small, [index_url], tmp_path / "run", cpus=2)
+    assert summary["workers"] == 2 and summary["images_seen"] == 48
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(LodesetError, match=r"^22 images are fewer than one batch of 30"):
+        launch(small.model_copy(update={"batch": 30}), [index_url], tmp_path / "few", cpus=2)

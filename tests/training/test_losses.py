@@ -1,0 +1,133 @@
+"""Each loss against plain loops over numbers; reductions over two real processes against one."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from training.losses.dino import dino_loss
+from training.losses.ibot import ibot_loss
+from training.losses.koleo import koleo_loss, nearest_distances
+from training.losses.sinkhorn import sinkhorn_knopp
+from training.ssl import average_gradients
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def loop_cross_entropy(target: Tensor, scores: Tensor, temperature: float) -> float:
+    exponentials = [math.exp(float(s) / temperature) for s in scores]
+    return -sum(float(t) * math.log(e / sum(exponentials)) for t, e in zip(target, exponentials, strict=True))
+
+
+def loop_sinkhorn(scores: Tensor, temperature: float, iterations: int) -> np.ndarray:
+    """The published order of operations on Q [K, B], in float64."""
+    q = np.exp(scores.double().numpy() / temperature).T
+    prototypes, rows = q.shape
+    q = q / q.sum()
+    for _ in range(iterations):
+        for k in range(prototypes):
+            q[k] = q[k] / q[k].sum() / prototypes
+        for b in range(rows):
+            q[:, b] = q[:, b] / q[:, b].sum() / rows
+    return (q * rows).T
+
+
+def cosines(*shape: int, seed: int = 0) -> Tensor:
+    return torch.tanh(random(*shape, seed=seed))
+
+
+def test_dino_loss_is_the_sum_over_pairs_of_views() -> None:
+    student, teacher = random(3, 4, 5), torch.softmax(random(2, 4, 5, seed=1), -1)
+    for skip in (False, True):
+        expected = sum(
+            loop_cross_entropy(teacher[u, b], student[v, b], 0.1) / 4
+            for u in range(2)
+            for v in range(3)
+            for b in range(4)
+            if not (skip and u == v)
+        )
+        assert math.isclose(float(dino_loss(student, teacher, 0.1, skip)), expected, rel_tol=1e-5)
+
+
+def test_ibot_loss_weighs_each_crop_alike() -> None:
+    masks = torch.tensor([[True, True, True], [False, False, False], [False, True, False]])
+    student, teacher = random(4, 5), torch.softmax(random(4, 5, seed=1), -1)
+    expected, row = 0.0, 0
+    for crop in masks:
+        count = int(crop.sum())
+        for _ in range(count):
+            expected += loop_cross_entropy(teacher[row], student[row], 0.1) / count / len(masks)
+            row += 1
+    assert math.isclose(float(ibot_loss(student, teacher, masks, 0.1)), expected, rel_tol=1e-5)
+
+
+def test_ibot_loss_without_masks_is_zero() -> None:
+    assert float(ibot_loss(random(0, 5), random(0, 5), torch.zeros(2, 3, dtype=torch.bool), 0.1)) == 0
+
+
+def test_koleo_is_the_log_distance_to_the_nearest_other_row() -> None:
+    features = random(7, 4)
+    rows = (features / features.norm(dim=1, keepdim=True)).double().numpy()
+    nearest = [min(np.linalg.norm(a - b) for j, b in enumerate(rows) if j != i) for i, a in enumerate(rows)]
+    np.testing.assert_allclose(nearest_distances(features).numpy(), nearest, rtol=1e-4)
+    assert math.isclose(float(koleo_loss(features)), -np.mean(np.log(nearest)), rel_tol=1e-4)
+
+
+def test_koleo_of_identical_rows_has_finite_gradients() -> None:
+    features = torch.ones(3, 4, requires_grad=True)
+    torch.autograd.backward(koleo_loss(features))
+    assert features.grad is not None and bool(torch.isfinite(features.grad).all())
+
+
+def test_sinkhorn_equals_the_loops_and_evens_out_prototypes() -> None:
+    scores = cosines(12, 5)
+    np.testing.assert_allclose(sinkhorn_knopp(scores, 0.07).numpy(), loop_sinkhorn(scores, 0.07, 3), rtol=1e-4, atol=1e-7)
+    balanced = sinkhorn_knopp(scores, 0.2, iterations=100)
+    np.testing.assert_allclose(balanced.sum(1).numpy(), 1, rtol=1e-5)
+    np.testing.assert_allclose(balanced.sum(0).numpy(), 12 / 5, rtol=1e-3)
+
+
+def test_sinkhorn_stays_finite_at_the_sharpest_temperature() -> None:
+    scores = torch.full((4, 6), -1.0)
+    scores[:, 0] = 1.0
+    targets = sinkhorn_knopp(scores, 0.02)
+    assert bool(torch.isfinite(targets).all())
+    np.testing.assert_allclose(targets.sum(1).numpy(), 1, rtol=1e-5)
+
+
+def _two_processes(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    group = dist.group.WORLD
+    assert group is not None
+    scores = cosines(12, 5)
+    uneven = scores[:9] if rank == 0 else scores[9:]
+    none_here = scores if rank == 0 else scores[:0]
+    parameter = nn.Parameter(torch.zeros(3))
+    parameter.grad = torch.tensor([1.0, 2.0, 3.0]) * (rank + 1)
+    average_gradients([parameter], group, 2)
+    torch.save(
+        {
+            "uneven": sinkhorn_knopp(uneven, 0.07, 3, group),
+            "none_here": sinkhorn_knopp(none_here, 0.07, 3, group),
+            "gradient": parameter.grad,
+        },
+        f"{folder}/{rank}.pt",
+    )
+    dist.destroy_process_group()
+
+
+def test_two_processes_agree_with_one(tmp_path: Path) -> None:
+    mp.spawn(_two_processes, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    whole = sinkhorn_knopp(cosines(12, 5), 0.07)
+    for name in ("uneven", "none_here"):
+        torch.testing.assert_close(torch.cat([first[name], second[name]]), whole)
+    torch.testing.assert_close(first["gradient"], torch.tensor([1.5, 3.0, 4.5]))
+    assert torch.equal(first["gradient"], second["gradient"])
