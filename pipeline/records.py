@@ -11,7 +11,8 @@
 | edges | image_id_a < image_id_b | dedup |
 | duplicates | image_id | dedup |
 | clusters | image_id | cluster |
-| selected | image_id, set | retrieve |
+| matches | image_id, set, query_id | retrieve, one artifact a curated set |
+| selected | image_id, set | retrieve, `all` |
 | shards | image_id | write_shards (`index.parquet`) |
 """
 
@@ -103,7 +104,8 @@ DUPLICATES = pa.schema(
 
 CLUSTERS = pa.schema([("image_id", pa.string()), ("cluster", pa.int32()), ("path", pa.list_(pa.int32()))])
 
-SELECTED = pa.schema(
+# The same columns twice: every hit of every query, and (collisions resolved) every image that a set gets.
+MATCHES = SELECTED = pa.schema(
     [
         ("image_id", pa.string()),
         ("set", pa.string()),

@@ -4,9 +4,8 @@ Shapes: n hidden units, m outputs, k units kept.
 """
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 
-from pruning.entropic import Array, Gram, Indices
+from pruning.entropic import Array, Gram, Indices, solve_positive
 
 # Added to the diagonal of the kept units' correlation matrix: above float32 noise in the activations (1e-7), and far
 # below any correlation that matters. Duplicate units then share their weight instead of blowing up.
@@ -30,6 +29,6 @@ def refit(gram: Gram, keep: Indices, name: str) -> tuple[Array, Array]:
     correlation = moments.xx[np.ix_(kept, kept)] / np.outer(scale, scale)
     correlation[np.diag_indices_from(correlation)] += JITTER
     if len(kept):
-        solved = cho_solve(cho_factor(correlation, overwrite_a=True), moments.xy[kept] / scale[:, None])
+        solved = solve_positive(correlation, moments.xy[kept] / scale[:, None])
         weight[:, varying] = (solved / scale[:, None]).T
     return weight, moments.mean_y - weight @ moments.mean_x[keep]

@@ -43,28 +43,55 @@ class Variant:
     converged: bool  # whether every layer's solve settled within max_iterations
 
 
+def solve_layers(groups: Groups, grams: Mapping[str, Gram], job: PruneJob) -> dict[str, dict[float, Solution]]:
+    """The entropic solutions of every group at every strength of the job, by group name and eps_w: the costly part.
+
+    Raises:
+        LodesetError: the moments are not of this model or cannot be used.
+    """
+    return {group.name: path(_gram(group, grams), group.name, job) for group in groups.prunable}
+
+
 def variant(
-    model: nn.Module, groups: Groups, grams: Mapping[str, Gram], job: PruneJob, eps_w: float, method: Method
+    model: nn.Module,
+    groups: Groups,
+    grams: Mapping[str, Gram],
+    job: PruneJob,
+    eps_w: float,
+    method: Method,
+    solved: Mapping[str, Mapping[float, Solution]] | None = None,
 ) -> Variant:
     """One variant by itself; the same as `variants` gives, whoever computes it and in whatever order.
+
+    `solved` is what `solve_layers` gave; without it the strengths up to eps_w are solved here.
 
     Raises:
         LodesetError: eps_w is not in the sweep, or the moments are not of this model or cannot be used.
     """
     if eps_w not in job.sweep:
         raise LodesetError(f"eps_w {eps_w:g} is not in the sweep {list(job.sweep)}: choose one of these")
-    weaker = job.model_copy(update={"sweep": tuple(e for e in job.sweep if e <= eps_w)})
-    paths = {g.name: path(_gram(g, grams), g.name, weaker) for g in groups.prunable}
-    return _variant(model, groups, grams, job, {name: levels[eps_w] for name, levels in paths.items()}, eps_w, method)
+    if solved is None:
+        weaker = job.model_copy(update={"sweep": tuple(e for e in job.sweep if e <= eps_w)})
+        solved = solve_layers(groups, grams, weaker)
+    layers: dict[str, Replacement] = {}
+    unexplained: dict[str, float] = {}
+    for group in groups.prunable:
+        gram, solution = _gram(group, grams), solved[group.name][eps_w]
+        new = _replacement(model, group, gram, job, solution, method)
+        layers[group.name] = new
+        q = np.zeros_like(solution.q)
+        q[:, new.keep] = new.weight
+        unexplained[group.name] = gram.moments(group.name).unexplained(q, new.bias)
+    converged = all(solved[group.name][eps_w].converged for group in groups.prunable)
+    return Variant(eps_w, method, layers, unexplained, converged)
 
 
 def variants(model: nn.Module, groups: Groups, grams: Mapping[str, Gram], job: PruneJob) -> Iterator[Variant]:
     """Every variant of the job: for each strength, weakest first, every method. Each layer's sweep is solved once."""
-    paths = {g.name: path(_gram(g, grams), g.name, job) for g in groups.prunable}
+    solved = solve_layers(groups, grams, job)
     for eps_w in sorted(job.sweep):
         for method in METHODS:
-            solved = {name: levels[eps_w] for name, levels in paths.items()}
-            yield _variant(model, groups, grams, job, solved, eps_w, method)
+            yield variant(model, groups, grams, job, eps_w, method, solved)
 
 
 def _gram(group: Group, grams: Mapping[str, Gram]) -> Gram:
@@ -76,27 +103,6 @@ def _gram(group: Group, grams: Mapping[str, Gram]) -> Gram:
             "measure them again on this checkpoint"
         )
     return gram
-
-
-def _variant(
-    model: nn.Module,
-    groups: Groups,
-    grams: Mapping[str, Gram],
-    job: PruneJob,
-    solved: Mapping[str, Solution],
-    eps_w: float,
-    method: Method,
-) -> Variant:
-    layers: dict[str, Replacement] = {}
-    unexplained: dict[str, float] = {}
-    for group in groups.prunable:
-        gram, solution = grams[group.name], solved[group.name]
-        new = _replacement(model, group, gram, job, solution, method)
-        layers[group.name] = new
-        q = np.zeros_like(solution.q)
-        q[:, new.keep] = new.weight
-        unexplained[group.name] = gram.moments(group.name).unexplained(q, new.bias)
-    return Variant(eps_w, method, layers, unexplained, all(s.converged for s in solved.values()))
 
 
 def _replacement(

@@ -163,7 +163,10 @@ class Batch:
 
 
 class Batches(Dataset["Batch | LodesetError"]):
-    """The batches of one worker; item = step. Failures are returned: raised in a loader process they gain a traceback."""
+    """The batches of one worker; item = step.
+
+    Failures are returned, not raised: a loader process would wrap them in its traceback.
+    """
 
     def __init__(self, index: ShardIndex, config: TrainingConfig, rank: int, world_size: int) -> None:
         """Raises LodesetError where the batch does not split evenly or there are too few images for one."""
@@ -291,5 +294,3 @@ def _single_thread(_: int) -> None:
 def _view_major(views: list[NDArray[np.float32]]) -> Tensor:
     stacked = np.stack(views, axis=1)  # [views, b, 3, S, S]
     return torch.from_numpy(stacked.reshape(-1, *stacked.shape[2:]))
-
-

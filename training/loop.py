@@ -34,6 +34,7 @@ from training.ssl import (
 
 SUMMARY = "summary.json"
 # These change speed, what is kept or what is written, never the weights.
+# A run may go on with another number of workers: batches stay the same, the last bits of the weights do not.
 NOT_IDENTITY = {"workers", "loader_processes", "log_every", "checkpoint_every", "keep_checkpoints"}
 
 
@@ -67,16 +68,16 @@ def train_loop(
     optimiser = make_optimiser(student, config.optimiser)
     identity = {
         "training": config.model_dump(mode="json", exclude=NOT_IDENTITY),
-        "workers": world_size,
         "images": index.digest(),
     }
-    first_step = 0
-    found = newest_checkpoint(folder, identity)
-    if found is not None:
-        first_step, state = found
-        student.load_state_dict(state["student"])
-        teacher.load_state_dict(state["teacher"])
-        optimiser.load_state_dict(state["optimiser"])
+    parts: dict[str, torch.nn.Module | torch.optim.Optimizer] = {
+        "student": student,
+        "teacher": teacher,
+        "optimiser": optimiser,
+    }
+    first_step, state = newest_checkpoint(folder, identity) or (0, {})
+    for name in state:
+        parts[name].load_state_dict(state[name])
     log = MetricsLog(folder, first_step) if rank == 0 else None
     if group is not None:
         dist.barrier(group)  # no worker may look for checkpoints once worker 0 writes new ones
@@ -85,9 +86,9 @@ def train_loop(
     logged_step, skipped = first_step, 0.0
     line: dict[str, Any] = {}
     for batch in load_batches(batches, first_step):
-        step, done = batch.step, batch.step + 1
-        values = step_values(config, step)
-        torch.manual_seed(_seed(config.seed, step, rank))  # stochastic depth
+        done = batch.step + 1
+        values = step_values(config, batch.step)
+        torch.manual_seed(_seed(config.seed, batch.step, rank))  # stochastic depth
         schedule(optimiser, values)
 
         seen = losses(student, teacher, batch.to(device), values.teacher_temperature, config, group)
@@ -100,12 +101,7 @@ def train_loop(
         if group is not None:
             average_gradients(student.parameters(), group, world_size)
         gradient_norm = clip_gradients(student, config.optimiser.clip_norm)
-        if not math.isfinite(gradient_norm):
-            _write_ids(batch, folder, rank)
-            raise LodesetError(
-                f"the gradient became {gradient_norm} at step {step} though every loss was finite: lower "
-                f"training.optimiser.base_lr ({config.optimiser.base_lr}). Image ids: {folder / _ids_file(step, rank)}"
-            )
+        _stop_if_gradient_not_finite(gradient_norm, config, batch, folder, rank)
         optimiser.step()
         update_teacher(student, teacher, values.momentum)
 
@@ -119,15 +115,10 @@ def train_loop(
                 log.append(line)
             report(line)
         if rank == 0 and (done % config.checkpoint_every == 0 or done == config.steps):
-            state = {
-                "student": student.state_dict(),
-                "teacher": teacher.state_dict(),
-                "optimiser": optimiser.state_dict(),
-            }
-            save_checkpoint(folder, done, state, identity, config.keep_checkpoints)
+            whole = {name: part.state_dict() for name, part in parts.items()}
+            save_checkpoint(folder, done, whole, identity, config.keep_checkpoints)
 
     seconds = time.perf_counter() - started
-    steps_run = config.steps - first_step
     summary = {
         "steps": config.steps,
         "images": len(index),
@@ -136,7 +127,7 @@ def train_loop(
         "workers": world_size,
         "resumed_step": first_step,
         "seconds": seconds,
-        "images_per_s": steps_run * config.batch / seconds,
+        "images_per_s": (config.steps - first_step) * config.batch / seconds,
         "losses": {name: line[name] for name in ("loss", "dino", "ibot", "koleo") if name in line},
     }
     if rank == 0:
@@ -178,6 +169,18 @@ def _stop_if_not_finite(every: Tensor, names: list[str], batch: Batch, folder: P
     raise LodesetError(
         f"loss term {names[term]} became {float(every[culprit, term])} on worker {culprit} at step {batch.step}: look "
         f"at its images, listed in {folder / _ids_file(batch.step, culprit)}, or lower training.optimiser.base_lr"
+    )
+
+
+def _stop_if_gradient_not_finite(norm: float, config: TrainingConfig, batch: Batch, folder: Path, rank: int) -> None:
+    """The norm is that of the mean gradient, so all workers stop here, and each saves its image ids."""
+    if math.isfinite(norm):
+        return
+    _write_ids(batch, folder, rank)
+    raise LodesetError(
+        f"the gradient's norm became {norm} on worker {rank} at step {batch.step} though every loss was finite: lower "
+        f"training.optimiser.base_lr ({config.optimiser.base_lr}); the step's images are listed in "
+        f"{folder / _ids_file(batch.step, rank)}"
     )
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 
@@ -16,17 +15,6 @@ def seeded_order(ids: Sequence[str], seed: int) -> list[int]:
     """Row numbers in an order that looks random and depends on seed and ids alone, not on where the rows lie."""
     keys = [hashlib.sha256(f"{seed}:{i}".encode()).digest() for i in ids]
     return sorted(range(len(ids)), key=keys.__getitem__)
-
-
-def best_query(rows: Ints, queries: Ints, similarity: Floats) -> tuple[Ints, Ints, Floats]:
-    """Collisions resolved: each pool row once, with the query that finds it most similar (then the smaller query).
-
-    Three flat arrays of hits -> rows (sorted, distinct), their query, their similarity.
-    """
-    order = np.lexsort((queries, -similarity, rows))
-    first = np.r_[True, rows[order][1:] != rows[order][:-1]] if len(order) else np.zeros(0, bool)
-    chosen = order[first]
-    return rows[chosen], queries[chosen], similarity[chosen]
 
 
 def matched_clusters(query_clusters: NDArray[np.int32], min_matches: int) -> list[int]:

@@ -180,14 +180,16 @@ class Runner:
                 self.watch(Event(kind, stage, artifact=decision.artifact, reason=decision.reason))
 
     def _launch(self, waiting: dict[str, Stage], running: dict[str, Running], finished: Mapping[str, Artifact]) -> None:
-        for stage in list(waiting.values()):
-            free = self.cpus - sum(r.cpus for r in running.values())
-            if free < 1:
-                return
-            decision = _decide(self.store, stage, finished, self.fresh)
-            if decision.action != "run" or decision.fingerprint is None:
+        """Starts what is ready, the widest first and never narrower than it could be: small stages then fill the cores that
+        are left, instead of holding a large one to one core."""
+        ready = [(stage, _decide(self.store, stage, finished, self.fresh)) for stage in waiting.values()]
+        for stage, decision in sorted(ready, key=lambda pair: -pair[0].max_cpus):
+            if decision.action != "run":
                 continue
-            running[stage.id] = self._start(stage, decision, min(free, stage.max_cpus), finished)
+            cpus = min(self.cpus, stage.max_cpus)
+            if cpus > self.cpus - sum(r.cpus for r in running.values()):
+                return
+            running[stage.id] = self._start(stage, decision, cpus, finished)
             del waiting[stage.id]
 
     def _start(self, stage: Stage, decision: Decision, cpus: int, finished: Mapping[str, Artifact]) -> Running:

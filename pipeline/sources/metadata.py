@@ -87,3 +87,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, str | int | float | bool) or value is None else str(value)[:1000]
+
+
+def field_of(row: Mapping[str, Any], name: str) -> str | None:
+    """A field of a `metadata` row by the name that its source used: a column, or an entry of `extra`."""
+    for column, names in _NAMES.items():
+        if name in names and row.get(column) is not None:
+            return str(row[column])
+    value = json.loads(row["extra"]).get(name) if row.get("extra") else None
+    return None if value is None else str(value)

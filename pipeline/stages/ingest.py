@@ -10,9 +10,7 @@ An image that several parts hold belongs to the first of them (order of the sour
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
@@ -26,12 +24,13 @@ from pipeline import records
 from pipeline.algorithms.images import Unreadable, examine
 from pipeline.config import Ingest
 from pipeline.dag.fingerprint import digest
-from pipeline.dag.stage import Context, Outcome, Progress
+from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import File, Part, Rows, Store
 from pipeline.engines.beam import pipeline
 from pipeline.sources.listing import SourceFile
 from pipeline.sources.reading import Sample, read_slice
 from pipeline.sources.slices import Member, Slice, cut, members_of, split_loose
+from pipeline.stages.parts import watching
 
 VERSION = 1
 STAGE, LISTING, EXACT, UNIQUE = "ingest", "ingest_listing", "ingest_exact", "ingest_unique"
@@ -66,7 +65,7 @@ def run(context: Context) -> Outcome:
     prefix = digest(context.fingerprint, slice_bytes, buckets)
     before = set(store.names(f"parts/{STAGE}"))
 
-    with _watching(context, before, max(1, total)), pipeline(context.cpus, context.speed["beam"]) as p:
+    with watching(context, STAGE, before, total, "size_bytes"), pipeline(context.cpus, context.speed["beam"]) as p:
         from_files = (
             p
             | "files" >> beam.Create(list(enumerate(packed)))
@@ -164,7 +163,7 @@ def ingest_slice(set_: str, piece: Slice, limits: Ingest) -> tuple[dict[str, pa.
     """Reads, decodes and hashes one slice. Within it, an image_id has one row of `images`, and one of `locations` a place."""
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
     seen: set[str] = set()
-    counts = {"files": 0, "decoded": 0, "size_bytes": 0}
+    counts = {"files": 0, "images": 0, "size_bytes": 0}
     for sample in read_slice(piece, limits.max_bytes):
         counts["files"] += 1
         counts["size_bytes"] += sample.size_bytes
@@ -172,7 +171,7 @@ def ingest_slice(set_: str, piece: Slice, limits: Ingest) -> tuple[dict[str, pa.
         if sample.reason:
             rows["rejects"].append({**where, "reason": sample.reason, "detail": sample.detail})
             continue
-        counts["decoded"] += 1
+        counts["images"] += 1
         try:
             found = examine(sample.data, limits.max_pixels)
         except Unreadable as error:
@@ -271,34 +270,7 @@ def _outcome(store: Store, parts: Sequence[Part], content: dict[str, str], repea
         details={
             "parts": len(parts),
             "parts_made": len(new),
-            "images_decoded": sum(p.counts["decoded"] for p in parts if p.key in new),
+            "images_decoded": sum(p.counts["images"] for p in parts if p.key in new),
             "size_bytes": sum(p.counts["size_bytes"] for p in parts),
         },
     )
-
-
-@contextlib.contextmanager
-def _watching(context: Context, before: set[str], total_bytes: int) -> Iterator[None]:
-    """Reports progress by the parts that appear in the store, which works wherever Beam runs its workers."""
-    done = threading.Event()
-
-    def watch() -> None:
-        seen, size, images, pause = set(before), 0, 0, 1.0
-        while not done.wait(pause):
-            started = time.monotonic()
-            for key in set(context.store.names(f"parts/{STAGE}")) - seen:
-                part = context.store.part(STAGE, key)
-                if part is not None:
-                    seen.add(key)
-                    size += part.counts["size_bytes"]
-                    images += part.counts["decoded"]
-            context.report(Progress(min(0.99, size / total_bytes), images))
-            pause = max(1.0, 20 * (time.monotonic() - started))  # listing never takes more than a twentieth
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -36,3 +39,33 @@ def made(
             done += sizes[part.key]
             context.report(Progress(done / total, done - already, unit))
     return [parts[key] for key in keys], set(keys) - before
+
+
+@contextlib.contextmanager
+def watching(context: Context, stage: str, before: set[str], total: int, counted: str) -> Iterator[None]:
+    """Reports progress by the parts that appear in the store, which works wherever Beam runs its workers.
+
+    `counted` is the count of a part that adds up to `total`.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        seen, size, images, pause = set(before), 0, 0, 1.0
+        while not done.wait(pause):
+            started = time.monotonic()
+            for key in set(context.store.names(f"parts/{stage}")) - seen:
+                part = context.store.part(stage, key)
+                if part is not None and counted in part.counts:
+                    seen.add(key)
+                    size += part.counts[counted]
+                    images += part.counts["images"]
+            context.report(Progress(min(0.99, size / max(1, total)), images))
+            pause = max(1.0, 20 * (time.monotonic() - started))  # listing never takes more than a twentieth
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

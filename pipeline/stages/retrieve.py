@@ -1,15 +1,15 @@
-"""retrieve (Ray + FAISS): what each curated set asks of the pool -> `selected` (DINOv2, appendix A.4).
+"""retrieve (Ray + FAISS): what each curated set asks of the pool -> `matches`, `selected` (DINOv2, appendix A.4).
 
-One artifact a curated set, then `all`: every set's rows together. An image that several sets want has a row in each and one
-entry in the shards. Within a set, an image that several queries retrieve belongs to the query that finds it most similar;
-`matches` keeps all hits.
+One artifact a curated set holds its `matches`: every pool image that every query finds. Then `all` resolves collisions into
+`selected`: within a set, an image that several queries find belongs to the one that finds it most similar. An image that
+several sets want has a row in each and one entry in the shards.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,6 @@ from pipeline.stages.parts import made
 
 VERSION = 1
 STAGE, SEARCH = "retrieve", "retrieve_search"
-MATCHES = pa.schema([("query_id", pa.string()), ("image_id", pa.string()), ("similarity", pa.float32())])
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def run(context: Context) -> Outcome:
     mode: AsIs | Sample | Cluster = context.speed["retrieve"]
     store, name = context.store, context.stage.set
     if isinstance(mode, AsIs):
-        return _commit(context, [], [], asked=0, taken=0)
+        return Outcome(tables={"matches": ()}, rows=Rows(taken=0, kept=0), details={"asked": 0, "distinct": 0})
     queries, matrix = read_vectors(store, context.inputs["queries"].tables["vectors"])
     if not queries:
         raise LodesetError(f"the curated set `{name}` has no readable image, so there is nothing to look for: check its uri, or remove it")
@@ -57,9 +56,7 @@ def run(context: Context) -> Outcome:
     queries, matrix = [queries[i] for i in order], matrix[order]
     if isinstance(mode, Sample):
         files = _search(context, queries, mode.k)
-        hits = store.table(files, None, MATCHES)
-        rows = _sampled(hits, queries, name)
-        return _commit(context, rows, files, asked=mode.k * len(queries), taken=hits.num_rows)
+        return _outcome(context, files, asked=mode.k * len(queries))
     return _by_cluster(context, mode, queries, matrix.astype(np.float32))
 
 
@@ -68,19 +65,27 @@ def run(context: Context) -> Outcome:
 
 def _search(context: Context, queries: Sequence[str], k: int) -> list[File]:
     size = context.speed["part_images"]
-    identities = [context.inputs[role].identity("") for role in ("queries", "vectors", "dedup")]
+    identities = [context.stage.set, *(context.inputs[role].identity("") for role in ("queries", "vectors", "dedup"))]
     starts = range(0, len(queries), size)
     blocks = [Queries(digest(SEARCH, VERSION, identities, k, start, size), start, min(start + size, len(queries))) for start in starts]
     work = [(block.key, block, block.stop - block.start) for block in blocks]
     worker = functools.partial(
-        _searcher, context.store, context.inputs["queries"].tables["vectors"], context.inputs["vectors"].tables["vectors"], context.inputs["dedup"], k
+        _searcher,
+        context.store,
+        context.stage.set,
+        context.inputs["queries"].tables["vectors"],
+        context.inputs["vectors"].tables["vectors"],
+        context.inputs["dedup"],
+        k,
     )
     make = functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address)
     parts, _ = made(context, SEARCH, work, make)
     return [p.files["matches"] for p in parts]
 
 
-def _searcher(store: Store, query_files: Sequence[File], pool_files: Sequence[File], dedup: Artifact, k: int) -> Callable[[Queries], Part]:
+def _searcher(
+    store: Store, name: str, query_files: Sequence[File], pool_files: Sequence[File], dedup: Artifact, k: int
+) -> Callable[[Queries], Part]:
     ids, matrix = vectors_sorted(store, pool_files, pool_kept(store, dedup))
     index = ExactIndex(matrix)
     query_ids, found = read_vectors(store, query_files)
@@ -90,30 +95,21 @@ def _searcher(store: Store, query_files: Sequence[File], pool_files: Sequence[Fi
         started = time.time()
         chosen = order[block.start : block.stop]
         similarity, rows = index.search(found[chosen], min(k, len(ids)))
+        hits = rows.size
         table = pa.table(
             {
-                "query_id": np.repeat([query_ids[i] for i in chosen], rows.shape[1]),
                 "image_id": [ids[row] for row in rows.reshape(-1)],
+                "set": [name] * hits,
+                "mode": ["sample"] * hits,
+                "query_id": np.repeat([query_ids[i] for i in chosen], rows.shape[1]),
                 "similarity": similarity.reshape(-1),
+                "cluster": pa.nulls(hits, pa.int32()),
             },
-            schema=MATCHES,
+            schema=records.MATCHES,
         )
         return store.commit_part(SEARCH, block.key, {"matches": table}, {"images": len(chosen)}, time.time() - started)
 
     return search
-
-
-def _sampled(hits: pa.Table, queries: Sequence[str], name: str) -> list[dict[str, object]]:
-    query_row = {q: i for i, q in enumerate(queries)}
-    ids = sorted(set(hits["image_id"].to_pylist()))
-    row_of = {i: n for n, i in enumerate(ids)}
-    rows = np.fromiter((row_of[i] for i in hits["image_id"].to_pylist()), np.int64, hits.num_rows)
-    asked_by = np.fromiter((query_row[q] for q in hits["query_id"].to_pylist()), np.int64, hits.num_rows)
-    row, query, similarity = sampling.best_query(rows, asked_by, hits["similarity"].to_numpy())
-    return [
-        {"image_id": ids[r], "set": name, "mode": "sample", "query_id": queries[q], "similarity": float(s), "cluster": None}
-        for r, q, s in zip(row, query, similarity, strict=True)
-    ]
 
 
 # -- cluster
@@ -144,36 +140,35 @@ def _by_cluster(context: Context, mode: Cluster, queries: Sequence[str], matrix:
             {"image_id": i, "set": name, "mode": "cluster", "query_id": queries[asking[q]], "similarity": float(s[q]), "cluster": cluster}
             for i, q, s in zip(chosen, best, similarity, strict=True)
         ]
+    table = pa.Table.from_pylist(sorted(rows, key=lambda r: str(r["image_id"])), schema=records.MATCHES)
+    part = store.commit_part(STAGE, digest(STAGE, VERSION, name, context.fingerprint), {"matches": table}, {"images": len(rows)})
     available = sum(map(len, members.values()))
-    asked = min(mode.limit, mode.per_cluster * len(matched))
-    return _commit(context, rows, [], asked=asked, taken=available, clusters=len(matched))
-
-
-# -- outcomes
-
-
-def _commit(
-    context: Context, rows: Iterable[dict[str, object]], matches: Sequence[File], asked: int, taken: int, clusters: int | None = None
-) -> Outcome:
-    """`taken` hits or cluster members came in; what is not selected collided with another query or was not drawn."""
-    table = pa.Table.from_pylist(sorted(rows, key=lambda r: (str(r["image_id"]), str(r["set"]))), schema=records.SELECTED)
-    part = context.store.commit_part(STAGE, digest(STAGE, VERSION, context.stage.set, context.fingerprint), {"selected": table})
-    left = taken - table.num_rows
-    reason = "collision" if clusters is None else "not_drawn"
-    details: dict[str, object] = {"asked": asked, "distinct": table.num_rows}
-    if clusters is not None:
-        details["clusters"] = clusters
     return Outcome(
-        tables={"selected": (part.files["selected"],), **({"matches": tuple(matches)} if matches else {})},
-        rows=Rows(taken=taken, kept=table.num_rows, dropped={reason: left} if left else {}),
-        details=details,
+        tables={"matches": (part.files["matches"],)},
+        rows=Rows(taken=available, kept=len(rows), dropped={"not_drawn": available - len(rows)} if available > len(rows) else {}),
+        details={"asked": min(mode.limit, mode.per_cluster * len(matched)), "distinct": len(rows), "clusters": len(matched)},
     )
 
 
+def _outcome(context: Context, files: Sequence[File], asked: int) -> Outcome:
+    """Every hit came in; what several queries found counts once."""
+    found = context.store.table(files, ["image_id"], records.MATCHES)["image_id"]
+    distinct = pc.count_distinct(found).as_py()
+    return Outcome(
+        tables={"matches": tuple(files)},
+        rows=Rows(taken=len(found), kept=distinct, dropped={"collision": len(found) - distinct} if len(found) > distinct else {}),
+        details={"asked": asked, "distinct": distinct},
+    )
+
+
+# -- all sets together
+
+
 def run_all(context: Context) -> Outcome:
-    """Every set's rows, and the images that come in as they are."""
+    """Every set's matches, each image once a set, and the images that come in as they are."""
     store = context.store
-    tables = [store.table(a.tables["selected"]) for role, a in sorted(context.inputs.items()) if role.startswith("retrieve:")]
+    matches = [store.table(a.tables["matches"], None, records.MATCHES) for role, a in sorted(context.inputs.items()) if role.startswith("retrieve:")]
+    tables = [_resolved(table) for table in matches]
     kept = kept_ids(store, context.inputs["dedup"])
     for role, artifact in sorted(context.inputs.items()):
         if role.startswith("images:"):
@@ -192,6 +187,14 @@ def run_all(context: Context) -> Outcome:
         rows=Rows(taken=table.num_rows, kept=distinct, dropped={"several_sets": wanted_twice} if wanted_twice else {}),
         details={"distinct": distinct},
     )
+
+
+def _resolved(matches: pa.Table) -> pa.Table:
+    """One row an image: that of the query which finds it most similar (then the smaller query_id)."""
+    ordered = matches.sort_by([("image_id", "ascending"), ("similarity", "descending"), ("query_id", "ascending")])
+    ids = np.asarray(ordered["image_id"].to_pylist(), dtype=object)
+    first = np.r_[True, ids[1:] != ids[:-1]] if len(ids) else np.zeros(0, bool)
+    return ordered.filter(pa.array(first))
 
 
 def _as_is(ids: Sequence[str], name: str) -> pa.Table:

@@ -27,15 +27,16 @@ from pipeline.algorithms.images import EXTENSIONS
 from pipeline.algorithms.sampling import seeded_order
 from pipeline.config import Shards
 from pipeline.dag.fingerprint import digest
-from pipeline.dag.stage import Context, Outcome, Progress
+from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import File, Part, Rows, Store
 from pipeline.engines.beam import pipeline
 from pipeline.engines.failures import Failed, caught
 from pipeline.errors import LodesetError
 from pipeline.sources.reading import Location, read_images
+from pipeline.stages.parts import watching
 
 VERSION = 1
-STAGE, PLAN = "write_shards", "shard_plan"
+STAGE = "write_shards"
 BLOCK_IMAGES = 64
 _TAR_RECORD = 512
 
@@ -64,9 +65,9 @@ def run(context: Context) -> Outcome:
     if not shards:
         raise LodesetError("nothing was selected, so there are no shards to write: look at `lodeset report`, at what dedup and retrieve dropped")
     before = set(store.committed(STAGE, [s.key for s in shards]))
-    context.report(Progress(0.0))
     errors = f"parts/{STAGE}/errors-{context.fingerprint[:16]}-{time.time_ns():x}"
-    with pipeline(context.cpus, context.speed["beam"]) as p:
+    images = sum(len(s.entries) for s in shards)
+    with watching(context, STAGE, before, images, "images"), pipeline(context.cpus, context.speed["beam"]) as p:
         (
             p
             | "shards" >> beam.Create([s for s in shards if s.key not in before])

@@ -15,7 +15,8 @@ from training.vit import DinoVisionTransformer
 
 def unit(rng: np.random.Generator, rows: int) -> np.ndarray:
     vectors = rng.standard_normal((rows, 4)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
 
 
 def test_knn_equals_a_loop_over_queries() -> None:

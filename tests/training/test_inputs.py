@@ -76,7 +76,8 @@ def test_each_distortion_does_what_its_name_says() -> None:
 
     def crops(**knobs: object) -> np.ndarray:
         config = CropsConfig.model_validate({"global_size": 32, "local_count": 0, **PLAIN, **knobs})
-        return augment(image, np.random.default_rng(0), config).global_views * std + mean
+        pixels: np.ndarray = augment(image, np.random.default_rng(0), config).global_views * std + mean
+        return pixels
 
     original = image.transpose(2, 0, 1) / 255
     np.testing.assert_allclose(crops()[0], original, atol=1e-6)
@@ -96,7 +97,7 @@ def test_an_epoch_is_a_permutation_without_its_incomplete_batch() -> None:
     epochs = [np.concatenate([order.rows(2 * epoch + s) for s in range(2)]) for epoch in range(2)]
     for rows in epochs:
         assert len(set(rows.tolist())) == 16
-    assert not np.array_equal(*epochs)
+    assert not np.array_equal(epochs[0], epochs[1])
     assert sorted(order.permutation(0).tolist()) == list(range(22))
 
 

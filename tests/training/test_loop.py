@@ -1,6 +1,7 @@
 """Whole runs on a tiny model: learning, exact resume, checkpoints, failures, and the same over Ray Train."""
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,14 +10,13 @@ import ray
 import torch
 
 from pipeline.errors import LodesetError
-from training import loop
 from training.checkpoint import newest_checkpoint, save_checkpoint
 from training.config import TrainingConfig
 from training.data import Batches, open_index
 from training.export import load_backbone
 from training.launch import launch, plan_workers, train_inline
 from training.schedules import step_values
-from training.ssl import losses, make_optimiser, schedule, student_and_teacher
+from training.ssl import clip_gradients, losses, make_optimiser, schedule, student_and_teacher, update_teacher
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -42,7 +42,7 @@ class Killed(Exception):
 
 
 def test_a_resumed_run_is_bit_identical_to_an_unbroken_one(
-    tmp_path: Path, index_url: str, small: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, index_url: str, small: TrainingConfig
 ) -> None:
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     summary = train_inline(small, [index_url], unbroken)
@@ -51,10 +51,8 @@ def test_a_resumed_run_is_bit_identical_to_an_unbroken_one(
         if line["step"] == 5:
             raise Killed
 
-    with monkeypatch.context() as patch:
-        patch.setattr("training.launch._ignore", kill_at_five)
-        with pytest.raises(Killed):
-            train_inline(small, [index_url], broken)
+    with pytest.raises(Killed):
+        train_inline(small, [index_url], broken, kill_at_five)
     assert [line["step"] for line in metrics(broken)] == [1, 2, 3, 4, 5]
     resumed = train_inline(small, [index_url], broken)
 
@@ -164,7 +162,7 @@ def test_other_settings_do_not_resume(tmp_path: Path, index_url: str, small: Tra
 def test_a_loss_that_is_not_finite_names_its_images(
     tmp_path: Path, index_url: str, small: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop.losses
+    real = losses
 
     def poisoned(student, teacher, batch, temperature, config, group):  # type: ignore[no-untyped-def]  # a stand-in
         seen = real(student, teacher, batch, temperature, config, group)
@@ -172,7 +170,7 @@ def test_a_loss_that_is_not_finite_names_its_images(
             seen.terms["ibot"] = seen.terms["ibot"] * float("nan")
         return seen
 
-    monkeypatch.setattr(loop, "losses", poisoned)
+    monkeypatch.setattr("training.loop.losses", poisoned)
     with pytest.raises(LodesetError, match="ibot became nan on worker 0 at step 2"):
         train_inline(small, [index_url], tmp_path)
     told = json.loads((tmp_path / "nonfinite-step-0000002-worker-0.json").read_text())
@@ -180,7 +178,9 @@ def test_a_loss_that_is_not_finite_names_its_images(
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2]
 
 
-@pytest.mark.parametrize(("batch", "cpus", "gpus", "workers"), [(32, 3, 0, 2), (32, 2, 0, 2), (2, 8, 0, 1), (32, 64, 4, 4)])
+@pytest.mark.parametrize(
+    ("batch", "cpus", "gpus", "workers"), [(32, 3, 0, 2), (32, 2, 0, 2), (2, 8, 0, 1), (32, 64, 4, 4)]
+)
 def test_all_of_the_budget_that_divides_the_batch(batch: int, cpus: int, gpus: int, workers: int) -> None:
     assert plan_workers(TrainingConfig(batch=batch), cpus, gpus) == workers
 
@@ -192,14 +192,49 @@ def test_more_workers_than_the_budget_are_refused() -> None:
 
 @pytest.fixture
 def two_cores() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
 
 
+@pytest.mark.slow  # starting Ray and its workers takes most of a minute on two cores
 def test_two_workers_on_ray(tmp_path: Path, index_url: str, small: TrainingConfig, two_cores: None) -> None:
     summary = launch(small, [index_url], tmp_path / "run", cpus=2)
     assert summary["workers"] == 2 and summary["images_seen"] == 48
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
     with pytest.raises(LodesetError, match=r"^22 images are fewer than one batch of 30"):
         launch(small.model_copy(update={"batch": 30}), [index_url], tmp_path / "few", cpus=2)
+
+
+def test_a_gradient_that_is_not_finite_names_its_images(
+    tmp_path: Path, index_url: str, small: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.loop.clip_gradients", lambda student, largest: float("inf"))
+    with pytest.raises(LodesetError, match="norm became inf on worker 0 at step 0"):
+        train_inline(small, [index_url], tmp_path)
+    assert len(json.loads((tmp_path / "nonfinite-step-0000000-worker-0.json").read_text())["image_ids"]) == 8
+    assert not list(tmp_path.glob("step-*"))
+
+
+def test_gradients_are_clipped_in_each_submodule(small: TrainingConfig) -> None:
+    student, _ = student_and_teacher(small)
+    for parameter in student.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    total = sum(parameter.numel() for parameter in student.parameters()) ** 0.5
+    assert clip_gradients(student, 3.0) == pytest.approx(total, rel=1e-5)
+    for part in (student.backbone, student.dino_head, student.ibot_head):
+        norm = torch.stack([(parameter.grad**2).sum() for parameter in part.parameters() if parameter.grad is not None])
+        assert float(norm.sum().sqrt()) == pytest.approx(3.0, rel=1e-4)
+
+
+def test_tied_heads_are_one(small: TrainingConfig) -> None:
+    tied = small.model_copy(update={"heads": small.heads.model_copy(update={"tied": True})})
+    student, teacher = student_and_teacher(tied)
+    assert [name for name, _ in student.named_children()] == ["backbone", "dino_head"]
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1.0)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    update_teacher(student, teacher, 0.75)
+    for name, value in teacher.state_dict().items():
+        torch.testing.assert_close(value, before[name] + 0.25)

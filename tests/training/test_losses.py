@@ -1,12 +1,12 @@
 """Each loss against plain loops over numbers; reductions over two real processes against one."""
 
 import math
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from training.losses.dino import dino_loss
@@ -35,7 +35,8 @@ def loop_sinkhorn(scores: Tensor, temperature: float, iterations: int) -> np.nda
             q[k] = q[k] / q[k].sum() / prototypes
         for b in range(rows):
             q[:, b] = q[:, b] / q[:, b].sum() / rows
-    return (q * rows).T
+    balanced: np.ndarray = (q * rows).T
+    return balanced
 
 
 def cosines(*shape: int, seed: int = 0) -> Tensor:
@@ -87,7 +88,8 @@ def test_koleo_of_identical_rows_has_finite_gradients() -> None:
 
 def test_sinkhorn_equals_the_loops_and_evens_out_prototypes() -> None:
     scores = cosines(12, 5)
-    np.testing.assert_allclose(sinkhorn_knopp(scores, 0.07).numpy(), loop_sinkhorn(scores, 0.07, 3), rtol=1e-4, atol=1e-7)
+    expected = loop_sinkhorn(scores, 0.07, 3)
+    np.testing.assert_allclose(sinkhorn_knopp(scores, 0.07).numpy(), expected, rtol=1e-4, atol=1e-7)
     balanced = sinkhorn_knopp(scores, 0.2, iterations=100)
     np.testing.assert_allclose(balanced.sum(1).numpy(), 1, rtol=1e-5)
     np.testing.assert_allclose(balanced.sum(0).numpy(), 12 / 5, rtol=1e-3)
@@ -124,7 +126,13 @@ def _two_processes(rank: int, folder: str) -> None:
 
 
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
-    mp.spawn(_two_processes, args=(str(tmp_path),), nprocs=2)
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_two_processes, args=(rank, str(tmp_path))) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     whole = sinkhorn_knopp(cosines(12, 5), 0.07)
     for name in ("uneven", "none_here"):

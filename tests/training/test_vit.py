@@ -8,7 +8,7 @@ import torch
 from pipeline.errors import LodesetError
 from training.config import ModelConfig
 from training.export import export, load_backbone
-from training.vit import DinoVisionTransformer
+from training.vit import Block, DinoVisionTransformer
 
 BLOCK = {
     "norm1.weight": (384,),
@@ -84,10 +84,13 @@ def test_tokens_of_any_size_and_only_hidden_patches_are_replaced(registers: int)
 def test_stochastic_depth_keeps_the_mean_and_skips_samples() -> None:
     net = model(drop_path=0.5).train()
     block, x = net.blocks[0], torch.randn(4, 5, 24)
+    assert isinstance(block, Block)
     torch.manual_seed(0)
     with torch.no_grad():
         dense = block.ls1(block.attn(block.norm1(x)))
-        drawn = torch.stack([block._add(x, lambda kept: block.ls1(block.attn(block.norm1(kept)))) - x for _ in range(400)])
+        drawn = torch.stack(
+            [block._add(x, lambda kept: block.ls1(block.attn(block.norm1(kept)))) - x for _ in range(400)]
+        )
     untouched = (drawn == 0).flatten(2).all(dim=2)  # [400, 4]
     assert bool((untouched.sum(dim=1) == 2).all())
     torch.testing.assert_close(drawn[~untouched].std(), 2 * dense.std(), rtol=0.1, atol=0)

@@ -1,0 +1,296 @@
+"""READ FIRST: a configuration -> the stages of curation.
+
+```
+sources -> ingest -> embed -> filter -> dedup -> cluster -> retrieve -> write_shards
+           (each set)         (pool)
+```
+
+Each stage is one function in `pipeline/stages/<name>.py`, of the same name; what it stores is a table of
+`pipeline/records.py`. Making this graph lists the sources and runs nothing. Training and pruning hang below it:
+`training/graph.py`, `pruning/graph.py`; `infra/dag.py` puts them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.config import CurationConfig, PatchDictionary, PrecomputedEmbedder, Source
+from pipeline.dag.fingerprint import digest
+from pipeline.dag.stage import Input, Stage
+from pipeline.embedders.make import AnyEmbedder, identity
+from pipeline.errors import ConfigError
+from pipeline.sources.listing import expand
+from pipeline.stages import calibrate, cluster, dedup, embed, filter, fit_clusters, fit_embedder, ingest, retrieve, write_shards
+
+QUERIES_PER_PART = 1_024
+IMAGES, METADATA = "images", "metadata"  # the two digests that ingest names
+
+
+def build(config: CurationConfig) -> dict[str, Stage]:
+    """The stages by id, in topological order.
+
+    Raises:
+        LodesetError: a source or a model is not there.
+    """
+    stages: list[Stage] = []
+
+    def add(stage: Stage) -> Stage:
+        stages.append(stage)
+        return stage
+
+    sets = sets_of(config)
+    ingested = {name: add(_ingest(config, name, sources)) for name, sources in sets.items()}
+    pool = ingested["pool"]
+
+    semantic = config.embed.semantic
+    fitted = add(_fit_embedder(config, semantic, pool, "")) if isinstance(semantic, PatchDictionary) else None
+    vectors = {name: add(_embed(config, semantic, stage, fitted, "")) for name, stage in ingested.items()}
+
+    compared = roles_of(config)
+    dedup_embedder = semantic if config.embed.dedup == "semantic" else config.embed.dedup
+    dedup_fitted, dedup_vectors = fitted, vectors
+    if config.embed.dedup != "semantic":
+        own = isinstance(dedup_embedder, PatchDictionary)
+        dedup_fitted = add(_fit_embedder(config, dedup_embedder, pool, "_dedup")) if own else None
+        dedup_vectors = {name: add(_embed(config, dedup_embedder, ingested[name], dedup_fitted, "_dedup")) for name in compared}
+
+    masked = add(_filter(config, pool))
+    calibration = None
+    if "auto" in (config.dedup.threshold, config.dedup.reference_threshold):
+        calibration = add(_calibrate(config, dedup_embedder, pool, dedup_vectors["pool"], dedup_fitted))
+    unique = add(_dedup(config, compared, ingested, dedup_vectors, masked, calibration))
+
+    needs_clusters = not config.curated or any(c.retrieve.mode == "cluster" for c in config.curated)
+    centroids = clusters = None
+    if needs_clusters:
+        centroids = add(_fit_clusters(config, vectors["pool"], unique))
+        clusters = add(_cluster(config, vectors["pool"], unique, centroids))
+    retrieved = {
+        one.name: add(_retrieve(config, index, vectors, unique, centroids, clusters)) for index, one in enumerate(config.curated)
+    }
+    selected = add(_retrieve_all(config, ingested, unique, retrieved))
+    add(_write_shards(config, ingested, selected))
+    return {stage.id: stage for stage in stages}
+
+
+def sets_of(config: CurationConfig) -> dict[str, Sequence[Source]]:
+    """Every set that is ingested, by name."""
+    named = (*config.curated, *config.reference, *config.targets)
+    return {"pool": config.pool, **{one.name: (one,) for one in named}}
+
+
+def roles_of(config: CurationConfig) -> dict[str, str]:
+    """The sets that dedup compares, and the part that each plays."""
+    return {
+        "pool": "pool",
+        **{one.name: "reference" for one in config.reference},
+        **{one.name: "included" for one in config.curated if one.include},
+    }
+
+
+def _ingest(config: CurationConfig, name: str, sources: Sequence[Source]) -> Stage:
+    files = tuple(expand(sources, name))
+    size = sum(f.size_bytes for f in files)
+    slices = max(1, round(size / (config.ingest.slice_mb * 2**20)))
+    return Stage(
+        "ingest",
+        name,
+        ingest.VERSION,
+        "beam",
+        ingest.run,
+        config={
+            "max_pixels": config.ingest.max_pixels,
+            "max_bytes": config.ingest.max_bytes,
+            "files": len(files),
+            "size_bytes": size,
+            "listing": digest([(f.uri, f.size_bytes, f.state, f.image) for f in files]),
+        },
+        speed={"files": files, "limits": config.ingest, "beam": config.resources.beam},
+        max_cpus=slices,
+        seconds_per_image=0.0004,
+    )
+
+
+def _embedder_inputs(images: Stage, fitted: Stage | None) -> dict[str, Input]:
+    return {"images": Input(images, IMAGES), **({"fitted": Input(fitted)} if fitted else {})}
+
+
+def _fit_embedder(config: CurationConfig, embedder: AnyEmbedder, pool: Stage, suffix: str) -> Stage:
+    return Stage(
+        f"fit_embedder{suffix}",
+        "pool",
+        fit_embedder.VERSION,
+        "ray",
+        fit_embedder.run,
+        config={"embedder": identity(embedder)},
+        inputs={"images": Input(pool, IMAGES)},
+        speed={"embedder": embedder, "max_pixels": config.ingest.max_pixels},
+        frozen=True,
+        seconds_per_image=0.0005,
+    )
+
+
+def _embed(config: CurationConfig, embedder: AnyEmbedder, images: Stage, fitted: Stage | None, suffix: str) -> Stage:
+    return Stage(
+        f"embed{suffix}",
+        images.set,
+        embed.VERSION,
+        "ray",
+        embed.run,
+        config={"embedder": identity(embedder)},
+        inputs=_embedder_inputs(images, fitted),
+        speed={"embedder": embedder, "max_pixels": config.ingest.max_pixels},
+        max_cpus=images.max_cpus,
+        seconds_per_image=0.004,
+    )
+
+
+def _filter(config: CurationConfig, pool: Stage) -> Stage:
+    return Stage(
+        "filter",
+        "pool",
+        filter.VERSION,
+        "ray",
+        filter.run,
+        config=config.filter.model_dump(),
+        inputs={"images": Input(pool, IMAGES)},
+        speed={"filter": config.filter},
+        max_cpus=pool.max_cpus,
+        seconds_per_image=0.00002,
+    )
+
+
+def _calibrate(config: CurationConfig, embedder: AnyEmbedder, pool: Stage, vectors: Stage, fitted: Stage | None) -> Stage:
+    if isinstance(embedder, PrecomputedEmbedder):
+        raise ConfigError(
+            "dedup.threshold: auto cannot be calibrated with precomputed vectors, because copies would have to be embedded: "
+            "give dedup.threshold and dedup.reference_threshold as numbers, or name an embedder in embed.dedup"
+        )
+    return Stage(
+        "calibrate",
+        "pool",
+        calibrate.VERSION,
+        "ray",
+        calibrate.run,
+        config={"calibration_images": config.dedup.calibration_images},
+        inputs={**_embedder_inputs(pool, fitted), "vectors": Input(vectors)},
+        speed={"embedder": embedder, "max_pixels": config.ingest.max_pixels},
+        frozen=True,
+        seconds_per_image=0.0005,
+    )
+
+
+def _dedup(
+    config: CurationConfig,
+    roles: dict[str, str],
+    ingested: dict[str, Stage],
+    vectors: dict[str, Stage],
+    masked: Stage,
+    calibration: Stage | None,
+) -> Stage:
+    knobs = config.dedup.model_dump(exclude={"part_images", "calibration_images"})
+    return Stage(
+        "dedup",
+        "pool",
+        dedup.VERSION,
+        "ray",
+        dedup.run,
+        config={**knobs, "roles": roles},
+        inputs={
+            **{f"images:{name}": Input(ingested[name], IMAGES) for name in roles},
+            **{f"vectors:{name}": Input(vectors[name]) for name in roles},
+            "masked": Input(masked),
+            **({"calibration": Input(calibration)} if calibration else {}),
+        },
+        speed={"part_images": config.dedup.part_images, "roles": roles},
+        seconds_per_image=0.0005,
+    )
+
+
+def _fit_clusters(config: CurationConfig, vectors: Stage, unique: Stage) -> Stage:
+    return Stage(
+        "fit_clusters",
+        "pool",
+        fit_clusters.VERSION,
+        "ray",
+        fit_clusters.run,
+        config=config.cluster.model_dump(),
+        inputs={"vectors": Input(vectors), "dedup": Input(unique)},
+        max_cpus=1,
+        frozen=True,
+        seconds_per_image=0.0002,
+    )
+
+
+def _cluster(config: CurationConfig, vectors: Stage, unique: Stage, centroids: Stage) -> Stage:
+    return Stage(
+        "cluster",
+        "pool",
+        cluster.VERSION,
+        "ray",
+        cluster.run,
+        config={},
+        inputs={"vectors": Input(vectors), "dedup": Input(unique), "centroids": Input(centroids)},
+        max_cpus=vectors.max_cpus,
+        seconds_per_image=0.00005,
+    )
+
+
+def _retrieve(
+    config: CurationConfig, index: int, vectors: dict[str, Stage], unique: Stage, centroids: Stage | None, clusters: Stage | None
+) -> Stage:
+    one = config.curated[index]
+    inputs: dict[str, Input] = {"queries": Input(vectors[one.name]), "vectors": Input(vectors["pool"]), "dedup": Input(unique)}
+    if one.retrieve.mode == "cluster" and centroids and clusters:
+        inputs |= {"centroids": Input(centroids), "clusters": Input(clusters)}
+    return Stage(
+        "retrieve",
+        one.name,
+        retrieve.VERSION,
+        "ray",
+        retrieve.run,
+        config=one.retrieve.model_dump(),
+        inputs=inputs,
+        speed={"retrieve": one.retrieve, "part_images": QUERIES_PER_PART},
+        max_cpus=vectors[one.name].max_cpus,
+        seconds_per_image=0.0001,
+    )
+
+
+def _retrieve_all(config: CurationConfig, ingested: dict[str, Stage], unique: Stage, retrieved: dict[str, Stage]) -> Stage:
+    included = [one.name for one in config.curated if one.include]
+    knobs: dict[str, Any] = {"everything": not config.curated, "sets": sorted(retrieved)}
+    return Stage(
+        "retrieve",
+        "all",
+        retrieve.VERSION,
+        "ray",
+        retrieve.run_all,
+        config=knobs,
+        inputs={
+            **{f"retrieve:{name}": Input(stage) for name, stage in retrieved.items()},
+            **{f"images:{name}": Input(ingested[name], IMAGES) for name in included},
+            "dedup": Input(unique),
+        },
+        max_cpus=1,
+        seconds_per_image=0.00001,
+    )
+
+
+def _write_shards(config: CurationConfig, ingested: dict[str, Stage], selected: Stage) -> Stage:
+    included = [one.name for one in config.curated if one.include]
+    return Stage(
+        "write_shards",
+        "all",
+        write_shards.VERSION,
+        "beam",
+        write_shards.run,
+        config=config.shards.model_dump(),
+        inputs={
+            "selected": Input(selected),
+            **{f"images:{name}": Input(ingested[name], METADATA) for name in ("pool", *included)},
+        },
+        speed={"shards": config.shards, "beam": config.resources.beam},
+        seconds_per_image=0.0002,
+    )

@@ -1,0 +1,195 @@
+"""The training half of the DAG: shards -> `train` -> `evaluate`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config import TargetSet
+from pipeline.dag.fingerprint import digest, file_digest
+from pipeline.dag.stage import Context, Input, Outcome, Progress, Stage
+from pipeline.dag.store import File, Rows, Store
+from pipeline.engines.ray import job, map_with_state
+from pipeline.errors import LodesetError
+from pipeline.stages.embed import read_vectors
+from pipeline.stages.parts import made
+from training.config import TrainingConfig
+from training.export import load_backbone
+from training.launch import launch
+from training.loop import NOT_IDENTITY
+from training.metrics import METRICS
+from training.ssl import student_and_teacher
+from training.targets import Block, Target, accuracies, feature_worker, in_order, read_features, read_target
+from training.vit import DinoVisionTransformer
+
+TRAIN_VERSION = EVALUATE_VERSION = 1
+FEATURES = "evaluate_features"
+TRAINED, UNTRAINED, EMBEDDER = "trained", "untrained", "embedder"
+IMAGES_PER_PART = 128
+
+
+def build(config: TrainingConfig, targets: Sequence[TargetSet], curation: Mapping[str, Stage]) -> dict[str, Stage]:
+    """`train`, and `evaluate` where there are target sets."""
+    train = Stage(
+        "train",
+        "all",
+        TRAIN_VERSION,
+        "ray",
+        run_train,
+        config=config.model_dump(mode="json", exclude=NOT_IDENTITY),
+        inputs={"shards": Input(curation["write_shards/all"])},
+        speed={"training": config},
+    )
+    stages = {train.id: train}
+    if targets:
+        evaluate = Stage(
+            "evaluate",
+            "all",
+            EVALUATE_VERSION,
+            "ray",
+            run_evaluate,
+            config={"targets": [t.model_dump(include={"name", "label", "split"}) for t in targets]},
+            inputs={
+                "train": Input(train),
+                **{f"images:{t.name}": Input(curation[f"ingest/{t.name}"], "metadata") for t in targets},
+                **{f"vectors:{t.name}": Input(curation[f"embed/{t.name}"]) for t in targets},
+            },
+            speed={"training": config, "targets": tuple(targets)},
+        )
+        stages[evaluate.id] = evaluate
+    return stages
+
+
+# -- train
+
+
+def folder_of(store: Store, fingerprint: str) -> Path:
+    """Where a run's checkpoints, metrics and export lie."""
+    if not store.local:
+        raise LodesetError(
+            f"training writes checkpoints to a file system that all workers mount, and {store.url} is not one: "
+            "use a path as `store:` for runs with `training:`"
+        )
+    return Path(store.path(f"training/{fingerprint[:16]}"))
+
+
+def run_train(context: Context) -> Outcome:
+    config: TrainingConfig = context.speed["training"]
+    store, shards = context.store, context.inputs["shards"]
+    folder = folder_of(store, context.fingerprint)
+    index = store.full_url(shards.tables["index"][0].path)
+    with job(context.ray_address), _reporting(context, folder, config):
+        summary = launch(config, [index], folder, context.cpus)
+    names = ("model.safetensors", "config.json", METRICS, "summary.json")
+    files = {name: _file(store, folder / name, rows=0) for name in names}
+    images = shards.rows.kept
+    return Outcome(
+        tables={"model": (files["model.safetensors"], files["config.json"]), "metrics": (files[METRICS], files["summary.json"])},
+        rows=Rows(taken=images, kept=images),
+        details={**summary, "folder": store_relative(store, folder)},
+    )
+
+
+def store_relative(store: Store, path: Path) -> str:
+    return path.relative_to(store.root).as_posix()
+
+
+def _file(store: Store, path: Path, rows: int) -> File:
+    return File(store_relative(store, path), rows, path.stat().st_size, file_digest(str(path)))
+
+
+@contextlib.contextmanager
+def _reporting(context: Context, folder: Path, config: TrainingConfig) -> Iterator[None]:
+    """Reports progress from the last line of metrics.jsonl, which worker 0 writes wherever it runs."""
+    done = threading.Event()
+    first: list[int] = []
+
+    def watch() -> None:
+        while not done.wait(1.0):
+            step = last_step(folder / METRICS)
+            first.append(step)
+            context.report(Progress(step / config.steps, max(0, step - first[0]) * config.batch))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def last_step(metrics: Path) -> int:
+    """The step of the last whole line of a metrics file; 0 where there is none."""
+    try:
+        lines = metrics.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return 0
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return int(json.loads(line)["step"])
+    return 0
+
+
+# -- evaluate
+
+
+def run_evaluate(context: Context) -> Outcome:
+    """kNN on each target set: the trained network, the same network untrained, and the embedder that curated."""
+    store, trained = context.store, context.inputs["train"]
+    config: TrainingConfig = context.speed["training"]
+    folder = Path(store.path(str(trained.details["folder"])))
+    weights = {TRAINED: trained.tables["model"][0].sha256, UNTRAINED: digest(config.model.model_dump(), config.seed)}
+    targets: list[Target] = []
+    left_out: dict[str, int] = {}
+    taken = 0
+    for one in context.speed["targets"]:
+        ingested = context.inputs[f"images:{one.name}"]
+        target, reasons = read_target(store, ingested, one.name, one.label, one.split)
+        targets.append(target)
+        taken += ingested.rows.kept
+        for reason, count in reasons.items():
+            left_out[reason] = left_out.get(reason, 0) + count
+
+    size = config.crops.global_size
+    blocks = {(t.name, n): _blocks(t, n, weights[n], size) for t in targets for n in weights}
+    work = [(block.key, block, len(block.places)) for some in blocks.values() for block in some]
+    load = functools.partial(_load, folder, config)
+    make = functools.partial(feature_worker, store, FEATURES, load, size, config.max_pixels)
+    parts, new = made(context, FEATURES, work, functools.partial(map_with_state, make, cpus=context.cpus, address=context.ray_address))
+    by_key = {part.key: part for part in parts}
+
+    scores: dict[str, dict[str, Any]] = {}
+    for target in targets:
+        found = {
+            n: accuracies(target, read_features(store, [by_key[b.key] for b in blocks[target.name, n]], target.ids)) for n in weights
+        }
+        ids, matrix = read_vectors(store, context.inputs[f"vectors:{target.name}"].tables["vectors"])
+        if set(target.ids) <= set(ids):
+            found[EMBEDDER] = accuracies(target, in_order(ids, matrix, target.ids))
+        scores[target.name] = {"knn": found, "gallery": len(target.rows("gallery")), "test": len(target.rows("test")), "classes": len(set(target.labels))}
+    return Outcome(
+        tables={"features": tuple(p.files["features"] for p in parts)},
+        rows=Rows(taken=taken, kept=sum(len(t.ids) for t in targets), dropped=left_out),
+        details={"targets": scores, "parts": len(parts), "parts_made": len(new)},
+    )
+
+
+def _blocks(target: Target, network: str, weights: str, size: int) -> list[Block]:
+    runs = [target.places[i : i + IMAGES_PER_PART] for i in range(0, len(target.places), IMAGES_PER_PART)]
+    return [Block(digest(FEATURES, EVALUATE_VERSION, weights, size, [p.image_id for p in run]), network, run) for run in runs]
+
+
+def _load(folder: Path, config: TrainingConfig, network: str) -> DinoVisionTransformer:
+    if network == TRAINED:
+        return load_backbone(folder)
+    torch.manual_seed(config.seed)
+    _, teacher = student_and_teacher(config)
+    return teacher.backbone.eval()
