@@ -30,7 +30,9 @@ class Source(Strict):
     """Where images come from: a folder, tar or WebDataset files, or Parquet files with an image column."""
 
     uri: str = Field(min_length=1, description="path or fsspec URL of a folder, a .tar or a .parquet; globs allowed")
-    image: str = Field("image", description="Parquet only: the column of encoded bytes, or of structs with a field `bytes`")
+    image: str = Field(
+        "image", description="Parquet only: the column of encoded bytes, or of structs with a field `bytes`"
+    )
 
 
 class AsIs(Strict):
@@ -43,7 +45,9 @@ class Sample(Strict):
     """The k nearest pool images of every image of the set (DINOv2, appendix A.4, sample-based retrieval)."""
 
     mode: Literal["sample"]
-    k: int = Field(4, ge=1, description="pool images per query; the paper: 4 for ImageNet-22k and GLDv2, 32 for ImageNet-1k")
+    k: int = Field(
+        4, ge=1, description="pool images per query; the paper: 4 for ImageNet-22k and GLDv2, 32 for ImageNet-1k"
+    )
 
 
 class Cluster(Strict):
@@ -51,7 +55,9 @@ class Cluster(Strict):
 
     mode: Literal["cluster"]
     per_cluster: int = Field(10_000, ge=1, description="images drawn from each kept cluster, or all of a smaller one")
-    min_matches: int = Field(4, ge=1, description="a cluster is kept from this many query images on (the paper: more than 3)")
+    min_matches: int = Field(
+        4, ge=1, description="a cluster is kept from this many query images on (the paper: more than 3)"
+    )
     limit: int = Field(1_000_000, ge=1, description="images drawn for the whole set")
 
 
@@ -92,6 +98,7 @@ class Ingest(Strict):
     max_pixels: int = Field(100_000_000, ge=1, description="width x height above which an image is rejected undecoded")
     max_bytes: int = Field(256 * 2**20, ge=1, description="encoded bytes above which a file is rejected unread")
     slice_mb: float = Field(8.0, gt=0, description="MiB of source per part; speed only")
+    limit: int | None = Field(None, ge=1, description="pool images in a seeded sample; all if absent")
 
 
 class OnnxEmbedder(Strict):
@@ -101,7 +108,9 @@ class OnnxEmbedder(Strict):
     path: str = Field(description="the .onnx file")
     size: int = Field(224, ge=8, description="side of the square input, pixels")
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="RGB mean on the 0..1 scale")
-    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="RGB standard deviation on the 0..1 scale")
+    std: tuple[float, float, float] = Field(
+        (0.229, 0.224, 0.225), description="RGB standard deviation on the 0..1 scale"
+    )
     batch: int = Field(32, ge=1, description="images per call; speed only")
 
 
@@ -112,7 +121,9 @@ class TorchScriptEmbedder(Strict):
     path: str = Field(description="the TorchScript file")
     size: int = Field(224, ge=8, description="side of the square input, pixels")
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="RGB mean on the 0..1 scale")
-    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="RGB standard deviation on the 0..1 scale")
+    std: tuple[float, float, float] = Field(
+        (0.229, 0.224, 0.225), description="RGB standard deviation on the 0..1 scale"
+    )
     batch: int = Field(32, ge=1, description="images per call; speed only")
 
 
@@ -132,8 +143,12 @@ class PatchDictionary(Strict):
     patch: int = Field(8, ge=2, description="side of a patch, pixels")
     stride: int = Field(4, ge=1, description="distance between patches, pixels")
     words: int = Field(256, ge=2, description="centroids of the dictionary")
-    dimensions: int = Field(256, ge=2, description="length of the vector, after a whitening projection of the pooled activations")
-    fit_images: int = Field(2_000, ge=10, description="pool images in the seeded sample that the dictionary is fitted on")
+    dimensions: int = Field(
+        256, ge=2, description="length of the vector, after a whitening projection of the pooled activations"
+    )
+    fit_images: int = Field(
+        2_000, ge=10, description="pool images in the seeded sample that the dictionary is fitted on"
+    )
     seed: int = Field(0, ge=0)
 
 
@@ -146,7 +161,9 @@ class Embed(Strict):
     """Which network turns images into vectors."""
 
     semantic: Embedder = Field(PatchDictionary(), description="vectors for clustering and retrieval")
-    dedup: Literal["semantic"] | Embedder = Field("semantic", description="vectors for dedup: `semantic`, or an embedder of its own")
+    dedup: Literal["semantic"] | Embedder = Field(
+        "semantic", description="vectors for dedup: `semantic`, or an embedder of its own"
+    )
 
 
 class Filter(Strict):
@@ -193,8 +210,12 @@ class Resources(Strict):
     """How fast, never what: nothing here enters a fingerprint."""
 
     cpus: Literal["auto"] | Annotated[int, Field(ge=1)] = Field("auto", description="cores for both engines together")
-    ray_address: str = Field("local", description="`local` starts Ray on this machine; `auto` or host:port joins a cluster")
-    beam: dict[str, str] = Field({}, description="Beam pipeline options, e.g. {runner: FlinkRunner, flink_master: host:8081}")
+    ray_address: str = Field(
+        "local", description="`local` starts Ray on this machine; `auto` or host:port joins a cluster"
+    )
+    beam: dict[str, str] = Field(
+        {}, description="Beam pipeline options, e.g. {runner: FlinkRunner, flink_master: host:8081}"
+    )
 
 
 class CurationConfig(Strict):
@@ -213,6 +234,11 @@ class CurationConfig(Strict):
     shards: Shards = Shards()
     resources: Resources = Resources()
 
+    @property
+    def named_sets(self) -> tuple[CuratedSet | ReferenceSet | TargetSet, ...]:
+        """Every set but the pool."""
+        return (*self.curated, *self.reference, *self.targets)
+
     @field_validator("pool", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
@@ -224,7 +250,7 @@ class CurationConfig(Strict):
 
     @model_validator(mode="after")
     def _names_differ(self) -> CurationConfig:
-        names = ["pool", "all", *(s.name for s in (*self.curated, *self.reference, *self.targets))]
+        names = ["pool", "all", *(s.name for s in self.named_sets)]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"set names must differ, and `pool` and `all` are taken; used twice: {', '.join(twice)}")
@@ -252,7 +278,9 @@ def load(model: type[Config], path: str | Path, overrides: tuple[str, ...] = ())
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{file} must hold a mapping of keys to values, not {type(tree).__name__}; `pool:` is the one key it needs")
+        raise ConfigError(
+            f"{file} must hold a mapping of keys to values, not {type(tree).__name__}; `pool:` is the one key it needs"
+        )
     for override in overrides:
         _override(tree, override)
     try:

@@ -21,7 +21,18 @@ from pipeline.dag.stage import Input, Stage
 from pipeline.embedders.make import AnyEmbedder, identity
 from pipeline.errors import ConfigError
 from pipeline.sources.listing import expand
-from pipeline.stages import calibrate, cluster, dedup, embed, filter, fit_clusters, fit_embedder, ingest, retrieve, write_shards
+from pipeline.stages import (
+    calibrate,
+    cluster,
+    dedup,
+    embed,
+    filter,
+    fit_clusters,
+    fit_embedder,
+    ingest,
+    retrieve,
+    write_shards,
+)
 
 QUERIES_PER_PART = 1_024
 IMAGES, METADATA = "images", "metadata"  # the two digests that ingest names
@@ -53,7 +64,9 @@ def build(config: CurationConfig) -> dict[str, Stage]:
     if config.embed.dedup != "semantic":
         own = isinstance(dedup_embedder, PatchDictionary)
         dedup_fitted = add(_fit_embedder(config, dedup_embedder, pool, "_dedup")) if own else None
-        dedup_vectors = {name: add(_embed(config, dedup_embedder, ingested[name], dedup_fitted, "_dedup")) for name in compared}
+        dedup_vectors = {
+            name: add(_embed(config, dedup_embedder, ingested[name], dedup_fitted, "_dedup")) for name in compared
+        }
 
     masked = add(_filter(config, pool))
     calibration = None
@@ -67,7 +80,8 @@ def build(config: CurationConfig) -> dict[str, Stage]:
         centroids = add(_fit_clusters(config, vectors["pool"], unique))
         clusters = add(_cluster(config, vectors["pool"], unique, centroids))
     retrieved = {
-        one.name: add(_retrieve(config, index, vectors, unique, centroids, clusters)) for index, one in enumerate(config.curated)
+        one.name: add(_retrieve(config, index, vectors, unique, centroids, clusters))
+        for index, one in enumerate(config.curated)
     }
     selected = add(_retrieve_all(config, ingested, unique, retrieved))
     add(_write_shards(config, ingested, selected))
@@ -76,8 +90,7 @@ def build(config: CurationConfig) -> dict[str, Stage]:
 
 def sets_of(config: CurationConfig) -> dict[str, Sequence[Source]]:
     """Every set that is ingested, by name."""
-    named = (*config.curated, *config.reference, *config.targets)
-    return {"pool": config.pool, **{one.name: (one,) for one in named}}
+    return {"pool": config.pool, **{one.name: (one,) for one in config.named_sets}}
 
 
 def roles_of(config: CurationConfig) -> dict[str, str]:
@@ -92,6 +105,8 @@ def roles_of(config: CurationConfig) -> dict[str, str]:
 def _ingest(config: CurationConfig, name: str, sources: Sequence[Source]) -> Stage:
     files = tuple(expand(sources, name))
     size = sum(f.size_bytes for f in files)
+    # The sample is one of the pool: other sets are small, and say what to look for.
+    limits = config.ingest if name == "pool" else config.ingest.model_copy(update={"limit": None})
     slices = max(1, round(size / (config.ingest.slice_mb * 2**20)))
     return Stage(
         "ingest",
@@ -105,8 +120,9 @@ def _ingest(config: CurationConfig, name: str, sources: Sequence[Source]) -> Sta
             "files": len(files),
             "size_bytes": size,
             "listing": digest([(f.uri, f.size_bytes, f.state, f.image) for f in files]),
+            **({"limit": limits.limit} if limits.limit is not None else {}),
         },
-        speed={"files": files, "limits": config.ingest, "beam": config.resources.beam},
+        speed={"files": files, "limits": limits, "beam": config.resources.beam},
         max_cpus=slices,
         seconds_per_image=0.0004,
     )
@@ -161,7 +177,9 @@ def _filter(config: CurationConfig, pool: Stage) -> Stage:
     )
 
 
-def _calibrate(config: CurationConfig, embedder: AnyEmbedder, pool: Stage, vectors: Stage, fitted: Stage | None) -> Stage:
+def _calibrate(
+    config: CurationConfig, embedder: AnyEmbedder, pool: Stage, vectors: Stage, fitted: Stage | None
+) -> Stage:
     if isinstance(embedder, PrecomputedEmbedder):
         raise ConfigError(
             "dedup.threshold: auto cannot be calibrated with precomputed vectors, because copies would have to be embedded: "
@@ -238,10 +256,19 @@ def _cluster(config: CurationConfig, vectors: Stage, unique: Stage, centroids: S
 
 
 def _retrieve(
-    config: CurationConfig, index: int, vectors: dict[str, Stage], unique: Stage, centroids: Stage | None, clusters: Stage | None
+    config: CurationConfig,
+    index: int,
+    vectors: dict[str, Stage],
+    unique: Stage,
+    centroids: Stage | None,
+    clusters: Stage | None,
 ) -> Stage:
     one = config.curated[index]
-    inputs: dict[str, Input] = {"queries": Input(vectors[one.name]), "vectors": Input(vectors["pool"]), "dedup": Input(unique)}
+    inputs: dict[str, Input] = {
+        "queries": Input(vectors[one.name]),
+        "vectors": Input(vectors["pool"]),
+        "dedup": Input(unique),
+    }
     if one.retrieve.mode == "cluster" and centroids and clusters:
         inputs |= {"centroids": Input(centroids), "clusters": Input(clusters)}
     return Stage(
@@ -258,7 +285,9 @@ def _retrieve(
     )
 
 
-def _retrieve_all(config: CurationConfig, ingested: dict[str, Stage], unique: Stage, retrieved: dict[str, Stage]) -> Stage:
+def _retrieve_all(
+    config: CurationConfig, ingested: dict[str, Stage], unique: Stage, retrieved: dict[str, Stage]
+) -> Stage:
     included = [one.name for one in config.curated if one.include]
     knobs: dict[str, Any] = {"everything": not config.curated, "sets": sorted(retrieved)}
     return Stage(

@@ -116,4 +116,6 @@ MATCHES = SELECTED = pa.schema(
     ]
 )
 
-SHARDS = pa.schema([("image_id", pa.string()), ("shard", pa.string()), ("offset", pa.int64()), ("size_bytes", pa.int64())])
+SHARDS = pa.schema(
+    [("image_id", pa.string()), ("shard", pa.string()), ("offset", pa.int64()), ("size_bytes", pa.int64())]
+)

@@ -42,7 +42,7 @@ def features(
     found = [np.empty((0, model.config.dim), np.float32)]
     with torch.inference_mode():
         for group in _groups(images, batch):
-            pixels = torch.from_numpy(np.stack([_centre_square(image, size) for image in group])).to(device)
+            pixels = torch.from_numpy(np.stack([centre_square(image, size) for image in group])).to(device)
             cls = torch.nn.functional.normalize(model(pixels).cls.float(), dim=-1)
             found.append(cls.cpu().numpy())
     model.train(training)
@@ -95,7 +95,7 @@ def _groups(images: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[NDA
         yield group
 
 
-def _centre_square(image: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+def centre_square(image: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
     height, width = image.shape[:2]
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2

@@ -24,7 +24,7 @@ from training.config import TrainingConfig
 from training.export import load_backbone
 from training.launch import launch
 from training.loop import NOT_IDENTITY
-from training.metrics import METRICS
+from training.metrics import FILE as METRICS
 from training.ssl import student_and_teacher
 from training.targets import Block, Target, accuracies, feature_worker, in_order, read_features, read_target
 from training.vit import DinoVisionTransformer
@@ -91,7 +91,10 @@ def run_train(context: Context) -> Outcome:
     files = {name: _file(store, folder / name, rows=0) for name in names}
     images = shards.rows.kept
     return Outcome(
-        tables={"model": (files["model.safetensors"], files["config.json"]), "metrics": (files[METRICS], files["summary.json"])},
+        tables={
+            "model": (files["model.safetensors"], files["config.json"]),
+            "metrics": (files[METRICS], files["summary.json"]),
+        },
         rows=Rows(taken=images, kept=images),
         details={**summary, "folder": store_relative(store, folder)},
     )
@@ -163,18 +166,26 @@ def run_evaluate(context: Context) -> Outcome:
     work = [(block.key, block, len(block.places)) for some in blocks.values() for block in some]
     load = functools.partial(_load, folder, config)
     make = functools.partial(feature_worker, store, FEATURES, load, size, config.max_pixels)
-    parts, new = made(context, FEATURES, work, functools.partial(map_with_state, make, cpus=context.cpus, address=context.ray_address))
+    parts, new = made(
+        context, FEATURES, work, functools.partial(map_with_state, make, cpus=context.cpus, address=context.ray_address)
+    )
     by_key = {part.key: part for part in parts}
 
     scores: dict[str, dict[str, Any]] = {}
     for target in targets:
         found = {
-            n: accuracies(target, read_features(store, [by_key[b.key] for b in blocks[target.name, n]], target.ids)) for n in weights
+            n: accuracies(target, read_features(store, [by_key[b.key] for b in blocks[target.name, n]], target.ids))
+            for n in weights
         }
         ids, matrix = read_vectors(store, context.inputs[f"vectors:{target.name}"].tables["vectors"])
         if set(target.ids) <= set(ids):
             found[EMBEDDER] = accuracies(target, in_order(ids, matrix, target.ids))
-        scores[target.name] = {"knn": found, "gallery": len(target.rows("gallery")), "test": len(target.rows("test")), "classes": len(set(target.labels))}
+        scores[target.name] = {
+            "knn": found,
+            "gallery": len(target.rows("gallery")),
+            "test": len(target.rows("test")),
+            "classes": len(set(target.labels)),
+        }
     return Outcome(
         tables={"features": tuple(p.files["features"] for p in parts)},
         rows=Rows(taken=taken, kept=sum(len(t.ids) for t in targets), dropped=left_out),
@@ -184,7 +195,10 @@ def run_evaluate(context: Context) -> Outcome:
 
 def _blocks(target: Target, network: str, weights: str, size: int) -> list[Block]:
     runs = [target.places[i : i + IMAGES_PER_PART] for i in range(0, len(target.places), IMAGES_PER_PART)]
-    return [Block(digest(FEATURES, EVALUATE_VERSION, weights, size, [p.image_id for p in run]), network, run) for run in runs]
+    return [
+        Block(digest(FEATURES, EVALUATE_VERSION, weights, size, [p.image_id for p in run]), network, run)
+        for run in runs
+    ]
 
 
 def _load(folder: Path, config: TrainingConfig, network: str) -> DinoVisionTransformer:

@@ -49,7 +49,10 @@ def read_target(store: Store, ingested: Artifact, name: str, label: str, split: 
     Raises:
         LodesetError: no gallery or no test image; says which splits and fields there are.
     """
-    said = {row["image_id"]: row for row in reversed(store.table(ingested.tables.get("metadata", ()), None, records.METADATA).to_pylist())}
+    said = {
+        row["image_id"]: row
+        for row in reversed(store.table(ingested.tables.get("metadata", ()), None, records.METADATA).to_pylist())
+    }
     places: dict[str, Location] = {}
     columns = ["image_id", "uri", "member", "offset", "size_bytes"]
     for row in store.table(ingested.tables["locations"], columns).to_pylist():
@@ -71,7 +74,7 @@ def read_target(store: Store, ingested: Artifact, name: str, label: str, split: 
         if not any(found == needed for _, _, found in chosen):
             told = ", ".join(f"{n} x {s!r}" for s, n in splits.items())
             raise LodesetError(
-                f"target set `{name}`: no labelled image has {split} = {needed!r} ({split}: {told}): check `label:` and `split:` of this set"
+                f"target set `{name}`: no labelled image has {split} = {needed!r} ({split}: {told}): check its `label:` and `split:`"
             )
     ids, labels, found_splits = (tuple(column) for column in zip(*chosen, strict=True))
     target = Target(name, ids, labels, found_splits, tuple(places[i] for i in ids))
@@ -100,7 +103,9 @@ def feature_worker(
         images = (np.asarray(decode(data, max_pixels)) for _, data in read_images(by_place))
         found = features(model_of(block.network), images, size, BATCH)
         table = vector_table([p.image_id for p in by_place], normalised(found))
-        return store.commit_part(stage, block.key, {"features": table}, {"images": len(by_place)}, time.time() - started)
+        return store.commit_part(
+            stage, block.key, {"features": table}, {"images": len(by_place)}, time.time() - started
+        )
 
     return work
 
@@ -124,5 +129,6 @@ def accuracies(target: Target, vectors: NDArray[np.float32]) -> Mapping[str, flo
     labels = np.asarray(target.labels)
     possible = [k for k in PUBLISHED_K if k <= len(gallery)] or [len(gallery)]
     return {
-        str(k): round(knn_accuracy(vectors[gallery], labels[gallery], vectors[test], labels[test], k), 4) for k in possible
+        str(k): round(knn_accuracy(vectors[gallery], labels[gallery], vectors[test], labels[test], k), 4)
+        for k in possible
     }

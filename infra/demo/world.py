@@ -206,7 +206,7 @@ curated:                               # what to look for
 reference:                             # must never reach training, nor may any copy of it
   - {{name: reference, uri: reference/}}
 
-targets:                               # kNN and linear probe on images that the pool never held
+targets:                               # kNN on images that the pool never held
   - {{name: target, uri: target.parquet, label: label, split: split}}
 
 filter: {{min_side: 16}}                 # pixels
@@ -216,7 +216,7 @@ shards: {{size_mb: 4}}                   # small, so that there are several
 
 training: {{recipe: tiny, steps: 300}}   # minutes on two cores; more steps learn more
 pruning:
-  - {{method: entropic, sweep: [1.0e-5, 1.0e-4, 1.0e-3]}}
+  - {{method: entropic, sweep: [1.0e-4, 1.0e-3, 1.0e-2]}}
 """,
         encoding="utf-8",
     )

@@ -36,7 +36,12 @@ def copy_of(image: Image.Image, kind: str, rng: np.random.Generator) -> Image.Im
         case "stamped":
             stamped = image.copy()
             ImageDraw.Draw(stamped).text(
-                (width * 0.08, height * 0.7), "sample", fill=(255, 255, 255), font_size=max(8, height // 8), stroke_width=1, stroke_fill=(0, 0, 0)
+                (width * 0.08, height * 0.7),
+                "sample",
+                fill=(255, 255, 255),
+                font_size=max(8, height // 8),
+                stroke_width=1,
+                stroke_fill=(0, 0, 0),
             )
             return stamped
     raise ValueError(f"no kind of copy is called {kind}; there are {', '.join(KINDS)}")

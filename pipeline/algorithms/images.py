@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import imagehash
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 ID_HEX_DIGITS = 32
 THUMBNAIL_SIDE = 32
@@ -87,7 +87,7 @@ def _decode(data: bytes, max_pixels: int) -> tuple[Image.Image, str]:
         warnings.simplefilter("ignore")
         try:
             opened = Image.open(io.BytesIO(data), formats=FORMATS)
-        except Image.UnidentifiedImageError:
+        except UnidentifiedImageError:
             reason = "corrupt" if data.startswith(_SIGNATURES) else "not_an_image"
             raise Unreadable(reason, f"{len(data)} bytes start with {data[:8].hex()}") from None
         except Exception as error:
@@ -95,7 +95,9 @@ def _decode(data: bytes, max_pixels: int) -> tuple[Image.Image, str]:
             raise Unreadable("corrupt", _short(error)) from error
         width, height = opened.size
         if width * height > max_pixels:
-            raise Unreadable("too_many_pixels", f"{width} x {height} = {width * height} > {max_pixels} (ingest.max_pixels)")
+            raise Unreadable(
+                "too_many_pixels", f"{width} x {height} = {width * height} > {max_pixels} (ingest.max_pixels)"
+            )
         if width < 1 or height < 1:
             raise Unreadable("corrupt", f"size {width} x {height}")
         try:

@@ -28,7 +28,7 @@ def fit(vectors: Floats, k: int, iterations: int, seed: int) -> tuple[Floats, fl
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         kmeans.train(np.ascontiguousarray(vectors, dtype=np.float32))
-    return np.asarray(kmeans.centroids), float(kmeans.obj[-1]) / len(vectors)
+    return np.asarray(kmeans.centroids), float(np.asarray(kmeans.obj)[-1]) / len(vectors)
 
 
 def assign(vectors: Floats, centroids: Floats) -> tuple[NDArray[np.int32], Floats]:

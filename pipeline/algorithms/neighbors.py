@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import faiss
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +42,7 @@ def hamming_pairs(hashes: NDArray[np.uint64], distance: int) -> tuple[Ints, Ints
     edges = np.linspace(0, HASH_BITS, chunks + 1).astype(int)
     found_a: list[Ints] = []
     found_b: list[Ints] = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         mask = np.uint64((1 << int(high - low)) - 1)
         values = (hashes >> np.uint64(low)) & mask
         order = np.argsort(values, kind="stable")

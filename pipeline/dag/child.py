@@ -75,7 +75,12 @@ def main() -> None:
     except LodesetError as error:
         tell({"error": str(error), "exit_code": error.exit_code})
     except MemoryError:
-        tell({"error": f"{context.stage.id} ran out of memory: give it fewer cores (resources.cpus) or smaller parts", "exit_code": 1})
+        tell(
+            {
+                "error": f"{context.stage.id} ran out of memory: give it fewer cores (resources.cpus) or smaller parts",
+                "exit_code": 1,
+            }
+        )
     except BaseException as error:
         traceback.print_exc()
         tell({"error": f"{type(error).__name__}: {error}", "exit_code": 1, "unexpected": True})

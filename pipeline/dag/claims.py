@@ -54,7 +54,7 @@ def _is_gone(owner: dict[str, Any]) -> bool:
 
 def _take(store: Store, path: str, mine: bytes, what: str) -> None:
     if store.put_absent(path, mine):
-        return
+        return None
     held = store.read(path)
     if held is None:
         return _take(store, path, mine, what)

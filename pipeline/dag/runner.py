@@ -20,6 +20,7 @@ import cloudpickle
 
 from pipeline.dag import child
 from pipeline.dag.claims import claim
+from pipeline.dag.fingerprint import canonical
 from pipeline.dag.stage import Outcome, Progress, Stage
 from pipeline.dag.store import Artifact, File, Rows, Store
 from pipeline.errors import GateError, HeldError, LodesetError
@@ -86,7 +87,7 @@ def _decide(store: Store, stage: Stage, finished: Mapping[str, Artifact], fresh:
     history = store.history(stage.name, stage.set)
     if stage.frozen and not fresh:
         for earlier in history:
-            if earlier.version == stage.version and earlier.config == json.loads(json.dumps(dict(stage.config))):
+            if earlier.version == stage.version and earlier.config == canonical(stage.config):
                 day = time.strftime("%Y-%m-%d %H:%M", time.localtime(earlier.created))
                 return Decision(stage, "taken over", f"fitted {day}; `--fresh` refits", earlier.fingerprint, earlier)
     return Decision(stage, "run", _why(stage, finished, history), fingerprint)
@@ -98,7 +99,7 @@ def _why(stage: Stage, finished: Mapping[str, Artifact], history: list[Artifact]
     last = history[0]
     if last.version != stage.version:
         return f"version {last.version} -> {stage.version}"
-    changes = _differences(last.config, json.loads(json.dumps(dict(stage.config))))
+    changes = _differences(last.config, canonical(stage.config))
     for role, needed in stage.inputs.items():
         identity = finished[needed.stage.id].identity(needed.of)
         if last.inputs.get(role, {}).get("identity") != identity:
@@ -176,7 +177,9 @@ class Runner:
             if decision.artifact is not None:
                 del waiting[stage.id]
                 finished[stage.id] = decision.artifact
-                kind: Literal["finished", "taken over"] = "taken over" if decision.action == "taken over" else "finished"
+                kind: Literal["finished", "taken over"] = (
+                    "taken over" if decision.action == "taken over" else "finished"
+                )
                 self.watch(Event(kind, stage, artifact=decision.artifact, reason=decision.reason))
 
     def _launch(self, waiting: dict[str, Stage], running: dict[str, Running], finished: Mapping[str, Artifact]) -> None:
@@ -195,7 +198,9 @@ class Runner:
     def _start(self, stage: Stage, decision: Decision, cpus: int, finished: Mapping[str, Artifact]) -> Running:
         fingerprint = decision.fingerprint or ""
         held = contextlib.ExitStack()
-        held.enter_context(claim(self.store, f"{stage.name}-{stage.set}-{fingerprint[:16]}", f"{stage.id} in {self.store.url}"))
+        held.enter_context(
+            claim(self.store, f"{stage.name}-{stage.set}-{fingerprint[:16]}", f"{stage.id} in {self.store.url}")
+        )
         if stage.engine == "ray" and self._ray_address is None:
             self._ray_address = self._services.enter_context(self._start_ray())
         history = self.store.history(stage.name, stage.set)
@@ -268,7 +273,9 @@ class Runner:
             if result is None:
                 code = one.process.returncode
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-                raise LodesetError(f"{one.stage.id} {how}; `run` again goes on from its finished parts. Its log: {one.log}")
+                raise LodesetError(
+                    f"{one.stage.id} {how}; `run` again goes on from its finished parts. Its log: {one.log}"
+                )
             if "error" in result:
                 where = f" (log: {one.log})" if result.get("unexpected") else ""
                 message = f"{one.stage.id}: {result['error']}{where}"
@@ -290,9 +297,13 @@ class Runner:
             set=one.stage.set,
             version=one.stage.version,
             fingerprint=one.fingerprint,
-            config=dict(one.stage.config),
+            config=canonical(one.stage.config),
             inputs={
-                role: {"stage": needed.stage.id, "identity": finished[needed.stage.id].identity(needed.of), "fingerprint": finished[needed.stage.id].fingerprint}
+                role: {
+                    "stage": needed.stage.id,
+                    "identity": finished[needed.stage.id].identity(needed.of),
+                    "fingerprint": finished[needed.stage.id].fingerprint,
+                }
                 for role, needed in one.stage.inputs.items()
             },
             tables=outcome.tables,

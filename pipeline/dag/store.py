@@ -120,11 +120,17 @@ class Store:
             yield
         except OSError as error:
             if error.errno == errno.ENOSPC or error.errno == errno.EDQUOT:
-                raise LodesetError(f"the store {self.url} is full ({action}): free some space and run again, nothing finished is lost") from error
+                raise LodesetError(
+                    f"the store {self.url} is full ({action}): free some space and run again, nothing finished is lost"
+                ) from error
             if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-                raise LodesetError(f"the store {self.url} cannot be written ({action}: {error.strerror}): check `store:` and its permissions") from error
+                raise LodesetError(
+                    f"the store {self.url} cannot be written ({action}: {error.strerror}): check `store:` and its permissions"
+                ) from error
             if error.errno in (errno.ENOTDIR, errno.EEXIST):
-                raise LodesetError(f"the store {self.url} is not a folder ({action}: {error.strerror}): choose another `store:`") from error
+                raise LodesetError(
+                    f"the store {self.url} is not a folder ({action}: {error.strerror}): choose another `store:`"
+                ) from error
             raise
 
     def prepare(self) -> None:
@@ -296,7 +302,9 @@ class Store:
 
     # -- tables
 
-    def table(self, files: Sequence[File], columns: Sequence[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
+    def table(
+        self, files: Sequence[File], columns: Sequence[str] | None = None, schema: pa.Schema | None = None
+    ) -> pa.Table:
         """The rows of these files in order; `schema` is what an empty list yields."""
         tables = [self._read_file(file, columns) for file in files]
         if not tables:
@@ -310,7 +318,9 @@ class Store:
             with self.fs.open(self.path(file.path), "rb") as source:
                 return pq.read_table(source, columns=list(columns) if columns is not None else None)
         except FileNotFoundError:
-            raise LodesetError(f"{self.full_url(file.path)} is listed in a manifest and missing: the store was changed by hand") from None
+            raise LodesetError(
+                f"{self.full_url(file.path)} is listed in a manifest and missing: the store was changed by hand"
+            ) from None
         except pa.ArrowInvalid as error:
             raise LodesetError(f"{self.full_url(file.path)} is damaged: {error}") from error
 

@@ -27,10 +27,12 @@ def identity(config: AnyEmbedder) -> dict[str, Any]:
             tree["files"] = [file_digest(path) for path in files_of(config)]
         elif not isinstance(config, PatchDictionary):
             tree["model"] = file_digest(config.path)
-    except FileNotFoundError:
-        raise LodesetError(f"no embedder at {config.path}: check `embed: path:` (relative paths start from the configuration file)") from None
+    except FileNotFoundError as error:
+        raise LodesetError(
+            f"no embedder: {error}; check `embed: path:` (relative paths start from the configuration file)"
+        ) from None
     except OSError as error:
-        raise LodesetError(f"the embedder {config.path} cannot be read: {error}") from error
+        raise LodesetError(f"the embedder cannot be read: {error}; check `embed: path:`") from error
     return tree
 
 

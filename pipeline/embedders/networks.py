@@ -53,7 +53,9 @@ def onnx(config: OnnxEmbedder, threads: int) -> Embed:
         except Exception as error:
             shape = [len(images), 3, config.size, config.size]
             wanted = session.get_inputs()[0].shape
-            raise LodesetError(f"{config.path} takes {wanted}, given {shape} (embed.size = {config.size}): {error}") from error
+            raise LodesetError(
+                f"{config.path} takes {wanted}, given {shape} (embed.size = {config.size}): {error}"
+            ) from error
         return _matrix(np.asarray(out), config.path)
 
     return embed
@@ -81,7 +83,9 @@ def torchscript(config: TorchScriptEmbedder, threads: int) -> Embed:
                 out = module(torch.from_numpy(pixels(images, config)).to(device))
             except RuntimeError as error:
                 shape = [len(images), 3, config.size, config.size]
-                raise LodesetError(f"{config.path} does not take {shape} (embed.size = {config.size}): {str(error)[-300:]}") from error
+                raise LodesetError(
+                    f"{config.path} does not take {shape} (embed.size = {config.size}): {str(error)[-300:]}"
+                ) from error
         return _matrix(out.float().cpu().numpy(), config.path)
 
     return embed
@@ -89,10 +93,14 @@ def torchscript(config: TorchScriptEmbedder, threads: int) -> Embed:
 
 def _present(path: str) -> None:
     if not Path(path).is_file():
-        raise LodesetError(f"no embedder at {path}: check `embed: path:` (relative paths start from the configuration file)")
+        raise LodesetError(
+            f"no embedder at {path}: check `embed: path:` (relative paths start from the configuration file)"
+        )
 
 
 def _matrix(out: NDArray[np.float32], path: str) -> NDArray[np.float32]:
     if out.ndim != 2:
-        raise LodesetError(f"{path} gives an output of shape {list(out.shape)}; an embedder gives [B, D]: pool it first")
+        raise LodesetError(
+            f"{path} gives an output of shape {list(out.shape)}; an embedder gives [B, D]: pool it first"
+        )
     return out.astype(np.float32, copy=False)

@@ -45,14 +45,18 @@ class Dictionary:
 
     @staticmethod
     def from_arrays(arrays: Mapping[str, Floats]) -> Dictionary:
-        return Dictionary(**{name: np.asarray(arrays[name], dtype=np.float32) for name in Dictionary.__dataclass_fields__})
+        return Dictionary(
+            **{name: np.asarray(arrays[name], dtype=np.float32) for name in Dictionary.__dataclass_fields__}
+        )
 
 
 def patches(images: Sequence[Image.Image], config: PatchDictionary) -> Floats:
     """[B, P, V]: patches on a grid of the image resized to a square, each with its own brightness and contrast removed."""
     side = config.size
     square = np.stack([np.asarray(i.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)) for i in images])
-    windows = sliding_window_view(square, (config.patch, config.patch), axis=(1, 2))[:, :: config.stride, :: config.stride]
+    windows = sliding_window_view(square, (config.patch, config.patch), axis=(1, 2))[
+        :, :: config.stride, :: config.stride
+    ]
     flat = windows.reshape(len(images), -1, 3 * config.patch**2).astype(np.float32)
     flat -= flat.mean(axis=2, keepdims=True)
     flat /= np.sqrt(flat.var(axis=2, keepdims=True) + _CONTRAST_FLOOR)
@@ -81,9 +85,13 @@ def fit(images: Sequence[Image.Image], config: PatchDictionary) -> Dictionary:
     values, vectors = np.linalg.eigh(np.cov(drawn - mean, rowvar=False).astype(np.float64))
     whiten = ((vectors / np.sqrt(values + _WHITENING_FLOOR)) @ vectors.T).astype(np.float32)
     white = np.ascontiguousarray((drawn - mean) @ whiten)
-    kmeans = faiss.Kmeans(white.shape[1], config.words, niter=15, seed=config.seed + 1, spherical=True, max_points_per_centroid=10**9)
+    kmeans = faiss.Kmeans(
+        white.shape[1], config.words, niter=15, seed=config.seed + 1, spherical=True, max_points_per_centroid=10**9
+    )
     kmeans.train(white)
-    first = Dictionary(mean, whiten, np.asarray(kmeans.centroids), np.zeros(0, np.float32), np.zeros((0, 0), np.float32))
+    first = Dictionary(
+        mean, whiten, np.asarray(kmeans.centroids), np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
+    )
     pooled = np.concatenate([_pooled(images[s : s + 64], first, config) for s in range(0, len(images), 64)])
     feature_mean = pooled.mean(axis=0)
     centred = (pooled - feature_mean).astype(np.float64)

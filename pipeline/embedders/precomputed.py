@@ -31,7 +31,9 @@ def look_up(config: PrecomputedEmbedder, wanted: pa.Table) -> tuple[NDArray[np.f
     """
     files = files_of(config)
     connection = duckdb.connect()
-    connection.execute("SET threads = 1; SET autoinstall_known_extensions = false; SET autoload_known_extensions = false")
+    connection.execute(
+        "SET threads = 1; SET autoinstall_known_extensions = false; SET autoload_known_extensions = false"
+    )
     relation = connection.read_parquet(files)
     if config.column not in relation.columns:
         raise LodesetError(f"{config.path} has no column `{config.column}`; there are: {', '.join(relation.columns)}")
@@ -40,7 +42,9 @@ def look_up(config: PrecomputedEmbedder, wanted: pa.Table) -> tuple[NDArray[np.f
     elif "uri" in relation.columns:
         on = "v.uri = w.uri" + (" AND v.member = w.member" if "member" in relation.columns else "")
     else:
-        raise LodesetError(f"{config.path} has neither a column `image_id` nor `uri`; there are: {', '.join(relation.columns)}")
+        raise LodesetError(
+            f"{config.path} has neither a column `image_id` nor `uri`; there are: {', '.join(relation.columns)}"
+        )
     rows = wanted.append_column("row", pa.array(np.arange(wanted.num_rows)))
     connection.register("w", rows)
     connection.register("v", relation.arrow())
@@ -48,7 +52,11 @@ def look_up(config: PrecomputedEmbedder, wanted: pa.Table) -> tuple[NDArray[np.f
         f'SELECT w.row AS row, any_value(v."{config.column}") AS vector FROM w JOIN v ON {on} GROUP BY w.row ORDER BY w.row'
     ).to_arrow_table()
     lists = found["vector"].combine_chunks()
-    lengths = set(np.diff(lists.offsets.to_numpy()).tolist()) if pa.types.is_list(lists.type) else {getattr(lists.type, "list_size", 0)}
+    lengths = (
+        set(np.diff(lists.offsets.to_numpy()).tolist())
+        if pa.types.is_list(lists.type)
+        else {getattr(lists.type, "list_size", 0)}
+    )
     if found.num_rows and len(lengths) != 1:
         raise LodesetError(f"{config.path}: vectors of several widths: {sorted(lengths)[:5]}")
     flat = np.asarray(lists.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)

@@ -81,7 +81,7 @@ def _host(cpus: int, folder: str) -> None:
     import ray
 
     # Ray replaces 127.0.0.1 and "localhost" by an outside address; another loopback address (Linux has all of 127/8) stays.
-    address = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
+    address: dict[str, Any] = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
     ray.init(
         num_cpus=cpus,
         **address,
@@ -120,7 +120,9 @@ def job(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def map_items(function: Callable[[Item], Result], items: Iterable[Item], *, cpus: int, address: str | None) -> Iterator[Result]:
+def map_items(
+    function: Callable[[Item], Result], items: Iterable[Item], *, cpus: int, address: str | None
+) -> Iterator[Result]:
     """`function` of each item as Ray tasks of one core, at most `cpus` at a time; results as they come, in any order.
 
     Raises:
@@ -130,7 +132,7 @@ def map_items(function: Callable[[Item], Result], items: Iterable[Item], *, cpus
 
     pending = list(items)
     with job(address):
-        remote = ray.remote(num_cpus=1, max_retries=2)(lambda item: caught(function, item))
+        remote: Any = ray.remote(num_cpus=1, max_retries=2)(lambda item: caught(function, item))
         running: list[Any] = []
         while pending or running:
             while pending and len(running) < cpus:

@@ -88,7 +88,9 @@ def _expand_one(source: Source, what: str) -> list[SourceFile]:
     except (PermissionError, NotADirectoryError) as error:
         raise LodesetError(f"{what}: {source.uri} cannot be listed: {error}") from error
     if not roots:
-        raise LodesetError(f"{what}: nothing is at {source.uri}: check the path (relative paths start from the configuration file)")
+        raise LodesetError(
+            f"{what}: nothing is at {source.uri}: check the path (relative paths start from the configuration file)"
+        )
     files = []
     for root, relative, info in infos:
         if any(piece.startswith(".") for piece in relative.split("/")) or info["type"] != "file":
@@ -100,5 +102,7 @@ def _expand_one(source: Source, what: str) -> list[SourceFile]:
         kind = _kind(relative)
         image = source.image if kind == "parquet" else ""
         plain_root = str(fs.unstrip_protocol(root)) if "://" in source.uri else root
-        files.append(SourceFile(plain_root.rstrip("/"), relative, kind, int(info.get("size") or 0), _state(info), image))
+        files.append(
+            SourceFile(plain_root.rstrip("/"), relative, kind, int(info.get("size") or 0), _state(info), image)
+        )
     return files

@@ -69,7 +69,9 @@ def read_slice(piece: Slice, max_bytes: int) -> Iterator[Sample]:
                 if member.sample not in images:
                     yield Sample(*here, reason="metadata_without_image", detail="no image shares its name")
             elif member.size_bytes > max_bytes:
-                yield Sample(*here, reason="too_many_bytes", detail=f"{member.size_bytes} > {max_bytes} (ingest.max_bytes)")
+                yield Sample(
+                    *here, reason="too_many_bytes", detail=f"{member.size_bytes} > {max_bytes} (ingest.max_bytes)"
+                )
             else:
                 metadata = Metadata()
                 beside = sidecars.get(member.sample, {})
@@ -116,7 +118,9 @@ class _Open:
 def _read_rows(piece: Slice, max_bytes: int) -> Iterator[Sample]:
     refused = [m for m in piece.members if m.reason]
     for member in refused:
-        yield Sample(piece.uri, member.name, member.offset, member.size_bytes, reason=member.reason, detail=member.detail)
+        yield Sample(
+            piece.uri, member.name, member.offset, member.size_bytes, reason=member.reason, detail=member.detail
+        )
     if refused:
         return
     group = piece.members[0].offset
@@ -125,7 +129,11 @@ def _read_rows(piece: Slice, max_bytes: int) -> Iterator[Sample]:
     images = table.column(piece.image)
     others = table.drop_columns([piece.image])
     # Scalars only: vectors and nested images are no metadata.
-    kept = [f.name for f in others.schema if not (pa.types.is_nested(f.type) or pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type))]
+    kept = [
+        f.name
+        for f in others.schema
+        if not (pa.types.is_nested(f.type) or pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type))
+    ]
     fields = others.select(kept).to_pylist() if kept else [{}] * table.num_rows
     for row in range(table.num_rows):
         data = image_bytes(images[row].as_py())
@@ -169,7 +177,9 @@ def read_images(locations: Iterable[Location]) -> Iterator[tuple[Location, bytes
                     file.seek(place.offset)
                     data = file.read(place.size_bytes)
             except (OSError, pa.ArrowInvalid, IndexError) as error:
-                raise LodesetError(f"{place.uri} cannot be read any more ({error}): if the data moved, correct the configuration and run again") from error
+                raise LodesetError(
+                    f"{place.uri} cannot be read any more ({error}): if the data moved, correct the configuration and run again"
+                ) from error
             if image_id(data) != place.image_id:
                 raise LodesetError(
                     f"{place.uri} {place.member} at {place.offset}: the bytes changed since they were ingested "

@@ -100,7 +100,13 @@ def split_loose(files: Sequence[SourceFile], slice_bytes: int) -> list[Slice]:
         for slot in sorted(by_slot):
             chosen = sorted(by_slot[slot], key=lambda f: f.relative)
             slices.append(
-                Slice("loose", root, "", tuple(f.state for f in chosen), tuple(Member(f.relative, 0, f.size_bytes) for f in chosen))
+                Slice(
+                    "loose",
+                    root,
+                    "",
+                    tuple(f.state for f in chosen),
+                    tuple(Member(f.relative, 0, f.size_bytes) for f in chosen),
+                )
             )
     return slices
 
@@ -151,11 +157,17 @@ def tar_members(raw: IO[bytes], size_bytes: int) -> Iterator[Member]:
             if not entry.isreg() or entry.sparse is not None:
                 yield Member(entry.name, entry.offset_data, 0, "not_a_file", f"tar entry of type {entry.type!r}")
             elif entry.size < 0 or entry.offset_data + entry.size > size_bytes:
-                yield Member(entry.name, entry.offset_data, 0, "truncated", f"{entry.size} bytes promised, the archive ends before")
+                yield Member(
+                    entry.name,
+                    entry.offset_data,
+                    0,
+                    "truncated",
+                    f"{entry.size} bytes promised, the archive ends before",
+                )
             else:
                 yield Member(entry.name, entry.offset_data, entry.size)
             # tarfile keeps every member it has seen; a billion-member crawl must not.
-            tar.members = []
+            tar.members = []  # type: ignore[attr-defined]  # public in CPython, not in its stubs
 
 
 def _parquet_members(file: SourceFile) -> Iterator[Member]:
@@ -171,4 +183,3 @@ def _parquet_members(file: SourceFile) -> Iterator[Member]:
             image_bytes = sum(c.total_uncompressed_size for c in sizes if c.path_in_schema.split(".")[0] == file.image)
             for row in range(meta.num_rows):
                 yield Member(f"{file.image}/{row}", group, image_bytes // rows)
-

@@ -61,12 +61,16 @@ def run(context: Context) -> Outcome:
     wanted = context.config["calibration_images"]
     sample = seeded_sample(context.store, ingested, wanted, seed=1)
     if len(sample) < 2:
-        raise LodesetError(f"a pool of {len(sample)} images cannot calibrate dedup: set dedup.threshold and dedup.reference_threshold")
+        raise LodesetError(
+            f"a pool of {len(sample)} images cannot calibrate dedup: set dedup.threshold and dedup.reference_threshold"
+        )
     chunks = [tuple(sample[i::PARTS]) for i in range(PARTS) if sample[i::PARTS]]
     keys = [digest(STAGE, VERSION, context.fingerprint, i) for i in range(len(chunks))]
     work = [(key, Chunk(key, places), len(places)) for key, places in zip(keys, chunks, strict=True)]
     pool = Pool(embedded.tables["vectors"], ingested.tables["images"])
-    make = functools.partial(map_with_state, functools.partial(_worker, embedder, pool), cpus=context.cpus, address=context.ray_address)
+    make = functools.partial(
+        map_with_state, functools.partial(_worker, embedder, pool), cpus=context.cpus, address=context.ray_address
+    )
     parts, new = made(context, STAGE, work, make)
     files = tuple(p.files["samples"] for p in parts)
     return Outcome(
@@ -119,12 +123,16 @@ def _worker(embedder: Embedder, pool: Pool) -> Callable[[Chunk], Part]:
             if strange.any():
                 rows.append((place.image_id, STRANGER, float(nearest[0][strange][0])))
         table = pa.Table.from_pylist([dict(zip(SAMPLES.names, r, strict=True)) for r in rows], schema=SAMPLES)
-        return store.commit_part(STAGE, chunk.key, {"samples": table}, {"images": len(chunk.places)}, time.time() - started)
+        return store.commit_part(
+            STAGE, chunk.key, {"samples": table}, {"images": len(chunk.places)}, time.time() - started
+        )
 
     return calibrate
 
 
-def _thumbnails(store: Store, files: Sequence[File], row_of: dict[str, int]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def _thumbnails(
+    store: Store, files: Sequence[File], row_of: dict[str, int]
+) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     """Standardised thumbnails in the rows of the vectors, float32 [N, 1024]."""
     table = store.table(files, ["image_id", "thumbnail"])
     raw = np.zeros((len(row_of), 1024), np.uint8)

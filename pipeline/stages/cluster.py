@@ -30,13 +30,19 @@ def run(context: Context) -> Outcome:
         key = digest(STAGE, VERSION, file.sha256, fitted.fingerprint, dedup.fingerprint)
         work.append((key, (key, file), file.rows))
     make = functools.partial(_assign, context.store, fitted, dedup)
-    parts, new = made(context, STAGE, work, functools.partial(map_items, make, cpus=context.cpus, address=context.ray_address))
+    parts, new = made(
+        context, STAGE, work, functools.partial(map_items, make, cpus=context.cpus, address=context.ray_address)
+    )
     kept = sum(p.files["clusters"].rows for p in parts)
     sizes = np.bincount(
-        context.store.table([p.files["clusters"] for p in parts], ["cluster"], records.CLUSTERS)["cluster"].to_numpy(), minlength=1
+        context.store.table([p.files["clusters"] for p in parts], ["cluster"], records.CLUSTERS)["cluster"].to_numpy(),
+        minlength=1,
     )
     return Outcome(
-        tables={"clusters": tuple(p.files["clusters"] for p in parts if p.files["clusters"].rows), "centroids": fitted.tables["centroids"]},
+        tables={
+            "clusters": tuple(p.files["clusters"] for p in parts if p.files["clusters"].rows),
+            "centroids": fitted.tables["centroids"],
+        },
         rows=Rows(taken=kept, kept=kept),
         details={
             "k": fitted.details["k"],
@@ -59,6 +65,7 @@ def _assign(store: Store, fitted: Artifact, dedup: Artifact, item: tuple[str, Fi
     else:
         nearest = np.zeros(0, np.int32)
     table = pa.table(
-        {"image_id": [ids[row] for row in rows], "cluster": nearest, "path": [[int(c)] for c in nearest]}, schema=records.CLUSTERS
+        {"image_id": [ids[row] for row in rows], "cluster": nearest, "path": [[int(c)] for c in nearest]},
+        schema=records.CLUSTERS,
     )
     return store.commit_part(STAGE, key, {"clusters": table}, {"images": len(ids)}, time.time() - started)

@@ -92,10 +92,15 @@ def _search(context: Context, sets: Sequence[Members], universe: Universe, k: in
     # What is compared and how it was embedded; the vectors' files are not, because parts may be cut otherwise.
     basis = (universe.digest, sorted(context.inputs[f"vectors:{s.set}"].identity("") for s in sets), k)
     starts = range(0, len(universe.ids), size)
-    blocks = [Block(digest(SEARCH, VERSION, *basis, start, size), start, min(start + size, len(universe.ids))) for start in starts]
+    blocks = [
+        Block(digest(SEARCH, VERSION, *basis, start, size), start, min(start + size, len(universe.ids)))
+        for start in starts
+    ]
     work = [(block.key, block, block.stop - block.start) for block in blocks]
     worker = functools.partial(_searcher, context.store, tuple(sets), universe.ids, k)
-    parts, new = made(context, SEARCH, work, functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address))
+    parts, new = made(
+        context, SEARCH, work, functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address)
+    )
     return [p.files["neighbors"] for p in parts], len(new)
 
 
@@ -111,7 +116,9 @@ def _searcher(store: Store, sets: Sequence[Members], ids: Sequence[str], k: int)
         # Each pair once, from its smaller node; if only the larger one finds it, from there.
         keep = (a != b) & (b >= 0)
         table = pa.table({"a": a[keep], "b": b[keep], "similarity": similarity.reshape(-1)[keep]}, schema=NEIGHBORS)
-        return store.commit_part(SEARCH, block.key, {"neighbors": table}, {"images": block.stop - block.start}, time.time() - started)
+        return store.commit_part(
+            SEARCH, block.key, {"neighbors": table}, {"images": block.stop - block.start}, time.time() - started
+        )
 
     return search
 
@@ -140,7 +147,9 @@ def chosen_thresholds(config: Mapping[str, Any], calibration: Artifact | None) -
 # -- decisions
 
 
-def judge(universe: Universe, neighbors: tuple[Ints, Ints, Floats], limits: Thresholds, phash_distance: int, method: str) -> Pairs:
+def judge(
+    universe: Universe, neighbors: tuple[Ints, Ints, Floats], limits: Thresholds, phash_distance: int, method: str
+) -> Pairs:
     """Which candidate pairs are copies. A pair that touches a reference image is judged by the reference threshold."""
     a, b, similarity = neighbors
     lowest = min(limits.pool, limits.reference)
@@ -200,7 +209,9 @@ def verdicts(universe: Universe, component: Ints, pairs: Pairs) -> pa.Table:
     best_reference = _representative(component, universe.reference)
     best_included = _representative(component, universe.included)
     similarity = {
-        (int(x), int(y)): float(s) for x, y, s, linked in zip(pairs.a, pairs.b, pairs.similarity, pairs.linked, strict=True) if linked
+        (int(x), int(y)): float(s)
+        for x, y, s, linked in zip(pairs.a, pairs.b, pairs.similarity, pairs.linked, strict=True)
+        if linked
     }
     rows = []
     for node in np.flatnonzero(universe.pool | universe.included):
@@ -215,7 +226,7 @@ def verdicts(universe: Universe, component: Ints, pairs: Pairs) -> pa.Table:
         else:
             match = int(keeper[node])
             kept, reason = match == node, "unique" if match == node else "near"
-        score = 1.0 if match == node else similarity.get((min(node, match), max(node, match)))
+        score = 1.0 if match == node else similarity.get((min(int(node), match), max(int(node), match)))
         rows.append(
             {
                 "image_id": universe.ids[node],

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline import records
 from pipeline.algorithms.images import decode
 from pipeline.config import PrecomputedEmbedder
-from pipeline.dag.fingerprint import digest
+from pipeline.dag.fingerprint import canonical, digest
 from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import Artifact, File, Part, Rows, Store
 from pipeline.embedders import Embed
@@ -68,7 +68,9 @@ def run(context: Context) -> Outcome:
     keys = [digest(STAGE, VERSION, _ids(context.store, images), *identity) for images, _ in pairs]
     known = _known(context.previous, context, keys)
     work = [(key, Piece(key, *pair, known), pair[0].rows) for key, pair in zip(keys, pairs, strict=True)]
-    run_parts = functools.partial(map_with_state, functools.partial(_worker, embedder), cpus=context.cpus, address=context.ray_address)
+    run_parts = functools.partial(
+        map_with_state, functools.partial(_worker, embedder), cpus=context.cpus, address=context.ray_address
+    )
     parts, new = made(context, STAGE, work, run_parts)
     return _outcome(parts, new)
 
@@ -79,7 +81,7 @@ def _ids(store: Store, images: File) -> list[str]:
 
 def _known(previous: Artifact | None, context: Context, keys: Sequence[str]) -> tuple[File, ...]:
     """Vector files of the run before that are no longer parts as they stand, if the embedder is still the same."""
-    if previous is None or previous.config != context.config or (
+    if previous is None or previous.config != canonical(context.config) or (
         previous.inputs.get("fitted", {}).get("fingerprint") != (context.inputs["fitted"].fingerprint if "fitted" in context.inputs else None)
     ):  # fmt: skip
         return ()
@@ -100,7 +102,9 @@ def _places(store: Store, piece: Piece) -> pa.Table:
     owned = store.table([piece.images], ["image_id"])["image_id"]
     table = store.table([piece.locations])
     table = table.filter(pc.is_in(table["image_id"], owned.combine_chunks()))
-    first = table.append_column("row", pa.array(np.arange(table.num_rows))).group_by("image_id").aggregate([("row", "min")])
+    first = (
+        table.append_column("row", pa.array(np.arange(table.num_rows))).group_by("image_id").aggregate([("row", "min")])
+    )
     return table.take(np.sort(first["row_min"].to_numpy()))
 
 
@@ -109,7 +113,11 @@ def _embed_part(store: Store, embed: Embed, embedder: Embedder, piece: Piece) ->
     places = _places(store, piece)
     ids = places["image_id"].to_pylist()
     rows = _taken_over(store, piece.known, set(ids))
-    wanted = [Location(r["image_id"], r["uri"], r["member"], r["offset"], r["size_bytes"]) for r in places.to_pylist() if r["image_id"] not in rows]
+    wanted = [
+        Location(r["image_id"], r["uri"], r["member"], r["offset"], r["size_bytes"])
+        for r in places.to_pylist()
+        if r["image_id"] not in rows
+    ]
     embedded = len(wanted)
     for batch in _batches(wanted, embedder):
         images = [decode(data, embedder.max_pixels) for _, data in batch]
@@ -150,10 +158,17 @@ def _look_up_part(store: Store, config: PrecomputedEmbedder, piece: Piece) -> Pa
     matrix, found = look_up(config, places.select(["image_id", "uri", "member"]))
     ids = places["image_id"].take(found).to_pylist()
     vectors = normalised(matrix)
-    finite = np.isfinite(vectors).all(axis=1)
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(vectors).all(axis=1))
     kept = [i for i, good in zip(ids, finite, strict=True) if good]
-    counts = {"images": places.num_rows, "embedded": 0, "not_finite": int((~finite).sum()), "no_vector": places.num_rows - len(ids)}
-    return store.commit_part(STAGE, piece.key, {"vectors": vector_table(kept, vectors[finite])}, counts, time.time() - started)
+    counts = {
+        "images": places.num_rows,
+        "embedded": 0,
+        "not_finite": int((~finite).sum()),
+        "no_vector": places.num_rows - len(ids),
+    }
+    return store.commit_part(
+        STAGE, piece.key, {"vectors": vector_table(kept, vectors[finite])}, counts, time.time() - started
+    )
 
 
 def normalised(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
@@ -195,7 +210,9 @@ def _outcome(parts: Sequence[Part], new: set[str]) -> Outcome:
     kept = sum(p.files["vectors"].rows for p in parts)
     return Outcome(
         tables={"vectors": tuple(p.files["vectors"] for p in parts)},
-        rows=Rows(taken=sum(p.counts["images"] for p in parts), kept=kept, dropped={r: n for r, n in reasons.items() if n}),
+        rows=Rows(
+            taken=sum(p.counts["images"] for p in parts), kept=kept, dropped={r: n for r, n in reasons.items() if n}
+        ),
         details={
             "parts": len(parts),
             "parts_made": len(new),

@@ -23,9 +23,13 @@ STAGE = "filter"
 def run(context: Context) -> Outcome:
     config: Filter = context.speed["filter"]
     images = context.inputs["images"].tables["images"]
-    work = [(key, (key, file), file.rows) for file in images if (key := digest(STAGE, VERSION, file.sha256, context.config))]
+    work = [
+        (key, (key, file), file.rows) for file in images if (key := digest(STAGE, VERSION, file.sha256, context.config))
+    ]
     make = functools.partial(_filter_part, context.store, config)
-    parts, new = made(context, STAGE, work, functools.partial(map_items, make, cpus=context.cpus, address=context.ray_address))
+    parts, new = made(
+        context, STAGE, work, functools.partial(map_items, make, cpus=context.cpus, address=context.ray_address)
+    )
     files = tuple(p.files["filtered"] for p in parts if p.files["filtered"].rows)
     counted = pc.value_counts(context.store.table(files, ["reason"], records.FILTERED)["reason"]).to_pylist()
     dropped = {r["values"]: r["counts"] for r in sorted(counted, key=lambda r: r["values"])}
@@ -41,11 +45,15 @@ def _filter_part(store: Store, config: Filter, item: tuple[str, File]) -> Part:
     key, file = item
     started = time.time()
     table = store.table([file], ["image_id", "width", "height"])
-    return store.commit_part(STAGE, key, {"filtered": masked(table, config)}, {"images": file.rows}, time.time() - started)
+    return store.commit_part(
+        STAGE, key, {"filtered": masked(table, config)}, {"images": file.rows}, time.time() - started
+    )
 
 
 def masked(images: pa.Table, config: Filter) -> pa.Table:
     """`filtered` rows of the images that fail a test; the first test that fails is the reason."""
     small = pc.less(pc.min_element_wise(images["width"], images["height"]), config.min_side)
     ids = images["image_id"].filter(small)
-    return pa.table({"image_id": ids, "reason": pa.array(["min_side"] * len(ids), pa.string())}, schema=records.FILTERED)
+    return pa.table(
+        {"image_id": ids, "reason": pa.array(["min_side"] * len(ids), pa.string())}, schema=records.FILTERED
+    )

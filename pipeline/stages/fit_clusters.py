@@ -30,14 +30,23 @@ def run(context: Context) -> Outcome:
     asked = context.config["k"]
     k = kmeans.choose_k(images) if asked == "auto" else asked
     if k > images:
-        raise LodesetError(f"cluster.k = {k} is more than the {images} images that dedup kept: choose at most {images}, or `auto`")
+        raise LodesetError(
+            f"cluster.k = {k} is more than the {images} images that dedup kept: choose at most {images}, or `auto`"
+        )
     key = digest(STAGE, VERSION, context.fingerprint)
     make = functools.partial(_fit, context.store, vectors, dedup, k, dict(context.config), key)
-    parts, new = made(context, STAGE, [(key, None, images)], functools.partial(map_items, make, cpus=1, address=context.ray_address))
+    parts, new = made(
+        context, STAGE, [(key, None, images)], functools.partial(map_items, make, cpus=1, address=context.ray_address)
+    )
     return Outcome(
         tables={"centroids": (parts[0].files["centroids"],)},
         rows=Rows(taken=images, kept=images),
-        details={"k": k, "mean_squared_distance": parts[0].counts["micro_distance"] / 1e6, "parts": 1, "parts_made": len(new)},
+        details={
+            "k": k,
+            "mean_squared_distance": parts[0].counts["micro_distance"] / 1e6,
+            "parts": 1,
+            "parts_made": len(new),
+        },
     )
 
 

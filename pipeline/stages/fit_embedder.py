@@ -34,7 +34,9 @@ def run(context: Context) -> Outcome:
     total = ingested.rows.kept
     return Outcome(
         tables={"dictionary": (parts[0].files["dictionary"],)},
-        rows=Rows(taken=total, kept=len(sample), dropped={"not_sampled": total - len(sample)} if total > len(sample) else {}),
+        rows=Rows(
+            taken=total, kept=len(sample), dropped={"not_sampled": total - len(sample)} if total > len(sample) else {}
+        ),
         details={"parts": 1, "parts_made": len(new)},
     )
 
@@ -55,7 +57,9 @@ def seeded_sample(store: Store, ingested: Artifact, count: int, seed: int) -> li
     return chosen
 
 
-def _fit(store: Store, config: PatchDictionary, max_pixels: int, key: str, threads: int, sample: Sequence[Location]) -> Part:
+def _fit(
+    store: Store, config: PatchDictionary, max_pixels: int, key: str, threads: int, sample: Sequence[Location]
+) -> Part:
     import faiss
 
     from pipeline.embedders.patches import fit
@@ -72,7 +76,7 @@ def _fit(store: Store, config: PatchDictionary, max_pixels: int, key: str, threa
     order = np.argsort([place.image_id for place in sample])
     fitted = fit([images[i] for i in order], config)
     buffer = io.BytesIO()
-    np.savez(buffer, **fitted.arrays())
+    np.savez(buffer, allow_pickle=False, **fitted.arrays())
     relative = f"parts/{STAGE}/{key}/{time.time_ns():x}-dictionary.npz"
     with store.writing(relative) as sink:
         sink.write(buffer.getvalue())

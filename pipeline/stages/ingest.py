@@ -34,7 +34,12 @@ from pipeline.stages.parts import watching
 
 VERSION = 1
 STAGE, LISTING, EXACT, UNIQUE = "ingest", "ingest_listing", "ingest_exact", "ingest_unique"
-TABLES = {"images": records.IMAGES, "locations": records.LOCATIONS, "metadata": records.METADATA, "rejects": records.REJECTS}
+TABLES = {
+    "images": records.IMAGES,
+    "locations": records.LOCATIONS,
+    "metadata": records.METADATA,
+    "rejects": records.REJECTS,
+}
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,11 @@ def run(context: Context) -> Outcome:
     store = context.store
     work = Work(store, context.stage.set, limits)
     slice_bytes = int(limits.slice_mb * 2**20)
-    loose = split_loose([f for f in files if f.kind == "loose"], slice_bytes)
     packed = [f for f in files if f.kind != "loose"]
+    sample = _sample(store, packed, [f for f in files if f.kind == "loose"], limits.limit)
+    loose = split_loose(
+        [f for f in files if f.kind == "loose" and sample.holds("", Member(f.relative, 0, 0))], slice_bytes
+    )
     total = sum(f.size_bytes for f in files)
     buckets = _buckets(total, slice_bytes)
     prefix = digest(context.fingerprint, slice_bytes, buckets)
@@ -69,7 +77,7 @@ def run(context: Context) -> Outcome:
         from_files = (
             p
             | "files" >> beam.Create(list(enumerate(packed)))
-            | "split" >> beam.FlatMap(_split, store, slice_bytes)
+            | "split" >> beam.FlatMap(_split, store, slice_bytes, sample)
         )
         loose_slices = p | "loose" >> beam.Create([((len(packed), i), piece) for i, piece in enumerate(loose)])
         (
@@ -81,7 +89,9 @@ def run(context: Context) -> Outcome:
             | "exact" >> beam.Map(_exact_of_bucket, store, prefix)
         )
 
-    keys = [work.key(piece) for f in packed for piece in _listed(store, f, slice_bytes)] + [work.key(piece) for piece in loose]
+    keys = [work.key(piece) for f in packed for piece in _listed(store, f, slice_bytes, sample)] + [
+        work.key(piece) for piece in loose
+    ]
     parts = store.committed(STAGE, keys)
     content, repeated = _exact(store, prefix, buckets)
     return _outcome(store, [parts[key] for key in keys], content, repeated, new=set(keys) - before)
@@ -100,32 +110,75 @@ def _listing_key(file: SourceFile) -> str:
     return digest(LISTING, VERSION, file.uri, file.size_bytes, file.state, file.image)
 
 
-def _listed(store: Store, file: SourceFile, slice_bytes: int) -> list[Slice]:
-    """The slices of a file, from the listing part that the first reader of its headers committed."""
+def _members(store: Store, file: SourceFile) -> list[Member]:
+    """What a file holds, from the listing part that the first reader of its headers committed."""
     key = _listing_key(file)
     part = store.part(LISTING, key)
     if part is not None:
-        members = [Member(**row) for row in store.table([part.files["members"]]).to_pylist()]
-        return cut(file, members, slice_bytes)
+        return [Member(**row) for row in store.table([part.files["members"]]).to_pylist()]
     started = time.time()
     members = members_of(file)
     table = pa.Table.from_pylist([asdict(m) for m in members], schema=_MEMBERS)
     store.commit_part(LISTING, key, {"members": table}, {"members": len(members)}, time.time() - started)
-    return cut(file, members, slice_bytes)
+    return members
+
+
+def _listed(store: Store, file: SourceFile, slice_bytes: int, sample: Sampled) -> list[Slice]:
+    chosen = [m for m in _members(store, file) if sample.holds(file.relative, m)]
+    return cut(file, chosen, slice_bytes)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Which members are read: those whose hash lies at or below `last` (all: empty).
+
+    A sidecar shares its image's name, and so its hash.
+    """
+
+    last: bytes = b""
+
+    def holds(self, relative: str, member: Member) -> bool:
+        return not self.last or hash_of(relative, member) <= self.last
+
+
+def hash_of(relative: str, member: Member) -> bytes:
+    """SHA-256 of a member's name without its extensions; of places only what is below the source's root."""
+    return hashlib.sha256(
+        f"{relative}\n{member.sample}\n{member.offset if relative.endswith('.parquet') else ''}".encode()
+    ).digest()
+
+
+def _sample(store: Store, packed: Sequence[SourceFile], loose: Sequence[SourceFile], limit: int | None) -> Sampled:
+    """The `limit` images with the smallest hashes, by the sources' headers alone."""
+    if limit is None:
+        return Sampled()
+    hashes = {hash_of(f.relative, m) for f in packed for m in _members(store, f) if not m.is_sidecar}
+    hashes |= {hash_of("", m) for f in loose if not (m := Member(f.relative, 0, 0)).is_sidecar}
+    return Sampled(sorted(hashes)[limit - 1]) if limit < len(hashes) else Sampled()
 
 
 _MEMBERS = pa.schema(
-    [("name", pa.string()), ("offset", pa.int64()), ("size_bytes", pa.int64()), ("reason", pa.string()), ("detail", pa.string())]
+    [
+        ("name", pa.string()),
+        ("offset", pa.int64()),
+        ("size_bytes", pa.int64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
 )
 
 
-def _split(numbered: tuple[int, SourceFile], store: Store, slice_bytes: int) -> Iterator[tuple[tuple[int, int], Slice]]:
+def _split(
+    numbered: tuple[int, SourceFile], store: Store, slice_bytes: int, sample: Sampled
+) -> Iterator[tuple[tuple[int, int], Slice]]:
     index, file = numbered
-    for number, piece in enumerate(_listed(store, file, slice_bytes)):
+    for number, piece in enumerate(_listed(store, file, slice_bytes, sample)):
         yield (index, number), piece
 
 
-Held = tuple[tuple[int, int], str, bytes, bytes]  # order of the part, its key, its image_ids, image_id + metadata digests
+Held = tuple[
+    tuple[int, int], str, bytes, bytes
+]  # order of the part, its key, its image_ids, image_id + metadata digests
 
 
 def _read(numbered: tuple[tuple[int, int], Slice], work: Work, buckets: int) -> Iterator[tuple[int, Held]]:
@@ -167,7 +220,13 @@ def ingest_slice(set_: str, piece: Slice, limits: Ingest) -> tuple[dict[str, pa.
     for sample in read_slice(piece, limits.max_bytes):
         counts["files"] += 1
         counts["size_bytes"] += sample.size_bytes
-        where = {"set": set_, "uri": sample.uri, "member": sample.member, "offset": sample.offset, "size_bytes": sample.size_bytes}
+        where = {
+            "set": set_,
+            "uri": sample.uri,
+            "member": sample.member,
+            "offset": sample.offset,
+            "size_bytes": sample.size_bytes,
+        }
         if sample.reason:
             rows["rejects"].append({**where, "reason": sample.reason, "detail": sample.detail})
             continue
@@ -179,7 +238,9 @@ def ingest_slice(set_: str, piece: Slice, limits: Ingest) -> tuple[dict[str, pa.
             continue
         rows["locations"].append({**where, "image_id": found.image_id})
         if not sample.metadata.empty:
-            rows["metadata"].append({"image_id": found.image_id, "source": _source_name(sample), **asdict(sample.metadata)})
+            rows["metadata"].append(
+                {"image_id": found.image_id, "source": _source_name(sample), **asdict(sample.metadata)}
+            )
         if found.image_id not in seen:
             seen.add(found.image_id)
             rows["images"].append({**asdict(found), "set": set_, "size_bytes": sample.size_bytes, "derived_from": None})
@@ -208,8 +269,17 @@ def _exact_of_bucket(grouped: tuple[int, Iterable[Held]], store: Store, prefix: 
         images = b"".join(sorted(raw for raw in owners if raw[0] == byte))
         if images:
             about = b"".join(sorted(raw for raw in metadata if raw[0] == byte))
-            lines.append({"byte": byte, "images": hashlib.sha256(images).hexdigest(), "metadata": hashlib.sha256(about).hexdigest()})
-    tables = {"digests": pa.Table.from_pylist(lines, schema=_DIGESTS), "repeated": pa.Table.from_pylist(repeated, schema=_REPEATED)}
+            lines.append(
+                {
+                    "byte": byte,
+                    "images": hashlib.sha256(images).hexdigest(),
+                    "metadata": hashlib.sha256(about).hexdigest(),
+                }
+            )
+    tables = {
+        "digests": pa.Table.from_pylist(lines, schema=_DIGESTS),
+        "repeated": pa.Table.from_pylist(repeated, schema=_REPEATED),
+    }
     store.commit_part(EXACT, f"{prefix}-{bucket:03d}", tables, {"unique": len(owners)})
 
 
@@ -248,7 +318,9 @@ def _without(store: Store, part: Part, repeated: set[str]) -> File:
     return unique.files["images"]
 
 
-def _outcome(store: Store, parts: Sequence[Part], content: dict[str, str], repeated: dict[str, set[str]], new: set[str]) -> Outcome:
+def _outcome(
+    store: Store, parts: Sequence[Part], content: dict[str, str], repeated: dict[str, set[str]], new: set[str]
+) -> Outcome:
     tables: dict[str, list[File]] = {name: [] for name in TABLES}
     for part in parts:
         for name in TABLES:
@@ -264,7 +336,9 @@ def _outcome(store: Store, parts: Sequence[Part], content: dict[str, str], repea
         dropped["exact_duplicate"] = places - kept
     return Outcome(
         # Files without rows say nothing; `images` and `locations` keep theirs, one a part: embed goes by these pairs.
-        tables={name: tuple(f for f in files if f.rows or name in ("images", "locations")) for name, files in tables.items()},
+        tables={
+            name: tuple(f for f in files if f.rows or name in ("images", "locations")) for name, files in tables.items()
+        },
         rows=Rows(taken=sum(p.counts["files"] for p in parts), kept=kept, dropped=dropped),
         content=content,
         details={

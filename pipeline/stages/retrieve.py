@@ -51,7 +51,9 @@ def run(context: Context) -> Outcome:
         return Outcome(tables={"matches": ()}, rows=Rows(taken=0, kept=0), details={"asked": 0, "distinct": 0})
     queries, matrix = read_vectors(store, context.inputs["queries"].tables["vectors"])
     if not queries:
-        raise LodesetError(f"the curated set `{name}` has no readable image, so there is nothing to look for: check its uri, or remove it")
+        raise LodesetError(
+            f"the curated set `{name}` has no readable image, so there is nothing to look for: check its uri, or remove it"
+        )
     order = sorted(range(len(queries)), key=queries.__getitem__)
     queries, matrix = [queries[i] for i in order], matrix[order]
     if isinstance(mode, Sample):
@@ -67,7 +69,10 @@ def _search(context: Context, queries: Sequence[str], k: int) -> list[File]:
     size = context.speed["part_images"]
     identities = [context.stage.set, *(context.inputs[role].identity("") for role in ("queries", "vectors", "dedup"))]
     starts = range(0, len(queries), size)
-    blocks = [Queries(digest(SEARCH, VERSION, identities, k, start, size), start, min(start + size, len(queries))) for start in starts]
+    blocks = [
+        Queries(digest(SEARCH, VERSION, identities, k, start, size), start, min(start + size, len(queries)))
+        for start in starts
+    ]
     work = [(block.key, block, block.stop - block.start) for block in blocks]
     worker = functools.partial(
         _searcher,
@@ -137,16 +142,33 @@ def _by_cluster(context: Context, mode: Cluster, queries: Sequence[str], matrix:
         similarity = vectors[[row_of[i] for i in chosen]].astype(np.float32) @ matrix[asking].T
         best = similarity.argmax(axis=1)
         rows += [
-            {"image_id": i, "set": name, "mode": "cluster", "query_id": queries[asking[q]], "similarity": float(s[q]), "cluster": cluster}
+            {
+                "image_id": i,
+                "set": name,
+                "mode": "cluster",
+                "query_id": queries[asking[q]],
+                "similarity": float(s[q]),
+                "cluster": cluster,
+            }
             for i, q, s in zip(chosen, best, similarity, strict=True)
         ]
     table = pa.Table.from_pylist(sorted(rows, key=lambda r: str(r["image_id"])), schema=records.MATCHES)
-    part = store.commit_part(STAGE, digest(STAGE, VERSION, name, context.fingerprint), {"matches": table}, {"images": len(rows)})
+    part = store.commit_part(
+        STAGE, digest(STAGE, VERSION, name, context.fingerprint), {"matches": table}, {"images": len(rows)}
+    )
     available = sum(map(len, members.values()))
     return Outcome(
         tables={"matches": (part.files["matches"],)},
-        rows=Rows(taken=available, kept=len(rows), dropped={"not_drawn": available - len(rows)} if available > len(rows) else {}),
-        details={"asked": min(mode.limit, mode.per_cluster * len(matched)), "distinct": len(rows), "clusters": len(matched)},
+        rows=Rows(
+            taken=available,
+            kept=len(rows),
+            dropped={"not_drawn": available - len(rows)} if available > len(rows) else {},
+        ),
+        details={
+            "asked": min(mode.limit, mode.per_cluster * len(matched)),
+            "distinct": len(rows),
+            "clusters": len(matched),
+        },
     )
 
 
@@ -156,7 +178,11 @@ def _outcome(context: Context, files: Sequence[File], asked: int) -> Outcome:
     distinct = pc.count_distinct(found).as_py()
     return Outcome(
         tables={"matches": tuple(files)},
-        rows=Rows(taken=len(found), kept=distinct, dropped={"collision": len(found) - distinct} if len(found) > distinct else {}),
+        rows=Rows(
+            taken=len(found),
+            kept=distinct,
+            dropped={"collision": len(found) - distinct} if len(found) > distinct else {},
+        ),
         details={"asked": asked, "distinct": distinct},
     )
 
@@ -167,7 +193,11 @@ def _outcome(context: Context, files: Sequence[File], asked: int) -> Outcome:
 def run_all(context: Context) -> Outcome:
     """Every set's matches, each image once a set, and the images that come in as they are."""
     store = context.store
-    matches = [store.table(a.tables["matches"], None, records.MATCHES) for role, a in sorted(context.inputs.items()) if role.startswith("retrieve:")]
+    matches = [
+        store.table(a.tables["matches"], None, records.MATCHES)
+        for role, a in sorted(context.inputs.items())
+        if role.startswith("retrieve:")
+    ]
     tables = [_resolved(table) for table in matches]
     kept = kept_ids(store, context.inputs["dedup"])
     for role, artifact in sorted(context.inputs.items()):
@@ -199,6 +229,9 @@ def _resolved(matches: pa.Table) -> pa.Table:
 
 def _as_is(ids: Sequence[str], name: str) -> pa.Table:
     return pa.Table.from_pylist(
-        [{"image_id": i, "set": name, "mode": "as_is", "query_id": None, "similarity": None, "cluster": None} for i in ids],
+        [
+            {"image_id": i, "set": name, "mode": "as_is", "query_id": None, "similarity": None, "cluster": None}
+            for i in ids
+        ],
         schema=records.SELECTED,
     )

@@ -117,7 +117,9 @@ def vectors_of(store: Store, sets: Sequence[Members], ids: Sequence[str]) -> NDA
         if out is None:
             out, first = np.zeros((len(ids), matrix.shape[1]), np.float16), one.set
         if matrix.shape[1] != out.shape[1]:
-            raise LodesetError(f"vectors of `{one.set}` have {matrix.shape[1]} dimensions, those of `{first}` {out.shape[1]}: embed both with one embedder")
+            raise LodesetError(
+                f"vectors of `{one.set}` have {matrix.shape[1]} dimensions, those of `{first}` {out.shape[1]}: embed both with one embedder"
+            )
         rows = np.fromiter((row_of.get(i, -1) for i in found), np.int64, len(found))
         out[rows[rows >= 0]] = matrix[rows >= 0]
     return out if out is not None else np.zeros((0, 1), np.float16)

@@ -16,7 +16,7 @@ import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any, cast
 
 import apache_beam as beam
 import pyarrow as pa
@@ -28,7 +28,7 @@ from pipeline.algorithms.sampling import seeded_order
 from pipeline.config import Shards
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
-from pipeline.dag.store import File, Part, Rows, Store
+from pipeline.dag.store import File, HashingFile, Part, Rows, Store
 from pipeline.engines.beam import pipeline
 from pipeline.engines.failures import Failed, caught
 from pipeline.errors import LodesetError
@@ -63,7 +63,9 @@ def run(context: Context) -> Outcome:
     folder = f"shards/{context.fingerprint[:16]}"
     shards = plan(store, context, config)
     if not shards:
-        raise LodesetError("nothing was selected, so there are no shards to write: look at `lodeset report`, at what dedup and retrieve dropped")
+        raise LodesetError(
+            "nothing was selected, so there are no shards to write: look at `lodeset report`, at what dedup and retrieve dropped"
+        )
     before = set(store.committed(STAGE, [s.key for s in shards]))
     errors = f"parts/{STAGE}/errors-{context.fingerprint[:16]}-{time.time_ns():x}"
     images = sum(len(s.entries) for s in shards)
@@ -118,7 +120,9 @@ def _entries(store: Store, context: Context, why: dict[str, list[dict[str, Any]]
     """The selected images in the order in which they lie in their sources; the pool's copy comes first."""
     entries: list[Entry] = []
     left = set(why)
-    sets = sorted((r.removeprefix("images:") for r in context.inputs if r.startswith("images:")), key=lambda s: (s != "pool", s))
+    sets = sorted(
+        (r.removeprefix("images:") for r in context.inputs if r.startswith("images:")), key=lambda s: (s != "pool", s)
+    )
     for name in sets:
         tables = context.inputs[f"images:{name}"].tables
         wanted = pa.array(sorted(left), pa.string())
@@ -132,9 +136,17 @@ def _entries(store: Store, context: Context, why: dict[str, list[dict[str, Any]]
             if image_id not in left or image_id not in about:
                 continue
             left.discard(image_id)
-            entries.append(Entry(Location(**row), EXTENSIONS[about[image_id]["format"]], _told(about[image_id], said.get(image_id), why[image_id])))
+            entries.append(
+                Entry(
+                    Location(**row),
+                    EXTENSIONS[about[image_id]["format"]],
+                    _told(about[image_id], said.get(image_id), why[image_id]),
+                )
+            )
     if left:
-        raise LodesetError(f"{len(left)} selected images lie nowhere, e.g. {min(left)}: run again, so that ingest lists the sources anew")
+        raise LodesetError(
+            f"{len(left)} selected images lie nowhere, e.g. {min(left)}: run again, so that ingest lists the sources anew"
+        )
     return entries
 
 
@@ -154,7 +166,9 @@ def _told(image: dict[str, Any], said: dict[str, Any] | None, why: list[dict[str
         tree |= {k: said[k] for k in ("label", "caption", "url", "licence") if said[k] is not None}
         if said["extra"] is not None:
             tree["extra"] = json.loads(said["extra"])
-    tree["selected"] = [{**row, "similarity": round(row["similarity"], 5)} if "similarity" in row else row for row in why]
+    tree["selected"] = [
+        {**row, "similarity": round(row["similarity"], 5)} if "similarity" in row else row for row in why
+    ]
     return json.dumps(tree, sort_keys=True, ensure_ascii=False)
 
 
@@ -162,7 +176,9 @@ def _filled(entries: Sequence[Entry], limit: int) -> Iterator[list[Entry]]:
     run_: list[Entry] = []
     size = 2 * _TAR_RECORD
     for entry in entries:
-        more = sum(_TAR_RECORD + -(-n // _TAR_RECORD) * _TAR_RECORD for n in (entry.place.size_bytes, len(entry.told.encode())))
+        more = sum(
+            _TAR_RECORD + -(-n // _TAR_RECORD) * _TAR_RECORD for n in (entry.place.size_bytes, len(entry.told.encode()))
+        )
         if run_ and size + more > limit:
             yield run_
             run_, size = [], 2 * _TAR_RECORD
@@ -192,16 +208,24 @@ def write_shard(store: Store, folder: str, shard: Shard) -> Part:
     payload = {place.image_id: data for place, data in read_images(by_place)}
     rows = []
     relative = f"{folder}/{shard.name}"
-    with store.writing(relative) as sink, tarfile.open(fileobj=sink, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=2**20) as tar:
+    with store.writing(relative) as sink, _tar(sink) as tar:
         for entry in shard.entries:
             image_id = entry.place.image_id
             data = payload.pop(image_id)
-            rows.append({"image_id": image_id, "shard": shard.name, "offset": tar.offset + _TAR_RECORD, "size_bytes": len(data)})
+            rows.append(
+                {"image_id": image_id, "shard": shard.name, "offset": tar.offset + _TAR_RECORD, "size_bytes": len(data)}
+            )
             _add(tar, f"{image_id}.{entry.extension}", data)
             _add(tar, f"{image_id}.json", entry.told.encode())
     file = File(relative, len(rows), sink.size_bytes, sink.sha256())
     table = pa.Table.from_pylist(rows, schema=records.SHARDS)
-    return store.commit_part(STAGE, shard.key, {"entries": table}, {"images": len(rows)}, time.time() - started, files={"shard": file})
+    return store.commit_part(
+        STAGE, shard.key, {"entries": table}, {"images": len(rows)}, time.time() - started, files={"shard": file}
+    )
+
+
+def _tar(sink: HashingFile) -> tarfile.TarFile:
+    return tarfile.open(fileobj=cast(IO[bytes], sink), mode="w|", format=tarfile.USTAR_FORMAT, bufsize=2**20)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

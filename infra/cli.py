@@ -1,0 +1,279 @@
+"""The command line. Results on standard output, logs on standard error.
+
+Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 a gate was breached, 4 held by another run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.errors import ConfigError, LodesetError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+out = Console()
+err = Console(stderr=True)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a lodeset.yaml (`lodeset init` writes one)")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="a.b=c", help="override a key of the configuration; repeatable")
+]
+Until = Annotated[str | None, typer.Option(help="stop after this stage, e.g. dedup")]
+Limit = Annotated[int | None, typer.Option(min=1, help="take a seeded sample of N pool images first")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="ignore what earlier runs fitted")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document on standard output")]
+
+
+def main() -> None:
+    """`lodeset`: runs a command; a user's mistake ends in one message, never in a traceback."""
+    try:
+        app()
+    except LodesetError as error:
+        _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _fail("stopped; `lodeset run` again goes on from the finished parts", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    if "--json" in sys.argv:
+        print(json.dumps({"error": message, "exit_code": code}))
+    err.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="file to write")] = Path("lodeset.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="overwrite an existing file")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a commented configuration."""
+    from infra.template import TEMPLATE
+
+    target = path / "lodeset.yaml" if path.is_dir() else path
+    if target.exists() and not force:
+        raise ConfigError(f"{target} exists: give another name, or --force")
+    try:
+        target.write_text(TEMPLATE, encoding="utf-8")
+    except OSError as error:
+        raise LodesetError(f"cannot write {target}: {error.strerror}") from error
+    if as_json:
+        _print_json({"path": str(target)})
+    else:
+        out.print(f"wrote {target}: set `pool`, then `lodeset plan {target}`", highlight=False)
+
+
+@app.command()
+def schema(as_json: Json = False) -> None:
+    """Print the configuration's JSON schema (always JSON), for editors."""
+    from infra.config import Config
+
+    _print_json(Config.model_json_schema())
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    set_: Set = None,
+    until: Until = None,
+    limit: Limit = None,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Show what would run and why, with estimated time and bytes; spends nothing."""
+    from infra import api
+
+    rows = api.plan(api.open_config(config, tuple(set_ or ()), until, limit), fresh)
+    if as_json:
+        _print_json(
+            {
+                "stages": [
+                    {"stage": d.stage.name, "set": d.stage.set, "action": d.action, "reason": d.reason, "images": e.images,
+                     "seconds": e.seconds, "size_bytes": e.size_bytes}
+                    for d, e in rows
+                ]
+            }
+        )  # fmt: skip
+        return
+    table = Table("stage", "action", "why", "images", "time", "stores", box=None, pad_edge=False)
+    colours = {"finished": "dim", "taken over": "cyan", "run": "bold", "wait": ""}
+    for decision, estimate in rows:
+        images = "" if estimate.images is None else f"{estimate.images:,}"
+        seconds = "" if decision.artifact else _seconds(estimate.seconds)
+        size = "" if decision.artifact else _size(estimate.size_bytes)
+        style = colours[decision.action]
+        action = "run" if decision.action == "wait" else decision.action
+        table.add_row(decision.stage.id, action, escape(decision.reason), images, seconds, size, style=style)
+    out.print(table)
+    changed = [d.stage.id for d, _ in rows if d.action == "run"]
+    also = [d.stage.id for d, _ in rows if d.action == "wait"]
+    if not changed:
+        out.print("nothing to do")
+    else:
+        then = f"; also {', '.join(also)}, where what they read changes" if also else ""
+        out.print(f"would run {', '.join(changed)}{then}", highlight=False, soft_wrap=True)
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    return (
+        f"~{seconds:.0f} s"
+        if seconds < 120
+        else f"~{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"~{seconds / 3600:.1f} h"
+    )
+
+
+def _size(size: int | None) -> str:
+    if size is None:
+        return "?"
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"~{size} {unit}"
+        size //= 1000
+    return f"~{size} TB"
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    set_: Set = None,
+    until: Until = None,
+    limit: Limit = None,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Run what is not finished."""
+    from infra import api
+    from infra.progress import watching
+
+    opened = api.open_config(config, tuple(set_ or ()), until, limit)
+    with watching(err) as watch:
+        api.run(opened, watch, fresh)
+    _show_status(api.status(opened), as_json)
+
+
+@app.command()
+def status(config: ConfigPath, set_: Set = None, limit: Limit = None, as_json: Json = False) -> None:
+    """Show the funnel: what each stage took, kept and dropped."""
+    from infra import api
+
+    _show_status(api.status(api.open_config(config, tuple(set_ or ()), None, limit)), as_json)
+
+
+def _show_status(entries: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        _print_json({"artifacts": entries})
+        return
+    table = Table("stage", "in", "kept", "dropped", "seconds", box=None, pad_edge=False)
+    for entry in entries:
+        id_ = f"{entry['stage']}/{entry['set']}"
+        if not entry["finished"]:
+            table.add_row(id_, "", "", "not finished", "", style="dim")
+            continue
+        rows = entry["rows"]
+        dropped = ", ".join(f"{reason} {count:,}" for reason, count in rows["dropped"].items())
+        table.add_row(id_, f"{rows['in']:,}", f"{rows['kept']:,}", dropped, f"{entry['seconds']:.1f}")
+    out.print(table)
+
+
+@app.command()
+def report(
+    config: ConfigPath,
+    to: Annotated[Path, typer.Option("--out", help="the page to write")] = Path("report.html"),
+    set_: Set = None,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML page: funnel, examples with pictures, curves."""
+    from infra import api
+    from infra.report.render import write_report
+
+    opened = api.open_config(config, tuple(set_ or ()), None, limit)
+    try:
+        page = write_report(opened.store, opened.stages, api.artifacts(opened), to, config.resolve().parent.name)
+    except OSError as error:
+        raise LodesetError(f"cannot write {to}: {error.strerror or error}") from error
+    if as_json:
+        _print_json({"path": str(page)})
+    else:
+        out.print(str(page), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def trace(config: ConfigPath, image_id: str, set_: Set = None, limit: Limit = None, as_json: Json = False) -> None:
+    """Tell one image's way from its source to its shard."""
+    from infra import api
+    from infra.trace import trace as steps_of
+
+    opened = api.open_config(config, tuple(set_ or ()), None, limit)
+    steps = steps_of(opened.store, api.artifacts(opened), image_id)
+    if as_json:
+        _print_json({"image_id": image_id.lower(), "steps": steps})
+        return
+    for step in steps:
+        rest = {k: v for k, v in step.items() if k not in ("stage", "table", "image_id")}
+        out.print(f"[bold]{step['stage']}[/] {step['table']}", highlight=False)
+        for key, value in rest.items():
+            out.print(f"    {key}: {escape(str(value))}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="where the sample world is made")] = Path("demo"),
+    as_json: Json = False,
+) -> None:
+    """Make a sample world with known truth and run everything on it."""
+    from infra.demo.run import run_demo
+    from infra.progress import watching
+
+    with watching(err) as watch:
+        result = run_demo(folder, watch)
+    if as_json:
+        _print_json(result)
+        return
+    table = Table("what", "figure", box=None, pad_edge=False, show_header=False)
+    for name, figure in _flat(result):
+        table.add_row(name, escape(figure))
+    out.print(table)
+
+
+def _flat(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(section, str(line)) for section, lines in result["lines"].items() for line in lines]
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what works on this machine and what to install."""
+    from infra.doctor import examine
+
+    checks = examine()
+    broken = [c.name for c in checks if c.needed and not c.works]
+    if as_json:
+        _print_json({"checks": [vars(c) for c in checks], "works": not broken})
+    else:
+        for check in checks:
+            mark = "[green]works[/]" if check.works else "[red]broken[/]" if check.needed else "[yellow]absent[/]"
+            out.print(f"{mark:<24} {check.name:<14} {escape(check.told)}", highlight=False, soft_wrap=True)
+    if broken:
+        raise LodesetError(f"not working: {', '.join(broken)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""The whole graph: curation, training, pruning."""
+
+from __future__ import annotations
+
+from infra.config import Config
+from pipeline import graph as curation
+from pipeline.dag.stage import Stage
+from pruning import graph as pruning
+from training import graph as training
+
+
+def build(config: Config) -> dict[str, Stage]:
+    """Every stage of a configuration by id, in topological order.
+
+    Raises:
+        LodesetError: a source or a model is not there.
+    """
+    stages = curation.build(config)
+    if config.training is not None:
+        stages |= training.build(config.training, config.targets, stages)
+        stages |= pruning.build(config.pruning, config.training, config.targets, stages)
+    return stages

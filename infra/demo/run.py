@@ -1,0 +1,141 @@
+"""The whole DAG on the sample world, and how it did against the truth."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from infra import api
+from infra.demo.world import Truth, load_truth, make_world, write_config
+from infra.report.render import write_report
+from pipeline.dag.runner import Event
+from pipeline.dag.store import Artifact, Store
+from pipeline.errors import GateError
+from pruning.report import METHODS
+
+Lines = dict[str, list[str]]
+
+
+def run_demo(
+    folder: Path, watch: Callable[[Event], None], images: int = 2400, steps: int | None = None
+) -> dict[str, Any]:
+    """Makes the sample world (unless it is there), runs everything, and judges it.
+
+    Raises:
+        GateError: a reference image, or a copy of one, reached the shards.
+    """
+    started = time.time()
+    truth = load_truth(folder) if (folder / "truth.json").exists() else make_world(folder, images)
+    config = folder / "lodeset.yaml"
+    if not config.exists():
+        write_config(folder)
+    opened = api.open_config(config, () if steps is None else (f"training.steps={steps}",))
+    artifacts = api.run(opened, watch)
+    report = write_report(opened.store, opened.stages, artifacts, folder / "report.html", "sample world")
+    judged = judge(opened.store, artifacts, truth)
+    judged["lines"]["report"] = [str(report)]
+    judged["lines"]["took"] = [f"{time.time() - started:.0f} s"]
+    if judged["leaked"]:
+        raise GateError(
+            f"{judged['leaked']} images that are copies of reference images reached the shards; see {report}"
+        )
+    return judged
+
+
+def judge(store: Store, artifacts: Mapping[str, Artifact], truth: Truth) -> dict[str, Any]:
+    """Figures against the truth, and the lines that a person reads."""
+    recall, precision, found = _duplicates(store, artifacts["dedup/pool"], truth)
+    shards = set(store.table(artifacts["write_shards/all"].tables["index"], ["image_id"])["image_id"].to_pylist())
+    leaked = len(shards & set(truth.leaked))
+    purity = _purity(store, artifacts, truth)
+    knn = artifacts["evaluate/all"].details["targets"]
+    pruning = artifacts["prune/all"].details["jobs"]
+    lines: Lines = {
+        "pool": _funnel(artifacts),
+        "near-duplicates": [f"recall {recall:.3f}, precision {precision:.3f} of {found} pairs found"],
+        "leaked reference images": [f"{leaked} in the shards, of {len(truth.leaked)} planted in the pool"],
+        "retrieved": [
+            f"{name}: {p['purity']:.0%} are {' or '.join(truth.curated[name])}, {p['base_rate']:.0%} of the pool are ({p['images']} images)"
+            for name, p in purity.items()
+        ],
+        "kNN": [
+            f"{name}: {_first(t['knn']['untrained']):.3f} untrained -> {_first(t['knn']['trained']):.3f} trained ({t['classes']} classes, k = {next(iter(t['knn']['trained']))})"
+            for name, t in knn.items()
+        ],
+        "pruned": [line for job in pruning for line in _pruned(job)],
+    }
+    return {
+        "recall": recall,
+        "precision": precision,
+        "leaked": leaked,
+        "purity": purity,
+        "knn": knn,
+        "pruning": pruning,
+        "lines": lines,
+    }
+
+
+def _first(by_k: Mapping[str, float]) -> float:
+    return next(iter(by_k.values()))
+
+
+def _funnel(artifacts: Mapping[str, Artifact]) -> list[str]:
+    lines = []
+    for id_ in ("ingest/pool", "filter/pool", "dedup/pool", "retrieve/all", "write_shards/all"):
+        rows = artifacts[id_].rows
+        reasons = ", ".join(f"{reason} {count}" for reason, count in rows.dropped.items())
+        lines.append(f"{id_}: {rows.taken} -> {rows.kept}" + (f" ({reasons})" if reasons else ""))
+    return lines
+
+
+def _pairs(groups: Iterable[Iterable[str]]) -> set[tuple[str, ...]]:
+    return {pair for group in groups for pair in itertools.combinations(sorted(set(group)), 2)}
+
+
+def _duplicates(store: Store, dedup: Artifact, truth: Truth) -> tuple[float, float, int]:
+    """Recall and precision of near-duplicate pairs in the pool, over closed groups.
+
+    Copies of one reference image are copies of each other, planted or not, so pairs of leaked images are left out.
+    """
+    table = store.table(dedup.tables["duplicates"], ["image_id", "group_id"])
+    groups: dict[str, list[str]] = {}
+    for image_id, group_id in zip(table["image_id"].to_pylist(), table["group_id"].to_pylist(), strict=True):
+        if image_id in truth.concepts and image_id not in truth.leaked:
+            groups.setdefault(group_id, []).append(image_id)
+    found, true = _pairs(groups.values()), _pairs(group.ids for group in truth.near)
+    return len(found & true) / len(true), len(found & true) / max(1, len(found)), len(found)
+
+
+def _purity(store: Store, artifacts: Mapping[str, Artifact], truth: Truth) -> dict[str, dict[str, float]]:
+    """For each curated set: the share of what it got from the pool that shows its concepts, and their share of the pool."""
+    table = store.table(artifacts["retrieve/all"].tables["selected"], ["image_id", "set", "mode"]).to_pylist()
+    purity = {}
+    for name, concepts in truth.curated.items():
+        got = [
+            truth.concepts[r["image_id"]]
+            for r in table
+            if r["set"] == name and r["mode"] != "as_is" and r["image_id"] in truth.concepts
+        ]
+        everywhere = list(truth.concepts.values())
+        purity[name] = {
+            "images": len(got),
+            "purity": sum(c in concepts for c in got) / max(1, len(got)),
+            "base_rate": sum(c in concepts for c in everywhere) / len(everywhere),
+        }
+    return purity
+
+
+def _pruned(job: Mapping[str, Any]) -> list[str]:
+    """The strongest pruning of the sweep: every method at the same number of units."""
+    strongest = max(v["eps_w"] for v in job["variants"])
+    at = {v["method"]: v for v in job["variants"] if v["eps_w"] == strongest}
+    removed = at[METHODS[0]]
+    target = next(iter(job["knn_dense"]), None)
+    share = f"{removed['parameters_removed']:.0%} of parameters, {removed['macs_removed']:.0%} of MACs removed"
+    if target is None:
+        return [share]
+    figures = ", ".join(f"{method} {_first(at[method]['knn'][target]):.3f}" for method in METHODS)
+    return [f"{share}; kNN of {target}: dense {_first(job['knn_dense'][target]):.3f}, {figures}"]

@@ -1,0 +1,117 @@
+"""What works on this machine, and what to install for what does not."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import io
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was tried. `needed` says whether lodeset can do without it."""
+
+    name: str
+    works: bool
+    needed: bool
+    told: str
+
+
+def examine() -> list[Check]:
+    """Tries everything for real: imports, a Beam pipeline, a Ray cluster, a write."""
+    checks = [_machine()]
+    for module, needed, way_out in (
+        ("faiss", True, "pip install 'lodeset[cpu]' (or [gpu])"),
+        ("onnxruntime", True, "pip install onnxruntime"),
+        ("torch", True, "pip install torch"),
+        ("transformers", False, "pip install 'lodeset[hf]', to load exported models with Hugging Face"),
+    ):
+        checks.append(_tried(module, needed, lambda module=module: _version(module), way_out))
+    checks.append(_tried("image codecs", True, _codecs, "pip install --upgrade pillow"))
+    checks.append(_tried("Apache Beam", True, _beam, "pip install apache-beam"))
+    checks.append(_tried("Ray", True, _ray, "pip install 'ray[data,default,train]'"))
+    checks.append(
+        _tried("GPU", False, _gpu, "none is needed; with one, install a CUDA build of torch, and lodeset[gpu]")
+    )
+    return checks
+
+
+def _tried(name: str, needed: bool, attempt: Callable[[], str], way_out: str) -> Check:
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return Check(name, True, needed, attempt())
+    except Exception as error:
+        # Whatever breaks here is the finding.
+        return Check(name, False, needed, f"{type(error).__name__}: {str(error)[:200]} -> {way_out}")
+
+
+def _machine() -> Check:
+    from infra.api import cpus_of
+    from infra.config import Config
+
+    cores = cpus_of(Config(pool="."))  # type: ignore[arg-type]  # a string is turned into a source
+    memory = psutil.virtual_memory()
+    free = shutil.disk_usage(Path.cwd()).free
+    told = f"{cores} cores, {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB memory free, {free / 2**30:.0f} GiB disk free here"
+    return Check("machine", memory.available > 2 * 2**30 and free > 2**30, True, told)
+
+
+def _version(module: str) -> str:
+    found = importlib.import_module(module)
+    return str(getattr(found, "__version__", "installed"))
+
+
+def _codecs() -> str:
+    from PIL import Image, features
+
+    from pipeline.algorithms.images import FORMATS
+
+    Image.init()
+    missing = [name for name in FORMATS if name not in Image.OPEN]
+    if missing:
+        raise RuntimeError(f"this Pillow cannot decode {', '.join(missing)}")
+    return f"Pillow {importlib.metadata.version('pillow')}: {', '.join(FORMATS)}; libjpeg-turbo {'yes' if features.check_feature('libjpeg_turbo') else 'no'}"
+
+
+def _beam() -> str:
+    import apache_beam as beam
+
+    from pipeline.engines.beam import pipeline
+
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, pipeline(2, {}) as p:
+        mark = os.path.join(folder, "mark")
+        _ = p | beam.Create([mark]) | beam.Map(lambda path: Path(path).write_text("done"))
+    return f"{importlib.metadata.version('apache-beam')}, a two-process pipeline in {time.monotonic() - started:.1f} s"
+
+
+def _ray() -> str:
+    from pipeline.engines.ray import cluster, map_items
+
+    started = time.monotonic()
+    with cluster("local", 1) as address:
+        if list(map_items(_square, [3], cpus=1, address=address)) != [9]:
+            raise RuntimeError("a task gave a wrong answer")
+    return f"{importlib.metadata.version('ray')}, a cluster and a task in {time.monotonic() - started:.1f} s"
+
+
+def _square(x: int) -> int:
+    return x * x
+
+
+def _gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("no CUDA device")
+    return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"

@@ -1,0 +1,348 @@
+"""Artifacts -> what the page shows: read from the store by filters, a file at a time, and cut to what fits a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from infra.report.contents import (
+    Calibration,
+    Cluster,
+    Clusters,
+    Copy,
+    Dedup,
+    Dropped,
+    Group,
+    PruneReport,
+    Query,
+    Reject,
+    Rejected,
+    Report,
+    Retrieved,
+    Scores,
+    Shards,
+    Similarity,
+    Step,
+    Training,
+    Variant,
+)
+from infra.report.pictures import public, short_name
+from pipeline import records
+from pipeline.dag.stage import Stage
+from pipeline.dag.store import Artifact, File, Store
+
+MOST_PICTURES = 400
+REJECTS_SHOWN = 5  # for each set and reason
+DROPS_SHOWN, DROP_PICTURES = 8, 48  # for each set and reason; in all
+GROUPS_SHOWN, GROUP_PICTURES = 6, 9  # the largest, and as many drawn at random; images of each
+LEAKS_SHOWN, INCLUDED_SHOWN = 12, 4  # pairs
+CLUSTERS_SHOWN, CLUSTER_PICTURES = 8, 12
+QUERIES_SHOWN, HITS_SHOWN = 14, 6  # queries over all sets, at most 3 a set; hits of each
+POINTS = 400  # of a training curve
+
+Row = dict[str, Any]
+
+
+def collect(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, Artifact]) -> Report:
+    """Reads what the page shows; `artifacts` are the finished stages by id.
+
+    Raises:
+        LodesetError: the store lacks a file that a manifest lists, or one is damaged.
+    """
+    trained, evaluated, pruned = (artifacts.get(f"{name}/all") for name in ("train", "evaluate", "prune"))
+    dedup, calibrated = artifacts.get("dedup/pool"), artifacts.get("calibrate/pool")
+    clustered, written = artifacts.get("cluster/pool"), artifacts.get("write_shards/all")
+    return Report(
+        store=public(store.url),
+        newest=max((a.created for a in artifacts.values()), default=0.0),
+        steps=tuple(_step(stage, artifacts.get(id_)) for id_, stage in stages.items()),
+        rejected=tuple(_rejected(store, artifacts)),
+        dropped=_dropped(store, artifacts),
+        dedup=_dedup(store, dedup) if dedup else None,
+        calibration=_calibration(store, calibrated) if calibrated else None,
+        clusters=_clusters(store, clustered) if clustered else None,
+        retrieved=_retrieved(store, artifacts),
+        shards=_shards(store, written) if written else None,
+        training=_training(store, trained) if trained else None,
+        scores=_scores(evaluated) if evaluated else (),
+        pruned=_pruned(pruned) if pruned else (),
+        absent={name: _absent(stages, artifacts, name) for name in
+                ("ingest", "dedup", "calibrate", "cluster", "retrieve", "write_shards", "train", "evaluate", "prune")},
+    )  # fmt: skip
+
+
+def pictured(report: Report) -> list[str]:
+    """The image_ids of which the page shows a picture, each once, MOST_PICTURES at most."""
+    ids: list[str] = [i for one in report.dropped for i in one.image_ids]
+    if report.dedup:
+        for group in (*report.dedup.largest, *report.dedup.drawn):
+            ids += [group.keeper, *(copy.image_id for copy in group.copies)]
+        for pair in (*report.dedup.leaks, *report.dedup.included):
+            ids += [pair.image_id, pair.matched_id]
+    if report.clusters:
+        ids += [i for cluster in report.clusters.largest for i in cluster.image_ids]
+    for query in (query for one in report.retrieved for query in one.queries):
+        ids += [query.query_id, *(i for i, _ in query.hits)]
+    return list(dict.fromkeys(ids))[:MOST_PICTURES]
+
+
+def _step(stage: Stage, artifact: Artifact | None) -> Step:
+    if artifact is None:
+        return Step(stage.name, stage.set, False, 0, 0, {}, 0.0, {}, stage.config)
+    rows = artifact.rows
+    return Step(
+        stage.name, stage.set, True, rows.taken, rows.kept, rows.dropped, artifact.seconds, artifact.details, artifact.config
+    )
+
+
+def _absent(stages: Mapping[str, Stage], artifacts: Mapping[str, Artifact], name: str) -> str:
+    """Why a stage has nothing to show; empty where all of it is finished."""
+    wanted = [id_ for id_, stage in stages.items() if stage.name == name]
+    waiting = [id_ for id_ in wanted if id_ not in artifacts]
+    if not wanted:
+        return f"This configuration has no stage {name}."
+    return f"Not finished: {', '.join(waiting)}." if waiting else ""
+
+
+# -- tables, a file at a time
+
+
+def _rows_where(
+    store: Store, files: Iterable[File], columns: Sequence[str], column: str, values: Iterable[Any], most: int | None = None
+) -> list[Row]:
+    """The rows whose `column` holds one of `values`; no further file is read once there are `most`."""
+    wanted, found = pa.array(list(values)), list[Row]()
+    for file in files:
+        table = store.table([file], columns)
+        chosen = table.filter(pc.is_in(table[column], wanted.cast(table.schema.field(column).type)))
+        found += (chosen if most is None else chosen.slice(0, most - len(found))).to_pylist()
+        if most is not None and len(found) >= most:
+            break
+    return found
+
+
+def _rejected(store: Store, artifacts: Mapping[str, Artifact]) -> Iterator[Rejected]:
+    columns = ["uri", "member", "size_bytes", "reason", "detail"]
+    for artifact in artifacts.values():
+        if artifact.stage != "ingest":
+            continue
+        files = artifact.tables.get("rejects", ())
+        for reason, count in artifact.rows.dropped.items():
+            rows = _rows_where(store, files, columns, "reason", [reason], REJECTS_SHOWN)
+            examples = tuple(
+                Reject(short_name(r["uri"], r["member"]), public(r["uri"]), r["detail"], r["size_bytes"]) for r in rows
+            )
+            if examples:
+                yield Rejected(artifact.set, reason, count, examples)
+
+
+def _dropped(store: Store, artifacts: Mapping[str, Artifact]) -> tuple[Dropped, ...]:
+    """Drops between ingest and dedup of which a picture can be shown, DROP_PICTURES images in all."""
+    found: list[Dropped] = []
+
+    def add(artifact: Artifact, reason: str, count: int, ids: Iterable[str]) -> None:
+        room = min(DROPS_SHOWN, DROP_PICTURES - sum(len(one.image_ids) for one in found))
+        chosen = tuple(id_ for _, id_ in zip(range(room), ids, strict=False))
+        if chosen:
+            found.append(Dropped(artifact.stage, artifact.set, reason, count, chosen))
+
+    # Where room is short, `filter` comes first: its reasons are the user's own choice.
+    for artifact in sorted(artifacts.values(), key=lambda a: a.stage != "filter"):
+        reasons = artifact.rows.dropped
+        if artifact.stage == "filter":
+            for reason, count in reasons.items():
+                rows = _rows_where(store, artifact.tables["filtered"], ["image_id", "reason"], "reason", [reason], DROPS_SHOWN)
+                add(artifact, reason, count, (row["image_id"] for row in rows))
+        elif artifact.stage == "ingest" and "exact_duplicate" in reasons:
+            add(artifact, "exact_duplicate", reasons["exact_duplicate"], _repeated(store, artifact))
+        elif artifact.stage == "embed" and reasons and f"ingest/{artifact.set}" in artifacts:
+            images = artifacts[f"ingest/{artifact.set}"].tables["images"]
+            pairs = zip(images, artifact.tables["vectors"], strict=False)
+            without = (i for a, b in pairs for i in _only_in_first(store, a, b))
+            add(artifact, " or ".join(reasons), sum(reasons.values()), without)
+    return tuple(found)
+
+
+def _repeated(store: Store, ingested: Artifact) -> Iterator[str]:
+    """image_ids with several locations: twice in one part, or located in a part whose images an earlier one owns."""
+    seen: set[str] = set()
+    for places, images in zip(ingested.tables["locations"], ingested.tables["images"], strict=True):
+        counted = pc.value_counts(store.table([places], ["image_id"])["image_id"])
+        twice = counted.field("values").filter(pc.greater(counted.field("counts"), 1)).to_pylist()
+        for image_id in (*twice, *_only_in_first(store, places, images)):
+            if image_id not in seen:
+                seen.add(image_id)
+                yield image_id
+
+
+def _only_in_first(store: Store, first: File, second: File) -> list[str]:
+    ids, others = (store.table([file], ["image_id"])["image_id"] for file in (first, second))
+    missing: list[str] = ids.filter(pc.invert(pc.is_in(ids, others.combine_chunks()))).to_pylist()
+    return missing
+
+
+# -- near-duplicates
+
+
+def _dedup(store: Store, artifact: Artifact) -> Dedup:
+    table = store.table(artifact.tables["duplicates"], None, records.DUPLICATES)
+    own = table.filter(pc.is_in(table["reason"], pa.array(["unique", "near"])))
+    sizes = own.group_by("group_id").aggregate([("image_id", "count")])
+    sizes = sizes.filter(pc.greater(sizes["image_id_count"], 1))
+    sizes = sizes.sort_by([("image_id_count", "descending"), ("group_id", "ascending")])
+    rest = sizes.slice(GROUPS_SHOWN)
+    drawn = np.random.default_rng(0).choice(rest.num_rows, min(GROUPS_SHOWN, rest.num_rows), replace=False)
+    groups = [*sizes.slice(0, GROUPS_SHOWN).to_pylist(), *rest.take(pa.array(np.sort(drawn))).to_pylist()]
+    members = [_members(own, group["group_id"]) for group in groups]
+
+    lost = table.filter(pc.invert(table["kept"]))
+    # The same bytes prove themselves: pairs that only look alike come first.
+    same_bytes = pc.equal(lost["image_id"], lost["matched_id"]).cast(pa.int8())
+    lost = lost.append_column("same_bytes", same_bytes).sort_by([("same_bytes", "ascending"), ("image_id", "ascending")])
+    leaks, included = (
+        lost.filter(pc.equal(lost["reason"], reason)).slice(0, most).to_pylist()
+        for reason, most in (("reference", LEAKS_SHOWN), ("included", INCLUDED_SHOWN))
+    )
+    edges = _edges(store, artifact, [*(r for _, rows in members for r in rows), *leaks, *included])
+    shown = [
+        Group(group["image_id_count"], keeper, tuple(_copy(row, edges) for row in rows))
+        for group, (keeper, rows) in zip(groups, members, strict=True)
+    ]
+    return Dedup(
+        artifact.rows.dropped,
+        artifact.details,
+        artifact.config,
+        tuple(shown[:GROUPS_SHOWN]),
+        tuple(shown[GROUPS_SHOWN:]),
+        tuple(_copy(row, edges) for row in leaks),
+        tuple(_copy(row, edges) for row in included),
+    )
+
+
+def _members(own: pa.Table, group_id: str) -> tuple[str, list[Row]]:
+    """The keeper of a group, and the rows of its least similar copies; those without a similarity come last."""
+    group = own.filter(pc.equal(own["group_id"], group_id)).sort_by([("similarity", "ascending"), ("image_id", "ascending")])
+    keeper: str = group.filter(group["kept"])["image_id"][0].as_py()
+    return keeper, group.filter(pc.invert(group["kept"])).slice(0, GROUP_PICTURES - 1).to_pylist()
+
+
+def _edges(store: Store, artifact: Artifact, rows: Sequence[Row]) -> dict[tuple[str, str], Row]:
+    """The edges between each row's image and the one that it matched."""
+    ids = pa.array(sorted({row[column] for row in rows for column in ("image_id", "matched_id")}), pa.string())
+    found: dict[tuple[str, str], Row] = {}
+    for file in artifact.tables["edges"]:
+        table = store.table([file])
+        both = pc.and_(pc.is_in(table["image_id_a"], ids), pc.is_in(table["image_id_b"], ids))
+        found |= {(edge["image_id_a"], edge["image_id_b"]): edge for edge in table.filter(both).to_pylist()}
+    return found
+
+
+def _copy(row: Row, edges: Mapping[tuple[str, str], Row]) -> Copy:
+    a, b = sorted((row["image_id"], row["matched_id"]))
+    edge = edges.get((a, b), {})
+    # Dedup notes a similarity for linked pairs; an edge that has none was met by its hashes, and stands unless refuted.
+    by_hash = bool(edge) and edge["similarity"] is None and edge["verified"] is not False
+    direct = row["similarity"] is not None or by_hash
+    return Copy(
+        row["image_id"], row["matched_id"], direct, row["similarity"],
+        edge.get("phash_distance") if direct else None, edge.get("transform") if direct else None,
+    )  # fmt: skip
+
+
+def _calibration(store: Store, artifact: Artifact) -> Calibration:
+    table = store.table(artifact.tables["samples"], ["kind", "similarity"])
+    kinds = []
+    for kind in artifact.details["median_similarity"]:
+        of_kind = table.filter(pc.equal(table["kind"], kind))["similarity"].to_numpy()
+        if len(of_kind):
+            kinds.append(Similarity(kind, *(float(q) for q in np.quantile(of_kind, (0.1, 0.5, 0.9)))))
+    return Calibration(artifact.rows.kept, tuple(kinds))
+
+
+# -- clusters, retrieval, shards
+
+
+def _clusters(store: Store, artifact: Artifact) -> Clusters:
+    k = int(artifact.details["k"])
+    sizes = np.zeros(k, np.int64)
+    for file in artifact.tables["clusters"]:
+        sizes += np.bincount(store.table([file], ["cluster"])["cluster"].to_numpy(), minlength=k)
+    order = np.argsort(-sizes, kind="stable")
+    chosen = [int(c) for c in order[:CLUSTERS_SHOWN] if sizes[c]]
+    # image_ids are hashes: the smallest are a sample drawn at random, and the same one every time.
+    members: dict[int, list[str]] = {c: [] for c in chosen}
+    for file in artifact.tables["clusters"]:
+        table = store.table([file], ["image_id", "cluster"])
+        for c in chosen:
+            ids = table.filter(pc.equal(table["cluster"], c))["image_id"].sort().slice(0, CLUSTER_PICTURES).to_pylist()
+            members[c] = sorted([*members[c], *ids])[:CLUSTER_PICTURES]
+    largest = tuple(Cluster(c, int(sizes[c]), tuple(members[c])) for c in chosen)
+    return Clusters(k, int((sizes == 0).sum()), tuple(int(n) for n in sizes[order] if n), largest)
+
+
+def _retrieved(store: Store, artifacts: Mapping[str, Artifact]) -> tuple[Retrieved, ...]:
+    found = [a for a in artifacts.values() if a.stage == "retrieve" and a.set != "all"]
+    asking = [a for a in found if a.tables["matches"]]
+    shown = {a.set: max(1, min(3, QUERIES_SHOWN // len(asking))) for a in asking[:QUERIES_SHOWN]}
+    return tuple(_retrieved_by(store, a, artifacts.get(f"embed/{a.set}"), shown.get(a.set, 0)) for a in found)
+
+
+def _retrieved_by(store: Store, artifact: Artifact, embedded: Artifact | None, queries: int) -> Retrieved:
+    files = artifact.tables["matches"]
+    similarity = np.concatenate([np.zeros(0, np.float32), *(store.table([f], ["similarity"])["similarity"].to_numpy() for f in files)])
+    ids: list[str] = []
+    for file in files if queries else ():
+        ids = sorted({*ids, *pc.unique(store.table([file], ["query_id"])["query_id"]).sort().slice(0, queries).to_pylist()})[:queries]
+    rows = _rows_where(store, files, ["query_id", "image_id", "similarity"], "query_id", ids) if ids else []
+    shown = []
+    for query_id in ids:
+        hits = sorted(((r["image_id"], r["similarity"]) for r in rows if r["query_id"] == query_id), key=lambda hit: (-hit[1], hit[0]))
+        shown.append(Query(query_id, len(hits), tuple(hits[:HITS_SHOWN])))
+    return Retrieved(
+        artifact.set,
+        artifact.config,
+        embedded.rows.kept if embedded else None,
+        int(artifact.details["asked"]),
+        artifact.rows.taken,
+        int(artifact.details["distinct"]),
+        artifact.rows.dropped,
+        float(np.median(similarity)) if len(similarity) else None,
+        tuple(shown),
+    )
+
+
+def _shards(store: Store, artifact: Artifact) -> Shards:
+    folder = public(store.full_url(str(artifact.details["folder"])))
+    return Shards(folder, artifact.rows.kept, int(artifact.details["size_bytes"]), artifact.tables["shards"])
+
+
+# -- training, pruning
+
+
+def _training(store: Store, artifact: Artifact) -> Training:
+    lines: list[dict[str, float]] = []
+    for file in artifact.tables["metrics"]:
+        if file.path.endswith(".jsonl"):
+            lines += [json.loads(line) for line in (store.read(file.path) or b"").decode().splitlines() if line]
+    step = -(-len(lines) // POINTS) or 1
+    return Training(artifact.details, (*lines[:-1:step], *lines[-1:]))
+
+
+def _scores(artifact: Artifact) -> tuple[Scores, ...]:
+    names = [f.name for f in fields(Scores) if f.name != "target"]
+    return tuple(Scores(target=t, **{n: tree[n] for n in names}) for t, tree in artifact.details["targets"].items())
+
+
+def _pruned(artifact: Artifact) -> tuple[PruneReport, ...]:
+    names = [f.name for f in fields(Variant)]
+    plain = [f.name for f in fields(PruneReport) if f.name != "variants"]
+    return tuple(
+        PruneReport(**{n: tree[n] for n in plain}, variants=tuple(Variant(**{n: v[n] for n in names}) for v in tree["variants"]))
+        for tree in artifact.details["jobs"]
+    )

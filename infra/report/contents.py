@@ -1,0 +1,219 @@
+"""What the page shows, as plain values. Images are named by image_id; shares and accuracies lie between 0 and 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.dag.store import File
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of one set, and its rows: taken = kept + dropped."""
+
+    stage: str
+    set: str
+    finished: bool
+    taken: int
+    kept: int
+    dropped: Mapping[str, int]
+    seconds: float
+    details: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A file that ingest refused."""
+
+    name: str
+    uri: str
+    detail: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Files of one set that were refused for one reason: how many, and some of them."""
+
+    set: str
+    reason: str
+    count: int
+    examples: tuple[Reject, ...]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Images of one set that one stage dropped: how many, and some of them."""
+
+    stage: str
+    set: str
+    reason: str
+    count: int
+    image_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Copy:
+    """An image and the one that it is a copy of. Not `direct`: other copies link the two."""
+
+    image_id: str
+    matched_id: str
+    direct: bool
+    similarity: float | None
+    phash_distance: int | None
+    transform: str | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """A near-duplicate group of `size` pool images: the one kept, and copies of it, the least similar first."""
+
+    size: int
+    keeper: str
+    copies: tuple[Copy, ...]
+
+
+@dataclass(frozen=True)
+class Dedup:
+    """Near-duplicates, and what reference and included sets took from the pool."""
+
+    dropped: Mapping[str, int]
+    details: Mapping[str, Any]
+    config: Mapping[str, Any]
+    largest: tuple[Group, ...]
+    drawn: tuple[Group, ...]
+    leaks: tuple[Copy, ...]
+    included: tuple[Copy, ...]
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Cosines of one kind of copy (or of strangers) with their originals: 10 %, 50 % and 90 % quantile."""
+
+    kind: str
+    low: float
+    median: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    sampled: int
+    kinds: tuple[Similarity, ...]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    number: int
+    size: int
+    image_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Clusters:
+    k: int
+    empty: int
+    sizes: tuple[int, ...]  # of the clusters that are not empty, largest first
+    largest: tuple[Cluster, ...]
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query image, how many hits it has, and the most similar of them."""
+
+    query_id: str
+    found: int
+    hits: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """What one curated set asked for and got."""
+
+    set: str
+    config: Mapping[str, Any]
+    images: int | None  # of the set, embedded
+    asked: int
+    taken: int
+    distinct: int
+    dropped: Mapping[str, int]
+    median_similarity: float | None
+    queries: tuple[Query, ...]
+
+
+@dataclass(frozen=True)
+class Shards:
+    folder: str
+    images: int
+    size_bytes: int
+    files: tuple[File, ...]
+
+
+@dataclass(frozen=True)
+class Training:
+    summary: Mapping[str, Any]
+    lines: tuple[Mapping[str, float], ...]  # of metrics.jsonl, thinned to POINTS
+
+
+@dataclass(frozen=True)
+class Scores:
+    """kNN accuracies (0 to 1) on one target set, by network and k."""
+
+    target: str
+    gallery: int
+    test: int
+    classes: int
+    knn: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One pruned model; shares lie between 0 and 1. `dense` is the cost of the model that it came from."""
+
+    method: str
+    eps_w: float
+    parameters: int
+    parameters_removed: float
+    macs: int
+    macs_removed: float
+    channels: int
+    channels_removed: float
+    density: float
+    latency_ms: Mapping[str, Mapping[str, float]]
+    unexplained: Mapping[str, float]
+    converged: bool
+    removal_difference: float
+    knn: Mapping[str, Mapping[str, float]]
+    dense: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    job: Mapping[str, Any]
+    calibration_images: int
+    skipped_modules: Mapping[str, str]
+    knn_dense: Mapping[str, Mapping[str, float]]
+    variants: tuple[Variant, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole page. What is None or empty is not finished; `absent` says so, by section."""
+
+    store: str
+    newest: float  # when the last of the artifacts was made, seconds since 1970; 0 without any
+    steps: tuple[Step, ...]
+    rejected: tuple[Rejected, ...]
+    dropped: tuple[Dropped, ...]
+    dedup: Dedup | None
+    calibration: Calibration | None
+    clusters: Clusters | None
+    retrieved: tuple[Retrieved, ...]
+    shards: Shards | None
+    training: Training | None
+    scores: tuple[Scores, ...]
+    pruned: tuple[PruneReport, ...]
+    absent: Mapping[str, str]

@@ -1,0 +1,139 @@
+"""image_ids -> small pictures as data URIs, read from the sources that hold them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from pipeline.algorithms.images import Unreadable, decode
+from pipeline.dag.store import Artifact, Store
+from pipeline.errors import LodesetError
+from pipeline.sources.reading import Location, read_images
+
+SIDE = 112  # pixels, the longer side
+QUALITY = 80
+PLACES = 3  # locations of an image that are tried, and named
+# What opening a source can raise: its file system's errors, an unknown protocol, a file system that is not installed.
+CANNOT_READ = (LodesetError, OSError, ValueError, ImportError, pa.ArrowException)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One location of an image: its set, where its bytes lie, and a name short enough to print."""
+
+    set: str
+    location: Location
+
+    @property
+    def name(self) -> str:
+        return short_name(self.location.uri, self.location.member)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as the page shows it: a data URI, or (`missing`) why there is none."""
+
+    image_id: str
+    uri: str = ""
+    missing: str = ""
+    width: int = 0
+    height: int = 0
+    sets: tuple[str, ...] = ()
+    places: tuple[Place, ...] = ()
+
+
+def public(uri: str) -> str:
+    """A URI without what may be secret in it: user and password, and the query with its signatures."""
+    return re.sub(r"(://)[^/@]*@", r"\1", uri).split("?", 1)[0]
+
+
+def short_name(uri: str, member: str) -> str:
+    """The last part of a path, or the member inside a file."""
+    file = posixpath.basename(public(uri).rstrip("/"))
+    return f"{member} in {file}" if member else file
+
+
+def load(store: Store, artifacts: Mapping[str, Artifact], ids: Sequence[str], max_pixels: int) -> dict[str, Picture]:
+    """A picture for each image_id. What cannot be read any more has no URI and says why; nothing is raised for it."""
+    places, sizes = _found(store, artifacts, ids)
+    uris, missing = _read(places, max_pixels)
+    return {
+        image_id: Picture(
+            image_id,
+            uris.get(image_id, ""),
+            missing.get(image_id, "" if image_id in uris else "no set that is ingested holds it"),
+            *sizes.get(image_id, (0, 0)),
+            sets=tuple(sorted({place.set for place in places.get(image_id, ())})),
+            places=tuple(places.get(image_id, ())),
+        )
+        for image_id in ids
+    }
+
+
+def _found(
+    store: Store, artifacts: Mapping[str, Artifact], ids: Sequence[str]
+) -> tuple[dict[str, list[Place]], dict[str, tuple[int, int]]]:
+    """Where the images lie (at most PLACES in each set) and their width and height, by a pass over the tables."""
+    wanted = pa.array(sorted(set(ids)), pa.string())
+    places: dict[str, list[Place]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    for artifact in artifacts.values():
+        if artifact.stage != "ingest":
+            continue
+        taken: dict[str, int] = {}
+        for file in artifact.tables["locations"]:
+            table = store.table([file], ["image_id", "uri", "member", "offset", "size_bytes"])
+            for row in table.filter(pc.is_in(table["image_id"], wanted)).to_pylist():
+                image_id = row["image_id"]
+                taken[image_id] = taken.get(image_id, 0) + 1
+                if taken[image_id] <= PLACES:
+                    places.setdefault(image_id, []).append(Place(artifact.set, Location(**row)))
+        for file in artifact.tables["images"]:
+            table = store.table([file], ["image_id", "width", "height"])
+            for row in table.filter(pc.is_in(table["image_id"], wanted)).to_pylist():
+                sizes[row["image_id"]] = (row["width"], row["height"])
+    return places, sizes
+
+
+def _read(places: Mapping[str, Sequence[Place]], max_pixels: int) -> tuple[dict[str, str], dict[str, str]]:
+    """Data URIs and reasons by image_id; where one place fails, the image's next place is tried."""
+    uris: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    for attempt in range(PLACES):
+        tried = [held[attempt].location for image_id, held in places.items() if attempt < len(held) and image_id not in uris]
+        queue = sorted(tried, key=lambda place: (place.uri, place.offset, place.member))
+        while queue:
+            done = 0
+            try:
+                for place, data in read_images(queue):
+                    done += 1
+                    try:
+                        uris[place.image_id] = data_uri(decode(data, max_pixels))
+                    except Unreadable as error:
+                        missing[place.image_id] = f"{error.reason}: {error.detail}"
+            except CANNOT_READ as error:
+                # A generator that raised is over: go on behind the place that it stopped at.
+                failed = queue[done]
+                missing[failed.image_id] = str(error).replace(failed.uri, public(failed.uri))
+                done += 1
+            queue = queue[done:]
+    return uris, {image_id: reason for image_id, reason in missing.items() if image_id not in uris}
+
+
+def data_uri(image: Image.Image) -> str:
+    """An RGB image as a JPEG of at most SIDE pixels a side; smaller images keep their pixels."""
+    # reduce() first: a box filter to about twice the size is all that a 112-pixel picture can show of a photograph.
+    shrink = max(image.size) // (2 * SIDE)
+    small = image.reduce(shrink) if shrink > 1 else image.copy()
+    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

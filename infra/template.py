@@ -1,0 +1,44 @@
+"""The commented configuration that `lodeset init` writes."""
+
+TEMPLATE = """\
+# lodeset: one file, one run. `lodeset plan` says what it would do; only `pool` must be set.
+# Relative paths start from this file. `lodeset schema` prints every key with its unit.
+
+store: ./runs                     # any fsspec URL; training needs a path
+
+pool:                             # the uncurated images: folders, tars (WebDataset), Parquet; globs allowed
+  - uri: images/
+
+# What to look for. Without a curated set every image that dedup keeps goes into the shards.
+# curated:
+#   - name: flowers
+#     uri: flowers.tar
+#     include: true               # its own images go in, too
+#     retrieve: {mode: sample, k: 4}
+#   - name: landmarks
+#     uri: landmarks/
+#     retrieve: {mode: cluster, per_cluster: 10000, min_matches: 4, limit: 1000000}
+
+# Images whose near-duplicates must never reach training.
+# reference:
+#   - {name: flowers-test, uri: flowers-test/}
+
+# Labelled sets to evaluate on: metadata fields `label`, and `split` (gallery or test).
+# targets:
+#   - {name: flowers, uri: flowers.parquet, label: label, split: split}
+
+embed:
+  semantic: {kind: patch_dictionary}    # fitted on the pool, no download; or, much better:
+  # semantic: {kind: onnx, path: dinov2.onnx, size: 224}
+  # semantic: {kind: torchscript, path: model.pt, size: 224}
+  # semantic: {kind: precomputed, path: vectors/*.parquet}
+
+filter: {min_side: 16}            # pixels
+dedup: {threshold: auto, reference_threshold: auto, verify: pixels}
+shards: {size_mb: 256, seed: 0}
+
+# DINOv2 on the shards; then sparsification of the trained model.
+# training: {recipe: tiny, steps: 1000}
+# pruning:
+#   - {method: entropic, sweep: [1.0e-4, 1.0e-3, 1.0e-2]}
+"""
