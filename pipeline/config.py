@@ -48,6 +48,7 @@ class Sample(Strict):
     k: int = Field(
         4, ge=1, description="pool images per query; the paper: 4 for ImageNet-22k and GLDv2, 32 for ImageNet-1k"
     )
+    part_images: int = Field(1_024, ge=1, description="queries per part of the search; speed only")
 
 
 class Cluster(Strict):

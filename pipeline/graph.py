@@ -34,7 +34,6 @@ from pipeline.stages import (
     write_shards,
 )
 
-QUERIES_PER_PART = 1_024
 IMAGES, METADATA = "images", "metadata"  # the two digests that ingest names
 
 
@@ -277,9 +276,9 @@ def _retrieve(
         retrieve.VERSION,
         "ray",
         retrieve.run,
-        config=one.retrieve.model_dump(),
+        config=one.retrieve.model_dump(exclude={"part_images"}),
         inputs=inputs,
-        speed={"retrieve": one.retrieve, "part_images": QUERIES_PER_PART},
+        speed={"retrieve": one.retrieve},
         max_cpus=vectors[one.name].max_cpus,
         seconds_per_image=0.0001,
     )

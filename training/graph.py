@@ -32,7 +32,7 @@ from training.vit import DinoVisionTransformer
 TRAIN_VERSION = EVALUATE_VERSION = 1
 FEATURES = "evaluate_features"
 TRAINED, UNTRAINED, EMBEDDER = "trained", "untrained", "embedder"
-IMAGES_PER_PART = 128
+IMAGES_PER_PART = 32
 
 
 def build(config: TrainingConfig, targets: Sequence[TargetSet], curation: Mapping[str, Stage]) -> dict[str, Stage]:

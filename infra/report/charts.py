@@ -86,7 +86,12 @@ class _Frame:
 
 
 def line_chart(
-    series: Sequence[Series], x_label: str, y_label: str, marks: Sequence[Mark] = (), width: int = 460, height: int = 230
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    marks: Sequence[Mark] = (),
+    width: int = 460,
+    height: int = 230,
 ) -> Markup:
     """Lines with markers where there are few points; `marks` are horizontal. Labels carry their units.
 
@@ -103,7 +108,9 @@ def line_chart(
     for mark in marks:
         v = frame.v(mark.value)
         body.append(f'<line class="mark" x1="{frame.left}" y1="{v}" x2="{width - RIGHT}" y2="{v}"/>')
-        body.append(f'<text class="marked" x="{width - RIGHT}" y="{v - 4}" text-anchor="end">{escape(mark.name)}</text>')
+        body.append(
+            f'<text class="marked" x="{width - RIGHT}" y="{v - 4}" text-anchor="end">{escape(mark.name)}</text>'
+        )
     for one, some in lines:
         path = " ".join(f"{frame.u(x)},{frame.v(y)}" for x, y in some)
         dash = " dashed" if one.dashed else ""
@@ -126,7 +133,7 @@ def bar_chart(
     for n, (label, value) in enumerate(bars):
         u, v = frame.u(n) + 0.12 * room, frame.v(value)
         body.append(
-            f'<rect class="bar c0" x="{u:.1f}" y="{v}" width="{0.76 * room:.1f}" height="{frame.v(0) - v:.1f}">'
+            f'<rect class="column c0" x="{u:.1f}" y="{v}" width="{0.76 * room:.1f}" height="{frame.v(0) - v:.1f}">'
             f"<title>{escape(label)}: {number(value)}</title></rect>"
         )
         middle = u + 0.38 * room
@@ -150,14 +157,17 @@ def range_chart(spans: Sequence[Span], x_label: str, marks: Sequence[Mark] = (),
     for x in frame.x_ticks:
         body.append(f'<line class="grid" x1="{frame.u(x)}" y1="{TOP + head}" x2="{frame.u(x)}" y2="{floor}"/>')
         body.append(f'<text x="{frame.u(x)}" y="{floor + 14}" text-anchor="middle">{number(x)}</text>')
-    body.append(f'<text class="axis" x="{(left + width - RIGHT) / 2:.0f}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>')
+    body.append(
+        f'<text class="axis" x="{(left + width - RIGHT) / 2:.0f}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>'
+    )
     for n, one in enumerate(spans):
         v = TOP + head + row * n + row / 2
         low, middle, high = (frame.u(x) for x in (one.low, one.middle, one.high))
         body.append(f'<text x="{left - 8}" y="{v + 4}" text-anchor="end">{escape(one.name)}</text>')
+        told = "{}: {}, from {} to {}".format(one.name, *(number(round(x, 3)) for x in (one.middle, one.low, one.high)))
         body.append(
-            f'<g class="c{one.colour}"><rect class="span" x="{low}" y="{v - 5}" width="{max(1.0, high - low):.1f}" height="10" rx="2">'
-            f"<title>{escape(one.name)}: {number(round(one.middle, 3))}, from {number(round(one.low, 3))} to {number(round(one.high, 3))}</title></rect>"
+            f'<g class="c{one.colour}"><title>{escape(told)}</title>'
+            f'<rect class="span" x="{low}" y="{v - 5}" width="{max(1.0, high - low):.1f}" height="10" rx="2"/>'
             f'<line class="tick" x1="{middle}" y1="{v - 7}" x2="{middle}" y2="{v + 7}"/></g>'
         )
     for n, mark in enumerate(marks):
@@ -176,7 +186,9 @@ def key(colour: int, dashed: bool = False) -> Markup:
     one = Series("", (), colour, dashed)
     dash = " dashed" if dashed else ""
     line = f'<polyline class="line{dash}" points="1,6 27,6"/>{_marker(14, 6, one)}'
-    return Markup(f'<svg class="key" width="28" height="12" viewBox="0 0 28 12" aria-hidden="true"><g class="c{colour}">{line}</g></svg>')
+    return Markup(
+        f'<svg class="key" width="28" height="12" viewBox="0 0 28 12" aria-hidden="true"><g class="c{colour}">{line}</g></svg>'
+    )
 
 
 def _frame(width: int, height: int, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> _Frame:
@@ -197,7 +209,9 @@ def _grid(frame: _Frame, x_label: str, y_label: str, x_named: bool = True) -> st
         parts.append(f'<text x="{u}" y="{floor + 16}" text-anchor="middle">{number(x)}</text>')
     parts.append(f'<line class="base" x1="{frame.left}" y1="{floor}" x2="{right}" y2="{floor}"/>')
     middle_u, middle_v = (frame.left + right) / 2, (TOP + floor) / 2
-    parts.append(f'<text class="axis" x="{middle_u:.0f}" y="{frame.height - 6}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(
+        f'<text class="axis" x="{middle_u:.0f}" y="{frame.height - 6}" text-anchor="middle">{escape(x_label)}</text>'
+    )
     parts.append(
         f'<text class="axis" transform="translate(11 {middle_v:.0f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
     )

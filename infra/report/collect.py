@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from pipeline import records
 from pipeline.dag.stage import Stage
 from pipeline.dag.store import Artifact, File, Store
 
-MOST_PICTURES = 400
+# What the page shows of each: 382 pictures at most.
 REJECTS_SHOWN = 5  # for each set and reason
 DROPS_SHOWN, DROP_PICTURES = 8, 48  # for each set and reason; in all
 GROUPS_SHOWN, GROUP_PICTURES = 6, 9  # the largest, and as many drawn at random; images of each
@@ -45,6 +46,7 @@ LEAKS_SHOWN, INCLUDED_SHOWN = 12, 4  # pairs
 CLUSTERS_SHOWN, CLUSTER_PICTURES = 8, 12
 QUERIES_SHOWN, HITS_SHOWN = 14, 6  # queries over all sets, at most 3 a set; hits of each
 POINTS = 400  # of a training curve
+CANDIDATES = 100  # images looked up as having no vector
 
 Row = dict[str, Any]
 
@@ -78,7 +80,7 @@ def collect(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, A
 
 
 def pictured(report: Report) -> list[str]:
-    """The image_ids of which the page shows a picture, each once, MOST_PICTURES at most."""
+    """The image_ids of which the page shows a picture, each once."""
     ids: list[str] = [i for one in report.dropped for i in one.image_ids]
     if report.dedup:
         for group in (*report.dedup.largest, *report.dedup.drawn):
@@ -89,7 +91,7 @@ def pictured(report: Report) -> list[str]:
         ids += [i for cluster in report.clusters.largest for i in cluster.image_ids]
     for query in (query for one in report.retrieved for query in one.queries):
         ids += [query.query_id, *(i for i, _ in query.hits)]
-    return list(dict.fromkeys(ids))[:MOST_PICTURES]
+    return list(dict.fromkeys(ids))
 
 
 def _step(stage: Stage, artifact: Artifact | None) -> Step:
@@ -97,7 +99,15 @@ def _step(stage: Stage, artifact: Artifact | None) -> Step:
         return Step(stage.name, stage.set, False, 0, 0, {}, 0.0, {}, stage.config)
     rows = artifact.rows
     return Step(
-        stage.name, stage.set, True, rows.taken, rows.kept, rows.dropped, artifact.seconds, artifact.details, artifact.config
+        stage.name,
+        stage.set,
+        True,
+        rows.taken,
+        rows.kept,
+        rows.dropped,
+        artifact.seconds,
+        artifact.details,
+        artifact.config,
     )
 
 
@@ -114,10 +124,16 @@ def _absent(stages: Mapping[str, Stage], artifacts: Mapping[str, Artifact], name
 
 
 def _rows_where(
-    store: Store, files: Iterable[File], columns: Sequence[str], column: str, values: Iterable[Any], most: int | None = None
+    store: Store,
+    files: Iterable[File],
+    columns: Sequence[str],
+    column: str,
+    values: Iterable[Any],
+    most: int | None = None,
 ) -> list[Row]:
     """The rows whose `column` holds one of `values`; no further file is read once there are `most`."""
-    wanted, found = pa.array(list(values)), list[Row]()
+    wanted = pa.array(list(values))
+    found: list[Row] = []
     for file in files:
         table = store.table([file], columns)
         chosen = table.filter(pc.is_in(table[column], wanted.cast(table.schema.field(column).type)))
@@ -148,7 +164,7 @@ def _dropped(store: Store, artifacts: Mapping[str, Artifact]) -> tuple[Dropped, 
 
     def add(artifact: Artifact, reason: str, count: int, ids: Iterable[str]) -> None:
         room = min(DROPS_SHOWN, DROP_PICTURES - sum(len(one.image_ids) for one in found))
-        chosen = tuple(id_ for _, id_ in zip(range(room), ids, strict=False))
+        chosen = tuple(islice(ids, room))
         if chosen:
             found.append(Dropped(artifact.stage, artifact.set, reason, count, chosen))
 
@@ -157,15 +173,16 @@ def _dropped(store: Store, artifacts: Mapping[str, Artifact]) -> tuple[Dropped, 
         reasons = artifact.rows.dropped
         if artifact.stage == "filter":
             for reason, count in reasons.items():
-                rows = _rows_where(store, artifact.tables["filtered"], ["image_id", "reason"], "reason", [reason], DROPS_SHOWN)
+                rows = _rows_where(
+                    store, artifact.tables["filtered"], ["image_id", "reason"], "reason", [reason], DROPS_SHOWN
+                )
                 add(artifact, reason, count, (row["image_id"] for row in rows))
         elif artifact.stage == "ingest" and "exact_duplicate" in reasons:
             add(artifact, "exact_duplicate", reasons["exact_duplicate"], _repeated(store, artifact))
         elif artifact.stage == "embed" and reasons and f"ingest/{artifact.set}" in artifacts:
             images = artifacts[f"ingest/{artifact.set}"].tables["images"]
-            pairs = zip(images, artifact.tables["vectors"], strict=False)
-            without = (i for a, b in pairs for i in _only_in_first(store, a, b))
-            add(artifact, " or ".join(reasons), sum(reasons.values()), without)
+            missing = _without_vector(store, images, artifact.tables["vectors"])
+            add(artifact, " or ".join(reasons), sum(reasons.values()), missing)
     return tuple(found)
 
 
@@ -179,6 +196,14 @@ def _repeated(store: Store, ingested: Artifact) -> Iterator[str]:
             if image_id not in seen:
                 seen.add(image_id)
                 yield image_id
+
+
+def _without_vector(store: Store, images: Sequence[File], vectors: Sequence[File]) -> list[str]:
+    """Some image_ids that no file of vectors holds; none may be found where ingest was cut into other parts since."""
+    pairs = zip(images, vectors, strict=False)
+    missing = list(islice((i for a, b in pairs for i in _only_in_first(store, a, b)), CANDIDATES))
+    found = {row["image_id"] for row in _rows_where(store, vectors, ["image_id"], "image_id", missing)}
+    return [image_id for image_id in missing if image_id not in found]
 
 
 def _only_in_first(store: Store, first: File, second: File) -> list[str]:
@@ -204,7 +229,9 @@ def _dedup(store: Store, artifact: Artifact) -> Dedup:
     lost = table.filter(pc.invert(table["kept"]))
     # The same bytes prove themselves: pairs that only look alike come first.
     same_bytes = pc.equal(lost["image_id"], lost["matched_id"]).cast(pa.int8())
-    lost = lost.append_column("same_bytes", same_bytes).sort_by([("same_bytes", "ascending"), ("image_id", "ascending")])
+    lost = lost.append_column("same_bytes", same_bytes).sort_by(
+        [("same_bytes", "ascending"), ("image_id", "ascending")]
+    )
     leaks, included = (
         lost.filter(pc.equal(lost["reason"], reason)).slice(0, most).to_pylist()
         for reason, most in (("reference", LEAKS_SHOWN), ("included", INCLUDED_SHOWN))
@@ -227,7 +254,9 @@ def _dedup(store: Store, artifact: Artifact) -> Dedup:
 
 def _members(own: pa.Table, group_id: str) -> tuple[str, list[Row]]:
     """The keeper of a group, and the rows of its least similar copies; those without a similarity come last."""
-    group = own.filter(pc.equal(own["group_id"], group_id)).sort_by([("similarity", "ascending"), ("image_id", "ascending")])
+    group = own.filter(pc.equal(own["group_id"], group_id)).sort_by(
+        [("similarity", "ascending"), ("image_id", "ascending")]
+    )
     keeper: str = group.filter(group["kept"])["image_id"][0].as_py()
     return keeper, group.filter(pc.invert(group["kept"])).slice(0, GROUP_PICTURES - 1).to_pylist()
 
@@ -295,14 +324,21 @@ def _retrieved(store: Store, artifacts: Mapping[str, Artifact]) -> tuple[Retriev
 
 def _retrieved_by(store: Store, artifact: Artifact, embedded: Artifact | None, queries: int) -> Retrieved:
     files = artifact.tables["matches"]
-    similarity = np.concatenate([np.zeros(0, np.float32), *(store.table([f], ["similarity"])["similarity"].to_numpy() for f in files)])
+    similarity = np.concatenate(
+        [np.zeros(0, np.float32), *(store.table([f], ["similarity"])["similarity"].to_numpy() for f in files)]
+    )
     ids: list[str] = []
     for file in files if queries else ():
-        ids = sorted({*ids, *pc.unique(store.table([file], ["query_id"])["query_id"]).sort().slice(0, queries).to_pylist()})[:queries]
+        ids = sorted(
+            {*ids, *pc.unique(store.table([file], ["query_id"])["query_id"]).sort().slice(0, queries).to_pylist()}
+        )[:queries]
     rows = _rows_where(store, files, ["query_id", "image_id", "similarity"], "query_id", ids) if ids else []
     shown = []
     for query_id in ids:
-        hits = sorted(((r["image_id"], r["similarity"]) for r in rows if r["query_id"] == query_id), key=lambda hit: (-hit[1], hit[0]))
+        hits = sorted(
+            ((r["image_id"], r["similarity"]) for r in rows if r["query_id"] == query_id),
+            key=lambda hit: (-hit[1], hit[0]),
+        )
         shown.append(Query(query_id, len(hits), tuple(hits[:HITS_SHOWN])))
     return Retrieved(
         artifact.set,
@@ -343,6 +379,8 @@ def _pruned(artifact: Artifact) -> tuple[PruneReport, ...]:
     names = [f.name for f in fields(Variant)]
     plain = [f.name for f in fields(PruneReport) if f.name != "variants"]
     return tuple(
-        PruneReport(**{n: tree[n] for n in plain}, variants=tuple(Variant(**{n: v[n] for n in names}) for v in tree["variants"]))
+        PruneReport(
+            **{n: tree[n] for n in plain}, variants=tuple(Variant(**{n: v[n] for n in names}) for v in tree["variants"])
+        )
         for tree in artifact.details["jobs"]
     )

@@ -27,7 +27,7 @@ CANNOT_READ = (LodesetError, OSError, ValueError, ImportError, pa.ArrowException
 
 @dataclass(frozen=True)
 class Place:
-    """One location of an image: its set, where its bytes lie, and a name short enough to print."""
+    """One location of an image: its set, where its bytes lie, and two names short enough to print."""
 
     set: str
     location: Location
@@ -35,6 +35,10 @@ class Place:
     @property
     def name(self) -> str:
         return short_name(self.location.uri, self.location.member)
+
+    @property
+    def file(self) -> str:
+        return posixpath.basename(self.location.member or public(self.location.uri))
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Picture:
 
 def public(uri: str) -> str:
     """A URI without what may be secret in it: user and password, and the query with its signatures."""
-    return re.sub(r"(://)[^/@]*@", r"\1", uri).split("?", 1)[0]
+    return re.sub(r"(://)[^/@]*@", r"\1", uri).split("?", 1)[0] if "://" in uri else uri
 
 
 def short_name(uri: str, member: str) -> str:
@@ -108,7 +112,9 @@ def _read(places: Mapping[str, Sequence[Place]], max_pixels: int) -> tuple[dict[
     uris: dict[str, str] = {}
     missing: dict[str, str] = {}
     for attempt in range(PLACES):
-        tried = [held[attempt].location for image_id, held in places.items() if attempt < len(held) and image_id not in uris]
+        tried = [
+            held[attempt].location for image_id, held in places.items() if attempt < len(held) and image_id not in uris
+        ]
         queue = sorted(tried, key=lambda place: (place.uri, place.offset, place.member))
         while queue:
             done = 0

@@ -16,6 +16,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar, cast
 
+import cloudpickle
+
 from pipeline.dag.child import ENVIRONMENT
 from pipeline.engines.failures import caught, unwrapped
 from pipeline.errors import LodesetError
@@ -166,16 +168,17 @@ def map_with_state(
                     self.function = make()
                 return self.function(item)
 
-            return {"result": [caught(work, item) for item in row["item"]]}
+            return {"result": [cloudpickle.dumps(caught(work, cloudpickle.loads(item))) for item in row["item"]]}
 
     with job(address):
         actors = min(cpus, len(pending))
-        rows = ray.data.from_items([{"item": item} for item in pending], override_num_blocks=len(pending))
+        # Pickled here: Ray Data would try each item as an Arrow value first, and warn that it is none.
+        rows = ray.data.from_items([{"item": cloudpickle.dumps(i)} for i in pending], override_num_blocks=len(pending))
         mapped = rows.map_batches(
             Worker, batch_size=1, batch_format="numpy", compute=ray.data.ActorPoolStrategy(size=actors), num_cpus=1
         )
         for row in mapped.iter_rows():
-            yield unwrapped(row["result"])
+            yield unwrapped(cloudpickle.loads(row["result"]))
 
 
 if __name__ == "__main__":

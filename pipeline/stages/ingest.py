@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
-import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -26,7 +25,6 @@ from pipeline.config import Ingest
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import File, Part, Rows, Store
-from pipeline.engines.beam import pipeline
 from pipeline.sources.listing import SourceFile
 from pipeline.sources.reading import Sample, read_slice
 from pipeline.sources.slices import Member, Slice, cut, members_of, split_loose
@@ -58,6 +56,11 @@ class Work:
 
 
 def run(context: Context) -> Outcome:
+    # Here, because the graph imports this module to make a plan, and Beam takes a second to import.
+    import apache_beam as beam
+
+    from pipeline.engines.beam import pipeline
+
     files: tuple[SourceFile, ...] = context.speed["files"]
     limits: Ingest = context.speed["limits"]
     store = context.store

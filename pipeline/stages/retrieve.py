@@ -57,7 +57,7 @@ def run(context: Context) -> Outcome:
     order = sorted(range(len(queries)), key=queries.__getitem__)
     queries, matrix = [queries[i] for i in order], matrix[order]
     if isinstance(mode, Sample):
-        files = _search(context, queries, mode.k)
+        files = _search(context, queries, mode)
         return _outcome(context, files, asked=mode.k * len(queries))
     return _by_cluster(context, mode, queries, matrix.astype(np.float32))
 
@@ -65,8 +65,8 @@ def run(context: Context) -> Outcome:
 # -- sample
 
 
-def _search(context: Context, queries: Sequence[str], k: int) -> list[File]:
-    size = context.speed["part_images"]
+def _search(context: Context, queries: Sequence[str], mode: Sample) -> list[File]:
+    size, k = mode.part_images, mode.k
     identities = [context.stage.set, *(context.inputs[role].identity("") for role in ("queries", "vectors", "dedup"))]
     starts = range(0, len(queries), size)
     blocks = [

@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
-import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -29,7 +28,6 @@ from pipeline.config import Shards
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import File, HashingFile, Part, Rows, Store
-from pipeline.engines.beam import pipeline
 from pipeline.engines.failures import Failed, caught
 from pipeline.errors import LodesetError
 from pipeline.sources.reading import Location, read_images
@@ -58,6 +56,10 @@ class Shard:
 
 
 def run(context: Context) -> Outcome:
+    import apache_beam as beam  # here for the reason given in ingest
+
+    from pipeline.engines.beam import pipeline
+
     config: Shards = context.speed["shards"]
     store = context.store
     folder = f"shards/{context.fingerprint[:16]}"

@@ -1,0 +1,283 @@
+"""The report as a file: collect, read the pictures, draw the charts, fill the template."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from infra.report import charts
+from infra.report.collect import collect, pictured
+from infra.report.contents import Calibration, Clusters, Dedup, PruneReport, Report, Step, Training
+from infra.report.pictures import Picture, load
+from pipeline.dag.stage import Stage
+from pipeline.dag.store import Artifact, Store
+from pipeline.errors import LodesetError
+
+TEMPLATE = "page.html.jinja"
+
+# Why rows are dropped, in words. A reason that is not listed here is shown by its name alone.
+REASONS = {
+    "empty": "files of 0 bytes",
+    "not_an_image": "bytes that no supported image format starts with",
+    "corrupt": "image files that do not decode",
+    "too_many_pixels": "above ingest.max_pixels, judged by the header",
+    "too_many_bytes": "above ingest.max_bytes",
+    "unreadable": "the source gave an error for this file",
+    "unreadable_archive": "a tar that breaks off or is none",
+    "not_a_file": "links, devices and the like inside a tar",
+    "bad_metadata": "a sidecar that cannot be parsed; its image stays",
+    "metadata_without_image": "a sidecar whose image is missing",
+    "exact_duplicate": "further places of the same bytes",
+    "min_side": "shorter side below filter.min_side",
+    "not_finite": "the embedder gave a vector that is not finite",
+    "no_vector": "not among the precomputed vectors",
+    "near": "near-duplicates of a kept image",
+    "reference": "in a reference set, or a copy of an image there",
+    "included": "copies of an image that an included set brings itself",
+    "not_sampled": "not in the sample that is fitted on; not lost",
+    "collision": "found by several queries of the set, counted once",
+    "not_drawn": "in a matching cluster, beyond per_cluster or limit",
+    "several_sets": "wanted by several sets, stored once",
+    "no_label": "target images without a label",
+    "other_split": "target images in neither gallery nor test",
+}
+
+# Curves of metrics.jsonl: (key, label of the y axis).
+LOSS_TERMS = (
+    ("loss", "total loss"),
+    ("dino", "DINO term (image level), nats"),
+    ("ibot", "iBOT term (patch level), nats"),
+    ("koleo", "KoLeo term (spread)"),
+)
+SIGNS_OF_COLLAPSE = (
+    ("teacher_entropy", "teacher entropy, nats"),
+    ("feature_rank", "effective rank of features"),
+    ("feature_std", "feature deviation (1 = spread)"),
+    ("koleo_distance", "distance to nearest feature"),
+)
+CRITERIA = ("entropic", "magnitude", "random")  # each with a colour; solid with `+refit`, dashed without
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure of the header."""
+
+    value: str
+    label: str
+
+
+def write_report(
+    store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, Artifact], path: Path, title: str
+) -> Path:
+    """Writes one HTML file that needs nothing else, and returns its path.
+
+    `stages` is the whole graph and `artifacts` what of it is finished, both by stage id; sections without an artifact
+    say so. The same store gives the same bytes. Sources that are gone leave placeholders with the reason.
+
+    Raises:
+        LodesetError: the store lacks a file that a manifest lists, or `path` cannot be written.
+    """
+    report = collect(store, stages, artifacts)
+    found = load(store, artifacts, pictured(report), _max_pixels(stages))
+    page = render(report, found, title)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(page, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise LodesetError(f"the report cannot be written to {path} ({error.strerror}): choose another path") from error
+    return path
+
+
+def render(report: Report, found: Mapping[str, Picture], title: str) -> str:
+    """The page; `found` holds the pictures by image_id."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "count": _count,
+        "compact": _compact,
+        "percent": _percent,
+        "size": _size,
+        "duration": _duration,
+        "short": charts.number,
+        "date": _date,
+        "tree": _tree,
+    }
+    template = environment.from_string(resources.files("infra.report").joinpath(TEMPLATE).read_text(encoding="utf-8"))
+    return template.render(
+        title=title,
+        report=report,
+        pictures=found,
+        reasons=REASONS,
+        tiles=tiles(report),
+        flow=flow(report.steps),
+        sets=list(dict.fromkeys(step.set for step in report.steps)),
+        seen_reasons=list(dict.fromkeys(reason for step in report.steps for reason in step.dropped)),
+        ks={one.target: sorted({k for by_k in one.knn.values() for k in by_k}, key=int) for one in report.scores},
+        smallest_k=smallest_k,
+        calibration_chart=_calibration_chart(report.calibration, report.dedup),
+        cluster_chart=_cluster_chart(report.clusters),
+        loss_charts=_curves(report.training, LOSS_TERMS),
+        collapse_charts=_curves(report.training, SIGNS_OF_COLLAPSE),
+        pruning_charts=[_pruning_charts(one) for one in report.pruned],
+        legend=[(m, _method_key(m)) for m in dict.fromkeys(v.method for one in report.pruned for v in one.variants)],
+    )
+
+
+def _max_pixels(stages: Mapping[str, Stage]) -> int:
+    return max((int(stage.config["max_pixels"]) for stage in stages.values() if stage.name == "ingest"), default=1)
+
+
+# -- figures
+
+
+def flow(steps: Sequence[Step]) -> list[tuple[str, int]]:
+    """(what, how many images) of the pool's way into the shards, as far as it went."""
+    done = {(step.stage, step.set): step for step in steps if step.finished}
+    way = (
+        ("ingest", "pool", "files listed", "taken"),
+        ("ingest", "pool", "distinct, readable images", "kept"),
+        ("embed", "pool", "embedded", "kept"),
+        ("filter", "pool", "left by the filter", "kept"),
+        ("dedup", "pool", "left by dedup, with the images of included sets", "kept"),
+        ("retrieve", "all", "selected", "kept"),
+        ("write_shards", "all", "in shards", "kept"),
+    )
+    return [(what, int(getattr(done[stage, set_], field))) for stage, set_, what, field in way if (stage, set_) in done]
+
+
+def tiles(report: Report) -> list[Tile]:
+    """The header's figures, as far as their stages are finished."""
+    found = [
+        Tile(_count(n), what) for what, n in flow(report.steps) if what in ("files listed", "distinct, readable images")
+    ]
+    if report.dedup:
+        dropped = report.dedup.dropped
+        found.append(Tile(_count(dropped.get("near", 0)), "near-duplicates removed"))
+        found.append(Tile(_count(dropped.get("reference", 0)), "leaks removed: images that reference sets hold"))
+    if report.shards:
+        found.append(Tile(_count(report.shards.images), "images in shards"))
+    for scores in report.scores:
+        for k, accuracy in list(scores.knn.get("trained", {}).items())[:1]:
+            found.append(Tile(_percent(accuracy), f"kNN on {scores.target}, trained (k = {k})"))
+    return found
+
+
+def _calibration_chart(calibration: Calibration | None, dedup: Dedup | None) -> Markup:
+    if calibration is None:
+        return Markup("")
+    spans = [charts.Span(k.kind, k.low, k.median, k.high, 1 if k.kind == "stranger" else 0) for k in calibration.kinds]
+    marks = []
+    if dedup is not None:
+        marks = [
+            charts.Mark("reference threshold", dedup.details["reference_threshold"]),
+            charts.Mark("threshold", dedup.details["threshold"]),
+        ]
+    return charts.range_chart(spans, "cosine similarity to the original (10 % to 90 %, median)", marks)
+
+
+def _cluster_chart(clusters: Clusters | None) -> Markup:
+    """Clusters by size, in bins that double."""
+    if clusters is None or not clusters.sizes:
+        return Markup("")
+    edges = [1]
+    while edges[-1] <= clusters.sizes[0]:
+        edges.append(edges[-1] * 2)
+    bins = [(low, high - 1, sum(low <= size < high for size in clusters.sizes)) for low, high in pairwise(edges)]
+    first = next(n for n, (_, _, count) in enumerate(bins) if count)
+    bars = [(f"{low}" if low == high else f"{low}–{high}", float(count)) for low, high, count in bins[first:]]
+    return charts.bar_chart(bars, "images in the cluster", "clusters", width=max(320, 70 * len(bars)))
+
+
+def _curves(training: Training | None, wanted: Sequence[tuple[str, str]]) -> list[Markup]:
+    if training is None:
+        return []
+    drawn = []
+    for colour, (name, label) in enumerate(wanted):
+        points = [(line["step"], line[name]) for line in training.lines if name in line]
+        drawn.append(charts.line_chart([charts.Series(label, points, colour)], "step", label))
+    return [chart for chart in drawn if chart]
+
+
+def _style_of(method: str) -> tuple[int, bool]:
+    """A method's colour, and whether its line is dashed."""
+    criterion, _, refit = method.partition("+")
+    return (CRITERIA.index(criterion) if criterion in CRITERIA else len(CRITERIA)), not refit
+
+
+def _method_key(method: str) -> Markup:
+    return charts.key(*_style_of(method))
+
+
+def smallest_k(accuracies: Mapping[str, float]) -> str:
+    """The smallest k that a target was evaluated with."""
+    return min(accuracies, key=int)
+
+
+def _pruning_charts(one: PruneReport) -> list[Markup]:
+    """For each target: kNN accuracy against the share of parameters removed, a line a method."""
+    drawn = []
+    for target, dense in one.knn_dense.items():
+        k = smallest_k(dense)
+        series = []
+        for method in dict.fromkeys(v.method for v in one.variants):
+            points = sorted(
+                (100 * v.parameters_removed, 100 * v.knn[target][k]) for v in one.variants if v.method == method
+            )
+            series.append(charts.Series(method, points, *_style_of(method)))
+        marks = [charts.Mark(f"dense {_percent(dense[k])}", 100 * dense[k])]
+        label = f"kNN accuracy on {target}, k = {k}, %"
+        drawn.append(charts.line_chart(series, "parameters removed, %", label, marks, width=560, height=320))
+    return drawn
+
+
+# -- words
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _compact(value: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6)):
+        if value >= size:
+            return f"{value / size:.1f} {unit}"
+    return _count(value)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _size(size_bytes: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if size_bytes < 1024 or unit == "TiB":
+            break
+        size_bytes /= 1024
+    return f"{size_bytes:,.0f} {unit}" if unit == "bytes" or size_bytes >= 100 else f"{size_bytes:.1f} {unit}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 100 else f"{minutes} min {rest} s"
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+
+
+def _tree(config: Mapping[str, object]) -> str:
+    return json.dumps(dict(config), indent=2, ensure_ascii=False, default=str)

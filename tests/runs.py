@@ -1,0 +1,104 @@
+"""Runs of the command line as a user starts them, and what can be asked about the processes and the store they leave."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+SLOW_COMMIT = Path(__file__).parent / "slow_commit"
+MARK = "LODESET_TEST_RUN"
+
+
+@dataclass
+class Run:
+    """One `lodeset run` in a session of its own, whose processes all carry a mark."""
+
+    config: Path
+    arguments: tuple[str, ...] = ()
+    slow_commit_s: float = 0.0
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Run:
+        environment = {**os.environ, MARK: self.mark, "SLOW_COMMIT_SECONDS": str(self.slow_commit_s)}
+        environment["PYTHONPATH"] = str(SLOW_COMMIT)
+        command = [sys.executable, "-m", "infra.cli", "run", str(self.config), *self.arguments]
+        self.process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        )
+        return self
+
+    def wait(self, timeout_s: float = 300) -> tuple[int, str]:
+        assert self.process is not None
+        _, err = self.process.communicate(timeout=timeout_s)
+        return self.process.returncode, err.decode()
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything alive that this run started, directly or not."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def kill_driver(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+
+    def kill_worker(self) -> str:
+        """Kills one engine worker that is at work; returns its command."""
+        for process in self.processes():
+            try:
+                command = " ".join(process.cmdline())
+            except psutil.Error:
+                continue
+            busy = command.startswith("ray::") and not command.startswith("ray::IDLE") and "Actor" not in command
+            if busy or "sdk_worker_main" in command:
+                process.kill()
+                return command
+        raise AssertionError(f"no worker to kill among {[p.name() for p in self.processes()]}")
+
+    def gone_within(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if not self.processes():
+                return True
+            time.sleep(0.2)
+        return False
+
+
+def part_manifests(store: Path, stage: str) -> dict[str, tuple[int, str]]:
+    """Committed parts of a stage: when their manifest and files were written, and the digest of it all."""
+    found = {}
+    for manifest in sorted((store / "parts" / stage).glob("*/manifest.json")):
+        tree = json.loads(manifest.read_text())
+        digest = hashlib.sha256(manifest.read_bytes())
+        times = [manifest.stat().st_mtime_ns]
+        for file in tree["files"].values():
+            path = store / file["path"]
+            digest.update(path.read_bytes())
+            times.append(path.stat().st_mtime_ns)
+        found[manifest.parent.name] = (max(times), digest.hexdigest())
+    return found
+
+
+def shard_digests(store: Path) -> dict[str, str]:
+    """SHA-256 of every shard and of the index, by name."""
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted((store / "shards").glob("*/*"))
+        if p.suffix in (".tar", ".parquet")
+    }

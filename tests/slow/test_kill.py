@@ -1,0 +1,128 @@
+"""kill -9 of the driver, and of a worker, in the middle of every stage; then the run goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from runs import Run, part_manifests, shard_digests
+
+from infra.demo.world import make_world, write_config
+
+pytestmark = pytest.mark.slow
+
+# Where the parts of each stage lie, in the order in which a fresh run comes to them; stages that fit
+# one thing have one part.
+PARTS = {
+    "ingest/pool": "ingest",
+    "embed/pool": "embed",
+    "calibrate/pool": "calibrate",
+    "filter/pool": "filter",
+    "dedup/pool": "dedup_search",
+    "cluster/pool": "cluster",
+    "retrieve/alpha": "retrieve_search",
+    "write_shards/all": "write_shards",
+    "evaluate/all": "evaluate_features",
+    "prune/all": "prune_variant",
+}
+COMMIT_S = 0.4
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small sample world, cut so that every stage has at least eight parts."""
+    folder = tmp_path_factory.mktemp("kill") / "world"
+    make_world(folder, 400)
+    path = write_config(folder)
+    config = yaml.safe_load(path.read_text())
+    config["ingest"] = {"slice_mb": 0.25}
+    config["dedup"] = {"part_images": 40, "calibration_images": 40}
+    config["curated"][0]["retrieve"]["part_images"] = 1
+    config["shards"] = {"size_mb": 0.04}
+    config["training"] = {"recipe": "tiny", "steps": 24, "batch": 8, "checkpoint_every": 2, "log_every": 2}
+    config["resources"] = {"cpus": 2}
+    path.write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: Path) -> dict[str, str]:
+    code, err = Run(world / "lodeset.yaml", ("--set", "store=./undisturbed")).start().wait()
+    assert code == 0, err
+    return shard_digests(world / "undisturbed")
+
+
+def _interrupt(world: Path, store: str, stage: str, victim: str) -> None:
+    """Runs until the third part of a stage is committed, kills, and checks what the next run finds."""
+    folder, parts = world / store, PARTS[stage]
+    before = set(part_manifests(folder, parts))
+    run = Run(world / "lodeset.yaml", ("--set", f"store=./{store}"), slow_commit_s=COMMIT_S).start()
+    assert run.process is not None
+    deadline = time.monotonic() + 120
+    while len(set(part_manifests(folder, parts)) - before) < 3:
+        assert run.process.poll() is None, f"ended before the third part of {stage}: {run.wait()}"
+        assert time.monotonic() < deadline, f"no third part of {stage} in two minutes"
+        time.sleep(0.02)
+    if victim == "driver":
+        run.kill_driver()
+        run.wait()
+    else:
+        run.kill_worker()
+        code, err = run.wait(240)
+        # An engine may replace a worker and go on; if it cannot, the run says so and stops.
+        assert code in (0, 1) and "Traceback" not in err, err
+    committed = part_manifests(folder, parts)
+    assert run.gone_within(60), run.processes()
+    _remember(folder, parts, committed)
+
+
+_REMEMBERED: dict[tuple[Path, str], dict[str, tuple[int, str]]] = {}
+
+
+def _remember(folder: Path, parts: str, committed: dict[str, tuple[int, str]]) -> None:
+    _REMEMBERED[folder, parts] = committed
+
+
+def _finish(world: Path, store: str, undisturbed: dict[str, str]) -> None:
+    code, err = Run(world / "lodeset.yaml", ("--set", f"store=./{store}")).start().wait()
+    assert code == 0, err
+    for (folder, parts), committed in _REMEMBERED.items():
+        if folder == world / store:
+            now = part_manifests(folder, parts)
+            assert {key: now[key] for key in committed} == committed, f"parts of {parts} were written again"
+    assert shard_digests(world / store) == undisturbed
+
+
+@pytest.mark.parametrize("stage", PARTS)
+def test_driver_killed(world: Path, stage: str) -> None:
+    _interrupt(world, "driver", stage, "driver")
+
+
+def test_shards_after_every_driver_kill(world: Path, undisturbed: dict[str, str]) -> None:
+    _finish(world, "driver", undisturbed)
+
+
+@pytest.mark.parametrize("stage", PARTS)
+def test_worker_killed(world: Path, undisturbed: dict[str, str], stage: str) -> None:
+    """In a store of its own for each stage, because a run that survives the loss of a worker finishes."""
+    store = f"worker-{stage.replace('/', '-')}"
+    shutil.copytree(world / "undisturbed", world / store)
+    for leftover in ("parts", "artifacts"):
+        _forget(world / store / leftover, stage)
+    shutil.rmtree(world / store / "shards")
+    _interrupt(world, store, stage, "worker")
+    _finish(world, store, undisturbed)
+    shutil.rmtree(world / store)
+
+
+def _forget(folder: Path, stage: str) -> None:
+    """Leaves what comes before a stage and takes away the rest, so that the run starts there."""
+    names = list(PARTS)
+    later = names[names.index(stage) :]
+    for path in folder.iterdir():
+        touched = {PARTS[s] for s in later} if folder.name == "parts" else {s.split("/")[0] for s in later}
+        if path.name in touched:
+            shutil.rmtree(path)
