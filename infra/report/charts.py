@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 COLOURS = 4  # .c0 to .c3 of the style sheet
-TOP, RIGHT, BOTTOM = 10, 14, 40  # pixels around the plot; the left side depends on the labels
+TOP, RIGHT, BOTTOM = 16, 14, 40  # pixels around the plot; the left side depends on the labels
 CHARACTER = 6.2  # pixels, the mean width of a character at the style sheet's 11 px
 
 
@@ -123,10 +123,10 @@ def line_chart(
 def bar_chart(
     bars: Sequence[tuple[str, float]], x_label: str, y_label: str, width: int = 460, height: int = 210
 ) -> Markup:
-    """Upright bars, one a (label, value), from zero. No bars give an empty string."""
+    """Upright bars, one a (label, count), from zero. No bars give an empty string."""
     if not bars:
         return Markup("")
-    y_ticks = ticks(0, max(value for _, value in bars) or 1, 5)
+    y_ticks = ticks(0, max(4, *(value for _, value in bars)), 5)  # no fractions of a count
     frame = _frame(width, height, (0, len(bars)), y_ticks)
     body = [_grid(frame, x_label, y_label, x_named=False)]
     room = frame.u(1) - frame.u(0)

@@ -128,7 +128,7 @@ def _read(places: Mapping[str, Sequence[Place]], max_pixels: int) -> tuple[dict[
             except CANNOT_READ as error:
                 # A generator that raised is over: go on behind the place that it stopped at.
                 failed = queue[done]
-                missing[failed.image_id] = str(error).replace(failed.uri, public(failed.uri))
+                missing[failed.image_id] = str(error).replace(failed.uri, short_name(failed.uri, ""))
                 done += 1
             queue = queue[done:]
     return uris, {image_id: reason for image_id, reason in missing.items() if image_id not in uris}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -96,7 +97,8 @@ def write_report(
         temporary.write_text(page, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise LodesetError(f"the report cannot be written to {path} ({error.strerror}): choose another path") from error
     return path
 
@@ -170,7 +172,7 @@ def tiles(report: Report) -> list[Tile]:
         found.append(Tile(_count(report.shards.images), "images in shards"))
     for scores in report.scores:
         for k, accuracy in list(scores.knn.get("trained", {}).items())[:1]:
-            found.append(Tile(_percent(accuracy), f"kNN on {scores.target}, trained (k = {k})"))
+            found.append(Tile(_percent(accuracy), f"kNN on {scores.target}, trained (k\u00a0=\u00a0{k})"))
     return found
 
 

@@ -1,0 +1,66 @@
+"""Tiny images and archives with known truth."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+
+def pixels(seed: int, width: int = 48, height: int = 40) -> np.ndarray:
+    """Smooth, distinct content: a few random blobs, uint8 [height, width, 3]."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    image = np.full((height, width, 3), rng.uniform(0, 255, 3), np.float32)
+    for _ in range(6):
+        cx, cy, size = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(3, 16)
+        weight = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * size**2))[..., None]
+        image = image * (1 - weight) + weight * rng.uniform(0, 255, 3)
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def encoded(image: np.ndarray | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def picture(seed: int, **size: int) -> bytes:
+    """One PNG."""
+    return encoded(pixels(seed, **size))
+
+
+def id_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def write_folder(folder: Path, files: Iterable[tuple[str, bytes]]) -> Path:
+    for name, data in files:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+def write_parquet(path: Path, images: Iterable[bytes], row_group_size: int = 4, **columns: list[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": list(images), **columns}), path, row_group_size=row_group_size)
+    return path

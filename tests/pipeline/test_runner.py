@@ -1,0 +1,156 @@
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+import toy_stages
+from pipeline.dag.runner import Event, Runner, decide
+from pipeline.dag.stage import Context, Input, Outcome, Stage
+from pipeline.dag.store import Artifact, Store
+from pipeline.errors import GateError, HeldError, LodesetError
+
+
+def stage(name: str, function: Callable[[Context], Outcome] = toy_stages.count, **changes: object) -> Stage:
+    return replace(Stage(name, "pool", 1, "beam", function, {"k": 1}, max_cpus=1), **changes)
+
+
+def dag(*stages: Stage) -> dict[str, Stage]:
+    return {s.id: s for s in stages}
+
+
+@contextlib.contextmanager
+def no_ray() -> Iterator[str]:
+    raise AssertionError("no stage here needs Ray")
+    yield ""
+
+
+class Watched:
+    def __init__(self, store: Store, cpus: int = 2, fresh: bool = False) -> None:
+        self.events: list[Event] = []
+        self.runner = Runner(store, cpus, no_ray, self.events.append, fresh)
+
+    def run(self, *stages: Stage) -> dict[str, Artifact]:
+        return self.runner.run(dag(*stages))
+
+    def kinds(self) -> list[tuple[str, str]]:
+        return [(e.kind, e.stage.name) for e in self.events if e.kind != "progress"]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def test_runs_in_order_then_does_nothing(store: Store) -> None:
+    a = stage("a")
+    b = stage("b", inputs={"x": Input(a)})
+    first = Watched(store)
+    artifacts = first.run(a, b)
+    assert artifacts["b/pool"].rows.kept == 2
+    assert first.kinds() == [("started", "a"), ("done", "a"), ("started", "b"), ("done", "b")]
+    assert any(e.kind == "progress" and e.progress and e.progress.fraction == 0.5 for e in first.events)
+    second = Watched(store)
+    assert second.run(a, b) == artifacts
+    assert second.kinds() == [("finished", "a"), ("finished", "b")]
+
+
+def test_plan_says_why(store: Store) -> None:
+    a = stage("a")
+    b = stage("b", inputs={"x": Input(a)})
+    planned = decide(store, dag(a, b))
+    assert [(d.action, d.reason) for d in planned.values()] == [("run", "not made yet"), ("wait", "after a/pool")]
+    Watched(store).run(a, b)
+    assert {d.action for d in decide(store, dag(a, b)).values()} == {"finished"}
+    changed = replace(a, config={"k": 2})
+    planned = decide(store, dag(changed, replace(b, inputs={"x": Input(changed)})))
+    assert planned["a/pool"].reason == "k 1 -> 2"
+    assert planned["b/pool"].action == "wait"
+    assert decide(store, dag(replace(a, version=2)))["a/pool"].reason == "version 1 -> 2"
+
+
+def test_content_cuts_off_what_lies_downstream(store: Store) -> None:
+    """An input that was made again with the same content does not make what depends on that content run again."""
+    a = stage("a")
+    Watched(store).run(a, stage("b", inputs={"x": Input(a, "images")}))
+    moved = replace(a, config={"k": 2})
+    again = Watched(store)
+    again.run(moved, stage("b", inputs={"x": Input(moved, "images")}))
+    assert again.kinds() == [("started", "a"), ("done", "a"), ("finished", "b")]
+
+
+def test_what_was_fitted_is_taken_over_unless_fresh(store: Store) -> None:
+    a = stage("a")
+    fitted = stage("fit", inputs={"x": Input(a)}, frozen=True)
+    first = Watched(store).run(a, fitted)["fit/pool"]
+    grown = replace(a, config={"k": 2})
+    fitted_on_grown = stage("fit", inputs={"x": Input(grown)}, frozen=True)
+    taken = Watched(store)
+    assert taken.run(grown, fitted_on_grown)["fit/pool"] == first
+    assert ("taken over", "fit") in taken.kinds()
+    assert Watched(store, fresh=True).run(grown, fitted_on_grown)["fit/pool"].fingerprint != first.fingerprint
+
+
+def test_independent_stages_share_the_budget(store: Store) -> None:
+    a, b = stage("a", toy_stages.sleepy), stage("b", toy_stages.sleepy)
+    done = Watched(store, cpus=2).run(a, b)
+    times = [(a.details["started"], a.details["ended"]) for a in done.values()]
+    assert max(s for s, _ in times) < min(e for _, e in times)
+
+
+def test_a_wide_stage_gets_all_cores(store: Store) -> None:
+    narrow, wide = stage("a"), stage("b", max_cpus=99)
+    assert Watched(store, cpus=3).run(narrow, wide)["b/pool"].details["cpus"] == 3
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "told"),
+    [
+        (toy_stages.user_error, LodesetError, "a/pool: the pool is dry: add water"),
+        (toy_stages.gate, GateError, "too large"),
+        (toy_stages.defect, LodesetError, "ZeroDivisionError: oops"),
+        (toy_stages.dies, LodesetError, "was killed by signal 9"),
+        (toy_stages.loses_rows, LodesetError, "10 in, 7 kept, dropped {'near': 2}"),
+    ],
+)
+def test_a_failure_publishes_nothing_and_can_be_run_again(
+    store: Store, function: Callable[[Context], Outcome], kind: type[LodesetError], told: str
+) -> None:
+    a = stage("a", function)
+    with pytest.raises(kind) as caught:
+        Watched(store).run(a, stage("b", inputs={"x": Input(a)}))
+    assert told in str(caught.value)
+    assert store.history("a", "pool") == []
+    assert store.names("claims") == []
+    assert Watched(store).run(stage("a"))["a/pool"].rows.kept == 1
+
+
+def test_a_failure_lets_its_neighbours_finish(store: Store) -> None:
+    with pytest.raises(LodesetError):
+        Watched(store).run(stage("a", toy_stages.defect), stage("b", toy_stages.sleepy))
+    assert len(store.history("b", "pool")) == 1
+
+
+def test_nothing_survives_a_stage(store: Store) -> None:
+    left = Watched(store).run(stage("a", toy_stages.leaves_a_process))["a/pool"].details["pid"]
+    assert not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE
+
+
+def test_two_runs_of_one_stage(store: Store) -> None:
+    from pipeline.dag.claims import claim
+
+    a = stage("a")
+    store.prepare()
+    fingerprint = a.fingerprint({}) or ""
+    with claim(store, f"a-pool-{fingerprint[:16]}", "a/pool"), pytest.raises(HeldError):
+        Watched(store).run(a)
+
+
+def test_a_damaged_store_is_told(store: Store) -> None:
+    Watched(store).run(stage("a"))
+    manifest = next(Path(store.root).glob("artifacts/a/pool/*/manifest.json"))
+    manifest.write_text("{")
+    with pytest.raises(LodesetError, match="damaged"):
+        decide(store, dag(stage("a")))

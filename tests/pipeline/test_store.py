@@ -1,0 +1,122 @@
+import errno
+import json
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline.dag.store import Artifact, Rows, Store
+from pipeline.errors import LodesetError
+
+TABLE = pa.table({"x": [1, 2, 3]})
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    url = str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path.name}"
+    made = Store(url)
+    made.prepare()
+    return made
+
+
+def test_put_absent_has_one_winner(store: Store) -> None:
+    wins = []
+    barrier = threading.Barrier(8)
+
+    def put(number: int) -> None:
+        barrier.wait()
+        if store.put_absent("a/manifest.json", str(number).encode()):
+            wins.append(number)
+
+    threads = [threading.Thread(target=put, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if store.local:
+        assert len(wins) == 1
+    assert store.read("a/manifest.json") in [str(n).encode() for n in wins]
+    assert not store.put_absent("a/manifest.json", b"later")
+    assert store.names("a") == ["manifest.json"]
+
+
+def test_first_part_wins_and_leaves_no_other_files(store: Store) -> None:
+    first = store.commit_part("embed", "k", {"vectors": TABLE}, {"images": 3})
+    second = store.commit_part("embed", "k", {"vectors": TABLE.slice(1)}, {"images": 2})
+    assert second == first
+    assert store.table([first.files["vectors"]]).equals(TABLE)
+    assert len(store.names("parts/embed/k")) == 2
+    assert set(store.committed("embed", ["k", "other"])) == {"k"}
+
+
+def test_an_attempt_that_died_is_not_seen(store: Store) -> None:
+    store.write_named("parts/embed/k/dead-vectors.parquet", TABLE)
+    assert store.part("embed", "k") is None
+    assert store.committed("embed", ["k"]) == {}
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with pytest.raises(ValueError, match="half"), store.writing("a/b.tar") as sink:
+        sink.write(b"some")
+        raise ValueError("half way")
+    assert store.names("a") == []
+
+
+def test_a_named_file_is_kept_when_it_is_written_again(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for _ in range(2):
+        with store.writing("a/shard.tar") as sink:
+            sink.write(b"bytes")
+    inode = (tmp_path / "a/shard.tar").stat().st_ino
+    with store.writing("a/shard.tar") as sink:
+        sink.write(b"bytes")
+    assert (tmp_path / "a/shard.tar").stat().st_ino == inode
+    assert store.names("a") == ["shard.tar"]
+
+
+def test_artifacts_round_trip(store: Store) -> None:
+    part = store.commit_part("dedup", "k", {"duplicates": TABLE})
+    artifact = Artifact(
+        "dedup", "pool", 1, "f" * 64, {"k": 64}, {}, {"duplicates": (part.files["duplicates"],)}, Rows(3, 2, {"near": 1})
+    )
+    assert store.commit_artifact(artifact) == artifact
+    assert store.artifact("dedup", "pool", "f" * 64) == artifact
+    assert store.history("dedup", "pool") == [artifact]
+    assert store.artifact("dedup", "pool", "0" * 64) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "told"), [(errno.ENOSPC, "is full"), (errno.EROFS, "cannot be written"), (errno.EACCES, "cannot be written")]
+)
+def test_what_a_file_system_says_becomes_what_a_user_can_do(
+    store: Store, monkeypatch: pytest.MonkeyPatch, code: int, told: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, "system words")
+
+    monkeypatch.setattr(store.fs, "makedirs", fail)
+    with pytest.raises(LodesetError, match=told):
+        store.commit_part("embed", "k", {"vectors": TABLE})
+    with pytest.raises(LodesetError, match=told):
+        store.put_absent("x", b"")
+
+
+def test_a_store_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LodesetError, match="not a folder"):
+        Store(str(tmp_path / "file")).prepare()
+
+
+def test_damage_is_told(store: Store) -> None:
+    part = store.commit_part("embed", "k", {"vectors": TABLE})
+    store.fs.pipe_file(store.path(part.files["vectors"].path), b"not parquet")
+    with pytest.raises(LodesetError, match="damaged"):
+        store.table([part.files["vectors"]])
+    store.delete(part.files["vectors"].path)
+    with pytest.raises(LodesetError, match="missing"):
+        store.table([part.files["vectors"]])
+    store.put_absent("artifacts/x/y/z/manifest.json", json.dumps({})[:1].encode())
+    with pytest.raises(LodesetError, match="damaged"):
+        store.artifact("x", "y", "z")

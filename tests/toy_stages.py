@@ -1,0 +1,55 @@
+"""Stages that do next to nothing, importable by child processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow as pa
+
+from pipeline.dag.stage import Context, Outcome, Progress
+from pipeline.dag.store import Rows
+from pipeline.errors import GateError, LodesetError
+
+
+def count(context: Context) -> Outcome:
+    """One row more than the inputs have together."""
+    rows = 1 + sum(a.rows.kept for a in context.inputs.values())
+    context.report(Progress(0.5, rows))
+    part = context.store.commit_part("toy", context.fingerprint, {"rows": pa.table({"x": list(range(rows))})})
+    return Outcome({"rows": (part.files["rows"],)}, Rows(rows, rows), content={"images": "same"}, details={"cpus": context.cpus})
+
+
+def sleepy(context: Context) -> Outcome:
+    started = time.time()
+    time.sleep(1.0)
+    return Outcome({}, Rows(0, 0), details={"started": started, "ended": time.time()})
+
+
+def loses_rows(context: Context) -> Outcome:
+    return Outcome({}, Rows(10, 7, {"near": 2}))
+
+
+def user_error(context: Context) -> Outcome:
+    raise LodesetError("the pool is dry: add water")
+
+
+def gate(context: Context) -> Outcome:
+    raise GateError("too large")
+
+
+def defect(context: Context) -> Outcome:
+    raise ZeroDivisionError("oops")
+
+
+def dies(context: Context) -> Outcome:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def leaves_a_process(context: Context) -> Outcome:
+    left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    return Outcome({}, Rows(0, 0), details={"pid": left.pid})
