@@ -30,8 +30,8 @@ from pipeline.engines.ray import cluster
 WORKERS, BATCH = 2, 32
 
 
-def _half(job: tuple[str, str, int, int, object]) -> None:
-    path, model, images, half, barrier = job
+def _half(job: tuple[str, str, int, int]) -> None:
+    path, model, images, half = job
     embed = networks.onnx(OnnxEmbedder(kind="onnx", path=model), threads=1)
     with tarfile.open(path) as tar:
         members = [m for m in tar if m.isfile()][:images][half::WORKERS]
@@ -47,7 +47,7 @@ def _half(job: tuple[str, str, int, int, object]) -> None:
 def loop_seconds(path: str, model: str, images: int) -> float:
     started = time.perf_counter()
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_half, args=((path, model, images, half, None),)) for half in range(WORKERS)]
+    workers = [context.Process(target=_half, args=((path, model, images, half),)) for half in range(WORKERS)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -80,7 +80,8 @@ def _codecs() -> str:
     missing = [name for name in FORMATS if name not in Image.OPEN]
     if missing:
         raise RuntimeError(f"this Pillow cannot decode {', '.join(missing)}")
-    return f"Pillow {importlib.metadata.version('pillow')}: {', '.join(FORMATS)}; libjpeg-turbo {'yes' if features.check_feature('libjpeg_turbo') else 'no'}"
+    jpeg = "libjpeg-turbo" if features.check_feature("libjpeg_turbo") else "plain libjpeg (slower)"
+    return f"Pillow {importlib.metadata.version('pillow')} with {jpeg}: {', '.join(FORMATS)}"
 
 
 def _beam() -> str:

@@ -20,7 +20,9 @@ def count(context: Context) -> Outcome:
     rows = 1 + sum(a.rows.kept for a in context.inputs.values())
     context.report(Progress(0.5, rows))
     part = context.store.commit_part("toy", context.fingerprint, {"rows": pa.table({"x": list(range(rows))})})
-    return Outcome({"rows": (part.files["rows"],)}, Rows(rows, rows), content={"images": "same"}, details={"cpus": context.cpus})
+    return Outcome(
+        {"rows": (part.files["rows"],)}, Rows(rows, rows), content={"images": "same"}, details={"cpus": context.cpus}
+    )
 
 
 def sleepy(context: Context) -> Outcome:

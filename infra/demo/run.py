@@ -61,10 +61,7 @@ def judge(store: Store, artifacts: Mapping[str, Artifact], truth: Truth) -> dict
             f"{name}: {p['purity']:.0%} are {' or '.join(truth.curated[name])}, {p['base_rate']:.0%} of the pool are ({p['images']} images)"
             for name, p in purity.items()
         ],
-        "kNN": [
-            f"{name}: {_first(t['knn']['untrained']):.3f} untrained -> {_first(t['knn']['trained']):.3f} trained ({t['classes']} classes, k = {next(iter(t['knn']['trained']))})"
-            for name, t in knn.items()
-        ],
+        "kNN": [_knn(name, target) for name, target in knn.items()],
         "pruned": [line for job in pruning for line in _pruned(job)],
     }
     return {
@@ -76,6 +73,13 @@ def judge(store: Store, artifacts: Mapping[str, Artifact], truth: Truth) -> dict
         "pruning": pruning,
         "lines": lines,
     }
+
+
+def _knn(name: str, target: Mapping[str, Any]) -> str:
+    found = target["knn"]
+    k = next(iter(found["trained"]))
+    before, after = found["untrained"][k], found["trained"][k]
+    return f"{name}: {before:.3f} untrained -> {after:.3f} trained ({target['classes']} classes, k = {k})"
 
 
 def _first(by_k: Mapping[str, float]) -> float:

@@ -209,7 +209,8 @@ class Store:
         with self.explained(f"writing {relative}"):
             self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
             temporary = f"{path}.{uuid.uuid4().hex}" if self.local else path
-            raw = open(temporary, "xb") if self.local else self.fs.open(path, "wb")
+            # Closed below by hand: an object store publishes on close, which must not happen after an error.
+            raw = open(temporary, "xb") if self.local else self.fs.open(path, "wb")  # noqa: SIM115
             sink = HashingFile(cast(IO[bytes], raw))
             try:
                 yield sink

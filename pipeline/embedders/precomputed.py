@@ -47,7 +47,7 @@ def look_up(config: PrecomputedEmbedder, wanted: pa.Table) -> tuple[NDArray[np.f
         )
     rows = wanted.append_column("row", pa.array(np.arange(wanted.num_rows)))
     connection.register("w", rows)
-    connection.register("v", relation.arrow())
+    relation.create_view("v")
     found = connection.sql(
         f'SELECT w.row AS row, any_value(v."{config.column}") AS vector FROM w JOIN v ON {on} GROUP BY w.row ORDER BY w.row'
     ).to_arrow_table()

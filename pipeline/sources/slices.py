@@ -164,6 +164,7 @@ def tar_members(raw: IO[bytes], size_bytes: int) -> Iterator[Member]:
                     "truncated",
                     f"{entry.size} bytes promised, the archive ends before",
                 )
+                return
             else:
                 yield Member(entry.name, entry.offset_data, entry.size)
             # tarfile keeps every member it has seen; a billion-member crawl must not.

@@ -20,9 +20,9 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_held_while_held_and_free_afterwards(store: Store) -> None:
-    with claims.claim(store, "embed", "embed/pool"), pytest.raises(HeldError, match=f"process {os.getpid()}"):
-        with claims.claim(store, "embed", "embed/pool"):
-            pass
+    held = pytest.raises(HeldError, match=f"process {os.getpid()}")
+    with claims.claim(store, "embed", "a"), held, claims.claim(store, "embed", "a"):
+        pass
     with claims.claim(store, "embed", "embed/pool"):
         pass
     assert store.names("claims") == []

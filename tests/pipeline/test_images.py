@@ -5,9 +5,9 @@ import zlib
 import imagehash
 import numpy as np
 import pytest
+from builders import encoded, id_of, picture, pixels
 from PIL import Image
 
-from builders import encoded, id_of, picture, pixels
 from pipeline.algorithms.images import Unreadable, decode, examine, image_id
 
 LIMIT = 10**6
@@ -74,7 +74,9 @@ def _bomb(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 import toy_stages
+
 from pipeline.dag.runner import Event, Runner, decide
 from pipeline.dag.stage import Context, Input, Outcome, Stage
 from pipeline.dag.store import Artifact, Store

@@ -79,7 +79,14 @@ def test_a_named_file_is_kept_when_it_is_written_again(tmp_path: Path) -> None:
 def test_artifacts_round_trip(store: Store) -> None:
     part = store.commit_part("dedup", "k", {"duplicates": TABLE})
     artifact = Artifact(
-        "dedup", "pool", 1, "f" * 64, {"k": 64}, {}, {"duplicates": (part.files["duplicates"],)}, Rows(3, 2, {"near": 1})
+        "dedup",
+        "pool",
+        1,
+        "f" * 64,
+        {"k": 64},
+        {},
+        {"duplicates": (part.files["duplicates"],)},
+        Rows(3, 2, {"near": 1}),
     )
     assert store.commit_artifact(artifact) == artifact
     assert store.artifact("dedup", "pool", "f" * 64) == artifact
@@ -88,7 +95,8 @@ def test_artifacts_round_trip(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "told"), [(errno.ENOSPC, "is full"), (errno.EROFS, "cannot be written"), (errno.EACCES, "cannot be written")]
+    ("code", "told"),
+    [(errno.ENOSPC, "is full"), (errno.EROFS, "cannot be written"), (errno.EACCES, "cannot be written")],
 )
 def test_what_a_file_system_says_becomes_what_a_user_can_do(
     store: Store, monkeypatch: pytest.MonkeyPatch, code: int, told: str

@@ -1,0 +1,167 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from builders import pixels
+from PIL import Image
+
+from pipeline.config import OnnxEmbedder, PatchDictionary, PrecomputedEmbedder, TorchScriptEmbedder
+from pipeline.dag.store import Store
+from pipeline.embedders import networks, patches
+from pipeline.embedders.make import identity
+from pipeline.embedders.precomputed import look_up
+from pipeline.errors import LodesetError
+from pipeline.stages.embed import normalised, read_vectors, vector_table
+
+CONFIG = PatchDictionary(size=32, patch=6, stride=2, words=16, dimensions=12, fit_images=40)
+
+
+def images(count: int, first: int = 0) -> list[Image.Image]:
+    return [Image.fromarray(pixels(first + i)) for i in range(count)]
+
+
+class Mean(torch.nn.Module):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.mean(dim=(2, 3))
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    path = str(tmp_path / "mean.pt")
+    torch.jit.save(torch.jit.trace(Mean(), torch.zeros(1, 3, 16, 16)), path)
+    return path
+
+
+# -- networks
+
+
+def test_pixels_are_normalised_channels_first() -> None:
+    config = OnnxEmbedder(kind="onnx", path="x", size=16)
+    batch = networks.pixels(images(2), config)
+    resized = np.asarray(images(1)[0].resize((16, 16), Image.Resampling.BICUBIC, reducing_gap=2.0), dtype=np.float32)
+    expected = (resized / 255 - np.array(config.mean)) / np.array(config.std)
+    assert batch.shape == (2, 3, 16, 16)
+    np.testing.assert_allclose(batch[0], expected.transpose(2, 0, 1), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_torchscript(script: str) -> None:
+    config = TorchScriptEmbedder(kind="torchscript", path=script, size=16)
+    found = networks.torchscript(config, 1)(images(3))
+    np.testing.assert_allclose(found, networks.pixels(images(3), config).mean(axis=(2, 3)), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_model_that_is_none(tmp_path: Path) -> None:
+    broken = tmp_path / "x.onnx"
+    with pytest.raises(LodesetError, match="no embedder at"):
+        networks.onnx(OnnxEmbedder(kind="onnx", path=str(broken)), 1)
+    broken.write_bytes(b"no model")
+    with pytest.raises(LodesetError, match="not an ONNX model"):
+        networks.onnx(OnnxEmbedder(kind="onnx", path=str(broken)), 1)
+    with pytest.raises(LodesetError, match="not a TorchScript file"):
+        networks.torchscript(TorchScriptEmbedder(kind="torchscript", path=str(broken)), 1)
+
+
+def test_identity_follows_the_bytes_not_the_place(tmp_path: Path) -> None:
+    for name in ("a.onnx", "b.onnx"):
+        (tmp_path / name).write_bytes(b"same")
+    (tmp_path / "c.onnx").write_bytes(b"other")
+    a, b, c = (
+        identity(OnnxEmbedder(kind="onnx", path=str(tmp_path / f"{n}.onnx"), batch=k))
+        for n, k in (("a", 1), ("b", 2), ("c", 1))
+    )
+    assert a == b != c
+
+
+# -- patch dictionary
+
+
+def test_activations_are_those_of_a_plain_loop() -> None:
+    dictionary = patches.fit(images(40), CONFIG)
+    (found,) = patches.embedder(dictionary, CONFIG)(images(1, first=90))
+
+    square = np.asarray(images(1, first=90)[0].resize((32, 32), Image.Resampling.BICUBIC, reducing_gap=2.0)).astype(
+        np.float64
+    )
+    across = (32 - 6) // 2 + 1
+    cells = np.zeros((across, across, 16))
+    for row in range(across):
+        for column in range(across):
+            patch = square[2 * row : 2 * row + 6, 2 * column : 2 * column + 6].transpose(2, 0, 1).reshape(-1)
+            patch = (patch - patch.mean()) / np.sqrt(patch.var() + 10)
+            score = dictionary.words @ ((patch - dictionary.mean) @ dictionary.whiten)
+            cells[row, column] = np.maximum(score - score.mean() - score.std(), 0)
+    half = across // 2
+    quadrants = [cells[:half, :half], cells[:half, half:], cells[half:, :half], cells[half:, half:]]
+    pooled = np.concatenate([np.sqrt(q.mean(axis=(0, 1))) for q in quadrants])
+    expected = (pooled - dictionary.feature_mean) @ dictionary.project
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_a_dictionary_is_repeatable_and_does_not_depend_on_the_batch() -> None:
+    one, two = patches.fit(images(40), CONFIG), patches.fit(images(40), CONFIG)
+    for name, array in one.arrays().items():
+        np.testing.assert_array_equal(array, two.arrays()[name])
+    embed = patches.embedder(one, CONFIG)
+    np.testing.assert_allclose(embed(images(5)), np.concatenate([embed([i]) for i in images(5)]), atol=1e-4)
+
+
+def test_copies_are_closer_than_strangers() -> None:
+    embed = patches.embedder(patches.fit(images(40), CONFIG), CONFIG)
+    vectors = normalised(embed(images(40))).astype(np.float32)
+    smaller = [i.resize((40, 34)) for i in images(40)]
+    copied = normalised(embed(smaller)).astype(np.float32)
+    similarity = vectors @ copied.T
+    assert (similarity.argmax(axis=1) == np.arange(40)).mean() > 0.9
+
+
+def test_too_few_images_for_a_dictionary() -> None:
+    with pytest.raises(LodesetError, match=r"embed\.semantic\.words"):
+        patches.fit(images(11), PatchDictionary(words=1000))
+
+
+# -- precomputed, and vectors as stored
+
+
+def test_precomputed_vectors_by_id_and_by_uri(tmp_path: Path) -> None:
+    wanted = pa.table({"image_id": ["a", "b", "c"], "uri": ["u", "u", "v"], "member": ["1", "2", ""]})
+    vectors = [[1.0, 2.0], [3.0, 4.0]]
+    pq.write_table(pa.table({"image_id": ["c", "a"], "vector": vectors}), tmp_path / "ids.parquet")
+    found, rows = look_up(PrecomputedEmbedder(kind="precomputed", path=str(tmp_path / "ids.parquet")), wanted)
+    assert rows.tolist() == [0, 2]
+    assert found.tolist() == [[3.0, 4.0], [1.0, 2.0]]
+    pq.write_table(pa.table({"uri": ["u", "v"], "member": ["2", ""], "vector": vectors}), tmp_path / "uris.parquet")
+    found, rows = look_up(PrecomputedEmbedder(kind="precomputed", path=str(tmp_path / "uris.parquet")), wanted)
+    assert rows.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"image_id": ["a"], "embedding": [[1.0]]}, "no column `vector`"),
+        ({"name": ["a"], "vector": [[1.0]]}, "neither a column"),
+        ({"image_id": ["a", "b"], "vector": [[1.0], [1.0, 2.0]]}, "several widths"),
+    ],
+)
+def test_precomputed_vectors_that_do_not_fit(tmp_path: Path, columns: dict[str, list], told: str) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    wanted = pa.table({"image_id": ["a", "b"], "uri": ["u", "u"], "member": ["", ""]})
+    with pytest.raises(LodesetError, match=told):
+        look_up(PrecomputedEmbedder(kind="precomputed", path=str(tmp_path / "x.parquet")), wanted)
+
+
+def test_vectors_round_trip(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    vectors = normalised(np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32))
+    np.testing.assert_allclose(np.linalg.norm(vectors.astype(np.float32), axis=1), 1, atol=1e-3)
+    part = store.commit_part("embed", "k", {"vectors": vector_table(list("abcde"), vectors)})
+    ids, found = read_vectors(store, [part.files["vectors"]])
+    assert ids == list("abcde")
+    np.testing.assert_array_equal(found, vectors)
+    other = store.commit_part("embed", "j", {"vectors": vector_table(["f"], vectors[:1, :3])})
+    with pytest.raises(LodesetError, match="widths"):
+        read_vectors(store, [part.files["vectors"], other.files["vectors"]])

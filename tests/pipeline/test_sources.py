@@ -1,0 +1,242 @@
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from builders import id_of, picture, write_folder, write_parquet, write_tar
+
+from pipeline.config import Ingest, Source
+from pipeline.errors import LodesetError
+from pipeline.sources.listing import SourceFile, expand
+from pipeline.sources.metadata import BadMetadata, field_of, from_fields, from_sidecars
+from pipeline.sources.reading import Location, read_images, read_slice
+from pipeline.sources.slices import cut, members_of, split_loose, tar_members
+from pipeline.stages.ingest import ingest_slice
+
+LIMIT = 10**6
+
+
+def slices_of(path: Path, slice_bytes: int = 2_000) -> list:
+    return [
+        piece
+        for file in expand([Source(uri=str(path))], "pool")
+        for piece in (cut(file, members_of(file), slice_bytes) if file.kind != "loose" else [])
+    ]
+
+
+def samples(pieces: list) -> list:
+    return [sample for piece in pieces for sample in read_slice(piece, LIMIT)]
+
+
+# -- listing
+
+
+def test_globs_folders_and_hidden_files(tmp_path: Path) -> None:
+    write_tar(tmp_path / "b.tar", [])
+    write_tar(tmp_path / "a.tar", [])
+    write_folder(tmp_path / "loose", [("x/1.png", b"1"), ("2.png", b"2"), (".DS_Store", b"3")])
+    files = expand([Source(uri=str(tmp_path / "*.tar")), Source(uri=str(tmp_path / "loose"))], "pool")
+    assert [(f.kind, f.relative) for f in files] == [
+        ("tar", "a.tar"),
+        ("tar", "b.tar"),
+        ("loose", "2.png"),
+        ("loose", "x/1.png"),
+    ]
+    twice = expand([Source(uri=str(tmp_path / "a.tar")), Source(uri=str(tmp_path / "*.tar"))], "pool")
+    assert [f.relative for f in twice] == ["a.tar", "b.tar"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"), [("none.tar", "nothing is at"), ("none*", "nothing is at"), ("empty", "holds no files")]
+)
+def test_nothing_there(tmp_path: Path, uri: str, told: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LodesetError, match=told):
+        expand([Source(uri=str(tmp_path / uri))], "pool")
+
+
+def test_compressed_tars_and_unknown_protocols_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(b"x")
+    with pytest.raises(LodesetError, match="unpack it"):
+        expand([Source(uri=str(tmp_path / "a.tar.gz"))], "pool")
+    with pytest.raises(LodesetError, match="cannot be opened"):
+        expand([Source(uri="nosuch://a/b.tar")], "pool")
+
+
+# -- slices
+
+
+def test_every_member_is_in_one_slice_and_samples_stay_together(tmp_path: Path) -> None:
+    members = []
+    for i in range(30):
+        members += [(f"d/{i:03d}.png", picture(i)), (f"d/{i:03d}.json", b'{"label": "l%d"}' % i)]
+    path = write_tar(tmp_path / "a.tar", members)
+    pieces = slices_of(path)
+    assert len(pieces) > 5
+    assert [m.name for piece in pieces for m in piece.members] == [name for name, _ in members]
+    for piece in pieces:
+        assert {m.sample for m in piece.members if m.is_sidecar} == {
+            m.sample for m in piece.members if not m.is_sidecar
+        }
+    found = samples(pieces)
+    assert [s.data for s in found] == [data for name, data in members if name.endswith(".png")]
+    assert [s.metadata.label for s in found] == [f"l{i}" for i in range(30)]
+
+
+def test_offsets_are_those_of_the_payload(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [(f"{i}.png", picture(i)) for i in range(5)])
+    whole = path.read_bytes()
+    for sample in samples(slices_of(path)):
+        assert whole[sample.offset : sample.offset + sample.size_bytes] == sample.data
+
+
+def _loose(names: list[str]) -> list[SourceFile]:
+    return [SourceFile("/pool", name, "loose", 1_000, "t") for name in names]
+
+
+def test_a_new_file_touches_one_slice_of_a_folder() -> None:
+    names = [f"{i // 10}/{i}.jpg" for i in range(200)]
+    before = {piece.members for piece in split_loose(_loose(names), 20_000)}
+    after = {piece.members for piece in split_loose(_loose([*names, "new/file.jpg"]), 20_000)}
+    assert len(before) > 8
+    assert len(after - before) == 1
+    assert sorted(m.name for members in after for m in members) == sorted([*names, "new/file.jpg"])
+
+
+def test_sidecars_of_loose_files_lie_in_their_image_s_slice(tmp_path: Path) -> None:
+    write_folder(
+        tmp_path, [(f"{i}.png", picture(i)) for i in range(20)] + [(f"{i}.txt", b"caption %d" % i) for i in range(20)]
+    )
+    pieces = split_loose(expand([Source(uri=str(tmp_path))], "pool"), 2_000)
+    found = samples(pieces)
+    assert len(pieces) > 2
+    assert {s.metadata.caption for s in found} == {f"caption {i}" for i in range(20)}
+
+
+# -- hostile and broken archives
+
+
+def test_unreadable_tar_is_one_reject(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"not a tar" * 1000)
+    (only,) = samples(slices_of(path))
+    assert only.reason == "unreadable_archive"
+
+
+def test_truncated_tar_keeps_what_is_whole(tmp_path: Path) -> None:
+    data = [picture(i) for i in range(6)]
+    path = write_tar(tmp_path / "a.tar", [(f"{i}.png", d) for i, d in enumerate(data)])
+    whole = path.read_bytes()
+    last = list(tar_members(io.BytesIO(whole), len(whole)))[-1]
+    path.write_bytes(whole[: last.offset + 100])
+    found = samples(slices_of(path))
+    assert [s.data for s in found if not s.reason] == data[:5]
+    assert [s.reason for s in found if s.reason] == ["truncated"]
+
+
+def test_links_devices_and_odd_names_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for kind, name in ((tarfile.SYMTYPE, "link.png"), (tarfile.FIFOTYPE, "fifo.png"), (tarfile.DIRTYPE, "dir")):
+            entry = tarfile.TarInfo(name)
+            entry.type = kind
+            entry.linkname = "/etc/passwd"
+            tar.addfile(entry)
+        entry = tarfile.TarInfo("../../evil.png")
+        entry.size = len(picture(1))
+        tar.addfile(entry, io.BytesIO(picture(1)))
+    found = samples(slices_of(path))
+    assert sorted(s.reason for s in found) == ["", "not_a_file", "not_a_file"]
+
+
+def test_a_tar_whose_members_go_backwards_ends(tmp_path: Path) -> None:
+    """CVE-2025-8194: a negative size sends Python's reader round in circles."""
+    path = write_tar(tmp_path / "a.tar", [("a.png", picture(1)), ("b.png", picture(2))])
+    data = bytearray(path.read_bytes())
+    header = data[:512]
+    header[124:136] = b"\xff" * 12  # base-256, negative
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path.write_bytes(bytes(header) + bytes(data[512:]))
+    found = samples(slices_of(path))
+    assert len(found) <= 3
+    assert any(s.reason for s in found)
+
+
+def test_repeated_member_names_are_images_of_their_own(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [("x.png", picture(1)), ("x.png", picture(2))])
+    tables, counts = ingest_slice("pool", slices_of(path, 10**6)[0], Ingest())
+    assert tables["images"]["image_id"].to_pylist() == [id_of(picture(1)), id_of(picture(2))]
+    assert len(set(tables["locations"]["offset"].to_pylist())) == counts["files"] == 2
+
+
+# -- Parquet
+
+
+def test_parquet_rows_and_their_columns(tmp_path: Path) -> None:
+    data = [picture(i) for i in range(10)]
+    path = write_parquet(tmp_path / "a.parquet", data, label=[f"l{i}" for i in range(10)], split=["test"] * 10)
+    pieces = slices_of(path)
+    assert len(pieces) == 3
+    found = samples(pieces)
+    assert [s.data for s in found] == data
+    assert found[7].metadata.label == "l7"
+    assert json.loads(found[7].metadata.extra or "{}") == {"split": "test"}
+    places = [Location(id_of(s.data), s.uri, s.member, s.offset, s.size_bytes) for s in found]
+    assert [d for _, d in read_images(places)] == data
+
+
+def test_parquet_without_the_column(tmp_path: Path) -> None:
+    (only,) = samples(slices_of(write_parquet(tmp_path / "a.parquet", [picture(1)]).rename(tmp_path / "b.parquet")))
+    assert not only.reason
+    files = expand([Source(uri=str(tmp_path / "b.parquet"), image="photo")], "pool")
+    (member,) = members_of(files[0])
+    assert member.reason == "unreadable_archive"
+    assert "there are: image" in member.detail
+
+
+# -- reading again, metadata
+
+
+def test_changed_bytes_are_noticed(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [("a.png", picture(1))])
+    (sample,) = samples(slices_of(path))
+    write_tar(path, [("a.png", picture(2))])
+    with pytest.raises(LodesetError, match="changed since they were ingested"):
+        list(read_images([Location(id_of(picture(1)), sample.uri, "a.png", sample.offset, sample.size_bytes)]))
+
+
+def test_accounting_of_a_slice(tmp_path: Path) -> None:
+    """files = places + rejects, whatever the files are."""
+    members = [
+        ("a.png", picture(1)),
+        ("b.png", picture(1)),
+        ("c.jpg", b"broken"),
+        ("d.png", picture(2)),
+        ("d.json", b"{"),
+        ("orphan.json", b"{}"),
+        ("empty.png", b""),
+    ]
+    (piece,) = slices_of(write_tar(tmp_path / "a.tar", members), 10**6)
+    tables, counts = ingest_slice("pool", piece, Ingest())
+    assert counts["files"] == tables["locations"].num_rows + tables["rejects"].num_rows == 7
+    assert tables["images"].num_rows == 2
+    reasons = sorted(tables["rejects"]["reason"].to_pylist())
+    assert reasons == ["bad_metadata", "empty", "metadata_without_image", "not_an_image"]
+
+
+def test_known_fields_become_columns_and_places_are_dropped() -> None:
+    said = from_fields(
+        {"class": 3, "text": "hi", "license": "CC0", "gps_lat": 1.0, "latitude": 2.0, "size": {"w": 1, "geo": 5}}
+    )
+    assert (said.label, said.caption, said.licence) == ("3", "hi", "CC0")
+    assert json.loads(said.extra or "") == {"size": {"w": 1}}
+    assert field_of({"label": "3", "extra": said.extra}, "class") == "3"
+    assert field_of({"extra": '{"split": "test"}'}, "split") == "test"
+
+
+@pytest.mark.parametrize("data", [b"[1]", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_bad_sidecars(data: bytes) -> None:
+    with pytest.raises(BadMetadata):
+        from_sidecars({".json": data})

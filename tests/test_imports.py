@@ -1,0 +1,59 @@
+"""Imports point one way: infra -> pruning -> training -> pipeline; algorithms import no engine."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ORDER = ("pipeline", "training", "pruning", "infra")
+ENGINES = ("ray", "apache_beam")
+
+
+def imported(file: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found.add(node.module or "")
+    return found
+
+
+def files(folder: str) -> list[Path]:
+    found = sorted((ROOT / folder).rglob("*.py"))
+    assert found, folder
+    return found
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_nothing_imports_what_stands_above_it(package: str) -> None:
+    above = ORDER[ORDER.index(package) + 1 :]
+    for file in files(package):
+        for module in imported(file):
+            assert module.split(".")[0] not in above, f"{file.relative_to(ROOT)} imports {module}"
+
+
+def test_algorithms_import_no_engine_no_store_and_no_stage() -> None:
+    for file in files("pipeline/algorithms"):
+        for module in imported(file):
+            assert module.split(".")[0] not in ENGINES, f"{file} imports {module}"
+            assert not module.startswith(("pipeline.dag", "pipeline.stages", "pipeline.engines")), (
+                f"{file} imports {module}"
+            )
+
+
+def test_engines_are_started_in_one_place() -> None:
+    """Others may use an engine's types; only `pipeline/engines` (and the doctor, which tests them) starts one."""
+    for package in ORDER:
+        for file in files(package):
+            if file.parent.name != "engines":
+                assert "ray.init(" not in file.read_text(), file
+                assert "beam.Pipeline(" not in file.read_text(), file
+
+
+def test_no_file_grows_too_long() -> None:
+    for package in ORDER:
+        for file in files(package):
+            assert len(file.read_text().splitlines()) <= 420, f"{file.relative_to(ROOT)}: split it by noun"
