@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import io
@@ -36,7 +37,7 @@ def examine() -> list[Check]:
         ("torch", True, "pip install torch"),
         ("transformers", False, "pip install 'lodeset[hf]', to load exported models with Hugging Face"),
     ):
-        checks.append(_tried(module, needed, lambda module=module: _version(module), way_out))
+        checks.append(_tried(module, needed, functools.partial(_version, module), way_out))
     checks.append(_tried("image codecs", True, _codecs, "pip install --upgrade pillow"))
     checks.append(_tried("Apache Beam", True, _beam, "pip install apache-beam"))
     checks.append(_tried("Ray", True, _ray, "pip install 'ray[data,default,train]'"))
@@ -59,7 +60,7 @@ def _machine() -> Check:
     from infra.api import cpus_of
     from infra.config import Config
 
-    cores = cpus_of(Config(pool="."))  # type: ignore[arg-type]  # a string is turned into a source
+    cores = cpus_of(Config(pool="."))
     memory = psutil.virtual_memory()
     free = shutil.disk_usage(Path.cwd()).free
     told = f"{cores} cores, {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB memory free, {free / 2**30:.0f} GiB disk free here"

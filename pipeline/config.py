@@ -287,7 +287,7 @@ def load(model: type[Config], path: str | Path, overrides: tuple[str, ...] = ())
     try:
         config = model.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{file}:\n" + "\n".join(_explain(model, problem) for problem in error.errors())) from None
+        raise ConfigError(f"{file}:\n" + "\n".join(_explain(model, error.errors()))) from None
     return _absolute(config, file.resolve().parent)
 
 
@@ -318,20 +318,41 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: `{last}` has no section to be set in")
 
 
-def _explain(model: type[BaseModel], problem: Any) -> str:
-    path = [str(p) for p in problem["loc"]]
-    where = ".".join(path) or "(top level)"
-    if problem["type"] == "extra_forbidden":
-        known = _keys_near(model.model_json_schema(), problem["loc"][:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(known))}"
-        return f"  {where}: unknown key; {hint}"
-    value = repr(problem.get("input"))
-    shown = value if len(value) <= 80 else value[:77] + "..."
-    message = re.sub(r"^Value error, ", "", problem["msg"])
-    if problem["type"] == "missing":
-        return f"  {where}: required, and missing"
-    return f"  {where} = {shown}: {message}"
+def _explain(model: type[BaseModel], problems: list[Any]) -> list[str]:
+    """One line a key; what the members of a union each have to say is joined."""
+    schema = model.model_json_schema()
+    told: dict[str, list[str]] = {}
+    for problem in problems:
+        path = _path(schema, problem["loc"])
+        where = ".".join(path) or "(top level)"
+        if problem["type"] == "extra_forbidden":
+            known = _keys_near(schema, problem["loc"][:-1])
+            near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+            hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(known))}"
+            line, message = where, f"unknown key; {hint}"
+        elif problem["type"] == "missing":
+            line, message = where, "required, and missing"
+        else:
+            value = repr(problem.get("input"))
+            line = f"{where} = {value if len(value) <= 80 else value[:77] + '...'}"
+            message = re.sub(r"^Value error, ", "", problem["msg"])
+        if message not in told.setdefault(line, []):
+            told[line].append(message)
+    return [f"  {line}: {', or '.join(messages)}" for line, messages in told.items()]
+
+
+def _path(schema: dict[str, Any], location: tuple[Any, ...]) -> list[str]:
+    """The keys and list positions of a location, without the names of union members that pydantic puts between them."""
+    path: list[str] = []
+    for at, step in enumerate(location):
+        last = at == len(location) - 1
+        if (
+            isinstance(step, int)
+            or step in _keys_near(schema, location[:at])
+            or (last and "[" not in step and "-" not in step)
+        ):
+            path.append(str(step))
+    return path
 
 
 def _keys_near(schema: dict[str, Any], location: tuple[Any, ...]) -> list[str]:

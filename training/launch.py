@@ -39,7 +39,7 @@ def launch(config: TrainingConfig, index_urls: Sequence[str], folder: Path, cpus
     Raises:
         LodesetError: `config.workers` exceeds the budget, or what `train_loop` raised on a worker.
     """
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+    resources: dict[str, float] = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     workers = plan_workers(config, cpus, gpus)
     use_gpu = gpus > 0

@@ -194,7 +194,8 @@ def _guard(universe: Universe, component: Ints, limits: Thresholds, config: Mapp
     many = int((sizes > allowed).sum())
     raise GateError(
         f"one near-duplicate group holds {largest} of {pool} pool images ({largest / pool:.1%}; the limit is {allowed}), "
-        f"and {many} groups are that large: the cosine threshold {limits.pool} links strangers. Nothing was dropped. Choose a higher dedup.threshold, "
+        f"and {many} groups are that large: the cosine threshold {limits.pool} links strangers. Nothing was dropped. "
+        "Choose a higher dedup.threshold, "
         f"`threshold: auto`, `verify: pixels` (now {config['verify']}), or a lower dedup.phash_distance (now {config['phash_distance']})"
     )
 

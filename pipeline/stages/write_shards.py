@@ -9,7 +9,6 @@ Shards lie in `<store>/shards/<fingerprint>/`, a part each.
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import tarfile
@@ -28,7 +27,6 @@ from pipeline.config import Shards
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import File, HashingFile, Part, Rows, Store
-from pipeline.engines.failures import Failed, caught
 from pipeline.errors import LodesetError
 from pipeline.sources.reading import Location, read_images
 from pipeline.stages.parts import watching
@@ -69,17 +67,14 @@ def run(context: Context) -> Outcome:
             "nothing was selected, so there are no shards to write: look at `lodeset report`, at what dedup and retrieve dropped"
         )
     before = set(store.committed(STAGE, [s.key for s in shards]))
-    errors = f"parts/{STAGE}/errors-{context.fingerprint[:16]}-{time.time_ns():x}"
     images = sum(len(s.entries) for s in shards)
     with watching(context, STAGE, before, images, "images"), pipeline(context.cpus, context.speed["beam"]) as p:
         (
             p
             | "shards" >> beam.Create([s for s in shards if s.key not in before])
             | beam.Reshuffle()
-            | "write" >> beam.Map(_write_caught, store, folder, errors)
+            | "write" >> beam.Map(_write, store, folder)
         )
-    for name in store.names(errors):
-        raise LodesetError((store.read(f"{errors}/{name}") or b"").decode())
     parts = [store.committed(STAGE, [s.key])[s.key] for s in shards]
     index = store.table([p.files["entries"] for p in parts])
     index_file = _publish_index(store, folder, context.fingerprint, index)
@@ -193,11 +188,8 @@ def _filled(entries: Sequence[Entry], limit: int) -> Iterator[list[Entry]]:
 # -- writing
 
 
-def _write_caught(shard: Shard, store: Store, folder: str, errors: str) -> None:
-    """A user's error is left in the store, where the stage finds it: Beam would wrap it in its own."""
-    done = caught(functools.partial(write_shard, store, folder), shard)
-    if isinstance(done, Failed):
-        store.put_absent(f"{errors}/{shard.name}", done.message.encode())
+def _write(shard: Shard, store: Store, folder: str) -> None:
+    write_shard(store, folder, shard)
 
 
 def write_shard(store: Store, folder: str, shard: Shard) -> Part:

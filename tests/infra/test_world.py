@@ -173,7 +173,7 @@ def test_the_configuration_is_valid_and_its_sets_exist(world: Path, tmp_path: Pa
     path = write_config(tmp_path)
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert tree.pop("training") == {"recipe": "tiny", "steps": 300}
-    assert tree.pop("pruning") == [{"method": "entropic", "sweep": [1e-5, 1e-4, 1e-3]}]
+    assert tree.pop("pruning") == [{"method": "entropic", "sweep": [1e-4, 1e-3, 1e-2]}]
     config = CurationConfig.model_validate(tree)
     assert {curated.name for curated in config.curated} == set(CURATED)
     for source in (*config.pool, *config.curated, *config.reference, *config.targets):

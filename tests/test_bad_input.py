@@ -1,0 +1,158 @@
+"""A user's mistake or a bad file gives one clear error or one counted reject; never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from builders import picture, write_folder, write_tar
+
+
+def lodeset(*arguments: str | Path) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "infra.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert "Traceback" not in done.stderr + done.stdout, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def config(folder: Path, text: str) -> Path:
+    path = folder / "lodeset.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    return write_tar(tmp_path / "pool.tar", [(f"{i}.png", picture(i)) for i in range(6)])
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "told"),
+    [
+        ("pool: nowhere.tar", 1, "nothing is at"),
+        ("pool: empty/", 1, "holds no files"),
+        ("pool: pool.tar\nshard: {}", 2, "did you mean `shards`"),
+        ("pool: pool.tar\ncluster: {k: many}", 2, "cluster.k = 'many'"),
+        ("pool: pool.tar\nembed: {semantic: {kind: onnx, path: none.onnx}}", 1, "no embedder"),
+        ("pool: pool.tar\npruning: [{method: entropic}]", 2, "needs a trained model"),
+        ("pool: pool.tar\nembed: {semantic: {kind: precomputed, path: pool.tar}}", 2, "dedup.threshold"),
+        ("pool: nosuch://x", 1, "cannot be opened"),
+        ("pool: pool.tar\nstore: pool.tar", 1, "not a folder"),
+    ],
+)
+def test_mistakes(tmp_path: Path, pool: Path, text: str, code: int, told: str) -> None:
+    (tmp_path / "empty").mkdir()
+    path = config(tmp_path, text)
+    got, out, err = lodeset("run", path, "--json")
+    assert (got, told in err) == (code, True), err
+    assert json.loads(out)["exit_code"] == code
+
+
+def test_usage(tmp_path: Path, pool: Path) -> None:
+    path = config(tmp_path, "pool: pool.tar")
+    assert lodeset("run")[0] == 2
+    assert lodeset("fly")[0] == 2
+    assert lodeset("run", path, "--limit", "0")[0] == 2
+    code, _, err = lodeset("plan", path, "--until", "dinner")
+    assert (code, "there are: calibrate" in err) == (2, True)
+    code, _, err = lodeset("init", path)
+    assert (code, "exists" in err) == (2, True)
+    assert lodeset("init", tmp_path / "new.yaml")[0] == 0
+    assert lodeset("plan", tmp_path / "new.yaml")[0] == 1
+
+
+def test_bad_files_are_counted(tmp_path: Path) -> None:
+    broken = picture(1)
+    members = [
+        ("a.png", picture(0)),
+        ("t.jpg", b"\xff\xd8\xff" + broken),
+        ("b.png", b""),
+        ("c.png", broken[:-150]),
+        ("d.txt", b"caption"),
+    ]
+    write_tar(tmp_path / "pool/good.tar", members)
+    (tmp_path / "pool/bad.tar").write_bytes(os.urandom(4096))
+    write_folder(tmp_path / "pool/loose", [("readme.md", b"text"), ("x.png", picture(2))])
+    path = config(tmp_path, "pool: pool/")
+    code, out, err = lodeset("run", path, "--until", "ingest", "--json")
+    assert code == 0, err
+    (entry,) = [e for e in json.loads(out)["artifacts"] if e["set"] == "pool"]
+    assert entry["rows"] == {
+        "in": 8,
+        "kept": 2,
+        "dropped": {"corrupt": 2, "empty": 1, "metadata_without_image": 1, "not_an_image": 1, "unreadable_archive": 1},
+    }
+
+
+def test_too_few_images_are_told(tmp_path: Path, pool: Path) -> None:
+    code, _, err = lodeset("run", config(tmp_path, "pool: pool.tar"))
+    assert code == 1
+    assert "too few for a dictionary" in err
+
+
+def test_a_tiny_network_too_many_clusters_and_an_empty_curated_set(tmp_path: Path, pool: Path) -> None:
+    import torch
+
+    class Mean(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.avg_pool2d(image, 8).flatten(1)
+
+    with pytest.warns(DeprecationWarning):
+        torch.jit.save(torch.jit.trace(Mean(), torch.zeros(1, 3, 32, 32)), tmp_path / "mean.pt")
+    write_tar(tmp_path / "none.tar", [("x.png", b"broken")])
+    base = "pool: pool.tar\nembed: {semantic: {kind: torchscript, path: mean.pt, size: 32}}\ndedup: {threshold: 0.999, reference_threshold: 0.999}\n"
+    code, _, err = lodeset("run", config(tmp_path, base + "cluster: {k: 50}"))
+    assert (code, "more than the 6 images" in err) == (1, True), err
+    code, _, err = lodeset(
+        "run", config(tmp_path, base + "curated: [{name: none, uri: none.tar, retrieve: {mode: sample}}]")
+    )
+    assert (code, "`none` has no readable image" in err) == (1, True), err
+    # A reference set equal to the pool leaves nothing, and says so.
+    code, _, err = lodeset("run", config(tmp_path, base + "reference: [{name: same, uri: pool.tar}]"))
+    assert (code, "reference" in err) == (1, True), err
+    code, _, err = lodeset("run", config(tmp_path, base), "--json")
+    assert code == 0, err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a small file system of its own")
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    """A store on a file system of 1 MiB: one clear error, no half-written artifact; with room the run goes on."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.skip("may not mount a small file system here")
+    try:
+        write_tar(tmp_path / "pool.tar", [(f"{i}.png", picture(i, width=120, height=90)) for i in range(300)])
+        path = config(tmp_path, "pool: pool.tar\nstore: small/runs\ningest: {slice_mb: 0.2}")
+        code, _, err = lodeset("run", path, "--until", "ingest")
+        assert (code, "is full" in err) == (1, True), err
+        assert not list(small.glob("runs/artifacts/**/manifest.json"))
+        for manifest in small.glob("runs/parts/**/manifest.json"):
+            json.loads(manifest.read_text())
+        subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
+        code, _, err = lodeset("run", path, "--until", "ingest")
+        assert code == 0, err
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_read_only_store(tmp_path: Path, pool: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    mounted = (
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(store)], capture_output=True).returncode == 0
+    )
+    if not mounted:
+        store.chmod(0o500)
+        if os.access(store, os.W_OK):
+            pytest.skip("this user can write everywhere and may not mount")
+    try:
+        code, _, err = lodeset("run", config(tmp_path, "pool: pool.tar\nstore: store"))
+        assert (code, "cannot be written" in err) == (1, True), err
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(store)], check=True)

@@ -1,0 +1,278 @@
+"""Curation end to end, through the command line, on a small sample world: what a user relies on from run to run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as ds
+import pytest
+import webdataset
+import yaml
+from builders import id_of, picture, write_tar
+
+from infra.demo.world import Truth, load_truth, make_world, write_config
+
+
+def lodeset(*arguments: str | Path, code: int = 0) -> tuple[str, str]:
+    """Runs the command line; standard output and standard error."""
+    command = [sys.executable, "-m", "infra.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout, done.stderr
+
+
+def entries(config: Path, *arguments: str) -> dict[str, dict[str, Any]]:
+    tree = json.loads(lodeset("status", config, "--json", *arguments)[0])
+    return {f"{e['stage']}/{e['set']}": e for e in tree["artifacts"]}
+
+
+def actions(config: Path, *arguments: str) -> dict[str, str]:
+    tree = json.loads(lodeset("plan", config, "--json", *arguments)[0])
+    return {f"{e['stage']}/{e['set']}": e["action"] for e in tree["stages"]}
+
+
+def rows(entry: dict[str, Any], table: str) -> list[dict[str, Any]]:
+    return ds.dataset(entry["tables"][table]).to_table().to_pylist()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("curation") / "world"
+    make_world(folder, 260)
+    path = write_config(folder)
+    config = yaml.safe_load(path.read_text())
+    del config["training"], config["pruning"]
+    config["ingest"] = {"slice_mb": 0.5}
+    config["dedup"] = {"calibration_images": 40}
+    config["shards"] = {"size_mb": 0.2}
+    path.write_text(yaml.safe_dump(config))
+    lodeset("run", path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def truth(world: Path) -> Truth:
+    return load_truth(world)
+
+
+@pytest.fixture(scope="module")
+def finished(world: Path) -> dict[str, dict[str, Any]]:
+    return entries(world / "lodeset.yaml")
+
+
+@pytest.fixture
+def copy(world: Path, tmp_path: Path) -> Iterator[Path]:
+    """The world with its finished store, to change."""
+    folder = tmp_path / "world"
+    shutil.copytree(world, folder, copy_function=shutil.copy2)
+    yield folder / "lodeset.yaml"
+    shutil.rmtree(folder)
+
+
+# -- what a run leaves
+
+
+def test_every_row_is_accounted_for(finished: dict[str, dict[str, Any]]) -> None:
+    assert all(e["finished"] for e in finished.values())
+    for id_, entry in finished.items():
+        counted = entry["rows"]
+        assert counted["in"] == counted["kept"] + sum(counted["dropped"].values()), id_
+
+
+def test_ingest_finds_what_is_there(finished: dict[str, dict[str, Any]], truth: Truth) -> None:
+    entry = finished["ingest/pool"]
+    assert entry["rows"]["in"] == truth.files
+    assert entry["rows"]["dropped"]["exact_duplicate"] == truth.exact_duplicates
+    images = rows(entry, "images")
+    assert {row["image_id"] for row in images} == set(truth.concepts)
+    assert len(images) == len(truth.concepts), "image_id is the primary key"
+    assert len(rows(entry, "rejects")) == sum(truth.rejects.values())
+    places = [(r["set"], r["uri"], r["member"], r["offset"]) for r in rows(entry, "locations")]
+    assert len(places) == len(set(places)) == truth.images + len(truth.tiny)
+
+
+def test_locations_lead_to_the_bytes(finished: dict[str, dict[str, Any]]) -> None:
+    for row in rows(finished["ingest/pool"], "locations"):
+        with open(row["uri"], "rb") as file:
+            file.seek(row["offset"])
+            assert id_of(file.read(row["size_bytes"])) == row["image_id"]
+
+
+def test_nothing_of_a_reference_set_reaches_the_shards(finished: dict[str, dict[str, Any]], truth: Truth) -> None:
+    index = {row["image_id"] for row in rows(finished["write_shards/all"], "index")}
+    assert truth.leaked
+    assert not index & set(truth.leaked)
+    assert finished["dedup/pool"]["rows"]["dropped"]["reference"] >= len(truth.leaked)
+
+
+def test_one_keeper_a_group(finished: dict[str, dict[str, Any]]) -> None:
+    table = rows(finished["dedup/pool"], "duplicates")
+    assert len({row["image_id"] for row in table}) == len(table)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in table:
+        groups.setdefault(row["group_id"], []).append(row)
+    for members in groups.values():
+        kept = [row for row in members if row["kept"]]
+        if all(row["reason"] in ("unique", "near") for row in members):
+            assert len(kept) == 1
+            assert all(row["matched_id"] == kept[0]["image_id"] for row in members if not row["kept"])
+        if any(row["reason"] == "reference" for row in members):
+            assert not kept
+
+
+def test_edges_are_ordered_pairs(finished: dict[str, dict[str, Any]]) -> None:
+    edges = rows(finished["dedup/pool"], "edges")
+    pairs = [(row["image_id_a"], row["image_id_b"]) for row in edges]
+    assert pairs
+    assert len(pairs) == len(set(pairs))
+    assert all(a < b for a, b in pairs)
+
+
+def test_selected_is_unique_and_each_set_gets_what_it_looks_for(
+    finished: dict[str, dict[str, Any]], truth: Truth
+) -> None:
+    table = rows(finished["retrieve/all"], "selected")
+    keys = [(row["image_id"], row["set"]) for row in table]
+    assert len(keys) == len(set(keys))
+    for name, concepts in truth.curated.items():
+        got = [truth.concepts[r["image_id"]] for r in table if r["set"] == name and r["image_id"] in truth.concepts]
+        base = sum(c in concepts for c in truth.concepts.values()) / len(truth.concepts)
+        if got:
+            assert sum(c in concepts for c in got) / len(got) > 1.5 * base, name
+
+
+def test_shards_are_what_plain_webdataset_reads(finished: dict[str, dict[str, Any]], world: Path) -> None:
+    entry = finished["write_shards/all"]
+    sources: dict[str, bytes] = {}
+    for set_ in ("pool", "beta"):
+        for row in rows(finished[f"ingest/{set_}"], "locations"):
+            with open(row["uri"], "rb") as file:
+                file.seek(row["offset"])
+                sources[row["image_id"]] = file.read(row["size_bytes"])
+    read = {}
+    assert len(entry["tables"]["shards"]) > 3
+    for sample in webdataset.WebDataset(entry["tables"]["shards"], shardshuffle=False):
+        (extension,) = [k for k in sample if not k.startswith("__") and k != "json"]
+        assert sample[extension] == sources[sample["__key__"]]
+        told = json.loads(sample["json"])
+        assert told["image_id"] == sample["__key__"]
+        assert told["selected"]
+        read[sample["__key__"]] = sample[extension]
+    index = rows(entry, "index")
+    assert {row["image_id"] for row in index} == set(read)
+    folder = Path(entry["tables"]["index"][0]).parent
+    for row in index:
+        with (folder / row["shard"]).open("rb") as file:
+            file.seek(row["offset"])
+            assert file.read(row["size_bytes"]) == read[row["image_id"]]
+    for shard in entry["tables"]["shards"]:
+        assert Path(shard).stat().st_size <= 0.2 * 2**20 + 20_480
+        with tarfile.open(shard) as tar:
+            assert all((m.mtime, m.uid, m.gid, m.uname) == (0, 0, 0, "") for m in tar)
+
+
+def test_manifests_tell_the_digest_of_every_file(finished: dict[str, dict[str, Any]], world: Path) -> None:
+    for entry in finished.values():
+        tree = json.loads(Path(entry["manifest"]).read_text())
+        for files in tree["tables"].values():
+            for file in files:
+                assert hashlib.sha256((world / "runs" / file["path"]).read_bytes()).hexdigest() == file["sha256"]
+
+
+# -- from run to run
+
+
+def test_a_second_run_does_nothing(world: Path) -> None:
+    started = time.monotonic()
+    _, err = lodeset("run", world / "lodeset.yaml")
+    assert time.monotonic() - started < 10
+    assert "start" not in err
+
+
+def test_another_threshold_searches_nothing_again(copy: Path, finished: dict[str, dict[str, Any]]) -> None:
+    change = ("--set", "dedup.threshold=0.9")
+    planned = actions(copy, *change)
+    assert planned["dedup/pool"] == "run"
+    assert {id_ for id_, action in planned.items() if action == "wait"} == {
+        "cluster/pool", "fit_clusters/pool", "retrieve/alpha", "retrieve/beta", "retrieve/all", "write_shards/all"
+    }  # fmt: skip
+    out = lodeset("plan", copy, *change)[0]
+    assert 'threshold "auto" -> 0.9' in out
+    lodeset("run", copy, *change)
+    after = entries(copy, *change)
+    assert after["dedup/pool"]["details"]["threshold"] == 0.9
+    assert after["dedup/pool"]["details"]["parts_made"] == 0
+    for id_ in ("ingest/pool", "embed/pool", "filter/pool"):
+        assert after[id_]["seconds"] == finished[id_]["seconds"], id_
+
+
+def test_one_more_tar_costs_only_itself(copy: Path, finished: dict[str, dict[str, Any]]) -> None:
+    # It sorts first and holds an image that is in the pool already: neither may touch the parts of the others.
+    known = rows(finished["ingest/pool"], "locations")[0]
+    with open(known["uri"], "rb") as file:
+        file.seek(known["offset"])
+        again = file.read(known["size_bytes"])
+    write_tar(
+        copy.parent / "pool/a-new.tar", [*((f"{i}.png", picture(1_000 + i)) for i in range(7)), ("again.bin", again)]
+    )
+    lodeset("run", copy, "--until", "dedup")
+    after = entries(copy)
+    assert after["ingest/pool"]["details"]["images_decoded"] == 8
+    assert after["embed/pool"]["details"]["images_embedded"] == 7
+    assert after["ingest/pool"]["rows"]["kept"] == finished["ingest/pool"]["rows"]["kept"] + 7
+    assert (
+        after["fit_embedder/pool"]["manifest"].rsplit("/", 2)[1]
+        == finished["fit_embedder/pool"]["manifest"].rsplit("/", 2)[1]
+    )
+
+
+def test_moved_data_is_listed_again_and_embedded_never(copy: Path, finished: dict[str, dict[str, Any]]) -> None:
+    (copy.parent / "pool").rename(copy.parent / "moved")
+    copy.write_text(copy.read_text().replace("pool/", "moved/"))
+    _, err = lodeset("run", copy)
+    assert [line.split()[1] for line in err.splitlines() if line.startswith("start")] == ["ingest/pool"]
+    after = entries(copy)
+    assert after["write_shards/all"]["details"] == finished["write_shards/all"]["details"]
+    image_id = rows(after["write_shards/all"], "index")[0]["image_id"]
+    assert "moved" in lodeset("trace", copy, image_id)[0] or "curated" in lodeset("trace", copy, image_id)[0]
+
+
+def test_a_limit_takes_a_seeded_sample(copy: Path, truth: Truth) -> None:
+    limit = ("--limit", "60")
+    lodeset("run", copy, "--until", "embed", *limit)
+    first = entries(copy, *limit)["ingest/pool"]
+    assert first["rows"]["in"] == 60
+    assert {r["image_id"] for r in rows(first, "images")} <= set(truth.concepts)
+
+
+# -- asking
+
+
+def test_trace_tells_an_image_s_way(world: Path, finished: dict[str, dict[str, Any]]) -> None:
+    image_id = rows(finished["write_shards/all"], "index")[0]["image_id"]
+    steps = json.loads(lodeset("trace", world / "lodeset.yaml", image_id, "--json")[0])["steps"]
+    tables = [step["table"] for step in steps]
+    for table in ("images", "locations", "vectors", "duplicates", "selected", "index"):
+        assert table in tables
+    assert "no image" in lodeset("trace", world / "lodeset.yaml", "0" * 32, code=1)[1]
+    assert "not an image_id" in lodeset("trace", world / "lodeset.yaml", "xyz", code=2)[1]
+
+
+def test_report_is_one_file(world: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    assert json.loads(lodeset("report", world / "lodeset.yaml", "--out", page, "--json")[0]) == {"path": str(page)}
+    text = page.read_text()
+    assert text.count("data:image/jpeg;base64,") > 50
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert "https://" not in text
+    assert "<script" not in text
