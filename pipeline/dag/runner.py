@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import cloudpickle
 
@@ -57,6 +58,7 @@ class Running:
     process: subprocess.Popen[bytes]
     channel: int
     log: Path
+    logger: threading.Thread
     cpus: int
     started: float
     held: contextlib.ExitStack
@@ -213,27 +215,27 @@ class Runner:
             "previous": None if self.fresh or not history else history[0],
             "ray_address": self._ray_address if stage.engine == "ray" else None,
         }
-        self._logs.mkdir(parents=True, exist_ok=True)
         log = self._logs / f"{stage.name}-{stage.set}-{fingerprint[:12]}.log"
         read, write = os.pipe()
         environment = {**os.environ, **child.ENVIRONMENT, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.dag.child", str(write)],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                pass_fds=[write],
-                env=environment,
-                start_new_session=True,
-            )
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.dag.child", str(write)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=[write],
+            env=environment,
+            start_new_session=True,
+        )
+        logger = threading.Thread(target=_keep_log, args=(process.stdout, log), daemon=True)
+        logger.start()
         os.close(write)
         payload = cloudpickle.dumps(task)
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(len(payload).to_bytes(8, "little") + payload)
             process.stdin.flush()
-        started = Running(stage, fingerprint, process, read, log, cpus, time.time(), held)
+        started = Running(stage, fingerprint, process, read, log, logger, cpus, time.time(), held)
         self._selector.register(read, selectors.EVENT_READ, started)
         self.watch(Event("started", stage, reason=decision.reason))
         return started
@@ -263,6 +265,7 @@ class Runner:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(one.process.pid, signal.SIGKILL)
         one.process.wait()
+        one.logger.join(timeout=5.0)
         if one.process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 one.process.stdin.close()
@@ -273,6 +276,8 @@ class Runner:
             if result is None:
                 code = one.process.returncode
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+                if code == child.LOST_WORKER:
+                    how = "lost one of its workers (killed, or out of memory)"
                 raise LodesetError(
                     f"{one.stage.id} {how}; `run` again goes on from its finished parts. Its log: {one.log}"
                 )
@@ -313,6 +318,20 @@ class Runner:
             seconds=round(time.time() - one.started, 3),
             created=time.time(),
         )
+
+
+def _keep_log(stream: IO[bytes], path: Path) -> None:
+    """Writes down what a stage prints. The pipe is emptied even when the disk is full: a stage must not fail, or hang,
+    because its log cannot be written."""
+    with stream:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab", buffering=0) as file:
+                while data := os.read(stream.fileno(), 65536):
+                    file.write(data)
+        except OSError:
+            while os.read(stream.fileno(), 65536):
+                pass
 
 
 def _outcome(tree: Mapping[str, Any]) -> Outcome:

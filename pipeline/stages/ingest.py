@@ -59,7 +59,7 @@ def run(context: Context) -> Outcome:
     # Here, because the graph imports this module to make a plan, and Beam takes a second to import.
     import apache_beam as beam
 
-    from pipeline.engines.beam import pipeline
+    from pipeline.engines.beam import attempted, pipeline, raise_failures
 
     files: tuple[SourceFile, ...] = context.speed["files"]
     limits: Ingest = context.speed["limits"]
@@ -77,20 +77,13 @@ def run(context: Context) -> Outcome:
     before = set(store.names(f"parts/{STAGE}"))
 
     with watching(context, STAGE, before, total, "size_bytes"), pipeline(context.cpus, context.speed["beam"]) as p:
-        from_files = (
-            p
-            | "files" >> beam.Create(list(enumerate(packed)))
-            | "split" >> beam.FlatMap(_split, store, slice_bytes, sample)
-        )
+        files_in_order = p | "files" >> beam.Create(list(enumerate(packed)))
         loose_slices = p | "loose" >> beam.Create([((len(packed), i), piece) for i, piece in enumerate(loose)])
-        (
-            (from_files, loose_slices)
-            | beam.Flatten()
-            | beam.Reshuffle()
-            | "read" >> beam.FlatMap(_read, work, buckets)
-            | beam.GroupByKey()
-            | "exact" >> beam.Map(_exact_of_bucket, store, prefix)
-        )
+        packed_slices, unsplit = attempted(files_in_order, "split", _split, store, slice_bytes, sample)
+        slices = (packed_slices, loose_slices) | "all slices" >> beam.Flatten() | beam.Reshuffle()
+        held, unread = attempted(slices, "read", _read, work, buckets)
+        _, uncompared = attempted(held | "by first byte" >> beam.GroupByKey(), "exact", _exact_of_bucket, store, prefix)
+        raise_failures(unsplit, unread, uncompared)
 
     keys = [work.key(piece) for f in packed for piece in _listed(store, f, slice_bytes, sample)] + [
         work.key(piece) for piece in loose

@@ -56,7 +56,7 @@ class Shard:
 def run(context: Context) -> Outcome:
     import apache_beam as beam  # here for the reason given in ingest
 
-    from pipeline.engines.beam import pipeline
+    from pipeline.engines.beam import attempted, pipeline, raise_failures
 
     config: Shards = context.speed["shards"]
     store = context.store
@@ -69,12 +69,9 @@ def run(context: Context) -> Outcome:
     before = set(store.committed(STAGE, [s.key for s in shards]))
     images = sum(len(s.entries) for s in shards)
     with watching(context, STAGE, before, images, "images"), pipeline(context.cpus, context.speed["beam"]) as p:
-        (
-            p
-            | "shards" >> beam.Create([s for s in shards if s.key not in before])
-            | beam.Reshuffle()
-            | "write" >> beam.Map(_write, store, folder)
-        )
+        wanted = p | "shards" >> beam.Create([s for s in shards if s.key not in before]) | beam.Reshuffle()
+        _, unwritten = attempted(wanted, "write", _write, store, folder)
+        raise_failures(unwritten)
     parts = [store.committed(STAGE, [s.key])[s.key] for s in shards]
     index = store.table([p.files["entries"] for p in parts])
     index_file = _publish_index(store, folder, context.fingerprint, index)
