@@ -41,6 +41,8 @@ format: venv
 bench: venv
 	$(BIN)/python benchmarks/ingest.py $(WORLD)/world/pool.tar
 	$(BIN)/python benchmarks/embed.py $(WORLD)/world/pool.tar $(WORLD)/weights/mobilenet_v2.onnx
+	$(BIN)/python benchmarks/world.py $(WORLD)
+	$(BIN)/python benchmarks/demo.py
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache build *.egg-info
