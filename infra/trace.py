@@ -28,7 +28,11 @@ def trace(store: Store, artifacts: Mapping[str, Artifact], image_id: str) -> lis
     steps: list[dict[str, Any]] = []
     for id_, artifact in artifacts.items():
         for table, columns in _TABLES.get(artifact.stage, ()):
-            for row in _rows(store, artifact, table, columns, image_id):
+            found = _rows(store, artifact, table, columns, image_id)
+            if table == "edges":
+                # An image has many candidates; those that say most about it are the verified ones, then the most similar.
+                found.sort(key=lambda row: (not row["verified"], -(row["similarity"] or 0.0)))
+            for row in found[:MOST_ROWS]:
                 steps.append(
                     {
                         "stage": id_,
@@ -43,6 +47,8 @@ def trace(store: Store, artifacts: Mapping[str, Artifact], image_id: str) -> lis
     return steps
 
 
+# Rows of one table that are told of one image (exact copies of a popular image can lie in thousands of places).
+MOST_ROWS = 20
 _LARGE = ("thumbnail", "vector")
 # Stage -> (table, columns in which an image_id may stand).
 _TABLES: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {

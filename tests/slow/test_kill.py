@@ -112,7 +112,8 @@ def test_worker_killed(world: Path, undisturbed: dict[str, str], stage: str) -> 
     shutil.copytree(world / "undisturbed", world / store)
     for leftover in ("parts", "artifacts"):
         _forget(world / store / leftover, stage)
-    shutil.rmtree(world / store / "shards")
+    for leftover in ("shards", "parts/shard_index"):
+        shutil.rmtree(world / store / leftover)
     _interrupt(world, store, stage, "worker")
     _finish(world, store, undisturbed)
     shutil.rmtree(world / store)
@@ -126,3 +127,34 @@ def _forget(folder: Path, stage: str) -> None:
         touched = {PARTS[s] for s in later} if folder.name == "parts" else {s.split("/")[0] for s in later}
         if path.name in touched:
             shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("victim", ["driver", "worker"])
+def test_training_goes_on_from_its_checkpoint(world: Path, undisturbed: dict[str, str], victim: str) -> None:
+    """Killed after its third checkpoint, a run ends with the weights of the one that was left alone."""
+    store = f"training-{victim}"
+    shutil.copytree(world / "undisturbed", world / store)
+    for name in ("artifacts/train", "artifacts/evaluate", "artifacts/prune", "training"):
+        shutil.rmtree(world / store / name)
+    run = Run(world / "lodeset.yaml", ("--set", f"store=./{store}")).start()
+    assert run.process is not None
+    deadline = time.monotonic() + 120
+    # Only the newest checkpoints are kept, so the third is seen by its name.
+    while not list((world / store / "training").glob("*/step-000000[6-9]")):
+        assert run.process.poll() is None, run.wait()
+        assert time.monotonic() < deadline, "no third checkpoint in two minutes"
+        time.sleep(0.02)
+    if victim == "driver":
+        run.kill_driver()
+        run.wait()
+    else:
+        run.kill_worker()
+        code, err = run.wait(240)
+        assert code in (0, 1)
+        assert "Traceback" not in err, err
+    assert run.gone_within(60), run.processes()
+    code, err = Run(world / "lodeset.yaml", ("--set", f"store=./{store}")).start().wait()
+    assert code == 0, err
+    weights = [next((world / s / "training").glob("*/model.safetensors")).read_bytes() for s in (store, "undisturbed")]
+    assert weights[0] == weights[1]
+    shutil.rmtree(world / store)
