@@ -55,11 +55,11 @@ def undisturbed(world: Path) -> dict[str, str]:
     return shard_digests(world / "undisturbed")
 
 
-def _interrupt(world: Path, store: str, stage: str, victim: str) -> None:
+def _interrupt(world: Path, store: str, stage: str, victim: str, *until: str) -> None:
     """Runs until the third part of a stage is committed, kills, and checks what the next run finds."""
     folder, parts = world / store, PARTS[stage]
     before = set(part_manifests(folder, parts))
-    run = Run(world / "lodeset.yaml", ("--set", f"store=./{store}"), slow_commit_s=COMMIT_S).start()
+    run = Run(world / "lodeset.yaml", ("--set", f"store=./{store}", *until), slow_commit_s=COMMIT_S).start()
     assert run.process is not None
     deadline = time.monotonic() + 120
     while len(set(part_manifests(folder, parts)) - before) < 3:
@@ -86,8 +86,8 @@ def _remember(folder: Path, parts: str, committed: dict[str, tuple[int, str]]) -
     _REMEMBERED[folder, parts] = committed
 
 
-def _finish(world: Path, store: str, undisturbed: dict[str, str]) -> None:
-    code, err = Run(world / "lodeset.yaml", ("--set", f"store=./{store}")).start().wait()
+def _finish(world: Path, store: str, undisturbed: dict[str, str], *until: str) -> None:
+    code, err = Run(world / "lodeset.yaml", ("--set", f"store=./{store}", *until)).start().wait()
     assert code == 0, err
     for (folder, parts), committed in _REMEMBERED.items():
         if folder == world / store:
@@ -114,8 +114,10 @@ def test_worker_killed(world: Path, undisturbed: dict[str, str], stage: str) -> 
         _forget(world / store / leftover, stage)
     for leftover in ("shards", "parts/shard_index"):
         shutil.rmtree(world / store / leftover)
-    _interrupt(world, store, stage, "worker")
-    _finish(world, store, undisturbed)
+    # What lies below the shards is run only where it is what is killed.
+    until = () if stage in ("evaluate/all", "prune/all") else ("--until", "write_shards")
+    _interrupt(world, store, stage, "worker", *until)
+    _finish(world, store, undisturbed, *until)
     shutil.rmtree(world / store)
 
 
