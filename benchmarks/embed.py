@@ -63,7 +63,7 @@ def lodeset_seconds(path: str, model: str) -> tuple[float, float]:
             {
                 "store": folder,
                 "pool": [path],
-                "ingest": {"slice_mb": 0.5},
+                "ingest": {"slice_mb": 1.0},
                 "embed": {"semantic": {"kind": "onnx", "path": model, "batch": BATCH}},
             }
         )
