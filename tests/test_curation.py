@@ -227,11 +227,13 @@ def test_one_more_tar_costs_only_itself(copy: Path, finished: dict[str, dict[str
     with open(known["uri"], "rb") as file:
         file.seek(known["offset"])
         again = file.read(known["size_bytes"])
-    write_tar(
-        copy.parent / "pool/a-new.tar", [*((f"{i}.png", picture(1_000 + i)) for i in range(7)), ("again.bin", again)]
-    )
-    lodeset("run", copy, "--until", "dedup")
-    after = entries(copy)
+    new = copy.parent / "pool/a-new.tar"
+    write_tar(new, [*((f"{i}.png", picture(1_000 + i)) for i in range(7)), ("again.bin", again)])
+    try:
+        lodeset("run", copy, "--until", "dedup")
+        after = entries(copy)
+    finally:
+        new.unlink()
     assert after["ingest/pool"]["details"]["images_decoded"] == 8
     assert after["embed/pool"]["details"]["images_embedded"] == 7
     assert after["ingest/pool"]["rows"]["kept"] == finished["ingest/pool"]["rows"]["kept"] + 7
