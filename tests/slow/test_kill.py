@@ -112,10 +112,11 @@ def test_worker_killed(world: Path, undisturbed: dict[str, str], stage: str) -> 
     shutil.copytree(world / "undisturbed", world / store)
     for leftover in ("parts", "artifacts"):
         _forget(world / store / leftover, stage)
-    for leftover in ("shards", "parts/shard_index"):
+    # What lies below the shards is run only where it is what is killed; there the shards stay.
+    below = stage in ("evaluate/all", "prune/all")
+    until = () if below else ("--until", "write_shards")
+    for leftover in () if below else ("shards", "parts/shard_index"):
         shutil.rmtree(world / store / leftover)
-    # What lies below the shards is run only where it is what is killed.
-    until = () if stage in ("evaluate/all", "prune/all") else ("--until", "write_shards")
     _interrupt(world, store, stage, "worker", *until)
     _finish(world, store, undisturbed, *until)
     shutil.rmtree(world / store)
