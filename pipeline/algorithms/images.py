@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import imagehash
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 ID_HEX_DIGITS = 32
@@ -153,8 +152,3 @@ def examine(data: bytes, max_pixels: int) -> Examined:
         phash=int(np.packbits(bits.flatten()).view(">u8")[0]),
         thumbnail=thumbnail.tobytes(),
     )
-
-
-def low_information(thumbnails: NDArray[np.uint8], min_std: float) -> NDArray[np.bool_]:
-    """Which of N 32x32 thumbnails [N, 1024] are too flat for a perceptual hash: luminance standard deviation < `min_std`."""
-    return np.asarray(thumbnails.std(axis=1) < min_std)

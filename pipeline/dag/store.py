@@ -187,9 +187,6 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.path(relative))
 
-    def exists(self, relative: str) -> bool:
-        return bool(self.fs.exists(self.path(relative)))
-
     def names(self, relative: str) -> list[str]:
         """The names directly under a folder, sorted; empty where there is none."""
         try:
