@@ -157,7 +157,7 @@ def _embed(config: CurationConfig, embedder: AnyEmbedder, images: Stage, fitted:
         inputs=_embedder_inputs(images, fitted),
         speed={"embedder": embedder, "max_pixels": config.ingest.max_pixels},
         max_cpus=images.max_cpus,
-        seconds_per_image=0.004,
+        seconds_per_image=0.006,
     )
 
 

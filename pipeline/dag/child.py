@@ -24,7 +24,7 @@ import cloudpickle
 from pipeline.dag.stage import Context, Outcome, Progress
 from pipeline.errors import LodesetError
 
-# Every worker inherits these. Oversubscribed BLAS threads were measured to cost up to 20x; each engine gives its workers
+# Every worker inherits these. Oversubscribed BLAS threads cost far more than they give; each engine gives its workers
 # the cores that it means them to use.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",

@@ -47,7 +47,7 @@ class Stage:
         speed: how it runs (part sizes, places); never enters a fingerprint.
         max_cpus: more cores than this would idle.
         frozen: fitted once and taken over by later runs even when its inputs have changed (`--fresh` refits).
-        seconds_per_image: measured on 2 cores, for `plan` before anything was run.
+        seconds_per_image: a rough rate on 2 cores, for `plan` before anything was run.
     """
 
     name: str

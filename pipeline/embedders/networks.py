@@ -17,7 +17,7 @@ from pipeline.errors import LodesetError
 def pixels(images: Sequence[Image.Image], config: OnnxEmbedder | TorchScriptEmbedder) -> NDArray[np.float32]:
     """RGB images -> float32 [B, 3, size, size], resized to the square (bicubic) and normalised."""
     side = config.size
-    # Only whole reductions first (box filter); measured on photographs of 500 px: 2.1 -> 0.9 ms an image.
+    # reducing_gap: whole reductions by a box filter come first, so that large photographs cost less.
     small = [i.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0) for i in images]
     scale = (1.0 / (255.0 * np.array(config.std))).astype(np.float32)
     shift = (np.array(config.mean) / np.array(config.std)).astype(np.float32)

@@ -20,7 +20,7 @@ from pipeline.dag.child import LOST_WORKER
 from pipeline.engines.failures import Failed
 from pipeline.errors import LodesetError
 
-# How long the local runner may take to end after its workers did. Measured: 0.2 s.
+# How long the local runner may take to end after its workers did.
 _GRACE_S = 10.0
 
 
@@ -67,7 +67,7 @@ def attempted(
 ) -> tuple[PCollection[Any], PCollection[Failed]]:
     """What `function(item, *arguments)` yields for every item, and the LodesetErrors that it raised.
 
-    Functions must not raise in their worker: the local runner waits for ever once two workers have (measured).
+    Functions must not raise in their worker: the local runner waits for ever once two workers have.
     """
     out = items | label >> beam.FlatMap(_attempt, function, *arguments).with_outputs(_FAILED, main="results")
     return out["results"], out[_FAILED]
