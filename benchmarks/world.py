@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-OFF = ("dedup.threshold=1.0", "dedup.reference_threshold=1.0", "dedup.phash_distance=0", "dedup.verify=none")
+OFF = ("dedup.within=false",)
 
 
 def lodeset(*arguments: str) -> Any:

@@ -176,6 +176,10 @@ class Filter(Strict):
 class Dedup(Strict):
     """Near-duplicates within the pool and against reference and included sets (DINOv2, section 3)."""
 
+    within: bool = Field(
+        True,
+        description="drop near-duplicates within the pool; false compares it with reference and included sets only",
+    )
     k: int = Field(64, ge=1, description="nearest neighbours searched for each image")
     threshold: Literal["auto"] | Annotated[float, Field(gt=-1, le=1)] = Field(
         "auto", description="cosine above which two images are copies; `auto` calibrates; 0.6 is right for SSCD only"

@@ -74,7 +74,7 @@ def run(context: Context) -> Outcome:
     files, made_parts = _search(context, sets, universe, config["k"])
     limits = chosen_thresholds(config, context.inputs.get("calibration"))
     neighbors = _neighbors(store, files)
-    pairs = judge(universe, neighbors, limits, config["phash_distance"], config["verify"])
+    pairs = judge(universe, neighbors, limits, config["phash_distance"], config["verify"], config["within"])
     component = components(len(universe.ids), pairs.a[pairs.linked], pairs.b[pairs.linked])
     _guard(universe, component, limits, config)
     table = verdicts(universe, component, pairs)
@@ -148,9 +148,17 @@ def chosen_thresholds(config: Mapping[str, Any], calibration: Artifact | None) -
 
 
 def judge(
-    universe: Universe, neighbors: tuple[Ints, Ints, Floats], limits: Thresholds, phash_distance: int, method: str
+    universe: Universe,
+    neighbors: tuple[Ints, Ints, Floats],
+    limits: Thresholds,
+    phash_distance: int,
+    method: str,
+    within: bool,
 ) -> Pairs:
-    """Which candidate pairs are copies. A pair that touches a reference image is judged by the reference threshold."""
+    """Which candidate pairs are copies. A pair that touches a reference image is judged by the reference threshold.
+
+    Without `within`, two images that are both in nothing but the pool are never linked.
+    """
     a, b, similarity = neighbors
     lowest = min(limits.pool, limits.reference)
     near = similarity > lowest - FLOOR
@@ -170,6 +178,8 @@ def judge(
 
     touches = universe.reference[a_all] | universe.reference[b_all]
     candidate = by_hash | (score > np.where(touches, limits.reference, limits.pool))
+    if not within:
+        candidate &= touches | universe.included[a_all] | universe.included[b_all]
     verified = np.full(len(a_all), -1, np.int8)
     mirrored = np.zeros(len(a_all), bool)
     if method == "pixels":

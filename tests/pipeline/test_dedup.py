@@ -1,0 +1,66 @@
+"""What dedup decides, on a planted universe: copies of five pictures, some in reference and included sets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.algorithms.components import components
+from pipeline.algorithms.thresholds import Thresholds
+from pipeline.stages.dedup import judge, verdicts
+from pipeline.stages.universe import Universe
+
+LIMITS = Thresholds(pool=0.9, reference=0.8)
+# picture of each node; the nodes that a reference or an included set holds
+PICTURES = np.array([0, 0, 0, 1, 1, 2, 2, 3, 4])
+REFERENCE = [4]
+INCLUDED = [6]
+AREAS = np.array([100, 300, 200, 100, 100, 100, 100, 100, 100])
+
+
+def planted() -> tuple[Universe, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (5, 1024)).astype(np.uint8)
+    hashes = rng.integers(0, 2**63, 5).astype(np.uint64)
+    count = len(PICTURES)
+    reference, included = np.zeros(count, bool), np.zeros(count, bool)
+    reference[REFERENCE] = included[INCLUDED] = True
+    included &= ~reference
+    ids = tuple(f"{n:032x}" for n in range(count))
+    universe = Universe(
+        ids=ids,
+        pool=~(reference | included),
+        reference=reference,
+        included=included,
+        area=AREAS,
+        phash=hashes[PICTURES],
+        thumbnails=pictures[PICTURES],
+        flat=np.zeros(count, bool),
+        set_names={ids[4]: ("test",), ids[6]: ("labelled",)},
+    )
+    a, b = np.triu_indices(count, 1)
+    similarity = np.where(PICTURES[a] == PICTURES[b], 0.97, 0.1).astype(np.float32)
+    return universe, (a.astype(np.int64), b.astype(np.int64), similarity)
+
+
+def decide(within: bool, method: str = "pixels") -> dict[int, tuple[bool, str]]:
+    universe, neighbors = planted()
+    pairs = judge(universe, neighbors, LIMITS, 4, method, within)
+    component = components(len(universe.ids), pairs.a[pairs.linked], pairs.b[pairs.linked])
+    table = verdicts(universe, component, pairs).to_pylist()
+    return {int(row["image_id"], 16): (row["kept"], row["reason"]) for row in table}
+
+
+@pytest.mark.parametrize("method", ["pixels", "none"])
+def test_one_of_a_group_stays_and_sets_come_first(method: str) -> None:
+    decided = decide(within=True, method=method)
+    assert decided[1] == (True, "unique") and decided[0] == decided[2] == (False, "near")
+    assert decided[3] == (False, "reference")
+    assert decided[5] == (False, "included") and decided[6] == (True, "included")
+    assert decided[7] == decided[8] == (True, "unique")
+
+
+def test_the_pool_can_keep_its_own_copies() -> None:
+    decided = decide(within=False)
+    assert all(decided[n] == (True, "unique") for n in (0, 1, 2, 7, 8))
+    assert decided[3] == (False, "reference") and decided[5] == (False, "included")
