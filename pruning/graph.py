@@ -6,6 +6,7 @@ the whole sweep; one variant (method x strength), measured and evaluated. No par
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import json
@@ -300,7 +301,7 @@ def _pruner(
             **row(chosen, pruned, dense, setting.size),
             "knn": _accuracies(pruned, setting),
             "removal_difference": difference,
-            "model": f"{setting.folder}/job-{number}/{method}-{eps:g}",
+            "model": f"{setting.folder}/job-{number}/{method}-{eps!r}",
             "seconds": round(time.time() - started, 3),
         }
         files = _publish_model(store, pruned, str(told["model"]))
@@ -314,12 +315,16 @@ def _pruner(
 
 
 def _publish_model(store: Store, model: DinoVisionTransformer, relative: str) -> dict[str, File]:
-    """The model's folder, which appears whole; what another attempt left there is the same model and is replaced."""
+    """The model's folder, which appears whole. One that is there already (of an attempt that was killed) stays."""
     folder = Path(store.path(relative))
-    attempt = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
+    attempt = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     save_pruned(model, attempt)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(attempt, folder)
+    try:
+        os.rename(attempt, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        shutil.rmtree(attempt)
     return {
         path.name: File(f"{relative}/{path.name}", 0, path.stat().st_size, file_digest(str(path)))
         for path in sorted(folder.iterdir())

@@ -152,7 +152,7 @@ def test_a_read_only_store(tmp_path: Path, pool: Path) -> None:
             pytest.skip("this user can write everywhere and may not mount")
     try:
         code, _, err = lodeset("run", config(tmp_path, "pool: pool.tar\nstore: store"))
-        assert (code, "cannot be written" in err) == (1, True), err
+        assert (code, "cannot be read or written" in err) == (1, True), err
     finally:
         if mounted:
             subprocess.run(["umount", str(store)], check=True)

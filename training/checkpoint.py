@@ -29,8 +29,9 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], identity: di
     `identity` is what a run must share to go on from here (see `newest_checkpoint`); it must survive JSON unchanged.
     """
     final = folder / f"step-{step:07d}"
-    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = folder / f".{final.name}.tmp"
+    for unfinished in folder.glob(".step-*.tmp"):  # left by a run that was killed
+        shutil.rmtree(unfinished)
     temporary.mkdir(parents=True)
     with open(temporary / STATE, "wb") as file:
         torch.save(state, file)
@@ -45,8 +46,10 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], identity: di
         json.dump(marker, file_text, indent=2)
         file_text.flush()
         os.fsync(file_text.fileno())
-    if final.exists():  # left by a run that was damaged after its rename
-        shutil.rmtree(final)
+    # The run went on from before them, so checkpoints of this step or a later one are damaged.
+    for other, path in _checkpoints(folder):
+        if other >= step:
+            shutil.rmtree(path)
     os.rename(temporary, final)
     for _, older in _checkpoints(folder)[:-keep]:
         shutil.rmtree(older)

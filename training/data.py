@@ -178,7 +178,7 @@ class Batches(Dataset["Batch | LodesetError"]):
         if config.batch // world_size < 2:
             raise LodesetError(
                 f"batch {config.batch} leaves {config.batch // world_size} image to each of {world_size} workers, but "
-                f"KoLeo compares images within one: use a batch of at least {2 * world_size}"
+                f"the metrics of its features need two: use a batch of at least {2 * world_size}"
             )
         if len(index) < config.batch:
             raise LodesetError(

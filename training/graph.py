@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.config import TargetSet
+from pipeline.dag.background import repeating
 from pipeline.dag.fingerprint import digest, file_digest
 from pipeline.dag.stage import Context, Input, Outcome, Progress, Stage
 from pipeline.dag.store import File, Rows, Store
@@ -111,22 +111,17 @@ def _file(store: Store, path: Path, rows: int) -> File:
 @contextlib.contextmanager
 def _reporting(context: Context, folder: Path, config: TrainingConfig) -> Iterator[None]:
     """Reports progress from the last line of metrics.jsonl, which worker 0 writes wherever it runs."""
-    done = threading.Event()
-    first: list[int] = []
+    start: int | None = None
 
-    def watch() -> None:
-        while not done.wait(1.0):
-            step = last_step(folder / METRICS)
-            first.append(step)
-            context.report(Progress(step / config.steps, max(0, step - first[0]) * config.batch))
+    def look() -> float:
+        nonlocal start
+        step = last_step(folder / METRICS)
+        start = step if start is None else start
+        context.report(Progress(step / config.steps, max(0, step - start) * config.batch))
+        return 1.0
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with repeating(look, 1.0):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def last_step(metrics: Path) -> int:

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,18 +16,9 @@ from training.config import TrainingConfig
 from training.loop import SUMMARY, train_loop
 
 
-def _ignore(_: dict[str, Any]) -> None:
-    """Metrics are in metrics.jsonl. ray.train.report adds nothing, and blocks until Ray's controller polls (2 s)."""
-
-
-def train_inline(
-    config: TrainingConfig,
-    index_urls: Sequence[str],
-    folder: Path,
-    report: Callable[[dict[str, Any]], None] = _ignore,
-) -> dict[str, Any]:
+def train_inline(config: TrainingConfig, index_urls: Sequence[str], folder: Path) -> dict[str, Any]:
     """Trains in this process on the CPU, with the threads torch is set to; otherwise as `train_loop`."""
-    return train_loop(config, index_urls, folder, 0, 1, torch.device("cpu"), report)
+    return train_loop(config, index_urls, folder, 0, 1, torch.device("cpu"))
 
 
 def launch(config: TrainingConfig, index_urls: Sequence[str], folder: Path, cpus: int) -> dict[str, Any]:
@@ -70,7 +61,8 @@ def launch(config: TrainingConfig, index_urls: Sequence[str], folder: Path, cpus
             if told:
                 raise told[0] from None
             failed = f"{len(error.worker_failures)} of {workers} workers"
-            raise LodesetError(f"training failed on {failed}: {error}") from error
+            first = _root(next(iter(error.worker_failures.values())))
+            raise LodesetError(f"training failed on {failed}: {type(first).__name__}: {_last_line(first)}") from error
     return cast(dict[str, Any], json.loads((folder / SUMMARY).read_text()))
 
 
@@ -80,34 +72,53 @@ def plan_workers(config: TrainingConfig, cpus: int, gpus: int) -> int:
     Raises:
         LodesetError: more workers are configured than there are GPUs, or cores without GPUs.
     """
-    available = gpus or cpus
+    available = min(gpus, cpus) if gpus else cpus  # a GPU's worker needs a core
     if config.workers is None:
         return max(n for n in range(1, available + 1) if n == 1 or (config.batch % n == 0 and config.batch // n >= 2))
     if config.workers > available:
-        kind = "GPUs" if gpus else "CPU cores"
+        kind = "GPUs that have a CPU core" if gpus else "CPU cores"
         raise LodesetError(f"training.workers {config.workers} exceeds the budget of {available} {kind}: lower it")
     return config.workers
 
 
 def _worker(arguments: dict[str, Any]) -> None:
+    """Metrics go to metrics.jsonl; ray.train.report would add nothing, and block until Ray's controller polls (2 s)."""
     torch.set_num_threads(arguments["threads"])
     context = ray.train.get_context()
-    train_loop(
-        TrainingConfig.model_validate(arguments["config"]),
-        arguments["index_urls"],
-        Path(arguments["folder"]),
-        context.get_world_rank(),
-        context.get_world_size(),
-        get_device(),
-        _ignore,
-    )
+    folder = Path(arguments["folder"])
+    try:
+        train_loop(
+            TrainingConfig.model_validate(arguments["config"]),
+            arguments["index_urls"],
+            folder,
+            context.get_world_rank(),
+            context.get_world_size(),
+            get_device(),
+        )
+    except OSError as error:
+        raise LodesetError(
+            f"training cannot go on in {error.filename or folder}: {error.strerror or error}: free some space or mend "
+            "what is wrong there, and run again; it goes on from the newest checkpoint"
+        ) from error
+
+
+def _chain(failure: BaseException) -> Iterator[BaseException]:
+    """An error and what lies inside the wrappers that Ray puts around it."""
+    seen: BaseException | None = failure
+    while seen is not None:
+        yield seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
 
 
 def _cause(failure: BaseException) -> LodesetError | None:
-    """The error meant for the user inside the wrappers that Ray puts around it."""
-    seen: BaseException | None = failure
-    while seen is not None:
-        if isinstance(seen, LodesetError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return None
+    """The error meant for the user, if there is one inside."""
+    return next((seen for seen in _chain(failure) if isinstance(seen, LodesetError)), None)
+
+
+def _root(failure: BaseException) -> BaseException:
+    return list(_chain(failure))[-1]
+
+
+def _last_line(error: BaseException) -> str:
+    """Ray puts a worker's traceback into the message; it is in the log of the stage already."""
+    return (str(error).strip().splitlines() or [""])[-1]

@@ -6,7 +6,7 @@ Shapes: W workers.
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ from training.ssl import (
 
 SUMMARY = "summary.json"
 # These change speed, what is kept or what is written, never the weights.
-# A run may go on with another number of workers: batches stay the same, the last bits of the weights do not.
+# A run may go on with another number of workers: batches and losses stay the same, the last bits of the weights do not,
+# nor, with `drop_path`, which samples of a batch skip a branch.
 NOT_IDENTITY = {"workers", "loader_processes", "log_every", "checkpoint_every", "keep_checkpoints"}
 
 
@@ -45,13 +46,11 @@ def train_loop(
     rank: int,
     world_size: int,
     device: torch.device,
-    report: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Trains to `config.steps`, from the newest checkpoint in `folder` if there is one; every worker calls this.
 
     Worker 0 writes `metrics.jsonl`, `step-*/`, and in the end the teacher's backbone (`model.safetensors`,
-    `config.json`) and `summary.json`. Where world_size > 1 the default process group must be up. `report` receives
-    every line of metrics, on every worker. Returns the summary: steps, images (in the index), images_seen, skipped
+    `config.json`) and `summary.json`. Where world_size > 1 the default process group must be up. Returns the summary: steps, images (in the index), images_seen, skipped
     (unreadable; since the last resume), resumed_step, seconds, images_per_s, losses (the last logged line).
 
     Raises:
@@ -84,7 +83,7 @@ def train_loop(
 
     started = logged = time.perf_counter()
     logged_step, skipped = first_step, 0.0
-    line: dict[str, Any] = {}
+    line: dict[str, Any] = log.last if log is not None else {}
     for batch in load_batches(batches, first_step):
         done = batch.step + 1
         values = step_values(config, batch.step)
@@ -113,7 +112,6 @@ def train_loop(
             logged, logged_step = now, done
             if log is not None:
                 log.append(line)
-            report(line)
         if rank == 0 and (done % config.checkpoint_every == 0 or done == config.steps):
             whole = {name: part.state_dict() for name, part in parts.items()}
             save_checkpoint(folder, done, whole, identity, config.keep_checkpoints)
@@ -127,7 +125,9 @@ def train_loop(
         "workers": world_size,
         "resumed_step": first_step,
         "seconds": seconds,
-        "images_per_s": (config.steps - first_step) * config.batch / seconds,
+        "images_per_s": (config.steps - first_step) * config.batch / seconds
+        if first_step < config.steps
+        else line.get("images_per_s", 0.0),
         "losses": {name: line[name] for name in ("loss", "dino", "ibot", "koleo") if name in line},
     }
     if rank == 0:

@@ -29,6 +29,7 @@ class MetricsLog:
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(f"{line}\n" for line in kept))
         os.replace(temporary, self.path)
+        self.last: dict[str, Any] = json.loads(kept[-1]) if kept else {}
 
     def append(self, line: dict[str, Any]) -> None:
         with open(self.path, "a") as file:

@@ -65,7 +65,7 @@ def losses(
     config: TrainingConfig,
     group: dist.ProcessGroup | None,
 ) -> StepLosses:
-    """The forward pass of a step; `group` are the processes over which the teacher's scores are centred."""
+    """The forward pass of a step; `group` are the processes over which the teacher's scores are centred and KoLeo looks for neighbours."""
     weights = config.losses
     mixed = torch.autocast(batch.masks.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
 
@@ -103,7 +103,7 @@ def losses(
         terms={
             "dino": weights.dino * dino / pairs,
             "ibot": weights.ibot * ibot_loss(patch_scores, patch_targets, batch.masks, weights.student_temperature),
-            "koleo": weights.koleo * (koleo_loss(first) + koleo_loss(second)),
+            "koleo": weights.koleo * (koleo_loss(first, group) + koleo_loss(second, group)),
         },
         teacher_cls=seen.cls.float(),
         teacher_targets=cls_targets,

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import socket
-import threading
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from pipeline.dag.background import repeating
 from pipeline.dag.store import Store
 from pipeline.errors import HeldError
 
@@ -87,21 +87,17 @@ def claim(store: Store, name: str, what: str) -> Iterator[None]:
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": me.create_time(), "token": uuid.uuid4().hex}
     mine = json.dumps(owner).encode()
     _take(store, path, mine, what)
-    done = threading.Event()
 
-    def renew() -> None:
-        while not done.wait(LEASE_SECONDS / 3):
-            with contextlib.suppress(OSError):
-                if store.read(path) != mine:
-                    return
-                store.fs.pipe_file(store.path(path), mine)
+    def renew() -> float | None:
+        with contextlib.suppress(OSError):
+            if store.read(path) != mine:
+                return None
+            store.fs.pipe_file(store.path(path), mine)
+        return LEASE_SECONDS / 3
 
-    thread = threading.Thread(target=renew, daemon=True)
-    thread.start()
     try:
-        yield
+        with repeating(renew, LEASE_SECONDS / 3):
+            yield
     finally:
-        done.set()
-        thread.join()
         if store.read(path) == mine:
             store.delete(path)

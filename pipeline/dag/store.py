@@ -125,7 +125,7 @@ class Store:
                 ) from error
             if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise LodesetError(
-                    f"the store {self.url} cannot be written ({action}: {error.strerror}): check `store:` and its permissions"
+                    f"the store {self.url} cannot be read or written ({action}: {error.strerror}): check `store:` and its permissions"
                 ) from error
             if error.errno in (errno.ENOTDIR, errno.EEXIST):
                 raise LodesetError(
@@ -170,7 +170,8 @@ class Store:
     def read(self, relative: str) -> bytes | None:
         """A file's bytes, None where there is none."""
         try:
-            return cast(bytes, self.fs.cat_file(self.path(relative)))
+            with self.explained(f"reading {relative}"):
+                return cast(bytes, self.fs.cat_file(self.path(relative)))
         except FileNotFoundError:
             return None
 
@@ -190,7 +191,8 @@ class Store:
     def names(self, relative: str) -> list[str]:
         """The names directly under a folder, sorted; empty where there is none."""
         try:
-            listed = self.fs.ls(self.path(relative), detail=False, refresh=True)
+            with self.explained(f"reading {relative}"):
+                listed = self.fs.ls(self.path(relative), detail=False, refresh=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in listed)
@@ -199,8 +201,8 @@ class Store:
     def writing(self, relative: str) -> Iterator[HashingFile]:
         """A file that is hashed while it is written and appears under its name only when complete.
 
-        Where that name is taken already, the file that was there stays: whoever writes under a name that is not of one
-        attempt alone (shards) writes the same bytes.
+        Where that name is taken already (an attempt that was killed before it committed), the file that was there stays,
+        and size and digest are those of that file.
         """
         path = self.path(relative)
         with self.explained(f"writing {relative}"):
@@ -216,8 +218,10 @@ class Store:
                     os.fsync(raw.fileno())
                 raw.close()
                 if self.local:
-                    with contextlib.suppress(FileExistsError):
+                    try:
                         os.link(temporary, path)
+                    except FileExistsError:
+                        sink.measure(path)
             except BaseException:
                 # An object store shows nothing of a file that was not closed.
                 if self.local:
@@ -267,10 +271,13 @@ class Store:
         part = Part(key, {**written, **(files or {})}, dict(counts or {}), seconds)
         if self.put_absent(f"{folder}/manifest.json", json.dumps(asdict(part), indent=1).encode()):
             return part
-        for file in part.files.values():
-            self.delete(file.path)
         earlier = self.part(stage, key)
         assert earlier is not None, f"{folder}/manifest.json exists and cannot be read"
+        # Shards and models have names that are not of one attempt alone: the winner's stay.
+        theirs = {file.path for file in earlier.files.values()}
+        for file in part.files.values():
+            if file.path not in theirs:
+                self.delete(file.path)
         return earlier
 
     # -- artifacts
@@ -356,6 +363,12 @@ class HashingFile:
 
     def close(self) -> None:
         """The store closes the file underneath once it is complete."""
+
+    def measure(self, path: str) -> None:
+        """Takes digest and size of a file that was there before."""
+        with open(path, "rb") as file:
+            self._hash = hashlib.file_digest(file, "sha256")
+            self.size_bytes = file.tell()
 
     def sha256(self) -> str:
         return self._hash.hexdigest()

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ import psutil
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import PCollection
 
+from pipeline.dag.background import repeating
 from pipeline.dag.child import LOST_WORKER
 from pipeline.engines.failures import Failed
 from pipeline.errors import LodesetError
@@ -105,23 +105,18 @@ def _raise(grouped: tuple[int, Iterable[Failed]]) -> None:
 @contextlib.contextmanager
 def _workers_watched() -> Iterator[None]:
     """Ends this process if a local worker dies: the local runner would wait for its answer for ever."""
-    done = threading.Event()
+    seen: set[int] = set()
 
-    def watch() -> None:
-        seen: set[int] = set()
-        while not done.wait(1.0):
-            alive = {p.pid for p in psutil.Process().children(recursive=True) if _is_worker(p)}
-            seen |= alive
-            if seen - alive and not done.wait(_GRACE_S):
-                print(f"a Beam worker ended before its work did: {sorted(seen - alive)}", file=sys.stderr, flush=True)
-                os._exit(LOST_WORKER)
+    def look() -> float:
+        alive = {p.pid for p in psutil.Process().children(recursive=True) if _is_worker(p)}
+        seen.update(alive)
+        if seen - alive and not ended.wait(_GRACE_S):
+            print(f"a Beam worker ended before its work did: {sorted(seen - alive)}", file=sys.stderr, flush=True)
+            os._exit(LOST_WORKER)
+        return 1.0
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with repeating(look, 1.0) as ended:
         yield
-    finally:
-        done.set()
 
 
 def _is_worker(process: psutil.Process) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from pipeline.dag.background import repeating
 from pipeline.dag.stage import Context, Progress
 from pipeline.dag.store import Part
 
@@ -47,25 +47,19 @@ def watching(context: Context, stage: str, before: set[str], total: int, counted
 
     `counted` is the count of a part that adds up to `total`.
     """
-    done = threading.Event()
+    seen, size, images = set(before), 0, 0
 
-    def watch() -> None:
-        seen, size, images, pause = set(before), 0, 0, 1.0
-        while not done.wait(pause):
-            started = time.monotonic()
-            for key in set(context.store.names(f"parts/{stage}")) - seen:
-                part = context.store.part(stage, key)
-                if part is not None and counted in part.counts:
-                    seen.add(key)
-                    size += part.counts[counted]
-                    images += part.counts["images"]
-            context.report(Progress(min(0.99, size / max(1, total)), images))
-            pause = max(1.0, 20 * (time.monotonic() - started))  # listing never takes more than a twentieth
+    def look() -> float:
+        nonlocal size, images
+        started = time.monotonic()
+        for key in set(context.store.names(f"parts/{stage}")) - seen:
+            part = context.store.part(stage, key)
+            if part is not None and counted in part.counts:
+                seen.add(key)
+                size += part.counts[counted]
+                images += part.counts["images"]
+        context.report(Progress(min(0.99, size / max(1, total)), images))
+        return max(1.0, 20 * (time.monotonic() - started))  # listing never takes more than a twentieth
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with repeating(look, 1.0):
         yield
-    finally:
-        done.set()
-        thread.join()

@@ -50,6 +50,15 @@ def test_first_part_wins_and_leaves_no_other_files(store: Store) -> None:
     assert set(store.committed("embed", ["k", "other"])) == {"k"}
 
 
+def test_a_late_attempt_takes_nothing_from_the_winner(store: Store) -> None:
+    shard = store.write_named("shards/f/shard-0.parquet", TABLE)
+    first = store.commit_part("write_shards", "k", {"entries": TABLE}, files={"shard": shard})
+    again = store.write_named("shards/f/shard-0.parquet", TABLE)
+    assert store.commit_part("write_shards", "k", {"entries": TABLE}, files={"shard": again}) == first
+    assert store.names("shards/f") == ["shard-0.parquet"]
+    assert store.table([first.files["shard"]]).equals(TABLE)
+
+
 def test_an_attempt_that_died_is_not_seen(store: Store) -> None:
     store.write_named("parts/embed/k/dead-vectors.parquet", TABLE)
     assert store.part("embed", "k") is None
@@ -96,7 +105,11 @@ def test_artifacts_round_trip(store: Store) -> None:
 
 @pytest.mark.parametrize(
     ("code", "told"),
-    [(errno.ENOSPC, "is full"), (errno.EROFS, "cannot be written"), (errno.EACCES, "cannot be written")],
+    [
+        (errno.ENOSPC, "is full"),
+        (errno.EROFS, "cannot be read or written"),
+        (errno.EACCES, "cannot be read or written"),
+    ],
 )
 def test_what_a_file_system_says_becomes_what_a_user_can_do(
     store: Store, monkeypatch: pytest.MonkeyPatch, code: int, told: str

@@ -1,16 +1,42 @@
 """Kozachenko-Leonenko differential entropy term (Sablayrolles et al. 2018, arXiv:1806.03198; DINOv2, section 4).
 
-Shapes: B images, D width.
+Shapes: b rows on this process, B on all of them, D width.
 """
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def koleo_loss(features: Tensor) -> Tensor:
-    """-mean log(distance to the nearest other row) over L2-normalised rows of features [B, D], B >= 2; a scalar."""
-    return -torch.log(nearest_distances(features) + 1e-8).mean()
+def koleo_loss(features: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """-mean log(distance to the nearest other row) over L2-normalised rows of features [b, D]; a scalar.
+
+    With a process `group` (the same b on each), the B >= 2 rows of all processes are compared, as the paper says ("within
+    a batch"), so that the loss does not depend on the number of processes; the authors' code compares those of one device.
+    """
+    rows = features if group is None else _AllRows.apply(features.float(), group)
+    return -torch.log(nearest_distances(rows) + 1e-8).mean()
+
+
+class _AllRows(torch.autograd.Function):
+    """[b, D] on each of W processes -> [W b, D] on all; each row's gradient is the sum over the processes."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        every = [torch.empty_like(rows) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(every, rows.contiguous(), group=group)
+        return torch.cat(every)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total.chunk(dist.get_world_size(ctx.group))[dist.get_rank(ctx.group)], None
 
 
 def nearest_distances(features: Tensor) -> Tensor:
