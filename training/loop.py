@@ -50,8 +50,9 @@ def train_loop(
     """Trains to `config.steps`, from the newest checkpoint in `folder` if there is one; every worker calls this.
 
     Worker 0 writes `metrics.jsonl`, `step-*/`, and in the end the teacher's backbone (`model.safetensors`,
-    `config.json`) and `summary.json`. Where world_size > 1 the default process group must be up. Returns the summary: steps, images (in the index), images_seen, skipped
-    (unreadable; since the last resume), resumed_step, seconds, images_per_s, losses (the last logged line).
+    `config.json`) and `summary.json`. Where world_size > 1 the default process group must be up. Returns
+    the summary: steps, images (in the index), images_seen, skipped (unreadable; since the last resume), resumed_step,
+    seconds, images_per_s, losses (the last logged line).
 
     Raises:
         LodesetError: the data or the folder do not fit (see `open_index`, `Batches`, `newest_checkpoint`), or a loss
@@ -116,7 +117,7 @@ def train_loop(
             whole = {name: part.state_dict() for name, part in parts.items()}
             save_checkpoint(folder, done, whole, identity, config.keep_checkpoints)
 
-    seconds = time.perf_counter() - started
+    seconds, steps_made = time.perf_counter() - started, config.steps - first_step
     summary = {
         "steps": config.steps,
         "images": len(index),
@@ -125,9 +126,7 @@ def train_loop(
         "workers": world_size,
         "resumed_step": first_step,
         "seconds": seconds,
-        "images_per_s": (config.steps - first_step) * config.batch / seconds
-        if first_step < config.steps
-        else line.get("images_per_s", 0.0),
+        "images_per_s": steps_made * config.batch / seconds if steps_made else line.get("images_per_s", 0.0),
         "losses": {name: line[name] for name in ("loss", "dino", "ibot", "koleo") if name in line},
     }
     if rank == 0:

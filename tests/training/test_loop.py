@@ -15,6 +15,7 @@ from training.config import TrainingConfig
 from training.data import Batches, open_index
 from training.export import load_backbone
 from training.launch import launch, plan_workers, train_inline
+from training.metrics import MetricsLog
 from training.schedules import step_values
 from training.ssl import clip_gradients, losses, make_optimiser, schedule, student_and_teacher, update_teacher
 
@@ -42,17 +43,21 @@ class Killed(Exception):
 
 
 def test_a_resumed_run_is_bit_identical_to_an_unbroken_one(
-    tmp_path: Path, index_url: str, small: TrainingConfig
+    tmp_path: Path, index_url: str, small: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     summary = train_inline(small, [index_url], unbroken)
 
-    def kill_at_five(line: dict[str, float]) -> None:
+    append = MetricsLog.append
+
+    def kill_at_five(log: MetricsLog, line: dict[str, float]) -> None:
+        append(log, line)
         if line["step"] == 5:
             raise Killed
 
-    with pytest.raises(Killed):
-        train_inline(small, [index_url], broken, kill_at_five)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(MetricsLog, "append", kill_at_five)
+        train_inline(small, [index_url], broken)
     assert [line["step"] for line in metrics(broken)] == [1, 2, 3, 4, 5]
     resumed = train_inline(small, [index_url], broken)
 
@@ -151,10 +156,26 @@ def test_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
     assert found is not None and int(found[1]["x"]) == 40
 
 
+def test_a_damaged_checkpoint_does_not_outlive_the_run_that_passed_it_over(tmp_path: Path) -> None:
+    identity = {"seed": 1}
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, {"x": torch.tensor(step)}, identity, keep=2)
+    (tmp_path / "step-0000002" / "manifest.json").unlink()
+    (tmp_path / ".step-0000002.tmp").mkdir()  # and a save that was killed
+    save_checkpoint(tmp_path, 2, {"x": torch.tensor(20)}, identity, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000002"]
+    (tmp_path / "step-0000002" / "manifest.json").unlink()
+    save_checkpoint(tmp_path, 1, {"x": torch.tensor(10)}, identity, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000001"]
+    found = newest_checkpoint(tmp_path, identity)
+    assert found is not None and int(found[1]["x"]) == 10
+
+
 def test_other_settings_do_not_resume(tmp_path: Path, index_url: str, small: TrainingConfig) -> None:
     train_inline(small, [index_url], tmp_path)
     faster = small.model_copy(update={"loader_processes": 1, "log_every": 2})
-    assert train_inline(faster, [index_url], tmp_path)["resumed_step"] == 6
+    again = train_inline(faster, [index_url], tmp_path)
+    assert again["resumed_step"] == 6 and again["images_per_s"] > 0 and set(again["losses"]) >= {"loss", "dino"}
     with pytest.raises(LodesetError, match="seed: 0 -> 7"):
         train_inline(small.model_copy(update={"seed": 7}), [index_url], tmp_path)
 

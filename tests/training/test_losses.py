@@ -114,11 +114,18 @@ def _two_processes(rank: int, folder: str) -> None:
     parameter = nn.Parameter(torch.zeros(3))
     parameter.grad = torch.tensor([1.0, 2.0, 3.0]) * (rank + 1)
     average_gradients([parameter], group, 2)
+    rows = random(8, 4)
+    mine = (rows[:4] if rank == 0 else rows[4:]).clone().requires_grad_()
+    koleo = koleo_loss(mine, group)
+    torch.autograd.backward(koleo)
+    assert mine.grad is not None
     torch.save(
         {
             "uneven": sinkhorn_knopp(uneven, 0.07, 3, group),
             "none_here": sinkhorn_knopp(none_here, 0.07, 3, group),
             "gradient": parameter.grad,
+            "koleo": koleo.detach(),
+            "koleo_gradient": mine.grad / 2,  # the mean over processes, as `average_gradients` takes it
         },
         f"{folder}/{rank}.pt",
     )
@@ -138,4 +145,10 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     for name in ("uneven", "none_here"):
         torch.testing.assert_close(torch.cat([first[name], second[name]]), whole)
     torch.testing.assert_close(first["gradient"], torch.tensor([1.5, 3.0, 4.5]))
+    rows = random(8, 4).requires_grad_()
+    koleo = koleo_loss(rows)
+    torch.autograd.backward(koleo)
+    torch.testing.assert_close(first["koleo"], koleo.detach())
+    torch.testing.assert_close(second["koleo"], koleo.detach())
+    torch.testing.assert_close(torch.cat([first["koleo_gradient"], second["koleo_gradient"]]), rows.grad)
     assert torch.equal(first["gradient"], second["gradient"])

@@ -17,8 +17,13 @@ def koleo_loss(features: Tensor, group: dist.ProcessGroup | None = None) -> Tens
     With a process `group` (the same b on each), the B >= 2 rows of all processes are compared, as the paper says ("within
     a batch"), so that the loss does not depend on the number of processes; the authors' code compares those of one device.
     """
-    rows = features if group is None else _AllRows.apply(features.float(), group)
+    rows = features if group is None else _all_rows(features.float(), group)
     return -torch.log(nearest_distances(rows) + 1e-8).mean()
+
+
+def _all_rows(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+    every: Tensor = _AllRows.apply(rows, group)  # type: ignore[no-untyped-call]  # torch does not type apply
+    return every
 
 
 class _AllRows(torch.autograd.Function):
