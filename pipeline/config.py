@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError
 class Strict(BaseModel):
     """A section of the configuration: immutable, and no key goes unread."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -152,6 +152,12 @@ class PatchDictionary(Strict):
     )
     seed: int = Field(0, ge=0)
 
+    @model_validator(mode="after")
+    def _patches_fit(self) -> PatchDictionary:
+        if self.patch > self.size:
+            raise ValueError(f"patch {self.patch} is larger than size {self.size}: make it at most {self.size}")
+        return self
+
 
 Embedder = Annotated[
     PatchDictionary | OnnxEmbedder | TorchScriptEmbedder | PrecomputedEmbedder, Field(discriminator="kind")
@@ -188,6 +194,10 @@ class Dedup(Strict):
         "auto", description="the same against reference sets, where a miss costs more; 0.45 is right for SSCD only"
     )
     phash_distance: int = Field(4, ge=0, le=16, description="perceptual hashes at most this many bits apart are copies")
+    max_group: Literal["auto"] | Annotated[int, Field(ge=2)] = Field(
+        "auto",
+        description="pool images in a group of copies above which the run stops; auto: max(100, 0.1 % of the pool)",
+    )
     verify: Literal["none", "pixels"] = Field("pixels", description="check candidate pairs on their thumbnails")
     calibration_images: int = Field(200, ge=20, description="pool images that `auto` makes copies of")
     part_images: int = Field(4_096, ge=1, description="queries per part of the neighbour search; speed only")
@@ -201,7 +211,6 @@ class Clustering(Strict):
     )
     iterations: int = Field(20, ge=1, description="Lloyd steps")
     seed: int = Field(0, ge=0)
-    part_images: int = Field(16_384, ge=1, description="images per part of the assignment; speed only")
 
 
 class Shards(Strict):

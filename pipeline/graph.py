@@ -12,7 +12,8 @@ Each stage is one function in `pipeline/stages/<name>.py`, of the same name; wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import CurationConfig, PatchDictionary, PrecomputedEmbedder, Source
@@ -37,6 +38,16 @@ from pipeline.stages import (
 IMAGES, METADATA = "images", "metadata"  # the two digests that ingest names
 
 
+@dataclass(frozen=True)
+class Embedding:
+    """An embedder as stages need it: its knobs, what it is (its model's bytes are hashed once), and what fitted it."""
+
+    config: AnyEmbedder
+    identity: Mapping[str, Any]
+    fitted: Stage | None
+    suffix: str  # of the names of its stages
+
+
 def build(config: CurationConfig) -> dict[str, Stage]:
     """The stages by id, in topological order.
 
@@ -53,30 +64,30 @@ def build(config: CurationConfig) -> dict[str, Stage]:
     ingested = {name: add(_ingest(config, name, sources)) for name, sources in sets.items()}
     pool = ingested["pool"]
 
-    semantic = config.embed.semantic
-    fitted = add(_fit_embedder(config, semantic, pool, "")) if isinstance(semantic, PatchDictionary) else None
-    vectors = {name: add(_embed(config, semantic, stage, fitted, "")) for name, stage in ingested.items()}
+    def embedding(chosen: AnyEmbedder, suffix: str) -> Embedding:
+        what = identity(chosen)
+        fit = isinstance(chosen, PatchDictionary)
+        return Embedding(chosen, what, add(_fit_embedder(config, chosen, what, pool, suffix)) if fit else None, suffix)
+
+    semantic = embedding(config.embed.semantic, "")
+    vectors = {name: add(_embed(config, semantic, stage)) for name, stage in ingested.items()}
 
     compared = roles_of(config)
-    dedup_embedder = semantic if config.embed.dedup == "semantic" else config.embed.dedup
-    dedup_fitted, dedup_vectors = fitted, vectors
+    for_dedup, dedup_vectors = semantic, vectors
     if config.embed.dedup != "semantic":
-        own = isinstance(dedup_embedder, PatchDictionary)
-        dedup_fitted = add(_fit_embedder(config, dedup_embedder, pool, "_dedup")) if own else None
-        dedup_vectors = {
-            name: add(_embed(config, dedup_embedder, ingested[name], dedup_fitted, "_dedup")) for name in compared
-        }
+        for_dedup = embedding(config.embed.dedup, "_dedup")
+        dedup_vectors = {name: add(_embed(config, for_dedup, ingested[name])) for name in compared}
 
     masked = add(_filter(config, pool))
     calibration = None
     if "auto" in (config.dedup.threshold, config.dedup.reference_threshold):
-        calibration = add(_calibrate(config, dedup_embedder, pool, dedup_vectors["pool"], dedup_fitted))
+        calibration = add(_calibrate(config, for_dedup, pool, dedup_vectors["pool"]))
     unique = add(_dedup(config, compared, ingested, dedup_vectors, masked, calibration))
 
     needs_clusters = not config.curated or any(c.retrieve.mode == "cluster" for c in config.curated)
     centroids = clusters = None
     if needs_clusters:
-        centroids = add(_fit_clusters(config, vectors["pool"], unique))
+        centroids = add(_fit_clusters(config, semantic, vectors["pool"], unique))
         clusters = add(_cluster(config, vectors["pool"], unique, centroids))
     retrieved = {
         one.name: add(_retrieve(config, index, vectors, unique, centroids, clusters))
@@ -127,18 +138,24 @@ def _ingest(config: CurationConfig, name: str, sources: Sequence[Source]) -> Sta
     )
 
 
-def _embedder_inputs(images: Stage, fitted: Stage | None) -> dict[str, Input]:
-    return {"images": Input(images, IMAGES), **({"fitted": Input(fitted)} if fitted else {})}
+def _embedder_inputs(images: Stage, embedding: Embedding) -> dict[str, Input]:
+    return {"images": Input(images, IMAGES), **_fitted(embedding)}
 
 
-def _fit_embedder(config: CurationConfig, embedder: AnyEmbedder, pool: Stage, suffix: str) -> Stage:
+def _fitted(embedding: Embedding) -> dict[str, Input]:
+    return {"fitted": Input(embedding.fitted)} if embedding.fitted else {}
+
+
+def _fit_embedder(
+    config: CurationConfig, embedder: AnyEmbedder, identity: Mapping[str, Any], pool: Stage, suffix: str
+) -> Stage:
     return Stage(
         f"fit_embedder{suffix}",
         "pool",
         fit_embedder.VERSION,
         "ray",
         fit_embedder.run,
-        config={"embedder": identity(embedder)},
+        config={"embedder": identity, "limit": config.ingest.limit},
         inputs={"images": Input(pool, IMAGES)},
         speed={"embedder": embedder, "max_pixels": config.ingest.max_pixels},
         frozen=True,
@@ -146,16 +163,16 @@ def _fit_embedder(config: CurationConfig, embedder: AnyEmbedder, pool: Stage, su
     )
 
 
-def _embed(config: CurationConfig, embedder: AnyEmbedder, images: Stage, fitted: Stage | None, suffix: str) -> Stage:
+def _embed(config: CurationConfig, embedding: Embedding, images: Stage) -> Stage:
     return Stage(
-        f"embed{suffix}",
+        f"embed{embedding.suffix}",
         images.set,
         embed.VERSION,
         "ray",
         embed.run,
-        config={"embedder": identity(embedder)},
-        inputs=_embedder_inputs(images, fitted),
-        speed={"embedder": embedder, "max_pixels": config.ingest.max_pixels},
+        config={"embedder": embedding.identity},
+        inputs=_embedder_inputs(images, embedding),
+        speed={"embedder": embedding.config, "max_pixels": config.ingest.max_pixels},
         max_cpus=images.max_cpus,
         seconds_per_image=0.006,
     )
@@ -176,10 +193,8 @@ def _filter(config: CurationConfig, pool: Stage) -> Stage:
     )
 
 
-def _calibrate(
-    config: CurationConfig, embedder: AnyEmbedder, pool: Stage, vectors: Stage, fitted: Stage | None
-) -> Stage:
-    if isinstance(embedder, PrecomputedEmbedder):
+def _calibrate(config: CurationConfig, embedding: Embedding, pool: Stage, vectors: Stage) -> Stage:
+    if isinstance(embedding.config, PrecomputedEmbedder):
         raise ConfigError(
             "dedup.threshold: auto cannot be calibrated with precomputed vectors, because copies would have to be embedded: "
             "give dedup.threshold and dedup.reference_threshold as numbers, or name an embedder in embed.dedup"
@@ -190,9 +205,13 @@ def _calibrate(
         calibrate.VERSION,
         "ray",
         calibrate.run,
-        config={"calibration_images": config.dedup.calibration_images},
-        inputs={**_embedder_inputs(pool, fitted), "vectors": Input(vectors)},
-        speed={"embedder": embedder, "max_pixels": config.ingest.max_pixels},
+        config={
+            "calibration_images": config.dedup.calibration_images,
+            "embedder": embedding.identity,
+            "limit": config.ingest.limit,
+        },
+        inputs={**_embedder_inputs(pool, embedding), "vectors": Input(vectors)},
+        speed={"embedder": embedding.config, "max_pixels": config.ingest.max_pixels},
         frozen=True,
         seconds_per_image=0.0005,
     )
@@ -225,15 +244,15 @@ def _dedup(
     )
 
 
-def _fit_clusters(config: CurationConfig, vectors: Stage, unique: Stage) -> Stage:
+def _fit_clusters(config: CurationConfig, embedding: Embedding, vectors: Stage, unique: Stage) -> Stage:
     return Stage(
         "fit_clusters",
         "pool",
         fit_clusters.VERSION,
         "ray",
         fit_clusters.run,
-        config=config.cluster.model_dump(),
-        inputs={"vectors": Input(vectors), "dedup": Input(unique)},
+        config={**config.cluster.model_dump(), "embedder": embedding.identity, "limit": config.ingest.limit},
+        inputs={"vectors": Input(vectors), "dedup": Input(unique), **_fitted(embedding)},
         max_cpus=1,
         frozen=True,
         seconds_per_image=0.0002,

@@ -18,6 +18,8 @@ AGREE_REFERENCE = 0.90
 # Luminance standard deviation (8-bit steps) below which a thumbnail says too little for a hash or a correlation.
 LOW_INFORMATION = 5.0
 
+PAIRS_AT_ONCE = 16_384  # 64 MiB of standardised thumbnails on either side
+
 IDENTITY, MIRROR = "identity", "mirror"
 
 
@@ -31,13 +33,15 @@ def standardised(thumbnails: NDArray[np.uint8]) -> Floats:
     return rows
 
 
-def agreement(rows: Floats, a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[Floats, NDArray[np.bool_]]:
-    """Correlation [P] of the pairs (a, b) of standardised rows, the better of as-is and mirrored, and which it was."""
+def agreement(
+    thumbnails: NDArray[np.uint8], a: NDArray[np.int64], b: NDArray[np.int64]
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Correlation [P] of the pairs (a, b) of thumbnails [N, 1024], the better of as-is and mirrored, and which it was."""
     best = np.zeros(len(a), np.float32)
     mirrored = np.zeros(len(a), bool)
-    for start in range(0, len(a), 65_536):
-        one = rows[a[start : start + 65_536]]
-        other = rows[b[start : start + 65_536]]
+    for start in range(0, len(a), PAIRS_AT_ONCE):
+        one = standardised(thumbnails[a[start : start + PAIRS_AT_ONCE]])
+        other = standardised(thumbnails[b[start : start + PAIRS_AT_ONCE]])
         straight = np.einsum("ij,ij->i", one, other)
         flipped = other.reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)[:, :, ::-1].reshape(len(other), -1)
         turned = np.einsum("ij,ij->i", one, flipped)

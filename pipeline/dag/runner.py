@@ -89,10 +89,23 @@ def _decide(store: Store, stage: Stage, finished: Mapping[str, Artifact], fresh:
     history = store.history(stage.name, stage.set)
     if stage.frozen and not fresh:
         for earlier in history:
-            if earlier.version == stage.version and earlier.config == canonical(stage.config):
+            if _still_fits(stage, earlier, finished):
                 day = time.strftime("%Y-%m-%d %H:%M", time.localtime(earlier.created))
                 return Decision(stage, "taken over", f"fitted {day}; `--fresh` refits", earlier.fingerprint, earlier)
     return Decision(stage, "run", _why(stage, finished, history), fingerprint)
+
+
+def _still_fits(stage: Stage, earlier: Artifact, finished: Mapping[str, Artifact]) -> bool:
+    """Whether what was fitted before may be taken over: alike but for the data, and fitted on what is fitted now."""
+    fitted = {role: i for role, i in stage.inputs.items() if i.stage.frozen}
+    return (
+        earlier.version == stage.version
+        and earlier.config == canonical(stage.config)
+        and all(
+            earlier.inputs.get(role, {}).get("identity") == finished[needed.stage.id].identity(needed.of)
+            for role, needed in fitted.items()
+        )
+    )
 
 
 def _why(stage: Stage, finished: Mapping[str, Artifact], history: list[Artifact]) -> str:

@@ -46,7 +46,8 @@ class Stage:
         inputs: the stages it reads, by the role they play.
         speed: how it runs (part sizes, places); never enters a fingerprint.
         max_cpus: more cores than this would idle.
-        frozen: fitted once and taken over by later runs even when its inputs have changed (`--fresh` refits).
+        frozen: fitted once and taken over by later runs even when its inputs have changed, unless these are frozen
+            themselves (`--fresh` refits).
         seconds_per_image: a rough rate on 2 cores, for `plan` before anything was run.
     """
 

@@ -26,6 +26,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from pipeline.errors import LodesetError
 
@@ -98,8 +99,12 @@ class Store:
     """Parts and artifacts under one URL. Picklable: workers open their own connection."""
 
     def __init__(self, url: str) -> None:
+        """Raises LodesetError where the URL's protocol is unknown or its driver is not installed."""
         self.url = url
-        self.fs, self.root = fsspec.core.url_to_fs(url)
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            raise LodesetError(f"the store {url} cannot be opened: {error}; choose another `store:`") from error
         self.local = isinstance(self.fs, LocalFileSystem)
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
@@ -142,7 +147,11 @@ class Store:
             self.fs.rm_file(self.path(probe))
 
     def put_absent(self, relative: str, data: bytes) -> bool:
-        """Writes a whole file, visible only when complete; False if it was there already."""
+        """Writes a whole file, visible only when complete; False if it was there already.
+
+        Atomic on a local file system, and where fsspec's driver has a conditional put (s3fs, gcsfs, adlfs). Elsewhere it is
+        a look followed by a write, and two runs that the claims did not keep apart may both believe they were first.
+        """
         path = self.path(relative)
         with self.explained(f"writing {relative}"):
             self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
@@ -223,8 +232,11 @@ class Store:
                     except FileExistsError:
                         sink.measure(path)
             except BaseException:
-                # An object store shows nothing of a file that was not closed.
-                if self.local:
+                # fsspec publishes a remote file when it is closed, be it by the garbage collector, unless it is discarded.
+                if isinstance(raw, AbstractBufferedFile):
+                    raw.discard()
+                    raw.closed = True
+                else:
                     with contextlib.suppress(OSError):
                         raw.close()
                 raise

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 
 from pipeline.config import OnnxEmbedder, PatchDictionary, PrecomputedEmbedder, TorchScriptEmbedder
@@ -24,9 +26,12 @@ def identity(config: AnyEmbedder) -> dict[str, Any]:
     tree = {k: v for k, v in config.model_dump().items() if k not in _PLACES}
     try:
         if isinstance(config, PrecomputedEmbedder):
-            tree["files"] = [file_digest(path) for path in files_of(config)]
+            # Terabytes of vectors cannot be read for every `plan`: sizes and times say whether they changed.
+            tree["files"] = [_state(path) for path in files_of(config)]
         elif not isinstance(config, PatchDictionary):
             tree["model"] = file_digest(config.path)
+            if isinstance(config, OnnxEmbedder) and (weights := _external_weights(Path(config.path))):
+                tree["weights"] = {name: file_digest(str(path)) for name, path in weights.items()}
     except FileNotFoundError as error:
         raise LodesetError(
             f"no embedder: {error}; check `embed: path:` (relative paths start from the configuration file)"
@@ -34,6 +39,26 @@ def identity(config: AnyEmbedder) -> dict[str, Any]:
     except OSError as error:
         raise LodesetError(f"the embedder cannot be read: {error}; check `embed: path:`") from error
     return tree
+
+
+def _state(path: str) -> list[object]:
+    """Name, size and entity tag or modification time of a file."""
+    fs, inside = fsspec.core.url_to_fs(path)
+    info = fs.info(inside)
+    times = ("ETag", "etag", "mtime", "LastModified", "last_modified")
+    return [inside.rsplit("/", 1)[-1], info["size"], next((str(info[t]) for t in times if info.get(t) is not None), "")]
+
+
+def _external_weights(model: Path) -> dict[str, Path]:
+    """The files beside an ONNX model in which its larger tensors lie (above 2 GB they must), by relative path.
+
+    The model holds their relative paths as plain text, so a file is one of them if its path occurs in the model.
+    """
+    told = model.read_bytes()
+    beside = {
+        path.relative_to(model.parent).as_posix(): path for path in sorted(model.parent.glob("**/*")) if path != model
+    }
+    return {name: path for name, path in beside.items() if path.is_file() and name.encode() in told}
 
 
 def load(config: AnyEmbedder, fitted: File | None, store: Store, threads: int) -> Embed:

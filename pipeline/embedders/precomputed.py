@@ -51,13 +51,15 @@ def look_up(config: PrecomputedEmbedder, wanted: pa.Table) -> tuple[NDArray[np.f
     found = connection.sql(
         f'SELECT w.row AS row, any_value(v."{config.column}") AS vector FROM w JOIN v ON {on} GROUP BY w.row ORDER BY w.row'
     ).to_arrow_table()
+    if not found.num_rows:
+        return np.zeros((0, 1), np.float32), np.zeros(0, np.int64)
     lists = found["vector"].combine_chunks()
     lengths = (
         set(np.diff(lists.offsets.to_numpy()).tolist())
         if pa.types.is_list(lists.type)
         else {getattr(lists.type, "list_size", 0)}
     )
-    if found.num_rows and len(lengths) != 1:
+    if len(lengths) != 1:
         raise LodesetError(f"{config.path}: vectors of several widths: {sorted(lengths)[:5]}")
     flat = np.asarray(lists.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
     return flat.reshape(found.num_rows, -1), found["row"].to_numpy()

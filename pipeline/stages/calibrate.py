@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.algorithms import copies, thresholds, verify
 from pipeline.algorithms.images import decode
@@ -90,10 +91,11 @@ def summary(samples: pa.Table) -> dict[str, object]:
     kinds = np.asarray(samples["kind"].to_pylist())
     similarity = samples["similarity"].to_numpy()
     stranger = kinds == STRANGER
+    found = [kind for kind in (*copies.KINDS, STRANGER) if (kinds == kind).any()]
     return {
         "candidates": asdict(thresholds.candidates(similarity[~stranger])),
-        "unverified": asdict(thresholds.unverified(similarity[stranger])),
-        "median_similarity": {k: round(float(np.median(similarity[kinds == k])), 4) for k in (*copies.KINDS, STRANGER)},
+        "unverified": asdict(thresholds.unverified(similarity[stranger])) if stranger.any() else None,
+        "median_similarity": {kind: round(float(np.median(similarity[kinds == kind])), 4) for kind in found},
     }
 
 
@@ -130,13 +132,11 @@ def _worker(embedder: Embedder, pool: Pool) -> Callable[[Chunk], Part]:
     return calibrate
 
 
-def _thumbnails(
-    store: Store, files: Sequence[File], row_of: dict[str, int]
-) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """Standardised thumbnails in the rows of the vectors, float32 [N, 1024]."""
+def _thumbnails(store: Store, files: Sequence[File], row_of: dict[str, int]) -> NDArray[np.uint8]:
+    """Thumbnails in the rows of the vectors, uint8 [N, 1024]."""
     table = store.table(files, ["image_id", "thumbnail"])
     raw = np.zeros((len(row_of), 1024), np.uint8)
     for image_id, thumbnail in zip(table["image_id"].to_pylist(), table["thumbnail"].to_pylist(), strict=True):
         if image_id in row_of:
             raw[row_of[image_id]] = np.frombuffer(thumbnail, np.uint8)
-    return verify.standardised(raw)
+    return raw

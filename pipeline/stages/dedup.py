@@ -30,7 +30,7 @@ from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import Artifact, File, Part, Rows, Store
 from pipeline.engines.ray import map_with_state
-from pipeline.errors import GateError
+from pipeline.errors import GateError, LodesetError
 from pipeline.stages.parts import made
 from pipeline.stages.universe import Members, Universe, gather, members_of, vectors_of
 
@@ -136,9 +136,14 @@ def _neighbors(store: Store, files: Sequence[File]) -> tuple[Ints, Ints, Floats]
 
 def chosen_thresholds(config: Mapping[str, Any], calibration: Artifact | None) -> Thresholds:
     """The configured numbers, or those that the calibration found for this way of verifying."""
-    found: Mapping[str, float] = {}
+    found: Mapping[str, float] | None = {}
     if calibration is not None:
         found = calibration.details["candidates" if config["verify"] == "pixels" else "unverified"]
+    if found is None:
+        raise LodesetError(
+            "every image of the calibration sample is a copy of its neighbours, so no threshold can be learned for "
+            "`verify: none`: set dedup.threshold and dedup.reference_threshold, or use `verify: pixels`"
+        )
     pool = found["pool"] if config["threshold"] == "auto" else config["threshold"]
     reference = found["reference"] if config["reference_threshold"] == "auto" else config["reference_threshold"]
     return Thresholds(pool, reference)
@@ -183,8 +188,7 @@ def judge(
     verified = np.full(len(a_all), -1, np.int8)
     mirrored = np.zeros(len(a_all), bool)
     if method == "pixels":
-        rows = verify.standardised(universe.thumbnails)
-        agreement, turned = verify.agreement(rows, a_all[candidate], b_all[candidate])
+        agreement, turned = verify.agreement(universe.thumbnails, a_all[candidate], b_all[candidate])
         enough = np.where(touches[candidate], verify.AGREE_REFERENCE, verify.AGREE)
         verified[candidate] = agreement >= enough
         mirrored[candidate] = turned
@@ -197,7 +201,7 @@ def judge(
 def _guard(universe: Universe, component: Ints, limits: Thresholds, config: Mapping[str, Any]) -> None:
     sizes = np.bincount(component, weights=universe.pool) if len(component) else np.zeros(1)
     pool = int(universe.pool.sum())
-    allowed = size_limit(pool)
+    allowed = size_limit(pool) if config["max_group"] == "auto" else config["max_group"]
     largest = int(sizes.max(initial=0))
     if largest <= allowed:
         return
@@ -206,7 +210,8 @@ def _guard(universe: Universe, component: Ints, limits: Thresholds, config: Mapp
         f"one near-duplicate group holds {largest} of {pool} pool images ({largest / pool:.1%}; the limit is {allowed}), "
         f"and {many} groups are that large: the cosine threshold {limits.pool} links strangers. Nothing was dropped. "
         "Choose a higher dedup.threshold, "
-        f"`threshold: auto`, `verify: pixels` (now {config['verify']}), or a lower dedup.phash_distance (now {config['phash_distance']})"
+        f"`threshold: auto`, `verify: pixels` (now {config['verify']}), or a lower dedup.phash_distance (now {config['phash_distance']}); "
+        f"if the pool does hold {largest} copies of one image, set dedup.max_group: {largest}"
     )
 
 

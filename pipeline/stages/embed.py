@@ -209,7 +209,8 @@ def _outcome(parts: Sequence[Part], new: set[str]) -> Outcome:
     reasons = {r: sum(p.counts.get(r, 0) for p in parts) for r in ("not_finite", "no_vector")}
     kept = sum(p.files["vectors"].rows for p in parts)
     return Outcome(
-        tables={"vectors": tuple(p.files["vectors"] for p in parts)},
+        # A part without a vector has no width, and would keep others from reading the table as one.
+        tables={"vectors": tuple(p.files["vectors"] for p in parts if p.files["vectors"].rows)},
         rows=Rows(
             taken=sum(p.counts["images"] for p in parts), kept=kept, dropped={r: n for r, n in reasons.items() if n}
         ),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline import records
 from pipeline.algorithms.images import decode
 from pipeline.config import PatchDictionary
 from pipeline.dag.fingerprint import digest
@@ -46,7 +47,8 @@ def seeded_sample(store: Store, ingested: Artifact, count: int, seed: int) -> li
 
     Independent of how the set is cut into parts; a grown pool's sample keeps most of the old one.
     """
-    table = store.table(ingested.tables["locations"], ["image_id", "uri", "member", "offset", "size_bytes"])
+    columns = ["image_id", "uri", "member", "offset", "size_bytes"]
+    table = store.table(ingested.tables["locations"], columns, records.LOCATIONS)
     ids = sorted(set(table["image_id"].to_pylist()), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
     left = set(ids[:count])
     chosen = []

@@ -92,6 +92,10 @@ def _searcher(
     store: Store, name: str, query_files: Sequence[File], pool_files: Sequence[File], dedup: Artifact, k: int
 ) -> Callable[[Queries], Part]:
     ids, matrix = vectors_sorted(store, pool_files, pool_kept(store, dedup))
+    if not ids:
+        raise LodesetError(
+            f"dedup kept no pool image ({dict(dedup.rows.dropped)}): `{name}` has nothing to retrieve from"
+        )
     index = ExactIndex(matrix)
     query_ids, found = read_vectors(store, query_files)
     order = sorted(range(len(query_ids)), key=query_ids.__getitem__)
@@ -202,7 +206,7 @@ def run_all(context: Context) -> Outcome:
     kept = kept_ids(store, context.inputs["dedup"])
     for role, artifact in sorted(context.inputs.items()):
         if role.startswith("images:"):
-            ids = store.table(artifact.tables["images"], ["image_id"])["image_id"].to_pylist()
+            ids = store.table(artifact.tables["images"], ["image_id"], records.IMAGES)["image_id"].to_pylist()
             tables.append(_as_is(sorted(set(ids) & kept), role.removeprefix("images:")))
     if context.config["everything"]:
         tables.append(_as_is(sorted(pool_kept(store, context.inputs["dedup"])), "pool"))

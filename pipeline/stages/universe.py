@@ -71,8 +71,8 @@ def gather(store: Store, sets: Sequence[Members]) -> Universe:
     in_role: dict[str, set[str]] = {"pool": set(), "reference": set(), "included": set()}
     for one in sets:
         masked = set(store.table(one.masked, ["image_id"], records.FILTERED)["image_id"].to_pylist())
-        with_vector = set(store.table(one.vectors, ["image_id"])["image_id"].to_pylist())
-        table = store.table(one.images, ["image_id", "width", "height", "phash", "thumbnail"])
+        with_vector = set(store.table(one.vectors, ["image_id"], records.vectors(1))["image_id"].to_pylist())
+        table = store.table(one.images, ["image_id", "width", "height", "phash", "thumbnail"], records.IMAGES)
         area = pc.multiply(table["width"].cast("int64"), table["height"].cast("int64")).to_pylist()
         for image_id, pixels, phash, thumbnail in zip(
             table["image_id"].to_pylist(), area, table["phash"].to_pylist(), table["thumbnail"].to_pylist(), strict=True

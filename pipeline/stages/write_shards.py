@@ -1,10 +1,12 @@
 """write_shards (Beam): `selected` + where the bytes lie -> WebDataset tars and `index.parquet`.
 
-The order comes from the sources and a seed: blocks of images that lie together are shuffled, shards are filled with whole
-blocks' images, and inside a shard every image is shuffled. So a worker reads its sources nearly in sequence, and what it
-writes depends on nothing but the selection: to the byte, on any machine, with any number of workers.
+The order comes from the places of the images and a seed: blocks of images that lie together are shuffled, shards are filled
+with whole blocks' images, and inside a shard every image is shuffled. So a worker reads its sources nearly in sequence, and
+what it writes depends on nothing but the selection and the order of the places: to the byte, on any machine, with any number
+of workers, however ingest was cut.
 
-Shards lie in `<store>/shards/<fingerprint>/`, a part each.
+Shards lie in `<store>/shards/<digest of the plan>/`, a part each: data that moved to places of another order between a
+killed run and the next makes another plan, and shards of two plans never meet.
 """
 
 from __future__ import annotations
@@ -60,21 +62,23 @@ def run(context: Context) -> Outcome:
 
     config: Shards = context.speed["shards"]
     store = context.store
-    folder = f"shards/{context.fingerprint[:16]}"
     shards = plan(store, context, config)
+    folder = f"shards/{digest(context.fingerprint, [s.key for s in shards])[:16]}"
     if not shards:
         raise LodesetError(
             "nothing was selected, so there are no shards to write: look at `lodeset report`, at what dedup and retrieve dropped"
         )
     before = set(store.committed(STAGE, [s.key for s in shards]))
-    images = sum(len(s.entries) for s in shards)
-    with watching(context, STAGE, before, images, "images"), pipeline(context.cpus, context.speed["beam"]) as p:
+    left = sum(len(s.entries) for s in shards if s.key not in before)
+    there = set(store.names(f"parts/{STAGE}"))
+    with watching(context, STAGE, there, left, "images"), pipeline(context.cpus, context.speed["beam"]) as p:
         wanted = p | "shards" >> beam.Create([s for s in shards if s.key not in before]) | beam.Reshuffle()
         _, unwritten = attempted(wanted, "write", _write, store, folder)
         raise_failures(unwritten)
-    parts = [store.committed(STAGE, [s.key])[s.key] for s in shards]
+    committed = store.committed(STAGE, [s.key for s in shards])
+    parts = [committed[s.key] for s in shards]
     index = store.table([p.files["entries"] for p in parts])
-    index_file = _publish_index(store, folder, context.fingerprint, index)
+    index_file = _publish_index(store, folder, index)
     selected = context.inputs["selected"].rows.kept
     return Outcome(
         tables={"shards": tuple(p.files["shard"] for p in parts), "index": (index_file,)},
@@ -111,7 +115,7 @@ def plan(store: Store, context: Context, config: Shards) -> list[Shard]:
 
 
 def _entries(store: Store, context: Context, why: dict[str, list[dict[str, Any]]]) -> list[Entry]:
-    """The selected images in the order in which they lie in their sources; the pool's copy comes first."""
+    """The selected images by the place of their first copy; the pool's copy comes before those of other sets."""
     entries: list[Entry] = []
     left = set(why)
     sets = sorted(
@@ -122,10 +126,12 @@ def _entries(store: Store, context: Context, why: dict[str, list[dict[str, Any]]
         wanted = pa.array(sorted(left), pa.string())
         images = _rows_of(store, tables["images"], wanted, ["image_id", "width", "height", "format"])
         said: dict[str, dict[str, Any]] = {}
-        for row in store.table(tables.get("metadata", ()), None, records.METADATA).to_pylist():
+        rows = store.table(tables.get("metadata", ()), None, records.METADATA).to_pylist()
+        for row in sorted(rows, key=lambda r: str(r["source"])):
             said.setdefault(row["image_id"], row)
         about = {row["image_id"]: row for row in images}
-        for row in _rows_of(store, tables["locations"], wanted, ["image_id", "uri", "member", "offset", "size_bytes"]):
+        places = _rows_of(store, tables["locations"], wanted, ["image_id", "uri", "member", "offset", "size_bytes"])
+        for row in sorted(places, key=lambda r: (r["uri"], r["offset"], r["member"])):
             image_id = row["image_id"]
             if image_id not in left or image_id not in about:
                 continue
@@ -226,9 +232,9 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(entry, io.BytesIO(data))
 
 
-def _publish_index(store: Store, folder: str, fingerprint: str, index: pa.Table) -> File:
+def _publish_index(store: Store, folder: str, index: pa.Table) -> File:
     """`index.parquet` beside the shards, in the order of the shards and of the entries inside."""
-    key = digest("shard_index", VERSION, fingerprint)
+    key = digest("shard_index", VERSION, folder)
     found = store.part("shard_index", key)
     if found is None:
         file = store.write_named(f"{folder}/index.parquet", index)

@@ -137,6 +137,10 @@ def test_precomputed_vectors_by_id_and_by_uri(tmp_path: Path) -> None:
     pq.write_table(pa.table({"uri": ["u", "v"], "member": ["2", ""], "vector": vectors}), tmp_path / "uris.parquet")
     found, rows = look_up(PrecomputedEmbedder(kind="precomputed", path=str(tmp_path / "uris.parquet")), wanted)
     assert rows.tolist() == [1, 2]
+    found, rows = look_up(
+        PrecomputedEmbedder(kind="precomputed", path=str(tmp_path / "ids.parquet")), wanted.slice(1, 1)
+    )
+    assert (len(found), len(rows)) == (0, 0)
 
 
 @pytest.mark.parametrize(

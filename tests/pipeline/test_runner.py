@@ -93,6 +93,17 @@ def test_what_was_fitted_is_taken_over_unless_fresh(store: Store) -> None:
     assert Watched(store, fresh=True).run(grown, fitted_on_grown)["fit/pool"].fingerprint != first.fingerprint
 
 
+def test_what_was_fitted_on_something_fitted_follows_it(store: Store) -> None:
+    a = stage("a")
+    dictionary = stage("dictionary", inputs={"x": Input(a)}, frozen=True)
+    Watched(store).run(a, dictionary, stage("thresholds", inputs={"x": Input(a), "f": Input(dictionary)}, frozen=True))
+    grown = replace(a, config={"k": 2})
+    other = stage("dictionary", inputs={"x": Input(grown)}, frozen=True, config={"k": 3})
+    again = Watched(store)
+    again.run(grown, other, stage("thresholds", inputs={"x": Input(grown), "f": Input(other)}, frozen=True))
+    assert ("done", "thresholds") in again.kinds()
+
+
 def test_independent_stages_share_the_budget(store: Store) -> None:
     a, b = stage("a", toy_stages.sleepy), stage("b", toy_stages.sleepy)
     done = Watched(store, cpus=2).run(a, b)

@@ -1,10 +1,12 @@
 import errno
+import gc
 import json
 import threading
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from pipeline.dag.store import Artifact, Rows, Store
 from pipeline.errors import LodesetError
@@ -83,6 +85,52 @@ def test_a_named_file_is_kept_when_it_is_written_again(tmp_path: Path) -> None:
         sink.write(b"bytes")
     assert (tmp_path / "a/shard.tar").stat().st_ino == inode
     assert store.names("a") == ["shard.tar"]
+
+
+class Bucket(AbstractFileSystem):
+    """An object store: a file is there once it is closed."""
+
+    protocol = "bucket"
+    cachable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.objects: dict[str, bytes] = {}
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        pass
+
+    def _open(self, path: str, mode: str = "rb", **_: object) -> "BucketFile":
+        return BucketFile(self, path, mode)
+
+
+class BucketFile(AbstractBufferedFile):
+    def _initiate_upload(self) -> None:
+        pass
+
+    def _upload_chunk(self, final: bool = False) -> bool:
+        if final:
+            self.fs.objects[self.path] = self.buffer.getvalue()
+        return final
+
+
+def test_an_object_store_never_gets_half_a_file(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.fs, store.local = Bucket(), False
+    with pytest.raises(ZeroDivisionError), store.writing("a/half.tar") as sink:
+        sink.write(b"half")
+        raise ZeroDivisionError
+    gc.collect()
+    assert store.fs.objects == {}
+    with store.writing("a/whole.tar") as sink:
+        sink.write(b"whole")
+    assert list(store.fs.objects.values()) == [b"whole"]
+
+
+@pytest.mark.parametrize("url", ["nosuch://bucket/x", "s3://bucket/x"])
+def test_a_store_that_no_driver_opens(url: str) -> None:
+    with pytest.raises(LodesetError, match=r"cannot be opened: .*choose another `store:`"):
+        Store(url)
 
 
 def test_artifacts_round_trip(store: Store) -> None:

@@ -1,0 +1,68 @@
+"""What the graph of a configuration depends on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import picture
+
+from pipeline.config import CurationConfig
+from pipeline.dag.stage import Stage
+from pipeline.graph import build
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool/a.png").write_bytes(picture(1))
+    return {"pool": [{"uri": str(tmp_path / "pool")}], "embed": {"semantic": network(tmp_path / "a.pt")}}
+
+
+def network(path: Path) -> dict[str, str]:
+    path.write_bytes(path.name.encode())
+    return {"kind": "torchscript", "path": str(path)}
+
+
+def stages(tree: dict[str, Any]) -> dict[str, Stage]:
+    return build(CurationConfig.model_validate(tree))
+
+
+@pytest.mark.parametrize("fitted", ["calibrate/pool", "fit_clusters/pool"])
+def test_what_is_fitted_on_vectors_is_of_their_embedder_alone(
+    tree: dict[str, Any], tmp_path: Path, fitted: str
+) -> None:
+    """A fitted artifact is taken over by configuration, so the embedder and the size of a trial must be part of it."""
+    before = stages(tree)[fitted]
+    assert before.frozen and before.config == stages(tree)[fitted].config
+    other = {**tree, "embed": {"semantic": network(tmp_path / "b.pt")}}
+    assert stages(other)[fitted].config != before.config
+    assert stages({**tree, "ingest": {"limit": 5}})[fitted].config != before.config
+
+
+@pytest.mark.parametrize("fitted", ["fit_embedder/pool", "calibrate/pool", "fit_clusters/pool"])
+def test_a_trial_on_a_sample_is_not_what_the_whole_pool_takes_over(tree: dict[str, Any], fitted: str) -> None:
+    del tree["embed"]
+    assert stages({**tree, "ingest": {"limit": 5}})[fitted].config != stages(tree)[fitted].config
+
+
+def test_a_model_s_place_is_no_part_of_what_it_computes(tree: dict[str, Any], tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere.pt"
+    moved.write_bytes(b"a.pt")
+    other = {**tree, "embed": {"semantic": {"kind": "torchscript", "path": str(moved)}}}
+    assert stages(other)["embed/pool"].config == stages(tree)["embed/pool"].config
+
+
+def test_weights_beside_an_onnx_graph_are_part_of_the_embedder(tree: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    (folder / "weights").mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"...location weights/big.bin...")
+    (folder / "weights/big.bin").write_bytes(b"one")
+    (folder / "README.md").write_bytes(b"one")
+    tree["embed"] = {"semantic": {"kind": "onnx", "path": str(folder / "model.onnx")}}
+    before = stages(tree)["embed/pool"].config
+    (folder / "README.md").write_bytes(b"two")
+    assert stages(tree)["embed/pool"].config == before
+    (folder / "weights/big.bin").write_bytes(b"two")
+    assert stages(tree)["embed/pool"].config != before
