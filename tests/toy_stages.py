@@ -47,6 +47,10 @@ def defect(context: Context) -> Outcome:
     raise ZeroDivisionError("oops")
 
 
+def engine_defect(context: Context) -> Outcome:
+    raise RuntimeError("worker 3 failed\nTraceback (most recent call last):\n  File x, line 1\nKeyError: 'vector'\n")
+
+
 def dies(context: Context) -> Outcome:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError

@@ -11,6 +11,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
+from pipeline.dag.child import last_line
 from pipeline.errors import LodesetError
 from training.config import TrainingConfig
 from training.loop import SUMMARY, train_loop
@@ -62,7 +63,7 @@ def launch(config: TrainingConfig, index_urls: Sequence[str], folder: Path, cpus
                 raise told[0] from None
             failed = f"{len(error.worker_failures)} of {workers} workers"
             first = _root(next(iter(error.worker_failures.values())))
-            raise LodesetError(f"training failed on {failed}: {type(first).__name__}: {_last_line(first)}") from error
+            raise LodesetError(f"training failed on {failed}: {type(first).__name__}: {last_line(first)}") from error
     return cast(dict[str, Any], json.loads((folder / SUMMARY).read_text()))
 
 
@@ -117,8 +118,3 @@ def _cause(failure: BaseException) -> LodesetError | None:
 
 def _root(failure: BaseException) -> BaseException:
     return list(_chain(failure))[-1]
-
-
-def _last_line(error: BaseException) -> str:
-    """Ray puts a worker's traceback into the message; it is in the log of the stage already."""
-    return (str(error).strip().splitlines() or [""])[-1]

@@ -54,6 +54,11 @@ def die_with(stream: IO[bytes]) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def last_line(error: BaseException) -> str:
+    """What an error says without the traceback that engines put before it; that is in the log."""
+    return (str(error).strip().splitlines() or [""])[-1]
+
+
 def main() -> None:
     stdin = sys.stdin.buffer
     length = int.from_bytes(stdin.read(8), "little")
@@ -87,7 +92,7 @@ def main() -> None:
         )
     except BaseException as error:
         traceback.print_exc()
-        tell({"error": f"{type(error).__name__}: {error}", "exit_code": 1, "unexpected": True})
+        tell({"error": f"{type(error).__name__}: {last_line(error)}", "exit_code": 1, "unexpected": True})
     with contextlib.suppress(BrokenPipeError):
         channel.close()
     sys.stdout.flush()
