@@ -76,7 +76,7 @@ def run(context: Context) -> Outcome:
     neighbors = _neighbors(store, files)
     pairs = judge(universe, neighbors, limits, config["phash_distance"], config["verify"], config["within"])
     component = components(len(universe.ids), pairs.a[pairs.linked], pairs.b[pairs.linked])
-    _guard(universe, component, limits, config)
+    guard(universe.pool, component, limits, config)
     table = verdicts(universe, component, pairs)
     edges = _edge_table(universe, pairs)
     key = digest(STAGE, VERSION, context.fingerprint)
@@ -198,9 +198,10 @@ def judge(
     return Pairs(a_all, b_all, score, distance, verified, mirrored, linked)
 
 
-def _guard(universe: Universe, component: Ints, limits: Thresholds, config: Mapping[str, Any]) -> None:
-    sizes = np.bincount(component, weights=universe.pool) if len(component) else np.zeros(1)
-    pool = int(universe.pool.sum())
+def guard(in_pool: NDArray[np.bool_], component: Ints, limits: Thresholds, config: Mapping[str, Any]) -> None:
+    """Raises GateError where a group of copies is too large to be one."""
+    sizes = np.bincount(component, weights=in_pool) if len(component) else np.zeros(1)
+    pool = int(in_pool.sum())
     allowed = size_limit(pool) if config["max_group"] == "auto" else config["max_group"]
     largest = int(sizes.max(initial=0))
     if largest <= allowed:

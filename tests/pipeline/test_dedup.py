@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
 from pipeline.algorithms.components import components
 from pipeline.algorithms.thresholds import Thresholds
-from pipeline.stages.dedup import judge, verdicts
+from pipeline.errors import GateError
+from pipeline.stages.dedup import guard, judge, verdicts
 from pipeline.stages.universe import Universe
 
 LIMITS = Thresholds(pool=0.9, reference=0.8)
@@ -64,3 +67,11 @@ def test_the_pool_can_keep_its_own_copies() -> None:
     decided = decide(within=False)
     assert all(decided[n] == (True, "unique") for n in (0, 1, 2, 7, 8))
     assert decided[3] == (False, "reference") and decided[5] == (False, "included")
+
+
+@pytest.mark.parametrize(("max_group", "stops"), [("auto", True), (119, True), (120, False)])
+def test_a_group_that_is_too_large_stops_the_run_unless_it_is_expected(max_group: str | int, stops: bool) -> None:
+    component = np.r_[np.zeros(120, np.int64), np.arange(120, 300)]
+    pool = np.ones(300, bool)
+    with pytest.raises(GateError, match=r"120 of 300 .* dedup\.max_group: 120") if stops else nullcontext():
+        guard(pool, component, LIMITS, {"max_group": max_group, "verify": "pixels", "phash_distance": 4})
