@@ -16,7 +16,8 @@ def build(config: Config) -> dict[str, Stage]:
         LodesetError: a source or a model is not there.
     """
     stages = curation.build(config)
+    max_pixels = config.ingest.max_pixels
+    stages |= training.build(config.training, config.targets, stages, max_pixels)
     if config.training is not None:
-        stages |= training.build(config.training, config.targets, stages)
-        stages |= pruning.build(config.pruning, config.training, config.targets, stages)
+        stages |= pruning.build(config.pruning, config.training, config.targets, stages, max_pixels)
     return stages

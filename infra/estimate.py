@@ -33,7 +33,7 @@ def _estimate(store: Store, decision: Decision, decisions: Mapping[str, Decision
         return Estimate(decision.artifact.rows.taken, 0.0, 0)
     images = _images(stage, decisions)
     history = store.history(stage.name, stage.set)
-    return Estimate(images, _seconds(stage, images, history, cpus), _bytes(stage, images, history, decisions))
+    return Estimate(images, _seconds(stage, images, history, cpus), _bytes(stage, images, history))
 
 
 def _images(stage: Stage, decisions: Mapping[str, Decision]) -> int | None:
@@ -53,6 +53,9 @@ def _images(stage: Stage, decisions: Mapping[str, Decision]) -> int | None:
 
 
 def _seconds(stage: Stage, images: int | None, history: list[Artifact], cpus: int) -> float | None:
+    if stage.work:
+        before = history[0].details.get("work") if history else None
+        return stage.work * (history[0].seconds / before if before else stage.seconds_per_image * 2 / cpus)
     if history and history[0].rows.taken:
         rate = history[0].seconds / history[0].rows.taken
         return rate * (images if images is not None else history[0].rows.taken)
@@ -62,11 +65,13 @@ def _seconds(stage: Stage, images: int | None, history: list[Artifact], cpus: in
     return 5.0 + stage.seconds_per_image * images * 2 / max(1, min(cpus, stage.max_cpus))
 
 
-def _bytes(stage: Stage, images: int | None, history: list[Artifact], decisions: Mapping[str, Decision]) -> int | None:
+def _bytes(stage: Stage, images: int | None, history: list[Artifact]) -> int | None:
+    if stage.size_bytes is not None:
+        return stage.size_bytes
     if history and history[0].rows.taken:
         last = history[0]
         stored = sum(f.size_bytes for files in last.tables.values() for f in files)
         return round(stored * (images / last.rows.taken if images is not None else 1))
-    if stage.name == "write_shards":
+    if images is None or stage.name not in STORED_BYTES:
         return None
-    return None if images is None else STORED_BYTES.get(stage.name, 0) * images
+    return STORED_BYTES[stage.name] * images

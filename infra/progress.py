@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -68,11 +69,11 @@ def watching(console: Console) -> Iterator[Callable[[Event], None]]:
 def _line(console: Console, event: Event) -> None:
     id_ = event.stage.id
     if event.kind == "started":
-        console.print(f"[dim]start[/]  {id_:<24} [dim]{event.reason}[/]", highlight=False)
+        console.print(f"[dim]start[/]  {id_:<24} [dim]{escape(event.reason)}[/]", highlight=False)
     elif event.kind == "done" and event.artifact is not None:
         console.print(f"[green]done[/]   {id_:<24} {told(event)}", highlight=False)
     elif event.kind == "taken over":
-        console.print(f"[cyan]kept[/]   {id_:<24} [dim]{event.reason}[/]", highlight=False)
+        console.print(f"[cyan]kept[/]   {id_:<24} [dim]{escape(event.reason)}[/]", highlight=False)
     elif event.kind == "failed":
         console.print(f"[red]failed[/] {id_}", highlight=False)
 

@@ -36,6 +36,7 @@ from pruning.config import PruneJob
 from pruning.entropic import Gram, Solution, path
 from pruning.groups import apply, check_removal, collect_grams, find_groups, save_pruned
 from pruning.report import METHODS, Method, row, variant
+from training import cost
 from training.config import TrainingConfig
 from training.data import open_index
 from training.evaluate import centre_square, features
@@ -47,12 +48,17 @@ VERSION = 1
 STAGE, GRAMS, SOLVED, VARIANT = "prune", "prune_moments", "prune_solved", "prune_variant"
 IMAGES_PER_PART = 64
 BATCH = 32
+SECONDS_A_VARIANT = 1.4  # the demo's 18 variants, moments and solutions included, 2 CPU cores
 
 
 def build(
-    jobs: Sequence[PruneJob], training: TrainingConfig, targets: Sequence[TargetSet], above: Mapping[str, Stage]
+    jobs: Sequence[PruneJob],
+    training: TrainingConfig,
+    targets: Sequence[TargetSet],
+    above: Mapping[str, Stage],
+    max_pixels: int,
 ) -> dict[str, Stage]:
-    """`prune`, where there are jobs."""
+    """`prune`, where there are jobs; `max_pixels` is the limit that the target sets' images were ingested with."""
     if not jobs:
         return {}
     stage = Stage(
@@ -67,9 +73,23 @@ def build(
             "shards": Input(above["write_shards/all"]),
             **{f"images:{t.name}": Input(above[f"ingest/{t.name}"], "metadata") for t in targets},
         },
-        speed={"jobs": tuple(jobs), "training": training, "targets": tuple(targets)},
+        speed={"jobs": tuple(jobs), "training": training, "targets": tuple(targets), "max_pixels": max_pixels},
+        seconds_per_image=SECONDS_A_VARIANT,
+        work=sum(len(job.sweep) * len(METHODS) for job in jobs),
+        size_bytes=_stored_bytes(jobs, training),
     )
     return {stage.id: stage}
+
+
+def _stored_bytes(jobs: Sequence[PruneJob], training: TrainingConfig) -> int:
+    """The moments of every part (float64: units x units, units x outputs), and a model a variant, whole at the most."""
+    dim, total = training.model.dim, 0
+    for job in jobs:
+        parts = -(-job.calibration_images // IMAGES_PER_PART)
+        moments = parts * training.model.depth * (4 * dim) * (4 * dim + dim) * 8
+        models = len(job.sweep) * len(METHODS) * cost.BYTES_A_WEIGHT * cost.backbone_parameters(training)
+        total += moments + models
+    return total
 
 
 @dataclass(frozen=True)
@@ -80,7 +100,8 @@ class Setting:
     model_folder: str
     index_url: str
     size: int
-    max_pixels: int
+    calibration_max_pixels: int  # what training skipped, calibration skips
+    target_max_pixels: int
     targets: tuple[Target, ...]
     folder: str  # of the pruned models, relative to the store
 
@@ -102,6 +123,7 @@ def run(context: Context) -> Outcome:
         store.full_url(context.inputs["shards"].tables["index"][0].path),
         config.crops.global_size,
         config.max_pixels,
+        context.speed["max_pixels"],
         targets,
         f"pruned/{context.fingerprint[:16]}",
     )
@@ -117,7 +139,13 @@ def run(context: Context) -> Outcome:
     return Outcome(
         tables={"report": (report_file,), "models": tuple(files)},
         rows=Rows(taken=wanted, kept=wanted),
-        details={"jobs": reports, "parts": parts, "parts_made": parts_made, "folder": setting.folder},
+        details={
+            "jobs": reports,
+            "parts": parts,
+            "parts_made": parts_made,
+            "folder": setting.folder,
+            "work": context.stage.work,
+        },
     )
 
 
@@ -196,7 +224,9 @@ def _measurer(setting: Setting, job: PruneJob) -> Callable[[tuple[str, int, list
         pixels = []
         for data in index.read(rows):
             try:
-                pixels.append(centre_square(np.asarray(decode(data or b"", setting.max_pixels)), setting.size))
+                pixels.append(
+                    centre_square(np.asarray(decode(data or b"", setting.calibration_max_pixels)), setting.size)
+                )
             except Unreadable:
                 continue  # counted: the part says how many images it holds
         batches = (torch.from_numpy(np.stack(pixels[i : i + BATCH])) for i in range(0, len(pixels), BATCH))
@@ -335,7 +365,7 @@ def _accuracies(model: DinoVisionTransformer, setting: Setting) -> dict[str, dic
     """kNN accuracy on every target set, by k."""
     found: dict[str, dict[str, float]] = {}
     for target in setting.targets:
-        images = (np.asarray(decode(data, setting.max_pixels)) for _, data in read_images(target.places))
+        images = (np.asarray(decode(data, setting.target_max_pixels)) for _, data in read_images(target.places))
         found[target.name] = dict(accuracies(target, features(model, images, setting.size, BATCH)))
     return found
 

@@ -64,3 +64,22 @@ def write_parquet(path: Path, images: Iterable[bytes], row_group_size: int = 4, 
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"image": list(images), **columns}), path, row_group_size=row_group_size)
     return path
+
+
+def write_shards(folder: Path, payloads: list[bytes], shards: int = 2) -> str:
+    """Tars and their index.parquet; returns the index's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for shard in range(shards):
+        name = f"shard-{shard:06d}.tar"
+        with tarfile.open(folder / name, "w") as tar:
+            for payload in payloads[shard::shards]:
+                image_id = id_of(payload)
+                member = tarfile.TarInfo(f"{image_id}.png")
+                member.size = len(payload)
+                rows.append((image_id, name, tar.offset + 512, len(payload)))
+                tar.addfile(member, io.BytesIO(payload))
+    ids, names, offsets, sizes = zip(*rows, strict=True)
+    table = pa.table({"image_id": ids, "shard": names, "offset": offsets, "size_bytes": sizes})
+    pq.write_table(table, folder / "index.parquet")
+    return str(folder / "index.parquet")

@@ -171,3 +171,14 @@ class TrainingConfig(Strict):
                 below = max(patch, size // patch * patch)
                 raise ValueError(f"crops.{name} {size} is not a multiple of patch_size {patch}: use {below}")
         return self
+
+    @model_validator(mode="after")
+    def _workers_share_the_batch(self) -> Self:
+        """Every worker gets as many images, and two at least: the metrics of its features need two."""
+        if self.workers is not None and (self.batch % self.workers or self.batch // self.workers < 2):
+            fitting = max(n for n in range(1, self.workers) if n == 1 or (self.batch % n == 0 and self.batch // n >= 2))
+            raise ValueError(
+                f"workers {self.workers} cannot share a batch of {self.batch} evenly, two images or more to each: "
+                f"use workers {fitting}, or batch {2 * self.workers}"
+            )
+        return self

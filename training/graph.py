@@ -15,11 +15,13 @@ from pipeline.config import TargetSet
 from pipeline.dag.background import repeating
 from pipeline.dag.fingerprint import digest, file_digest
 from pipeline.dag.stage import Context, Input, Outcome, Progress, Stage
-from pipeline.dag.store import File, Rows, Store
+from pipeline.dag.store import File, Part, Rows, Store
 from pipeline.engines.ray import job, map_with_state
 from pipeline.errors import LodesetError
 from pipeline.stages.embed import read_vectors
 from pipeline.stages.parts import made
+from training import cost
+from training.checkpoint import MARKER, STATE
 from training.config import TrainingConfig
 from training.export import load_backbone
 from training.launch import launch
@@ -33,21 +35,34 @@ TRAIN_VERSION = EVALUATE_VERSION = 1
 FEATURES = "evaluate_features"
 TRAINED, UNTRAINED, EMBEDDER = "trained", "untrained", "embedder"
 IMAGES_PER_PART = 32
+EVALUATED = 0.3  # two networks' features of an image, as a share of a training image's time: the demo, 2 CPU cores
 
 
-def build(config: TrainingConfig, targets: Sequence[TargetSet], curation: Mapping[str, Stage]) -> dict[str, Stage]:
-    """`train`, and `evaluate` where there are target sets."""
-    train = Stage(
-        "train",
-        "all",
-        TRAIN_VERSION,
-        "ray",
-        run_train,
-        config=config.model_dump(mode="json", exclude=NOT_IDENTITY),
-        inputs={"shards": Input(curation["write_shards/all"])},
-        speed={"training": config},
-    )
-    stages = {train.id: train}
+def build(
+    config: TrainingConfig | None, targets: Sequence[TargetSet], curation: Mapping[str, Stage], max_pixels: int
+) -> dict[str, Stage]:
+    """`train`, where it is configured, and `evaluate`, where there are target sets.
+
+    `max_pixels` is the limit that the target sets' images were ingested with; `training` has its own for what it trains on.
+    """
+    stages: dict[str, Stage] = {}
+    trained: dict[str, Input] = {}
+    if config is not None:
+        train = Stage(
+            "train",
+            "all",
+            TRAIN_VERSION,
+            "ray",
+            run_train,
+            config=config.model_dump(mode="json", exclude=NOT_IDENTITY),
+            inputs={"shards": Input(curation["write_shards/all"])},
+            speed={"training": config},
+            seconds_per_image=cost.seconds_per_image(config),
+            work=config.steps * config.batch,
+            size_bytes=cost.stored_bytes(config),
+        )
+        stages[train.id] = train
+        trained = {"train": Input(train)}
     if targets:
         evaluate = Stage(
             "evaluate",
@@ -57,11 +72,12 @@ def build(config: TrainingConfig, targets: Sequence[TargetSet], curation: Mappin
             run_evaluate,
             config={"targets": [t.model_dump(include={"name", "label", "split"}) for t in targets]},
             inputs={
-                "train": Input(train),
+                **trained,
                 **{f"images:{t.name}": Input(curation[f"ingest/{t.name}"], "metadata") for t in targets},
                 **{f"vectors:{t.name}": Input(curation[f"embed/{t.name}"]) for t in targets},
             },
-            speed={"training": config, "targets": tuple(targets)},
+            speed={"training": config, "targets": tuple(targets), "max_pixels": max_pixels},
+            seconds_per_image=EVALUATED * cost.seconds_per_image(config) if config is not None else 0.0,
         )
         stages[evaluate.id] = evaluate
     return stages
@@ -94,9 +110,10 @@ def run_train(context: Context) -> Outcome:
         tables={
             "model": (files["model.safetensors"], files["config.json"]),
             "metrics": (files[METRICS], files["summary.json"]),
+            "checkpoints": _checkpoint(store, folder, config.steps),
         },
         rows=Rows(taken=images, kept=images),
-        details={**summary, "folder": store_relative(store, folder)},
+        details={**summary, "folder": store_relative(store, folder), "work": context.stage.work},
     )
 
 
@@ -106,6 +123,16 @@ def store_relative(store: Store, path: Path) -> str:
 
 def _file(store: Store, path: Path, rows: int) -> File:
     return File(store_relative(store, path), rows, path.stat().st_size, file_digest(str(path)))
+
+
+def _checkpoint(store: Store, folder: Path, step: int) -> tuple[File, ...]:
+    """The files of a step's checkpoint. The state's digest is the one in its manifest: it can be gigabytes."""
+    path = folder / f"step-{step:07d}"
+    state = json.loads((path / MARKER).read_text(encoding="utf-8"))["state"]
+    return (
+        File(store_relative(store, path / STATE), 0, state["size_bytes"], state["sha256"]),
+        _file(store, path / MARKER, rows=0),
+    )
 
 
 @contextlib.contextmanager
@@ -140,11 +167,8 @@ def last_step(metrics: Path) -> int:
 
 
 def run_evaluate(context: Context) -> Outcome:
-    """kNN on each target set: the trained network, the same network untrained, and the embedder that curated."""
-    store, trained = context.store, context.inputs["train"]
-    config: TrainingConfig = context.speed["training"]
-    folder = Path(store.path(str(trained.details["folder"])))
-    weights = {TRAINED: trained.tables["model"][0].sha256, UNTRAINED: digest(config.model.model_dump(), config.seed)}
+    """kNN on each target set: the embedder that curated and, after training, the trained network and the same untrained."""
+    store = context.store
     targets: list[Target] = []
     left_out: dict[str, int] = {}
     taken = 0
@@ -156,21 +180,13 @@ def run_evaluate(context: Context) -> Outcome:
         for reason, count in reasons.items():
             left_out[reason] = left_out.get(reason, 0) + count
 
-    size = config.crops.global_size
-    blocks = {(t.name, n): _blocks(t, n, weights[n], size) for t in targets for n in weights}
-    work = [(block.key, block, len(block.places)) for some in blocks.values() for block in some]
-    load = functools.partial(_load, folder, config)
-    make = functools.partial(feature_worker, store, FEATURES, load, size, config.max_pixels)
-    parts, new = made(
-        context, FEATURES, work, functools.partial(map_with_state, make, cpus=context.cpus, address=context.ray_address)
-    )
-    by_key = {part.key: part for part in parts}
-
+    seen, new = _seen(context, targets) if "train" in context.inputs else ({}, set())
     scores: dict[str, dict[str, Any]] = {}
     for target in targets:
         found = {
-            n: accuracies(target, read_features(store, [by_key[b.key] for b in blocks[target.name, n]], target.ids))
-            for n in weights
+            network: accuracies(target, read_features(store, parts, target.ids))
+            for (name, network), parts in seen.items()
+            if name == target.name
         }
         ids, matrix = read_vectors(store, context.inputs[f"vectors:{target.name}"].tables["vectors"])
         if set(target.ids) <= set(ids):
@@ -181,11 +197,29 @@ def run_evaluate(context: Context) -> Outcome:
             "test": len(target.rows("test")),
             "classes": len(set(target.labels)),
         }
+    made_of = [part for parts in seen.values() for part in parts]
     return Outcome(
-        tables={"features": tuple(p.files["features"] for p in parts)},
+        tables={"features": tuple(part.files["features"] for part in made_of)},
         rows=Rows(taken=taken, kept=sum(len(t.ids) for t in targets), dropped=left_out),
-        details={"targets": scores, "parts": len(parts), "parts_made": len(new)},
+        details={"targets": scores, "parts": len(made_of), "parts_made": len(new)},
     )
+
+
+def _seen(context: Context, targets: Sequence[Target]) -> tuple[dict[tuple[str, str], list[Part]], set[str]]:
+    """The features of each target set by the trained and the untrained network, by (target, network); what is new."""
+    store, trained = context.store, context.inputs["train"]
+    config: TrainingConfig = context.speed["training"]
+    folder, size = Path(store.path(str(trained.details["folder"]))), config.crops.global_size
+    weights = {TRAINED: trained.tables["model"][0].sha256, UNTRAINED: digest(config.model.model_dump(), config.seed)}
+    blocks = {(t.name, n): _blocks(t, n, weights[n], size) for t in targets for n in weights}
+    work = [(block.key, block, len(block.places)) for some in blocks.values() for block in some]
+    load = functools.partial(_load, folder, config)
+    make = functools.partial(feature_worker, store, FEATURES, load, size, context.speed["max_pixels"])
+    parts, new = made(
+        context, FEATURES, work, functools.partial(map_with_state, make, cpus=context.cpus, address=context.ray_address)
+    )
+    by_key = {part.key: part for part in parts}
+    return {which: [by_key[block.key] for block in some] for which, some in blocks.items()}, new
 
 
 def _blocks(target: Target, network: str, weights: str, size: int) -> list[Block]:

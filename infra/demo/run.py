@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from infra import api
-from infra.demo.world import Truth, load_truth, make_world, write_config
+from infra.demo.world import Truth, is_made, load_truth, make_world, write_config
 from infra.report.render import write_report
 from pipeline.dag.runner import Event
 from pipeline.dag.store import Artifact, Store
-from pipeline.errors import GateError
+from pipeline.errors import ConfigError, GateError
 from pruning.report import METHODS
 
 Lines = dict[str, list[str]]
+JUDGED = ("dedup/pool", "retrieve/alpha", "retrieve/beta", "train/all", "evaluate/all", "prune/all")
 
 
 def run_demo(
@@ -25,14 +26,21 @@ def run_demo(
     """Makes the sample world (unless it is there), runs everything, and judges it.
 
     Raises:
+        LodesetError: the folder is in use or cannot be written, or a stage failed.
+        ConfigError: the folder's configuration was changed and lacks what is judged.
         GateError: a reference image, or a copy of one, reached the shards.
     """
     started = time.time()
-    truth = load_truth(folder) if (folder / "truth.json").exists() else make_world(folder, images)
+    truth = load_truth(folder) if is_made(folder) else make_world(folder, images)
     config = folder / "lodeset.yaml"
     if not config.exists():
         write_config(folder)
     opened = api.open_config(config, () if steps is None else (f"training.steps={steps}",))
+    lacking = [id_ for id_ in JUDGED if id_ not in opened.stages]
+    if lacking:
+        raise ConfigError(
+            f"{config} no longer makes {', '.join(lacking)}: remove it, and the demo writes its own again"
+        )
     artifacts = api.run(opened, watch)
     report = write_report(opened.store, opened.stages, artifacts, folder / "report.html", "sample world")
     judged = judge(opened.store, artifacts, truth)

@@ -4,18 +4,19 @@
     curated/alpha.tar  curated/beta.tar   what to look for: rare concepts, by images that are not in the pool
     reference/**                          an evaluation set, half of which has leaked into the pool
     target.parquet                        labelled gallery and test images of every concept, never in the pool
-    truth.json                            written last: a folder without it is unfinished
+    truth.json                            written last
+    .unfinished                           there until then: a folder that holds it is made anew
 
 File names say nothing about what an image shows; captions and labels do.
 """
 
-import hashlib
+import contextlib
 import io
 import json
-import struct
+import os
+import shutil
 import tarfile
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,18 +25,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw
 
+from infra.demo.copies import LEAK_KINDS, REJECTS, StoredFile, broken_files, copy_of, near_copies, saved, upright
 from infra.demo.draw import CONCEPTS, draw
 from pipeline.errors import LodesetError
 
 FEWEST_IMAGES = 200
 FULL_SIZE = 2400  # pool images; in a smaller world the companion sets shrink in proportion
-NEAR_KINDS = ("reencode", "resize", "crop", "flip", "brightness", "grey", "stamp")
-LEAK_KINDS = ("exact", "reencode", "resize")
 CURATED: Mapping[str, tuple[str, ...]] = {"alpha": ("letters", "leaves"), "beta": ("trees", "fish", "faces")}
 
-_REJECTS = {"truncated": 4, "empty": 2, "text": 2, "bomb": 1}
+_UNFINISHED = ".unfinished"
+_MADE = ("pool", "curated", "reference", "target.parquet", "truth.json")
 _TINY = 3
 _ZIPF_EXPONENT = 1.3
 _TAR_SHARES = (0.22, 0.16, 0.13, 0.1, 0.08, 0.06)  # of the pool's files; the rest lie loose
@@ -86,32 +87,58 @@ class Truth:
     curated: Mapping[str, tuple[str, ...]]
 
 
-@dataclass(frozen=True)
-class _File:
-    data: bytes
-    suffix: str
-    concept: str | None = None  # None: not an image that can be read
-
-    @property
-    def image_id(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()[:32]
-
-
 def make_world(folder: Path, images: int = 2400, seed: int = 0) -> Truth:
     """Writes a sample world; the same arguments and library versions give the same files.
 
     Args:
-        folder: new or empty.
+        folder: new, empty, or left behind by a call that was interrupted.
         images: readable image files in the pool: at most a quarter of them copies, 2 in 5 of the commonest concept.
         seed: of every random choice.
 
     Raises:
-        LodesetError: the folder is in use, or `images` is too small for every concept and flaw to occur.
+        LodesetError: the folder is in use or cannot be written, or `images` is too small for every concept and flaw to
+            occur.
     """
     if images < FEWEST_IMAGES:
         raise LodesetError(f"a sample world of {images} images cannot hold every flaw: ask for {FEWEST_IMAGES} or more")
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    with _writing(folder):
+        _take(folder)
+        truth = _make(folder, images, seed)
+        (folder / _UNFINISHED).unlink()
+    return truth
+
+
+def is_made(folder: Path) -> bool:
+    """Whether a finished sample world lies there."""
+    return os.access(folder / "truth.json", os.R_OK) and not os.access(folder / _UNFINISHED, os.F_OK)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LodesetError(
+            f"the sample world cannot be written to {folder} ({error.strerror or error}): "
+            "choose another folder, or free some space there, and run again"
+        ) from error
+
+
+def _take(folder: Path) -> None:
+    """Makes the folder and proves that it can be written, before anything is drawn."""
+    if folder.exists() and not folder.is_dir():
         raise LodesetError(f"{folder} exists and is not an empty folder: choose another for the sample world")
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / _UNFINISHED).exists():
+        for name in _MADE:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    elif any(folder.iterdir()):
+        raise LodesetError(f"{folder} exists and is not an empty folder: choose another for the sample world")
+    (folder / _UNFINISHED).write_text("`lodeset demo` makes what lies here anew\n", encoding="utf-8")
+
+
+def _make(folder: Path, images: int, seed: int) -> Truth:
     names, scale = tuple(CONCEPTS), min(1.0, images / FULL_SIZE)
     leaks, near, exact = _at_least(6, 30 * scale), images // 10, images // 20
 
@@ -128,15 +155,15 @@ def make_world(folder: Path, images: int = 2400, seed: int = 0) -> Truth:
     ]
     originals = _draw_all(seed, 6, _long_tail(names, images - near - exact - leaks))
     rng = np.random.default_rng([seed, 0])
-    groups = _near_copies(originals, near, rng)
+    groups = near_copies(originals, near, rng)
     again = [originals[i] for i in rng.choice(len(originals), exact, replace=False)]
-    leaked = [(LEAK_KINDS[i % 3], _copy(file, LEAK_KINDS[i % 3], rng)) for i, file in enumerate(reference[::2])]
+    leaked = [(LEAK_KINDS[i % 3], copy_of(file, LEAK_KINDS[i % 3], rng)) for i, file in enumerate(reference[::2])]
     tiny = [
-        _saved(_upright(file.data).resize((8, 8)), "png", file.concept)
+        saved(upright(file.data).resize((8, 8)), "png", file.concept)
         for file in (originals[i] for i in rng.choice(len(originals), _TINY, replace=False))
     ]
     copies_made = [copy for _, copies in groups for _, copy in copies]
-    pool = [*originals, *copies_made, *again, *(file for _, file in leaked), *tiny, *_broken_files(originals)]
+    pool = [*originals, *copies_made, *again, *(file for _, file in leaked), *tiny, *broken_files(originals)]
 
     _write_pool(folder / "pool", [pool[i] for i in rng.permutation(len(pool))])
     _write_loose(folder / "reference", reference)
@@ -154,7 +181,7 @@ def make_world(folder: Path, images: int = 2400, seed: int = 0) -> Truth:
             for source, copies in groups
         ),
         exact_duplicates=exact,
-        rejects=_REJECTS,
+        rejects=REJECTS,
         tiny=tuple(file.image_id for file in tiny),
         repeated_names=1,
         leaked={file.image_id: kind for kind, file in leaked},
@@ -170,23 +197,23 @@ def load_truth(folder: Path) -> Truth:
     Raises:
         LodesetError: there is no finished sample world.
     """
-    try:
-        raw = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LodesetError(
-            f"no finished sample world in {folder}: `lodeset demo` with a new folder makes one"
-        ) from None
+    if not is_made(folder):
+        raise LodesetError(f"no finished sample world in {folder}: `lodeset demo` with a new folder makes one")
+    raw = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
     near = tuple(NearGroup(tuple(group["ids"]), tuple(group["kinds"])) for group in raw.pop("near"))
     curated = {name: tuple(shown) for name, shown in raw.pop("curated").items()}
     return Truth(near=near, curated=curated, tiny=tuple(raw.pop("tiny")), **raw)
 
 
 def write_config(folder: Path) -> Path:
-    """Writes `lodeset.yaml`, a whole run over the sample world in `folder`, and returns its path."""
+    """Writes `lodeset.yaml`, a whole run over the sample world in `folder`, and returns its path.
+
+    Raises:
+        LodesetError: the folder cannot be written.
+    """
     shown = {name: ", ".join(concepts) for name, concepts in CURATED.items()}
     path = folder / "lodeset.yaml"
-    path.write_text(
-        f"""\
+    text = f"""\
 # A whole run over the sample world: curation, training, pruning. Paths are relative to this file.
 store: ./runs
 
@@ -217,9 +244,12 @@ shards: {{size_mb: 4}}                   # small, so that there are several
 training: {{recipe: tiny, steps: 300}}   # minutes on two cores; more steps learn more
 pruning:
   - {{method: entropic, sweep: [1.0e-4, 1.0e-3, 1.0e-2]}}
-""",
-        encoding="utf-8",
-    )
+"""
+    with _writing(folder):
+        # A half-written configuration would be taken for the user's.
+        temporary = folder / ".lodeset.yaml"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
     return path
 
 
@@ -238,29 +268,29 @@ def _long_tail(names: Sequence[str], count: int) -> list[str]:
     return [name for name, times in zip(names, [count - sum(tail), *tail], strict=True) for _ in range(times)]
 
 
-def _draw_all(seed: int, stream: int, concepts: Sequence[str]) -> list[_File]:
+def _draw_all(seed: int, stream: int, concepts: Sequence[str]) -> list[StoredFile]:
     """One image a concept named, each from a generator of its own: neither order nor thread changes any."""
     with ThreadPoolExecutor() as threads:
         return list(threads.map(partial(_drawn, seed, stream), range(len(concepts)), concepts))
 
 
-def _drawn(seed: int, stream: int, index: int, concept: str) -> _File:
+def _drawn(seed: int, stream: int, index: int, concept: str) -> StoredFile:
     rng = np.random.default_rng([seed, stream, index])
     width = int(rng.integers(64, 257))
     height = int(np.clip(width * 2 ** rng.uniform(-0.5, 0.5), 64, 256))
     return _encoded(Image.fromarray(draw(concept, rng, width, height)), concept, rng)
 
 
-def _encoded(image: Image.Image, concept: str, rng: np.random.Generator) -> _File:
+def _encoded(image: Image.Image, concept: str, rng: np.random.Generator) -> StoredFile:
     """The image in one of a crawl's formats and modes."""
     manner = rng.choice(_MANNERS, p=_MANNER_SHARES)
     if manner in ("jpeg", "webp"):
-        return _saved(image, manner, concept, quality=int(rng.integers(55, 96)))
+        return saved(image, manner, concept, quality=int(rng.integers(55, 96)))
     if manner == "turned":
         orientation = int(rng.choice(list(_STORED_TURN)))
         exif = Image.Exif()
         exif[0x0112] = orientation
-        return _saved(image.transpose(_STORED_TURN[orientation]), "jpeg", concept, quality=85, exif=exif)
+        return saved(image.transpose(_STORED_TURN[orientation]), "jpeg", concept, quality=85, exif=exif)
     if manner == "rgba":
         mask = Image.new("L", image.size)
         ImageDraw.Draw(mask).rounded_rectangle(
@@ -271,91 +301,10 @@ def _encoded(image: Image.Image, concept: str, rng: np.random.Generator) -> _Fil
         image = image.convert("L")
     elif manner in ("palette", "gif"):
         image = image.quantize(128)
-    return _saved(image, "gif" if manner == "gif" else "png", concept)
+    return saved(image, "gif" if manner == "gif" else "png", concept)
 
 
-def _saved(image: Image.Image, form: str, concept: str | None, **options: object) -> _File:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return _File(buffer.getvalue(), "jpg" if form == "jpeg" else form, concept)
-
-
-def _upright(data: bytes) -> Image.Image:
-    """Decoded RGB: EXIF orientation applied, transparency over white."""
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    if image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def _near_copies(
-    originals: Sequence[_File], count: int, rng: np.random.Generator
-) -> list[tuple[_File, list[tuple[str, _File]]]]:
-    """`count` copies of every kind in turn, one to three a source: (source, [(kind, copy), ...])."""
-    groups: list[tuple[_File, list[tuple[str, _File]]]] = []
-    sources = iter(rng.permutation(len(originals)))
-    made = 0
-    while made < count:
-        source = originals[next(sources)]
-        kinds = [NEAR_KINDS[(made + i) % len(NEAR_KINDS)] for i in range(min(int(rng.integers(1, 4)), count - made))]
-        groups.append((source, [(kind, _copy(source, kind, rng)) for kind in kinds]))
-        made += len(kinds)
-    return groups
-
-
-def _copy(source: _File, kind: str, rng: np.random.Generator) -> _File:
-    """A copy of the kind named in `NEAR_KINDS` or `LEAK_KINDS`."""
-    if kind == "exact":
-        return source
-    image = _upright(source.data)
-    width, height = image.size
-    if kind == "resize":
-        factor = float(rng.choice([rng.uniform(0.55, 0.8), rng.uniform(1.25, 1.7)]))
-        image = image.resize((round(width * factor), round(height * factor)), Image.Resampling.LANCZOS)
-    elif kind == "crop":
-        kept = [int(np.ceil(side * rng.uniform(0.87, 0.95))) for side in image.size]
-        left, top = (int(rng.integers(side - k + 1)) for side, k in zip(image.size, kept, strict=True))
-        image = image.crop((left, top, left + kept[0], top + kept[1]))
-    elif kind == "flip":
-        image = ImageOps.mirror(image)
-    elif kind == "brightness":
-        factor = float(rng.choice([rng.uniform(0.7, 0.85), rng.uniform(1.12, 1.25)]))
-        image = image.point(lambda level: level * factor)
-    elif kind == "grey":
-        image = ImageOps.grayscale(image)
-    elif kind == "stamp":
-        text = str(rng.choice(["SAMPLE", "(c) 2031", "preview"]))
-        font = ImageFont.load_default(max(9, min(width, height) // 9))
-        at = (width * rng.uniform(0.03, 0.3), height * rng.choice([0.05, 0.85]))
-        ImageDraw.Draw(image).text(at, text, fill="white", font=font, stroke_width=1, stroke_fill="black")
-    if kind == "reencode" and rng.random() < 0.5:
-        return _saved(image, "webp", source.concept, quality=int(rng.integers(45, 75)))
-    return _saved(image, "jpeg", source.concept, quality=int(rng.integers(45, 90)))
-
-
-def _broken_files(originals: Sequence[_File]) -> list[_File]:
-    """Files that look like images by name and cannot be decoded safely, as many of each kind as `_REJECTS` says."""
-    jpegs = (file.data[: len(file.data) * 6 // 10] for file in originals if file.suffix == "jpg")
-    return [
-        *(_File(next(jpegs), "jpg") for _ in range(_REJECTS["truncated"])),
-        *(_File(b"", "jpg") for _ in range(_REJECTS["empty"])),
-        *(_File(f"<html><body>404 not found ({i})</body></html>\n".encode(), "jpg") for i in range(_REJECTS["text"])),
-        *(_File(_bomb(50_000 + i), "png") for i in range(_REJECTS["bomb"])),
-    ]
-
-
-def _bomb(side: int) -> bytes:
-    """A PNG of a few dozen bytes that claims side x side pixels (PNG specification, 5.3 chunk layout, 11.2.1 IHDR)."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    body = zlib.compress(b"\0" * 64)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
-
-
-def _write_pool(folder: Path, files: Sequence[_File]) -> None:
+def _write_pool(folder: Path, files: Sequence[StoredFile]) -> None:
     folder.mkdir(parents=True)
     start = 0
     for number, (share, sidecars) in enumerate(zip(_TAR_SHARES, _SIDECARS, strict=True)):
@@ -371,7 +320,7 @@ def _write_pool(folder: Path, files: Sequence[_File]) -> None:
     _write_loose(folder / "loose", files[start:])
 
 
-def _write_tar(path: Path, named: Iterable[tuple[str, _File]], sidecars: Sequence[str]) -> None:
+def _write_tar(path: Path, named: Iterable[tuple[str, StoredFile]], sidecars: Sequence[str]) -> None:
     """A WebDataset tar: `<key>.<suffix>` and, for readable images, members of the same key that describe it."""
     with tarfile.open(path, "w") as tar:
         for key, file in named:
@@ -391,14 +340,14 @@ def _write_tar(path: Path, named: Iterable[tuple[str, _File]], sidecars: Sequenc
                 tar.addfile(member, io.BytesIO(data))
 
 
-def _write_loose(folder: Path, files: Iterable[_File]) -> None:
+def _write_loose(folder: Path, files: Iterable[StoredFile]) -> None:
     for i, file in enumerate(files):
         path = folder / f"{i % 16:x}" / f"{i:05d}.{file.suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(file.data)
 
 
-def _write_target(path: Path, rows: Sequence[tuple[str, _File]]) -> None:
+def _write_target(path: Path, rows: Sequence[tuple[str, StoredFile]]) -> None:
     columns = {
         "image": pa.array([file.data for _, file in rows], pa.binary()),
         "label": [file.concept for _, file in rows],

@@ -48,7 +48,11 @@ class Stage:
         max_cpus: more cores than this would idle.
         frozen: fitted once and taken over by later runs even when its inputs have changed, unless these are frozen
             themselves (`--fresh` refits).
-        seconds_per_image: a rough rate on 2 cores, for `plan` before anything was run.
+        seconds_per_image: a rough rate on 2 cores, for `plan` before anything was run; of a unit of `work` where that
+            is given.
+        work: how much it does, where the number of images that come in does not say it (steps x batch of training); a
+            stage that has it puts it into its details, so that `plan` can scale the time of the last run.
+        size_bytes: what it will store, where its configuration says it.
     """
 
     name: str
@@ -62,6 +66,8 @@ class Stage:
     max_cpus: int = 1_000_000
     frozen: bool = False
     seconds_per_image: float = 0.0
+    work: int = 0
+    size_bytes: int | None = None
 
     @property
     def id(self) -> str:

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -65,9 +66,9 @@ _RAISED = re.compile(r"^pipeline\.errors\.\w+: (.*?)(?: \[while running [^\]]*\]
 def attempted(
     items: PCollection[Any], label: str, function: Callable[..., Iterable[Any] | None], *arguments: Any
 ) -> tuple[PCollection[Any], PCollection[Failed]]:
-    """What `function(item, *arguments)` yields for every item, and the LodesetErrors that it raised.
+    """What `function(item, *arguments)` yields for every item, and what it raised.
 
-    Functions must not raise in their worker: the local runner waits for ever once two workers have.
+    Nothing may raise in a worker: the local runner waits for ever once two workers have.
     """
     out = items | label >> beam.FlatMap(_attempt, function, *arguments).with_outputs(_FAILED, main="results")
     return out["results"], out[_FAILED]
@@ -81,6 +82,9 @@ def _attempt(item: Any, function: Callable[..., Iterable[Any] | None], *argument
         yield from function(item, *arguments) or ()
     except LodesetError as error:
         yield beam.pvalue.TaggedOutput(_FAILED, Failed(str(error)))
+    except Exception as error:
+        traceback.print_exc()  # into the log of the stage
+        yield beam.pvalue.TaggedOutput(_FAILED, Failed(f"{type(error).__name__}: {error}"))
 
 
 def raise_failures(*failures: PCollection[Failed]) -> None:

@@ -51,6 +51,10 @@ def _kind(path: str) -> Kind:
     return _KINDS.get(posixpath.splitext(path.lower())[1], "loose")
 
 
+def _has_surrogates(name: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def expand(sources: Sequence[Source], what: str) -> list[SourceFile]:
     """Every file of these sources, in the order of the configuration, then by path.
 
@@ -74,7 +78,7 @@ def _expand_one(source: Source, what: str) -> list[SourceFile]:
         raise LodesetError(f"{what}: {source.uri} cannot be opened: {error}") from error
     path = path.rstrip("/") or "/"
     try:
-        roots = sorted(fs.glob(path)) if fsspec.core.has_magic(path) else [path]
+        roots = sorted(fs.glob(path)) if fsspec.core.has_magic(path) and not fs.exists(path) else [path]
         infos = []
         for root in roots:
             info = fs.info(root)
@@ -99,6 +103,9 @@ def _expand_one(source: Source, what: str) -> list[SourceFile]:
             raise LodesetError(
                 f"{what}: {root}/{relative} is compressed, so its members cannot be read by range: unpack it to a plain .tar first"
             )
+        if not relative.isprintable() and _has_surrogates(relative):
+            shown = relative.encode("utf-8", "surrogateescape")
+            raise LodesetError(f"{what}: the name {shown!r} in {root} is not UTF-8: rename the file, or leave it out")
         kind = _kind(relative)
         image = source.image if kind == "parquet" else ""
         plain_root = str(fs.unstrip_protocol(root)) if "://" in source.uri else root

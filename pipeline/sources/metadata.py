@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MAX_BYTES = 2**20
+MAX_BYTES = 2**20  # of one sidecar
 
 _NAMES = {
     "label": ("label", "cls", "class", "class_name"),
@@ -45,37 +45,36 @@ def from_fields(fields: Mapping[str, Any]) -> Metadata:
     for column, names in _NAMES.items():
         for name in names:
             if name in left and isinstance(left[name], str | int | float | bool):
-                known[column] = str(left.pop(name))
+                known[column] = _text(str(left.pop(name)))
                 break
-    extra = json.dumps(_plain(left), sort_keys=True, ensure_ascii=False) if left else None
+    extra = _text(json.dumps(_plain(left), sort_keys=True, ensure_ascii=False)) if left else None
     return Metadata(**known, extra=extra)
 
 
-def from_sidecars(sidecars: Mapping[str, bytes]) -> Metadata:
-    """The `.json`, `.txt` and `.cls` members of one sample.
+def fields_of(extension: str, data: bytes) -> dict[str, Any]:
+    """What one sidecar (`.json`, `.txt` or `.cls`) says.
 
     Raises:
-        BadMetadata: says which and why.
+        BadMetadata: says why it cannot be read.
     """
-    fields: dict[str, Any] = {}
-    for extension, data in sorted(sidecars.items()):
-        if len(data) > MAX_BYTES:
-            raise BadMetadata(f"{extension} of {len(data)} bytes, more than {MAX_BYTES}")
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError:
-            raise BadMetadata(f"{extension} is not UTF-8") from None
-        if extension == ".json":
-            try:
-                tree = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise BadMetadata(f"{extension}: {error}") from None
-            if not isinstance(tree, dict):
-                raise BadMetadata(f"{extension} holds a {type(tree).__name__}, not an object")
-            fields.update(tree)
-        else:
-            fields["caption" if extension == ".txt" else "label"] = text.strip()
-    return from_fields(fields)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadMetadata(f"{extension} is not UTF-8") from None
+    if extension != ".json":
+        return {"caption" if extension == ".txt" else "label": text.strip()}
+    try:
+        tree = _plain(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise BadMetadata(f"{extension}: {error}") from None
+    if not isinstance(tree, dict):
+        raise BadMetadata(f"{extension} holds a {type(tree).__name__}, not an object")
+    return tree
+
+
+def _text(value: str) -> str:
+    """Lone surrogates, which JSON can spell and UTF-8 cannot hold, become question marks."""
+    return value.encode("utf-8", "replace").decode("utf-8")
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.algorithms.images import image_id
 from pipeline.errors import LodesetError
-from pipeline.sources.metadata import BadMetadata, Metadata, from_fields, from_sidecars
+from pipeline.sources.metadata import MAX_BYTES, BadMetadata, Metadata, fields_of, from_fields
 from pipeline.sources.slices import Member, Slice
 
 
@@ -52,6 +52,7 @@ def read_slice(piece: Slice, max_bytes: int) -> Iterator[Sample]:
         return
     sidecars: dict[str, dict[str, Member]] = {}
     images: dict[str, int] = {}
+    said: dict[str, Metadata] = {}
     for member in piece.members:
         if member.reason:
             continue
@@ -73,19 +74,37 @@ def read_slice(piece: Slice, max_bytes: int) -> Iterator[Sample]:
                     *here, reason="too_many_bytes", detail=f"{member.size_bytes} > {max_bytes} (ingest.max_bytes)"
                 )
             else:
-                metadata = Metadata()
-                beside = sidecars.get(member.sample, {})
+                if member.sample not in said:
+                    said[member.sample], bad = _metadata(files, sidecars.get(member.sample, {}))
+                    yield from bad
                 try:
-                    said = {ext: files.read(m) for ext, m in beside.items() if m.size_bytes <= max_bytes}
-                    metadata = from_sidecars(said)
-                except BadMetadata as error:
-                    first = next(iter(beside.values()))
-                    yield Sample(files.uri(first), "" if piece.kind == "loose" else first.name, first.offset, first.size_bytes,
-                                 reason="bad_metadata", detail=str(error))  # fmt: skip
-                try:
-                    yield Sample(*here, data=files.read(member), metadata=metadata)
+                    yield Sample(*here, data=files.read(member), metadata=said[member.sample])
                 except OSError as error:
                     yield Sample(*here, reason="unreadable", detail=f"{type(error).__name__}: {error}"[:200])
+
+
+def _metadata(files: _Open, sidecars: Mapping[str, Member]) -> tuple[Metadata, list[Sample]]:
+    """What the sidecars of one sample say together, and those that cannot be read."""
+    fields: dict[str, Any] = {}
+    bad: list[Sample] = []
+    for extension, member in sorted(sidecars.items()):
+        try:
+            if member.size_bytes > MAX_BYTES:
+                raise BadMetadata(f"{extension} of {member.size_bytes} bytes, more than {MAX_BYTES}")
+            fields |= fields_of(extension, files.read(member))
+        except (BadMetadata, OSError) as error:
+            where = "" if files.piece.kind == "loose" else member.name
+            bad.append(
+                Sample(
+                    files.uri(member),
+                    where,
+                    member.offset,
+                    member.size_bytes,
+                    reason="bad_metadata",
+                    detail=str(error)[:200],
+                )
+            )
+    return from_fields(fields), bad
 
 
 class _Open:
@@ -97,7 +116,12 @@ class _Open:
 
     def __enter__(self) -> _Open:
         if self.piece.kind == "tar":
-            self._file = cast(IO[bytes], fsspec.open(self.piece.uri, "rb").open())
+            try:
+                self._file = cast(IO[bytes], fsspec.open(self.piece.uri, "rb").open())
+            except OSError as error:
+                raise LodesetError(
+                    f"{self.piece.uri} was listed and cannot be opened now ({error}): put it back or correct the configuration, and run again"
+                ) from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -124,8 +148,14 @@ def _read_rows(piece: Slice, max_bytes: int) -> Iterator[Sample]:
     if refused:
         return
     group = piece.members[0].offset
-    with fsspec.open(piece.uri, "rb") as raw:
-        table = pq.ParquetFile(raw).read_row_group(group)
+    try:
+        with fsspec.open(piece.uri, "rb") as raw:
+            table = pq.ParquetFile(raw).read_row_group(group)
+    except (OSError, pa.ArrowException) as error:
+        for member in piece.members:
+            detail = f"row group {group}: {type(error).__name__}: {error}"[:200]
+            yield Sample(piece.uri, member.name, group, member.size_bytes, reason="unreadable", detail=detail)
+        return
     images = table.column(piece.image)
     others = table.drop_columns([piece.image])
     # Scalars only: vectors and nested images are no metadata.

@@ -17,6 +17,7 @@ from typing import IO
 import fsspec
 import pyarrow.parquet as pq
 
+from pipeline.errors import LodesetError
 from pipeline.sources.listing import SourceFile
 
 # Members that say something about the image that shares their name up to the first dot (the WebDataset convention).
@@ -68,11 +69,19 @@ class Slice:
 
 
 def members_of(file: SourceFile) -> list[Member]:
-    """What a tar or Parquet file holds, by its headers. One that cannot be opened holds one refused member."""
+    """What a tar or Parquet file holds, by its headers. One that cannot be opened holds one refused member.
+
+    Raises:
+        LodesetError: the file system does not give the file now; what it holds is not known.
+    """
     try:
         return list(_tar_members(file) if file.kind == "tar" else _parquet_members(file))
     except FileNotFoundError as error:
         return [Member("", 0, file.size_bytes, "missing", str(error))]
+    except (PermissionError, TimeoutError, ConnectionError) as error:
+        raise LodesetError(
+            f"{file.uri} cannot be read now ({type(error).__name__}: {error}): mend that and run again"
+        ) from error
     except Exception as error:
         # Parsers of archives raise anything on crafted input; the archive is then one counted reject.
         return [Member("", 0, file.size_bytes, "unreadable_archive", f"{type(error).__name__}: {error}"[:200])]
@@ -90,7 +99,7 @@ def split_loose(files: Sequence[SourceFile], slice_bytes: int) -> list[Slice]:
     slices = []
     for root in sorted({f.root for f in files}):
         inside = [f for f in files if f.root == root]
-        # A power of two, so that growth splits a slice in two and leaves the others as they were.
+        # A power of two, so that a new file changes one slice only, until the folder has doubled.
         total = sum(f.size_bytes for f in inside)
         slots = 2 ** math.ceil(math.log2(max(1.0, total / slice_bytes, len(inside) / 2_000)))
         by_slot: dict[int, list[SourceFile]] = {}
@@ -136,29 +145,40 @@ def _tar_members(file: SourceFile) -> Iterator[Member]:
 
 
 def tar_members(raw: IO[bytes], size_bytes: int) -> Iterator[Member]:
-    """Regular members by their headers; links, devices and whatever lies past the end of the file come with a reason."""
-    with tarfile.open(fileobj=raw, mode="r:", ignore_zeros=False) as tar:
-        last = -1
+    """Regular members by their headers; links, devices and whatever lies past the end of the file come with a reason.
+
+    Bytes that are no member (a damaged header, and what it described) come as one refused member, and the reader goes on
+    at the next valid header: so does it after the end of an archive to which another was appended.
+    """
+    with tarfile.open(fileobj=raw, mode="r:") as tar:
+        tar.ignore_zeros = True  # skips what is no header; the first one was read, so this is a tar
+        last, end = -1, 0
         while True:
             try:
                 entry = tar.next()
             except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
+                if tar.offset >= size_bytes:
+                    return  # only the padding after the last member is missing
                 yield Member("", max(last, 0), 0, "unreadable_archive", f"{type(error).__name__}: {error}"[:200])
                 return
+            lost = _first_nonzero(raw, end, size_bytes if entry is None else entry.offset)
+            if lost is not None:
+                stop = size_bytes if entry is None else entry.offset
+                yield Member("", lost, 0, "unreadable_archive", f"bytes {lost} to {stop} belong to no member")
             if entry is None:
                 break
             # A crafted size can send the reader backwards for ever (CVE-2025-8194).
             if entry.offset <= last:
-                yield Member(entry.name, entry.offset, 0, "unreadable_archive", "members go backwards")
+                yield Member(_utf8(entry.name), entry.offset, 0, "unreadable_archive", "members go backwards")
                 return
-            last = entry.offset
+            last, end = entry.offset, tar.offset
             if entry.isdir():
                 continue
             if not entry.isreg() or entry.sparse is not None:
-                yield Member(entry.name, entry.offset_data, 0, "not_a_file", f"tar entry of type {entry.type!r}")
+                yield Member(_utf8(entry.name), entry.offset_data, 0, "not_a_file", f"tar entry of type {entry.type!r}")
             elif entry.size < 0 or entry.offset_data + entry.size > size_bytes:
                 yield Member(
-                    entry.name,
+                    _utf8(entry.name),
                     entry.offset_data,
                     0,
                     "truncated",
@@ -166,9 +186,25 @@ def tar_members(raw: IO[bytes], size_bytes: int) -> Iterator[Member]:
                 )
                 return
             else:
-                yield Member(entry.name, entry.offset_data, entry.size)
+                yield Member(_utf8(entry.name), entry.offset_data, entry.size)
             # tarfile keeps every member it has seen; a billion-member crawl must not.
             tar.members = []  # type: ignore[attr-defined]  # public in CPython, not in its stubs
+
+
+def _utf8(name: str) -> str:
+    """A member's name as text that every table can hold; bytes that are no UTF-8 become \\xNN."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _first_nonzero(raw: IO[bytes], start: int, stop: int) -> int | None:
+    """Where the first byte that is not zero lies in start..stop; None where there is none."""
+    raw.seek(start)
+    while start < stop and (block := raw.read(min(2**20, stop - start))):
+        stripped = block.lstrip(b"\0")
+        if stripped:
+            return start + len(block) - len(stripped)
+        start += len(block)
+    return None
 
 
 def _parquet_members(file: SourceFile) -> Iterator[Member]:

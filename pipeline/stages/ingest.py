@@ -73,7 +73,8 @@ def run(context: Context) -> Outcome:
     )
     total = sum(f.size_bytes for f in files)
     buckets = _buckets(total, slice_bytes)
-    prefix = digest(context.fingerprint, slice_bytes, buckets)
+    # The name of the set is part of it, because the keys of the parts that are named inside hold it.
+    prefix = digest(context.fingerprint, context.stage.set, slice_bytes, buckets)
     before = set(store.names(f"parts/{STAGE}"))
 
     with watching(context, STAGE, before, total, "size_bytes"), pipeline(context.cpus, context.speed["beam"]) as p:

@@ -1,7 +1,9 @@
 """The sample world says the truth about itself: everything is counted again here, from the bytes on disk."""
 
+import errno
 import hashlib
 import io
+import os
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -15,8 +17,10 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from infra.demo import world as making
+from infra.demo.copies import LEAK_KINDS, NEAR_KINDS
 from infra.demo.draw import CONCEPTS, draw
-from infra.demo.world import CURATED, LEAK_KINDS, NEAR_KINDS, Truth, load_truth, make_world, write_config
+from infra.demo.world import CURATED, Truth, load_truth, make_world, write_config
 from pipeline.config import CurationConfig
 from pipeline.errors import LodesetError
 
@@ -190,6 +194,45 @@ def test_mistakes_are_explained(world: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(LodesetError, match="not an empty folder: choose another"):
         make_world(tmp_path / "file")
+
+
+def test_an_interrupted_world_is_made_anew(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(making, "_write_target", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make_world(tmp_path, images=IMAGES, seed=3)
+    assert (tmp_path / "pool").is_dir()
+    with pytest.raises(LodesetError, match="no finished sample world"):
+        load_truth(tmp_path)
+    assert make_world(tmp_path, images=IMAGES, seed=3) == load_truth(tmp_path) == load_truth(world)
+
+
+@pytest.mark.parametrize("written", ["_write_pool", "_write_loose", "_write_tar", "_write_target"])
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(making, written, full)
+    with pytest.raises(LodesetError, match=r"cannot be written to .*No space left.*free some space"):
+        make_world(tmp_path, images=200)
+
+
+def test_a_folder_that_cannot_be_is_told_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("drawn in vain")
+
+    monkeypatch.setattr(making, "draw", never)
+    (tmp_path / "file").touch()
+    with pytest.raises(LodesetError, match=r"cannot be written to .*choose another folder"):
+        make_world(tmp_path / "file" / "demo")
+    (tmp_path / ".lodeset.yaml").mkdir()
+    with pytest.raises(LodesetError, match=r"cannot be written to .*choose another folder"):
+        write_config(tmp_path)
 
 
 def _members(path: Path) -> list[tuple[str, bytes]]:

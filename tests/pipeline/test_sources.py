@@ -9,7 +9,7 @@ from builders import id_of, picture, write_folder, write_parquet, write_tar
 from pipeline.config import Ingest, Source
 from pipeline.errors import LodesetError
 from pipeline.sources.listing import SourceFile, expand
-from pipeline.sources.metadata import BadMetadata, field_of, from_fields, from_sidecars
+from pipeline.sources.metadata import BadMetadata, field_of, fields_of, from_fields
 from pipeline.sources.reading import Location, read_images, read_slice
 from pipeline.sources.slices import cut, members_of, split_loose, tar_members
 from pipeline.stages.ingest import ingest_slice
@@ -239,4 +239,4 @@ def test_known_fields_become_columns_and_places_are_dropped() -> None:
 @pytest.mark.parametrize("data", [b"[1]", b"{", b"\xff\xfe", b"[" * 100_000])
 def test_bad_sidecars(data: bytes) -> None:
     with pytest.raises(BadMetadata):
-        from_sidecars({".json": data})
+        fields_of(".json", data)

@@ -1,16 +1,12 @@
 """A few hundred drawn images in real shards, and a configuration that trains on them in seconds."""
 
-import hashlib
 import io
-import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
+from builders import write_shards
 from PIL import Image
 
 from training.config import TrainingConfig
@@ -28,25 +24,6 @@ def encode(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def write_shards(folder: Path, payloads: list[bytes], shards: int = 2) -> str:
-    """Tars and their index.parquet; returns the index's path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for shard in range(shards):
-        name = f"shard-{shard:06d}.tar"
-        with tarfile.open(folder / name, "w") as tar:
-            for payload in payloads[shard::shards]:
-                image_id = hashlib.sha256(payload).hexdigest()[:32]
-                member = tarfile.TarInfo(f"{image_id}.png")
-                member.size = len(payload)
-                rows.append((image_id, name, tar.offset + 512, len(payload)))
-                tar.addfile(member, io.BytesIO(payload))
-    ids, names, offsets, sizes = zip(*rows, strict=True)
-    table = pa.table({"image_id": ids, "shard": names, "offset": offsets, "size_bytes": sizes})
-    pq.write_table(table, folder / "index.parquet")
-    return str(folder / "index.parquet")
 
 
 @pytest.fixture(scope="session")

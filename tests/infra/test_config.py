@@ -1,0 +1,67 @@
+"""Configurations that cannot work are refused before anything is run, with the key, the value and the way out."""
+
+from pathlib import Path
+
+import pytest
+
+from infra.config import read
+from pipeline.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "training: {optimiser: {clip_norm: .inf}}",
+            "training.optimiser.clip_norm = inf: Input should be a finite number",
+        ),
+        ("training: {losses: {dino: .nan}}", "training.losses.dino = nan"),
+        (
+            "training: {workers: 64}",
+            "workers 64 cannot share a batch of 32 evenly, two images or more to each: use workers 16, or batch 128",
+        ),
+        ("training: {workers: 32}", "workers 32 cannot share a batch of 32 evenly"),
+        ("training: {workers: 3, batch: 2}", "use workers 1, or batch 6"),
+        (
+            "training: {}\nstore: memory://x",
+            "store memory://x: training writes checkpoints to a file system that all workers mount: use a path",
+        ),
+        ("training: {}\nstore: 's3://bucket/runs'", "store s3://bucket/runs: training"),
+        ("pruning: [{}]", "needs a trained model: add `training: {recipe: tiny}`"),
+        ("training: {model: {ffn: swiglu}}\npruning: [{}]", "training.model.ffn swiglu has none: use `ffn: mlp`"),
+        (
+            "training: {}\npruning: [{}, {calibration_images: 1}]",
+            "pruning.1.calibration_images 1: 65 positions of each image cannot determine the 512 hidden units",
+        ),
+        (
+            "training: {}\npruning: [{positions_per_image: 1}]",
+            "(training.model.dim 128): use calibration_images 514 or more",
+        ),
+        ("pruning: [{sweep: [.inf]}]\ntraining: {}", "pruning.0.sweep.0 = inf: Input should be a finite number"),
+    ],
+)
+def test_what_cannot_work_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "lodeset.yaml"
+    path.write_text(f"pool: p\n{text}\n")
+    with pytest.raises(ConfigError) as caught:
+        read(path)
+    assert told in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "store: s3://bucket/runs",
+        "store: memory://x",
+        "training: {workers: 16}",
+        "training: {workers: 1, batch: 3}",
+        "training: {model: {ffn: swiglu}}",
+        "training: {}\nstore: 'file:///tmp/runs'",
+        "training: {}\npruning: [{calibration_images: 8}, {calibration_images: 514, positions_per_image: 1}]",
+    ],
+)
+def test_what_works_is_not_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "lodeset.yaml"
+    path.write_text(f"pool: p\n{text}\n")
+    assert read(path).pool[0].uri == str(tmp_path / "p")

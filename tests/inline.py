@@ -1,0 +1,75 @@
+"""Stages run in this process, without an engine, on artifacts made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from builders import id_of, picture
+
+from pipeline import records
+from pipeline.dag.stage import Context, Outcome, Stage
+from pipeline.dag.store import Artifact, Rows, Store
+from pipeline.stages.embed import vector_table
+
+
+def map_with_state(
+    make: Callable[[], Callable[[Any], Any]], items: Iterable[Any], *, cpus: int, address: str | None
+) -> Iterator[Any]:
+    return map(make(), items)
+
+
+def without_engine(module: ModuleType, patch: pytest.MonkeyPatch) -> None:
+    """Runs what a graph's stages give to Ray in this process instead."""
+    patch.setattr(module, "map_with_state", map_with_state)
+    patch.setattr(module, "job", lambda _: nullcontext(), raising=False)
+
+
+def ran(store: Store, stage: Stage, inputs: Mapping[str, Artifact]) -> Artifact:
+    """The artifact of a stage whose function is called here."""
+    given = {role: inputs[needed.stage.id] for role, needed in stage.inputs.items()}
+    outcome = stage.function(Context(store, stage, f"of-{stage.name}", given, 1, lambda _: None))
+    return artifact(stage.name, stage.set, outcome)
+
+
+def artifact(stage: str, set_: str, outcome: Outcome) -> Artifact:
+    assert outcome.rows.balanced()
+    content = {"images": f"images-{set_}", "metadata": f"metadata-{set_}"}
+    return Artifact(
+        stage, set_, 1, f"{stage}-{set_}", {}, {}, outcome.tables, outcome.rows, content, outcome.details, 1.0, 1.0
+    )
+
+
+def target_set(store: Store, folder: Path, side: int, vectors_of: slice = slice(None)) -> dict[str, Artifact]:
+    """`ingest` and `embed` of a target set `target`: 12 images in 2 classes, 8 gallery and 4 test, `side` pixels a side.
+
+    The vectors tell the classes apart; `vectors_of` says which images have one.
+    """
+    folder.mkdir(parents=True)
+    places, told, vectors = [], [], []
+    for n in range(12):
+        data = picture(n, width=side, height=side)
+        (folder / f"{n}.png").write_bytes(data)
+        places.append(("target", str(folder / f"{n}.png"), "", 0, id_of(data), len(data)))
+        split = "gallery" if n < 8 else "test"
+        told.append((id_of(data), "", "even" if n % 2 == 0 else "odd", None, None, None, f'{{"split": "{split}"}}'))
+        vectors.append([1.0, 0.0] if n % 2 == 0 else [0.0, 1.0])
+
+    def table(schema: pa.Schema, rows: list[tuple[Any, ...]]) -> pa.Table:
+        return pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema=schema)
+
+    ingested = {"locations": table(records.LOCATIONS, places), "metadata": table(records.METADATA, told)}
+    chosen = [place[4] for place in places][vectors_of]
+    embedded = {"vectors": vector_table(chosen, np.asarray(vectors, np.float16)[vectors_of])}
+    made = {}
+    for stage, tables in (("ingest", ingested), ("embed", embedded)):
+        files = store.commit_part(stage, "by-hand", tables).files
+        outcome = Outcome({name: (file,) for name, file in files.items()}, Rows(12, 12))
+        made[f"{stage}/target"] = artifact(stage, "target", outcome)
+    return made

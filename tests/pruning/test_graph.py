@@ -1,0 +1,64 @@
+"""`prune` as a stage, without an engine."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from builders import picture, write_shards
+from inline import artifact, ran, target_set, without_engine
+
+from pipeline.config import TargetSet
+from pipeline.dag.stage import Context, Outcome, Stage
+from pipeline.dag.store import File, Rows, Store
+from pruning import graph
+from pruning.config import PruneJob
+from pruning.report import METHODS
+from training.config import TrainingConfig
+from training.export import export
+from training.ssl import student_and_teacher
+
+SIDE = 40
+CONFIG = TrainingConfig.model_validate(
+    {
+        "max_pixels": 24 * 20,  # of the images in the shards; those of the target set are larger
+        "model": {"dim": 16, "depth": 1, "heads": 2},
+        "crops": {"global_size": 16, "local_size": 16},
+        "heads": {"prototypes": 8, "hidden": 8, "dino_bottleneck": 8, "ibot_bottleneck": 8},
+    }
+)
+
+
+def never(context: Context) -> Outcome:
+    raise AssertionError("only made by hand here")
+
+
+def test_a_sweep_over_a_target_set_of_images_that_training_would_skip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_engine(graph, monkeypatch)
+    torch.manual_seed(0)
+    store = Store(str(tmp_path / "store"))
+    above = {
+        id_: Stage(id_.split("/")[0], id_.split("/")[1], 1, "ray", never, {})
+        for id_ in ("ingest/target", "train/all", "write_shards/all")
+    }
+    job = PruneJob(sweep=(1e-3, 1e-2), calibration_images=32)
+    stage = graph.build([job], CONFIG, [TargetSet(name="target", uri="target/")], above, SIDE**2)["prune/all"]
+
+    _, teacher = student_and_teacher(CONFIG)
+    export(teacher.backbone, Path(store.path("training/model")))
+    index = Path(write_shards(Path(store.path("shards")), [picture(n, width=24, height=20) for n in range(32)]))
+    files = {"index": (File("shards/index.parquet", 32, index.stat().st_size, ""),)}
+    inputs = {
+        "train/all": artifact("train", "all", Outcome({}, Rows(32, 32), details={"folder": "training/model"})),
+        "write_shards/all": artifact("write_shards", "all", Outcome(files, Rows(32, 32))),
+        **target_set(store, tmp_path / "target", SIDE),
+    }
+    pruned = ran(store, stage, inputs)
+    (told,) = pruned.details["jobs"]
+    assert told["calibration_images"] == 32
+    assert [(v["eps_w"], v["method"]) for v in told["variants"]] == [(e, m) for e in job.sweep for m in METHODS]
+    assert all(set(v["knn"]["target"]) == {"8"} for v in told["variants"])
+    assert stage.work == pruned.details["work"] == 12
+    # The models are not larger than they were before, so what is planned for is enough.
+    assert 0 < sum(file.size_bytes for file in pruned.tables["models"]) < (stage.size_bytes or 0)

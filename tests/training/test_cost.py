@@ -1,0 +1,46 @@
+"""What plans are told of a run, against the run itself."""
+
+from pathlib import Path
+
+import pytest
+
+from training import cost
+from training.checkpoint import STATE, save_checkpoint
+from training.config import TrainingConfig
+from training.export import WEIGHTS, export
+from training.ssl import make_optimiser, student_and_teacher
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"heads": {"tied": True}, "model": {"registers": 4, "depth": 2}},
+        {"model": {"ffn": "swiglu", "dim": 192, "heads": 3, "patch_size": 16}},
+    ],
+)
+def test_bytes_are_those_that_are_written(tmp_path: Path, knobs: dict[str, object]) -> None:
+    config = TrainingConfig.model_validate({"steps": 5, "checkpoint_every": 2, "keep_checkpoints": 2, **knobs})
+    student, teacher = student_and_teacher(config)
+    optimiser = make_optimiser(student, config.optimiser)
+    sum(p.sum() for p in student.parameters()).backward()  # type: ignore[union-attr]  # there are parameters
+    optimiser.step()
+    parts = {"student": student, "teacher": teacher, "optimiser": optimiser}
+    for step in (2, 4, 5):
+        save_checkpoint(
+            tmp_path, step, {n: part.state_dict() for n, part in parts.items()}, {}, config.keep_checkpoints
+        )
+    export(teacher.backbone, tmp_path)
+    written = sum(path.stat().st_size for path in (*tmp_path.glob(f"*/{STATE}"), tmp_path / WEIGHTS))
+    assert cost.stored_bytes(config) == pytest.approx(written, rel=0.05)
+
+
+def test_time_follows_the_size_of_the_network_and_of_the_crops() -> None:
+    tiny = cost.seconds_per_image(TrainingConfig())
+    assert 1 / tiny == pytest.approx(cost.TINY_IMAGES_PER_S)
+    wide = cost.seconds_per_image(TrainingConfig.model_validate({"model": {"dim": 256}}))
+    deep = cost.seconds_per_image(TrainingConfig.model_validate({"model": {"depth": 8}}))
+    large = cost.seconds_per_image(TrainingConfig.model_validate({"crops": {"global_size": 128, "local_count": 0}}))
+    assert deep == pytest.approx(2 * tiny)
+    assert 3.5 * tiny < wide < 4 * tiny
+    assert large > 2 * tiny

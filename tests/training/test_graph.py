@@ -1,0 +1,82 @@
+"""`train` and `evaluate` as stages, without an engine: what they list, and what is evaluated with and without training."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import write_shards
+from inline import artifact, ran, target_set, without_engine
+
+from pipeline.config import TargetSet
+from pipeline.dag.stage import Context, Outcome, Stage
+from pipeline.dag.store import Artifact, File, Rows, Store
+from training import graph
+from training.config import TrainingConfig
+from training.launch import train_inline
+
+TARGET = TargetSet(name="target", uri="target/")
+SIDE = 40
+K = "8"  # of 8 gallery images
+
+
+def never(context: Context) -> Outcome:
+    raise AssertionError("only made by hand here")
+
+
+CURATION = {
+    id_: Stage(id_.split("/")[0], id_.split("/")[1], 1, "ray", never, {})
+    for id_ in ("ingest/target", "embed/target", "write_shards/all")
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def scores(evaluated: Artifact) -> dict[str, Any]:
+    found: dict[str, Any] = evaluated.details["targets"]["target"]
+    return found
+
+
+def test_without_training_the_embedder_alone_is_evaluated(store: Store, tmp_path: Path) -> None:
+    stages = graph.build(None, [TARGET], CURATION, SIDE**2)
+    assert list(stages) == ["evaluate/all"]
+    evaluated = ran(store, stages["evaluate/all"], target_set(store, tmp_path / "target", SIDE))
+    assert scores(evaluated) == {"knn": {"embedder": {K: 1.0}}, "gallery": 8, "test": 4, "classes": 2}
+    assert evaluated.rows == Rows(12, 12)
+    assert graph.build(None, [], CURATION, SIDE**2) == {}
+
+
+def test_vectors_that_do_not_cover_a_target_leave_the_embedder_out(store: Store, tmp_path: Path) -> None:
+    stages = graph.build(None, [TARGET], CURATION, SIDE**2)
+    inputs = target_set(store, tmp_path / "target", SIDE, slice(1, None))
+    assert scores(ran(store, stages["evaluate/all"], inputs))["knn"] == {}
+
+
+def test_training_lists_its_newest_checkpoint_and_its_limit_is_not_that_of_targets(
+    store: Store, tmp_path: Path, payloads: list[bytes], small: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_engine(graph, monkeypatch)
+    monkeypatch.setattr(graph, "launch", lambda config, urls, folder, _: train_inline(config, urls, folder))
+    # The training images are 24 x 22 pixels at most; those of the target set are larger than training decodes.
+    config = small.model_copy(update={"max_pixels": 24 * 22})
+    stages = graph.build(config, [TARGET], CURATION, SIDE**2)
+    index = write_shards(Path(store.path("shards")), payloads)
+    files = {"index": (File("shards/index.parquet", len(payloads), Path(index).stat().st_size, ""),)}
+    shards = artifact("write_shards", "all", Outcome(files, Rows(len(payloads), len(payloads))))
+    trained = ran(store, stages["train/all"], {"write_shards/all": shards})
+    newest = f"{trained.details['folder']}/step-{config.steps:07d}"
+    assert [file.path for file in trained.tables["checkpoints"]] == [f"{newest}/state.pt", f"{newest}/manifest.json"]
+    for file in trained.tables["checkpoints"]:
+        data = Path(store.path(file.path)).read_bytes()
+        assert (file.size_bytes, file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+
+    inputs = {"train/all": trained, **target_set(store, tmp_path / "target", SIDE)}
+    evaluated = ran(store, stages["evaluate/all"], inputs)
+    assert set(scores(evaluated)["knn"]) == {"trained", "untrained", "embedder"}
+    assert all(set(by_k) == {K} for by_k in scores(evaluated)["knn"].values())
+    assert (evaluated.details["parts"], len(evaluated.tables["features"])) == (2, 2)
+    assert json.loads(json.dumps(evaluated.details)) == evaluated.details

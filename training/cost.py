@@ -1,0 +1,52 @@
+"""What a run will weigh and take, by its configuration alone: for `plan`, which builds no network.
+
+Shapes: D width, K prototypes, T tokens of a view.
+"""
+
+from training.config import TrainingConfig
+
+TINY_IMAGES_PER_S = 95.0  # the demo's 300 steps of `tiny` at its defaults, 2 CPU cores
+BYTES_A_WEIGHT = 4  # fp32
+# A checkpoint holds the student, the teacher and two moments of the optimiser for each of the student's weights.
+COPIES_IN_A_CHECKPOINT = 4
+
+
+def backbone_parameters(config: TrainingConfig) -> int:
+    """Weights of the Vision Transformer, all but its biases and norms (1 % of `tiny`)."""
+    model = config.model
+    patches = (config.crops.global_size // model.patch_size) ** 2
+    embedding = (3 * model.patch_size**2 + patches + 1 + model.registers) * model.dim
+    return embedding + 12 * model.dim**2 * model.depth  # 4 D^2 of attention, 8 D^2 of the MLP or SwiGLU
+
+
+def head_parameters(config: TrainingConfig) -> int:
+    """Weights of the projection heads: D -> hidden -> hidden -> bottleneck -> K."""
+    heads = config.heads
+    bottlenecks = (heads.dino_bottleneck,) if heads.tied else (heads.dino_bottleneck, heads.ibot_bottleneck)
+    return sum(
+        (config.model.dim + heads.hidden + bottleneck) * heads.hidden + bottleneck * heads.prototypes
+        for bottleneck in bottlenecks
+    )
+
+
+def stored_bytes(config: TrainingConfig) -> int:
+    """The checkpoints that are kept, and the exported backbone."""
+    backbone = backbone_parameters(config)
+    kept = min(config.keep_checkpoints, -(-config.steps // config.checkpoint_every))
+    checkpoint = COPIES_IN_A_CHECKPOINT * (backbone + head_parameters(config))
+    return BYTES_A_WEIGHT * (kept * checkpoint + backbone)
+
+
+def seconds_per_image(config: TrainingConfig) -> float:
+    """On 2 CPU cores: the rate of `tiny`, scaled by the multiply-accumulates of the blocks."""
+    return _block_macs(config) / _block_macs(TrainingConfig()) / TINY_IMAGES_PER_S
+
+
+def _block_macs(config: TrainingConfig) -> int:
+    """Of the student, for one image: every token meets 12 D^2 weights, and T others by two products of width D."""
+    model, crops = config.model, config.crops
+    total = 0
+    for size, views in ((crops.global_size, 2), (crops.local_size, crops.local_count)):
+        tokens = (size // model.patch_size) ** 2 + 1 + model.registers
+        total += views * tokens * (12 * model.dim**2 + 2 * tokens * model.dim) * model.depth
+    return total
