@@ -1,4 +1,7 @@
-"""plan, run, status, trace as functions; the command line prints what these return."""
+"""Every command as a function; the command line prints what these return.
+
+Importing this loads neither torch nor an engine: what needs them is imported where it is used.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,51 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from infra import dag
 from infra.config import Config, read
-from infra.estimate import Estimate, estimates
-from pipeline.dag.runner import Decision, Event, Runner, decide
-from pipeline.dag.stage import Stage, closure
-from pipeline.dag.store import Artifact, Store
-from pipeline.engines.ray import cluster
-from pipeline.errors import ConfigError
+from infra.template import TEMPLATE
+from pipeline.errors import ConfigError, LodesetError
+
+if TYPE_CHECKING:
+    from infra.doctor import Check
+    from infra.estimate import Estimate
+    from pipeline.dag.runner import Decision, Event
+    from pipeline.dag.stage import Stage
+    from pipeline.dag.store import Artifact, Store
 
 
 @dataclass(frozen=True)
 class Opened:
     """A configuration with its graph and its store."""
 
+    path: Path
     config: Config
     stages: Mapping[str, Stage]
     store: Store
+
+
+def init(path: str | Path = "lodeset.yaml", force: bool = False) -> Path:
+    """Writes a commented configuration and returns its path; into `lodeset.yaml` where `path` is a folder.
+
+    Raises:
+        ConfigError: the file exists, and not `force`.
+        LodesetError: it cannot be written.
+    """
+    target = Path(path) / "lodeset.yaml" if Path(path).is_dir() else Path(path)
+    try:
+        with target.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(TEMPLATE)
+    except FileExistsError:
+        raise ConfigError(f"{target} exists: give another name, or --force") from None
+    except OSError as error:
+        raise LodesetError(f"cannot write {target}: {error.strerror or error}") from error
+    return target
+
+
+def schema() -> dict[str, Any]:
+    """The configuration's JSON schema, for editors."""
+    return Config.model_json_schema()
 
 
 def open_config(
@@ -38,6 +67,10 @@ def open_config(
         ConfigError: the file, a key, a value, or `until` is wrong.
         LodesetError: a source or a model is not there.
     """
+    from infra import dag
+    from pipeline.dag.stage import closure
+    from pipeline.dag.store import Store
+
     if limit is not None:
         overrides = (*overrides, f"ingest.limit={limit}")
     config = read(path, overrides)
@@ -45,7 +78,7 @@ def open_config(
     names = sorted({stage.name for stage in stages.values()})
     if until is not None and until not in names:
         raise ConfigError(f"--until {until}: no such stage in this configuration; there are: {', '.join(names)}")
-    return Opened(config, closure(stages, until), Store(config.store))
+    return Opened(Path(path), config, closure(stages, until), Store(config.store))
 
 
 def cpus_of(config: Config) -> int:
@@ -57,6 +90,9 @@ def cpus_of(config: Config) -> int:
 
 def plan(opened: Opened, fresh: bool = False) -> list[tuple[Decision, Estimate]]:
     """What `run` would do, and why, with estimated time and bytes."""
+    from infra.estimate import estimates
+    from pipeline.dag.runner import decide
+
     decisions = decide(opened.store, opened.stages, fresh)
     return list(zip(decisions.values(), estimates(opened.store, decisions, cpus_of(opened.config)), strict=True))
 
@@ -67,6 +103,9 @@ def run(opened: Opened, watch: Callable[[Event], None], fresh: bool = False) -> 
     Raises:
         LodesetError: the first stage that failed; what was finished stays.
     """
+    from pipeline.dag.runner import Runner
+    from pipeline.engines.ray import cluster
+
     cpus = cpus_of(opened.config)
     ray: Callable[[], contextlib.AbstractContextManager[str]] = functools.partial(
         cluster, opened.config.resources.ray_address, cpus
@@ -76,6 +115,8 @@ def run(opened: Opened, watch: Callable[[Event], None], fresh: bool = False) -> 
 
 def artifacts(opened: Opened) -> dict[str, Artifact]:
     """The finished artifacts of this configuration, by stage id."""
+    from pipeline.dag.runner import decide
+
     return {id_: d.artifact for id_, d in decide(opened.store, opened.stages).items() if d.artifact is not None}
 
 
@@ -83,6 +124,49 @@ def status(opened: Opened) -> list[dict[str, Any]]:
     """One entry a stage and set, as `lodeset status --json` prints them."""
     finished = artifacts(opened)
     return [_entry(opened.store, stage, finished.get(stage.id)) for stage in opened.stages.values()]
+
+
+def report(opened: Opened, path: str | Path) -> Path:
+    """Writes one self-contained HTML page of what is finished, and returns its path.
+
+    Raises:
+        LodesetError: the store lacks a file that a manifest lists, or `path` cannot be written.
+    """
+    from infra.report.render import write_report
+
+    title = opened.path.resolve().parent.name
+    return write_report(opened.store, opened.stages, artifacts(opened), Path(path), title)
+
+
+def trace(opened: Opened, image_id: str) -> list[dict[str, Any]]:
+    """What each finished stage knows of one image, in the order of the DAG.
+
+    Raises:
+        ConfigError: not an image_id.
+        LodesetError: no set of this configuration holds it.
+    """
+    from infra.trace import trace
+
+    return trace(opened.store, artifacts(opened), image_id)
+
+
+def demo(folder: str | Path, watch: Callable[[Event], None]) -> dict[str, Any]:
+    """Makes a sample world with known truth (unless it is there), runs everything on it, and judges it.
+
+    Raises:
+        LodesetError: the folder is in use or cannot be written, or a stage failed.
+        GateError: a reference image, or a copy of one, reached the shards.
+    """
+    from infra.demo.run import run_demo
+
+    return run_demo(Path(folder), watch)
+
+
+def doctor() -> list[Check]:
+    """What works on this machine, and what to install for what does not; everything is tried for real."""
+    from infra.doctor import examine
+
+    return examine()
 
 
 def _entry(store: Store, stage: Stage, artifact: Artifact | None) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.errors import ConfigError, LodesetError
+from infra import api
+from pipeline.errors import LodesetError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 out = Console()
@@ -55,6 +56,10 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
 
 
+def _open(config: Path, set_: list[str] | None, limit: int | None, until: str | None = None) -> api.Opened:
+    return api.open_config(config, tuple(set_ or ()), until, limit)
+
+
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="file to write")] = Path("lodeset.yaml"),
@@ -62,27 +67,19 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Write a commented configuration."""
-    from infra.template import TEMPLATE
-
-    target = path / "lodeset.yaml" if path.is_dir() else path
-    if target.exists() and not force:
-        raise ConfigError(f"{target} exists: give another name, or --force")
-    try:
-        target.write_text(TEMPLATE, encoding="utf-8")
-    except OSError as error:
-        raise LodesetError(f"cannot write {target}: {error.strerror}") from error
+    target = api.init(path, force)
     if as_json:
         _print_json({"path": str(target)})
     else:
-        out.print(f"wrote {target}: set `pool`, then `lodeset plan {target}`", highlight=False)
+        out.print(
+            f"wrote {escape(str(target))}: set `pool`, then `lodeset plan {escape(str(target))}`", highlight=False
+        )
 
 
 @app.command()
 def schema(as_json: Json = False) -> None:
     """Print the configuration's JSON schema (always JSON), for editors."""
-    from infra.config import Config
-
-    _print_json(Config.model_json_schema())
+    _print_json(api.schema())
 
 
 @app.command()
@@ -95,15 +92,13 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Show what would run and why, with estimated time and bytes; spends nothing."""
-    from infra import api
-
-    rows = api.plan(api.open_config(config, tuple(set_ or ()), until, limit), fresh)
+    rows = api.plan(_open(config, set_, limit, until), fresh)
     if as_json:
         _print_json(
             {
                 "stages": [
                     {"stage": d.stage.name, "set": d.stage.set, "action": d.action, "reason": d.reason, "images": e.images,
-                     "seconds": e.seconds, "size_bytes": e.size_bytes}
+                     "images_guessed": e.images_guessed, "seconds": e.seconds, "size_bytes": e.size_bytes}
                     for d, e in rows
                 ]
             }
@@ -112,13 +107,15 @@ def plan(
     table = Table("stage", "action", "why", "images", "time", "stores", box=None, pad_edge=False)
     colours = {"finished": "dim", "taken over": "cyan", "run": "bold", "wait": ""}
     for decision, estimate in rows:
-        images = "" if estimate.images is None else f"{estimate.images:,}"
+        images = "" if estimate.images is None else f"{'~' if estimate.images_guessed else ''}{estimate.images:,}"
         seconds = "" if decision.artifact else _seconds(estimate.seconds)
         size = "" if decision.artifact else _size(estimate.size_bytes)
         style = colours[decision.action]
         action = "run" if decision.action == "wait" else decision.action
         table.add_row(decision.stage.id, action, escape(decision.reason), images, seconds, size, style=style)
     out.print(table)
+    if any(e.images_guessed for _, e in rows):
+        out.print("~ images: guessed from the bytes of tars and Parquet files, which ingest will count", style="dim")
     changed = [d.stage.id for d, _ in rows if d.action == "run"]
     also = [d.stage.id for d, _ in rows if d.action == "wait"]
     if not changed:
@@ -160,10 +157,9 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run what is not finished."""
-    from infra import api
     from infra.progress import watching
 
-    opened = api.open_config(config, tuple(set_ or ()), until, limit)
+    opened = _open(config, set_, limit, until)
     with watching(err) as watch:
         api.run(opened, watch, fresh)
     _show_status(api.status(opened), as_json)
@@ -172,9 +168,7 @@ def run(
 @app.command()
 def status(config: ConfigPath, set_: Set = None, limit: Limit = None, as_json: Json = False) -> None:
     """Show the funnel: what each stage took, kept and dropped."""
-    from infra import api
-
-    _show_status(api.status(api.open_config(config, tuple(set_ or ()), None, limit)), as_json)
+    _show_status(api.status(_open(config, set_, limit)), as_json)
 
 
 def _show_status(entries: list[dict[str, Any]], as_json: bool) -> None:
@@ -202,28 +196,17 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write one self-contained HTML page: funnel, examples with pictures, curves."""
-    from infra import api
-    from infra.report.render import write_report
-
-    opened = api.open_config(config, tuple(set_ or ()), None, limit)
-    try:
-        page = write_report(opened.store, opened.stages, api.artifacts(opened), to, config.resolve().parent.name)
-    except OSError as error:
-        raise LodesetError(f"cannot write {to}: {error.strerror or error}") from error
+    page = api.report(_open(config, set_, limit), to)
     if as_json:
         _print_json({"path": str(page)})
     else:
-        out.print(str(page), highlight=False, soft_wrap=True)
+        out.print(escape(str(page)), highlight=False, soft_wrap=True)
 
 
 @app.command()
 def trace(config: ConfigPath, image_id: str, set_: Set = None, limit: Limit = None, as_json: Json = False) -> None:
     """Tell one image's way from its source to its shard."""
-    from infra import api
-    from infra.trace import trace as steps_of
-
-    opened = api.open_config(config, tuple(set_ or ()), None, limit)
-    steps = steps_of(opened.store, api.artifacts(opened), image_id)
+    steps = api.trace(_open(config, set_, limit), image_id)
     if as_json:
         _print_json({"image_id": image_id.lower(), "steps": steps})
         return
@@ -240,11 +223,10 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Make a sample world with known truth and run everything on it."""
-    from infra.demo.run import run_demo
     from infra.progress import watching
 
     with watching(err) as watch:
-        result = run_demo(folder, watch)
+        result = api.demo(folder, watch)
     if as_json:
         _print_json(result)
         return
@@ -261,9 +243,7 @@ def _flat(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what works on this machine and what to install."""
-    from infra.doctor import examine
-
-    checks = examine()
+    checks = api.doctor()
     broken = [c.name for c in checks if c.needed and not c.works]
     if as_json:
         _print_json({"checks": [vars(c) for c in checks], "works": not broken})

@@ -42,7 +42,8 @@ def trace(store: Store, artifacts: Mapping[str, Artifact], image_id: str) -> lis
                 )
     if not any(step["table"] == "images" for step in steps):
         raise LodesetError(
-            f"no image {image_id} in this configuration's sets: was it rejected? `lodeset report` lists the rejects"
+            f"no image {image_id} in this configuration's sets: was it rejected? `lodeset status` counts the rejects by "
+            "reason, and the tables `rejects` of `lodeset status --json` name each"
         )
     return steps
 

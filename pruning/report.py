@@ -8,7 +8,7 @@ Shapes: n hidden units, m outputs, k units kept.
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import LodesetError
 from pruning.config import PruneJob
-from pruning.entropic import Gram, Indices, Solution, path
+from pruning.entropic import Gram, Indices, Solution
 from pruning.groups import Group, Groups, Replacement, evaluating, find_groups, linears
 from pruning.magnitude import magnitude_scores, random_scores, top
 from pruning.refit import refit
@@ -43,15 +43,6 @@ class Variant:
     converged: bool  # whether every layer's solve settled within max_iterations
 
 
-def solve_layers(groups: Groups, grams: Mapping[str, Gram], job: PruneJob) -> dict[str, dict[float, Solution]]:
-    """The entropic solutions of every group at every strength of the job, by group name and eps_w: the costly part.
-
-    Raises:
-        LodesetError: the moments are not of this model or cannot be used.
-    """
-    return {group.name: path(_gram(group, grams), group.name, job) for group in groups.prunable}
-
-
 def variant(
     model: nn.Module,
     groups: Groups,
@@ -59,20 +50,17 @@ def variant(
     job: PruneJob,
     eps_w: float,
     method: Method,
-    solved: Mapping[str, Mapping[float, Solution]] | None = None,
+    solved: Mapping[str, Mapping[float, Solution]],
 ) -> Variant:
-    """One variant by itself; the same as `variants` gives, whoever computes it and in whatever order.
+    """One variant by itself, whoever computes it and in whatever order.
 
-    `solved` is what `solve_layers` gave; without it the strengths up to eps_w are solved here.
+    `solved` are the entropic solutions (`entropic.path`) by group and eps_w: the costly part, shared by all variants.
 
     Raises:
         LodesetError: eps_w is not in the sweep, or the moments are not of this model or cannot be used.
     """
     if eps_w not in job.sweep:
         raise LodesetError(f"eps_w {eps_w:g} is not in the sweep {list(job.sweep)}: choose one of these")
-    if solved is None:
-        weaker = job.model_copy(update={"sweep": tuple(e for e in job.sweep if e <= eps_w)})
-        solved = solve_layers(groups, grams, weaker)
     layers: dict[str, Replacement] = {}
     unexplained: dict[str, float] = {}
     for group in groups.prunable:
@@ -84,14 +72,6 @@ def variant(
         unexplained[group.name] = gram.moments(group.name).unexplained(q, new.bias)
     converged = all(solved[group.name][eps_w].converged for group in groups.prunable)
     return Variant(eps_w, method, layers, unexplained, converged)
-
-
-def variants(model: nn.Module, groups: Groups, grams: Mapping[str, Gram], job: PruneJob) -> Iterator[Variant]:
-    """Every variant of the job: for each strength, weakest first, every method. Each layer's sweep is solved once."""
-    solved = solve_layers(groups, grams, job)
-    for eps_w in sorted(job.sweep):
-        for method in METHODS:
-            yield variant(model, groups, grams, job, eps_w, method, solved)
 
 
 def _gram(group: Group, grams: Mapping[str, Gram]) -> Gram:

@@ -9,6 +9,7 @@ Shapes: n images of the index, b images a worker and step, L local crops, N patc
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import cv2
@@ -137,7 +138,15 @@ class Order:
         return self.permutation(epoch)[position * self.batch : (position + 1) * self.batch]
 
     def permutation(self, epoch: int) -> NDArray[np.int64]:
-        return generator(self.seed, "order", epoch).permutation(self.images)
+        """All rows in the order of one epoch."""
+        return _permutation(self.images, self.seed, epoch)
+
+
+@lru_cache(maxsize=1)  # steps follow one another: only the epoch that goes on is needed; 10^7 rows take 0.5 s
+def _permutation(images: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    order = generator(seed, "order", epoch).permutation(images)
+    order.setflags(write=False)  # every step reads the same array
+    return order
 
 
 @dataclass(frozen=True)
@@ -190,7 +199,6 @@ class Batches(Dataset["Batch | LodesetError"]):
         self.local_batch = config.batch // world_size
         self.first = rank * self.local_batch
         self.order = Order(len(index), config.batch, config.seed)
-        self._epoch: tuple[int, NDArray[np.int64]] | None = None
 
     def __getitem__(self, step: int) -> "Batch | LodesetError":
         try:
@@ -204,7 +212,7 @@ class Batches(Dataset["Batch | LodesetError"]):
         Raises:
             LodesetError: too many unreadable images in a row.
         """
-        rows = self._rows(step)
+        rows = self.order.rows(step)[self.first : self.first + self.local_batch].tolist()
         images, used, skipped = self._images(rows)
         crops = [
             augment(image, generator(self.config.seed, "crops", step, self.first + i), self.config.crops)
@@ -218,13 +226,6 @@ class Batches(Dataset["Batch | LodesetError"]):
             masks=self._masks(step),
             skipped=tuple(skipped),
         )
-
-    def _rows(self, step: int) -> list[int]:
-        epoch, position = divmod(step, self.order.images // self.order.batch)
-        if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = (epoch, self.order.permutation(epoch))
-        start = position * self.order.batch + self.first
-        return [int(row) for row in self._epoch[1][start : start + self.local_batch]]
 
     def _images(self, rows: list[int]) -> tuple[list[NDArray[np.uint8]], list[int], list[str]]:
         images: list[NDArray[np.uint8]] = []

@@ -13,12 +13,9 @@ from PIL import Image
 
 from pipeline.errors import LodesetError
 from training.augment import normalise
-from training.export import load_backbone
 from training.vit import DinoVisionTransformer
 
 QUERIES_AT_ONCE = 1024  # bounds the similarity matrix in memory
-
-__all__ = ["features", "knn", "knn_accuracy", "load_backbone"]
 
 
 def features(

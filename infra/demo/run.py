@@ -20,9 +20,7 @@ Lines = dict[str, list[str]]
 JUDGED = ("dedup/pool", "retrieve/alpha", "retrieve/beta", "train/all", "evaluate/all", "prune/all")
 
 
-def run_demo(
-    folder: Path, watch: Callable[[Event], None], images: int = 2400, steps: int | None = None
-) -> dict[str, Any]:
+def run_demo(folder: Path, watch: Callable[[Event], None]) -> dict[str, Any]:
     """Makes the sample world (unless it is there), runs everything, and judges it.
 
     Raises:
@@ -31,11 +29,11 @@ def run_demo(
         GateError: a reference image, or a copy of one, reached the shards.
     """
     started = time.time()
-    truth = load_truth(folder) if is_made(folder) else make_world(folder, images)
+    truth = load_truth(folder) if is_made(folder) else make_world(folder)
     config = folder / "lodeset.yaml"
     if not config.exists():
         write_config(folder)
-    opened = api.open_config(config, () if steps is None else (f"training.steps={steps}",))
+    opened = api.open_config(config)
     lacking = [id_ for id_ in JUDGED if id_ not in opened.stages]
     if lacking:
         raise ConfigError(

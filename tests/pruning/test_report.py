@@ -2,16 +2,19 @@
 
 import json
 from functools import cache
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline.dag.store import Store
 from pipeline.errors import LodesetError
+from pruning import graph
 from pruning.config import PruneJob
-from pruning.entropic import Gram
+from pruning.entropic import Gram, Solution, path
 from pruning.groups import Replacement, apply, check_removal, collect_grams, find_groups, linears
-from pruning.report import METHODS, Variant, count_macs, latencies_ms, row, variant, variants
+from pruning.report import METHODS, Variant, count_macs, latencies_ms, row, variant
 from training.config import ModelConfig
 from training.vit import DinoVisionTransformer
 
@@ -39,7 +42,22 @@ def grams() -> dict[str, Gram]:
 
 @cache
 def all_variants() -> dict[tuple[float, str], Variant]:
-    return {(v.eps_w, v.method): v for v in variants(vit(), find_groups(vit()), grams(), JOB)}
+    """The sweep as the stage runs it: layers solved and read back from the store, then each variant by itself."""
+    groups = find_groups(vit())
+    solutions = solved()
+    found = [variant(vit(), groups, grams(), JOB, eps, method, solutions) for eps in JOB.sweep for method in METHODS]
+    return {(v.eps_w, v.method): v for v in found}
+
+
+@cache
+def solved() -> dict[str, dict[float, Solution]]:
+    with TemporaryDirectory() as folder:
+        store = Store(folder)
+        arrays = {f"{name}/{field}": array for name, gram in grams().items() for field, array in gram.arrays().items()}
+        moments = graph._commit_arrays(store, graph.GRAMS, "all", "moments", arrays, 64, 0.0).files["moments"]
+        solve = graph._solver(store, [moments], JOB)
+        parts = [solve((f"key-{n}", group.name)) for n, group in enumerate(find_groups(vit()).prunable)]
+        return graph._solutions(store, [part.files["solution"] for part in parts])
 
 
 def test_every_method_at_every_level() -> None:
@@ -56,16 +74,17 @@ def test_methods_are_compared_at_the_same_number_of_units_in_each_layer() -> Non
         assert all(0 < kept < 64 for kept in counts[0].values())
 
 
-@pytest.mark.parametrize("eps_w", JOB.sweep)
-@pytest.mark.parametrize("method", METHODS)
-def test_one_variant_alone_equals_the_one_from_the_sweep(eps_w: float, method: str) -> None:
-    together = all_variants()[eps_w, method]
-    alone = variant(vit(), find_groups(vit()), grams(), JOB, eps_w, together.method)
-    for name, new in alone.layers.items():
-        np.testing.assert_array_equal(new.keep, together.layers[name].keep)
-        np.testing.assert_array_equal(new.weight, together.layers[name].weight)
-        np.testing.assert_array_equal(new.bias, together.layers[name].bias)
-    assert alone.unexplained == together.unexplained
+def test_solutions_read_back_are_those_of_the_path() -> None:
+    for name, by_eps in solved().items():
+        for eps, here in path(grams()[name], name, JOB).items():
+            there = by_eps[eps]
+            assert (there.converged, there.unexplained, there.history) == (
+                here.converged,
+                here.unexplained,
+                here.history,
+            )
+            for field in ("support", "q", "bias"):
+                np.testing.assert_array_equal(getattr(there, field), getattr(here, field))
 
 
 @pytest.mark.parametrize("eps_w", JOB.sweep)
@@ -103,12 +122,12 @@ def test_magnitude_without_refit_keeps_the_dense_weights() -> None:
 
 def test_a_strength_outside_the_sweep_and_foreign_moments_are_refused() -> None:
     with pytest.raises(LodesetError, match=r"eps_w 0\.5 is not in the sweep \[0\.0001, 0\.01\]"):
-        variant(vit(), find_groups(vit()), grams(), JOB, 0.5, "random")
+        variant(vit(), find_groups(vit()), grams(), JOB, 0.5, "random", solved())
     smaller = apply(vit(), all_variants()[1e-2, "entropic"].layers)
     with pytest.raises(LodesetError, match=r"blocks\.0\.mlp: the moments cover 64 units and the model has"):
-        variant(smaller, find_groups(smaller), grams(), JOB, 1e-2, "random")
+        variant(smaller, find_groups(smaller), grams(), JOB, 1e-2, "random", solved())
     with pytest.raises(LodesetError, match="cover 0 units"):
-        list(variants(vit(), find_groups(vit()), {}, JOB))
+        variant(vit(), find_groups(vit()), {}, JOB, 1e-2, "random", solved())
 
 
 def test_macs_by_hand() -> None:

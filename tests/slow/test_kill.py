@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -28,6 +29,7 @@ PARTS = {
     "evaluate/all": "evaluate_features",
     "prune/all": "prune_variant",
 }
+FEWEST_PARTS = 8
 COMMIT_S = 0.4
 
 
@@ -52,7 +54,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(world: Path) -> dict[str, str]:
     code, err = Run(world / "lodeset.yaml", ("--set", "store=./undisturbed")).start().wait()
     assert code == 0, err
+    counts = {stage: _count_parts(world / "undisturbed", stage) for stage in PARTS}
+    assert all(count >= FEWEST_PARTS for count in counts.values()), f"too few parts to be killed among: {counts}"
     return shard_digests(world / "undisturbed")
+
+
+def _count_parts(store: Path, stage: str) -> int:
+    """Of one stage and set: several sets share a folder of parts."""
+    (manifest,) = (store / "artifacts" / stage).glob("*/manifest.json")
+    folder = len(part_manifests(store, PARTS[stage]))
+    return min(folder, json.loads(manifest.read_text())["details"].get("parts", folder))
 
 
 def _interrupt(world: Path, store: str, stage: str, victim: str, *until: str) -> None:
@@ -69,14 +80,22 @@ def _interrupt(world: Path, store: str, stage: str, victim: str, *until: str) ->
     if victim == "driver":
         run.kill_driver()
         run.wait()
+        committed = part_manifests(folder, parts)
     else:
+        # Before the kill: a run that survives the loss of a worker goes on, and may not touch what was there either.
+        committed = part_manifests(folder, parts)
         run.kill_worker()
         code, err = run.wait(240)
         # An engine may replace a worker and go on; if it cannot, the run says so and stops.
         assert code in (0, 1) and "Traceback" not in err, err
-    committed = part_manifests(folder, parts)
+        _assert_untouched(folder, parts, committed)
     assert run.gone_within(60), run.processes()
     _remember(folder, parts, committed)
+
+
+def _assert_untouched(folder: Path, parts: str, committed: dict[str, tuple[int, str]]) -> None:
+    now = part_manifests(folder, parts)
+    assert {key: now.get(key) for key in committed} == committed, f"parts of {parts} were lost or written again"
 
 
 _REMEMBERED: dict[tuple[Path, str], dict[str, tuple[int, str]]] = {}
@@ -91,8 +110,7 @@ def _finish(world: Path, store: str, undisturbed: dict[str, str], *until: str) -
     assert code == 0, err
     for (folder, parts), committed in _REMEMBERED.items():
         if folder == world / store:
-            now = part_manifests(folder, parts)
-            assert {key: now[key] for key in committed} == committed, f"parts of {parts} were written again"
+            _assert_untouched(folder, parts, committed)
     assert shard_digests(world / store) == undisturbed
 
 

@@ -1,0 +1,66 @@
+"""Every command is a function too, and asking for help loads neither torch nor an engine."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from builders import picture, write_folder
+from typer.testing import CliRunner
+
+from infra import api, cli
+from infra.config import read
+from pipeline.errors import ConfigError, LodesetError
+
+
+def lodeset(*arguments: str | Path) -> dict[str, object]:
+    done = CliRunner().invoke(cli.app, [str(a) for a in arguments], catch_exceptions=False)
+    assert done.exit_code == 0
+    told: dict[str, object] = json.loads(done.stdout)
+    return told
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    write_folder(tmp_path / "images", [(f"{n}.png", picture(n)) for n in range(3)])
+    return api.init(tmp_path)
+
+
+def test_every_command_is_a_function() -> None:
+    commands = {command.callback.__name__ for command in cli.app.registered_commands if command.callback}
+    assert commands == {"init", "schema", "plan", "run", "status", "report", "trace", "demo", "doctor"}
+    for name in commands:
+        assert getattr(api, name).__module__ == "infra.api" and getattr(api, name).__doc__
+
+
+def test_starting_loads_neither_torch_nor_an_engine() -> None:
+    heavy = "import sys, infra.cli; print([m for m in ('torch', 'ray', 'apache_beam', 'pyarrow') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_the_command_line_prints_what_the_functions_return(config: Path, tmp_path: Path) -> None:
+    opened = api.open_config(config)
+    planned = [(d.stage.name, d.stage.set, d.action, e.images) for d, e in api.plan(opened)]
+    told = lodeset("plan", config, "--json")["stages"]
+    assert isinstance(told, list)
+    assert [(t["stage"], t["set"], t["action"], t["images"]) for t in told] == planned
+    assert planned[0] == ("ingest", "pool", "run", 3)
+    assert lodeset("status", config, "--json") == {"artifacts": api.status(opened)}
+    assert lodeset("schema") == api.schema()
+    assert lodeset("report", config, "--out", tmp_path / "a.html", "--json") == {"path": str(tmp_path / "a.html")}
+    assert api.report(opened, tmp_path / "b.html").read_bytes() == (tmp_path / "a.html").read_bytes()
+    with pytest.raises(LodesetError, match=r"no image 0{32} in this configuration's sets"):
+        api.trace(opened, "0" * 32)
+
+
+def test_init_writes_a_configuration_that_is_valid_and_overwrites_none(tmp_path: Path) -> None:
+    path = api.init(tmp_path / "my.yaml")
+    assert read(path).pool[0].uri == str(tmp_path / "images")
+    path.write_text("mine")
+    with pytest.raises(ConfigError, match="exists: give another name, or --force"):
+        api.init(path)
+    assert path.read_text() == "mine"
+    assert api.init(path, force=True).read_text() != "mine"
+    with pytest.raises(LodesetError, match=r"cannot write .*/none/my\.yaml: No such file"):
+        api.init(tmp_path / "none" / "my.yaml")
