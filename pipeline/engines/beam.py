@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from apache_beam.pvalue import PCollection
 
 from pipeline.dag.background import repeating
 from pipeline.dag.child import LOST_WORKER
-from pipeline.engines.failures import Failed
+from pipeline.engines.failures import Failed, failed
 from pipeline.errors import LodesetError
 
 # How long the local runner may take to end after its workers did.
@@ -80,11 +79,8 @@ _FAILED = "failed"
 def _attempt(item: Any, function: Callable[..., Iterable[Any] | None], *arguments: Any) -> Iterator[Any]:
     try:
         yield from function(item, *arguments) or ()
-    except LodesetError as error:
-        yield beam.pvalue.TaggedOutput(_FAILED, Failed(str(error)))
     except Exception as error:
-        traceback.print_exc()  # into the log of the stage
-        yield beam.pvalue.TaggedOutput(_FAILED, Failed(f"{type(error).__name__}: {error}"))
+        yield beam.pvalue.TaggedOutput(_FAILED, failed(error))
 
 
 def raise_failures(*failures: PCollection[Failed]) -> None:

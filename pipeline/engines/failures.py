@@ -1,9 +1,12 @@
-"""Carries a user's error out of a worker, whatever the engine does with exceptions."""
+"""Carries what a worker raised out of it, whatever the engine does with exceptions."""
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from pipeline.errors import LodesetError
@@ -14,9 +17,22 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Failed:
-    """A LodesetError that was raised in a worker."""
+    """What was raised in a worker."""
 
     message: str
+
+
+def failed(error: Exception) -> Failed:
+    """The error as a value: a LodesetError's message; of a defect its type, text and place, and its traceback in the log."""
+    if isinstance(error, LodesetError):
+        return Failed(str(error))
+    traceback.print_exception(error, file=sys.stderr)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())
+    return Failed(
+        f"{type(error).__name__}: {text} (at {Path(place.filename).name}:{place.lineno}, in {place.name}): this is a defect; "
+        "its traceback is in the stage's log"
+    )
 
 
 def caught(function: Callable[[Item], Result], item: Item) -> Result | Failed:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import collections
+import os
 import posixpath
-from collections.abc import Sequence
-from dataclasses import dataclass
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.config import Source
 from pipeline.errors import LodesetError
+from pipeline.sources.files import escaped
 
 Kind = Literal["tar", "parquet", "loose"]
 
@@ -20,12 +26,14 @@ _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file as a listing shows it.
+    r"""A file as a listing shows it. Names are valid UTF-8; bytes of them that are not are written `\xNN`.
 
     Attributes:
         root: the folder that `relative` starts from; moving the folder changes this and nothing else.
         state: entity tag, or modification time: changes when the content does.
         image: the Parquet column of images.
+        refused: why this is no file that can be read (a link that leads nowhere, a pipe).
+        namesakes: how many files before it in the set have the same relative path, below another root.
     """
 
     root: str
@@ -34,41 +42,35 @@ class SourceFile:
     size_bytes: int
     state: str
     image: str = ""
+    refused: str = ""
+    namesakes: int = 0
 
     @property
     def uri(self) -> str:
         return f"{self.root}/{self.relative}"
 
 
-def _state(info: dict[str, Any]) -> str:
-    for key in ("ETag", "etag", "mtime", "LastModified", "last_modified", "created"):
-        if info.get(key) is not None:
-            return str(info[key])
-    return ""
-
-
-def _kind(path: str) -> Kind:
-    return _KINDS.get(posixpath.splitext(path.lower())[1], "loose")
-
-
-def _has_surrogates(name: str) -> bool:
-    return any("\ud800" <= letter <= "\udfff" for letter in name)
-
-
 def expand(sources: Sequence[Source], what: str) -> list[SourceFile]:
     """Every file of these sources, in the order of the configuration, then by path.
+
+    Links are followed. Files and folders whose names start with a dot (`.DS_Store`, `.git`) are left out.
 
     Raises:
         LodesetError: a source matches nothing, a folder is empty, or a tar is compressed; `what` names the set.
     """
-    files: list[SourceFile] = []
+    files: dict[str, SourceFile] = {}
     for source in sources:
         found = _expand_one(source, what)
         if not found:
             raise LodesetError(f"{what}: {source.uri} holds no files: give a folder of images, a .tar or a .parquet")
-        files.extend(found)
-    seen: set[str] = set()
-    return [f for f in files if not (f.uri in seen or seen.add(f.uri))]  # type: ignore[func-returns-value]  # add() in passing
+        for file in found:
+            files.setdefault(file.uri, file)
+    counted: collections.Counter[str] = collections.Counter()
+    out = []
+    for file in files.values():
+        out.append(replace(file, namesakes=counted[file.relative]))
+        counted[file.relative] += 1
+    return out
 
 
 def _expand_one(source: Source, what: str) -> list[SourceFile]:
@@ -78,38 +80,109 @@ def _expand_one(source: Source, what: str) -> list[SourceFile]:
         raise LodesetError(f"{what}: {source.uri} cannot be opened: {error}") from error
     path = path.rstrip("/") or "/"
     try:
-        roots = sorted(fs.glob(path)) if fsspec.core.has_magic(path) and not fs.exists(path) else [path]
-        infos = []
-        for root in roots:
-            info = fs.info(root)
-            if info["type"] == "directory":
-                inside = fs.find(root, detail=True)
-                infos += [(root, posixpath.relpath(name, root), inside[name]) for name in sorted(inside)]
-            else:
-                infos.append((posixpath.dirname(root), posixpath.basename(root), info))
-    except FileNotFoundError:
-        roots = []
-    except (PermissionError, NotADirectoryError) as error:
-        raise LodesetError(f"{what}: {source.uri} cannot be listed: {error}") from error
+        # A path may hold the signs of a glob: `new [1]/a.tar`.
+        roots = [path] if fs.exists(path) else sorted(fs.glob(path)) if fsspec.core.has_magic(path) else []
+        found = [file for root in roots for file in (_local if isinstance(fs, LocalFileSystem) else _remote)(fs, root)]
+    except OSError as error:
+        told = escaped(str(error))
+        raise LodesetError(f"{what}: {source.uri} cannot be listed: {told}: correct that and run again") from error
     if not roots:
         raise LodesetError(
             f"{what}: nothing is at {source.uri}: check the path (relative paths start from the configuration file)"
         )
     files = []
-    for root, relative, info in infos:
-        if any(piece.startswith(".") for piece in relative.split("/")) or info["type"] != "file":
-            continue
-        if relative.lower().endswith(_PACKED):
+    for file in found:
+        if file.relative.lower().endswith(_PACKED):
             raise LodesetError(
-                f"{what}: {root}/{relative} is compressed, so its members cannot be read by range: unpack it to a plain .tar first"
+                f"{what}: {escaped(file.uri)} is compressed, so its members cannot be read by range: unpack it to a plain .tar first"
             )
-        if not relative.isprintable() and _has_surrogates(relative):
-            shown = relative.encode("utf-8", "surrogateescape")
-            raise LodesetError(f"{what}: the name {shown!r} in {root} is not UTF-8: rename the file, or leave it out")
-        kind = _kind(relative)
-        image = source.image if kind == "parquet" else ""
-        plain_root = str(fs.unstrip_protocol(root)) if "://" in source.uri else root
+        root = str(fs.unstrip_protocol(file.root)) if "://" in source.uri else file.root
         files.append(
-            SourceFile(plain_root.rstrip("/"), relative, kind, int(info.get("size") or 0), _state(info), image)
+            replace(
+                file,
+                root=escaped(root).rstrip("/"),
+                relative=escaped(file.relative),
+                image=source.image if file.kind == "parquet" else "",
+            )
         )
     return files
+
+
+def _kind(path: str) -> Kind:
+    return _KINDS.get(posixpath.splitext(path.lower())[1], "loose")
+
+
+# -- object stores and the like
+
+
+def _remote(fs: Any, root: str) -> Iterator[SourceFile]:
+    info = fs.info(root)
+    inside = fs.find(root, detail=True) if info["type"] == "directory" else {root: info}
+    if info["type"] != "directory":
+        root = posixpath.dirname(root)
+    for name in sorted(inside):
+        relative = posixpath.relpath(name, root)
+        if not _hidden(relative) and inside[name]["type"] == "file":
+            size = int(inside[name].get("size") or 0)
+            yield SourceFile(root, relative, _kind(relative), size, _state(inside[name]))
+
+
+def _hidden(relative: str) -> bool:
+    return any(piece.startswith(".") for piece in relative.split("/"))
+
+
+def _state(info: dict[str, Any]) -> str:
+    for key in ("ETag", "etag", "mtime", "LastModified", "last_modified", "created"):
+        if info.get(key) is not None:
+            return str(info[key])
+    return ""
+
+
+# -- this machine's file system: fsspec leaves links and folders without rights out, without a word
+
+
+def _local(fs: LocalFileSystem, root: str) -> list[SourceFile]:
+    if os.path.isdir(root):
+        return sorted(_walk(root), key=lambda file: file.relative)
+    folder, name = posixpath.split(root)
+    return [] if _hidden(name) else [_described(folder, name, Path(root).stat())]
+
+
+def _walk(root: str) -> Iterator[SourceFile]:
+    """Every file below a folder. One that several paths lead to is listed once: by its own path, if that lies below the root."""
+    seen: set[tuple[int, int]] = set()
+    folders, links = collections.deque([""]), collections.deque[str]()
+    while folders or links:
+        below = folders.popleft() if folders else links.popleft()
+        here = posixpath.join(root, below) if below else root
+        status = Path(here).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            yield _refused(root, below, "a link to a folder that is listed already")
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(here) as entries:
+            for entry in entries:
+                relative = posixpath.join(below, entry.name)
+                if entry.name.startswith("."):
+                    continue
+                try:
+                    status = entry.stat()
+                except OSError as error:
+                    if not entry.is_symlink():
+                        raise
+                    yield _refused(root, relative, f"a link that leads nowhere: {error.strerror}")
+                    continue
+                if stat.S_ISDIR(status.st_mode):
+                    (links if entry.is_symlink() else folders).append(relative)
+                else:
+                    yield _described(root, relative, status)
+
+
+def _described(root: str, relative: str, status: os.stat_result) -> SourceFile:
+    if not stat.S_ISREG(status.st_mode):
+        return _refused(root, relative, "a pipe, socket or device")
+    return SourceFile(root, relative, _kind(relative), status.st_size, str(status.st_mtime_ns))
+
+
+def _refused(root: str, relative: str, why: str) -> SourceFile:
+    return SourceFile(root, relative, "loose", 0, "", refused=why)

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MAX_BYTES = 2**20  # of one sidecar
+# Of one sidecar, or of one text column of a Parquet row.
+MAX_BYTES = 2**20
+# Python's own recursion ends at about 1,000 calls, those of Beam included.
+MAX_DEPTH = 64
 
 _NAMES = {
     "label": ("label", "cls", "class", "class_name"),
@@ -39,53 +42,62 @@ class BadMetadata(Exception):
 
 
 def from_fields(fields: Mapping[str, Any]) -> Metadata:
-    """Known names become columns, the others `extra`; location tags are dropped."""
-    left = {str(k): v for k, v in fields.items() if not _PLACE.match(str(k)) and v is not None}
+    """Plain fields (see `plain`): known names become columns, the others `extra`."""
+    left = {name: value for name, value in fields.items() if value is not None and not _PLACE.match(name)}
     known: dict[str, str] = {}
     for column, names in _NAMES.items():
         for name in names:
             if name in left and isinstance(left[name], str | int | float | bool):
-                known[column] = _text(str(left.pop(name)))
+                known[column] = str(left.pop(name))
                 break
-    extra = _text(json.dumps(_plain(left), sort_keys=True, ensure_ascii=False)) if left else None
+    extra = json.dumps(left, sort_keys=True, ensure_ascii=False) if left else None
     return Metadata(**known, extra=extra)
 
 
 def fields_of(extension: str, data: bytes) -> dict[str, Any]:
-    """What one sidecar (`.json`, `.txt` or `.cls`) says.
+    """The plain fields of one `.json`, `.txt` or `.cls` member.
 
     Raises:
-        BadMetadata: says why it cannot be read.
+        BadMetadata: says why.
     """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
-        raise BadMetadata(f"{extension} is not UTF-8") from None
+        raise BadMetadata("not UTF-8") from None
     if extension != ".json":
         return {"caption" if extension == ".txt" else "label": text.strip()}
     try:
-        tree = _plain(json.loads(text))
+        tree = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadMetadata(f"{extension}: {error}") from None
+        raise BadMetadata(str(error)) from None
     if not isinstance(tree, dict):
-        raise BadMetadata(f"{extension} holds a {type(tree).__name__}, not an object")
-    return tree
+        raise BadMetadata(f"holds a {type(tree).__name__}, not an object")
+    fields: dict[str, Any] = plain(tree)
+    return fields
 
 
-def _text(value: str) -> str:
-    """Lone surrogates, which JSON can spell and UTF-8 cannot hold, become question marks."""
-    return value.encode("utf-8", "replace").decode("utf-8")
+def plain(value: Any, depth: int = 0) -> Any:
+    """The value as JSON and Arrow can hold it: valid UTF-8, finite, no deeper than `MAX_DEPTH`; location tags are dropped.
 
-
-def _plain(value: Any) -> Any:
-    """The value as JSON can hold it; bytes and other binaries are left out."""
+    Raises:
+        BadMetadata: it is deeper.
+    """
+    if depth > MAX_DEPTH:
+        raise BadMetadata(f"nested more than {MAX_DEPTH} deep")
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items() if not _PLACE.match(str(k))}
+        return {_valid(str(k)): plain(v, depth + 1) for k, v in value.items() if not _PLACE.match(str(k))}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v, depth + 1) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value if isinstance(value, str | int | float | bool) or value is None else str(value)[:1000]
+    if value is None or isinstance(value, int | float):
+        return value
+    return _valid(value) if isinstance(value, str) else _valid(str(value)[:1000])
+
+
+def _valid(text: str) -> str:
+    r"""Half of a surrogate pair (`"\ud800"` is valid JSON) is written as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def field_of(row: Mapping[str, Any], name: str) -> str | None:

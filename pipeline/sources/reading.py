@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import posixpath
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import IO, Any, cast
 
 import fsspec
@@ -13,22 +12,11 @@ import pyarrow.parquet as pq
 
 from pipeline.algorithms.images import image_id
 from pipeline.errors import LodesetError
-from pipeline.sources.metadata import MAX_BYTES, BadMetadata, Metadata, fields_of, from_fields
-from pipeline.sources.slices import Member, Slice
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One member with its bytes, or (`reason`) why there are none."""
-
-    uri: str
-    member: str
-    offset: int
-    size_bytes: int
-    data: bytes = b""
-    reason: str = ""
-    detail: str = ""
-    metadata: Metadata = field(default_factory=Metadata)
+from pipeline.sources.files import Bytes, changed, unescaped
+from pipeline.sources.members import Member, Sample
+from pipeline.sources.metadata import MAX_BYTES, BadMetadata, fields_of, from_fields
+from pipeline.sources.parquet import image_bytes, read_rows
+from pipeline.sources.slices import Slice
 
 
 @dataclass(frozen=True)
@@ -46,65 +34,30 @@ def read_slice(piece: Slice, max_bytes: int) -> Iterator[Sample]:
     """Every member of a slice that is (or should be) an image, one at a time, with its sidecars' metadata.
 
     Bad sidecars, and sidecars without an image, are yielded as refused samples: every file is accounted for.
+
+    Raises:
+        LodesetError: the file system does not give what was listed.
     """
     if piece.kind == "parquet":
-        yield from _read_rows(piece, max_bytes)
+        yield from read_rows(piece.uri, piece.image, piece.members, max_bytes)
         return
-    sidecars: dict[str, dict[str, Member]] = {}
-    images: dict[str, int] = {}
-    said: dict[str, Metadata] = {}
-    for member in piece.members:
-        if member.reason:
-            continue
-        if member.is_sidecar:
-            sidecars.setdefault(member.sample, {})[posixpath.splitext(member.name.lower())[1]] = member
-        else:
-            images[member.sample] = images.get(member.sample, 0) + 1
     with _Open(piece) as files:
         for member in piece.members:
-            uri, where = files.uri(member), "" if piece.kind == "loose" else member.name
-            here = (uri, where, member.offset, member.size_bytes)
+            fields: dict[str, Any] = {}
+            for sidecar in member.sidecars:
+                try:
+                    fields |= files.fields(sidecar)
+                except BadMetadata as error:
+                    if not sidecar.shared:
+                        yield Sample(*files.place(sidecar), reason="bad_metadata", detail=str(error)[:200])
+            here = files.place(member)
             if member.reason:
                 yield Sample(*here, reason=member.reason, detail=member.detail)
-            elif member.is_sidecar:
-                if member.sample not in images:
-                    yield Sample(*here, reason="metadata_without_image", detail="no image shares its name")
             elif member.size_bytes > max_bytes:
-                yield Sample(
-                    *here, reason="too_many_bytes", detail=f"{member.size_bytes} > {max_bytes} (ingest.max_bytes)"
-                )
+                detail = f"{member.size_bytes} > {max_bytes} (ingest.max_bytes)"
+                yield Sample(*here, reason="too_many_bytes", detail=detail)
             else:
-                if member.sample not in said:
-                    said[member.sample], bad = _metadata(files, sidecars.get(member.sample, {}))
-                    yield from bad
-                try:
-                    yield Sample(*here, data=files.read(member), metadata=said[member.sample])
-                except OSError as error:
-                    yield Sample(*here, reason="unreadable", detail=f"{type(error).__name__}: {error}"[:200])
-
-
-def _metadata(files: _Open, sidecars: Mapping[str, Member]) -> tuple[Metadata, list[Sample]]:
-    """What the sidecars of one sample say together, and those that cannot be read."""
-    fields: dict[str, Any] = {}
-    bad: list[Sample] = []
-    for extension, member in sorted(sidecars.items()):
-        try:
-            if member.size_bytes > MAX_BYTES:
-                raise BadMetadata(f"{extension} of {member.size_bytes} bytes, more than {MAX_BYTES}")
-            fields |= fields_of(extension, files.read(member))
-        except (BadMetadata, OSError) as error:
-            where = "" if files.piece.kind == "loose" else member.name
-            bad.append(
-                Sample(
-                    files.uri(member),
-                    where,
-                    member.offset,
-                    member.size_bytes,
-                    reason="bad_metadata",
-                    detail=str(error)[:200],
-                )
-            )
-    return from_fields(fields), bad
+                yield Sample(*here, data=files.read(member), metadata=from_fields(fields))
 
 
 class _Open:
@@ -112,73 +65,36 @@ class _Open:
 
     def __init__(self, piece: Slice) -> None:
         self.piece = piece
-        self._file: IO[bytes] | None = None
+        self._tar: Bytes | None = None
 
     def __enter__(self) -> _Open:
         if self.piece.kind == "tar":
-            try:
-                self._file = cast(IO[bytes], fsspec.open(self.piece.uri, "rb").open())
-            except OSError as error:
-                raise LodesetError(
-                    f"{self.piece.uri} was listed and cannot be opened now ({error}): put it back or correct the configuration, and run again"
-                ) from error
+            self._tar = Bytes(self.piece.uri)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._tar is not None:
+            self._tar.close()
 
-    def uri(self, member: Member) -> str:
-        return self.piece.uri if self.piece.kind == "tar" else f"{self.piece.root}/{member.name}"
+    def place(self, member: Member) -> tuple[str, str, int, int]:
+        """What tells a member from all others: uri, member, offset; and its size."""
+        if self._tar is not None:
+            return (self.piece.uri, member.name, member.offset, member.size_bytes)
+        return (f"{self.piece.root}/{member.name}", "", 0, member.size_bytes)
 
     def read(self, member: Member) -> bytes:
-        if self._file is not None:
-            self._file.seek(member.offset)
-            return self._file.read(member.size_bytes)
-        with fsspec.open(self.uri(member), "rb") as file:
-            return cast(bytes, file.read())
+        if self._tar is not None:
+            return self._tar.read_at(member.offset, member.size_bytes)
+        uri = f"{self.piece.root}/{member.name}"
+        with Bytes(uri) as file:
+            if file.size_bytes != member.size_bytes:
+                raise changed(uri, member.size_bytes, file.size_bytes)
+            return file.read()
 
-
-def _read_rows(piece: Slice, max_bytes: int) -> Iterator[Sample]:
-    refused = [m for m in piece.members if m.reason]
-    for member in refused:
-        yield Sample(
-            piece.uri, member.name, member.offset, member.size_bytes, reason=member.reason, detail=member.detail
-        )
-    if refused:
-        return
-    group = piece.members[0].offset
-    try:
-        with fsspec.open(piece.uri, "rb") as raw:
-            table = pq.ParquetFile(raw).read_row_group(group)
-    except (OSError, pa.ArrowException) as error:
-        for member in piece.members:
-            detail = f"row group {group}: {type(error).__name__}: {error}"[:200]
-            yield Sample(piece.uri, member.name, group, member.size_bytes, reason="unreadable", detail=detail)
-        return
-    images = table.column(piece.image)
-    others = table.drop_columns([piece.image])
-    # Scalars only: vectors and nested images are no metadata.
-    kept = [
-        f.name
-        for f in others.schema
-        if not (pa.types.is_nested(f.type) or pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type))
-    ]
-    fields = others.select(kept).to_pylist() if kept else [{}] * table.num_rows
-    for row in range(table.num_rows):
-        data = image_bytes(images[row].as_py())
-        here = (piece.uri, f"{piece.image}/{row}", group, len(data))
-        if len(data) > max_bytes:
-            yield Sample(*here, reason="too_many_bytes", detail=f"{len(data)} > {max_bytes} (ingest.max_bytes)")
-        else:
-            yield Sample(*here, data=data, metadata=from_fields(fields[row]))
-
-
-def image_bytes(cell: Any) -> bytes:
-    """An image cell: bytes, a struct with `bytes` (Hugging Face datasets), or nothing."""
-    if isinstance(cell, dict):
-        cell = cell.get("bytes")
-    return cell if isinstance(cell, bytes) else b""
+    def fields(self, sidecar: Member) -> dict[str, Any]:
+        if sidecar.size_bytes > MAX_BYTES:
+            raise BadMetadata(f"{sidecar.size_bytes} bytes, more than {MAX_BYTES}")
+        return fields_of(sidecar.extension, self.read(sidecar))
 
 
 def read_images(locations: Iterable[Location]) -> Iterator[tuple[Location, bytes]]:
@@ -196,7 +112,7 @@ def read_images(locations: Iterable[Location]) -> Iterator[tuple[Location, bytes
                 if place.uri != uri:
                     if file is not None:
                         file.close()
-                    uri, file = place.uri, cast(IO[bytes], fsspec.open(place.uri, "rb").open())
+                    uri, file = place.uri, cast(IO[bytes], fsspec.open(unescaped(place.uri), "rb").open())
                 if "/" in place.member and uri.lower().endswith(".parquet"):
                     column, row = place.member.rsplit("/", 1)
                     if group != (uri, place.offset, column):

@@ -1,16 +1,19 @@
 """ingest (Beam): sources -> `images`, `locations`, `metadata`, `rejects`.
 
 Two steps in one Beam pipeline. (1) Each file is split into slices, and each slice is read in order, decoded, hashed and
-committed as a part by the worker that read it. (2) What crosses the shuffle is 32 bytes an image: a group-by-key over the
-first byte of the image_id finds the exact duplicates between parts and the digest of the whole set.
+committed as a part by the worker that read it. (2) What crosses the shuffle is 16 bytes an image, and 32 more where its source
+says something about it: a group-by-key over the first byte of the image_id finds the exact duplicates between parts and the
+digest of the whole set.
 
 An image that several parts hold belongs to the first of them (order of the sources, then of the path); the other parts'
-`images` and `metadata` are listed without it.
+`images` are listed without it. `locations` and `metadata` keep a row for every place.
 """
 
 from __future__ import annotations
 
 import hashlib
+import heapq
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
@@ -25,12 +28,14 @@ from pipeline.config import Ingest
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import File, Part, Rows, Store
+from pipeline.errors import LodesetError
 from pipeline.sources.listing import SourceFile
-from pipeline.sources.reading import Sample, read_slice
-from pipeline.sources.slices import Member, Slice, cut, members_of, split_loose
+from pipeline.sources.members import Member, Sample, joined
+from pipeline.sources.reading import read_slice
+from pipeline.sources.slices import Slice, cut, members_of, split_loose
 from pipeline.stages.parts import watching
 
-VERSION = 1
+VERSION = 2
 STAGE, LISTING, EXACT, UNIQUE = "ingest", "ingest_listing", "ingest_exact", "ingest_unique"
 TABLES = {
     "images": records.IMAGES,
@@ -67,10 +72,9 @@ def run(context: Context) -> Outcome:
     work = Work(store, context.stage.set, limits)
     slice_bytes = int(limits.slice_mb * 2**20)
     packed = [f for f in files if f.kind != "loose"]
-    sample = _sample(store, packed, [f for f in files if f.kind == "loose"], limits.limit)
-    loose = split_loose(
-        [f for f in files if f.kind == "loose" and sample.holds("", Member(f.relative, 0, 0))], slice_bytes
-    )
+    loose_files = [f for f in files if f.kind == "loose"]
+    draw = _draw(store, packed, loose_files, limits.limit)
+    loose = split_loose(_drawn(loose_files, draw), slice_bytes)
     total = sum(f.size_bytes for f in files)
     buckets = _buckets(total, slice_bytes)
     # The name of the set is part of it, because the keys of the parts that are named inside hold it.
@@ -80,18 +84,33 @@ def run(context: Context) -> Outcome:
     with watching(context, STAGE, before, total, "size_bytes"), pipeline(context.cpus, context.speed["beam"]) as p:
         files_in_order = p | "files" >> beam.Create(list(enumerate(packed)))
         loose_slices = p | "loose" >> beam.Create([((len(packed), i), piece) for i, piece in enumerate(loose)])
-        packed_slices, unsplit = attempted(files_in_order, "split", _split, store, slice_bytes, sample)
+        packed_slices, unsplit = attempted(files_in_order, "split", _split, store, slice_bytes, draw)
         slices = (packed_slices, loose_slices) | "all slices" >> beam.Flatten() | beam.Reshuffle()
         held, unread = attempted(slices, "read", _read, work, buckets)
         _, uncompared = attempted(held | "by first byte" >> beam.GroupByKey(), "exact", _exact_of_bucket, store, prefix)
         raise_failures(unsplit, unread, uncompared)
 
-    keys = [work.key(piece) for f in packed for piece in _listed(store, f, slice_bytes, sample)] + [
+    keys = [work.key(piece) for f in packed for piece in _listed(store, f, slice_bytes, draw)] + [
         work.key(piece) for piece in loose
     ]
     parts = store.committed(STAGE, keys)
     content, repeated = _exact(store, prefix, buckets)
-    return _outcome(store, [parts[key] for key in keys], content, repeated, new=set(keys) - before)
+    outcome = _outcome(store, [parts[key] for key in keys], content, repeated, new=set(keys) - before)
+    if not outcome.rows.kept:
+        raise LodesetError(_nothing(context.stage.set, store, outcome))
+    return outcome
+
+
+def _nothing(set_: str, store: Store, outcome: Outcome) -> str:
+    """Nothing below can work without images, and a reference set of none would protect nothing."""
+    found = ", ".join(f"{reason} {count}" for reason, count in outcome.rows.dropped.items()) or "the archives are empty"
+    example = ""
+    for row in store.table(outcome.tables["rejects"], None, records.REJECTS).slice(0, 1).to_pylist():
+        example = f", e.g. {row['uri']} {row['member']}".rstrip() + f": {row['detail']}"
+    return (
+        f"`{set_}` has no readable image in the {outcome.rows.taken} files that were found ({found}{example}): "
+        "correct its source in the configuration, or take the set out"
+    )
 
 
 # -- the Beam pipeline
@@ -120,38 +139,48 @@ def _members(store: Store, file: SourceFile) -> list[Member]:
     return members
 
 
-def _listed(store: Store, file: SourceFile, slice_bytes: int, sample: Sampled) -> list[Slice]:
-    chosen = [m for m in _members(store, file) if sample.holds(file.relative, m)]
-    return cut(file, chosen, slice_bytes)
+def _entries(store: Store, file: SourceFile) -> list[Member]:
+    members = _members(store, file)
+    return joined(members) if file.kind == "tar" else members
+
+
+def _listed(store: Store, file: SourceFile, slice_bytes: int, draw: Draw) -> list[Slice]:
+    return cut(file, [m for m in _entries(store, file) if draw.holds(file, m)], slice_bytes)
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """Which members are read: those whose hash lies at or below `last` (all: empty).
-
-    A sidecar shares its image's name, and so its hash.
-    """
+class Draw:
+    """Which images are read: those whose hash is at most `last`, with their sidecars (empty: every file)."""
 
     last: bytes = b""
 
-    def holds(self, relative: str, member: Member) -> bool:
-        return not self.last or hash_of(relative, member) <= self.last
+    def holds(self, file: SourceFile, member: Member) -> bool:
+        return not self.last or (not member.is_sidecar and hash_of(file, member) <= self.last)
 
 
-def hash_of(relative: str, member: Member) -> bytes:
-    """SHA-256 of a member's name without its extensions; of places only what is below the source's root."""
-    return hashlib.sha256(
-        f"{relative}\n{member.sample}\n{member.offset if relative.endswith('.parquet') else ''}".encode()
-    ).digest()
+def hash_of(file: SourceFile, member: Member) -> bytes:
+    """SHA-256 of what tells one image of the set from all others; of places only what is below the source's root."""
+    return hashlib.sha256(f"{file.relative}\n{file.namesakes}\n{member.name}\n{member.offset}".encode()).digest()
 
 
-def _sample(store: Store, packed: Sequence[SourceFile], loose: Sequence[SourceFile], limit: int | None) -> Sampled:
+def _draw(store: Store, packed: Sequence[SourceFile], loose: Sequence[SourceFile], limit: int | None) -> Draw:
     """The `limit` images with the smallest hashes, by the sources' headers alone."""
     if limit is None:
-        return Sampled()
-    hashes = {hash_of(f.relative, m) for f in packed for m in _members(store, f) if not m.is_sidecar}
-    hashes |= {hash_of("", m) for f in loose if not (m := Member(f.relative, 0, 0)).is_sidecar}
-    return Sampled(sorted(hashes)[limit - 1]) if limit < len(hashes) else Sampled()
+        return Draw()
+    inside = ((f, m) for f in packed for m in _entries(store, f))
+    alone = ((f, Member(f.relative, 0, 0)) for f in loose)
+    hashes = (hash_of(f, m) for f, m in itertools.chain(inside, alone) if not m.is_sidecar)
+    smallest = heapq.nsmallest(limit + 1, hashes)
+    return Draw(smallest[limit - 1]) if len(smallest) > limit else Draw()
+
+
+def _drawn(loose: Sequence[SourceFile], draw: Draw) -> list[SourceFile]:
+    """The loose files that are read: images that were drawn, and the sidecars of their samples."""
+    if not draw.last:
+        return list(loose)
+    named = [(f, Member(f.relative, 0, 0)) for f in loose]
+    samples = {(f.root, m.sample) for f, m in named if draw.holds(f, m)}
+    return [f for f, m in named if draw.holds(f, m) or (m.is_sidecar and (f.root, m.sample) in samples)]
 
 
 _MEMBERS = pa.schema(
@@ -166,10 +195,10 @@ _MEMBERS = pa.schema(
 
 
 def _split(
-    numbered: tuple[int, SourceFile], store: Store, slice_bytes: int, sample: Sampled
+    numbered: tuple[int, SourceFile], store: Store, slice_bytes: int, draw: Draw
 ) -> Iterator[tuple[tuple[int, int], Slice]]:
     index, file = numbered
-    for number, piece in enumerate(_listed(store, file, slice_bytes, sample)):
+    for number, piece in enumerate(_listed(store, file, slice_bytes, draw)):
         yield (index, number), piece
 
 

@@ -1,5 +1,6 @@
 import io
 import struct
+import tracemalloc
 import zlib
 
 import imagehash
@@ -103,3 +104,34 @@ def test_pixel_limit_counts_the_header() -> None:
     assert decode(data, 10_000).size == (100, 100)
     with pytest.raises(Unreadable, match="10000 > 9999"):
         decode(data, 9_999)
+
+
+def _whole(samples: np.ndarray) -> np.ndarray:
+    """What 16-bit and float samples mean, all at once in 64 bits."""
+    finite = np.nan_to_num(samples.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    top = 65535.0 if finite.max() > 255 else 255.0
+    return np.clip(finite * (255.0 / top), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize("top", [200, 60_000])
+def test_wide_samples_are_scaled_by_the_range_of_the_whole_image(kind: type, top: int) -> None:
+    """The one bright sample lies in the last of several tiles."""
+    samples = np.random.default_rng(0).integers(0, 200, (1_100, 1_300)).astype(kind)
+    samples[-1, -1] = top
+    if kind is np.float32:
+        samples[0, :3] = (np.nan, np.inf, -np.inf)
+    decoded = decode(encoded(Image.fromarray(samples), "TIFF"), 10**7)
+    assert np.array_equal(np.asarray(decoded)[..., 0], _whole(samples))
+
+
+def test_wide_samples_take_a_few_bytes_a_pixel() -> None:
+    """Pillow's own memory (10 bytes a pixel here) is not traced; arithmetic on the whole image took 32."""
+    data = encoded(Image.fromarray(np.zeros((3_000, 4_000), np.uint16)), "TIFF", compression="tiff_deflate")
+    tracemalloc.start()
+    try:
+        decode(data, 10**8)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * 3_000 * 4_000
