@@ -38,6 +38,16 @@ class Run:
         )
         return self
 
+    def __enter__(self) -> Run:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        """Ends what a failed check left running, so that the tests after it find the store and the machine free."""
+        for process in self.processes():
+            process.kill()
+        if self.process is not None and self.process.returncode is None:
+            self.process.communicate()
+
     def wait(self, timeout_s: float = 300) -> tuple[int, str]:
         assert self.process is not None
         _, err = self.process.communicate(timeout=timeout_s)

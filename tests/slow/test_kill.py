@@ -31,6 +31,7 @@ PARTS = {
 }
 FEWEST_PARTS = 8
 COMMIT_S = 0.4
+PATIENCE_S = 300
 
 
 @pytest.fixture(scope="module")
@@ -70,26 +71,26 @@ def _interrupt(world: Path, store: str, stage: str, victim: str, *until: str) ->
     """Runs until the third part of a stage is committed, kills, and checks what the next run finds."""
     folder, parts = world / store, PARTS[stage]
     before = set(part_manifests(folder, parts))
-    run = Run(world / "lodeset.yaml", ("--set", f"store=./{store}", *until), slow_commit_s=COMMIT_S).start()
-    assert run.process is not None
-    deadline = time.monotonic() + 120
-    while len(set(part_manifests(folder, parts)) - before) < 3:
-        assert run.process.poll() is None, f"ended before the third part of {stage}: {run.wait()}"
-        assert time.monotonic() < deadline, f"no third part of {stage} in two minutes"
-        time.sleep(0.02)
-    if victim == "driver":
-        run.kill_driver()
-        run.wait()
-        committed = part_manifests(folder, parts)
-    else:
-        # Before the kill: a run that survives the loss of a worker goes on, and may not touch what was there either.
-        committed = part_manifests(folder, parts)
-        run.kill_worker()
-        code, err = run.wait(240)
-        # An engine may replace a worker and go on; if it cannot, the run says so and stops.
-        assert code in (0, 1) and "Traceback" not in err, err
-        _assert_untouched(folder, parts, committed)
-    assert run.gone_within(60), run.processes()
+    with Run(world / "lodeset.yaml", ("--set", f"store=./{store}", *until), slow_commit_s=COMMIT_S) as run:
+        assert run.process is not None
+        deadline = time.monotonic() + PATIENCE_S
+        while len(set(part_manifests(folder, parts)) - before) < 3:
+            assert run.process.poll() is None, f"ended before the third part of {stage}: {run.wait()}"
+            assert time.monotonic() < deadline, f"no third part of {stage} in {PATIENCE_S} s"
+            time.sleep(0.02)
+        if victim == "driver":
+            run.kill_driver()
+            run.wait()
+            committed = part_manifests(folder, parts)
+        else:
+            # Before the kill: a run that survives the loss of a worker goes on, and may not touch what was there either.
+            committed = part_manifests(folder, parts)
+            run.kill_worker()
+            code, err = run.wait(240)
+            # An engine may replace a worker and go on; if it cannot, the run says so and stops.
+            assert code in (0, 1) and "Traceback" not in err, err
+            _assert_untouched(folder, parts, committed)
+        assert run.gone_within(60), run.processes()
     _remember(folder, parts, committed)
 
 
@@ -157,23 +158,23 @@ def test_training_goes_on_from_its_checkpoint(world: Path, undisturbed: dict[str
     shutil.copytree(world / "undisturbed", world / store)
     for name in ("artifacts/train", "artifacts/evaluate", "artifacts/prune", "training"):
         shutil.rmtree(world / store / name)
-    run = Run(world / "lodeset.yaml", ("--set", f"store=./{store}")).start()
-    assert run.process is not None
-    deadline = time.monotonic() + 120
-    # Only the newest checkpoints are kept, so the third is seen by its name.
-    while not list((world / store / "training").glob("*/step-000000[6-9]")):
-        assert run.process.poll() is None, run.wait()
-        assert time.monotonic() < deadline, "no third checkpoint in two minutes"
-        time.sleep(0.02)
-    if victim == "driver":
-        run.kill_driver()
-        run.wait()
-    else:
-        run.kill_worker()
-        code, err = run.wait(240)
-        assert code in (0, 1)
-        assert "Traceback" not in err, err
-    assert run.gone_within(60), run.processes()
+    with Run(world / "lodeset.yaml", ("--set", f"store=./{store}")) as run:
+        assert run.process is not None
+        deadline = time.monotonic() + PATIENCE_S
+        # Only the newest checkpoints are kept, so the third is seen by its name.
+        while not list((world / store / "training").glob("*/step-000000[6-9]")):
+            assert run.process.poll() is None, run.wait()
+            assert time.monotonic() < deadline, f"no third checkpoint in {PATIENCE_S} s"
+            time.sleep(0.02)
+        if victim == "driver":
+            run.kill_driver()
+            run.wait()
+        else:
+            run.kill_worker()
+            code, err = run.wait(240)
+            assert code in (0, 1)
+            assert "Traceback" not in err, err
+        assert run.gone_within(60), run.processes()
     code, err = Run(world / "lodeset.yaml", ("--set", f"store=./{store}")).start().wait()
     assert code == 0, err
     weights = [next((world / s / "training").glob("*/model.safetensors")).read_bytes() for s in (store, "undisturbed")]
