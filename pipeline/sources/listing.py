@@ -75,7 +75,9 @@ def expand(sources: Sequence[Source], what: str) -> list[SourceFile]:
 
 def _expand_one(source: Source, what: str) -> list[SourceFile]:
     try:
-        fs, path = fsspec.core.url_to_fs(source.uri)
+        # A path may hold the sign by which URLs name a chain of file systems: `a::b`.
+        local = "://" not in source.uri and "::" in source.uri
+        fs, path = (LocalFileSystem(), source.uri) if local else fsspec.core.url_to_fs(source.uri)
     except (ValueError, ImportError) as error:
         raise LodesetError(f"{what}: {source.uri} cannot be opened: {error}") from error
     path = path.rstrip("/") or "/"

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any, cast
-
-import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from pipeline.algorithms.images import image_id
 from pipeline.errors import LodesetError
-from pipeline.sources.files import Bytes, changed, unescaped
+from pipeline.sources.files import Bytes, changed
 from pipeline.sources.members import Member, Sample
 from pipeline.sources.metadata import MAX_BYTES, BadMetadata, fields_of, from_fields
-from pipeline.sources.parquet import image_bytes, read_rows
+from pipeline.sources.parquet import Cells, read_rows
 from pipeline.sources.slices import Slice
 
 
@@ -98,40 +95,36 @@ class _Open:
 
 
 def read_images(locations: Iterable[Location]) -> Iterator[tuple[Location, bytes]]:
-    """The bytes of each location, in the order given; files and Parquet row groups stay open while they are in use.
+    """The bytes of each location, in the order given; a file stays open, and a batch of Parquet rows in memory, while in use.
 
     Raises:
         LodesetError: the bytes are no longer those that were ingested.
     """
-    uri, file = "", cast(IO[bytes], None)
-    group: tuple[str, int, str] | None = None
-    cells: pa.ChunkedArray = pa.chunked_array([], pa.binary())
-    try:
+    with contextlib.ExitStack() as opened:
+        file: Bytes | None = None
+        cells: Cells | None = None
         for place in locations:
-            try:
-                if place.uri != uri:
-                    if file is not None:
-                        file.close()
-                    uri, file = place.uri, cast(IO[bytes], fsspec.open(unescaped(place.uri), "rb").open())
-                if "/" in place.member and uri.lower().endswith(".parquet"):
-                    column, row = place.member.rsplit("/", 1)
-                    if group != (uri, place.offset, column):
-                        cells = pq.ParquetFile(file).read_row_group(place.offset, columns=[column]).column(0)
-                        group = (uri, place.offset, column)
-                    data = image_bytes(cells[int(row)].as_py())
-                else:
-                    file.seek(place.offset)
-                    data = file.read(place.size_bytes)
-            except (OSError, pa.ArrowInvalid, IndexError) as error:
-                raise LodesetError(
-                    f"{place.uri} cannot be read any more ({error}): if the data moved, correct the configuration and run again"
-                ) from error
+            if file is None or place.uri != file.uri:
+                opened.close()
+                file, cells = opened.enter_context(Bytes(place.uri)), None
+            if "/" in place.member and place.uri.lower().endswith(".parquet"):
+                column, row = place.member.rsplit("/", 1)
+                try:
+                    if cells is None or cells.image != column:
+                        cells = Cells(file, column)
+                    data = cells.read(place.offset, int(row))
+                except LodesetError:
+                    raise
+                except Exception as error:
+                    # It was read before, so that whatever the parser says means that the file is another one now.
+                    raise LodesetError(
+                        f"{place.uri} cannot be read any more ({error}): if the data moved, correct the configuration and run again"
+                    ) from error
+            else:
+                data = file.read_at(place.offset, place.size_bytes)
             if image_id(data) != place.image_id:
                 raise LodesetError(
                     f"{place.uri} {place.member} at {place.offset}: the bytes changed since they were ingested "
                     f"(image {place.image_id} expected, {image_id(data)} found): run again, ingest will read the new ones"
                 )
             yield place, data
-    finally:
-        if file is not None:
-            file.close()

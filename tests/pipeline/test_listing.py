@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import fsspec
 import pytest
 from builders import picture, write_folder, write_tar
 
 from pipeline.config import Ingest, Source
 from pipeline.errors import LodesetError
-from pipeline.sources.files import escaped, unescaped
+from pipeline.sources.files import Bytes, escaped, unescaped
 from pipeline.sources.listing import expand
 from pipeline.sources.reading import Location, read_images
 from pipeline.sources.slices import split_loose
@@ -95,7 +96,16 @@ def test_a_linked_tar_and_a_linked_root(tmp_path: Path) -> None:
 # -- names that are not UTF-8
 
 
-ODD = ["caf\udce9.png", "caf\\xe9.png", "a\\x5cxe9.png", "\udcff\udcfe/x.png", "caf\u00e9.png", "100%.png", "a\\b.png"]
+ODD = [
+    "caf\udce9.png",
+    "caf\\xe9.png",
+    "a\\x5cxe9.png",
+    "\udcff\udcfe/x.png",
+    "caf\u00e9.png",
+    "100%.png",
+    "a\\b.png",
+    "a::b.png",
+]
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -106,7 +116,7 @@ def test_escapes_can_be_undone(name: str) -> None:
 
 def test_escapes_tell_names_apart_and_leave_the_usual_ones() -> None:
     assert len({escaped(name) for name in ODD}) == len(ODD)
-    assert [name for name in ODD if escaped(name) == name] == ["caf\u00e9.png", "100%.png", "a\\b.png"]
+    assert [name for name in ODD if escaped(name) == name] == ["caf\u00e9.png", "100%.png", "a\\b.png", "a::b.png"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names are bytes there only")
@@ -120,3 +130,16 @@ def test_files_whose_names_are_not_utf8_are_read(tmp_path: Path) -> None:
     columns = ["image_id", "uri", "member", "offset", "size_bytes"]
     places = [Location(**row) for row in tables["locations"].select(columns).to_pylist()]
     assert {d for _, d in read_images(places)} == set(data.values())
+
+
+def test_a_name_with_two_colons_is_no_chain_of_file_systems(tmp_path: Path) -> None:
+    write_folder(tmp_path / "p::q", [("a::b.png", picture(1))])
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/two-colons/a::b.png", picture(1))
+    try:
+        for uri in (str(tmp_path / "p::q"), f"file://{tmp_path}", "memory://two-colons"):
+            (file,) = expand([Source(uri=uri)], "pool")
+            with Bytes(file.uri) as opened:
+                assert opened.read() == picture(1), uri
+    finally:
+        memory.rm("/two-colons", recursive=True)
