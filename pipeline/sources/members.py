@@ -71,13 +71,13 @@ def joined(members: Sequence[Member]) -> list[Member]:
     last, as in a tar that was appended to. A sidecar that describes nothing comes with a reason.
     """
     runs = [(sample, list(run)) for sample, run in itertools.groupby(members, key=lambda m: m.sample)]
-    with_image = {sample for sample, run in runs if any(_is_image(m) for m in run)}
+    with_image = {sample for sample, run in runs if any(is_image(m) for m in run)}
     apart: dict[str, dict[str, Member]] = {}
     for sample, run in runs:
-        if sample in with_image and not any(_is_image(m) for m in run):
+        if sample in with_image and not any(is_image(m) for m in run):
             apart.setdefault(sample, {}).update(_sidecars(run))
     described = [
-        {**apart.get(sample, {}), **_sidecars(run)} if any(_is_image(m) for m in run) else {} for sample, run in runs
+        {**apart.get(sample, {}), **_sidecars(run)} if any(is_image(m) for m in run) else {} for sample, run in runs
     ]
     used = {sidecar for sidecars in described for sidecar in sidecars.values()}
     told: set[Member] = set()
@@ -85,7 +85,7 @@ def joined(members: Sequence[Member]) -> list[Member]:
     for (sample, run), describing in zip(runs, described, strict=True):
         sidecars = [describing[extension] for extension in sorted(describing)]
         for member in run:
-            if _is_image(member):
+            if is_image(member):
                 out.append(replace(member, sidecars=tuple(replace(s, shared=s in told) for s in sidecars)))
                 told.update(sidecars)
             elif member.reason:
@@ -101,5 +101,6 @@ def _sidecars(run: Sequence[Member]) -> dict[str, Member]:
     return {m.extension: m for m in run if m.is_sidecar and not m.reason}
 
 
-def _is_image(member: Member) -> bool:
+def is_image(member: Member) -> bool:
+    """Nothing speaks against it before it is decoded."""
     return not member.reason and not member.is_sidecar

@@ -41,10 +41,6 @@ class Slice:
     def uri(self) -> str:
         return f"{self.root}/{self.relative}" if self.relative else self.root
 
-    @property
-    def size_bytes(self) -> int:
-        return sum(m.total_bytes for m in self.members)
-
 
 def members_of(file: SourceFile) -> list[Member]:
     """What a tar or Parquet file holds, by its headers. One that is none holds one refused member.
@@ -86,6 +82,10 @@ def _runs(units: Iterable[list[Member]], slice_bytes: int) -> Iterator[list[Memb
         yield run
 
 
+def loose_member(file: SourceFile) -> Member:
+    return Member(file.relative, 0, file.size_bytes, "not_a_file" if file.refused else "", file.refused)
+
+
 def split_loose(files: Sequence[SourceFile], slice_bytes: int) -> list[Slice]:
     """Loose files -> slices by the hash of the relative path without its extensions (sidecars stay with their image).
 
@@ -101,9 +101,7 @@ def split_loose(files: Sequence[SourceFile], slice_bytes: int) -> list[Slice]:
             by_slot.setdefault(_slot(Member(f.relative, 0, 0).sample, slots), []).append(f)
         for slot in sorted(by_slot):
             chosen = by_slot[slot]
-            members = [
-                Member(f.relative, 0, f.size_bytes, "not_a_file" if f.refused else "", f.refused) for f in chosen
-            ]
+            members = [loose_member(f) for f in chosen]
             slices.append(Slice("loose", root, "", tuple(f.state for f in chosen), tuple(joined(members))))
     return slices
 

@@ -30,9 +30,9 @@ from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import File, Part, Rows, Store
 from pipeline.errors import LodesetError
 from pipeline.sources.listing import SourceFile
-from pipeline.sources.members import Member, Sample, joined
+from pipeline.sources.members import Member, Sample, is_image, joined
 from pipeline.sources.reading import read_slice
-from pipeline.sources.slices import Slice, cut, members_of, split_loose
+from pipeline.sources.slices import Slice, cut, loose_member, members_of, split_loose
 from pipeline.stages.parts import watching
 
 VERSION = 2
@@ -150,12 +150,15 @@ def _listed(store: Store, file: SourceFile, slice_bytes: int, draw: Draw) -> lis
 
 @dataclass(frozen=True)
 class Draw:
-    """Which images are read: those whose hash is at most `last`, with their sidecars (empty: every file)."""
+    """Which images are read: those whose hash is at most `last`, with their sidecars (empty: every file).
+
+    Under a draw, what is known to be no image before it is decoded (links, sidecars alone, damaged ranges) is left out.
+    """
 
     last: bytes = b""
 
     def holds(self, file: SourceFile, member: Member) -> bool:
-        return not self.last or (not member.is_sidecar and hash_of(file, member) <= self.last)
+        return not self.last or (is_image(member) and hash_of(file, member) <= self.last)
 
 
 def hash_of(file: SourceFile, member: Member) -> bytes:
@@ -168,8 +171,8 @@ def _draw(store: Store, packed: Sequence[SourceFile], loose: Sequence[SourceFile
     if limit is None:
         return Draw()
     inside = ((f, m) for f in packed for m in _entries(store, f))
-    alone = ((f, Member(f.relative, 0, 0)) for f in loose)
-    hashes = (hash_of(f, m) for f, m in itertools.chain(inside, alone) if not m.is_sidecar)
+    alone = ((f, loose_member(f)) for f in loose)
+    hashes = (hash_of(f, m) for f, m in itertools.chain(inside, alone) if is_image(m))
     smallest = heapq.nsmallest(limit + 1, hashes)
     return Draw(smallest[limit - 1]) if len(smallest) > limit else Draw()
 
@@ -178,7 +181,7 @@ def _drawn(loose: Sequence[SourceFile], draw: Draw) -> list[SourceFile]:
     """The loose files that are read: images that were drawn, and the sidecars of their samples."""
     if not draw.last:
         return list(loose)
-    named = [(f, Member(f.relative, 0, 0)) for f in loose]
+    named = [(f, loose_member(f)) for f in loose]
     samples = {(f.root, m.sample) for f, m in named if draw.holds(f, m)}
     return [f for f, m in named if draw.holds(f, m) or (m.is_sidecar and (f.root, m.sample) in samples)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from builders import id_of, picture, write_folder, write_parquet, write_tar
 
 from pipeline.config import Ingest, Source
 from pipeline.dag.stage import Context, Outcome, Stage
-from pipeline.dag.store import Store
+from pipeline.dag.store import Rows, Store
 from pipeline.errors import LodesetError
 from pipeline.sources.listing import expand
 from pipeline.sources.members import joined
@@ -134,6 +135,26 @@ def test_a_limit_takes_exactly_as_many(tmp_path: Path, store: Store, limit: int)
     uris = column(store, outcome, "locations", "uri")
     captioned = sum(not uri.endswith(".parquet") for uri in uris)
     assert captioned == (len(column(store, outcome, "metadata", "caption")) if captioned else 0)
+
+
+def test_a_limit_counts_nothing_that_is_known_to_be_no_image(tmp_path: Path, store: Store) -> None:
+    folder = tmp_path / "pool"
+    path = write_tar(folder / "a.tar", [(f"{n}.png", picture(n)) for n in range(5)])
+    with tarfile.open(path, "a") as tar:
+        for n in range(30):
+            entry = tarfile.TarInfo(f"link{n}.png")
+            entry.type, entry.linkname = tarfile.SYMTYPE, "0.png"
+            tar.addfile(entry)
+    with path.open("ab") as file:
+        file.write(b"damage" * 1_000)
+    write_folder(folder, [(f"{n}.png", picture(n)) for n in range(5, 10)])
+    for n in range(30):
+        (folder / f"lost{n}.png").symlink_to("nowhere")
+    for limit in (1, 9):
+        assert ran(store, folder, limit=limit).rows == Rows(limit, limit)
+    assert ran(store, folder, limit=10).rows.dropped == {"not_a_file": 60, "unreadable_archive": 1}, (
+        "all: nothing drawn"
+    )
 
 
 def test_a_limit_above_what_is_there_takes_everything(tmp_path: Path, store: Store) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
-from builders import picture, write_folder, write_tar
+from builders import picture, write_folder, write_parquet, write_tar
 
 from pipeline.config import Ingest, Source
 from pipeline.errors import LodesetError
@@ -54,6 +55,22 @@ def names(*paths: Path) -> list[str]:
     return [f.relative for f in expand([Source(uri=str(p)) for p in paths], "pool")]
 
 
+def test_a_glob_means_hidden_files_only_where_it_says_so(tmp_path: Path) -> None:
+    write_folder(
+        tmp_path, [(".git/objects/1", b"x"), ("seen/2.png", b"x"), (".cache/3.png", b"x"), ("a/.old/4.png", b"x")]
+    )
+    assert names(tmp_path / "*") == ["2.png"]
+    assert names(tmp_path / "**" / "*.png") == ["2.png"]
+    assert names(tmp_path / ".cache" / "*.png") == ["3.png"]
+    assert names(tmp_path / ".c*") == ["3.png"]
+
+
+def test_one_parquet_file_may_hold_two_columns_of_images(tmp_path: Path) -> None:
+    path = str(write_parquet(tmp_path / "a.parquet", [picture(1)], photo=[picture(2)]))
+    files = expand([Source(uri=path), Source(uri=path, image="photo"), Source(uri=path)], "pool")
+    assert [(f.image, f.namesakes) for f in files] == [("image", 0), ("photo", 1)]
+
+
 def test_a_path_with_the_signs_of_a_glob_means_itself(tmp_path: Path) -> None:
     assert names(write_tar(tmp_path / "new [1]" / "p.tar", [])) == ["p.tar"]
     write_tar(tmp_path / "new 1" / "q.tar", [])
@@ -84,6 +101,53 @@ def test_links_are_followed_and_every_folder_is_listed_once(tmp_path: Path) -> N
     assert {Path(row["uri"]).name for row in rejects if row["reason"] == "not_a_file"} == {
         Path(p).name for p in refused
     }
+
+
+def test_which_of_two_links_counts_does_not_depend_on_the_file_system_s_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path, [("far/x.png", b"1"), ("pool/near.png", b"2")])
+    for name in ("a", "b", "c"):
+        (tmp_path / "pool" / name).symlink_to(tmp_path / "far")
+    scandir = os.scandir
+
+    class Ordered(list[Any]):
+        def __enter__(self) -> Ordered:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    for backwards in (False, True):
+        monkeypatch.setattr(
+            os, "scandir", lambda path, b=backwards: Ordered(sorted(scandir(path), key=lambda e: e.name, reverse=b))
+        )
+        files = expand([Source(uri=str(tmp_path / "pool"))], "pool")
+        assert [f.relative for f in files if not f.refused] == ["a/x.png", "near.png"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fdinfo"), reason="a folder whose entries vanish while it is listed")
+def test_what_cannot_be_listed_behind_a_link_is_a_reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = write_folder(tmp_path / "pool", [("a.png", picture(1)), ("own/b.png", picture(2))])
+    write_folder(tmp_path / "far", [("deep/x.png", picture(3))])
+    (pool / "p").symlink_to("/proc/self/fdinfo")
+    (pool / "q").symlink_to(tmp_path / "far")
+    scandir = os.scandir
+
+    def denied(path: str) -> Any:
+        if path.endswith(unreadable):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    unreadable = "/q/deep"
+    refused = {f.relative: f.refused for f in expand([Source(uri=str(pool))], "pool") if f.refused}
+    assert refused.pop("q/deep") == "a folder behind a link that cannot be listed: Permission denied"
+    assert refused, "the descriptor of the listing itself is gone after it"
+    assert all(name.startswith("p/") and "behind a link" in why for name, why in refused.items())
+    unreadable = "/own"
+    with pytest.raises(LodesetError, match=r"cannot be listed: .*Permission denied"):
+        expand([Source(uri=str(pool))], "pool")
 
 
 def test_a_linked_tar_and_a_linked_root(tmp_path: Path) -> None:
