@@ -6,6 +6,7 @@ import itertools
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pipeline.sources.metadata import Metadata
 
@@ -13,7 +14,7 @@ from pipeline.sources.metadata import Metadata
 SIDECARS = (".json", ".txt", ".cls")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """Encoded bytes that may be an image, or what is known to be none (`reason`).
 
@@ -43,6 +44,12 @@ class Member:
     @property
     def is_sidecar(self) -> bool:
         return self.extension in SIDECARS
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """All fields, for a digest."""
+        told = tuple(s.identity for s in self.sidecars)
+        return (self.name, self.offset, self.size_bytes, self.reason, self.detail, told, self.shared)
 
     @property
     def total_bytes(self) -> int:
@@ -79,21 +86,32 @@ def joined(members: Sequence[Member]) -> list[Member]:
     described = [
         {**apart.get(sample, {}), **_sidecars(run)} if any(is_image(m) for m in run) else {} for sample, run in runs
     ]
-    used = {sidecar for sidecars in described for sidecar in sidecars.values()}
-    told: set[Member] = set()
+    used = {id(sidecar) for sidecars in described for sidecar in sidecars.values()}
     out: list[Member] = []
     for (sample, run), describing in zip(runs, described, strict=True):
-        sidecars = [describing[extension] for extension in sorted(describing)]
+        sidecars = tuple(describing[extension] for extension in sorted(describing))
         for member in run:
             if is_image(member):
-                out.append(replace(member, sidecars=tuple(replace(s, shared=s in told) for s in sidecars)))
-                told.update(sidecars)
+                out.append(replace(member, sidecars=sidecars))
             elif member.reason:
                 out.append(member)
             elif sample not in with_image:
                 out.append(replace(member, reason="metadata_without_image", detail="no image shares its name"))
-            elif member not in used:
+            elif id(member) not in used:
                 out.append(replace(member, reason="repeated_metadata", detail=f"another {member.extension} counts"))
+    return out
+
+
+def reported_once(members: Sequence[Member]) -> list[Member]:
+    """The members that are read, of several that one sidecar describes all but the first marked as sharing it."""
+    told: set[Member] = set()
+    out = []
+    for member in members:
+        if member.sidecars:
+            shared = tuple(replace(s, shared=s in told) for s in member.sidecars)
+            told.update(member.sidecars)
+            member = replace(member, sidecars=shared)
+        out.append(member)
     return out
 
 

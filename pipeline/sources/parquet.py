@@ -86,6 +86,7 @@ def _read_row(
 ) -> Iterator[Sample]:
     fields: dict[str, Any] = {}
     wrong: list[str] = []
+    length = 0
     for name in batch.schema.names:
         if name == image:
             continue
@@ -95,8 +96,12 @@ def _read_row(
             # Text that is not UTF-8, dates beyond Python's: nothing checked them before.
             wrong.append(f"column `{name}`: {type(error).__name__}: {error}")
             continue
-        if isinstance(fields[name], str) and len(fields[name]) > MAX_BYTES:
-            wrong.append(f"column `{name}`: {len(fields.pop(name))} characters, more than {MAX_BYTES}")
+        more = len(fields[name]) if isinstance(fields[name], str) else 0
+        if length + more > MAX_BYTES:
+            del fields[name]
+            wrong.append(f"column `{name}`: {length + more} characters up to here in this row, more than {MAX_BYTES}")
+        else:
+            length += more
     if wrong:
         yield Sample(uri, *place, 0, reason="bad_metadata", detail="; ".join(wrong)[:200])
     try:

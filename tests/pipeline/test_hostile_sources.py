@@ -45,10 +45,10 @@ def spoilt(name: str) -> bytes:
     return bytes(data)
 
 
-def extended(text: bytes, size: int | None = None) -> bytes:
+def extended(text: bytes, size: int | None = None, kind: bytes = tarfile.XHDTYPE) -> bytes:
     """A pax header."""
     info = tarfile.TarInfo("pax")
-    info.type, info.size = tarfile.XHDTYPE, len(text) if size is None else size
+    info.type, info.size = kind, len(text) if size is None else size
     return info.tobuf(tarfile.USTAR_FORMAT) + text + bytes(-len(text) % 512)
 
 
@@ -106,6 +106,33 @@ def test_reading_on_costs_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert {m.reason for m in tar_members(Counting(data), len(data))} == {LOST}
     assert taken < 10 * len(data)
+
+
+def test_what_a_header_says_of_all_later_members_is_not_heeded() -> None:
+    """One name of 3 kB would be that of every member, in memory too."""
+    data = extended(b"3010 path=" + b"x" * 2_999 + b"\n", kind=tarfile.XGLTYPE)
+    data += b"".join(entry(f"{n}") for n in range(200))
+    names = [m.name for m in tar_members(io.BytesIO(data), len(data))]
+    assert names[1:] == [f"{n}" for n in range(1, 200)]
+
+
+def test_a_name_that_no_file_system_takes_is_a_reject() -> None:
+    data = b"".join(extended(b"%d path=" % (n + 12) + b"x" * n + b"\n") + entry("a") for n in (4_096, 4_097))
+    data = data.replace(b"4108 path", b"4107 path").replace(b"4109 path", b"4108 path")
+    first, second = tar_members(io.BytesIO(data), len(data))
+    assert (len(first.name), first.reason) == (4_096, "")
+    assert (second.reason, second.detail) == (LOST, "a name of 4097 characters")
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.parquet"])
+def test_what_a_listing_takes_in_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    write_tar(tmp_path / "a.tar", [(f"{n:07}.png", picture(n)) for n in range(9)])
+    write_parquet(tmp_path / "a.parquet", [picture(n) for n in range(9)])
+    monkeypatch.setattr("pipeline.sources.slices._LISTING_BYTES", 5 * (512 + 11))
+    found = read(tmp_path / name)
+    assert [s.data for s in found if s.data] == [picture(n) for n in range(5)]
+    (row,) = rejects(tmp_path / name)
+    assert row["reason"] == LOST and "behind 5 members: split the file" in row["detail"]
 
 
 def test_names_that_are_not_utf8_can_be_stored(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import pytest
 from builders import id_of, picture, write_parquet
 from whole import pieces, read, rejects
 
+from pipeline.config import Ingest
 from pipeline.errors import LodesetError
 from pipeline.sources import parquet
 from pipeline.sources.files import Bytes
 from pipeline.sources.reading import Location, read_images, read_slice
+from pipeline.stages import ingest
 
 LOST = "unreadable_archive"
 
@@ -83,6 +86,27 @@ def not_utf8(*values: bytes) -> pa.StringArray:
     return pa.StringArray.from_buffers(
         len(values), pa.py_buffer(b"".join(end.to_bytes(4, "little") for end in ends)), pa.py_buffer(b"".join(values))
     )
+
+
+def test_the_texts_of_a_row_are_limited_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "MAX_BYTES", 1_000)
+    path = write_parquet(tmp_path / "a.parquet", [picture(1)], **{name: [name * 400] for name in "abcd"})
+    (found,) = (s for s in read(path) if s.data)
+    assert found.metadata.extra is not None and sorted(json.loads(found.metadata.extra)) == ["a", "b"]
+    (row,) = rejects(path)
+    assert row["reason"] == "bad_metadata" and row["detail"].count("1200 characters up to here") == 2
+
+
+def test_a_text_that_every_row_repeats_does_not_fill_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dictionary makes the file small; the images are read all the same."""
+    monkeypatch.setattr(ingest, "_METADATA_LENGTH", 1_000_000)
+    data = [picture(n) for n in range(40)]
+    path = write_parquet(tmp_path / "a.parquet", data, row_group_size=100, caption=["x" * 50_000] * 40)
+    (piece,) = pieces(path)
+    tables, counts = ingest.ingest_slice("pool", piece, Ingest())
+    assert tables["images"].num_rows == tables["locations"].num_rows == counts["images"] == 40
+    assert tables["metadata"].num_rows == 20
+    assert [r["reason"] for r in rejects(path)] == ["bad_metadata"] * 20
 
 
 def test_a_path_that_is_not_utf8_does_not_cost_its_image(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,22 @@ def test_a_new_file_changes_its_slice_and_splits_one_at_most(count: int) -> None
     grown = -(-(count + 1) // 10) > -(-count // 10)
     assert len(before - after) <= 1 + grown
     assert len(after - before) <= 1 + 2 * grown
+
+
+def test_files_that_share_all_up_to_their_first_dot_are_cut(tmp_path: Path) -> None:
+    pieces = split_loose(_loose([f"v1.{n:06d}.jpg" for n in range(5_000)]), 10**9)
+    assert len(pieces) == 3
+    assert max(len(piece.members) for piece in pieces) < 3_000
+
+
+def test_a_sidecar_is_part_of_what_its_images_were_when_listed(tmp_path: Path) -> None:
+    """An edited caption changes the slices that hold its images, wherever these lie."""
+    names = [*(f"v1.{n}.png" for n in range(50)), "v1.txt", "v2.png"]
+    before = split_loose(_loose(names), 10_000)
+    edited = [replace(f, state="later") if f.relative == "v1.txt" else f for f in _loose(names)]
+    changed = [b != a for b, a in zip(before, split_loose(edited, 10_000), strict=True)]
+    assert changed == [any(m.sample == "v1" for m in piece.members) for piece in before]
+    assert sum(changed) > 1
 
 
 def test_sidecars_of_loose_files_lie_in_their_image_s_slice(tmp_path: Path) -> None:
