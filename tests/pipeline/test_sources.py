@@ -9,6 +9,7 @@ from builders import id_of, picture, write_folder, write_parquet, write_tar
 
 from pipeline.config import Ingest, Source
 from pipeline.errors import LodesetError
+from pipeline.sources.files import Bytes
 from pipeline.sources.listing import SourceFile, expand
 from pipeline.sources.members import joined
 from pipeline.sources.metadata import BadMetadata, field_of, fields_of, from_fields, plain
@@ -96,6 +97,28 @@ def test_sidecars_of_loose_files_lie_in_their_image_s_slice(tmp_path: Path) -> N
     found = samples(pieces)
     assert len(pieces) > 2
     assert {s.metadata.caption for s in found} == {f"caption {i}" for i in range(20)}
+
+
+def test_a_file_is_read_forward_though_its_labels_lie_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = [(f"{n}.png", picture(n)) for n in range(6)] + [(f"{n}.cls", b"%d" % n) for n in range(6)]
+    path = write_tar(tmp_path / "a.tar", members)
+    offsets: dict[int, list[int]] = {}
+    read_at = Bytes.read_at
+
+    def watched(self: Bytes, offset: int, size: int) -> bytes:
+        offsets.setdefault(id(self), []).append(offset)
+        return read_at(self, offset, size)
+
+    monkeypatch.setattr(Bytes, "read_at", watched)
+    for far, handles in ((1, 2), (10**6, 1)):
+        monkeypatch.setattr("pipeline.sources.reading._FAR_BYTES", far)
+        offsets.clear()
+        found = samples(slices_of(path, 10**6))
+        assert [s.metadata.label for s in found] == [str(n) for n in range(6)]
+        assert len(offsets) == handles
+        assert handles == 1 or all(forward == sorted(forward) for forward in offsets.values())
 
 
 # -- hostile and broken archives
