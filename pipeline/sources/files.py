@@ -32,9 +32,7 @@ def unescaped(name: str) -> str:
 
 def open_source(uri: str) -> IO[bytes]:
     """A listed file, opened for reading. `fsspec.open` would take `::` in a name for a chain of file systems."""
-    name = unescaped(uri).removeprefix("file://")
-    if "://" not in name:
-        return open(name, "rb")
+    name = unescaped(uri)
     fs, _ = fsspec.core.url_to_fs(name.partition("::")[0])
     return cast(IO[bytes], fs.open(name, "rb"))
 

@@ -197,13 +197,16 @@ def test_files_whose_names_are_not_utf8_are_read(tmp_path: Path) -> None:
 
 
 def test_a_name_with_two_colons_is_no_chain_of_file_systems(tmp_path: Path) -> None:
-    write_folder(tmp_path / "p::q", [("a::b.png", picture(1))])
+    write_folder(tmp_path / "p::q", [("a::b.png", picture(1)), ("a::nosuch", picture(1))])
     memory = fsspec.filesystem("memory")
-    memory.pipe_file("/two-colons/a::b.png", picture(1))
+    for name in ("a::b.png", "a::nosuch"):
+        memory.pipe_file(f"/two-colons/{name}", picture(1))
     try:
         for uri in (str(tmp_path / "p::q"), f"file://{tmp_path}", "memory://two-colons"):
-            (file,) = expand([Source(uri=uri)], "pool")
-            with Bytes(file.uri) as opened:
-                assert opened.read() == picture(1), uri
+            files = expand([Source(uri=uri)], "pool")
+            assert [f.relative.rsplit("/", 1)[-1] for f in files] == ["a::b.png", "a::nosuch"]
+            for file in files:
+                with Bytes(file.uri) as opened:
+                    assert opened.read() == picture(1), file.uri
     finally:
         memory.rm("/two-colons", recursive=True)
