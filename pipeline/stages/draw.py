@@ -20,7 +20,7 @@ from pipeline.sources.listing import SourceFile
 from pipeline.sources.members import Member, is_image, joined
 from pipeline.sources.slices import loose_members, members_of
 
-# Raised when a file's members are listed in another way.
+# Raised when a file's members are listed in another way; ingest's own VERSION, which says what is made of them, with it.
 VERSION = 2
 LISTING, DRAW = "ingest_listing", "ingest_draw"
 _HASH_BYTES = 16
