@@ -99,7 +99,9 @@ class Ingest(Strict):
     max_pixels: int = Field(100_000_000, ge=1, description="width x height above which an image is rejected undecoded")
     max_bytes: int = Field(256 * 2**20, ge=1, description="encoded bytes above which a file is rejected unread")
     slice_mb: float = Field(8.0, gt=0, description="MiB of source per part; speed only")
-    limit: int | None = Field(None, ge=1, description="pool images in a seeded sample; all if absent")
+    limit: int | None = Field(
+        None, ge=1, description="pool files that may be images, in a seeded sample, before decoding; all if absent"
+    )
 
 
 class OnnxEmbedder(Strict):

@@ -129,7 +129,10 @@ def _ingest(config: CurationConfig, name: str, sources: Sequence[Source]) -> Sta
             "max_bytes": config.ingest.max_bytes,
             "files": len(files),
             "size_bytes": size,
-            "listing": digest([(f.uri, f.size_bytes, f.state, f.image) for f in files]),
+            # All that decides what is read: the draw of a limit goes by relative path and namesakes.
+            "listing": digest(
+                [(f.uri, f.relative, f.namesakes, f.size_bytes, f.state, f.image, f.refused) for f in files]
+            ),
             **({"limit": limits.limit} if limits.limit is not None else {}),
         },
         speed={"files": files, "limits": limits, "beam": config.resources.beam},

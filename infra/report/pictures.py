@@ -21,8 +21,6 @@ from pipeline.sources.reading import Location, read_images
 SIDE = 112  # pixels, the longer side
 QUALITY = 80
 PLACES = 3  # locations of an image that are tried, and named
-# What opening a source can raise: its file system's errors, an unknown protocol, a file system that is not installed.
-CANNOT_READ = (LodesetError, OSError, ValueError, ImportError, pa.ArrowException)
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def _read(places: Mapping[str, Sequence[Place]], max_pixels: int) -> tuple[dict[
                         uris[place.image_id] = data_uri(decode(data, max_pixels))
                     except Unreadable as error:
                         missing[place.image_id] = f"{error.reason}: {error.detail}"
-            except CANNOT_READ as error:
+            except LodesetError as error:
                 # A generator that raised is over: go on behind the place that it stopped at.
                 failed = queue[done]
                 missing[failed.image_id] = str(error).replace(failed.uri, short_name(failed.uri, ""))

@@ -30,6 +30,13 @@ def unescaped(name: str) -> str:
     return _ESCAPE.sub(lambda match: "\\" if match[1] == "5c" else chr(0xDC00 + int(match[1], 16)), name)
 
 
+def open_source(uri: str) -> IO[bytes]:
+    """A listed file, opened for reading. `fsspec.open` would take `::` in a name for a chain of file systems."""
+    name = unescaped(uri)
+    fs, _ = fsspec.core.url_to_fs(name.partition("::")[0])
+    return cast(IO[bytes], fs.open(name, "rb"))
+
+
 class Bytes:
     """The bytes of one source, as a file for parsers.
 
@@ -42,7 +49,7 @@ class Bytes:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         try:
-            self._file = cast(IO[bytes], fsspec.open(unescaped(uri), "rb").open())
+            self._file = open_source(uri)
             self.size_bytes = self._file.seek(0, io.SEEK_END)
             self._file.seek(0)
         except Exception as error:

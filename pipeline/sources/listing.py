@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import fnmatch
 import os
 import posixpath
 import stat
@@ -33,7 +34,7 @@ class SourceFile:
         state: entity tag, or modification time: changes when the content does.
         image: the Parquet column of images.
         refused: why this is no file that can be read (a link that leads nowhere, a pipe).
-        namesakes: how many files before it in the set have the same relative path, below another root.
+        namesakes: how many files before it in the set have the same relative path, below another root or for another column.
     """
 
     root: str
@@ -58,13 +59,13 @@ def expand(sources: Sequence[Source], what: str) -> list[SourceFile]:
     Raises:
         LodesetError: a source matches nothing, a folder is empty, or a tar is compressed; `what` names the set.
     """
-    files: dict[str, SourceFile] = {}
+    files: dict[tuple[str, str], SourceFile] = {}
     for source in sources:
         found = _expand_one(source, what)
         if not found:
             raise LodesetError(f"{what}: {source.uri} holds no files: give a folder of images, a .tar or a .parquet")
         for file in found:
-            files.setdefault(file.uri, file)
+            files.setdefault((file.uri, file.image), file)
     counted: collections.Counter[str] = collections.Counter()
     out = []
     for file in files.values():
@@ -75,13 +76,15 @@ def expand(sources: Sequence[Source], what: str) -> list[SourceFile]:
 
 def _expand_one(source: Source, what: str) -> list[SourceFile]:
     try:
-        fs, path = fsspec.core.url_to_fs(source.uri)
+        # A path may hold the sign by which URLs name a chain of file systems: `a::b`.
+        local = "://" not in source.uri and "::" in source.uri
+        fs, path = (LocalFileSystem(), source.uri) if local else fsspec.core.url_to_fs(source.uri)
     except (ValueError, ImportError) as error:
         raise LodesetError(f"{what}: {source.uri} cannot be opened: {error}") from error
     path = path.rstrip("/") or "/"
     try:
         # A path may hold the signs of a glob: `new [1]/a.tar`.
-        roots = [path] if fs.exists(path) else sorted(fs.glob(path)) if fsspec.core.has_magic(path) else []
+        roots = [path] if fs.exists(path) else _globbed(fs, path) if fsspec.core.has_magic(path) else []
         found = [file for root in roots for file in (_local if isinstance(fs, LocalFileSystem) else _remote)(fs, root)]
     except OSError as error:
         told = escaped(str(error))
@@ -106,6 +109,17 @@ def _expand_one(source: Source, what: str) -> list[SourceFile]:
             )
         )
     return files
+
+
+def _globbed(fs: Any, pattern: str) -> list[str]:
+    """What matches; hidden names only where the pattern says so (`.cache/*.tar`)."""
+    dotted = [piece for piece in pattern.split("/") if piece.startswith(".")]
+
+    def hidden(path: str) -> bool:
+        pieces = (piece for piece in path.split("/") if piece.startswith("."))
+        return any(not any(fnmatch.fnmatchcase(piece, d) for d in dotted) for piece in pieces)
+
+    return [path for path in sorted(fs.glob(pattern)) if not hidden(path)]
 
 
 def _kind(path: str) -> Kind:
@@ -149,33 +163,46 @@ def _local(fs: LocalFileSystem, root: str) -> list[SourceFile]:
 
 
 def _walk(root: str) -> Iterator[SourceFile]:
-    """Every file below a folder. One that several paths lead to is listed once: by its own path, if that lies below the root."""
+    """Every file below a folder, in an order that does not depend on the file system's.
+
+    A folder that several paths lead to is listed once: by its own path, if that lies below the root. A link to a file is a
+    file of its own. What cannot be listed stops the run, unless it lies behind a link: whoever made that may not know.
+    """
     seen: set[tuple[int, int]] = set()
-    folders, links = collections.deque([""]), collections.deque[str]()
+    folders, links = collections.deque([("", False)]), collections.deque[tuple[str, bool]]()
     while folders or links:
-        below = folders.popleft() if folders else links.popleft()
+        below, linked = folders.popleft() if folders else links.popleft()
         here = posixpath.join(root, below) if below else root
-        status = Path(here).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            yield _refused(root, below, "a link to a folder that is listed already")
+        try:
+            status = Path(here).stat()
+            if (status.st_dev, status.st_ino) in seen:
+                yield _refused(root, below, "a link to a folder that is listed already")
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(here) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            if not linked:
+                raise
+            yield _refused(root, below, f"a folder behind a link that cannot be listed: {error.strerror}")
             continue
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(here) as entries:
-            for entry in entries:
-                relative = posixpath.join(below, entry.name)
-                if entry.name.startswith("."):
-                    continue
-                try:
-                    status = entry.stat()
-                except OSError as error:
-                    if not entry.is_symlink():
-                        raise
-                    yield _refused(root, relative, f"a link that leads nowhere: {error.strerror}")
-                    continue
-                if stat.S_ISDIR(status.st_mode):
-                    (links if entry.is_symlink() else folders).append(relative)
-                else:
-                    yield _described(root, relative, status)
+        for entry in entries:
+            relative = posixpath.join(below, entry.name)
+            if entry.name.startswith("."):
+                continue
+            link = entry.is_symlink()
+            try:
+                status = entry.stat()
+            except OSError as error:
+                if not (link or linked):
+                    raise
+                what = "a link that leads nowhere" if link else "a file behind a link that cannot be looked at"
+                yield _refused(root, relative, f"{what}: {error.strerror}")
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                (links if link else folders).append((relative, link or linked))
+            else:
+                yield _described(root, relative, status)
 
 
 def _described(root: str, relative: str, status: os.stat_result) -> SourceFile:

@@ -6,6 +6,7 @@ import itertools
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pipeline.sources.metadata import Metadata
 
@@ -13,7 +14,7 @@ from pipeline.sources.metadata import Metadata
 SIDECARS = (".json", ".txt", ".cls")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """Encoded bytes that may be an image, or what is known to be none (`reason`).
 
@@ -45,6 +46,12 @@ class Member:
         return self.extension in SIDECARS
 
     @property
+    def identity(self) -> tuple[Any, ...]:
+        """All fields, for a digest."""
+        told = tuple(s.identity for s in self.sidecars)
+        return (self.name, self.offset, self.size_bytes, self.reason, self.detail, told, self.shared)
+
+    @property
     def total_bytes(self) -> int:
         return self.size_bytes + sum(s.size_bytes for s in self.sidecars)
 
@@ -71,29 +78,40 @@ def joined(members: Sequence[Member]) -> list[Member]:
     last, as in a tar that was appended to. A sidecar that describes nothing comes with a reason.
     """
     runs = [(sample, list(run)) for sample, run in itertools.groupby(members, key=lambda m: m.sample)]
-    with_image = {sample for sample, run in runs if any(_is_image(m) for m in run)}
+    with_image = {sample for sample, run in runs if any(is_image(m) for m in run)}
     apart: dict[str, dict[str, Member]] = {}
     for sample, run in runs:
-        if sample in with_image and not any(_is_image(m) for m in run):
+        if sample in with_image and not any(is_image(m) for m in run):
             apart.setdefault(sample, {}).update(_sidecars(run))
     described = [
-        {**apart.get(sample, {}), **_sidecars(run)} if any(_is_image(m) for m in run) else {} for sample, run in runs
+        {**apart.get(sample, {}), **_sidecars(run)} if any(is_image(m) for m in run) else {} for sample, run in runs
     ]
-    used = {sidecar for sidecars in described for sidecar in sidecars.values()}
-    told: set[Member] = set()
+    used = {id(sidecar) for sidecars in described for sidecar in sidecars.values()}
     out: list[Member] = []
     for (sample, run), describing in zip(runs, described, strict=True):
-        sidecars = [describing[extension] for extension in sorted(describing)]
+        sidecars = tuple(describing[extension] for extension in sorted(describing))
         for member in run:
-            if _is_image(member):
-                out.append(replace(member, sidecars=tuple(replace(s, shared=s in told) for s in sidecars)))
-                told.update(sidecars)
+            if is_image(member):
+                out.append(replace(member, sidecars=sidecars))
             elif member.reason:
                 out.append(member)
             elif sample not in with_image:
                 out.append(replace(member, reason="metadata_without_image", detail="no image shares its name"))
-            elif member not in used:
+            elif id(member) not in used:
                 out.append(replace(member, reason="repeated_metadata", detail=f"another {member.extension} counts"))
+    return out
+
+
+def reported_once(members: Sequence[Member]) -> list[Member]:
+    """The members that are read, of several that one sidecar describes all but the first marked as sharing it."""
+    told: set[Member] = set()
+    out = []
+    for member in members:
+        if member.sidecars:
+            shared = tuple(replace(s, shared=s in told) for s in member.sidecars)
+            told.update(member.sidecars)
+            member = replace(member, sidecars=shared)
+        out.append(member)
     return out
 
 
@@ -101,5 +119,6 @@ def _sidecars(run: Sequence[Member]) -> dict[str, Member]:
     return {m.extension: m for m in run if m.is_sidecar and not m.reason}
 
 
-def _is_image(member: Member) -> bool:
+def is_image(member: Member) -> bool:
+    """Nothing speaks against it before it is decoded."""
     return not member.reason and not member.is_sidecar

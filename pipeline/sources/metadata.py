@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Of one sidecar, or of one text column of a Parquet row.
+# Of one sidecar, or of the texts of a Parquet row together.
 MAX_BYTES = 2**20
 # Python's own recursion ends at about 1,000 calls, those of Beam included.
 MAX_DEPTH = 64
@@ -35,6 +35,11 @@ class Metadata:
     @property
     def empty(self) -> bool:
         return self == Metadata()
+
+    @property
+    def length(self) -> int:
+        """Characters of all fields."""
+        return sum(len(text) for text in (self.label, self.caption, self.url, self.licence, self.extra) if text)
 
 
 class BadMetadata(Exception):

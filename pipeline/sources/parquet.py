@@ -21,36 +21,45 @@ _READ_BYTES = 2**20
 
 
 def parquet_members(raw: Bytes, image: str) -> Iterator[Member]:
-    """One member a row, by the footer alone; its size is the row group's mean."""
-    footer = pq.ParquetFile(raw)
-    names = footer.schema_arrow.names
-    if image not in names:
-        raise ValueError(f"no column `{image}`; there are: {', '.join(names)}")
-    rows = sum(footer.metadata.row_group(g).num_rows for g in range(footer.num_row_groups))
+    """One member a row, by the footer alone; its size is the row group's mean over all columns that are read."""
+    file, columns = _opened(raw, image)
+    groups = [file.metadata.row_group(g) for g in range(file.num_row_groups)]
+    rows = sum(meta.num_rows for meta in groups)
     if rows > 8 * raw.size_bytes:
         # One bit a row is the least that any encoding of different images takes; a crafted footer would fill memory.
         raise ValueError(f"the footer promises {rows} rows in {raw.size_bytes} bytes")
-    for group in range(footer.num_row_groups):
-        meta = footer.metadata.row_group(group)
-        mean = _bytes_of(meta, [image]) // max(1, meta.num_rows)
+    for group, meta in enumerate(groups):
+        mean = _bytes_of(meta, columns) // max(1, meta.num_rows)
         for row in range(meta.num_rows):
             yield Member(f"{image}/{row}", group, mean)
 
 
 def read_rows(uri: str, image: str, members: Sequence[Member], max_bytes: int) -> Iterator[Sample]:
-    """The images of these rows and what the other columns say of them, a bounded batch at a time."""
+    """The images of these rows and what the other columns say of them, a bounded batch at a time.
+
+    Raises:
+        LodesetError: the file system does not give the file, or its footer is no longer the one that was listed.
+    """
     refused = [m for m in members if m.reason]
     for member in refused:
         yield Sample(uri, member.name, member.offset, member.size_bytes, reason=member.reason, detail=member.detail)
     if len(refused) == len(members):
         return
     with Bytes(uri) as raw:
+        try:
+            file, columns = _opened(raw, image)
+        except LodesetError:
+            raise
+        except Exception as error:
+            raise LodesetError(f"{uri} changed since it was listed ({error}): run again") from error
         for group, rows in itertools.groupby((m for m in members if not m.reason), key=lambda m: m.offset):
-            yield from _read_group(raw, image, group, {int(m.name.rsplit("/", 1)[1]) for m in rows}, max_bytes)
+            wanted = {int(m.name.rsplit("/", 1)[1]) for m in rows}
+            yield from _read_group(_batches(raw, file, columns, group), uri, image, group, wanted, max_bytes)
 
 
-def _read_group(raw: Bytes, image: str, group: int, wanted: set[int], max_bytes: int) -> Iterator[Sample]:
-    batches = _batches(raw, image, group)
+def _read_group(
+    batches: Iterator[pa.RecordBatch], uri: str, image: str, group: int, wanted: set[int], max_bytes: int
+) -> Iterator[Sample]:
     row = 0
     while wanted:
         wrong = "there are no more"
@@ -60,15 +69,15 @@ def _read_group(raw: Bytes, image: str, group: int, wanted: set[int], max_bytes:
             raise
         except Exception as error:
             # pyarrow raises OSError for corrupt pages, too; what the file system says is told apart by `Bytes`.
-            batch, wrong = None, f"{type(error).__name__}: {' '.join(str(error).split())}"
+            batch, wrong = None, _told(error)
         if batch is None:
             detail = f"{len(wanted)} rows of row group {group} from {min(wanted)} on: {wrong}"[:200]
-            yield Sample(raw.uri, "", group, 0, reason="unreadable_archive", detail=detail)
+            yield Sample(uri, "", group, 0, reason="unreadable_archive", detail=detail)
             return
         for index in range(batch.num_rows):
             if row + index in wanted:
                 wanted.discard(row + index)
-                yield from _read_row(batch, index, raw.uri, image, (f"{image}/{row + index}", group), max_bytes)
+                yield from _read_row(batch, index, uri, image, (f"{image}/{row + index}", group), max_bytes)
         row += batch.num_rows
 
 
@@ -77,6 +86,7 @@ def _read_row(
 ) -> Iterator[Sample]:
     fields: dict[str, Any] = {}
     wrong: list[str] = []
+    length = 0
     for name in batch.schema.names:
         if name == image:
             continue
@@ -86,11 +96,19 @@ def _read_row(
             # Text that is not UTF-8, dates beyond Python's: nothing checked them before.
             wrong.append(f"column `{name}`: {type(error).__name__}: {error}")
             continue
-        if isinstance(fields[name], str) and len(fields[name]) > MAX_BYTES:
-            wrong.append(f"column `{name}`: {len(fields.pop(name))} characters, more than {MAX_BYTES}")
+        more = len(fields[name]) if isinstance(fields[name], str) else 0
+        if length + more > MAX_BYTES:
+            del fields[name]
+            wrong.append(f"column `{name}`: {length + more} characters up to here in this row, more than {MAX_BYTES}")
+        else:
+            length += more
     if wrong:
         yield Sample(uri, *place, 0, reason="bad_metadata", detail="; ".join(wrong)[:200])
-    data = image_bytes(batch.column(image)[index].as_py())
+    try:
+        data = image_bytes(batch.column(image)[index].as_py())
+    except Exception as error:
+        yield Sample(uri, *place, 0, reason="corrupt", detail=_told(error)[:200])
+        return
     if len(data) > max_bytes:
         detail = f"{len(data)} > {max_bytes} (ingest.max_bytes)"
         yield Sample(uri, *place, len(data), reason="too_many_bytes", detail=detail)
@@ -98,17 +116,63 @@ def _read_row(
         yield Sample(uri, *place, len(data), data=data, metadata=from_fields(fields) if fields else Metadata())
 
 
-def _batches(raw: Bytes, image: str, group: int) -> Iterator[pa.RecordBatch]:
-    footer = pq.ParquetFile(raw)
+class Cells:
+    """The image cells of one Parquet file, walked forward a bounded batch at a time.
+
+    Rows are best asked for in their order: going back reads the row group from its start.
+    """
+
+    def __init__(self, raw: Bytes, image: str) -> None:
+        """Raises what pyarrow raises for a file that is none, ValueError for one without the column."""
+        self.image = image
+        self._raw = raw
+        self._file, columns = _opened(raw, image)
+        self._columns = columns[:1]
+        self._group, self._first = -1, 0
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._batch: pa.RecordBatch = pa.record_batch({image: []})
+
+    def read(self, group: int, row: int) -> bytes:
+        """The bytes of one image. Raises what pyarrow raises for damaged pages, IndexError where there is no such row."""
+        if group != self._group or row < self._first:
+            self._batches = _batches(self._raw, self._file, self._columns, group)
+            self._group, self._first, self._batch = group, 0, self._batch.slice(0, 0)
+        while row >= self._first + self._batch.num_rows:
+            self._first += self._batch.num_rows
+            batch = next(self._batches, None)
+            if batch is None:
+                raise IndexError(f"row group {group} has {self._first} rows, no row {row}")
+            self._batch = batch
+        return image_bytes(self._batch.column(0)[row - self._first].as_py())
+
+
+def _opened(raw: Bytes, image: str) -> tuple[pq.ParquetFile, list[str]]:
+    """The file with its footer, and the columns to read: the image's, then those that say something about it."""
+    file = pq.ParquetFile(raw)
+    schema = file.schema_arrow
+    if schema.names.count(image) != 1:
+        there = ", ".join(schema.names)
+        raise ValueError(
+            f"{schema.names.count(image) or 'no'} column{'s' * (image in schema.names)} `{image}`; there are: {there}"
+        )
+    kind = schema.field(image).type
+    # Of a Hugging Face image {bytes, path} the path is not read: a bad one must not cost the image.
+    payload = f"{image}.bytes" if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else image
     # Scalars only: vectors and nested or binary values are no metadata.
-    columns = [image, *(f.name for f in footer.schema_arrow if f.name != image and _is_scalar(f.type))]
-    meta = footer.metadata.row_group(group)
+    return file, list(dict.fromkeys([payload, *(f.name for f in schema if f.name != image and _is_scalar(f.type))]))
+
+
+def _batches(raw: Bytes, file: pq.ParquetFile, columns: Sequence[str], group: int) -> Iterator[pa.RecordBatch]:
+    meta = file.metadata.row_group(group)
     rows = _BATCH_BYTES * max(1, meta.num_rows) // max(1, _bytes_of(meta, columns))
     # Copied from its dictionary into a batch, one large value that a page refers to a thousand times would fill memory. Values
     # of other columns would be gathered into a dictionary of the whole row group, so they are read as they are.
     repeated = [c.path_in_schema for c in _chunks(meta, columns) if _is_mostly_dictionary(c)]
-    file = pq.ParquetFile(raw, buffer_size=_READ_BYTES, pre_buffer=False, read_dictionary=repeated)
-    yield from file.iter_batches(
+    # With the footer given, opening reads nothing: footers of thousands of row groups take long to parse.
+    reader = pq.ParquetFile(
+        raw, metadata=file.metadata, buffer_size=_READ_BYTES, pre_buffer=False, read_dictionary=repeated
+    )
+    yield from reader.iter_batches(
         batch_size=min(max(1, rows), _BATCH_ROWS), row_groups=[group], columns=columns, use_threads=False
     )
 
@@ -139,7 +203,11 @@ def _bytes_of(meta: Any, columns: Sequence[str]) -> int:
 
 def _chunks(meta: Any, columns: Sequence[str]) -> list[Any]:
     chunks = [meta.column(c) for c in range(meta.num_columns)]
-    return [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
+    return [
+        c
+        for c in chunks
+        if any(c.path_in_schema == name or c.path_in_schema.startswith(f"{name}.") for name in columns)
+    ]
 
 
 def image_bytes(cell: Any) -> bytes:
@@ -147,3 +215,7 @@ def image_bytes(cell: Any) -> bytes:
     if isinstance(cell, dict):
         cell = cell.get("bytes")
     return cell if isinstance(cell, bytes) else b""
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

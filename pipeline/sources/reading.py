@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any, cast
-
-import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from pipeline.algorithms.images import image_id
 from pipeline.errors import LodesetError
-from pipeline.sources.files import Bytes, changed, unescaped
+from pipeline.sources.files import Bytes, changed
 from pipeline.sources.members import Member, Sample
 from pipeline.sources.metadata import MAX_BYTES, BadMetadata, fields_of, from_fields
-from pipeline.sources.parquet import image_bytes, read_rows
+from pipeline.sources.parquet import Cells, read_rows
 from pipeline.sources.slices import Slice
+
+# More than file systems read ahead: sidecars beside their image lie nearer.
+_FAR_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def read_slice(piece: Slice, max_bytes: int) -> Iterator[Sample]:
             fields: dict[str, Any] = {}
             for sidecar in member.sidecars:
                 try:
-                    fields |= files.fields(sidecar)
+                    fields |= files.fields(sidecar, member)
                 except BadMetadata as error:
                     if not sidecar.shared:
                         yield Sample(*files.place(sidecar), reason="bad_metadata", detail=str(error)[:200])
@@ -57,7 +58,7 @@ def read_slice(piece: Slice, max_bytes: int) -> Iterator[Sample]:
                 detail = f"{member.size_bytes} > {max_bytes} (ingest.max_bytes)"
                 yield Sample(*here, reason="too_many_bytes", detail=detail)
             else:
-                yield Sample(*here, data=files.read(member), metadata=from_fields(fields))
+                yield Sample(*here, data=files.read(member, member), metadata=from_fields(fields))
 
 
 class _Open:
@@ -65,73 +66,75 @@ class _Open:
 
     def __init__(self, piece: Slice) -> None:
         self.piece = piece
-        self._tar: Bytes | None = None
+        self._opened = contextlib.ExitStack()
 
     def __enter__(self) -> _Open:
         if self.piece.kind == "tar":
-            self._tar = Bytes(self.piece.uri)
+            self._tar = self._opened.enter_context(Bytes(self.piece.uri))
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._tar is not None:
-            self._tar.close()
+        self._opened.close()
+
+    @functools.cached_property
+    def _far(self) -> Bytes:
+        """The tar once more: between members that lie far apart, one file would read ahead in vain each time."""
+        return self._opened.enter_context(Bytes(self.piece.uri))
 
     def place(self, member: Member) -> tuple[str, str, int, int]:
         """What tells a member from all others: uri, member, offset; and its size."""
-        if self._tar is not None:
+        if self.piece.kind == "tar":
             return (self.piece.uri, member.name, member.offset, member.size_bytes)
         return (f"{self.piece.root}/{member.name}", "", 0, member.size_bytes)
 
-    def read(self, member: Member) -> bytes:
-        if self._tar is not None:
-            return self._tar.read_at(member.offset, member.size_bytes)
+    def read(self, member: Member, beside: Member) -> bytes:
+        """The bytes of a member; `beside` is the image that is being read."""
+        if self.piece.kind == "tar":
+            file = self._tar if abs(member.offset - beside.offset) < _FAR_BYTES else self._far
+            return file.read_at(member.offset, member.size_bytes)
         uri = f"{self.piece.root}/{member.name}"
         with Bytes(uri) as file:
             if file.size_bytes != member.size_bytes:
                 raise changed(uri, member.size_bytes, file.size_bytes)
             return file.read()
 
-    def fields(self, sidecar: Member) -> dict[str, Any]:
+    def fields(self, sidecar: Member, image: Member) -> dict[str, Any]:
         if sidecar.size_bytes > MAX_BYTES:
             raise BadMetadata(f"{sidecar.size_bytes} bytes, more than {MAX_BYTES}")
-        return fields_of(sidecar.extension, self.read(sidecar))
+        return fields_of(sidecar.extension, self.read(sidecar, image))
 
 
 def read_images(locations: Iterable[Location]) -> Iterator[tuple[Location, bytes]]:
-    """The bytes of each location, in the order given; files and Parquet row groups stay open while they are in use.
+    """The bytes of each location, in the order given; a file stays open, and a batch of Parquet rows in memory, while in use.
 
     Raises:
         LodesetError: the bytes are no longer those that were ingested.
     """
-    uri, file = "", cast(IO[bytes], None)
-    group: tuple[str, int, str] | None = None
-    cells: pa.ChunkedArray = pa.chunked_array([], pa.binary())
-    try:
+    with contextlib.ExitStack() as opened:
+        file: Bytes | None = None
+        cells: Cells | None = None
         for place in locations:
-            try:
-                if place.uri != uri:
-                    if file is not None:
-                        file.close()
-                    uri, file = place.uri, cast(IO[bytes], fsspec.open(unescaped(place.uri), "rb").open())
-                if "/" in place.member and uri.lower().endswith(".parquet"):
-                    column, row = place.member.rsplit("/", 1)
-                    if group != (uri, place.offset, column):
-                        cells = pq.ParquetFile(file).read_row_group(place.offset, columns=[column]).column(0)
-                        group = (uri, place.offset, column)
-                    data = image_bytes(cells[int(row)].as_py())
-                else:
-                    file.seek(place.offset)
-                    data = file.read(place.size_bytes)
-            except (OSError, pa.ArrowInvalid, IndexError) as error:
-                raise LodesetError(
-                    f"{place.uri} cannot be read any more ({error}): if the data moved, correct the configuration and run again"
-                ) from error
+            if file is None or place.uri != file.uri:
+                opened.close()
+                file, cells = opened.enter_context(Bytes(place.uri)), None
+            if "/" in place.member and place.uri.lower().endswith(".parquet"):
+                column, row = place.member.rsplit("/", 1)
+                try:
+                    if cells is None or cells.image != column:
+                        cells = Cells(file, column)
+                    data = cells.read(place.offset, int(row))
+                except LodesetError:
+                    raise
+                except Exception as error:
+                    # It was read before, so that whatever the parser says means that the file is another one now.
+                    raise LodesetError(
+                        f"{place.uri} cannot be read any more ({error}): if the data moved, correct the configuration and run again"
+                    ) from error
+            else:
+                data = file.read_at(place.offset, place.size_bytes)
             if image_id(data) != place.image_id:
                 raise LodesetError(
                     f"{place.uri} {place.member} at {place.offset}: the bytes changed since they were ingested "
                     f"(image {place.image_id} expected, {image_id(data)} found): run again, ingest will read the new ones"
                 )
             yield place, data
-    finally:
-        if file is not None:
-            file.close()

@@ -1,7 +1,8 @@
 """Files -> slices, the units that ingest commits.
 
 A tar is cut by ranges of members, so that one large tar keeps every core busy; Parquet by runs of row groups; loose files by
-the hash of their relative path, so that a new file does not shift the others.
+the hash of their relative path, so that a new file does not shift the others. Sidecars are put to their images before, over
+the whole file or folder, so that what is read does not depend on how it is cut.
 """
 
 from __future__ import annotations
@@ -9,25 +10,28 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import LodesetError
 from pipeline.sources.files import Bytes
 from pipeline.sources.listing import SourceFile
-from pipeline.sources.members import Member, joined
+from pipeline.sources.members import Member, joined, reported_once
 from pipeline.sources.parquet import parquet_members
 from pipeline.sources.tars import tar_members
 
 _TAR_HEADER_BYTES = 512
 _LOOSE_FILES = 2_000
+# What the members of one file may take in memory: 2 million at most, 512 bytes each and its name.
+_LISTING_BYTES = 2**30
+_MEMBER_BYTES = 512
 
 
 @dataclass(frozen=True)
 class Slice:
     """A run of members of one file, or loose files of one root (then `members` are paths relative to it).
 
-    `states` says what the bytes were when listed: of the file, or of every loose file.
+    `states` says what the bytes were when listed: of the file, or of every loose file, sidecars included.
     """
 
     kind: str
@@ -41,20 +45,19 @@ class Slice:
     def uri(self) -> str:
         return f"{self.root}/{self.relative}" if self.relative else self.root
 
-    @property
-    def size_bytes(self) -> int:
-        return sum(m.total_bytes for m in self.members)
-
 
 def members_of(file: SourceFile) -> list[Member]:
-    """What a tar or Parquet file holds, by its headers. One that is none holds one refused member.
+    """What a tar or Parquet file holds, by its headers. One that is none holds one refused member, as does the end of one
+    whose members would not fit into memory.
 
     Raises:
         LodesetError: the file system does not give the file.
     """
     with Bytes(file.uri) as raw:
         try:
-            return list(tar_members(raw, file.size_bytes) if file.kind == "tar" else parquet_members(raw, file.image))
+            return _bounded(
+                tar_members(raw, file.size_bytes) if file.kind == "tar" else parquet_members(raw, file.image)
+            )
         except LodesetError:
             raise
         except Exception as error:
@@ -62,10 +65,22 @@ def members_of(file: SourceFile) -> list[Member]:
             return [Member("", 0, file.size_bytes, "unreadable_archive", f"{type(error).__name__}: {error}"[:200])]
 
 
+def _bounded(found: Iterable[Member]) -> list[Member]:
+    members: list[Member] = []
+    size = 0
+    for member in found:
+        size += _MEMBER_BYTES + len(member.name)
+        if size > _LISTING_BYTES:
+            detail = f"not read from here on, behind {len(members)} members: split the file into smaller ones"
+            return [*members, Member("", member.offset, 0, "unreadable_archive", detail)]
+        members.append(member)
+    return members
+
+
 def cut(file: SourceFile, members: Sequence[Member], slice_bytes: int) -> list[Slice]:
     """The members of one file, joined if it is a tar -> slices of at most `slice_bytes` (or one image, or one row group)."""
     state = (file.state, str(file.size_bytes))
-    units: Iterable[list[Member]] = ([m] for m in members)
+    units: Iterable[list[Member]] = ([m] for m in reported_once(members))
     if file.kind == "parquet":
         units = (list(group) for _, group in itertools.groupby(members, key=lambda m: m.offset))
     runs = _runs(units, slice_bytes)
@@ -86,25 +101,39 @@ def _runs(units: Iterable[list[Member]], slice_bytes: int) -> Iterator[list[Memb
         yield run
 
 
-def split_loose(files: Sequence[SourceFile], slice_bytes: int) -> list[Slice]:
-    """Loose files -> slices by the hash of the relative path without its extensions (sidecars stay with their image).
+def loose_members(files: Iterable[SourceFile]) -> Iterator[tuple[SourceFile, Member]]:
+    """Loose files -> those that are (or should be) images, each with its sidecars, which lie anywhere below the same root."""
+    by_root: dict[str, dict[str, SourceFile]] = {}
+    for file in files:
+        by_root.setdefault(file.root, {})[file.relative] = file
+    for _, inside in sorted(by_root.items()):
+        members = [
+            Member(f.relative, 0, f.size_bytes, "not_a_file" if f.refused else "", f.refused) for f in inside.values()
+        ]
+        for member in joined(sorted(members, key=lambda m: (m.sample, m.name))):
+            yield inside[member.name], member
+
+
+def split_loose(
+    files: Sequence[SourceFile], slice_bytes: int, taken: Callable[[SourceFile, Member], bool] = lambda *_: True
+) -> list[Slice]:
+    """Loose files -> slices of the images that are `taken`, by the hash of an image's relative path; sidecars go with them.
 
     Linear hashing: one slice more splits one slice in two and leaves the others as they are.
     """
+    states = {(f.root, f.relative): f.state for f in files}
+    chosen = [(f.root, m) for f, m in loose_members(files) if taken(f, m)]
     slices = []
-    for root in sorted({f.root for f in files}):
-        inside = sorted((f for f in files if f.root == root), key=lambda f: f.relative)
-        total = sum(f.size_bytes for f in inside)
-        slots = max(1, math.ceil(total / slice_bytes), math.ceil(len(inside) / _LOOSE_FILES))
-        by_slot: dict[int, list[SourceFile]] = {}
-        for f in inside:
-            by_slot.setdefault(_slot(Member(f.relative, 0, 0).sample, slots), []).append(f)
-        for slot in sorted(by_slot):
-            chosen = by_slot[slot]
-            members = [
-                Member(f.relative, 0, f.size_bytes, "not_a_file" if f.refused else "", f.refused) for f in chosen
-            ]
-            slices.append(Slice("loose", root, "", tuple(f.state for f in chosen), tuple(joined(members))))
+    for root, of_root in itertools.groupby(chosen, key=lambda pair: pair[0]):
+        members = reported_once([m for _, m in of_root])
+        total = sum(m.total_bytes for m in members)
+        slots = max(1, math.ceil(total / slice_bytes), math.ceil(len(members) / _LOOSE_FILES))
+        by_slot: dict[int, list[Member]] = {}
+        for member in members:
+            by_slot.setdefault(_slot(member.name, slots), []).append(member)
+        for _, inside in sorted(by_slot.items()):
+            read = (file.name for m in inside for file in (m, *m.sidecars))
+            slices.append(Slice("loose", root, "", tuple(states[root, name] for name in read), tuple(inside)))
     return slices
 
 

@@ -22,6 +22,8 @@ _BLOCK = tarfile.BLOCKSIZE
 _SCAN_BYTES = 2**20
 # Extended headers hold names and attributes; a crafted one may ask for all the file.
 _HEADER_BYTES = 2**20
+# What file systems take as a path; a header may hold one of a megabyte.
+_NAME = 4_096
 _CHECKSUM = slice(148, 156)
 _OCTAL = np.zeros(256, bool)
 _OCTAL[list(b"01234567 \0")] = True
@@ -60,7 +62,7 @@ def _until_broken(
                     raise tarfile.ReadError("invalid extended header")
                 if entry is None:
                     return at, None
-                name, data, after = escaped(entry.name), entry.offset_data, tar.offset
+                name, data, after = escaped(entry.name[:_NAME]), entry.offset_data, tar.offset
                 regular = entry.isreg() and entry.sparse is None
                 # A negative size would send the reader round in circles (CVE-2025-8194).
                 if entry.size < 0 or after < data:
@@ -68,13 +70,17 @@ def _until_broken(
                     return data, Member(name, entry.offset, 0, "unreadable_archive", detail)
                 if after - size_bytes >= _BLOCK or (regular and data + entry.size > size_bytes):
                     return data, Member(name, data, 0, "truncated", f"{entry.size} bytes were promised")
-                if regular:
+                if regular and len(entry.name) > _NAME:
+                    yield Member(name, data, 0, "unreadable_archive", f"a name of {len(entry.name)} characters")
+                elif regular:
                     yield Member(name, data, entry.size)
                 elif not entry.isdir():
                     yield Member(name, data, 0, "not_a_file", f"tar entry of type {entry.type!r}")
                 at = after
-                # tarfile keeps every member it has seen; a billion-member crawl must not.
+                # tarfile keeps every member it has seen; a billion-member crawl must not. It also copies what a global header
+                # says into every later member: a thousand members times a name of 100 kB.
                 tar.members = []  # type: ignore[attr-defined]  # public in CPython, not in its stubs
+                tar.pax_headers = {}
         return at, None
     except LodesetError:
         raise

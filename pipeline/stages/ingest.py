@@ -3,7 +3,7 @@
 Two steps in one Beam pipeline. (1) Each file is split into slices, and each slice is read in order, decoded, hashed and
 committed as a part by the worker that read it. (2) What crosses the shuffle is 16 bytes an image, and 32 more where its source
 says something about it: a group-by-key over the first byte of the image_id finds the exact duplicates between parts and the
-digest of the whole set.
+digest of the whole set. The driver lists nothing: under a limit a pipeline before that finds what is drawn (`draw`).
 
 An image that several parts hold belongs to the first of them (order of the sources, then of the path); the other parts'
 `images` are listed without it. `locations` and `metadata` keep a row for every place.
@@ -12,11 +12,9 @@ An image that several parts hold belongs to the first of them (order of the sour
 from __future__ import annotations
 
 import hashlib
-import heapq
-import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -30,13 +28,19 @@ from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import File, Part, Rows, Store
 from pipeline.errors import LodesetError
 from pipeline.sources.listing import SourceFile
-from pipeline.sources.members import Member, Sample, joined
+from pipeline.sources.members import Sample
 from pipeline.sources.reading import read_slice
-from pipeline.sources.slices import Slice, cut, members_of, split_loose
+from pipeline.sources.slices import Slice, cut, split_loose
+from pipeline.stages.draw import Draw, drawn, members
 from pipeline.stages.parts import watching
 
 VERSION = 2
-STAGE, LISTING, EXACT, UNIQUE = "ingest", "ingest_listing", "ingest_exact", "ingest_unique"
+STAGE, KEYS, EXACT, UNIQUE = "ingest", "ingest_keys", "ingest_exact", "ingest_unique"
+# Files whose parts' keys lie in one part.
+_KEYS_FILES = 1_000
+# Characters of metadata that a slice may hold. Files that repeat one long text (a shared sidecar, a Parquet dictionary) are
+# small and say gigabytes.
+_METADATA_LENGTH = 128 * 2**20
 TABLES = {
     "images": records.IMAGES,
     "locations": records.LOCATIONS,
@@ -55,9 +59,9 @@ class Work:
 
     def key(self, piece: Slice) -> str:
         """(Where, what the bytes were when listed, what is computed): see the design's section 4."""
-        members = [astuple(m) for m in piece.members]
+        held = [m.identity for m in piece.members]
         computed = (self.limits.max_pixels, self.limits.max_bytes)
-        return digest(STAGE, VERSION, self.set, piece.uri, piece.image, piece.states, members, computed)
+        return digest(STAGE, VERSION, self.set, piece.uri, piece.image, piece.states, held, computed)
 
 
 def run(context: Context) -> Outcome:
@@ -73,8 +77,8 @@ def run(context: Context) -> Outcome:
     slice_bytes = int(limits.slice_mb * 2**20)
     packed = [f for f in files if f.kind != "loose"]
     loose_files = [f for f in files if f.kind == "loose"]
-    draw = _draw(store, packed, loose_files, limits.limit)
-    loose = split_loose(_drawn(loose_files, draw), slice_bytes)
+    draw = drawn(context, packed, loose_files, limits.limit)
+    loose = [(work.key(piece), piece) for piece in split_loose(loose_files, slice_bytes, draw.holds)]
     total = sum(f.size_bytes for f in files)
     buckets = _buckets(total, slice_bytes)
     # The name of the set is part of it, because the keys of the parts that are named inside hold it.
@@ -83,16 +87,16 @@ def run(context: Context) -> Outcome:
 
     with watching(context, STAGE, before, total, "size_bytes"), pipeline(context.cpus, context.speed["beam"]) as p:
         files_in_order = p | "files" >> beam.Create(list(enumerate(packed)))
-        loose_slices = p | "loose" >> beam.Create([((len(packed), i), piece) for i, piece in enumerate(loose)])
-        packed_slices, unsplit = attempted(files_in_order, "split", _split, store, slice_bytes, draw)
+        loose_slices = p | "loose" >> beam.Create([((len(packed), i), *piece) for i, piece in enumerate(loose)])
+        packed_slices, unsplit = attempted(files_in_order, "split", _split, work, slice_bytes, draw)
         slices = (packed_slices, loose_slices) | "all slices" >> beam.Flatten() | beam.Reshuffle()
+        by_file = slices | "keys" >> beam.Map(_group_of) | "by file" >> beam.GroupByKey()
+        _, unkept = attempted(by_file, "keep keys", _keep_keys, store, prefix)
         held, unread = attempted(slices, "read", _read, work, buckets)
         _, uncompared = attempted(held | "by first byte" >> beam.GroupByKey(), "exact", _exact_of_bucket, store, prefix)
-        raise_failures(unsplit, unread, uncompared)
+        raise_failures(unsplit, unkept, unread, uncompared)
 
-    keys = [work.key(piece) for f in packed for piece in _listed(store, f, slice_bytes, draw)] + [
-        work.key(piece) for piece in loose
-    ]
+    keys = _keys(store, prefix, len(packed))
     parts = store.committed(STAGE, keys)
     content, repeated = _exact(store, prefix, buckets)
     outcome = _outcome(store, [parts[key] for key in keys], content, repeated, new=set(keys) - before)
@@ -122,84 +126,34 @@ def _buckets(size_bytes: int, slice_bytes: int) -> int:
     return int(min(256, 1 << (wanted.bit_length() - 1)))
 
 
-def _listing_key(file: SourceFile) -> str:
-    return digest(LISTING, VERSION, file.uri, file.size_bytes, file.state, file.image)
-
-
-def _members(store: Store, file: SourceFile) -> list[Member]:
-    """What a file holds, from the listing part that the first reader of its headers committed."""
-    key = _listing_key(file)
-    part = store.part(LISTING, key)
-    if part is not None:
-        return [Member(**row) for row in store.table([part.files["members"]]).to_pylist()]
-    started = time.time()
-    members = members_of(file)
-    table = pa.Table.from_pylist([asdict(m) for m in members], schema=_MEMBERS)
-    store.commit_part(LISTING, key, {"members": table}, {"members": len(members)}, time.time() - started)
-    return members
-
-
-def _entries(store: Store, file: SourceFile) -> list[Member]:
-    members = _members(store, file)
-    return joined(members) if file.kind == "tar" else members
-
-
-def _listed(store: Store, file: SourceFile, slice_bytes: int, draw: Draw) -> list[Slice]:
-    return cut(file, [m for m in _entries(store, file) if draw.holds(file, m)], slice_bytes)
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Which images are read: those whose hash is at most `last`, with their sidecars (empty: every file)."""
-
-    last: bytes = b""
-
-    def holds(self, file: SourceFile, member: Member) -> bool:
-        return not self.last or (not member.is_sidecar and hash_of(file, member) <= self.last)
-
-
-def hash_of(file: SourceFile, member: Member) -> bytes:
-    """SHA-256 of what tells one image of the set from all others; of places only what is below the source's root."""
-    return hashlib.sha256(f"{file.relative}\n{file.namesakes}\n{member.name}\n{member.offset}".encode()).digest()
-
-
-def _draw(store: Store, packed: Sequence[SourceFile], loose: Sequence[SourceFile], limit: int | None) -> Draw:
-    """The `limit` images with the smallest hashes, by the sources' headers alone."""
-    if limit is None:
-        return Draw()
-    inside = ((f, m) for f in packed for m in _entries(store, f))
-    alone = ((f, Member(f.relative, 0, 0)) for f in loose)
-    hashes = (hash_of(f, m) for f, m in itertools.chain(inside, alone) if not m.is_sidecar)
-    smallest = heapq.nsmallest(limit + 1, hashes)
-    return Draw(smallest[limit - 1]) if len(smallest) > limit else Draw()
-
-
-def _drawn(loose: Sequence[SourceFile], draw: Draw) -> list[SourceFile]:
-    """The loose files that are read: images that were drawn, and the sidecars of their samples."""
-    if not draw.last:
-        return list(loose)
-    named = [(f, Member(f.relative, 0, 0)) for f in loose]
-    samples = {(f.root, m.sample) for f, m in named if draw.holds(f, m)}
-    return [f for f, m in named if draw.holds(f, m) or (m.is_sidecar and (f.root, m.sample) in samples)]
-
-
-_MEMBERS = pa.schema(
-    [
-        ("name", pa.string()),
-        ("offset", pa.int64()),
-        ("size_bytes", pa.int64()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-    ]
-)
-
-
 def _split(
-    numbered: tuple[int, SourceFile], store: Store, slice_bytes: int, draw: Draw
-) -> Iterator[tuple[tuple[int, int], Slice]]:
+    numbered: tuple[int, SourceFile], work: Work, slice_bytes: int, draw: Draw
+) -> Iterator[tuple[tuple[int, int], str, Slice]]:
     index, file = numbered
-    for number, piece in enumerate(_listed(store, file, slice_bytes, draw)):
-        yield (index, number), piece
+    taken = [m for m in members(work.store, file) if draw.holds(file, m)]
+    for number, piece in enumerate(cut(file, taken, slice_bytes)):
+        yield (index, number), work.key(piece), piece
+
+
+def _group_of(numbered: tuple[tuple[int, int], str, Slice]) -> tuple[int, tuple[tuple[int, int], str]]:
+    order, key, _ = numbered
+    return order[0] // _KEYS_FILES, (order, key)
+
+
+def _keep_keys(grouped: tuple[int, Iterable[tuple[tuple[int, int], str]]], store: Store, prefix: str) -> None:
+    """Commits the parts' keys of some files in their order, so that nobody need list the files again to know them."""
+    group, found = grouped
+    table = pa.table({"key": pa.array([key for _, key in sorted(found)], pa.string())})
+    store.commit_part(KEYS, f"{prefix}-{group:06d}", {"keys": table})
+
+
+def _keys(store: Store, prefix: str, files: int) -> list[str]:
+    """The keys of all parts, in the order of the files."""
+    names = [f"{prefix}-{group:06d}" for group in range(files // _KEYS_FILES + 1)]
+    parts = store.committed(KEYS, names)
+    # A group whose files hold nothing has no part.
+    found = [store.table([parts[name].files["keys"]])["key"].to_pylist() for name in names if name in parts]
+    return [key for keys in found for key in keys]
 
 
 Held = tuple[
@@ -207,10 +161,10 @@ Held = tuple[
 ]  # order of the part, its key, its image_ids, image_id + metadata digests
 
 
-def _read(numbered: tuple[tuple[int, int], Slice], work: Work, buckets: int) -> Iterator[tuple[int, Held]]:
+def _read(numbered: tuple[tuple[int, int], str, Slice], work: Work, buckets: int) -> Iterator[tuple[int, Held]]:
     """Commits the slice's part (unless it is there) and yields, for each bucket, its image_ids and metadata digests."""
-    order, piece = numbered
-    part = ensure_part(work, piece)
+    order, key, piece = numbered
+    part = ensure_part(work, key, piece)
     images = work.store.table([part.files["images"]], ["image_id"]).column(0).to_pylist()
     said = work.store.table([part.files["metadata"]]).to_pylist()
     ids: list[list[bytes]] = [[] for _ in range(buckets)]
@@ -227,9 +181,8 @@ def _read(numbered: tuple[tuple[int, int], Slice], work: Work, buckets: int) -> 
             yield bucket, (order, part.key, b"".join(ids[bucket]), b"".join(digests[bucket]))
 
 
-def ensure_part(work: Work, piece: Slice) -> Part:
+def ensure_part(work: Work, key: str, piece: Slice) -> Part:
     """The committed part of a slice, made now if it is not there."""
-    key = work.key(piece)
     found = work.store.part(STAGE, key)
     if found is not None:
         return found
@@ -243,6 +196,7 @@ def ingest_slice(set_: str, piece: Slice, limits: Ingest) -> tuple[dict[str, pa.
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
     seen: set[str] = set()
     counts = {"files": 0, "images": 0, "size_bytes": 0}
+    said = 0
     for sample in read_slice(piece, limits.max_bytes):
         counts["files"] += 1
         counts["size_bytes"] += sample.size_bytes
@@ -263,7 +217,12 @@ def ingest_slice(set_: str, piece: Slice, limits: Ingest) -> tuple[dict[str, pa.
             rows["rejects"].append({**where, "reason": error.reason, "detail": error.detail})
             continue
         rows["locations"].append({**where, "image_id": found.image_id})
-        if not sample.metadata.empty:
+        said += sample.metadata.length
+        if said > _METADATA_LENGTH and not sample.metadata.empty:
+            counts["files"] += 1
+            detail = f"the slice's texts have more than {_METADATA_LENGTH} characters: this one is left out"
+            rows["rejects"].append({**where, "reason": "bad_metadata", "detail": detail})
+        elif not sample.metadata.empty:
             rows["metadata"].append(
                 {"image_id": found.image_id, "source": _source_name(sample), **asdict(sample.metadata)}
             )

@@ -169,8 +169,8 @@ def test_sources_that_are_gone_or_changed_leave_the_others_and_a_reason(world: W
     wanted = [world.ids[n] for n in ("00.jpg", "01.jpg", "02.jpg", "03.jpg", "04.jpg")]
     found = pictures.load(world.store, world.artifacts, [*wanted, "f" * 32], 10_000)
     assert [bool(found[i].uri) for i in wanted] == [False, True, True, False, True]
-    assert "cannot be read any more" in found[wanted[0]].missing
-    assert "changed since they were ingested" in found[wanted[3]].missing
+    assert "is gone since it was listed" in found[wanted[0]].missing
+    assert "changed since it was listed" in found[wanted[3]].missing
     assert found["f" * 32].missing == "no set that is ingested holds it"
     assert not any(found[i].missing for i in (wanted[1], wanted[2], wanted[4]))
     assert 'class="gone"' in world.write(world.sources.parent / "page.html")

@@ -66,3 +66,13 @@ def test_weights_beside_an_onnx_graph_are_part_of_the_embedder(tree: dict[str, A
     assert stages(tree)["embed/pool"].config == before
     (folder / "weights/big.bin").write_bytes(b"two")
     assert stages(tree)["embed/pool"].config != before
+
+
+def test_all_that_a_draw_goes_by_is_part_of_the_listing(tree: dict[str, Any], tmp_path: Path) -> None:
+    """The same files by another root have other relative paths, and a limit draws by these."""
+    above = {**tree, "pool": [{"uri": str(tmp_path / "po*")}]}
+    assert stages(above)["ingest/pool"].config == stages(tree)["ingest/pool"].config
+    (tmp_path / "pool/deep").mkdir()
+    (tmp_path / "pool/a.png").rename(tmp_path / "pool/deep/a.png")
+    below = {**tree, "pool": [{"uri": str(tmp_path / "pool/deep")}]}
+    assert stages(below)["ingest/pool"].config != stages(tree)["ingest/pool"].config

@@ -9,47 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from builders import picture, write_folder, write_parquet, write_tar
+from whole import pieces, read, rejects
 
-from pipeline.config import Ingest, Source
+from pipeline.config import Ingest
 from pipeline.errors import LodesetError
-from pipeline.sources import parquet
-from pipeline.sources.listing import expand
-from pipeline.sources.members import Sample, joined
 from pipeline.sources.metadata import MAX_DEPTH, BadMetadata, fields_of, from_fields
 from pipeline.sources.reading import read_slice
-from pipeline.sources.slices import Slice, cut, members_of, split_loose
 from pipeline.sources.tars import tar_members
 from pipeline.stages.ingest import ingest_slice
-
-
-def pieces(path: Path) -> list[Slice]:
-    files = expand([Source(uri=str(path))], "pool")
-    out: list[Slice] = []
-    for f in files:
-        if f.kind != "loose":
-            members = members_of(f)
-            out += cut(f, joined(members) if f.kind == "tar" else members, 10**6)
-    return out + split_loose([f for f in files if f.kind == "loose"], 10**6)
-
-
-def read(path: Path) -> list[Sample]:
-    return [sample for piece in pieces(path) for sample in read_slice(piece, 10**6)]
-
-
-def rejects(path: Path) -> list[dict[str, Any]]:
-    """Of a source in one slice; every table must hold what it is given."""
-    (piece,) = pieces(path)
-    tables, counts = ingest_slice("pool", piece, Ingest())
-    for table in tables.values():
-        table.validate(full=True)
-    assert counts["files"] == tables["locations"].num_rows + tables["rejects"].num_rows
-    return tables["rejects"].select(["member", "reason", "detail"]).to_pylist()
-
 
 # -- tars
 
@@ -76,10 +45,10 @@ def spoilt(name: str) -> bytes:
     return bytes(data)
 
 
-def extended(text: bytes, size: int | None = None) -> bytes:
+def extended(text: bytes, size: int | None = None, kind: bytes = tarfile.XHDTYPE) -> bytes:
     """A pax header."""
     info = tarfile.TarInfo("pax")
-    info.type, info.size = tarfile.XHDTYPE, len(text) if size is None else size
+    info.type, info.size = kind, len(text) if size is None else size
     return info.tobuf(tarfile.USTAR_FORMAT) + text + bytes(-len(text) % 512)
 
 
@@ -137,6 +106,33 @@ def test_reading_on_costs_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert {m.reason for m in tar_members(Counting(data), len(data))} == {LOST}
     assert taken < 10 * len(data)
+
+
+def test_what_a_header_says_of_all_later_members_is_not_heeded() -> None:
+    """One name of 3 kB would be that of every member, in memory too."""
+    data = extended(b"3010 path=" + b"x" * 2_999 + b"\n", kind=tarfile.XGLTYPE)
+    data += b"".join(entry(f"{n}") for n in range(200))
+    names = [m.name for m in tar_members(io.BytesIO(data), len(data))]
+    assert names[1:] == [f"{n}" for n in range(1, 200)]
+
+
+def test_a_name_that_no_file_system_takes_is_a_reject() -> None:
+    data = b"".join(extended(b"%d path=" % (n + 12) + b"x" * n + b"\n") + entry("a") for n in (4_096, 4_097))
+    data = data.replace(b"4108 path", b"4107 path").replace(b"4109 path", b"4108 path")
+    first, second = tar_members(io.BytesIO(data), len(data))
+    assert (len(first.name), first.reason) == (4_096, "")
+    assert (second.reason, second.detail) == (LOST, "a name of 4097 characters")
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.parquet"])
+def test_what_a_listing_takes_in_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    write_tar(tmp_path / "a.tar", [(f"{n:07}.png", picture(n)) for n in range(9)])
+    write_parquet(tmp_path / "a.parquet", [picture(n) for n in range(9)])
+    monkeypatch.setattr("pipeline.sources.slices._LISTING_BYTES", 5 * (512 + 11))
+    found = read(tmp_path / name)
+    assert [s.data for s in found if s.data] == [picture(n) for n in range(5)]
+    (row,) = rejects(tmp_path / name)
+    assert row["reason"] == LOST and "behind 5 members: split the file" in row["detail"]
 
 
 def test_names_that_are_not_utf8_can_be_stored(tmp_path: Path) -> None:
@@ -207,64 +203,6 @@ def test_a_sidecar_beyond_the_limit_is_not_read(tmp_path: Path, monkeypatch: pyt
     assert [(r["member"], r["detail"]) for r in rejects(path)] == [("a.txt", "2000 bytes, more than 1000")]
 
 
-# -- Parquet
-
-
-def test_damaged_pages_are_one_reject_a_row_group(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "a.parquet", [picture(n) for n in range(4)], row_group_size=2)
-    data = bytearray(path.read_bytes())
-    data[4:60] = b"\xff" * 56  # the first page's header
-    path.write_bytes(data)
-    assert [bool(s.data) for s in read(path)] == [False, True, True]
-    (row,) = rejects(path)
-    assert row["reason"] == LOST and row["detail"].startswith("2 rows of row group 0 from 0 on: OSError")
-
-
-def test_a_row_that_says_nonsense_keeps_its_image_and_its_other_columns(tmp_path: Path) -> None:
-    text = pa.StringArray.from_buffers(2, pa.py_buffer(b"\0\0\0\0\2\0\0\0\3\0\0\0"), pa.py_buffer(b"\xff\xfex"))
-    table = pa.table({"image": [picture(1), picture(2)], "caption": text, "label": ["a", "b"], "v": [[1.0], [2.0]]})
-    pq.write_table(table, tmp_path / "a.parquet")
-    found = read(tmp_path / "a.parquet")
-    assert [(s.metadata.caption, s.metadata.label, s.metadata.extra) for s in found if s.data] == [
-        (None, "a", None),
-        ("x", "b", None),
-    ]
-    (row,) = rejects(tmp_path / "a.parquet")
-    assert row["reason"] == "bad_metadata" and "column `caption`: UnicodeDecodeError" in row["detail"]
-
-
-def test_large_payloads_and_repeated_ones_are_read_in_bounded_batches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A value that pages refer to by its place in a dictionary is not copied for every row, and unused columns stay unread."""
-    value = picture(1)
-    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 5_000), pa.array([value]))
-    pq.write_table(pa.table({"image": repeated, "vector": [b"x" * 1_000] * 5_000}), tmp_path / "a.parquet")
-    whole = parquet._batches
-    sizes: list[tuple[int, int]] = []
-
-    def watched(*arguments: Any) -> Iterator[pa.RecordBatch]:
-        for batch in whole(*arguments):
-            sizes.append((batch.num_rows, batch.nbytes))
-            yield batch
-
-    monkeypatch.setattr(parquet, "_batches", watched)
-    seen = read(tmp_path / "a.parquet")
-    assert len(seen) == 5_000 and {s.data for s in seen} == {value}
-    assert max(rows for rows, _ in sizes) <= 1_024
-    assert max(size for _, size in sizes) < 10 * len(value) + 16 * 1_024
-    (piece,) = pieces(tmp_path / "a.parquet")
-    assert {s.reason for s in read_slice(piece, len(value) - 1)} == {"too_many_bytes"}
-
-
-def test_a_footer_that_promises_too_much_is_a_reject(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"image": pa.array([b""] * 40_000)}), path)
-    assert 8 * path.stat().st_size < 40_000
-    (row,) = rejects(path)
-    assert row["reason"] == LOST and "promises 40000 rows" in row["detail"]
-
-
 # -- what the file system says
 
 
@@ -282,17 +220,13 @@ def test_what_a_file_system_refuses_now_is_no_reject(
         def read(self, size: int | None = -1, /) -> bytes:
             raise error
 
-    class Opened:
-        def __init__(self, uri: str, mode: str) -> None:
-            self.uri = uri
-
-        def open(self) -> Failing:
-            if when == "open":
-                raise error
-            return Failing(Path(self.uri).read_bytes())
+    def opened(uri: str) -> Failing:
+        if when == "open":
+            raise error
+        return Failing(Path(uri).read_bytes())
 
     (piece,) = pieces(tmp_path / name)
-    monkeypatch.setattr(fsspec, "open", Opened)
+    monkeypatch.setattr("pipeline.sources.files.open_source", opened)
     told = "may not be read" if isinstance(error, PermissionError) else "cannot be read now"
     with pytest.raises(LodesetError, match=f"{name}.* {told}"):
         list(read_slice(piece, 10**6))

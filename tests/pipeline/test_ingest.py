@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import random
+import tarfile
+import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from builders import id_of, picture, write_folder, write_parquet, write_tar
 
+from pipeline import records
 from pipeline.config import Ingest, Source
 from pipeline.dag.stage import Context, Outcome, Stage
-from pipeline.dag.store import Store
+from pipeline.dag.store import Rows, Store
 from pipeline.errors import LodesetError
 from pipeline.sources.listing import expand
 from pipeline.sources.members import joined
 from pipeline.sources.slices import Slice, cut, members_of, split_loose
-from pipeline.stages import ingest
+from pipeline.stages import draw, ingest
 
 # What importing Beam warns of is not ours.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -103,10 +107,15 @@ def test_labels_after_all_images_belong_to_them(tmp_path: Path) -> None:
 
 
 def test_a_folder_says_the_same_however_it_is_cut(tmp_path: Path) -> None:
-    files = expand([Source(uri=str(write_folder(tmp_path / "pool", shuffled(0))))], "pool")
+    more = [("a", picture(31)), ("a-b.png", picture(32)), ("a.png", picture(33)), ("a.txt", b"of both")]
+    files = expand([Source(uri=str(write_folder(tmp_path / "pool", shuffled(0) + more)))], "pool")
     whole = rows(split_loose(files, 10**7))
     assert whole["metadata"] and whole["rejects"]
-    assert rows(split_loose(files, 3_000)) == whole
+    assert [r["image_id"] for r in whole["metadata"] if r["caption"] == "of both"] == sorted(
+        id_of(picture(n)) for n in (31, 33)
+    )
+    for slice_bytes in (1, 3_000):
+        assert rows(split_loose(files, slice_bytes)) == whole
 
 
 # -- the draw
@@ -136,6 +145,26 @@ def test_a_limit_takes_exactly_as_many(tmp_path: Path, store: Store, limit: int)
     assert captioned == (len(column(store, outcome, "metadata", "caption")) if captioned else 0)
 
 
+def test_a_limit_counts_nothing_that_is_known_to_be_no_image(tmp_path: Path, store: Store) -> None:
+    folder = tmp_path / "pool"
+    path = write_tar(folder / "a.tar", [(f"{n}.png", picture(n)) for n in range(5)])
+    with tarfile.open(path, "a") as tar:
+        for n in range(30):
+            entry = tarfile.TarInfo(f"link{n}.png")
+            entry.type, entry.linkname = tarfile.SYMTYPE, "0.png"
+            tar.addfile(entry)
+    with path.open("ab") as file:
+        file.write(b"damage" * 1_000)
+    write_folder(folder, [(f"{n}.png", picture(n)) for n in range(5, 10)])
+    for n in range(30):
+        (folder / f"lost{n}.png").symlink_to("nowhere")
+    for limit in (1, 9):
+        assert ran(store, folder, limit=limit).rows == Rows(limit, limit)
+    assert ran(store, folder, limit=10).rows.dropped == {"not_a_file": 60, "unreadable_archive": 1}, (
+        "all: nothing drawn"
+    )
+
+
 def test_a_limit_above_what_is_there_takes_everything(tmp_path: Path, store: Store) -> None:
     outcome = ran(store, *sources(tmp_path), limit=40)
     assert (outcome.rows.kept, outcome.rows.dropped) == (40, {"metadata_without_image": 2})
@@ -149,6 +178,58 @@ def test_a_larger_draw_holds_a_smaller_one_and_moved_data_gives_the_same(tmp_pat
     assert set(column(store, ran(store, *moved, limit=8), "images", "image_id")) == ids[0]
     both = [{uri.split("/")[-2] for uri in column(store, ran(store, *paths, limit=16), "locations", "uri")}]
     assert {"a", "b"} <= both[0], "tars of one name are drawn from on their own"
+
+
+def test_what_is_said_of_an_image_does_not_depend_on_which_others_are_drawn(tmp_path: Path, store: Store) -> None:
+    """Of many images of one name, in a folder and in a tar; a bad sidecar is told by the first that is drawn."""
+    members = [(f"v{n % 3}.{n:02}.png", picture(n)) for n in range(30)]
+    members += [("v0.txt", b"zero"), ("v1.txt", b"one"), ("v1.json", b"{"), ("v2.json", b"{")]
+    folder, path = write_folder(tmp_path / "loose", members), write_tar(tmp_path / "a.tar", members)
+    told = {id_of(picture(n)): ("zero", "one")[n % 3] for n in range(30) if n % 3 < 2}
+    for source, limit in ((folder, 1), (folder, 29), (path, 4), (path, None)):
+        outcome = ran(store, source, limit=limit)
+        ids = column(store, outcome, "images", "image_id")
+        assert len(ids) == (limit or 30)
+        said = store.table(outcome.tables["metadata"], schema=records.METADATA).to_pylist()
+        assert {row["image_id"]: row["caption"] for row in said} == {i: told[i] for i in ids if i in told}
+        bad = {n % 3 for n in range(30) if id_of(picture(n)) in ids} & {1, 2}
+        assert outcome.rows.dropped.get("bad_metadata", 0) == len(bad)
+
+
+@pytest.mark.parametrize("limit", [None, 7])
+def test_the_driver_lists_no_archive(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, limit: int | None
+) -> None:
+    """Each file is listed once, by a worker, and read from that list once for a draw, once to be cut."""
+    paths = sources(tmp_path)[:3]
+    by_worker: list[bool] = []
+
+    def watch(module: ModuleType, name: str) -> None:
+        function = getattr(module, name)
+
+        def watched(*arguments: Any) -> Any:
+            by_worker.append(any("apache_beam" in frame.filename for frame in traceback.extract_stack()))
+            return function(*arguments)
+
+        monkeypatch.setattr(module, name, watched)
+
+    for module, name in ((ingest, "members"), (draw, "members"), (draw, "members_of")):
+        watch(module, name)
+    ran(store, *paths, limit=limit)
+    assert by_worker == [True] * len(paths) * (3 if limit else 2)
+    by_worker.clear()
+    ran(store, *paths, limit=limit)
+    assert by_worker == [True] * len(paths), "again, only to be cut"
+
+
+def test_keys_are_kept_in_the_order_of_the_files(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image in several files belongs to the first, however the files are grouped."""
+    monkeypatch.setattr(ingest, "_KEYS_FILES", 2)
+    paths = [write_tar(tmp_path / f"{n}.tar", [(f"{n}.png", picture(n)), ("x.png", picture(99))]) for n in range(5)]
+    paths.insert(2, write_tar(tmp_path / "empty.tar", []))
+    outcome = ran(store, *paths, slice_mb=0.001)
+    assert column(store, outcome, "images", "image_id") == [id_of(picture(n)) for n in (0, 99, 1, 2, 3, 4)]
+    assert [uri[-5] for uri in column(store, outcome, "locations", "uri")] == list("0011223344")
 
 
 # -- nothing to read

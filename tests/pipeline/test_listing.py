@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
-from builders import picture, write_folder, write_tar
+from builders import picture, write_folder, write_parquet, write_tar
 
 from pipeline.config import Ingest, Source
 from pipeline.errors import LodesetError
-from pipeline.sources.files import escaped, unescaped
+from pipeline.sources.files import Bytes, escaped, unescaped
 from pipeline.sources.listing import expand
 from pipeline.sources.reading import Location, read_images
 from pipeline.sources.slices import split_loose
@@ -53,6 +55,22 @@ def names(*paths: Path) -> list[str]:
     return [f.relative for f in expand([Source(uri=str(p)) for p in paths], "pool")]
 
 
+def test_a_glob_means_hidden_files_only_where_it_says_so(tmp_path: Path) -> None:
+    write_folder(
+        tmp_path, [(".git/objects/1", b"x"), ("seen/2.png", b"x"), (".cache/3.png", b"x"), ("a/.old/4.png", b"x")]
+    )
+    assert names(tmp_path / "*") == ["2.png"]
+    assert names(tmp_path / "**" / "*.png") == ["2.png"]
+    assert names(tmp_path / ".cache" / "*.png") == ["3.png"]
+    assert names(tmp_path / ".c*") == ["3.png"]
+
+
+def test_one_parquet_file_may_hold_two_columns_of_images(tmp_path: Path) -> None:
+    path = str(write_parquet(tmp_path / "a.parquet", [picture(1)], photo=[picture(2)]))
+    files = expand([Source(uri=path), Source(uri=path, image="photo"), Source(uri=path)], "pool")
+    assert [(f.image, f.namesakes) for f in files] == [("image", 0), ("photo", 1)]
+
+
 def test_a_path_with_the_signs_of_a_glob_means_itself(tmp_path: Path) -> None:
     assert names(write_tar(tmp_path / "new [1]" / "p.tar", [])) == ["p.tar"]
     write_tar(tmp_path / "new 1" / "q.tar", [])
@@ -85,6 +103,53 @@ def test_links_are_followed_and_every_folder_is_listed_once(tmp_path: Path) -> N
     }
 
 
+def test_which_of_two_links_counts_does_not_depend_on_the_file_system_s_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path, [("far/x.png", b"1"), ("pool/near.png", b"2")])
+    for name in ("a", "b", "c"):
+        (tmp_path / "pool" / name).symlink_to(tmp_path / "far")
+    scandir = os.scandir
+
+    class Ordered(list[Any]):
+        def __enter__(self) -> Ordered:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    for backwards in (False, True):
+        monkeypatch.setattr(
+            os, "scandir", lambda path, b=backwards: Ordered(sorted(scandir(path), key=lambda e: e.name, reverse=b))
+        )
+        files = expand([Source(uri=str(tmp_path / "pool"))], "pool")
+        assert [f.relative for f in files if not f.refused] == ["a/x.png", "near.png"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fdinfo"), reason="a folder whose entries vanish while it is listed")
+def test_what_cannot_be_listed_behind_a_link_is_a_reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = write_folder(tmp_path / "pool", [("a.png", picture(1)), ("own/b.png", picture(2))])
+    write_folder(tmp_path / "far", [("deep/x.png", picture(3))])
+    (pool / "p").symlink_to("/proc/self/fdinfo")
+    (pool / "q").symlink_to(tmp_path / "far")
+    scandir = os.scandir
+
+    def denied(path: str) -> Any:
+        if path.endswith(unreadable):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    unreadable = "/q/deep"
+    refused = {f.relative: f.refused for f in expand([Source(uri=str(pool))], "pool") if f.refused}
+    assert refused.pop("q/deep") == "a folder behind a link that cannot be listed: Permission denied"
+    assert refused, "the descriptor of the listing itself is gone after it"
+    assert all(name.startswith("p/") and "behind a link" in why for name, why in refused.items())
+    unreadable = "/own"
+    with pytest.raises(LodesetError, match=r"cannot be listed: .*Permission denied"):
+        expand([Source(uri=str(pool))], "pool")
+
+
 def test_a_linked_tar_and_a_linked_root(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "far" / "a.tar", [])
     (tmp_path / "near.tar").symlink_to(path)
@@ -95,7 +160,16 @@ def test_a_linked_tar_and_a_linked_root(tmp_path: Path) -> None:
 # -- names that are not UTF-8
 
 
-ODD = ["caf\udce9.png", "caf\\xe9.png", "a\\x5cxe9.png", "\udcff\udcfe/x.png", "caf\u00e9.png", "100%.png", "a\\b.png"]
+ODD = [
+    "caf\udce9.png",
+    "caf\\xe9.png",
+    "a\\x5cxe9.png",
+    "\udcff\udcfe/x.png",
+    "caf\u00e9.png",
+    "100%.png",
+    "a\\b.png",
+    "a::b.png",
+]
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -106,7 +180,7 @@ def test_escapes_can_be_undone(name: str) -> None:
 
 def test_escapes_tell_names_apart_and_leave_the_usual_ones() -> None:
     assert len({escaped(name) for name in ODD}) == len(ODD)
-    assert [name for name in ODD if escaped(name) == name] == ["caf\u00e9.png", "100%.png", "a\\b.png"]
+    assert [name for name in ODD if escaped(name) == name] == ["caf\u00e9.png", "100%.png", "a\\b.png", "a::b.png"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names are bytes there only")
@@ -120,3 +194,19 @@ def test_files_whose_names_are_not_utf8_are_read(tmp_path: Path) -> None:
     columns = ["image_id", "uri", "member", "offset", "size_bytes"]
     places = [Location(**row) for row in tables["locations"].select(columns).to_pylist()]
     assert {d for _, d in read_images(places)} == set(data.values())
+
+
+def test_a_name_with_two_colons_is_no_chain_of_file_systems(tmp_path: Path) -> None:
+    write_folder(tmp_path / "p::q", [("a::b.png", picture(1)), ("a::nosuch", picture(1))])
+    memory = fsspec.filesystem("memory")
+    for name in ("a::b.png", "a::nosuch"):
+        memory.pipe_file(f"/two-colons/{name}", picture(1))
+    try:
+        for uri in (str(tmp_path / "p::q"), f"file://{tmp_path}", "memory://two-colons"):
+            files = expand([Source(uri=uri)], "pool")
+            assert [f.relative.rsplit("/", 1)[-1] for f in files] == ["a::b.png", "a::nosuch"]
+            for file in files:
+                with Bytes(file.uri) as opened:
+                    assert opened.read() == picture(1), file.uri
+    finally:
+        memory.rm("/two-colons", recursive=True)

@@ -1,6 +1,7 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from builders import id_of, picture, write_folder, write_parquet, write_tar
 
 from pipeline.config import Ingest, Source
 from pipeline.errors import LodesetError
+from pipeline.sources.files import Bytes
 from pipeline.sources.listing import SourceFile, expand
 from pipeline.sources.members import joined
 from pipeline.sources.metadata import BadMetadata, field_of, fields_of, from_fields, plain
@@ -71,6 +73,22 @@ def test_a_new_file_changes_its_slice_and_splits_one_at_most(count: int) -> None
     assert len(after - before) <= 1 + 2 * grown
 
 
+def test_files_that_share_all_up_to_their_first_dot_are_cut(tmp_path: Path) -> None:
+    pieces = split_loose(_loose([f"v1.{n:06d}.jpg" for n in range(5_000)]), 10**9)
+    assert len(pieces) == 3
+    assert max(len(piece.members) for piece in pieces) < 3_000
+
+
+def test_a_sidecar_is_part_of_what_its_images_were_when_listed(tmp_path: Path) -> None:
+    """An edited caption changes the slices that hold its images, wherever these lie."""
+    names = [*(f"v1.{n}.png" for n in range(50)), "v1.txt", "v2.png"]
+    before = split_loose(_loose(names), 10_000)
+    edited = [replace(f, state="later") if f.relative == "v1.txt" else f for f in _loose(names)]
+    changed = [b != a for b, a in zip(before, split_loose(edited, 10_000), strict=True)]
+    assert changed == [any(m.sample == "v1" for m in piece.members) for piece in before]
+    assert sum(changed) > 1
+
+
 def test_sidecars_of_loose_files_lie_in_their_image_s_slice(tmp_path: Path) -> None:
     write_folder(
         tmp_path, [(f"{i}.png", picture(i)) for i in range(20)] + [(f"{i}.txt", b"caption %d" % i) for i in range(20)]
@@ -79,6 +97,28 @@ def test_sidecars_of_loose_files_lie_in_their_image_s_slice(tmp_path: Path) -> N
     found = samples(pieces)
     assert len(pieces) > 2
     assert {s.metadata.caption for s in found} == {f"caption {i}" for i in range(20)}
+
+
+def test_a_file_is_read_forward_though_its_labels_lie_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = [(f"{n}.png", picture(n)) for n in range(6)] + [(f"{n}.cls", b"%d" % n) for n in range(6)]
+    path = write_tar(tmp_path / "a.tar", members)
+    offsets: dict[int, list[int]] = {}
+    read_at = Bytes.read_at
+
+    def watched(self: Bytes, offset: int, size: int) -> bytes:
+        offsets.setdefault(id(self), []).append(offset)
+        return read_at(self, offset, size)
+
+    monkeypatch.setattr(Bytes, "read_at", watched)
+    for far, handles in ((1, 2), (10**6, 1)):
+        monkeypatch.setattr("pipeline.sources.reading._FAR_BYTES", far)
+        offsets.clear()
+        found = samples(slices_of(path, 10**6))
+        assert [s.metadata.label for s in found] == [str(n) for n in range(6)]
+        assert len(offsets) == handles
+        assert handles == 1 or all(forward == sorted(forward) for forward in offsets.values())
 
 
 # -- hostile and broken archives
