@@ -12,7 +12,7 @@ from pipeline.dag.store import Artifact, Store
 # Bytes stored for one image: measured on 15,866 web images with 1,280-dimensional vectors; filter, cluster and evaluate
 # on the sample world (two networks of width 128).
 STORED_BYTES = {
-    "ingest": 1_034, "embed": 2_064, "embed_dedup": 2_064, "filter": 1, "dedup": 799, "cluster": 45, "retrieve": 40,
+    "ingest": 1_034, "embed": 2_064, "embed_dedup": 2_064, "score": 22, "filter": 1, "dedup": 799, "cluster": 45, "retrieve": 40,
     "evaluate": 734,
 }  # fmt: skip
 # How many images a tar or Parquet file holds is not known before it is read. Web images have from 3.5 kB (thumbnails, as
@@ -135,4 +135,7 @@ def _bytes(
         listed = sum(count.images for one in read if (count := counts[one.id]) is not None)
         source_bytes: int = sum(one.config["size_bytes"] for one in read)
         return round(images * source_bytes / max(1, listed))
-    return STORED_BYTES[stage.name] * images if stage.name in STORED_BYTES else None
+    each = STORED_BYTES.get(stage.name)
+    if each is not None and stage.name == "score":
+        each *= len(stage.config["scorers"])  # a row for each filter
+    return None if each is None else each * images

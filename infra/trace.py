@@ -56,6 +56,7 @@ _TABLES: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "ingest": (("images", ("image_id",)), ("locations", ("image_id",)), ("metadata", ("image_id",))),
     "embed": (("vectors", ("image_id",)),),
     "embed_dedup": (("vectors", ("image_id",)),),
+    "score": (("scores", ("image_id",)),),
     "filter": (("filtered", ("image_id",)),),
     "dedup": (("duplicates", ("image_id",)), ("edges", ("image_id_a", "image_id_b"))),
     "cluster": (("clusters", ("image_id",)),),

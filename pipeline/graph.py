@@ -2,7 +2,7 @@
 
 ```
 sources -> ingest -> embed -> filter -> dedup -> cluster -> retrieve -> write_shards
-           (each set)         (pool)
+           (each set)         (pool; after score, where a filter looks at pixels)
 ```
 
 Each stage is one function in `pipeline/stages/<name>.py`, of the same name; what it stores is a table of
@@ -21,6 +21,7 @@ from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Input, Stage
 from pipeline.embedders.make import AnyEmbedder, identity
 from pipeline.errors import ConfigError
+from pipeline.filters import blocklists, classifiers
 from pipeline.sources.listing import expand
 from pipeline.stages import (
     calibrate,
@@ -32,6 +33,7 @@ from pipeline.stages import (
     fit_embedder,
     ingest,
     retrieve,
+    score,
     write_shards,
 )
 
@@ -78,7 +80,11 @@ def build(config: CurationConfig) -> dict[str, Stage]:
         for_dedup = embedding(config.embed.dedup, "_dedup")
         dedup_vectors = {name: add(_embed(config, for_dedup, ingested[name])) for name in compared}
 
-    masked = add(_filter(config, pool))
+    scorers = score.scorers_of(
+        config.filter.min_sharpness, {one.name: classifiers.identity(one) for one in config.filter.classifiers}
+    )
+    scored = add(_score(config, scorers, pool)) if scorers else None
+    masked = add(_filter(config, pool, scored))
     calibration = None
     if "auto" in (config.dedup.threshold, config.dedup.reference_threshold):
         calibration = add(_calibrate(config, for_dedup, pool, dedup_vectors["pool"]))
@@ -178,16 +184,37 @@ def _embed(config: CurationConfig, embedding: Embedding, images: Stage) -> Stage
     )
 
 
-def _filter(config: CurationConfig, pool: Stage) -> Stage:
+def _score(config: CurationConfig, scorers: Mapping[str, Any], pool: Stage) -> Stage:
+    return Stage(
+        "score",
+        "pool",
+        score.VERSION,
+        "ray",
+        score.run,
+        config={"scorers": scorers},
+        inputs={"images": Input(pool, IMAGES)},
+        speed={"classifiers": config.filter.classifiers, "max_pixels": config.ingest.max_pixels},
+        max_cpus=pool.max_cpus,
+        # Reading and decoding with the sharpness, and a network of MobileNetV2's size each.
+        seconds_per_image=0.001 + 0.005 * len(config.filter.classifiers),
+    )
+
+
+def _filter(config: CurationConfig, pool: Stage, scored: Stage | None) -> Stage:
+    masks = filter.Masks(config.filter, blocklists.read(config.filter))
     return Stage(
         "filter",
         "pool",
         filter.VERSION,
         "ray",
         filter.run,
-        config=config.filter.model_dump(),
-        inputs={"images": Input(pool, IMAGES)},
-        speed={"filter": config.filter},
+        config=filter.knobs(masks),
+        inputs={
+            "images": Input(pool, IMAGES),
+            **({"scores": Input(scored)} if scored else {}),
+            **({"metadata": Input(pool, METADATA)} if masks.lists else {}),
+        },
+        speed={"masks": masks},
         max_cpus=pool.max_cpus,
         seconds_per_image=0.00002,
     )

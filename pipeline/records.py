@@ -7,6 +7,7 @@
 | metadata | image_id, source | ingest |
 | rejects | set, uri, member, offset | ingest |
 | vectors | image_id | embed |
+| scores | image_id, filter | score |
 | filtered | image_id | filter |
 | edges | image_id_a < image_id_b | dedup |
 | duplicates | image_id | dedup |
@@ -77,7 +78,13 @@ def vectors(dimensions: int) -> pa.Schema:
     return pa.schema([("image_id", pa.string()), ("vector", pa.list_(pa.float16(), dimensions))])
 
 
-FILTERED = pa.schema([("image_id", pa.string()), ("reason", pa.string())])
+# `filter` is the reason that the filter would drop an image for.
+SCORES = pa.schema([("image_id", pa.string()), ("filter", pa.string()), ("score", pa.float32())])
+
+# What was measured against what; null where an address is blocked.
+FILTERED = pa.schema(
+    [("image_id", pa.string()), ("reason", pa.string()), ("score", pa.float64()), ("threshold", pa.float64())]
+)
 
 # `verified` is null where pixels were not compared; `transform` is what maps b onto a ("identity", "mirror").
 EDGES = pa.schema(
