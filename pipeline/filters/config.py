@@ -78,7 +78,7 @@ class Filter(Strict):
         None,
         gt=0,
         lt=1,
-        description="drop images of a lower share of detail at the finest scale, 0..1 (docs/decisions/0011); 0.15 is careful",
+        description="drop images of a lower share of detail at the finest scale, 0..1 (docs/decisions/0011); 0.2 drops what is plainly blurred",
     )
     classifiers: tuple[Classifier, ...] = Field((), description="networks with a threshold each")
     blocked_domains: Listed = Field(
