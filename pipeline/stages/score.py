@@ -125,7 +125,9 @@ def _worker(work: Work) -> Callable[[Piece], list[Part]]:
 def _measure(config: Classifier | None) -> Measure:
     """A classifier, or the one filter of pixels that is none: blur."""
     if config is None:
-        return Measure(lambda image: np.array([sharpness(luminance(image))], np.float32), lambda kept: np.concatenate(kept))
+        return Measure(
+            lambda image: np.array([sharpness(luminance(image))], np.float32), lambda kept: np.concatenate(kept)
+        )
     inputs = network(config)
     return Measure(lambda image: networks.pixels([image], inputs)[0], classifier(config, threads=1))
 

@@ -77,7 +77,11 @@ def test_an_output_is_chosen_by_name(tmp_path: Path) -> None:
         ({}, {"index": 0, "size": 24}, r"takes \['B', 3, 16, 16\], given \[5, 3, 24, 24\] \(size = 24, batch = 32\)"),
         ({"batch": 1}, {"index": 0}, r"takes \[1, 3, 16, 16\], given \[5, 3, 16, 16\] \(size = 16, batch = 32\)"),
         ({"then": ["Neg", "Sqrt"]}, {"index": 0}, r"gives the score nan, which cannot be compared"),
-        ({"then": ["ReduceMean"]}, {"activation": "softmax"}, r"gives one number for each image, whose softmax is always 1: use sigmoid"),
+        (
+            {"then": ["ReduceMean"]},
+            {"activation": "softmax"},
+            r"gives one number for each image, whose softmax is always 1: use sigmoid",
+        ),
     ],
 )
 def test_models_that_do_not_fit_are_named(
@@ -102,7 +106,12 @@ def test_identity_is_what_scores_depend_on(model: Path, tmp_path: Path) -> None:
     (tmp_path / "moved.onnx").write_bytes(model.read_bytes())
     same = config(tmp_path / "moved.onnx", index=0, keep="above", threshold=0.9, batch=2)
     assert identity(same) == identity(config(model, index=0))
-    others = [{"index": 1}, {"index": 0, "size": 24}, {"index": 0, "activation": "sigmoid"}, {"index": 0, "mean": (1, 0, 0)}]
+    others = [
+        {"index": 1},
+        {"index": 0, "size": 24},
+        {"index": 0, "activation": "sigmoid"},
+        {"index": 0, "mean": (1, 0, 0)},
+    ]
     for knobs in others:
         assert identity(config(model, **knobs)) != identity(same)
     write_means(tmp_path / "moved.onnx", 16, then=["Neg"])

@@ -21,7 +21,6 @@ from pipeline.algorithms.images import examine
 from pipeline.config import CurationConfig
 from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import Artifact, Rows, Store
-from pipeline.engines import ray
 from pipeline.errors import ConfigError, LodesetError
 from pipeline.stages import filter, score
 from pipeline.stages.filter import first_reasons
@@ -182,7 +181,9 @@ def test_classifiers_keep_one_side_of_their_threshold(pool: Pool) -> None:
 
 
 def test_rows_tell_the_score_and_its_threshold(pool: Pool) -> None:
-    made = pool.filtered(pool.config(min_side=16, max_aspect=4, blank=5, classifiers=[red(pool)], blocked_urls=["good.org/p"]))
+    made = pool.filtered(
+        pool.config(min_side=16, max_aspect=4, blank=5, classifiers=[red(pool)], blocked_urls=["good.org/p"])
+    )
     rows = {pool.names[row["image_id"]]: row for row in pool.store.table(made.tables["filtered"]).to_pylist()}
     told = {name: (row["score"], row["threshold"]) for name, row in rows.items()}
     assert told == {
@@ -210,7 +211,9 @@ def test_first_reasons_are_those_of_a_plain_loop(rows: list[tuple[str, str]], or
             if other == reason:
                 expected.setdefault(image_id, reason)
     found = first_reasons(table, order)
-    assert list(zip(found["image_id"].to_pylist(), found["reason"].to_pylist(), strict=True)) == sorted(expected.items())
+    assert list(zip(found["image_id"].to_pylist(), found["reason"].to_pylist(), strict=True)) == sorted(
+        expected.items()
+    )
 
 
 # -- what it costs
@@ -244,7 +247,9 @@ def test_another_threshold_reads_no_image(pool: Pool) -> None:
     assert stages[0].fingerprint(identity) == stages[1].fingerprint(identity), "not even a stage to run"
     again = pool.scored(other, ingested)
     assert (again.details["parts_made"], again.details["images_read"]) == (0, 0)
-    before, after = (ran(pool.store, graph.build(c)["filter/pool"], identity | {"score/pool": first}) for c in (one, other))
+    before, after = (
+        ran(pool.store, graph.build(c)["filter/pool"], identity | {"score/pool": first}) for c in (one, other)
+    )
     assert pool.reasons(before) != pool.reasons(after)
     # Thresholds of scores alone: what was judged by the images table stays.
     third = pool.config(min_sharpness=0.3, max_aspect=2, classifiers=[red(pool, threshold=0.1, keep="above")])
