@@ -129,7 +129,10 @@ def _bytes(
         return None
     if stage.name == "write_shards":
         # The bytes of the sources go into the shards as they are.
-        read = [needed.stage for needed in stage.inputs.values() if needed.stage.name == "ingest"]
+        above = [needed.stage for needed in stage.inputs.values()]
+        # Blurred images take about the bytes of what they were.
+        above += [needed.stage for one in above if one.name == "blur_faces" for needed in one.inputs.values()]
+        read = [one for one in above if one.name == "ingest"]
         if any("limit" in one.config for one in read):
             return None  # how much of the bytes a sample takes is not known
         listed = sum(count.images for one in read if (count := counts[one.id]) is not None)

@@ -5,6 +5,8 @@ sources -> ingest -> embed -> filter -> dedup -> cluster -> retrieve -> write_sh
            (each set)         (pool; after score, where a filter looks at pixels)
 ```
 
+With `filter.faces`, blur_faces stands between ingest and all that reads the pool.
+
 Each stage is one function in `pipeline/stages/<name>.py`, of the same name; what it stores is a table of
 `pipeline/records.py`. Making this graph lists the sources and runs nothing. Training and pruning hang below it:
 `training/graph.py`, `pruning/graph.py`; `infra/dag.py` puts them together.
@@ -21,9 +23,11 @@ from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Input, Stage
 from pipeline.embedders.make import AnyEmbedder, identity
 from pipeline.errors import ConfigError
-from pipeline.filters import blocklists, classifiers
+from pipeline.filters import blocklists, classifiers, faces
+from pipeline.filters.config import Faces
 from pipeline.sources.listing import expand
 from pipeline.stages import (
+    blur_faces,
     calibrate,
     cluster,
     dedup,
@@ -37,7 +41,7 @@ from pipeline.stages import (
     write_shards,
 )
 
-IMAGES, METADATA = "images", "metadata"  # the two digests that ingest names
+IMAGES, METADATA = "images", "metadata"  # the two digests that ingest (and blur_faces, after it) names
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ def build(config: CurationConfig) -> dict[str, Stage]:
 
     sets = sets_of(config)
     ingested = {name: add(_ingest(config, name, sources)) for name, sources in sets.items()}
+    if config.filter.faces is not None:
+        ingested["pool"] = add(_blur_faces(config, config.filter.faces, ingested["pool"]))
     pool = ingested["pool"]
 
     def embedding(chosen: AnyEmbedder, suffix: str) -> Embedding:
@@ -141,6 +147,21 @@ def _ingest(config: CurationConfig, name: str, sources: Sequence[Source]) -> Sta
         speed={"files": files, "limits": limits, "beam": config.resources.beam},
         max_cpus=slices,
         seconds_per_image=0.0004,
+    )
+
+
+def _blur_faces(config: CurationConfig, detector: Faces, pool: Stage) -> Stage:
+    return Stage(
+        "blur_faces",
+        "pool",
+        blur_faces.VERSION,
+        "ray",
+        blur_faces.run,
+        config={"detector": faces.identity(detector)},
+        inputs={"images": Input(pool)},  # all of it: where the bytes lie is listed anew
+        speed={"faces": detector, "max_pixels": config.ingest.max_pixels},
+        max_cpus=pool.max_cpus,
+        seconds_per_image=0.01,
     )
 
 

@@ -6,6 +6,7 @@
 | locations | set, uri, member, offset | ingest |
 | metadata | image_id, source | ingest |
 | rejects | set, uri, member, offset | ingest |
+| faces | derived_from | blur_faces, beside `images`, `locations` and `metadata` of the pool that it leaves |
 | vectors | image_id | embed |
 | scores | image_id, filter | score |
 | filtered | image_id | filter |
@@ -71,6 +72,10 @@ REJECTS = pa.schema(
         ("detail", pa.string()),
     ]
 )
+
+
+# An image with blurred faces and the image that it was; `faces` is how many.
+FACES = pa.schema([("image_id", pa.string()), ("derived_from", pa.string()), ("faces", pa.int32())])
 
 
 def vectors(dimensions: int) -> pa.Schema:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,6 +58,34 @@ def write_means(path: Path, size: int, batch: int | str = "B", then: Sequence[st
         + _field(2, "means")
         + _field(11, _tensor("image", (batch, 3, size, size)))
         + b"".join(_field(12, _tensor(name, shape)) for name in found)
+    )
+    path.write_bytes(_field(1, 8) + _field(7, graph) + _field(8, _field(1, "") + _field(2, 13)))
+    return path
+
+
+def write_detector(path: Path, size: int, boxes: Sequence[Sequence[float]], weights: Sequence[float]) -> Path:
+    """A network of one image [1, 3, size, size] to `boxes` [N, 4], whatever it shows, and scores [N]: `weights` times the
+    mean of its pixels."""
+
+    def constant(name: str, shape: Sequence[int], values: Sequence[float]) -> bytes:
+        raw = struct.pack(f"<{len(values)}f", *values)
+        return b"".join(_field(1, d) for d in shape) + _field(2, 1) + _field(8, name) + _field(9, raw)
+
+    count = len(boxes)
+    scaled = _field(1, "mean") + _field(1, "weights") + _field(2, "scores") + _field(4, "Mul")
+    nodes = [
+        _node("ReduceMean", "image", "mean", axes=[1, 2, 3], keepdims=0),
+        scaled,
+        _node("Identity", "fixed", "boxes"),
+    ]
+    graph = (
+        b"".join(_field(1, node) for node in nodes)
+        + _field(2, "faces")
+        + _field(5, constant("fixed", (count, 4), [value for box in boxes for value in box]))
+        + _field(5, constant("weights", (count,), weights))
+        + _field(11, _tensor("image", (1, 3, size, size)))
+        + _field(12, _tensor("boxes", (count, 4)))
+        + _field(12, _tensor("scores", (count,)))
     )
     path.write_bytes(_field(1, 8) + _field(7, graph) + _field(8, _field(1, "") + _field(2, 13)))
     return path

@@ -130,7 +130,7 @@ def test_from_the_first_run_to_another_threshold(folder: Path, tmp_path: Path) -
         ("filter.classifiers.0.path=none.onnx", 1, "filter.classifiers (reddish): path:"),
         ("filter.classifiers.0.name=blur", 2, "name blur is the reason of another filter"),
         ("filter.classifiers.0.keep=over", 2, "'below' or 'above'"),
-        ("filter.classifiers.0.std=[1, 0, 1]", 2, "standard deviations are above 0"),
+        ("filter.classifiers.0.std=[1, 0, 1]", 2, "filter.classifiers.0.std.1 = 0"),
         ("filter.blocked_domains=none.txt", 1, "filter.blocked_domains: no file"),
         ("filter.blocked_domains=[a.org/x]", 2, "filter.blocked_domains.0: 'a.org/x' is not a host"),
         ("filter.min_sharpnes=0.2", 2, "did you mean `min_sharpness`?"),

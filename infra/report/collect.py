@@ -184,7 +184,8 @@ def _dropped(store: Store, artifacts: Mapping[str, Artifact]) -> tuple[Dropped, 
         elif artifact.stage == "ingest" and "exact_duplicate" in reasons:
             add(artifact, "exact_duplicate", reasons["exact_duplicate"], _repeated(store, artifact))
         elif artifact.stage == "embed" and reasons and f"ingest/{artifact.set}" in artifacts:
-            images = artifacts[f"ingest/{artifact.set}"].tables["images"]
+            listed = artifacts.get(f"blur_faces/{artifact.set}", artifacts[f"ingest/{artifact.set}"])
+            images = listed.tables["images"]
             missing = _without_vector(store, images, artifact.tables["vectors"])
             add(artifact, " or ".join(reasons), sum(reasons.values()), missing)
     return tuple(found)

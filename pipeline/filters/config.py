@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.strict import Strict
 
@@ -14,6 +14,7 @@ MIN_SIDE, MAX_ASPECT, BLANK, BLUR, BLOCKED_DOMAIN, BLOCKED_URL = (
 )  # fmt: skip
 RESERVED = (MIN_SIDE, MAX_ASPECT, BLANK, BLUR, BLOCKED_DOMAIN, BLOCKED_URL)
 
+Positive = Annotated[float, Field(gt=0)]
 Listed = Annotated[str, Field(min_length=1)] | tuple[Annotated[str, Field(min_length=1)], ...]
 
 
@@ -26,7 +27,7 @@ class Classifier(Strict):
     path: str = Field(min_length=1, description="the .onnx file")
     size: int = Field(224, ge=8, description="side of the square input, pixels")
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="RGB mean on the 0..1 scale")
-    std: tuple[float, float, float] = Field(
+    std: tuple[Positive, Positive, Positive] = Field(
         (0.229, 0.224, 0.225), description="RGB standard deviation on the 0..1 scale"
     )
     output: str | None = Field(None, description="name of the network's output; needed where it has several")
@@ -42,13 +43,6 @@ class Classifier(Strict):
     threshold: float = Field(description="a score")
     batch: int = Field(32, ge=1, description="images per call; speed only (1 for a network of fixed batch size 1)")
 
-    @field_validator("std")
-    @classmethod
-    def _divides(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
-        if min(value) <= 0:
-            raise ValueError("standard deviations are above 0")
-        return value
-
     @model_validator(mode="after")
     def _named_apart(self) -> Classifier:
         if self.name in RESERVED:
@@ -56,6 +50,24 @@ class Classifier(Strict):
                 f"name {self.name} is the reason of another filter ({', '.join(RESERVED)}): choose another"
             )
         return self
+
+
+class Faces(Strict):
+    """A detector whose finds are blurred, run by onnxruntime an image at a time: float32 [1, 3, size, size] in, the image
+    squeezed to the square; out come boxes [N, 4] (left, top, right, bottom) and scores [N], or [1, N, 4] and [1, N].
+    """
+
+    path: str = Field(min_length=1, description="the .onnx file")
+    size: int = Field(320, ge=8, description="side of the square input, pixels")
+    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="RGB mean on the 0..1 scale")
+    std: tuple[Positive, Positive, Positive] = Field(
+        (0.229, 0.224, 0.225), description="RGB standard deviation on the 0..1 scale"
+    )
+    boxes: Literal["normalised", "pixels"] = Field(
+        "normalised", description="unit of the boxes: shares of the input's side, or its pixels"
+    )
+    threshold: float = Field(0.5, description="boxes of at least this score are blurred")
+    expand: float = Field(0.1, ge=0, le=1, description="a box grows by this share of its diagonal on every side")
 
 
 class Filter(Strict):
@@ -85,6 +97,8 @@ class Filter(Strict):
         (), description="hosts, with everything below them: a list, or a text file with one a line (# comments)"
     )
     blocked_urls: Listed = Field((), description="starts of URLs (host and path): a list, or a text file like above")
+
+    faces: Faces | None = Field(None, description="blur faces first: such an image is a new one with an id of its own")
 
     @model_validator(mode="after")
     def _names_differ(self) -> Filter:
