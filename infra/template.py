@@ -42,6 +42,7 @@ filter:                           # an image's reason is the first filter that i
   #   - {name: nsfw, path: nsfw.onnx, size: 224, index: 1, activation: softmax, keep: below, threshold: 0.5}
   # blocked_domains: [example.com]    # or a file, one a line; compared with `url` of the metadata
   # blocked_urls: [example.org/private/]
+  # faces: {path: faces.onnx, size: 320, threshold: 0.5}    # blurs faces; a blurred image is a new one
 dedup: {threshold: auto, reference_threshold: auto, verify: pixels}
 shards: {size_mb: 256, seed: 0}
 

@@ -77,7 +77,7 @@ def test_from_the_first_run_to_another_threshold(folder: Path, tmp_path: Path) -
     config = folder / "lodeset.yaml"
     planned = json.loads(lodeset("plan", config, "--json")[0])["stages"]
     pass_over_bytes = next(stage for stage in planned if stage["stage"] == "score")
-    assert pass_over_bytes["seconds"] > 5 and pass_over_bytes["size_bytes"] == pass_over_bytes["images"] * 2 * 22
+    assert pass_over_bytes["seconds"] > 5 and pass_over_bytes["size_bytes"] == pass_over_bytes["images"] * 2 * 25
 
     lodeset("run", config, "--until", "filter")
     first, number = entries(config), numbers(folder)
