@@ -9,8 +9,8 @@ from pipeline.dag.runner import Decision
 from pipeline.dag.stage import Stage
 from pipeline.dag.store import Artifact, Store
 
-# Bytes stored for one image (score: and filter): measured on 15,866 web images with 1,280-dimensional vectors; filter, cluster and evaluate
-# on the sample world (two networks of width 128).
+# Bytes stored for one image (of score: by each filter): measured on 15,866 web images with 1,280-dimensional vectors;
+# filter, cluster and evaluate on the sample world (two networks of width 128).
 STORED_BYTES = {
     "ingest": 1_034, "embed": 2_064, "embed_dedup": 2_064, "score": 25, "filter": 1, "dedup": 799, "cluster": 45, "retrieve": 40,
     "evaluate": 734,

@@ -73,8 +73,8 @@ def run(context: Context) -> Outcome:
     store, ingested = context.store, context.inputs["images"]
     scorers: Mapping[str, object] = context.config["scorers"]
     pairs = list(zip(ingested.tables["images"], ingested.tables["locations"], strict=True))
-    ids = [image_ids(store, images) for images, _ in pairs]
-    keys = {name: [digest(STAGE, VERSION, part, name, what) for part in ids] for name, what in scorers.items()}
+    holds = [digest(image_ids(store, images)) for images, _ in pairs]
+    keys = {name: [digest(STAGE, VERSION, ids, name, what) for ids in holds] for name, what in scorers.items()}
     work = [
         (key, (key, name, at), pairs[at][0].rows) for name, of_name in keys.items() for at, key in enumerate(of_name)
     ]
@@ -92,9 +92,10 @@ def run(context: Context) -> Outcome:
 
     parts, new = made(context, STAGE, work, make)
     fresh = [part for part in parts if part.key in new]
+    images = sum(file.rows for file, _ in pairs)
     return Outcome(
         tables={"scores": tuple(p.files["scores"] for p in parts if p.files["scores"].rows)},
-        rows=Rows(taken=sum(map(len, ids)), kept=sum(map(len, ids))),
+        rows=Rows(taken=images, kept=images),
         details={
             "parts": len(parts),
             "parts_made": len(new),

@@ -13,6 +13,8 @@ from onnx_files import write_detector, write_means
 from PIL import Image
 from pools import Pool, noisy, pictures
 
+from infra.report.pictures import load as pictures_of
+from infra.trace import trace
 from pipeline import graph, records
 from pipeline.config import CurationConfig
 from pipeline.dag.stage import Context, Outcome
@@ -222,3 +224,19 @@ def test_shards_hold_the_blurred_bytes_and_say_where_they_come_from(pool: Pool) 
     content = Path(pool.store.path(part.files["shard"].path)).read_bytes()
     assert blurred_row["image_id"].encode() in content and pictures()["red"] not in content
     assert sum(b"derived_from" in entry.told.encode() for entry in shard.entries) == 1
+
+
+def test_trace_tells_both_images_and_the_report_shows_the_blurred_one(pool: Pool) -> None:
+    ingested = pool.ingested()
+    outcome = run(pool, with_faces(pool), ingested)
+    artifacts = {"ingest/pool": ingested, "blur_faces/pool": artifact("blur_faces", "pool", outcome)}
+    (row,) = read(pool, outcome, "faces")
+    for image_id, tables in (
+        (row["derived_from"], {"images", "locations", "metadata", "faces"}),
+        (row["image_id"], {"faces", "blurred_images", "blurred_locations"}),
+    ):
+        steps = trace(pool.store, artifacts, image_id)
+        assert {step["table"] for step in steps} == tables
+        assert {"stage": "blur_faces/pool", "table": "faces", **row} in steps
+    found = pictures_of(pool.store, artifacts, [row["image_id"]], 10**8)[row["image_id"]]
+    assert found.uri and (found.width, found.height, found.sets) == (64, 64, ("pool",))
