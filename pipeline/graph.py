@@ -157,7 +157,8 @@ def _blur_faces(config: CurationConfig, detector: Faces, pool: Stage) -> Stage:
         blur_faces.VERSION,
         "ray",
         blur_faces.run,
-        config={"detector": faces.identity(detector)},
+        # Like ingest it tells where bytes lie, some of them in the store.
+        config={"detector": faces.identity(detector), "store": digest(config.store)},
         inputs={"images": Input(pool)},  # all of it: where the bytes lie is listed anew
         speed={"faces": detector, "max_pixels": config.ingest.max_pixels},
         max_cpus=pool.max_cpus,

@@ -56,7 +56,7 @@ class Piece:
 def run(context: Context) -> Outcome:
     store, ingested = context.store, context.inputs["images"]
     pairs = list(zip(ingested.tables["images"], ingested.tables["locations"], strict=True))
-    keys = [digest(STAGE, VERSION, image_ids(store, images), context.config) for images, _ in pairs]
+    keys = [digest(STAGE, VERSION, image_ids(store, images), context.config["detector"]) for images, _ in pairs]
     work = [(key, Piece(key, *pair), pair[0].rows) for key, pair in zip(keys, pairs, strict=True)]
     worker = functools.partial(_worker, Work(store, context.speed["faces"], context.speed["max_pixels"]))
     run_parts = functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address)
@@ -71,7 +71,6 @@ def run(context: Context) -> Outcome:
             **{name: tuple(files) for name, files in tables.items()},
             "faces": tuple(p.files["faces"] for p in parts if p.files["faces"].rows),
             "blurred_images": tuple(p.files["images"] for p in parts if p.files["images"].rows),
-            "blurred_locations": tuple(p.files["locations"] for p in parts if p.files["locations"].rows),
         },
         # Two files of the same pixels and different bytes become one image.
         rows=Rows(taken, kept, {"exact_duplicate": taken - kept} if taken > kept else {}),
@@ -118,11 +117,10 @@ def _blur_part(work: Work, detect: Callable[[Image.Image], Boxes], piece: Piece)
     if payloads:
         # Not of one attempt alone: where bytes lie decides the order of shards, which must not depend on attempts.
         relative = f"parts/{STAGE}/{piece.key}/blurred.tar"
-        uri = store.full_url(relative)
         with store.writing(relative) as sink, open_tar(sink) as tar:
             for row in images:
                 member, payload = payloads[row["image_id"]]
-                where = {"uri": uri, "member": member, "offset": tar.offset + TAR_RECORD}
+                where = {"uri": "", "member": member, "offset": tar.offset + TAR_RECORD}  # the store may move
                 locations.append({**{name: row[name] for name in ("set", "image_id", "size_bytes")}, **where})
                 add_member(tar, member, payload)
         files["blurred"] = File(relative, len(images), sink.size_bytes, sink.sha256())
@@ -152,10 +150,12 @@ def _listed(
     store: Store, ingested: Artifact, parts: Sequence[Part], renamed: Mapping[str, str]
 ) -> dict[str, list[File]]:
     """Ingest's tables, part by part, with each blurred image in the place of its original."""
-    listed: dict[str, list[File]] = {"images": [], "locations": []}
+    listed: dict[str, list[File]] = {"images": [], "locations": [], "blurred_locations": []}
     owned: set[str] = set()
     for n, part in enumerate(parts):
-        new = {name: store.table([part.files[name]]) for name in listed}
+        new = {"images": store.table([part.files["images"]]), "locations": _located(store, part)}
+        if new["locations"].num_rows:
+            listed["blurred_locations"].append(_commit(store, "blurred_locations", [part.key], new["locations"]))
         again = pc.is_in(new["images"]["image_id"], pa.array(sorted(owned), pa.string()))
         new["images"] = new["images"].filter(pc.invert(again))
         owned |= set(new["images"]["image_id"].to_pylist())
@@ -176,13 +176,24 @@ def _replaced(store: Store, name: str, file: File, renamed: Mapping[str, str], n
     added = [] if new is None else new["image_id"].to_pylist()
     if not own and not added:
         return file
-    key = digest(LISTED, VERSION, name, file.sha256, [[i, renamed[i]] for i in own], added)
-    done = store.part(LISTED, key)
-    if done is None:
-        if new is None:
-            ids = pa.array([renamed.get(i, i) for i in table["image_id"].to_pylist()], pa.string())
-            table = table.set_column(table.schema.get_field_index("image_id"), "image_id", ids)
-        else:
-            table = pa.concat_tables([table.filter(pc.invert(gone)), new])
-        done = store.commit_part(LISTED, key, {name: table})
+    if new is None:
+        ids = pa.array([renamed.get(i, i) for i in table["image_id"].to_pylist()], pa.string())
+        changed = table.set_column(table.schema.get_field_index("image_id"), "image_id", ids)
+    else:
+        changed = pa.concat_tables([table.filter(pc.invert(gone)), new])
+    return _commit(store, name, [file.sha256, *([i, renamed[i]] for i in own), added], changed)
+
+
+def _located(store: Store, part: Part) -> pa.Table:
+    """Where the blurred images of a part lie in this store."""
+    table = store.table([part.files["locations"]])
+    uri = store.full_url(part.files["blurred"].path) if table.num_rows else ""
+    column = pa.array([uri] * table.num_rows, pa.string())
+    return table.set_column(table.schema.get_field_index("uri"), "uri", column)
+
+
+def _commit(store: Store, name: str, of: Sequence[object], table: pa.Table) -> File:
+    """A part that holds one table; it is of this place of the store alone."""
+    key = digest(LISTED, VERSION, name, store.url, list(of))
+    done = store.part(LISTED, key) or store.commit_part(LISTED, key, {name: table})
     return done.files[name]

@@ -183,6 +183,21 @@ def test_a_second_run_and_data_that_moved_read_no_image(pool: Pool) -> None:
     assert sum("/moved/" in uri for uri in uris) == 5 and sum(uri.endswith("blurred.tar") for uri in uris) == 1
 
 
+def test_a_store_that_moved_is_listed_again(pool: Pool) -> None:
+    ingested = pool.ingested()
+    first = run(pool, with_faces(pool), ingested)
+    (pool.folder / "runs").rename(pool.folder / "elsewhere")
+    moved = Pool(pool.folder, Store(str(pool.folder / "elsewhere")), pool.names)
+    stages = [graph.build(with_faces(one))["blur_faces/pool"] for one in (pool, moved)]
+    known = {"ingest/pool": ingested}
+    assert stages[0].fingerprint(known) != stages[1].fingerprint(known)
+    after = run(moved, with_faces(moved), ingested)
+    assert after.details["images_read"] == 0 and after.content == first.content
+    for table in ("locations", "blurred_locations"):
+        uris = {row["uri"] for row in read(moved, after, table) if row["uri"].endswith(".tar")}
+        assert len(uris) == 1 and "/elsewhere/" in uris.pop()
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 def test_two_files_of_the_same_pixels_become_one_image(pool: Pool, parts: int) -> None:
     twin = encoded(noisy(250), "BMP")
