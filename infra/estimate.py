@@ -9,10 +9,10 @@ from pipeline.dag.runner import Decision
 from pipeline.dag.stage import Stage
 from pipeline.dag.store import Artifact, Store
 
-# Bytes stored for one image: measured on 15,866 web images with 1,280-dimensional vectors; filter, cluster and evaluate
-# on the sample world (two networks of width 128).
+# Bytes stored for one image (of score: by each filter): measured on 15,866 web images with 1,280-dimensional vectors;
+# filter, cluster and evaluate on the sample world (two networks of width 128).
 STORED_BYTES = {
-    "ingest": 1_034, "embed": 2_064, "embed_dedup": 2_064, "filter": 1, "dedup": 799, "cluster": 45, "retrieve": 40,
+    "ingest": 1_034, "embed": 2_064, "embed_dedup": 2_064, "score": 25, "filter": 1, "dedup": 799, "cluster": 45, "retrieve": 40,
     "evaluate": 734,
 }  # fmt: skip
 # How many images a tar or Parquet file holds is not known before it is read. Web images have from 3.5 kB (thumbnails, as
@@ -129,10 +129,16 @@ def _bytes(
         return None
     if stage.name == "write_shards":
         # The bytes of the sources go into the shards as they are.
-        read = [needed.stage for needed in stage.inputs.values() if needed.stage.name == "ingest"]
+        above = [needed.stage for needed in stage.inputs.values()]
+        # Blurred images take about the bytes of what they were.
+        above += [needed.stage for one in above if one.name == "blur_faces" for needed in one.inputs.values()]
+        read = [one for one in above if one.name == "ingest"]
         if any("limit" in one.config for one in read):
             return None  # how much of the bytes a sample takes is not known
         listed = sum(count.images for one in read if (count := counts[one.id]) is not None)
         source_bytes: int = sum(one.config["size_bytes"] for one in read)
         return round(images * source_bytes / max(1, listed))
-    return STORED_BYTES[stage.name] * images if stage.name in STORED_BYTES else None
+    each = STORED_BYTES.get(stage.name)
+    if each is not None and stage.name == "score":
+        each *= len(stage.config["scorers"])  # a row for each filter
+    return None if each is None else each * images

@@ -40,7 +40,7 @@ def trace(store: Store, artifacts: Mapping[str, Artifact], image_id: str) -> lis
                         **{k: v for k, v in row.items() if v is not None and k not in _LARGE},
                     }
                 )
-    if not any(step["table"] == "images" for step in steps):
+    if not any(step["table"] in ("images", "blurred_images") for step in steps):
         raise LodesetError(
             f"no image {image_id} in this configuration's sets: was it rejected? `lodeset status` counts the rejects by "
             "reason, and the tables `rejects` of `lodeset status --json` name each"
@@ -54,8 +54,14 @@ _LARGE = ("thumbnail", "vector")
 # Stage -> (table, columns in which an image_id may stand).
 _TABLES: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "ingest": (("images", ("image_id",)), ("locations", ("image_id",)), ("metadata", ("image_id",))),
+    "blur_faces": (
+        ("faces", ("image_id", "derived_from")),
+        ("blurred_images", ("image_id",)),
+        ("blurred_locations", ("image_id",)),
+    ),
     "embed": (("vectors", ("image_id",)),),
     "embed_dedup": (("vectors", ("image_id",)),),
+    "score": (("scores", ("image_id",)),),
     "filter": (("filtered", ("image_id",)),),
     "dedup": (("duplicates", ("image_id",)), ("edges", ("image_id_a", "image_id_b"))),
     "cluster": (("clusters", ("image_id",)),),

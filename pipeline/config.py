@@ -12,16 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ConfigError
-
-
-class Strict(BaseModel):
-    """A section of the configuration: immutable, and no key goes unread."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
+from pipeline.filters.config import Filter
+from pipeline.strict import Strict as Strict  # the sections of other packages take it from here
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -173,12 +168,6 @@ class Embed(Strict):
     dedup: Literal["semantic"] | Embedder = Field(
         "semantic", description="vectors for dedup: `semantic`, or an embedder of its own"
     )
-
-
-class Filter(Strict):
-    """Masks between embed and dedup; changing one re-embeds nothing."""
-
-    min_side: int = Field(16, ge=1, description="drop images whose shorter side is below this, pixels")
 
 
 class Dedup(Strict):
@@ -399,13 +388,17 @@ def resolve(uri: str, base: Path) -> str:
     return str((base / Path(uri).expanduser()).absolute())
 
 
+# Keys whose text is a path. The last two hold a list instead, or the path of one.
+_PATHS = ("uri", "path", "store", "blocked_domains", "blocked_urls")
+
+
 def _absolute(config: Config, base: Path) -> Config:
     def walk(node: Any) -> Any:
         if isinstance(node, BaseModel):
             changed = {}
             for key in type(node).model_fields:
                 value = getattr(node, key)
-                if key in ("uri", "path", "store") and isinstance(value, str):
+                if key in _PATHS and isinstance(value, str):
                     changed[key] = resolve(value, base)
                 else:
                     changed[key] = walk(value)

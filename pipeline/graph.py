@@ -2,8 +2,10 @@
 
 ```
 sources -> ingest -> embed -> filter -> dedup -> cluster -> retrieve -> write_shards
-           (each set)         (pool)
+           (each set)         (pool; after score, where a filter looks at pixels)
 ```
+
+With `filter.faces`, blur_faces stands between ingest and all that reads the pool.
 
 Each stage is one function in `pipeline/stages/<name>.py`, of the same name; what it stores is a table of
 `pipeline/records.py`. Making this graph lists the sources and runs nothing. Training and pruning hang below it:
@@ -21,8 +23,11 @@ from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Input, Stage
 from pipeline.embedders.make import AnyEmbedder, identity
 from pipeline.errors import ConfigError
+from pipeline.filters import blocklists, classifiers, faces
+from pipeline.filters.config import Faces
 from pipeline.sources.listing import expand
 from pipeline.stages import (
+    blur_faces,
     calibrate,
     cluster,
     dedup,
@@ -32,10 +37,11 @@ from pipeline.stages import (
     fit_embedder,
     ingest,
     retrieve,
+    score,
     write_shards,
 )
 
-IMAGES, METADATA = "images", "metadata"  # the two digests that ingest names
+IMAGES, METADATA = "images", "metadata"  # the two digests that ingest (and blur_faces, after it) names
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,8 @@ def build(config: CurationConfig) -> dict[str, Stage]:
 
     sets = sets_of(config)
     ingested = {name: add(_ingest(config, name, sources)) for name, sources in sets.items()}
+    if config.filter.faces is not None:
+        ingested["pool"] = add(_blur_faces(config, config.filter.faces, ingested["pool"]))
     pool = ingested["pool"]
 
     def embedding(chosen: AnyEmbedder, suffix: str) -> Embedding:
@@ -78,7 +86,11 @@ def build(config: CurationConfig) -> dict[str, Stage]:
         for_dedup = embedding(config.embed.dedup, "_dedup")
         dedup_vectors = {name: add(_embed(config, for_dedup, ingested[name])) for name in compared}
 
-    masked = add(_filter(config, pool))
+    scorers = score.scorers_of(
+        config.filter.min_sharpness, {one.name: classifiers.identity(one) for one in config.filter.classifiers}
+    )
+    scored = add(_score(config, scorers, pool)) if scorers else None
+    masked = add(_filter(config, pool, scored))
     calibration = None
     if "auto" in (config.dedup.threshold, config.dedup.reference_threshold):
         calibration = add(_calibrate(config, for_dedup, pool, dedup_vectors["pool"]))
@@ -141,6 +153,22 @@ def _ingest(config: CurationConfig, name: str, sources: Sequence[Source]) -> Sta
     )
 
 
+def _blur_faces(config: CurationConfig, detector: Faces, pool: Stage) -> Stage:
+    return Stage(
+        "blur_faces",
+        "pool",
+        blur_faces.VERSION,
+        "ray",
+        blur_faces.run,
+        # Like ingest it tells where bytes lie, some of them in the store.
+        config={"detector": faces.identity(detector), "store": digest(config.store)},
+        inputs={"images": Input(pool)},  # all of it: where the bytes lie is listed anew
+        speed={"faces": detector, "max_pixels": config.ingest.max_pixels},
+        max_cpus=pool.max_cpus,
+        seconds_per_image=0.01,
+    )
+
+
 def _embedder_inputs(images: Stage, embedding: Embedding) -> dict[str, Input]:
     return {"images": Input(images, IMAGES), **_fitted(embedding)}
 
@@ -181,16 +209,37 @@ def _embed(config: CurationConfig, embedding: Embedding, images: Stage) -> Stage
     )
 
 
-def _filter(config: CurationConfig, pool: Stage) -> Stage:
+def _score(config: CurationConfig, scorers: Mapping[str, Any], pool: Stage) -> Stage:
+    return Stage(
+        "score",
+        "pool",
+        score.VERSION,
+        "ray",
+        score.run,
+        config={"scorers": scorers},
+        inputs={"images": Input(pool, IMAGES)},
+        speed={"classifiers": config.filter.classifiers, "max_pixels": config.ingest.max_pixels},
+        max_cpus=pool.max_cpus,
+        # Reading and decoding with the sharpness, and a network of MobileNetV2's size each.
+        seconds_per_image=0.0004 + 0.005 * len(config.filter.classifiers),
+    )
+
+
+def _filter(config: CurationConfig, pool: Stage, scored: Stage | None) -> Stage:
+    masks = filter.Masks(config.filter, blocklists.read(config.filter))
     return Stage(
         "filter",
         "pool",
         filter.VERSION,
         "ray",
         filter.run,
-        config=config.filter.model_dump(),
-        inputs={"images": Input(pool, IMAGES)},
-        speed={"filter": config.filter},
+        config=filter.knobs(masks),
+        inputs={
+            "images": Input(pool, IMAGES),
+            **({"scores": Input(scored)} if scored else {}),
+            **({"metadata": Input(pool, METADATA)} if masks.lists else {}),
+        },
+        speed={"masks": masks},
         max_cpus=pool.max_cpus,
         seconds_per_image=0.00002,
     )

@@ -6,7 +6,9 @@
 | locations | set, uri, member, offset | ingest |
 | metadata | image_id, source | ingest |
 | rejects | set, uri, member, offset | ingest |
+| faces | derived_from | blur_faces, beside `images`, `locations` and `metadata` of the pool that it leaves |
 | vectors | image_id | embed |
+| scores | image_id, filter | score |
 | filtered | image_id | filter |
 | edges | image_id_a < image_id_b | dedup |
 | duplicates | image_id | dedup |
@@ -72,12 +74,22 @@ REJECTS = pa.schema(
 )
 
 
+# An image with blurred faces and the image that it was; `faces` is how many.
+FACES = pa.schema([("image_id", pa.string()), ("derived_from", pa.string()), ("faces", pa.int32())])
+
+
 def vectors(dimensions: int) -> pa.Schema:
     """L2-normalised vectors of D numbers in 16 bits."""
     return pa.schema([("image_id", pa.string()), ("vector", pa.list_(pa.float16(), dimensions))])
 
 
-FILTERED = pa.schema([("image_id", pa.string()), ("reason", pa.string())])
+# `filter` is the reason that the filter would drop an image for.
+SCORES = pa.schema([("image_id", pa.string()), ("filter", pa.string()), ("score", pa.float32())])
+
+# What was measured against what; null where an address is blocked.
+FILTERED = pa.schema(
+    [("image_id", pa.string()), ("reason", pa.string()), ("score", pa.float64()), ("threshold", pa.float64())]
+)
 
 # `verified` is null where pixels were not compared; `transform` is what maps b onto a ("identity", "mirror").
 EDGES = pa.schema(

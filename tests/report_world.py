@@ -22,6 +22,7 @@ HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)'
 ORDER = (
     "ingest",
     "embed",
+    "score",
     "filter",
     "calibrate",
     "dedup",
@@ -154,8 +155,12 @@ def make_world(folder: Path) -> World:
         {"image_id": [i for n, i in ids.items() if n not in ("09.jpg", "again.jpg", "ref.jpg", "query.jpg")]}
     )
     world.add("embed", "pool", {"vectors": [with_vector]}, Rows(19, 18, {"not_finite": 1}))
-    filtered = table(records.FILTERED, (ids["tiny.jpg"], "min_side"))
-    world.add("filter", "pool", {"filtered": [filtered]}, Rows(19, 18, {"min_side": 1}))
+    # The last one, tiny.jpg, has a score above the threshold, too; its reason is the filter that comes first.
+    scores = table(records.SCORES, *((ids[n], "nsfw", k / 20 + 0.01) for k, n in enumerate(names[:19])))
+    world.add("score", "pool", {"scores": [scores]}, Rows(19, 19), config={"scorers": {"nsfw": {}}})
+    filtered = table(records.FILTERED, (ids["tiny.jpg"], "min_side", 8.0, 16.0))
+    judging = {"min_side": 16, "classifiers": {"nsfw": {"keep": "below", "threshold": 0.88, "place": 0}}}
+    world.add("filter", "pool", {"filtered": [filtered]}, Rows(19, 18, {"min_side": 1}), config=judging)
     _curate(world)
     _train(world)
     return world

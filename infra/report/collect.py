@@ -34,6 +34,7 @@ from infra.report.contents import (
     Variant,
 )
 from infra.report.pictures import public, short_name
+from infra.report.scored import scored
 from pipeline import records
 from pipeline.dag.stage import Stage
 from pipeline.dag.store import Artifact, File, Store
@@ -66,6 +67,7 @@ def collect(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, A
         steps=tuple(_step(stage, artifacts.get(id_)) for id_, stage in stages.items()),
         rejected=tuple(_rejected(store, artifacts)),
         dropped=_dropped(store, artifacts),
+        scored=scored(store, stages, artifacts),
         dedup=_dedup(store, dedup) if dedup else None,
         calibration=_calibration(store, calibrated) if calibrated else None,
         clusters=_clusters(store, clustered) if clustered else None,
@@ -162,25 +164,28 @@ def _dropped(store: Store, artifacts: Mapping[str, Artifact]) -> tuple[Dropped, 
     """Drops between ingest and dedup of which a picture can be shown, DROP_PICTURES images in all."""
     found: list[Dropped] = []
 
-    def add(artifact: Artifact, reason: str, count: int, ids: Iterable[str]) -> None:
+    def add(
+        artifact: Artifact, reason: str, count: int, ids: Iterable[str], scores: Mapping[str, float] | None = None
+    ) -> None:
         room = min(DROPS_SHOWN, DROP_PICTURES - sum(len(one.image_ids) for one in found))
         chosen = tuple(islice(ids, room))
         if chosen:
-            found.append(Dropped(artifact.stage, artifact.set, reason, count, chosen))
+            found.append(Dropped(artifact.stage, artifact.set, reason, count, chosen, scores or {}))
 
     # Where room is short, `filter` comes first: its reasons are the user's own choice.
     for artifact in sorted(artifacts.values(), key=lambda a: a.stage != "filter"):
         reasons = artifact.rows.dropped
         if artifact.stage == "filter":
             for reason, count in reasons.items():
-                rows = _rows_where(
-                    store, artifact.tables["filtered"], ["image_id", "reason"], "reason", [reason], DROPS_SHOWN
-                )
-                add(artifact, reason, count, (row["image_id"] for row in rows))
+                columns = ["image_id", "reason", "score"]
+                rows = _rows_where(store, artifact.tables["filtered"], columns, "reason", [reason], DROPS_SHOWN)
+                scores = {row["image_id"]: row["score"] for row in rows if row["score"] is not None}
+                add(artifact, reason, count, (row["image_id"] for row in rows), scores)
         elif artifact.stage == "ingest" and "exact_duplicate" in reasons:
             add(artifact, "exact_duplicate", reasons["exact_duplicate"], _repeated(store, artifact))
         elif artifact.stage == "embed" and reasons and f"ingest/{artifact.set}" in artifacts:
-            images = artifacts[f"ingest/{artifact.set}"].tables["images"]
+            listed = artifacts.get(f"blur_faces/{artifact.set}", artifacts[f"ingest/{artifact.set}"])
+            images = listed.tables["images"]
             missing = _without_vector(store, images, artifact.tables["vectors"])
             add(artifact, " or ".join(reasons), sum(reasons.values()), missing)
     return tuple(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.dag.store import File
@@ -53,6 +53,20 @@ class Dropped:
     reason: str
     count: int
     image_ids: tuple[str, ...]
+    scores: Mapping[str, float] = field(default_factory=dict)  # of some of them, by image_id
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores that one filter gave the pool's images: `counts` between `edges` (one more), and what it drops alone."""
+
+    filter: str
+    keep: str  # above or below
+    threshold: float
+    images: int
+    dropped: int
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -208,6 +222,7 @@ class Report:
     steps: tuple[Step, ...]
     rejected: tuple[Rejected, ...]
     dropped: tuple[Dropped, ...]
+    scored: tuple[Scored, ...]
     dedup: Dedup | None
     calibration: Calibration | None
     clusters: Clusters | None

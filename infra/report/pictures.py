@@ -63,6 +63,10 @@ def short_name(uri: str, member: str) -> str:
     return f"{member} in {file}" if member else file
 
 
+# Stage -> its tables of images and of where they lie.
+_LOCATED = {"ingest": ("images", "locations"), "blur_faces": ("blurred_images", "blurred_locations")}
+
+
 def load(store: Store, artifacts: Mapping[str, Artifact], ids: Sequence[str], max_pixels: int) -> dict[str, Picture]:
     """A picture for each image_id. What cannot be read any more has no URI and says why; nothing is raised for it."""
     places, sizes = _found(store, artifacts, ids)
@@ -88,17 +92,18 @@ def _found(
     places: dict[str, list[Place]] = {}
     sizes: dict[str, tuple[int, int]] = {}
     for artifact in artifacts.values():
-        if artifact.stage != "ingest":
+        if artifact.stage not in _LOCATED:
             continue
+        images, locations = _LOCATED[artifact.stage]
         taken: dict[str, int] = {}
-        for file in artifact.tables["locations"]:
+        for file in artifact.tables[locations]:
             table = store.table([file], ["image_id", "uri", "member", "offset", "size_bytes"])
             for row in table.filter(pc.is_in(table["image_id"], wanted)).to_pylist():
                 image_id = row["image_id"]
                 taken[image_id] = taken.get(image_id, 0) + 1
                 if taken[image_id] <= PLACES:
                     places.setdefault(image_id, []).append(Place(artifact.set, Location(**row)))
-        for file in artifact.tables["images"]:
+        for file in artifact.tables[images]:
             table = store.table([file], ["image_id", "width", "height"])
             for row in table.filter(pc.is_in(table["image_id"], wanted)).to_pylist():
                 sizes[row["image_id"]] = (row["width"], row["height"])

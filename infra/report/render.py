@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from infra.report import charts
 from infra.report.collect import collect, pictured
-from infra.report.contents import Calibration, Clusters, Dedup, PruneReport, Report, Step, Training
+from infra.report.contents import Calibration, Clusters, Dedup, PruneReport, Report, Scored, Step, Training
 from infra.report.pictures import Picture, load
 from pipeline.dag.stage import Stage
 from pipeline.dag.store import Artifact, Store
@@ -41,6 +41,11 @@ REASONS = {
     "repeated_metadata": "a sidecar in whose place another of the same sample counts",
     "exact_duplicate": "further places of the same bytes",
     "min_side": "shorter side below filter.min_side",
+    "max_aspect": "longer side more than filter.max_aspect times the shorter",
+    "blank": "luminance deviation of the thumbnail below filter.blank",
+    "blur": "sharpness below filter.min_sharpness",
+    "blocked_domain": "from a host of filter.blocked_domains, or below one",
+    "blocked_url": "from a URL that starts like one of filter.blocked_urls",
     "not_finite": "the embedder gave a vector that is not finite",
     "no_vector": "not among the precomputed vectors",
     "near": "near-duplicates of a kept image",
@@ -122,7 +127,8 @@ def render(report: Report, found: Mapping[str, Picture], title: str) -> str:
         title=title,
         report=report,
         pictures=found,
-        reasons=REASONS,
+        reasons=REASONS | {one.filter: _classifies(one) for one in report.scored if one.filter not in REASONS},
+        score_charts=[(one, _score_chart(one)) for one in report.scored],
         tiles=tiles(report),
         flow=flow(report.steps),
         sets=list(dict.fromkeys(step.set for step in report.steps)),
@@ -188,6 +194,18 @@ def _calibration_chart(calibration: Calibration | None, dedup: Dedup | None) -> 
             charts.Mark("threshold", dedup.details["threshold"]),
         ]
     return charts.range_chart(spans, "cosine similarity to the original (10 % to 90 %, median)", marks)
+
+
+def _classifies(one: Scored) -> str:
+    return f"the classifier {one.filter} keeps scores {one.keep} {charts.number(one.threshold)}"
+
+
+def _score_chart(one: Scored) -> Markup:
+    bars = [
+        (f"{charts.number(low)}–{charts.number(high)}", float(n))
+        for (low, high), n in zip(pairwise(one.edges), one.counts, strict=True)
+    ]
+    return charts.bar_chart(bars, f"score of {one.filter}", "images", width=max(320, 62 * len(bars)))
 
 
 def _cluster_chart(clusters: Clusters | None) -> Markup:

@@ -21,8 +21,12 @@ AnyEmbedder = PatchDictionary | OnnxEmbedder | TorchScriptEmbedder | Precomputed
 _PLACES = ("path", "batch")
 
 
-def identity(config: AnyEmbedder) -> dict[str, Any]:
-    """What enters fingerprints: every knob but places and batch sizes, and the digest of the model's bytes."""
+def identity(config: AnyEmbedder, key: str = "embed") -> dict[str, Any]:
+    """What enters fingerprints: every knob but places and batch sizes, and the digest of the model's bytes.
+
+    Raises:
+        LodesetError: the model is not there; it names `key`, the model's place in the configuration.
+    """
     tree = {k: v for k, v in config.model_dump().items() if k not in _PLACES}
     try:
         if isinstance(config, PrecomputedEmbedder):
@@ -33,11 +37,12 @@ def identity(config: AnyEmbedder) -> dict[str, Any]:
             if isinstance(config, OnnxEmbedder) and (weights := _external_weights(Path(config.path))):
                 tree["weights"] = {name: file_digest(str(path)) for name, path in weights.items()}
     except FileNotFoundError as error:
+        what = "embedder" if key == "embed" else "model"
         raise LodesetError(
-            f"no embedder: {error}; check `embed: path:` (relative paths start from the configuration file)"
+            f"no {what}: {error}; check `{key}: path:` (relative paths start from the configuration file)"
         ) from None
     except OSError as error:
-        raise LodesetError(f"the embedder cannot be read: {error}; check `embed: path:`") from error
+        raise LodesetError(f"the model cannot be read: {error}; check `{key}: path:`") from error
     return tree
 
 

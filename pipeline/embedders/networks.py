@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,9 @@ from PIL import Image
 from pipeline.config import OnnxEmbedder, TorchScriptEmbedder
 from pipeline.embedders import Embed
 from pipeline.errors import LodesetError
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 
 def pixels(images: Sequence[Image.Image], config: OnnxEmbedder | TorchScriptEmbedder) -> NDArray[np.float32]:
@@ -25,11 +29,11 @@ def pixels(images: Sequence[Image.Image], config: OnnxEmbedder | TorchScriptEmbe
     return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
 
 
-def onnx(config: OnnxEmbedder, threads: int) -> Embed:
-    """An ONNX network on one worker's `threads` cores.
+def session(path: str, threads: int, key: str) -> onnxruntime.InferenceSession:
+    """An ONNX network on `threads` cores, or on a GPU that onnxruntime was built for; `key` is its place in the configuration.
 
     Raises:
-        LodesetError: the file is missing, broken, or not a network of images to vectors.
+        LodesetError: the file is missing, or broken.
     """
     import onnxruntime
 
@@ -37,24 +41,32 @@ def onnx(config: OnnxEmbedder, threads: int) -> Embed:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    _present(config.path)
+    _present(path, key)
     available = onnxruntime.get_available_providers()
     providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
     try:
-        session = onnxruntime.InferenceSession(config.path, options, providers=providers)
+        return onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:
         # onnxruntime has no public base class for "this file is not a model".
-        raise LodesetError(f"{config.path} is not an ONNX model that can be loaded: {error}") from error
-    source = session.get_inputs()[0].name
+        raise LodesetError(f"{path} is not an ONNX model that can be loaded: {error}") from error
+
+
+def onnx(config: OnnxEmbedder, threads: int) -> Embed:
+    """An ONNX network on one worker's `threads` cores.
+
+    Raises:
+        LodesetError: the file is missing, broken, or not a network of images to vectors.
+    """
+    network = session(config.path, threads, "embed")
+    source = network.get_inputs()[0]
 
     def embed(images: Sequence[Image.Image]) -> NDArray[np.float32]:
         try:
-            (out, *_) = session.run(None, {source: pixels(images, config)})
+            (out, *_) = network.run(None, {source.name: pixels(images, config)})
         except Exception as error:
             shape = [len(images), 3, config.size, config.size]
-            wanted = session.get_inputs()[0].shape
             raise LodesetError(
-                f"{config.path} takes {wanted}, given {shape} (embed.size = {config.size}): {error}"
+                f"{config.path} takes {source.shape}, given {shape} (embed.size = {config.size}): {error}"
             ) from error
         return _matrix(np.asarray(out), config.path)
 
@@ -70,7 +82,7 @@ def torchscript(config: TorchScriptEmbedder, threads: int) -> Embed:
     import torch
 
     torch.set_num_threads(threads)
-    _present(config.path)
+    _present(config.path, "embed")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         module = torch.jit.load(config.path, map_location=device).eval()
@@ -91,10 +103,11 @@ def torchscript(config: TorchScriptEmbedder, threads: int) -> Embed:
     return embed
 
 
-def _present(path: str) -> None:
+def _present(path: str, key: str) -> None:
     if not Path(path).is_file():
+        what = "embedder" if key == "embed" else "model"
         raise LodesetError(
-            f"no embedder at {path}: check `embed: path:` (relative paths start from the configuration file)"
+            f"no {what} at {path}: check `{key}: path:` (relative paths start from the configuration file)"
         )
 
 

@@ -65,7 +65,7 @@ def run(context: Context) -> Outcome:
     )
     identity = (context.config["embedder"], fitted.fingerprint if fitted else "")
     pairs = list(zip(ingested.tables["images"], ingested.tables["locations"], strict=True))
-    keys = [digest(STAGE, VERSION, _ids(context.store, images), *identity) for images, _ in pairs]
+    keys = [digest(STAGE, VERSION, image_ids(context.store, images), *identity) for images, _ in pairs]
     known = _known(context.previous, context, keys)
     work = [(key, Piece(key, *pair, known), pair[0].rows) for key, pair in zip(keys, pairs, strict=True)]
     run_parts = functools.partial(
@@ -75,7 +75,8 @@ def run(context: Context) -> Outcome:
     return _outcome(parts, new)
 
 
-def _ids(store: Store, images: File) -> list[str]:
+def image_ids(store: Store, images: File) -> list[str]:
+    """The images of an ingest part, in its order."""
     return list(store.table([images], ["image_id"]).column(0).to_pylist())
 
 
@@ -97,10 +98,10 @@ def _worker(embedder: Embedder) -> Callable[[Piece], Part]:
     return functools.partial(_embed_part, store, load(embedder.config, embedder.fitted, store, threads=1), embedder)
 
 
-def _places(store: Store, piece: Piece) -> pa.Table:
-    """One location for each image of the part (its first), in the order of the bytes."""
-    owned = store.table([piece.images], ["image_id"])["image_id"]
-    table = store.table([piece.locations])
+def places_of(store: Store, images: File, locations: File) -> pa.Table:
+    """One location for each image of an ingest part (its first), in the order of the bytes."""
+    owned = store.table([images], ["image_id"])["image_id"]
+    table = store.table([locations])
     table = table.filter(pc.is_in(table["image_id"], owned.combine_chunks()))
     first = (
         table.append_column("row", pa.array(np.arange(table.num_rows))).group_by("image_id").aggregate([("row", "min")])
@@ -110,7 +111,7 @@ def _places(store: Store, piece: Piece) -> pa.Table:
 
 def _embed_part(store: Store, embed: Embed, embedder: Embedder, piece: Piece) -> Part:
     started = time.time()
-    places = _places(store, piece)
+    places = places_of(store, piece.images, piece.locations)
     ids = places["image_id"].to_pylist()
     rows = _taken_over(store, piece.known, set(ids))
     wanted = [
@@ -154,7 +155,7 @@ def _taken_over(store: Store, known: Sequence[File], wanted: set[str]) -> dict[s
 
 def _look_up_part(store: Store, config: PrecomputedEmbedder, piece: Piece) -> Part:
     started = time.time()
-    places = _places(store, piece)
+    places = places_of(store, piece.images, piece.locations)
     matrix, found = look_up(config, places.select(["image_id", "uri", "member"]))
     ids = places["image_id"].take(found).to_pylist()
     vectors = normalised(matrix)

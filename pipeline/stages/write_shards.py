@@ -36,7 +36,7 @@ from pipeline.stages.parts import watching
 VERSION = 1
 STAGE = "write_shards"
 BLOCK_IMAGES = 64
-_TAR_RECORD = 512
+TAR_RECORD = 512
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _entries(store: Store, context: Context, why: dict[str, list[dict[str, Any]]
     for name in sets:
         tables = context.inputs[f"images:{name}"].tables
         wanted = pa.array(sorted(left), pa.string())
-        images = _rows_of(store, tables["images"], wanted, ["image_id", "width", "height", "format"])
+        images = _rows_of(store, tables["images"], wanted, ["image_id", "width", "height", "format", "derived_from"])
         said: dict[str, dict[str, Any]] = {}
         rows = store.table(tables.get("metadata", ()), None, records.METADATA).to_pylist()
         for row in sorted(rows, key=lambda r: str(r["source"])):
@@ -161,7 +161,7 @@ def _rows_of(store: Store, files: Sequence[File], wanted: pa.Array, columns: lis
 def _told(image: dict[str, Any], said: dict[str, Any] | None, why: list[dict[str, Any]]) -> str:
     """What the `.json` member says: why the image is there, and what its source said about it. No place, so that the same
     selection gives the same bytes wherever the data lies."""
-    tree: dict[str, Any] = dict(image)
+    tree: dict[str, Any] = {k: v for k, v in image.items() if v is not None}
     if said is not None:
         tree |= {k: said[k] for k in ("label", "caption", "url", "licence") if said[k] is not None}
         if said["extra"] is not None:
@@ -174,14 +174,14 @@ def _told(image: dict[str, Any], said: dict[str, Any] | None, why: list[dict[str
 
 def _filled(entries: Sequence[Entry], limit: int) -> Iterator[list[Entry]]:
     run_: list[Entry] = []
-    size = 2 * _TAR_RECORD
+    size = 2 * TAR_RECORD
     for entry in entries:
         more = sum(
-            _TAR_RECORD + -(-n // _TAR_RECORD) * _TAR_RECORD for n in (entry.place.size_bytes, len(entry.told.encode()))
+            TAR_RECORD + -(-n // TAR_RECORD) * TAR_RECORD for n in (entry.place.size_bytes, len(entry.told.encode()))
         )
         if run_ and size + more > limit:
             yield run_
-            run_, size = [], 2 * _TAR_RECORD
+            run_, size = [], 2 * TAR_RECORD
         run_.append(entry)
         size += more
     if run_:
@@ -205,15 +205,15 @@ def write_shard(store: Store, folder: str, shard: Shard) -> Part:
     payload = {place.image_id: data for place, data in read_images(by_place)}
     rows = []
     relative = f"{folder}/{shard.name}"
-    with store.writing(relative) as sink, _tar(sink) as tar:
+    with store.writing(relative) as sink, open_tar(sink) as tar:
         for entry in shard.entries:
             image_id = entry.place.image_id
             data = payload.pop(image_id)
             rows.append(
-                {"image_id": image_id, "shard": shard.name, "offset": tar.offset + _TAR_RECORD, "size_bytes": len(data)}
+                {"image_id": image_id, "shard": shard.name, "offset": tar.offset + TAR_RECORD, "size_bytes": len(data)}
             )
-            _add(tar, f"{image_id}.{entry.extension}", data)
-            _add(tar, f"{image_id}.json", entry.told.encode())
+            add_member(tar, f"{image_id}.{entry.extension}", data)
+            add_member(tar, f"{image_id}.json", entry.told.encode())
     file = File(relative, len(rows), sink.size_bytes, sink.sha256())
     table = pa.Table.from_pylist(rows, schema=records.SHARDS)
     return store.commit_part(
@@ -221,11 +221,11 @@ def write_shard(store: Store, folder: str, shard: Shard) -> Part:
     )
 
 
-def _tar(sink: HashingFile) -> tarfile.TarFile:
+def open_tar(sink: HashingFile) -> tarfile.TarFile:
     return tarfile.open(fileobj=cast(IO[bytes], sink), mode="w|", format=tarfile.USTAR_FORMAT, bufsize=2**20)
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     """A member whose header holds nothing but name, size and fixed values."""
     entry = tarfile.TarInfo(name)
     entry.size, entry.mode, entry.mtime = len(data), 0o644, 0

@@ -68,6 +68,24 @@ def test_examples_of_every_reason(world: World) -> None:
     ]
 
 
+def test_scores_of_filters_and_what_their_thresholds_drop(world: World, tmp_path: Path) -> None:
+    report = world.report()
+    (one,) = report.scored
+    assert (one.filter, one.keep, one.threshold, one.images, one.dropped) == ("nsfw", "below", 0.88, 19, 1)
+    assert one.edges == tuple(pytest.approx(n / 10) for n in range(11))
+    assert one.counts == (2,) * 9 + (1,)
+    assert [dict(d.scores) for d in report.dropped if d.stage == "filter"] == [{world.ids["tiny.jpg"]: 8.0}]
+    text = Page(world.write(tmp_path / "page.html")).text
+    assert "keeps below 0.88: drops 1 of 19 by itself" in text
+
+    wide = table(records.SCORES, *((world.ids[f"{n:02}.jpg"], "aesthetic", n - 3.0) for n in range(10)))
+    world.add("score", "pool", {"scores": [wide]}, Rows(10, 10), config={"scorers": {"aesthetic": {}}})
+    judging = {"classifiers": {"aesthetic": {"keep": "above", "threshold": 0.0, "place": 0}}}
+    world.add("filter", "pool", {"filtered": []}, Rows(10, 10), config=judging)
+    (one,) = world.report().scored
+    assert (one.dropped, sum(one.counts), one.edges[0], one.edges[-1]) == (3, 10, -3, 6)
+
+
 def test_images_without_vector_are_looked_for_in_every_file(world: World) -> None:
     vectors = world.artifacts["embed/pool"].tables["vectors"]
     ids = world.store.table(vectors)["image_id"]
@@ -133,7 +151,7 @@ def test_pictures_are_bounded_however_much_there_is(world: World) -> None:
         large.add(
             "retrieve", f"s{s}", {"matches": [table(records.MATCHES, *hits)]}, Rows(100, 100), asked, {"mode": "sample"}
         )
-    dropped = table(records.FILTERED, *((names[5000 + n], f"reason-{n % 9}") for n in range(810)))
+    dropped = table(records.FILTERED, *((names[5000 + n], f"reason-{n % 9}", 0.5, 0.6) for n in range(810)))
     large.add("filter", "pool", {"filtered": [dropped]}, Rows(810, 0, {f"reason-{n}": 90 for n in range(9)}))
 
     shown = collect.pictured(large.report())
@@ -279,7 +297,7 @@ def test_what_is_not_finished_is_said_in_a_line(world: World, tmp_path: Path, fi
     world.artifacts = {id_: a for id_, a in world.artifacts.items() if a.stage in done}
     text = Page(world.write(tmp_path / "page.html")).text
     for stage in ORDER[finished:]:
-        if stage in ("embed", "filter", "calibrate"):  # these have no section of their own
+        if stage in ("embed", "score", "filter", "calibrate"):  # these have no section of their own
             continue
         waiting = ", ".join(id_ for id_ in world.stages if id_.startswith(f"{stage}/"))
         assert f"Not finished: {waiting}." in text

@@ -1,0 +1,49 @@
+"""The scores of the filters that look at pixels -> histograms, with what their thresholds drop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from infra.report.charts import ticks
+from infra.report.contents import Scored
+from pipeline.dag.stage import Stage
+from pipeline.dag.store import Artifact, Store
+from pipeline.filters.config import BLUR
+
+BINS = 10  # about as many; their edges are round
+
+
+def scored(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, Artifact]) -> tuple[Scored, ...]:
+    """One a pixel filter, in the order of their names; empty where no filter looks at pixels."""
+    made, judging = artifacts.get("score/pool"), stages.get("filter/pool")
+    if made is None or judging is None:
+        return ()
+    found: dict[str, list[Any]] = {name: [] for name in made.config["scorers"]}
+    for file in made.tables["scores"]:
+        table = store.table([file], ["filter", "score"])
+        for name, values in found.items():
+            values.append(table["score"].filter(pc.equal(table["filter"], name)).to_numpy())
+    joined = {name: np.concatenate(values) for name, values in found.items() if values}
+    return tuple(_scored(name, values, judging.config) for name, values in sorted(joined.items()) if len(values))
+
+
+def _scored(name: str, values: Any, config: Mapping[str, Any]) -> Scored:
+    threshold, keep = _threshold(name, config)
+    values = values.astype(np.float64)
+    dropped = values < threshold if keep == "above" else values >= threshold
+    low, high = float(values.min()), float(values.max())
+    edges = ticks(0.0, 1.0, BINS + 1) if low >= 0 and high <= 1 else ticks(low, high, BINS + 1)
+    counts = np.histogram(values, edges)[0]
+    return Scored(name, keep, threshold, len(values), int(dropped.sum()), tuple(edges), tuple(int(n) for n in counts))
+
+
+def _threshold(name: str, config: Mapping[str, Any]) -> tuple[float, str]:
+    """What the configuration says of a filter, and which side it keeps."""
+    if name == BLUR:
+        return float(config["min_sharpness"]), "above"
+    one = config["classifiers"][name]
+    return float(one["threshold"]), str(one["keep"])

@@ -1,0 +1,109 @@
+"""ONNX files as classifiers: NSFW, watermark, aesthetics, ... B images, C numbers an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import OnnxEmbedder
+from pipeline.embedders import make, networks
+from pipeline.errors import LodesetError
+from pipeline.filters.config import Classifier
+
+Floats = NDArray[np.float32]
+
+
+def network(config: Classifier) -> OnnxEmbedder:
+    """The part that classifiers share with embedders: the file, and how pixels go in."""
+    return OnnxEmbedder(
+        kind="onnx", path=config.path, size=config.size, mean=config.mean, std=config.std, batch=config.batch
+    )
+
+
+def identity(config: Classifier) -> dict[str, Any]:
+    """What scores depend on: the model's bytes, how pixels go in and which number comes out; no threshold."""
+    return {
+        **make.identity(network(config), _key(config)),
+        **config.model_dump(include={"output", "index", "activation"}),
+    }
+
+
+def classifier(config: Classifier, threads: int) -> Callable[[Sequence[Floats]], Floats]:
+    """A function of inputs [3, size, size] (`networks.pixels`), any number of them, that returns their scores, float32 [B].
+
+    Raises:
+        LodesetError: the file is missing or broken, it is not a network of images to numbers, it does not say which of
+            several outputs or numbers is meant, or it gives a score that is no finite number.
+    """
+    session = networks.session(config.path, threads, _key(config))
+    source, output = session.get_inputs()[0], _output(config, [one.name for one in session.get_outputs()])
+
+    def score(inputs: Sequence[Floats]) -> Floats:
+        scores = []
+        for start in range(0, len(inputs), config.batch):
+            batch = np.stack(inputs[start : start + config.batch])
+            try:
+                (out,) = session.run([output], {source.name: batch})
+            except Exception as error:
+                raise LodesetError(
+                    f"{_told(config)} takes {source.shape}, given {list(batch.shape)} (size = {config.size}, "
+                    f"batch = {config.batch}): {error}"
+                ) from error
+            scores.append(_scores(np.asarray(out), len(batch), config))
+        return np.concatenate(scores) if scores else np.zeros(0, np.float32)
+
+    return score
+
+
+def _key(config: Classifier) -> str:
+    return f"filter.classifiers ({config.name})"
+
+
+def _told(config: Classifier) -> str:
+    return f"the classifier {config.name} ({config.path})"
+
+
+def _output(config: Classifier, names: Sequence[str]) -> str:
+    if config.output is None and len(names) == 1:
+        return names[0]
+    if config.output is None:
+        raise LodesetError(f"{_told(config)} has the outputs {', '.join(names)}: say which with `output`")
+    if config.output not in names:
+        raise LodesetError(f"{_told(config)} has no output {config.output}; there are: {', '.join(names)}")
+    return config.output
+
+
+def _scores(out: NDArray[Any], images: int, config: Classifier) -> Floats:
+    """The network's numbers [B, C] or [B] -> scores [B]."""
+    if out.ndim not in (1, 2) or out.shape[0] != images or not np.issubdtype(out.dtype, np.floating):
+        raise LodesetError(
+            f"{_told(config)} gives {out.dtype} {list(out.shape)} for {images} images; a classifier gives one number, or C, "
+            f"for each: float [{images}, C]"
+        )
+    numbers = out.reshape(images, -1).astype(np.float64)
+    many = numbers.shape[1]
+    if config.index is None and many != 1:
+        raise LodesetError(f"{_told(config)} gives {many} numbers for each image: say which is the score with `index`")
+    index = config.index or 0
+    if index >= many:
+        raise LodesetError(f"{_told(config)} gives {many} numbers for each image, and has no index {index}")
+    if config.activation == "softmax":
+        if many == 1:
+            raise LodesetError(
+                f"{_told(config)} gives one number for each image, whose softmax is always 1: use sigmoid"
+            )
+        raised = np.exp(numbers - numbers.max(axis=1, keepdims=True))
+        numbers = raised / raised.sum(axis=1, keepdims=True)
+    elif config.activation == "sigmoid":
+        numbers = 0.5 * (1 + np.tanh(numbers / 2))  # does not overflow
+    scores = numbers[:, index].astype(np.float32)
+    if not np.isfinite(scores).all():
+        bad = scores[~np.isfinite(scores)][0]
+        raise LodesetError(
+            f"{_told(config)} gives the score {bad}, which cannot be compared with a threshold: check size, mean and std, "
+            "or whether the file is sound"
+        )
+    return scores
