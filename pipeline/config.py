@@ -12,15 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ConfigError
-
-
-class Strict(BaseModel):
-    """A section of the configuration: immutable, and no key goes unread."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+from pipeline.selection import Expected, Selection
+from pipeline.strict import Strict as Strict  # the sections of other packages take it from here
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -71,6 +67,7 @@ class CuratedSet(Source):
     name: Name
     include: bool = Field(False, description="whether the set's own images go into the shards too")
     retrieve: Retrieve = AsIs()
+    expected: Expected | None = Field(None, description="figures that `plan` compares with; changes no result")
 
     @model_validator(mode="after")
     def _does_something(self) -> CuratedSet:
@@ -245,6 +242,7 @@ class CurationConfig(Strict):
     filter: Filter = Filter()
     dedup: Dedup = Dedup()
     cluster: Clustering = Clustering()
+    selection: Selection = Selection()
     shards: Shards = Shards()
     resources: Resources = Resources()
 
