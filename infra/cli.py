@@ -206,7 +206,11 @@ def _show_status(entries: list[dict[str, Any]], as_json: bool) -> None:
     show_retrieval(out, entries)
     for entry in entries:
         for warning in entry["details"].get("warnings", ()):
-            err.print(f"[yellow]warning:[/] {entry['stage']}/{entry['set']}: {escape(warning)}", highlight=False, soft_wrap=True)
+            err.print(
+                f"[yellow]warning:[/] {entry['stage']}/{entry['set']}: {escape(warning)}",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 @app.command()

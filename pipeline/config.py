@@ -18,7 +18,6 @@ from pipeline.errors import ConfigError
 from pipeline.selection import Expected, Selection
 from pipeline.strict import Strict as Strict  # the sections of other packages take it from here
 
-
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 

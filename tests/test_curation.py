@@ -131,6 +131,47 @@ def test_one_keeper_a_group(finished: dict[str, dict[str, Any]]) -> None:
             assert not kept
 
 
+def test_leaks_say_who_leaked_into_what(finished: dict[str, dict[str, Any]], truth: Truth, world: Path) -> None:
+    entry = finished["dedup/pool"]
+    leaks = rows(entry, "leaks")
+    keys = [(row["set"], row["image_id"], row["pool_image_id"]) for row in leaks]
+    assert len(keys) == len(set(keys))
+    lost = {row["image_id"]: row["reason"] for row in rows(entry, "duplicates") if row["reason"] != "near" and not row["kept"]}
+    assert {row["pool_image_id"] for row in leaks} == set(lost) and set(truth.leaked) <= set(lost)
+    for name, counts in entry["details"]["leaks"].items():
+        mine = [row for row in leaks if row["set"] == name]
+        owned = {row["image_id"] for row in rows(finished[f"ingest/{name}"], "images")}
+        assert {row["image_id"] for row in mine} <= owned
+        assert counts["dropped"] == len({row["pool_image_id"] for row in mine})
+        assert {lost[row["pool_image_id"]] for row in mine} <= {counts["role"]}
+    leaked = next(row for row in leaks if row["pool_image_id"] in truth.leaked)
+    steps = json.loads(lodeset("trace", world / "lodeset.yaml", leaked["pool_image_id"], "--json")[0])["steps"]
+    assert leaked["set"] in {step["set"] for step in steps if step["table"] == "leaks"}
+
+
+def test_what_sets_asked_and_got_adds_up(finished: dict[str, dict[str, Any]], world: Path) -> None:
+    sets = {e["set"]: e["details"] for e in finished.values() if e["stage"] == "retrieve"}
+    everything = sets.pop("all")
+    selected = rows(finished["retrieve/all"], "selected")
+    for name, told in sets.items():
+        assert told["asked"] == told["distinct"] + told["collisions"] + told["short"] + told["capped"]
+        assert told["distinct"] == sum(r["set"] == name and r["mode"] != "as_is" for r in selected)
+        assert told["distinct"] == finished[f"retrieve/{name}"]["rows"]["kept"]
+    holders: dict[str, int] = {}
+    for row in selected:
+        holders[row["image_id"]] = holders.get(row["image_id"], 0) + 1
+    assert everything["shared"] == sum(n > 1 for n in holders.values())
+    assert everything["distinct"] == len(holders) == len(rows(finished["write_shards/all"], "index"))
+    out = lodeset("status", world / "lodeset.yaml")[0]
+    in_all = next(line for line in out.splitlines() if line.startswith("in all"))
+    figures = [int(word.replace(",", "")) for word in in_all.split()[2:]]
+    assert figures == [everything[key] for key in ("asked", "distinct", "collisions", "short", "capped", "shared")] or (
+        figures[1] == sum(told["distinct"] for told in sets.values())
+    )
+    composed = json.loads(lodeset("plan", world / "lodeset.yaml", "--json")[0])["composition"]
+    assert composed["final"] == len(selected) and composed["unknown"] == []
+
+
 def test_edges_are_ordered_pairs(finished: dict[str, dict[str, Any]]) -> None:
     edges = rows(finished["dedup/pool"], "edges")
     pairs = [(row["image_id_a"], row["image_id_b"]) for row in edges]

@@ -43,7 +43,9 @@ def leaks_of(universe: Universe, component: Ints, pairs: Pairs, roles: Mapping[s
     holders = _holders(universe, by_reference, roles)
     owned = np.zeros(len(component), bool)
     owned[component[holders.node]] = True
-    dropped = np.where(by_reference, universe.pool | universe.included, universe.pool & ~universe.included & owned[component])
+    dropped = np.where(
+        by_reference, universe.pool | universe.included, universe.pool & ~universe.included & owned[component]
+    )
 
     own = np.flatnonzero(dropped & universe.reference)  # the same bytes
     a, b = pairs.a[pairs.linked], pairs.b[pairs.linked]

@@ -257,14 +257,17 @@ def run_all(context: Context) -> Outcome:
     distinct = pc.count_distinct(wanted["image_id"]).as_py()
     part = store.commit_part(STAGE, digest(STAGE, VERSION, "all", context.fingerprint), {"selected": selected})
     twice = wanted.num_rows - distinct
-    by_set = {name: 0 for name in sorted({*pc.unique(wanted["set"]).to_pylist(), *context.config["sets"]})}
+    by_set = dict.fromkeys(sorted({*pc.unique(wanted["set"]).to_pylist(), *context.config["sets"]}), 0)
     by_set |= {c["values"]: c["counts"] for c in pc.value_counts(wanted["set"].filter(several)).to_pylist()}
     return Outcome(
         tables={"selected": (part.files["selected"],)},
         rows=Rows(taken=wanted.num_rows, kept=distinct, dropped={"several_sets": twice} if twice else {}),
         details={
             "distinct": distinct,
-            **{key: sum(a.details[key] for a in retrieved) for key in ("asked", "retrieved", "collisions", "short", "capped")},
+            **{
+                key: sum(a.details[key] for a in retrieved)
+                for key in ("asked", "retrieved", "collisions", "short", "capped")
+            },
             "shared": pc.count_distinct(wanted["image_id"].filter(several)).as_py(),
             "shared_by_set": by_set,
         },
@@ -273,9 +276,7 @@ def run_all(context: Context) -> Outcome:
 
 def _resolved(matches: pa.Table) -> pa.Table:
     """One row an image: that of the query which finds it most similar (then the smaller query_id)."""
-    return _first(
-        matches.sort_by([("image_id", "ascending"), ("similarity", "descending"), ("query_id", "ascending")])
-    )
+    return _first(matches.sort_by([("image_id", "ascending"), ("similarity", "descending"), ("query_id", "ascending")]))
 
 
 def _best(wanted: pa.Table) -> pa.Table:
@@ -287,7 +288,9 @@ def _best(wanted: pa.Table) -> pa.Table:
 
 def _first(ordered: pa.Table) -> pa.Table:
     """The first row of each image_id."""
-    return ordered.filter(pa.array(np.r_[np.ones(min(1, ordered.num_rows), bool), ~_like_the_one_before(ordered["image_id"])]))
+    return ordered.filter(
+        pa.array(np.r_[np.ones(min(1, ordered.num_rows), bool), ~_like_the_one_before(ordered["image_id"])])
+    )
 
 
 def _wanted_by_several(ids: pa.ChunkedArray) -> pa.Array:

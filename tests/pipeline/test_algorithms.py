@@ -185,7 +185,9 @@ def test_draw_takes_what_there_is_and_shares_a_limit() -> None:
 @given(
     st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(1, 40), st.integers(1, 120), st.integers(0, 2**63)
 )
-def test_draw_is_that_of_plain_loops_in_any_order_of_the_rows(sizes: list[int], each: int, limit: int, seed: int) -> None:
+def test_draw_is_that_of_plain_loops_in_any_order_of_the_rows(
+    sizes: list[int], each: int, limit: int, seed: int
+) -> None:
     plain: dict[int, list[bytes]] = {}
     clusters, ids = members(*enumerate(sizes))
     keys = dict(zip(ids.tolist(), sampling.seeded_keys(ids, seed).tolist(), strict=True))

@@ -62,7 +62,9 @@ def by_hand(store: Store, stage: str, tables: dict[str, list[pa.Table]], details
     return artifact(stage, "x", Outcome(files, Rows(1, 1), details=details or {}))
 
 
-def planted(folder: Path, patch: pytest.MonkeyPatch, order: int = 0, queries: int = QUERIES, pool: int = POOL) -> Planted:
+def planted(
+    folder: Path, patch: pytest.MonkeyPatch, order: int = 0, queries: int = QUERIES, pool: int = POOL
+) -> Planted:
     without_engine(retrieve, patch)
     rng = np.random.default_rng(5)
     vectors = normalised(rng.normal(size=(pool, WIDTH)).astype(np.float32))
