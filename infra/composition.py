@@ -74,7 +74,12 @@ def compose(config: Config, store: Store, artifacts: Mapping[str, Artifact]) -> 
         images, basis = _images(store, artifacts, one)
         if one.include:
             published = one.expected.images if one.expected else None
-            rows.append(Row(one.name, "as_is", images, None, images, basis, published))
+            together = artifacts.get("retrieve/all")
+            if together is None:
+                rows.append(Row(one.name, "as_is", images, None, images, basis, published))
+            else:
+                left = int(together.details["as_is_by_set"][one.name])
+                rows.append(Row(one.name, "as_is", images, None, left, "measured", published))
         if not isinstance(one.retrieve, AsIs):
             retrieved, final, how = _retrieved(store, artifacts, one, images, basis, pool)
             published = one.expected.final if one.expected else None

@@ -58,9 +58,9 @@ def show_retrieval(out: Console, entries: Sequence[Mapping[str, Any]]) -> None:
         everything = done.get("all", {})
         shared = everything.get("shared_by_set", {})
         for name, details in sets.items():
-            table.add_row(escape(name), *(f"{details[key]:,}" for key in keys), _figure(shared.get(name)))
+            table.add_row(escape(name), *(_figure(details[key]) for key in keys), _figure(shared.get(name)))
         total = (sum(details[key] for details in sets.values()) for key in keys)
-        table.add_row("in all", *map(_figure, total), _figure(everything.get("shared")), style="bold")
+        table.add_row("all sets", *map(_figure, total), _figure(everything.get("shared")), style="bold")
         out.print(table)
     for entry in entries:
         for name, leak in entry["details"].get("leaks", {}).items():

@@ -257,8 +257,7 @@ def run_all(context: Context) -> Outcome:
     distinct = pc.count_distinct(wanted["image_id"]).as_py()
     part = store.commit_part(STAGE, digest(STAGE, VERSION, "all", context.fingerprint), {"selected": selected})
     twice = wanted.num_rows - distinct
-    by_set = dict.fromkeys(sorted({*pc.unique(wanted["set"]).to_pylist(), *context.config["sets"]}), 0)
-    by_set |= {c["values"]: c["counts"] for c in pc.value_counts(wanted["set"].filter(several)).to_pylist()}
+    sets = sorted({*pc.unique(wanted["set"]).to_pylist(), *context.config["sets"]})
     return Outcome(
         tables={"selected": (part.files["selected"],)},
         rows=Rows(taken=wanted.num_rows, kept=distinct, dropped={"several_sets": twice} if twice else {}),
@@ -269,9 +268,15 @@ def run_all(context: Context) -> Outcome:
                 for key in ("asked", "retrieved", "collisions", "short", "capped")
             },
             "shared": pc.count_distinct(wanted["image_id"].filter(several)).as_py(),
-            "shared_by_set": by_set,
+            "shared_by_set": _by_set(wanted.filter(several), sets),
+            "as_is_by_set": _by_set(wanted.filter(pc.equal(wanted["mode"], "as_is")), sets),
         },
     )
+
+
+def _by_set(rows: pa.Table, sets: Sequence[str]) -> dict[str, int]:
+    counts = {c["values"]: c["counts"] for c in pc.value_counts(rows["set"]).to_pylist()}
+    return {name: counts.get(name, 0) for name in sets}
 
 
 def _resolved(matches: pa.Table) -> pa.Table:

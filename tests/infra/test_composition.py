@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from infra import api, cli
-from infra.composition import Composition, Row
+from infra.composition import Composition, Row, compose
 from pipeline.dag.fingerprint import canonical
 from pipeline.dag.store import Artifact, Rows
 from pipeline.errors import LodesetError
@@ -150,13 +151,12 @@ def test_clusters_of_an_earlier_run_meet_another_limit(config: Path) -> None:
 
 def test_a_finished_set_tells_what_it_got(config: Path) -> None:
     opened = api.open_config(config)
-    from infra.composition import compose
-
     done = Artifact(
         "retrieve", "birds", 2, "f", {}, {}, {}, Rows(6, 5), {}, {"asked": 6, "retrieved": 6, "distinct": 5}, 1.0, 1.0
     )
-    row = compose(opened.config, opened.store, {"retrieve/birds": done}).rows[1]
-    assert (row.retrieved, row.final, row.basis) == (6, 5, "measured")
+    together = replace(done, set="all", details={"as_is_by_set": {"birds": 2, "cats": 0}})
+    rows = compose(opened.config, opened.store, {"retrieve/birds": done, "retrieve/all": together}).rows
+    assert [(row.retrieved, row.final, row.basis) for row in rows[:2]] == [(None, 2, "measured"), (6, 5, "measured")]
 
 
 def test_expected_figures_change_no_result(config: Path) -> None:
