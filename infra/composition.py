@@ -68,7 +68,8 @@ class Composition:
 
 def compose(config: Config, store: Store, artifacts: Mapping[str, Artifact]) -> Composition:
     """The rows in the order of the configuration; `artifacts` are the finished stages by id (none is needed)."""
-    pool = _counted(store, artifacts, "pool")
+    limit = config.ingest.limit
+    pool = min((n for n in (_counted(store, artifacts, "pool"), limit) if n is not None), default=None)
     rows: list[Row] = []
     for one in config.curated:
         images, basis = _images(store, artifacts, one)

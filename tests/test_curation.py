@@ -210,6 +210,9 @@ def test_shards_are_what_plain_webdataset_reads(finished: dict[str, dict[str, An
             with open(row["uri"], "rb") as file:
                 file.seek(row["offset"])
                 sources[row["image_id"]] = file.read(row["size_bytes"])
+    wanted: dict[str, list[str]] = {}
+    for row in rows(finished["retrieve/all"], "selected"):
+        wanted.setdefault(row["image_id"], []).append(row["set"])
     read = {}
     assert len(entry["tables"]["shards"]) > 3
     for sample in webdataset.WebDataset(entry["tables"]["shards"], shardshuffle=False):
@@ -217,7 +220,8 @@ def test_shards_are_what_plain_webdataset_reads(finished: dict[str, dict[str, An
         assert sample[extension] == sources[sample["__key__"]]
         told = json.loads(sample["json"])
         assert told["image_id"] == sample["__key__"]
-        assert told["selected"]
+        assert [why["set"] for why in told["selected"]] == wanted[sample["__key__"]]
+        assert sample["__key__"] not in read, "one entry, however many sets want it"
         read[sample["__key__"]] = sample[extension]
     index = rows(entry, "index")
     assert {row["image_id"] for row in index} == set(read)

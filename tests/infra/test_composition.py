@@ -136,6 +136,7 @@ def test_what_was_ingested_before_is_reckoned_with(config: Path) -> None:
     assert composed(config, "curated.0.retrieve.k=5").rows[1].final == 1500
     remember(config, "ingest/pool", 450)
     assert composed(config).rows[1] == Row("birds", "sample", 300, 600, 450, "2 x N, no more than the pool's 450", None)
+    assert composed(config, "ingest.limit=50").rows[1].final == 50
     told = planned(config)
     assert told["composition"]["final"] == 750 and told["missing"] == [] and told["stages"]
     done = CliRunner().invoke(cli.app, ["plan", str(config)], catch_exceptions=False)
