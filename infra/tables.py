@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def show_composition(out: Console, composed: Composition) -> None:
     difference = (_figure(told["expected"]), _signed(told["difference"])) if compared else ()
     without = f"without {', '.join(told['unknown'])}" if told["unknown"] else ""
     table.add_row("total", "", "", "", _figure(told["final"]), *difference, escape(without), style="bold")
-    out.print(table)
+    _print_whole(out, table)
     out.print("a sum over rows: an image that several sets want counts in each", style="dim")
 
 
@@ -61,13 +62,19 @@ def show_retrieval(out: Console, entries: Sequence[Mapping[str, Any]]) -> None:
             table.add_row(escape(name), *(_figure(details[key]) for key in keys), _figure(shared.get(name)))
         total = (sum(details[key] for details in sets.values()) for key in keys)
         table.add_row("all sets", *map(_figure, total), _figure(everything.get("shared")), style="bold")
-        out.print(table)
+        _print_whole(out, table)
     for entry in entries:
         for name, leak in entry["details"].get("leaks", {}).items():
             out.print(
                 f"{escape(name)} ({leak['role']}): {leak['dropped']:,} images dropped as copies of {leak['images']:,} of its images",
                 highlight=False,
             )
+
+
+def _print_whole(out: Console, table: Table) -> None:
+    """As wide as it is: a name cut short, or a row over three lines, cannot be searched for in a file or a pipe."""
+    table.width = Measurement.get(out, out.options.update(width=1_000), table).maximum
+    out.print(table, soft_wrap=True)
 
 
 def _figure(value: int | None) -> str:
