@@ -18,6 +18,7 @@ from infra.template import TEMPLATE
 from pipeline.errors import ConfigError, LodesetError
 
 if TYPE_CHECKING:
+    from infra.composition import Composition
     from infra.doctor import Check
     from infra.estimate import Estimate
     from pipeline.dag.runner import Decision, Event
@@ -33,6 +34,7 @@ class Opened:
     config: Config
     stages: Mapping[str, Stage]
     store: Store
+    missing: tuple[str, ...] = ()  # why there is no graph, where that was asked for: a source or a model is not there
 
 
 def init(path: str | Path = "lodeset.yaml", force: bool = False) -> Path:
@@ -59,9 +61,16 @@ def schema() -> dict[str, Any]:
 
 
 def open_config(
-    path: str | Path, overrides: tuple[str, ...] = (), until: str | None = None, limit: int | None = None
+    path: str | Path,
+    overrides: tuple[str, ...] = (),
+    until: str | None = None,
+    limit: int | None = None,
+    without_sources: bool = False,
 ) -> Opened:
     """Reads a configuration, lists its sources and builds the graph; runs nothing.
+
+    `without_sources` opens a configuration that says what its sets are `expected` to hold even where sources or models
+    are not there: without stages, and with what is `missing`.
 
     Raises:
         ConfigError: the file, a key, a value, or `until` is wrong.
@@ -74,7 +83,14 @@ def open_config(
     if limit is not None:
         overrides = (*overrides, f"ingest.limit={limit}")
     config = read(path, overrides)
-    stages = dag.build(config)
+    try:
+        stages = dag.build(config)
+    except ConfigError:
+        raise
+    except LodesetError as error:
+        if not without_sources or not any(one.expected for one in config.curated):
+            raise
+        return Opened(Path(path), config, {}, Store(config.store), missing_sources(config) or (str(error),))
     names = sorted({stage.name for stage in stages.values()})
     if until is not None and until not in names:
         raise ConfigError(f"--until {until}: no such stage in this configuration; there are: {', '.join(names)}")
@@ -95,6 +111,27 @@ def plan(opened: Opened, fresh: bool = False) -> list[tuple[Decision, Estimate]]
 
     decisions = decide(opened.store, opened.stages, fresh)
     return list(zip(decisions.values(), estimates(opened.store, decisions, cpus_of(opened.config)), strict=True))
+
+
+def missing_sources(config: Config) -> tuple[str, ...]:
+    """One message a set whose sources cannot be listed."""
+    from pipeline.graph import sets_of
+    from pipeline.sources.listing import expand
+
+    found = []
+    for name, sources in sets_of(config).items():
+        try:
+            expand(sources, name)
+        except LodesetError as error:
+            found.append(str(error))
+    return tuple(found)
+
+
+def composition(opened: Opened) -> Composition:
+    """How many images each curated set will bring, or brought, beside what is expected of it; needs no data."""
+    from infra.composition import compose
+
+    return compose(opened.config, opened.store, artifacts(opened))
 
 
 def run(opened: Opened, watch: Callable[[Event], None], fresh: bool = False) -> dict[str, Artifact]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,11 +17,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from infra import api
+from infra.tables import composition_tree, show_composition, show_retrieval
 from pipeline.errors import LodesetError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 out = Console()
 err = Console(stderr=True)
+MISSING_SHOWN = 5  # sources that are not there, of which `plan` tells
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a lodeset.yaml (`lodeset init` writes one)")]
 Set = Annotated[
@@ -92,7 +94,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Show what would run and why, with estimated time and bytes; spends nothing."""
-    rows = api.plan(_open(config, set_, limit, until), fresh)
+    opened = api.open_config(config, tuple(set_ or ()), until, limit, without_sources=True)
+    rows, composed = api.plan(opened, fresh), api.composition(opened)
     if as_json:
         _print_json(
             {
@@ -100,9 +103,16 @@ def plan(
                     {"stage": d.stage.name, "set": d.stage.set, "action": d.action, "reason": d.reason, "images": e.images,
                      "images_guessed": e.images_guessed, "seconds": e.seconds, "size_bytes": e.size_bytes}
                     for d, e in rows
-                ]
+                ],
+                "composition": composition_tree(composed),
+                "missing": list(opened.missing),
             }
         )  # fmt: skip
+        return
+    if composed.known:
+        show_composition(out, composed)
+    if opened.missing:
+        _show_missing(opened.missing)
         return
     table = Table("stage", "action", "why", "images", "time", "stores", box=None, pad_edge=False)
     colours = {"finished": "dim", "taken over": "cyan", "run": "bold", "wait": ""}
@@ -123,6 +133,14 @@ def plan(
     else:
         then = f"; also {', '.join(also)}, where what they read changes" if also else ""
         out.print(f"would run {', '.join(changed)}{then}", highlight=False, soft_wrap=True)
+
+
+def _show_missing(messages: Sequence[str]) -> None:
+    err.print(f"[yellow]not ready to run:[/] {len(messages)} missing:", highlight=False)
+    for message in messages[:MISSING_SHOWN]:
+        err.print(f"  {escape(message)}", highlight=False, soft_wrap=True)
+    if len(messages) > MISSING_SHOWN:
+        err.print(f"  and {len(messages) - MISSING_SHOWN} more (`--json` lists all)", highlight=False)
 
 
 def _seconds(seconds: float | None) -> str:
@@ -185,6 +203,14 @@ def _show_status(entries: list[dict[str, Any]], as_json: bool) -> None:
         dropped = ", ".join(f"{reason} {count:,}" for reason, count in rows["dropped"].items())
         table.add_row(id_, f"{rows['in']:,}", f"{rows['kept']:,}", dropped, f"{entry['seconds']:.1f}")
     out.print(table)
+    show_retrieval(out, entries)
+    for entry in entries:
+        for warning in entry["details"].get("warnings", ()):
+            err.print(
+                f"[yellow]warning:[/] {entry['stage']}/{entry['set']}: {escape(warning)}",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 @app.command()

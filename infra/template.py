@@ -19,6 +19,8 @@ pool:                             # the uncurated images: folders, tars (WebData
 #     uri: landmarks/
 #     retrieve: {mode: cluster, per_cluster: 10000, min_matches: 4, limit: 1000000}
 
+# selection: {shared: each}       # an image that several sets want: `each` has it (stored once), or the `best` match alone
+
 # Images whose near-duplicates must never reach training.
 # reference:
 #   - {name: flowers-test, uri: flowers-test/}

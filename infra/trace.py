@@ -63,7 +63,11 @@ _TABLES: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "embed_dedup": (("vectors", ("image_id",)),),
     "score": (("scores", ("image_id",)),),
     "filter": (("filtered", ("image_id",)),),
-    "dedup": (("duplicates", ("image_id",)), ("edges", ("image_id_a", "image_id_b"))),
+    "dedup": (
+        ("duplicates", ("image_id",)),
+        ("leaks", ("pool_image_id", "image_id")),
+        ("edges", ("image_id_a", "image_id_b")),
+    ),
     "cluster": (("clusters", ("image_id",)),),
     "retrieve": (("matches", ("image_id", "query_id")), ("selected", ("image_id", "query_id"))),
     "write_shards": (("index", ("image_id",)),),

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from pipeline.errors import ConfigError
 from pipeline.filters.config import Filter
+from pipeline.selection import Expected, Selection
 from pipeline.strict import Strict as Strict  # the sections of other packages take it from here
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -66,6 +67,7 @@ class CuratedSet(Source):
     name: Name
     include: bool = Field(False, description="whether the set's own images go into the shards too")
     retrieve: Retrieve = AsIs()
+    expected: Expected | None = Field(None, description="figures that `plan` compares with; changes no result")
 
     @model_validator(mode="after")
     def _does_something(self) -> CuratedSet:
@@ -236,6 +238,7 @@ class CurationConfig(Strict):
     filter: Filter = Filter()
     dedup: Dedup = Dedup()
     cluster: Clustering = Clustering()
+    selection: Selection = Selection()
     shards: Shards = Shards()
     resources: Resources = Resources()
 

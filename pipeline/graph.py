@@ -359,7 +359,11 @@ def _retrieve_all(
     config: CurationConfig, ingested: dict[str, Stage], unique: Stage, retrieved: dict[str, Stage]
 ) -> Stage:
     included = [one.name for one in config.curated if one.include]
-    knobs: dict[str, Any] = {"everything": not config.curated, "sets": sorted(retrieved)}
+    knobs: dict[str, Any] = {
+        "everything": not config.curated,
+        "sets": sorted(retrieved),
+        "shared": config.selection.shared,
+    }
     return Stage(
         "retrieve",
         "all",

@@ -12,6 +12,7 @@
 | filtered | image_id | filter |
 | edges | image_id_a < image_id_b | dedup |
 | duplicates | image_id | dedup |
+| leaks | set, image_id, pool_image_id | dedup |
 | clusters | image_id | cluster |
 | matches | image_id, set, query_id | retrieve, one artifact a curated set |
 | selected | image_id, set | retrieve, `all` |
@@ -111,6 +112,19 @@ DUPLICATES = pa.schema(
         ("reason", pa.string()),  # unique, near, reference, included
         ("matched_id", pa.string()),
         ("similarity", pa.float32()),
+    ]
+)
+
+# Who leaked into what: `image_id` is an image of the reference or included set `set`, `pool_image_id` the copy that is
+# dropped because of it (of the pool, or of an included set that a reference set meets). Neither similarity nor
+# verified: other copies link the two, or their hashes alone do.
+LEAKS = pa.schema(
+    [
+        ("set", pa.string()),
+        ("image_id", pa.string()),
+        ("pool_image_id", pa.string()),
+        ("similarity", pa.float32()),
+        ("verified", pa.bool_()),
     ]
 )
 

@@ -200,8 +200,10 @@ def _curate(world: World) -> None:
         "groups": 2,
         "largest_group": 3,
         "leaked_by_set": {"test-set": 1},
+        "leaks": {"test-set": {"role": "reference", "dropped": 1, "images": 1}},
     }
-    tables = {"duplicates": [table(records.DUPLICATES, *duplicates)], "edges": [edges]}
+    leaks = table(records.LEAKS, ("test-set", ids["ref.jpg"], ids["leak.jpg"], 0.9, True))
+    tables = {"duplicates": [table(records.DUPLICATES, *duplicates)], "edges": [edges], "leaks": [leaks]}
     world.add("dedup", "pool", tables, Rows(13, 9, {"near": 3, "reference": 1}), found, config)
 
     clusters = [
@@ -217,10 +219,12 @@ def _curate(world: World) -> None:
         "flowers",
         {"matches": [matches]},
         Rows(9, 8, {"collision": 1}),
-        {"asked": 10, "distinct": 8},
+        {"asked": 10, "retrieved": 9, "distinct": 8, "collisions": 1, "short": 1, "capped": 0},
         {"mode": "sample", "k": 9},
     )
-    world.add("retrieve", "all", {"selected": []}, Rows(8, 8), {"distinct": 8})
+    world.add(
+        "retrieve", "all", {"selected": []}, Rows(8, 8), {"distinct": 8, "shared": 3, "shared_by_set": {"flowers": 3}}
+    )
     shards = [File(f"shards/x/shard-{n:06}.tar", 1, 2048, f"{n:064}") for n in range(23)]
     world.add(
         "write_shards",

@@ -114,6 +114,13 @@ def test_a_tiny_network_too_many_clusters_and_an_empty_curated_set(tmp_path: Pat
     # A reference set equal to the pool leaves nothing, and says so.
     code, _, err = lodeset("run", config(tmp_path, base + "reference: [{name: same, uri: pool.tar}]"))
     assert (code, "reference" in err) == (1, True), err
+    looking = base + "curated: [{name: some, uri: pool.tar, retrieve: {mode: sample, k: 50}}]\n"
+    code, _, err = lodeset("run", config(tmp_path, looking + "reference: [{name: same, uri: pool.tar}]"))
+    assert (code, "{'reference': 6}): `some` has nothing" in err) == (1, True), err
+    # More than there is: all of it, and a warning with the numbers.
+    code, out, err = lodeset("run", config(tmp_path, looking))
+    assert (code, "k = 50 is more than the 6 pool images" in err) == (0, True), err
+    assert "some 300 6 30 264 0 0" in " ".join(out.split()), out
     code, _, err = lodeset("run", config(tmp_path, base), "--json")
     assert code == 0, err
 

@@ -131,6 +131,52 @@ def test_one_keeper_a_group(finished: dict[str, dict[str, Any]]) -> None:
             assert not kept
 
 
+def test_leaks_say_who_leaked_into_what(finished: dict[str, dict[str, Any]], truth: Truth, world: Path) -> None:
+    entry = finished["dedup/pool"]
+    leaks = rows(entry, "leaks")
+    keys = [(row["set"], row["image_id"], row["pool_image_id"]) for row in leaks]
+    assert len(keys) == len(set(keys))
+    lost = {
+        row["image_id"]: row["reason"]
+        for row in rows(entry, "duplicates")
+        if row["reason"] != "near" and not row["kept"]
+    }
+    assert {row["pool_image_id"] for row in leaks} == set(lost) and set(truth.leaked) <= set(lost)
+    for name, counts in entry["details"]["leaks"].items():
+        mine = [row for row in leaks if row["set"] == name]
+        owned = {row["image_id"] for row in rows(finished[f"ingest/{name}"], "images")}
+        assert {row["image_id"] for row in mine} <= owned
+        assert counts["dropped"] == len({row["pool_image_id"] for row in mine})
+        assert {lost[row["pool_image_id"]] for row in mine} <= {counts["role"]}
+    leaked = next(row for row in leaks if row["pool_image_id"] in truth.leaked)
+    steps = json.loads(lodeset("trace", world / "lodeset.yaml", leaked["pool_image_id"], "--json")[0])["steps"]
+    assert leaked["set"] in {step["set"] for step in steps if step["table"] == "leaks"}
+
+
+def test_what_sets_asked_and_got_adds_up(finished: dict[str, dict[str, Any]], world: Path) -> None:
+    sets = {e["set"]: e["details"] for e in finished.values() if e["stage"] == "retrieve"}
+    everything = sets.pop("all")
+    selected = rows(finished["retrieve/all"], "selected")
+    for name, told in sets.items():
+        assert told["asked"] == told["distinct"] + told["collisions"] + told["short"] + told["capped"]
+        assert told["distinct"] == sum(r["set"] == name and r["mode"] != "as_is" for r in selected)
+        assert told["distinct"] == finished[f"retrieve/{name}"]["rows"]["kept"]
+    holders: dict[str, int] = {}
+    for row in selected:
+        holders[row["image_id"]] = holders.get(row["image_id"], 0) + 1
+    assert everything["shared"] == sum(n > 1 for n in holders.values())
+    assert everything["distinct"] == len(holders) == len(rows(finished["write_shards/all"], "index"))
+    out = lodeset("status", world / "lodeset.yaml")[0]
+    total = next(line for line in out.splitlines() if line.startswith("all sets"))
+    figures = [int(word.replace(",", "")) for word in total.split()[2:]]
+    counted = [
+        sum(told[key] for told in sets.values()) for key in ("asked", "distinct", "collisions", "short", "capped")
+    ]
+    assert figures == [*counted, everything["shared"]]
+    composed = json.loads(lodeset("plan", world / "lodeset.yaml", "--json")[0])["composition"]
+    assert composed["final"] == len(selected) and composed["unknown"] == []
+
+
 def test_edges_are_ordered_pairs(finished: dict[str, dict[str, Any]]) -> None:
     edges = rows(finished["dedup/pool"], "edges")
     pairs = [(row["image_id_a"], row["image_id_b"]) for row in edges]
@@ -164,6 +210,9 @@ def test_shards_are_what_plain_webdataset_reads(finished: dict[str, dict[str, An
             with open(row["uri"], "rb") as file:
                 file.seek(row["offset"])
                 sources[row["image_id"]] = file.read(row["size_bytes"])
+    wanted: dict[str, list[str]] = {}
+    for row in rows(finished["retrieve/all"], "selected"):
+        wanted.setdefault(row["image_id"], []).append(row["set"])
     read = {}
     assert len(entry["tables"]["shards"]) > 3
     for sample in webdataset.WebDataset(entry["tables"]["shards"], shardshuffle=False):
@@ -171,7 +220,8 @@ def test_shards_are_what_plain_webdataset_reads(finished: dict[str, dict[str, An
         assert sample[extension] == sources[sample["__key__"]]
         told = json.loads(sample["json"])
         assert told["image_id"] == sample["__key__"]
-        assert told["selected"]
+        assert [why["set"] for why in told["selected"]] == wanted[sample["__key__"]]
+        assert sample["__key__"] not in read, "one entry, however many sets want it"
         read[sample["__key__"]] = sample[extension]
     index = rows(entry, "index")
     assert {row["image_id"] for row in index} == set(read)

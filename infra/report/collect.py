@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from infra.report.contents import (
     Dedup,
     Dropped,
     Group,
+    Leaked,
     PruneReport,
     Query,
     Reject,
@@ -72,6 +73,7 @@ def collect(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, A
         calibration=_calibration(store, calibrated) if calibrated else None,
         clusters=_clusters(store, clustered) if clustered else None,
         retrieved=_retrieved(store, artifacts),
+        shared=artifacts["retrieve/all"].details["shared"] if "retrieve/all" in artifacts else None,
         shards=_shards(store, written) if written else None,
         training=_training(store, trained) if trained else None,
         scores=_scores(evaluated) if evaluated else (),
@@ -231,15 +233,10 @@ def _dedup(store: Store, artifact: Artifact) -> Dedup:
     groups = [*sizes.slice(0, GROUPS_SHOWN).to_pylist(), *rest.take(pa.array(np.sort(drawn))).to_pylist()]
     members = [_members(own, group["group_id"]) for group in groups]
 
-    lost = table.filter(pc.invert(table["kept"]))
-    # The same bytes prove themselves: pairs that only look alike come first.
-    same_bytes = pc.equal(lost["image_id"], lost["matched_id"]).cast(pa.int8())
-    lost = lost.append_column("same_bytes", same_bytes).sort_by(
-        [("same_bytes", "ascending"), ("image_id", "ascending")]
-    )
+    roles = {name: counts["role"] for name, counts in artifact.details["leaks"].items()}
     leaks, included = (
-        lost.filter(pc.equal(lost["reason"], reason)).slice(0, most).to_pylist()
-        for reason, most in (("reference", LEAKS_SHOWN), ("included", INCLUDED_SHOWN))
+        _pairs(store, artifact, [name for name, its in roles.items() if its == role], most)
+        for role, most in (("reference", LEAKS_SHOWN), ("included", INCLUDED_SHOWN))
     )
     edges = _edges(store, artifact, [*(r for _, rows in members for r in rows), *leaks, *included])
     shown = [
@@ -252,9 +249,20 @@ def _dedup(store: Store, artifact: Artifact) -> Dedup:
         artifact.config,
         tuple(shown[:GROUPS_SHOWN]),
         tuple(shown[GROUPS_SHOWN:]),
+        tuple(Leaked(name, **counts) for name, counts in artifact.details["leaks"].items()),
         tuple(_copy(row, edges) for row in leaks),
         tuple(_copy(row, edges) for row in included),
     )
+
+
+def _pairs(store: Store, artifact: Artifact, sets: Sequence[str], most: int) -> list[Row]:
+    """Leaks into these sets, shared out among them; those that only look alike come before the same bytes."""
+    leaks = store.table(artifact.tables["leaks"], ["set", "image_id", "pool_image_id", "similarity"])
+    leaks = leaks.rename_columns(["set", "matched_id", "image_id", "similarity"])
+    leaks = leaks.append_column("same_bytes", pc.equal(leaks["image_id"], leaks["matched_id"]).cast(pa.int8()))
+    leaks = leaks.sort_by([("same_bytes", "ascending"), ("image_id", "ascending"), ("matched_id", "ascending")])
+    each = [leaks.filter(pc.equal(leaks["set"], name)).slice(0, most).to_pylist() for name in sets]
+    return [row for turn in zip_longest(*each) for row in turn if row is not None][:most]
 
 
 def _members(own: pa.Table, group_id: str) -> tuple[str, list[Row]]:
@@ -324,10 +332,11 @@ def _retrieved(store: Store, artifacts: Mapping[str, Artifact]) -> tuple[Retriev
     found = [a for a in artifacts.values() if a.stage == "retrieve" and a.set != "all"]
     asking = [a for a in found if a.tables["matches"]]
     shown = {a.set: max(1, min(3, QUERIES_SHOWN // len(asking))) for a in asking[:QUERIES_SHOWN]}
-    return tuple(_retrieved_by(store, a, artifacts.get(f"embed/{a.set}"), shown.get(a.set, 0)) for a in found)
+    return tuple(_retrieved_by(store, a, artifacts, shown.get(a.set, 0)) for a in found)
 
 
-def _retrieved_by(store: Store, artifact: Artifact, embedded: Artifact | None, queries: int) -> Retrieved:
+def _retrieved_by(store: Store, artifact: Artifact, artifacts: Mapping[str, Artifact], queries: int) -> Retrieved:
+    embedded, together = artifacts.get(f"embed/{artifact.set}"), artifacts.get("retrieve/all")
     files = artifact.tables["matches"]
     similarity = np.concatenate(
         [np.zeros(0, np.float32), *(store.table([f], ["similarity"])["similarity"].to_numpy() for f in files)]
@@ -345,16 +354,20 @@ def _retrieved_by(store: Store, artifact: Artifact, embedded: Artifact | None, q
             key=lambda hit: (-hit[1], hit[0]),
         )
         shown.append(Query(query_id, len(hits), tuple(hits[:HITS_SHOWN])))
+    told = artifact.details
     return Retrieved(
-        artifact.set,
-        artifact.config,
-        embedded.rows.kept if embedded else None,
-        int(artifact.details["asked"]),
-        artifact.rows.taken,
-        int(artifact.details["distinct"]),
-        artifact.rows.dropped,
-        float(np.median(similarity)) if len(similarity) else None,
-        tuple(shown),
+        set=artifact.set,
+        config=artifact.config,
+        images=embedded.rows.kept if embedded else None,
+        asked=int(told["asked"]),
+        retrieved=int(told["retrieved"]),
+        distinct=int(told["distinct"]),
+        collisions=int(told["collisions"]),
+        short=int(told["short"]),
+        capped=int(told["capped"]),
+        shared=together.details["shared_by_set"].get(artifact.set, 0) if together else None,
+        median_similarity=float(np.median(similarity)) if len(similarity) else None,
+        queries=tuple(shown),
     )
 
 

@@ -91,6 +91,16 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Leaked:
+    """What one reference or included set took: images dropped because of it, and of how many of its images."""
+
+    set: str
+    role: str
+    dropped: int
+    images: int
+
+
+@dataclass(frozen=True)
 class Dedup:
     """Near-duplicates, and what reference and included sets took from the pool."""
 
@@ -99,6 +109,7 @@ class Dedup:
     config: Mapping[str, Any]
     largest: tuple[Group, ...]
     drawn: tuple[Group, ...]
+    leaked: tuple[Leaked, ...]
     leaks: tuple[Copy, ...]
     included: tuple[Copy, ...]
 
@@ -145,15 +156,21 @@ class Query:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What one curated set asked for and got."""
+    """What one curated set asked for and got: asked = distinct + collisions + short + capped.
+
+    `shared` of its images other sets want as well (None: not known yet).
+    """
 
     set: str
     config: Mapping[str, Any]
     images: int | None  # of the set, embedded
     asked: int
-    taken: int
+    retrieved: int
     distinct: int
-    dropped: Mapping[str, int]
+    collisions: int
+    short: int
+    capped: int
+    shared: int | None
     median_similarity: float | None
     queries: tuple[Query, ...]
 
@@ -227,6 +244,7 @@ class Report:
     calibration: Calibration | None
     clusters: Clusters | None
     retrieved: tuple[Retrieved, ...]
+    shared: int | None  # images that several curated sets want
     shards: Shards | None
     training: Training | None
     scores: tuple[Scores, ...]

@@ -1,4 +1,4 @@
-"""dedup (Ray + FAISS): `vectors` + `images` -> `edges`, `duplicates` (DINOv2, section 3 and appendix A).
+"""dedup (Ray + FAISS): `vectors` + `images` -> `edges`, `duplicates`, `leaks` (DINOv2, section 3 and appendix A).
 
 1. Candidates: the k nearest neighbours of every image above the threshold, and close perceptual hashes.
 2. Verification on thumbnails (`verify: pixels`), or none.
@@ -31,10 +31,11 @@ from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import Artifact, File, Part, Rows, Store
 from pipeline.engines.ray import map_with_state
 from pipeline.errors import GateError, LodesetError
+from pipeline.stages.leaks import leaks_of, with_leaks
 from pipeline.stages.parts import made
 from pipeline.stages.universe import Members, Universe, gather, members_of, vectors_of
 
-VERSION = 1
+VERSION = 2
 STAGE, SEARCH = "dedup", "dedup_search"
 # Edges are kept this far below the threshold, so that the table shows what another threshold would add.
 FLOOR = 0.05
@@ -80,8 +81,10 @@ def run(context: Context) -> Outcome:
     table = verdicts(universe, component, pairs)
     edges = _edge_table(universe, pairs)
     key = digest(STAGE, VERSION, context.fingerprint)
-    part = store.commit_part(STAGE, key, {"duplicates": table, "edges": edges})
-    return _outcome(part, table, universe, component, limits, made_parts, len(files))
+    leaks = leaks_of(universe, component, pairs, context.speed["roles"])
+    part = store.commit_part(STAGE, key, {"duplicates": table, "edges": edges, "leaks": leaks})
+    outcome = _outcome(part, table, universe, component, limits, made_parts, len(files))
+    return with_leaks(outcome, part, leaks, context.speed["roles"])
 
 
 # -- candidates
@@ -291,12 +294,6 @@ def _outcome(
     for reason, keep in zip(reasons, kept, strict=True):
         if not keep:
             dropped[reason] = dropped.get(reason, 0) + 1
-    leaks: dict[str, int] = {}
-    holders = [universe.set_names.get(i, ()) for i in table["matched_id"].to_pylist()]
-    for reason, keep, names in zip(reasons, kept, holders, strict=True):
-        if not keep and reason == "reference":
-            for name in names:
-                leaks[name] = leaks.get(name, 0) + 1
     sizes = np.bincount(component, weights=universe.pool) if len(component) else np.zeros(1)
     return Outcome(
         tables={"duplicates": (part.files["duplicates"],), "edges": (part.files["edges"],)},
@@ -308,6 +305,5 @@ def _outcome(
             "reference_threshold": limits.reference,
             "groups": int((sizes > 1).sum()),
             "largest_group": int(sizes.max(initial=0)),
-            "leaked_by_set": dict(sorted(leaks.items())),
         },
     )

@@ -2,7 +2,8 @@
 
 One artifact a curated set holds its `matches`: every pool image that every query finds. Then `all` resolves collisions into
 `selected`: within a set, an image that several queries find belongs to the one that finds it most similar. An image that
-several sets want has a row in each and one entry in the shards.
+several sets want has a row in each, counts in each one's limit, and has one entry in the shards (`selection.shared: each`),
+or it has the row of one set alone (`best`); docs/decisions/0010.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline import records
 from pipeline.algorithms import kmeans, sampling
@@ -27,10 +30,10 @@ from pipeline.engines.ray import map_with_state
 from pipeline.errors import LodesetError
 from pipeline.stages.embed import read_vectors
 from pipeline.stages.fit_clusters import read_centroids
-from pipeline.stages.kept import kept_ids, pool_kept, vectors_sorted
+from pipeline.stages.kept import fixed, left_of_all, left_of_pool, pool_kept, vectors_sorted
 from pipeline.stages.parts import made
 
-VERSION = 1
+VERSION = 2
 STAGE, SEARCH = "retrieve", "retrieve_search"
 
 
@@ -47,30 +50,75 @@ def run(context: Context) -> Outcome:
     """One curated set."""
     mode: AsIs | Sample | Cluster = context.speed["retrieve"]
     store, name = context.store, context.stage.set
-    if isinstance(mode, AsIs):
-        return Outcome(tables={"matches": ()}, rows=Rows(taken=0, kept=0), details={"asked": 0, "distinct": 0})
-    queries, matrix = read_vectors(store, context.inputs["queries"].tables["vectors"])
-    if not queries:
+    files = context.inputs["queries"].tables["vectors"]
+    images = sum(file.rows for file in files)
+    if not images:
         raise LodesetError(
             f"the curated set `{name}` has no readable image, so there is nothing to look for: check its uri, or remove it"
         )
-    order = sorted(range(len(queries)), key=queries.__getitem__)
-    queries, matrix = [queries[i] for i in order], matrix[order]
+    if isinstance(mode, AsIs):
+        return Outcome(tables={"matches": ()}, rows=Rows(taken=0, kept=0), details=counted(0, 0, 0))
+    dedup = context.inputs["dedup"]
+    pool = len(left_of_pool(store, dedup))
+    if not pool:
+        raise LodesetError(
+            f"dedup kept no pool image ({dict(dedup.rows.dropped)}): `{name}` has nothing to retrieve from"
+        )
     if isinstance(mode, Sample):
-        files = _search(context, queries, mode)
-        return _outcome(context, files, asked=mode.k * len(queries))
-    return _by_cluster(context, mode, queries, matrix.astype(np.float32))
+        return _by_sample(context, mode, images, pool)
+    return _by_cluster(context, mode)
+
+
+def counted(asked: int, retrieved: int, distinct: int, capped: int = 0, warnings: Sequence[str] = ()) -> dict[str, Any]:
+    """What every mode tells of a set: asked = retrieved + short, and retrieved = distinct + collisions + capped.
+
+    Args:
+        asked: k x N, or per_cluster for each matching cluster; `short` is what the pool or a cluster does not hold.
+        retrieved: hits, as LVD-142M's table counts them.
+        distinct: images that the set gets; `collisions` are hits on images that it has already.
+        capped: what its limit takes off.
+    """
+    return {
+        "asked": asked,
+        "retrieved": retrieved,
+        "distinct": distinct,
+        "collisions": retrieved - capped - distinct,
+        "short": asked - retrieved,
+        "capped": capped,
+        **({"warnings": list(warnings)} if warnings else {}),
+    }
 
 
 # -- sample
 
 
-def _search(context: Context, queries: Sequence[str], mode: Sample) -> list[File]:
+def _by_sample(context: Context, mode: Sample, images: int, pool: int) -> Outcome:
+    """Every hit comes in; what several queries find counts once."""
+    files = _search(context, images, mode)
+    found = context.store.table(files, ["image_id"], records.MATCHES)["image_id"]
+    distinct = pc.count_distinct(found).as_py()
+    warnings = []
+    if mode.k > pool:
+        warnings.append(
+            f"k = {mode.k} is more than the {pool} pool images that dedup kept, so every query found all of them: choose a smaller k"
+        )
+    return Outcome(
+        tables={"matches": tuple(files)},
+        rows=Rows(
+            taken=len(found),
+            kept=distinct,
+            dropped={"collision": len(found) - distinct} if len(found) > distinct else {},
+        ),
+        details=counted(mode.k * images, len(found), distinct, warnings=warnings),
+    )
+
+
+def _search(context: Context, images: int, mode: Sample) -> list[File]:
     size, k = mode.part_images, mode.k
     identities = [context.stage.set, *(context.inputs[role].identity("") for role in ("queries", "vectors", "dedup"))]
-    starts = range(0, len(queries), size)
+    starts = range(0, images, size)
     blocks = [
-        Queries(digest(SEARCH, VERSION, identities, k, start, size), start, min(start + size, len(queries)))
+        Queries(digest(SEARCH, VERSION, identities, k, start, size), start, min(start + size, images))
         for start in starts
     ]
     work = [(block.key, block, block.stop - block.start) for block in blocks]
@@ -92,11 +140,7 @@ def _searcher(
     store: Store, name: str, query_files: Sequence[File], pool_files: Sequence[File], dedup: Artifact, k: int
 ) -> Callable[[Queries], Part]:
     ids, matrix = vectors_sorted(store, pool_files, pool_kept(store, dedup))
-    if not ids:
-        raise LodesetError(
-            f"dedup kept no pool image ({dict(dedup.rows.dropped)}): `{name}` has nothing to retrieve from"
-        )
-    index = ExactIndex(matrix)
+    index, pool_ids = ExactIndex(matrix), pa.array(ids, pa.string())
     query_ids, found = read_vectors(store, query_files)
     order = sorted(range(len(query_ids)), key=query_ids.__getitem__)
 
@@ -104,18 +148,8 @@ def _searcher(
         started = time.time()
         chosen = order[block.start : block.stop]
         similarity, rows = index.search(found[chosen], min(k, len(ids)))
-        hits = rows.size
-        table = pa.table(
-            {
-                "image_id": [ids[row] for row in rows.reshape(-1)],
-                "set": [name] * hits,
-                "mode": ["sample"] * hits,
-                "query_id": np.repeat([query_ids[i] for i in chosen], rows.shape[1]),
-                "similarity": similarity.reshape(-1),
-                "cluster": pa.nulls(hits, pa.int32()),
-            },
-            schema=records.MATCHES,
-        )
+        asking = pa.array(query_ids[i] for i in chosen).take(pa.array(np.repeat(np.arange(len(chosen)), rows.shape[1])))
+        table = _rows(pool_ids.take(pa.array(rows.reshape(-1))), name, "sample", asking, similarity.reshape(-1))
         return store.commit_part(SEARCH, block.key, {"matches": table}, {"images": len(chosen)}, time.time() - started)
 
     return search
@@ -124,71 +158,80 @@ def _searcher(
 # -- cluster
 
 
-def _by_cluster(context: Context, mode: Cluster, queries: Sequence[str], matrix: sampling.Floats) -> Outcome:
+def _by_cluster(context: Context, mode: Cluster) -> Outcome:
     store, name = context.store, context.stage.set
-    centroids = read_centroids(store, context.inputs["centroids"])
-    where, _ = kmeans.assign(matrix, centroids)
+    queries, matrix = read_vectors(store, context.inputs["queries"].tables["vectors"])
+    order = sorted(range(len(queries)), key=queries.__getitem__)
+    query_ids, matrix = pa.array(queries, pa.string()).take(pa.array(order)), matrix[order]
+    where, _ = kmeans.assign(matrix.astype(np.float32), read_centroids(store, context.inputs["centroids"]))
     matched = sampling.matched_clusters(where, mode.min_matches)
-    assigned = store.table(context.inputs["clusters"].tables["clusters"], ["image_id", "cluster"], records.CLUSTERS)
-    inside = assigned.filter(pc.is_in(assigned["cluster"], pa.array(matched, pa.int32())))
-    members: dict[int, list[str]] = {c: [] for c in matched}
-    for image_id, cluster in zip(inside["image_id"].to_pylist(), inside["cluster"].to_pylist(), strict=True):
-        members[cluster].append(image_id)
-    drawn = sampling.draw({c: sorted(ids) for c, ids in members.items()}, mode.per_cluster, mode.limit, seed=0)
-    wanted = {i for ids in drawn.values() for i in ids}
-    ids, vectors = vectors_sorted(store, context.inputs["vectors"].tables["vectors"], wanted)
-    row_of = {i: n for n, i in enumerate(ids)}
-    rows: list[dict[str, object]] = []
-    for cluster, chosen in drawn.items():
-        asking = np.flatnonzero(where == cluster)
-        if not chosen:
-            continue
-        similarity = vectors[[row_of[i] for i in chosen]].astype(np.float32) @ matrix[asking].T
-        best = similarity.argmax(axis=1)
-        rows += [
-            {
-                "image_id": i,
-                "set": name,
-                "mode": "cluster",
-                "query_id": queries[asking[q]],
-                "similarity": float(s[q]),
-                "cluster": cluster,
-            }
-            for i, q, s in zip(chosen, best, similarity, strict=True)
-        ]
-    table = pa.Table.from_pylist(sorted(rows, key=lambda r: str(r["image_id"])), schema=records.MATCHES)
-    part = store.commit_part(
-        STAGE, digest(STAGE, VERSION, name, context.fingerprint), {"matches": table}, {"images": len(rows)}
+    inside = _members(store, context.inputs["clusters"].tables["clusters"], matched)
+    drawn = sampling.draw(inside["cluster"].to_numpy(), fixed(inside["image_id"]), mode.per_cluster, mode.limit, seed=0)
+    chosen = inside.take(pa.array(drawn.rows)).sort_by("image_id")
+    clusters = chosen["cluster"].to_numpy()
+    asking, similarity = _most_similar_queries(
+        store, context.inputs["vectors"].tables["vectors"], chosen["image_id"], clusters, matrix, where
     )
-    available = sum(map(len, members.values()))
+    table = _rows(chosen["image_id"], name, "cluster", query_ids.take(pa.array(asking)), similarity, clusters)
+    part = store.commit_part(
+        STAGE, digest(STAGE, VERSION, name, context.fingerprint), {"matches": table}, {"images": table.num_rows}
+    )
+    capped, beyond = drawn.offered - table.num_rows, inside.num_rows - drawn.offered
+    warnings = []
+    if not len(matched):
+        warnings.append(
+            f"no cluster holds {mode.min_matches} of its {len(queries)} images (min_matches), so it retrieved nothing: "
+            "choose a smaller min_matches or cluster.k, or `mode: sample`"
+        )
     return Outcome(
         tables={"matches": (part.files["matches"],)},
         rows=Rows(
-            taken=available,
-            kept=len(rows),
-            dropped={"not_drawn": available - len(rows)} if available > len(rows) else {},
+            taken=inside.num_rows,
+            kept=table.num_rows,
+            dropped={reason: n for reason, n in (("not_drawn", beyond), ("capped", capped)) if n},
         ),
         details={
-            "asked": min(mode.limit, mode.per_cluster * len(matched)),
-            "distinct": len(rows),
+            **counted(mode.per_cluster * len(matched), drawn.offered, table.num_rows, capped, warnings),
             "clusters": len(matched),
         },
     )
 
 
-def _outcome(context: Context, files: Sequence[File], asked: int) -> Outcome:
-    """Every hit came in; what several queries found counts once."""
-    found = context.store.table(files, ["image_id"], records.MATCHES)["image_id"]
-    distinct = pc.count_distinct(found).as_py()
-    return Outcome(
-        tables={"matches": tuple(files)},
-        rows=Rows(
-            taken=len(found),
-            kept=distinct,
-            dropped={"collision": len(found) - distinct} if len(found) > distinct else {},
-        ),
-        details={"asked": asked, "distinct": distinct},
-    )
+def _members(store: Store, files: Sequence[File], matched: NDArray[np.int32]) -> pa.Table:
+    """image_id and cluster of the pool images in these clusters."""
+    tables = [records.CLUSTERS.empty_table().select(["image_id", "cluster"])]
+    for file in files:
+        table = store.table([file], ["image_id", "cluster"])
+        tables.append(table.filter(pc.is_in(table["cluster"], pa.array(matched, pa.int32()))))
+    return pa.concat_tables(tables)
+
+
+def _most_similar_queries(
+    store: Store,
+    files: Sequence[File],
+    ids: pa.ChunkedArray,
+    clusters: NDArray[np.int32],
+    queries: NDArray[np.float16],
+    where: NDArray[np.int32],
+) -> tuple[NDArray[np.int64], sampling.Floats]:
+    """For each drawn image, which query of its cluster is most similar to it (the first of equal ones), and how similar.
+
+    Reads the pool's vectors a file at a time. In 64 bits these cosines are exact (L2-normalised numbers of 16 bits: the
+    products are multiples of 2^-48 and their sums are below 2), so they do not depend on how the vectors lie in files.
+    """
+    best, similarity = np.full(len(ids), -1, np.int64), np.zeros(len(ids), np.float32)
+    for file in files:
+        file_ids, vectors = read_vectors(store, [file])
+        at = pc.fill_null(pc.index_in(pa.array(file_ids, pa.string()), value_set=ids), -1).to_numpy()
+        rows = np.flatnonzero(at >= 0)
+        at = at[rows]
+        for cluster in np.unique(clusters[at]):
+            asking = np.flatnonzero(where == cluster)
+            mine = clusters[at] == cluster
+            cosines = vectors[rows[mine]].astype(np.float64) @ queries[asking].astype(np.float64).T
+            best[at[mine]] = asking[cosines.argmax(axis=1)]
+            similarity[at[mine]] = cosines.max(axis=1)
+    return best, similarity
 
 
 # -- all sets together
@@ -196,46 +239,94 @@ def _outcome(context: Context, files: Sequence[File], asked: int) -> Outcome:
 
 def run_all(context: Context) -> Outcome:
     """Every set's matches, each image once a set, and the images that come in as they are."""
-    store = context.store
-    matches = [
-        store.table(a.tables["matches"], None, records.MATCHES)
-        for role, a in sorted(context.inputs.items())
-        if role.startswith("retrieve:")
-    ]
-    tables = [_resolved(table) for table in matches]
-    kept = kept_ids(store, context.inputs["dedup"])
-    for role, artifact in sorted(context.inputs.items()):
+    store, dedup = context.store, context.inputs["dedup"]
+    inputs = sorted(context.inputs.items())
+    retrieved = [artifact for role, artifact in inputs if role.startswith("retrieve:")]
+    tables = [_resolved(store.table(a.tables["matches"], None, records.MATCHES)) for a in retrieved]
+    for role, artifact in inputs:
         if role.startswith("images:"):
-            ids = store.table(artifact.tables["images"], ["image_id"], records.IMAGES)["image_id"].to_pylist()
-            tables.append(_as_is(sorted(set(ids) & kept), role.removeprefix("images:")))
+            ids = pc.unique(store.table(artifact.tables["images"], ["image_id"], records.IMAGES)["image_id"])
+            tables.append(_rows(ids.filter(pc.is_in(ids, left_of_all(store, dedup))), role.removeprefix("images:")))
     if context.config["everything"]:
-        tables.append(_as_is(sorted(pool_kept(store, context.inputs["dedup"])), "pool"))
-    table = pa.concat_tables([t.select(records.SELECTED.names) for t in tables], promote_options="none").sort_by(
+        tables.append(_rows(left_of_pool(store, dedup), "pool"))
+    wanted = pa.concat_tables([t.select(records.SELECTED.names) for t in tables], promote_options="none").sort_by(
         [("image_id", "ascending"), ("set", "ascending")]
     )
-    distinct = pc.count_distinct(table["image_id"]).as_py()
-    part = store.commit_part(STAGE, digest(STAGE, VERSION, "all", context.fingerprint), {"selected": table})
-    wanted_twice = table.num_rows - distinct
+    several = _wanted_by_several(wanted["image_id"])
+    selected = _best(wanted) if context.config["shared"] == "best" else wanted
+    distinct = pc.count_distinct(wanted["image_id"]).as_py()
+    part = store.commit_part(STAGE, digest(STAGE, VERSION, "all", context.fingerprint), {"selected": selected})
+    twice = wanted.num_rows - distinct
+    sets = sorted({*pc.unique(wanted["set"]).to_pylist(), *context.config["sets"]})
     return Outcome(
         tables={"selected": (part.files["selected"],)},
-        rows=Rows(taken=table.num_rows, kept=distinct, dropped={"several_sets": wanted_twice} if wanted_twice else {}),
-        details={"distinct": distinct},
+        rows=Rows(taken=wanted.num_rows, kept=distinct, dropped={"several_sets": twice} if twice else {}),
+        details={
+            "distinct": distinct,
+            **{
+                key: sum(a.details[key] for a in retrieved)
+                for key in ("asked", "retrieved", "collisions", "short", "capped")
+            },
+            "shared": pc.count_distinct(wanted["image_id"].filter(several)).as_py(),
+            "shared_by_set": _by_set(wanted.filter(several), sets),
+            "as_is_by_set": _by_set(wanted.filter(pc.equal(wanted["mode"], "as_is")), sets),
+        },
     )
+
+
+def _by_set(rows: pa.Table, sets: Sequence[str]) -> dict[str, int]:
+    counts = {c["values"]: c["counts"] for c in pc.value_counts(rows["set"]).to_pylist()}
+    return {name: counts.get(name, 0) for name in sets}
 
 
 def _resolved(matches: pa.Table) -> pa.Table:
     """One row an image: that of the query which finds it most similar (then the smaller query_id)."""
-    ordered = matches.sort_by([("image_id", "ascending"), ("similarity", "descending"), ("query_id", "ascending")])
-    ids = np.asarray(ordered["image_id"].to_pylist(), dtype=object)
-    first = np.r_[True, ids[1:] != ids[:-1]] if len(ids) else np.zeros(0, bool)
-    return ordered.filter(pa.array(first))
+    return _first(matches.sort_by([("image_id", "ascending"), ("similarity", "descending"), ("query_id", "ascending")]))
 
 
-def _as_is(ids: Sequence[str], name: str) -> pa.Table:
-    return pa.Table.from_pylist(
-        [
-            {"image_id": i, "set": name, "mode": "as_is", "query_id": None, "similarity": None, "cluster": None}
-            for i in ids
-        ],
+def _best(wanted: pa.Table) -> pa.Table:
+    """One row an image: of a set that includes it, else of the one that finds it most similar, then the smaller name."""
+    included = pc.equal(wanted["mode"], "as_is").cast(pa.int8())
+    order = [("image_id", "ascending"), ("included", "descending"), ("similarity", "descending"), ("set", "ascending")]
+    return _first(wanted.append_column("included", included).sort_by(order)).select(records.SELECTED.names)
+
+
+def _first(ordered: pa.Table) -> pa.Table:
+    """The first row of each image_id."""
+    return ordered.filter(
+        pa.array(np.r_[np.ones(min(1, ordered.num_rows), bool), ~_like_the_one_before(ordered["image_id"])])
+    )
+
+
+def _wanted_by_several(ids: pa.ChunkedArray) -> pa.Array:
+    """Which rows share their image_id with another one; `ids` are sorted."""
+    same = _like_the_one_before(ids)
+    return pa.array(np.r_[False, same] | np.r_[same, False]) if len(ids) else pa.array([], pa.bool_())
+
+
+def _like_the_one_before(ids: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """bool [N - 1]: whether rows 1, 2, ... have the id of the row before."""
+    return np.asarray(pc.equal(ids.slice(1), ids.slice(0, max(0, len(ids) - 1))).to_numpy(), dtype=bool)
+
+
+def _rows(
+    ids: pa.Array | pa.ChunkedArray,
+    name: str,
+    mode: str = "as_is",
+    queries: pa.Array | None = None,
+    similarity: sampling.Floats | None = None,
+    clusters: NDArray[np.int32] | None = None,
+) -> pa.Table:
+    """Rows of `matches` or `selected` that one set wants in one way."""
+    count = len(ids)
+    return pa.table(
+        {
+            "image_id": ids,
+            "set": pa.repeat(name, count),
+            "mode": pa.repeat(mode, count),
+            "query_id": pa.nulls(count, pa.string()) if queries is None else queries,
+            "similarity": pa.nulls(count, pa.float32()) if similarity is None else similarity,
+            "cluster": pa.nulls(count, pa.int32()) if clusters is None else clusters,
+        },
         schema=records.SELECTED,
     )

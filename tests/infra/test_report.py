@@ -47,7 +47,7 @@ def test_a_meeting_of_hashes_stands_unless_pixels_refute_it(world: World, verifi
     like = world.artifacts["dedup/pool"]
     edges = world.store.table(like.tables["edges"]).to_pylist()
     told = [{**edge, "verified": verified} if edge["similarity"] is None else edge for edge in edges]
-    tables = {"duplicates": like.tables["duplicates"], "edges": [pa.Table.from_pylist(told, schema=records.EDGES)]}
+    tables = {**like.tables, "edges": [pa.Table.from_pylist(told, schema=records.EDGES)]}
     world.add("dedup", "pool", tables, like.rows, like.details, like.config)
     dedup = world.report().dedup
     assert dedup is not None
@@ -139,13 +139,25 @@ def test_pictures_are_bounded_however_much_there_is(world: World) -> None:
         table(records.DUPLICATES, *copies),
         table(records.DUPLICATES, *lost),
     ]
+    leaks = [
+        table(
+            records.LEAKS,
+            *((f"r{n % 7}" if n % 2 == 0 else "i", names[n + 1000], names[n], 0.9, True) for n in range(3000, 3100)),
+        )
+    ]
+    roles = {**{f"r{n}": "reference" for n in range(7)}, "i": "included"}
     like = world.artifacts["dedup/pool"]
+    details = {
+        **like.details,
+        "leaks": {name: {"role": role, "dropped": 7, "images": 7} for name, role in roles.items()},
+    }
     counts = Rows(2500, 60, {"near": 2340, "reference": 50, "included": 50})
-    large.add("dedup", "pool", {"duplicates": verdicts, "edges": []}, counts, like.details, like.config)
+    tables = {"duplicates": verdicts, "edges": [], "leaks": leaks}
+    large.add("dedup", "pool", tables, counts, details, like.config)
 
     clusters = table(records.CLUSTERS, *((names[n], n % 30, [0]) for n in range(1200)))
     large.add("cluster", "pool", {"clusters": [clusters]}, Rows(1200, 1200), {"k": 30})
-    asked = {"asked": 100, "distinct": 100}
+    asked = {"asked": 100, "retrieved": 100, "distinct": 100, "collisions": 0, "short": 0, "capped": 0}
     for s in range(20):
         hits = [(names[s * 100 + n], f"s{s}", "sample", names[9000 + s * 10 + n % 5], 0.5, None) for n in range(100)]
         large.add(
@@ -154,6 +166,12 @@ def test_pictures_are_bounded_however_much_there_is(world: World) -> None:
     dropped = table(records.FILTERED, *((names[5000 + n], f"reason-{n % 9}", 0.5, 0.6) for n in range(810)))
     large.add("filter", "pool", {"filtered": [dropped]}, Rows(810, 0, {f"reason-{n}": 90 for n in range(9)}))
 
+    dedup = large.report().dedup
+    assert dedup is not None
+    # Every reference set has a turn before one has a second.
+    assert len({pair.image_id for pair in dedup.leaks}) == collect.LEAKS_SHOWN
+    assert {int(pair.image_id, 16) % 7 for pair in dedup.leaks[:7]} == set(range(7))
+    assert [(one.set, one.role) for one in dedup.leaked] == list(roles.items())
     shown = collect.pictured(large.report())
     assert len(shown) == len(set(shown))
     assert 300 < len(shown) <= 400
@@ -274,6 +292,7 @@ def test_the_page_tells_the_figures(world: World, tmp_path: Path) -> None:
         "1 leaks removed", "for test-set", "0.800 · 3 bits · mirror", "by hash · 1 bit", "through other copies", "kept, of 3",
         "sample, k = 9", "8 images in 23 WebDataset shards, 46.0 KiB", "and 3 more", "1,000 steps over 8 images (32,000 seen) on 2 workers",
         "2 could not be read", "62.5 %", "blocks.0.attn", "1.50 ± 0.25", "magnitude+refit", "5.0 M", "0.61 (calibrated)", "0.45 (configured)",
+        "test-set reference 1 1", "flowers sample, k = 9 – 10 8 1 1 0 3", "3 images are wanted by several sets",
     ):  # fmt: skip
         assert told in text, told
 

@@ -162,15 +162,59 @@ def test_seeded_order_is_a_permutation_that_follows_the_ids() -> None:
     assert order != sampling.seeded_order(ids, 2)
 
 
+def members(*sizes: tuple[int, int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Clusters [N] and image_ids [N] of (cluster, size), shuffled."""
+    clusters = np.repeat([c for c, _ in sizes], [n for _, n in sizes]).astype(np.int32)
+    ids = np.array([f"{c:016x}{n:016x}".encode() for c, size in sizes for n in range(size)], "S32")
+    order = np.random.default_rng(seed).permutation(len(ids))
+    return clusters[order], ids[order]
+
+
 def test_draw_takes_what_there_is_and_shares_a_limit() -> None:
-    members = {c: [f"{c}-{i}" for i in range(size)] for c, size in ((1, 5), (2, 100), (3, 40))}
-    drawn = sampling.draw(members, per_cluster=20, limit=1_000, seed=0)
-    assert {c: len(v) for c, v in drawn.items()} == {1: 5, 2: 20, 3: 20}
-    limited = sampling.draw(members, per_cluster=20, limit=9, seed=0)
-    assert {c: len(v) for c, v in limited.items()} == {1: 1, 2: 4, 3: 4}
-    assert all(set(limited[c]) <= set(drawn[c]) for c in members)
+    clusters, ids = members((1, 5), (2, 100), (3, 40))
+    drawn = sampling.draw(clusters, ids, per_cluster=20, limit=1_000, seed=0)
+    assert np.bincount(clusters[drawn.rows]).tolist() == [0, 5, 20, 20] and drawn.offered == 45
+    limited = sampling.draw(clusters, ids, per_cluster=20, limit=9, seed=0)
+    assert np.bincount(clusters[limited.rows]).tolist() == [0, 1, 4, 4] and limited.offered == 45
+    assert set(limited.rows.tolist()) <= set(drawn.rows.tolist())
+    nothing = sampling.draw(clusters[:0], ids[:0], 20, 9, seed=0)
+    assert (len(nothing.rows), nothing.offered) == (0, 0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(1, 40), st.integers(1, 120), st.integers(0, 2**63)
+)
+def test_draw_is_that_of_plain_loops_in_any_order_of_the_rows(
+    sizes: list[int], each: int, limit: int, seed: int
+) -> None:
+    plain: dict[int, list[bytes]] = {}
+    clusters, ids = members(*enumerate(sizes))
+    keys = dict(zip(ids.tolist(), sampling.seeded_keys(ids, seed).tolist(), strict=True))
+    assert len(set(keys.values())) == len(ids)
+    for c in range(len(sizes)):
+        plain[c] = sorted(ids[clusters == c].tolist(), key=keys.__getitem__)[:each]
+    total = sum(map(len, plain.values()))
+    if total > limit:
+        share = {c: len(p) * limit // total for c, p in plain.items()}
+        by_rest = sorted(plain, key=lambda c: (-(len(plain[c]) * limit % total), c))
+        for c in by_rest[: limit - sum(share.values())]:
+            share[c] += 1
+        plain = {c: p[: share[c]] for c, p in plain.items()}
+    for shuffle in range(2):
+        clusters, ids = members(*enumerate(sizes), seed=shuffle)
+        drawn = sampling.draw(clusters, ids, each, limit, seed)
+        assert ids[drawn.rows].tolist() == [i for c in sorted(plain) for i in plain[c]]
+        assert drawn.offered == total
+
+
+def test_seeded_keys_are_spread_and_follow_seed_and_id_alone() -> None:
+    _, ids = members((0, 4_000))
+    keys = sampling.seeded_keys(ids, 0)
+    assert (sampling.seeded_keys(ids[::-1], 0)[::-1] == keys).all() and (sampling.seeded_keys(ids, 1) != keys).all()
+    assert np.bincount((keys >> np.uint64(60)).astype(int), minlength=16) == pytest.approx(250, abs=80)
 
 
 def test_matched_clusters() -> None:
-    assert sampling.matched_clusters(np.array([1, 1, 1, 1, 2, 2, 2, 3], np.int32), 4) == [1]
-    assert sampling.matched_clusters(np.array([1, 1, 2], np.int32), 1) == [1, 2]
+    assert sampling.matched_clusters(np.array([1, 1, 1, 1, 2, 2, 2, 3], np.int32), 4).tolist() == [1]
+    assert sampling.matched_clusters(np.array([1, 1, 2], np.int32), 1).tolist() == [1, 2]
