@@ -8,9 +8,9 @@ import torch
 from builders import pixels
 from PIL import Image
 
-from pipeline.config import OnnxEmbedder, PatchDictionary, PrecomputedEmbedder, TorchScriptEmbedder
 from pipeline.dag.store import Store
 from pipeline.embedders import networks, patches
+from pipeline.embedders.config import OnnxEmbedder, PatchDictionary, PrecomputedEmbedder, TorchScriptEmbedder
 from pipeline.embedders.make import identity
 from pipeline.embedders.precomputed import look_up
 from pipeline.errors import LodesetError
