@@ -66,3 +66,12 @@ def test_weights_beside_an_onnx_graph_are_part_of_the_embedder(tree: dict[str, A
     assert stages(tree)["embed/pool"].config == before
     (folder / "weights/big.bin").write_bytes(b"two")
     assert stages(tree)["embed/pool"].config != before
+
+
+def test_sscd_with_its_published_thresholds_is_not_calibrated(tree: dict[str, Any], tmp_path: Path) -> None:
+    sscd = {**network(tmp_path / "sscd.pt"), "size": 288, "resize": "short_side", "interpolation": "bilinear"}
+    tree["embed"]["dedup"] = sscd
+    assert "calibrate/pool" in stages(tree)
+    made = stages({**tree, "dedup": {"threshold": 0.6, "reference_threshold": 0.45}})
+    assert "calibrate/pool" not in made
+    assert made["embed_dedup/pool"].config["embedder"]["resize"] == "short_side"
