@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -53,7 +54,7 @@ def test_a_run_with_two_embedders(tmp_path: Path) -> None:
     }
     config = tmp_path / "lodeset.yaml"
     config.write_text(yaml.safe_dump(tree))
-    code, err = Run(config, ("--until", "dedup")).start().wait()
+    code, err = Run(config, ("--until", "cluster")).start().wait()
     assert code == 0, err
     first = status(config)
     parts = first["ingest/pool"]["details"]["parts"]
@@ -65,7 +66,7 @@ def test_a_run_with_two_embedders(tmp_path: Path) -> None:
 
     tree["embed"]["dedup"] = {"kind": "huggingface", "model": "export", "pooling": "mean"}
     config.write_text(yaml.safe_dump(tree))
-    code, err = Run(config, ("--until", "dedup")).start().wait()
+    code, err = Run(config, ("--until", "cluster")).start().wait()
     assert code == 0, err
     second = status(config)
     assert second["embed/pool"]["manifest"] == first["embed/pool"]["manifest"]
@@ -91,8 +92,10 @@ def _worker() -> Callable[[int], tuple[str | None, int, int]]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the loopback address is Linux's")
-def test_each_worker_has_a_gpu_of_its_own() -> None:
+def test_each_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray counts the GPUs that it is told of: two that are not there, on a node of four cores."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     host = subprocess.Popen([sys.executable, "-c", HOST], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert host.stdin is not None and host.stdout is not None
     try:
@@ -100,8 +103,7 @@ def test_each_worker_has_a_gpu_of_its_own() -> None:
         pool = functools.partial(map_with_state, _worker, range(8), cpus=4, address=address)
         with_gpu, without = set(pool(gpu=True)), set(pool())
     finally:
-        host.stdin.close()
-        host.wait(timeout=30)
+        host.communicate(timeout=30)
     assert {(devices, threads) for devices, threads, _ in with_gpu} == {("0", 2), ("1", 2)}
     assert len(with_gpu) == 2
-    assert {threads for _, threads, _ in without} == {1} and len(without) == 4
+    assert {threads for _, threads, _ in without} == {1}
