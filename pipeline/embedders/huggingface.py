@@ -6,7 +6,7 @@ B images, N tokens, D dimensions.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,8 +31,8 @@ def huggingface(config: HuggingFaceEmbedder, threads: int) -> Embed:
     """The model on one worker's `threads` cores, or its GPU.
 
     Raises:
-        LodesetError: transformers or the model is missing, its weights do not fit it, it is no model of images, or it
-            cannot be pooled or fed as asked.
+        LodesetError: transformers or the model is missing, its weights do not fit it, it is no model of images, it draws at
+            random, or it cannot be pooled or fed as asked.
     """
     import torch
 
@@ -62,7 +62,21 @@ def huggingface(config: HuggingFaceEmbedder, threads: int) -> Embed:
             pooled = _pooled(out, model, config)
         return cast(NDArray[np.float32], pooled.float().cpu().numpy())
 
+    _repeatable(forward, recipe.side, config)
     return embedder(forward, recipe, config.model, threads)
+
+
+def _repeatable(
+    forward: Callable[[NDArray[np.float32]], NDArray[np.float32]], side: int, config: HuggingFaceEmbedder
+) -> None:
+    """Refuses networks that draw at random even in evaluation, as masked autoencoders do with the patches that they see."""
+    ramp = np.linspace(-2, 2, 3 * side * side, dtype=np.float32).reshape(1, 3, side, side)
+    first, second = forward(ramp), forward(ramp)
+    if not np.allclose(first, second, atol=1e-2 * float(np.abs(first).max()), equal_nan=True):
+        raise LodesetError(
+            f"{config.model} gives another vector each time it sees the same image: it draws at random (a masked autoencoder "
+            "does, unless mask_ratio is 0 in its config.json)"
+        )
 
 
 def _load(folder: Path, config: HuggingFaceEmbedder) -> Any:

@@ -289,6 +289,35 @@ def test_a_model_of_words_is_refused(tmp_path: Path) -> None:
         huggingface(of(tmp_path), 1)
 
 
+def test_a_network_without_a_class_token(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.ConvNextConfig(num_stages=2, hidden_sizes=[4, 8], depths=[1, 1], image_size=32)
+    model = transformers.ConvNextModel(config).eval()
+    model.save_pretrained(tmp_path)
+    with pytest.raises(LodesetError, match="no class token: use `pooling: mean` or `pooler`"):
+        huggingface(of(tmp_path), 1)
+    with torch.inference_mode():
+        out = model(pixel_values=fed(tmp_path, of(tmp_path)))
+    assert out.last_hidden_state.shape == (3, 8, 4, 4)
+    found = huggingface(of(tmp_path, pooling="mean"), 1)(images(3))
+    np.testing.assert_allclose(found, out.last_hidden_state.mean(dim=(2, 3)).numpy(), atol=1e-5)
+    pooled = huggingface(of(tmp_path, pooling="pooler"), 1)(images(3))
+    np.testing.assert_allclose(pooled, out.pooler_output.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "pooling", "told"),
+    [(0.75, "cls", "another vector each time.*mask_ratio"), (0.0, "pooler", "no pooler_output: use `pooling: cls`")],
+)
+def test_a_masked_autoencoder(tmp_path: Path, ratio: float, pooling: Any, told: str) -> None:
+    config = transformers.ViTMAEConfig(
+        **SIZES, intermediate_size=32, image_size=32, patch_size=8, mask_ratio=ratio, initializer_range=0.2
+    )
+    transformers.ViTMAEModel(config).save_pretrained(tmp_path)
+    with pytest.raises(LodesetError, match=told):
+        huggingface(of(tmp_path, pooling=pooling), 1)
+
+
 def test_a_size_that_no_patch_divides(models: Path) -> None:
     with pytest.raises(LodesetError, match=r"size 40 is not a multiple of its patch size 14.*28"):
         huggingface(of(models / "dino", size=40), 1)
