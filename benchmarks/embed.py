@@ -21,10 +21,11 @@ from pathlib import Path
 
 from pipeline import graph
 from pipeline.algorithms.images import decode
-from pipeline.config import CurationConfig, OnnxEmbedder
+from pipeline.config import CurationConfig
 from pipeline.dag.runner import Runner
 from pipeline.dag.store import Store
 from pipeline.embedders import networks
+from pipeline.embedders.config import OnnxEmbedder
 from pipeline.engines.ray import cluster
 
 WORKERS, BATCH = 2, 32

@@ -35,7 +35,11 @@ def examine() -> list[Check]:
         ("faiss", True, "pip install 'lodeset[cpu]' (or [gpu])"),
         ("onnxruntime", True, "pip install onnxruntime"),
         ("torch", True, "pip install torch"),
-        ("transformers", False, "pip install 'lodeset[hf]', to load exported models with Hugging Face"),
+        (
+            "transformers",
+            False,
+            "pip install 'lodeset[hf]', to embed with Hugging Face models or your own exported ones",
+        ),
     ):
         checks.append(_tried(module, needed, functools.partial(_version, module), way_out))
     checks.append(_tried("image codecs", True, _codecs, "pip install --upgrade pillow"))

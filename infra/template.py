@@ -32,6 +32,7 @@ pool:                             # the uncurated images: folders, tars (WebData
 embed:
   semantic: {kind: patch_dictionary}    # fitted on the pool, no download; or, much better:
   # semantic: {kind: onnx, path: dinov2.onnx, size: 224}
+  # semantic: {kind: huggingface, model: facebook/dinov2-small}    # or a folder, e.g. what `training` exported
   # semantic: {kind: torchscript, path: model.pt, size: 224}
   # semantic: {kind: precomputed, path: vectors/*.parquet}
 

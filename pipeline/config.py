@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from pipeline.embedders.config import Embedder, HuggingFaceEmbedder, PatchDictionary
 from pipeline.errors import ConfigError
 from pipeline.filters.config import Filter
 from pipeline.selection import Expected, Selection
@@ -99,68 +100,6 @@ class Ingest(Strict):
     limit: int | None = Field(
         None, ge=1, description="pool files that may be images, in a seeded sample, before decoding; all if absent"
     )
-
-
-class OnnxEmbedder(Strict):
-    """A network run by onnxruntime: float32 [B, 3, size, size] in, [B, D] out."""
-
-    kind: Literal["onnx"]
-    path: str = Field(description="the .onnx file")
-    size: int = Field(224, ge=8, description="side of the square input, pixels")
-    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="RGB mean on the 0..1 scale")
-    std: tuple[float, float, float] = Field(
-        (0.229, 0.224, 0.225), description="RGB standard deviation on the 0..1 scale"
-    )
-    batch: int = Field(32, ge=1, description="images per call; speed only")
-
-
-class TorchScriptEmbedder(Strict):
-    """A TorchScript network: float32 [B, 3, size, size] in, [B, D] out."""
-
-    kind: Literal["torchscript"]
-    path: str = Field(description="the TorchScript file")
-    size: int = Field(224, ge=8, description="side of the square input, pixels")
-    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="RGB mean on the 0..1 scale")
-    std: tuple[float, float, float] = Field(
-        (0.229, 0.224, 0.225), description="RGB standard deviation on the 0..1 scale"
-    )
-    batch: int = Field(32, ge=1, description="images per call; speed only")
-
-
-class PrecomputedEmbedder(Strict):
-    """Vectors made elsewhere: Parquet with the columns `image_id` or `uri` (and `member`), and `vector`."""
-
-    kind: Literal["precomputed"]
-    path: str = Field(description="a Parquet file, a folder of them, or a glob")
-    column: str = Field("vector", description="the column that holds the vectors (lists of D numbers)")
-
-
-class PatchDictionary(Strict):
-    """Whitened patches, k-means, pooled activations (Coates, Ng and Lee, AISTATS 2011); fitted on the pool, no download."""
-
-    kind: Literal["patch_dictionary"] = "patch_dictionary"
-    size: int = Field(64, ge=16, description="side that images are resized to, pixels")
-    patch: int = Field(8, ge=2, description="side of a patch, pixels")
-    stride: int = Field(4, ge=1, description="distance between patches, pixels")
-    words: int = Field(256, ge=2, description="centroids of the dictionary")
-    dimensions: int = Field(
-        256, ge=2, description="length of the vector, after a whitening projection of the pooled activations"
-    )
-    fit_images: int = Field(
-        2_000, ge=10, description="pool images in the seeded sample that the dictionary is fitted on"
-    )
-    seed: int = Field(0, ge=0)
-
-    @model_validator(mode="after")
-    def _patches_fit(self) -> PatchDictionary:
-        if self.patch > self.size:
-            raise ValueError(f"patch {self.patch} is larger than size {self.size}: make it at most {self.size}")
-        return self
-
-
-Embedder = Annotated[
-    PatchDictionary | OnnxEmbedder | TorchScriptEmbedder | PrecomputedEmbedder, Field(discriminator="kind")
-]
 
 
 class Embed(Strict):
@@ -395,6 +334,13 @@ def resolve(uri: str, base: Path) -> str:
 _PATHS = ("uri", "path", "store", "blocked_domains", "blocked_urls")
 
 
+def _model(written: str, base: Path) -> str:
+    """A model's folder made absolute; what cannot be one, or is not there and may be a name on the hub, stays."""
+    folder = resolve(written, base)
+    local = written.startswith((".", "/", "~")) or written.count("/") > 1
+    return folder if local or Path(folder).is_dir() else written
+
+
 def _absolute(config: Config, base: Path) -> Config:
     def walk(node: Any) -> Any:
         if isinstance(node, BaseModel):
@@ -403,6 +349,8 @@ def _absolute(config: Config, base: Path) -> Config:
                 value = getattr(node, key)
                 if key in _PATHS and isinstance(value, str):
                     changed[key] = resolve(value, base)
+                elif key == "model" and isinstance(node, HuggingFaceEmbedder):
+                    changed[key] = _model(value, base)
                 else:
                     changed[key] = walk(value)
             return node.model_copy(update=changed)

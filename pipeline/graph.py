@@ -18,10 +18,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import CurationConfig, PatchDictionary, PrecomputedEmbedder, Source
+from pipeline.config import CurationConfig, Source
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Input, Stage
-from pipeline.embedders.make import AnyEmbedder, identity
+from pipeline.embedders.config import PatchDictionary, PrecomputedEmbedder
+from pipeline.embedders.make import AnyEmbedder, identity, pinned
 from pipeline.errors import ConfigError
 from pipeline.filters import blocklists, classifiers, faces
 from pipeline.filters.config import Faces
@@ -73,14 +74,19 @@ def build(config: CurationConfig) -> dict[str, Stage]:
     pool = ingested["pool"]
 
     def embedding(chosen: AnyEmbedder, suffix: str) -> Embedding:
+        chosen = pinned(chosen)
         what = identity(chosen)
         fit = isinstance(chosen, PatchDictionary)
         return Embedding(chosen, what, add(_fit_embedder(config, chosen, what, pool, suffix)) if fit else None, suffix)
 
     semantic = embedding(config.embed.semantic, "")
-    vectors = {name: add(_embed(config, semantic, stage)) for name, stage in ingested.items()}
-
     compared = roles_of(config)
+    together = compared if _both_read_images(config) else {}
+    vectors = {
+        name: add(_embed(config, semantic, stage, (f"embed_dedup/{name}",) if name in together else ()))
+        for name, stage in ingested.items()
+    }
+
     for_dedup, dedup_vectors = semantic, vectors
     if config.embed.dedup != "semantic":
         for_dedup = embedding(config.embed.dedup, "_dedup")
@@ -194,7 +200,13 @@ def _fit_embedder(
     )
 
 
-def _embed(config: CurationConfig, embedding: Embedding, images: Stage) -> Stage:
+def _both_read_images(config: CurationConfig) -> bool:
+    """Whether dedup has an embedder of its own, so that one pass over the bytes can feed both."""
+    chosen = (config.embed.semantic, config.embed.dedup)
+    return chosen[1] != "semantic" and not any(isinstance(one, PrecomputedEmbedder) for one in chosen)
+
+
+def _embed(config: CurationConfig, embedding: Embedding, images: Stage, also: tuple[str, ...] = ()) -> Stage:
     return Stage(
         f"embed{embedding.suffix}",
         images.set,
@@ -206,6 +218,7 @@ def _embed(config: CurationConfig, embedding: Embedding, images: Stage) -> Stage
         speed={"embedder": embedding.config, "max_pixels": config.ingest.max_pixels},
         max_cpus=images.max_cpus,
         seconds_per_image=0.006,
+        also=also,
     )
 
 

@@ -20,7 +20,7 @@ from pipeline.stages.embed import vector_table
 
 
 def map_with_state(
-    make: Callable[[], Callable[[Any], Any]], items: Iterable[Any], *, cpus: int, address: str | None
+    make: Callable[[], Callable[[Any], Any]], items: Iterable[Any], *, cpus: int, address: str | None, gpu: bool = False
 ) -> Iterator[Any]:
     return map(make(), items)
 

@@ -31,6 +31,12 @@ def sleepy(context: Context) -> Outcome:
     return Outcome({}, Rows(0, 0), details={"started": started, "ended": time.time()})
 
 
+def host(context: Context) -> Outcome:
+    """Tells which stages it could do work for, and what these would be given."""
+    guests = {c.stage.id: [c.fingerprint, sorted(c.inputs), c.previous is not None] for c in context.also}
+    return Outcome({}, Rows(1, 1), details={"guests": guests})
+
+
 def loses_rows(context: Context) -> Outcome:
     return Outcome({}, Rows(10, 7, {"near": 2}))
 

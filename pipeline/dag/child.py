@@ -77,7 +77,8 @@ def main() -> None:
 
     try:
         task: dict[str, Any] = cloudpickle.loads(payload)
-        context = Context(**task, report=report)
+        also = tuple(Context(**other, report=lambda _: None) for other in task.pop("also"))
+        context = Context(**task, report=report, also=also)
         with context.store.explained(f"stage {context.stage.id}"):
             outcome: Outcome = context.stage.function(context)
         tell({"outcome": dataclasses.asdict(outcome)})

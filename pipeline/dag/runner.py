@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -201,16 +201,27 @@ class Runner:
         """Starts what is ready, the widest first and never narrower than it could be: small stages then fill the cores that
         are left, instead of holding a large one to one core."""
         ready = [(stage, _decide(self.store, stage, finished, self.fresh)) for stage in waiting.values()]
+        hosts = (*waiting.values(), *(one.stage for one in running.values()))
+        guests = {id_ for stage in hosts for id_ in stage.also}
+        not_ready = {stage.id for stage, decision in ready if decision.action == "wait"}
         for stage, decision in sorted(ready, key=lambda pair: -pair[0].max_cpus):
-            if decision.action != "run":
+            if decision.action != "run" or stage.id in guests or not not_ready.isdisjoint(stage.also):
                 continue
             cpus = min(self.cpus, stage.max_cpus)
             if cpus > self.cpus - sum(r.cpus for r in running.values()):
                 return
-            running[stage.id] = self._start(stage, decision, cpus, finished)
+            also = [pair for pair in ready if pair[0].id in stage.also]
+            running[stage.id] = self._start(stage, decision, cpus, finished, also)
             del waiting[stage.id]
 
-    def _start(self, stage: Stage, decision: Decision, cpus: int, finished: Mapping[str, Artifact]) -> Running:
+    def _start(
+        self,
+        stage: Stage,
+        decision: Decision,
+        cpus: int,
+        finished: Mapping[str, Artifact],
+        also: Sequence[tuple[Stage, Decision]],
+    ) -> Running:
         fingerprint = decision.fingerprint or ""
         held = contextlib.ExitStack()
         held.enter_context(
@@ -218,15 +229,9 @@ class Runner:
         )
         if stage.engine == "ray" and self._ray_address is None:
             self._ray_address = self._services.enter_context(self._start_ray())
-        history = self.store.history(stage.name, stage.set)
         task = {
-            "store": self.store,
-            "stage": stage,
-            "fingerprint": fingerprint,
-            "inputs": {role: finished[needed.stage.id] for role, needed in stage.inputs.items()},
-            "cpus": cpus,
-            "previous": None if self.fresh or not history else history[0],
-            "ray_address": self._ray_address if stage.engine == "ray" else None,
+            **self._task(stage, fingerprint, cpus, finished),
+            "also": [self._task(guest, its.fingerprint or "", cpus, finished) for guest, its in also],
         }
         log = self._logs / f"{stage.name}-{stage.set}-{fingerprint[:12]}.log"
         read, write = os.pipe()
@@ -252,6 +257,19 @@ class Runner:
         self._selector.register(read, selectors.EVENT_READ, started)
         self.watch(Event("started", stage, reason=decision.reason))
         return started
+
+    def _task(self, stage: Stage, fingerprint: str, cpus: int, finished: Mapping[str, Artifact]) -> dict[str, Any]:
+        """What the stage's `Context` is made of in its process."""
+        history = self.store.history(stage.name, stage.set)
+        return {
+            "store": self.store,
+            "stage": stage,
+            "fingerprint": fingerprint,
+            "inputs": {role: finished[needed.stage.id] for role, needed in stage.inputs.items()},
+            "cpus": cpus,
+            "previous": None if self.fresh or not history else history[0],
+            "ray_address": self._ray_address if stage.engine == "ray" else None,
+        }
 
     def _listen(self, running: dict[str, Running]) -> Iterator[Running]:
         for key, _ in self._selector.select(timeout=1.0):

@@ -53,6 +53,8 @@ class Stage:
         work: how much it does, where the number of images that come in does not say it (steps x batch of training); a
             stage that has it puts it into its details, so that `plan` can scale the time of the last run.
         size_bytes: what it will store, where its configuration says it.
+        also: ids of stages that read the same bytes. Where they are to run in the same run, they wait for this one, which
+            makes their parts in its own pass; never in the fingerprint.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Stage:
     seconds_per_image: float = 0.0
     work: int = 0
     size_bytes: int | None = None
+    also: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -98,7 +101,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage's function is given."""
+    """What a stage's function is given; `also` is what the stages would be given whose parts it makes on the way."""
 
     store: Store
     stage: Stage
@@ -108,6 +111,7 @@ class Context:
     report: Callable[[Progress], None]
     previous: Artifact | None = None
     ray_address: str | None = None
+    also: tuple[Context, ...] = ()
 
     @property
     def config(self) -> Mapping[str, Any]:

@@ -8,17 +8,55 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from pipeline.config import OnnxEmbedder, PatchDictionary, PrecomputedEmbedder, TorchScriptEmbedder
 from pipeline.dag.fingerprint import file_digest
 from pipeline.dag.store import File, Store
-from pipeline.embedders import Embed, networks, patches
+from pipeline.embedders import Embed, huggingface, networks, patches
+from pipeline.embedders.config import (
+    HuggingFaceEmbedder,
+    OnnxEmbedder,
+    PatchDictionary,
+    PrecomputedEmbedder,
+    TorchScriptEmbedder,
+)
+from pipeline.embedders.hub import located, model_files, on_hub
 from pipeline.embedders.precomputed import files_of
 from pipeline.errors import LodesetError
 
-AnyEmbedder = PatchDictionary | OnnxEmbedder | TorchScriptEmbedder | PrecomputedEmbedder
+AnyEmbedder = PatchDictionary | OnnxEmbedder | TorchScriptEmbedder | HuggingFaceEmbedder | PrecomputedEmbedder
 
 # Knobs that say where the model lies or how fast it runs, not what it computes.
-_PLACES = ("path", "batch")
+_PLACES = ("path", "model", "revision", "batch")
+
+
+def pinned(config: AnyEmbedder) -> AnyEmbedder:
+    """The embedder with its model made unmistakable: one of Hugging Face's hub is fetched, and named by its commit.
+
+    Raises:
+        LodesetError: there is no such model, or the hub cannot be reached.
+    """
+    if isinstance(config, HuggingFaceEmbedder) and on_hub(config):
+        return config.model_copy(update={"revision": located(config).name})
+    return config
+
+
+def name_of(config: AnyEmbedder) -> str:
+    """What messages and manifests call an embedder: its model's place, with the commit of one from the hub."""
+    if isinstance(config, HuggingFaceEmbedder):
+        return f"{config.model}@{config.revision}" if config.revision else config.model
+    return config.kind if isinstance(config, PatchDictionary) else config.path
+
+
+def runs_on_gpu(config: AnyEmbedder) -> bool:
+    """Whether the installed libraries would run this embedder on a GPU, if its worker has one."""
+    if isinstance(config, OnnxEmbedder):
+        import onnxruntime
+
+        return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if isinstance(config, TorchScriptEmbedder | HuggingFaceEmbedder):
+        import torch
+
+        return bool(torch.version.cuda or torch.version.hip)
+    return False
 
 
 def identity(config: AnyEmbedder, key: str = "embed") -> dict[str, Any]:
@@ -32,6 +70,10 @@ def identity(config: AnyEmbedder, key: str = "embed") -> dict[str, Any]:
         if isinstance(config, PrecomputedEmbedder):
             # Terabytes of vectors cannot be read for every `plan`: sizes and times say whether they changed.
             tree["files"] = [_state(path) for path in files_of(config)]
+        elif isinstance(config, HuggingFaceEmbedder):
+            # By their bytes, so that a snapshot of the hub and a copy of its folder are one model.
+            folder = located(config)
+            tree["files"] = {name: file_digest(str(folder / name)) for name in model_files(folder)}
         elif not isinstance(config, PatchDictionary):
             tree["model"] = file_digest(config.path)
             if isinstance(config, OnnxEmbedder) and (weights := _external_weights(Path(config.path))):
@@ -72,6 +114,8 @@ def load(config: AnyEmbedder, fitted: File | None, store: Store, threads: int) -
         return networks.onnx(config, threads)
     if isinstance(config, TorchScriptEmbedder):
         return networks.torchscript(config, threads)
+    if isinstance(config, HuggingFaceEmbedder):
+        return huggingface.huggingface(config, threads)
     if isinstance(config, PatchDictionary):
         import faiss
 

@@ -18,8 +18,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.config import PatchDictionary
 from pipeline.embedders import Embed
+from pipeline.embedders.config import PatchDictionary
 from pipeline.errors import LodesetError
 
 Floats = NDArray[np.float32]

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config import PrecomputedEmbedder
+from pipeline.embedders.config import PrecomputedEmbedder
 from pipeline.errors import LodesetError
 
 

@@ -13,7 +13,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import cloudpickle
@@ -144,12 +145,49 @@ def map_items(
                 yield unwrapped(cast(Result, ray.get(reference)))
 
 
+@dataclass(frozen=True)
+class Pool:
+    """A pool of workers, and what each of them is given."""
+
+    actors: int
+    cpus_each: int
+    gpus_each: int
+
+
+def pool_for(items: int, cpus: int, nodes: Sequence[Mapping[str, float]]) -> Pool:
+    """One worker a core; where a node has GPUs, one worker a GPU, with an even share of the cores to decode for it.
+
+    `nodes` are the resources of each node, as Ray counts them ({"CPU": 16.0, "GPU": 2.0}). A worker asks for no more than
+    every node with a GPU has for it, or it would wait for ever.
+    """
+    hosts = [(int(n.get("CPU", 0)), int(n["GPU"])) for n in nodes if n.get("GPU", 0) >= 1 and n.get("CPU", 0) >= 1]
+    if not hosts:
+        return Pool(min(cpus, items), 1, 0)
+    actors = min(sum(min(host) for host in hosts), cpus, items)
+    return Pool(actors, max(1, min(cpus // actors, *(c // g for c, g in hosts))), 1)
+
+
+def cores() -> int:
+    """The cores of the worker that asks; 1 outside of Ray."""
+    import ray
+
+    if not ray.is_initialized():
+        return 1
+    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+
+
 def map_with_state(
-    make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], *, cpus: int, address: str | None
+    make: Callable[[], Callable[[Item], Result]],
+    items: Iterable[Item],
+    *,
+    cpus: int,
+    address: str | None,
+    gpu: bool = False,
 ) -> Iterator[Result]:
     """Like `map_items` through Ray Data with a pool of actors, each of which calls `make` once (to load a network).
 
-    An item is a whole part, read in order by one actor, so that batches never cross parts.
+    An item is a whole part, read in order by one actor, so that batches never cross parts. With `gpu` each actor has a GPU
+    of its own if the cluster has any (Ray sets CUDA_VISIBLE_DEVICES).
     """
     import ray
 
@@ -171,11 +209,17 @@ def map_with_state(
             return {"result": [cloudpickle.dumps(caught(work, cloudpickle.loads(item))) for item in row["item"]]}
 
     with job(address):
-        actors = min(cpus, len(pending))
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]] if gpu else []
+        pool = pool_for(len(pending), cpus, nodes)
         # Pickled here: Ray Data would try each item as an Arrow value first, and warn that it is none.
         rows = ray.data.from_items([{"item": cloudpickle.dumps(i)} for i in pending], override_num_blocks=len(pending))
         mapped = rows.map_batches(
-            Worker, batch_size=1, batch_format="numpy", compute=ray.data.ActorPoolStrategy(size=actors), num_cpus=1
+            Worker,
+            batch_size=1,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(size=pool.actors),
+            num_cpus=pool.cpus_each,
+            num_gpus=pool.gpus_each or None,
         )
         for row in mapped.iter_rows():
             yield unwrapped(cloudpickle.loads(row["result"]))

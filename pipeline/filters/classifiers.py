@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import OnnxEmbedder
 from pipeline.embedders import make, networks
+from pipeline.embedders.config import OnnxEmbedder
 from pipeline.errors import LodesetError
 from pipeline.filters.config import Classifier
 
@@ -32,7 +32,7 @@ def identity(config: Classifier) -> dict[str, Any]:
 
 
 def classifier(config: Classifier, threads: int) -> Callable[[Sequence[Floats]], Floats]:
-    """A function of inputs [3, size, size] (`networks.pixels`), any number of them, that returns their scores, float32 [B].
+    """A function of inputs [3, size, size] (`preprocess.normalised`), any number of them, that returns their scores, float32 [B].
 
     Raises:
         LodesetError: the file is missing or broken, it is not a network of images to numbers, it does not say which of

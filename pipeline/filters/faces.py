@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from pipeline.config import OnnxEmbedder
 from pipeline.embedders import make, networks
+from pipeline.embedders.config import OnnxEmbedder
+from pipeline.embedders.preprocess import normalised
 from pipeline.errors import LodesetError
 from pipeline.filters.config import Faces
 
@@ -39,7 +40,7 @@ def detector(config: Faces, threads: int) -> Callable[[Image.Image], Boxes]:
     inputs, source = _network(config), session.get_inputs()[0]
 
     def detect(image: Image.Image) -> Boxes:
-        batch = networks.pixels([image], inputs)
+        batch = normalised(image, networks.recipe_of(inputs))[None]
         try:
             outputs = session.run(None, {source.name: batch})
         except Exception as error:

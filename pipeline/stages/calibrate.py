@@ -22,11 +22,11 @@ from pipeline.algorithms.neighbors import ExactIndex
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import Artifact, File, Part, Rows, Store
-from pipeline.embedders.make import load
-from pipeline.engines.ray import map_with_state
+from pipeline.embedders.make import load, runs_on_gpu
+from pipeline.engines.ray import cores, map_with_state
 from pipeline.errors import LodesetError
 from pipeline.sources.reading import Location, read_images
-from pipeline.stages.embed import Embedder, normalised, read_vectors
+from pipeline.stages.embed import Embedder, embedder_of, normalised, read_vectors
 from pipeline.stages.fit_embedder import seeded_sample
 from pipeline.stages.parts import made
 
@@ -52,13 +52,8 @@ class Chunk:
 
 
 def run(context: Context) -> Outcome:
-    ingested, embedded, fitted = context.inputs["images"], context.inputs["vectors"], context.inputs.get("fitted")
-    embedder = Embedder(
-        context.store,
-        context.speed["embedder"],
-        fitted.tables["dictionary"][0] if fitted else None,
-        context.speed["max_pixels"],
-    )
+    ingested, embedded = context.inputs["images"], context.inputs["vectors"]
+    embedder = embedder_of(context)
     wanted = context.config["calibration_images"]
     sample = seeded_sample(context.store, ingested, wanted, seed=1)
     if len(sample) < 2:
@@ -70,7 +65,11 @@ def run(context: Context) -> Outcome:
     work = [(key, Chunk(key, places), len(places)) for key, places in zip(keys, chunks, strict=True)]
     pool = Pool(embedded.tables["vectors"], ingested.tables["images"])
     make = functools.partial(
-        map_with_state, functools.partial(_worker, embedder, pool), cpus=context.cpus, address=context.ray_address
+        map_with_state,
+        functools.partial(_worker, embedder, pool),
+        cpus=context.cpus,
+        address=context.ray_address,
+        gpu=runs_on_gpu(embedder.config),
     )
     parts, new = made(context, STAGE, work, make)
     files = tuple(p.files["samples"] for p in parts)
@@ -101,7 +100,7 @@ def summary(samples: pa.Table) -> dict[str, object]:
 
 def _worker(embedder: Embedder, pool: Pool) -> Callable[[Chunk], Part]:
     store = embedder.store
-    embed = load(embedder.config, embedder.fitted, store, threads=1)
+    embed = load(embedder.config, embedder.fitted, store, threads=cores())
     ids, vectors = read_vectors(store, pool.vectors)
     index = ExactIndex(vectors)
     row_of = {image_id: row for row, image_id in enumerate(ids)}

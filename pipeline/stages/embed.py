@@ -2,36 +2,43 @@
 
 A part's key is the digest of its image_ids and of the embedder, so data that moved is not embedded again. When an ingest
 part changed (images were added to a folder), the vectors that its predecessor held are taken over row by row.
+
+Two embedders (`embed.semantic`, `embed.dedup`) are two stages with parts of their own. Where both are to run, the first makes
+the second's parts in its own pass: every image is read and decoded once, and the second stage finds its parts made.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline import records
 from pipeline.algorithms.images import decode
-from pipeline.config import PrecomputedEmbedder
 from pipeline.dag.fingerprint import canonical, digest
 from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import Artifact, File, Part, Rows, Store
 from pipeline.embedders import Embed
-from pipeline.embedders.make import AnyEmbedder, load
+from pipeline.embedders.config import PrecomputedEmbedder
+from pipeline.embedders.make import AnyEmbedder, load, name_of, runs_on_gpu
 from pipeline.embedders.precomputed import look_up
-from pipeline.engines.ray import map_with_state
+from pipeline.engines.ray import cores, map_with_state
 from pipeline.errors import LodesetError
 from pipeline.sources.reading import Location, read_images
 from pipeline.stages.parts import made
 
 VERSION = 1
 STAGE = "embed"
+_AHEAD = 4  # images that each thread decodes ahead of the network
 
 
 @dataclass(frozen=True)
@@ -45,39 +52,72 @@ class Embedder:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One part to make. `known` are files of vectors by the same embedder in which some of its images may be."""
+class Wanted:
+    """The part of one embedder (its number in the worker) that is to be made.
 
+    `known` are files of vectors by the same embedder in which some of its images may be.
+    """
+
+    embedder: int
     key: str
+    known: tuple[File, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One part to make, and those of other embedders that the same images are to give."""
+
+    wanted: Wanted
     images: File
     locations: File
-    known: tuple[File, ...]
+    also: tuple[Wanted, ...] = ()
+
+
+def embedder_of(context: Context) -> Embedder:
+    """The embedder of a stage that is given one (embed, calibrate)."""
+    fitted = context.inputs.get("fitted")
+    dictionary = fitted.tables["dictionary"][0] if fitted else None
+    return Embedder(context.store, context.speed["embedder"], dictionary, context.speed["max_pixels"])
 
 
 def run(context: Context) -> Outcome:
     ingested = context.inputs["images"]
-    fitted = context.inputs.get("fitted")
-    embedder = Embedder(
-        context.store,
-        context.speed["embedder"],
-        fitted.tables["dictionary"][0] if fitted else None,
-        context.speed["max_pixels"],
-    )
-    identity = (context.config["embedder"], fitted.fingerprint if fitted else "")
     pairs = list(zip(ingested.tables["images"], ingested.tables["locations"], strict=True))
-    keys = [digest(STAGE, VERSION, image_ids(context.store, images), *identity) for images, _ in pairs]
-    known = _known(context.previous, context, keys)
-    work = [(key, Piece(key, *pair, known), pair[0].rows) for key, pair in zip(keys, pairs, strict=True)]
+    ids = [image_ids(context.store, images) for images, _ in pairs]
+    embedders = [embedder_of(one) for one in (context, *context.also)]
+    own, *others = [_wanted(one, number, ids) for number, one in enumerate((context, *context.also))]
+    # What is listed first is committed first: parts of another embedder that are there are not made again.
+    there = context.store.committed(STAGE, [w.key for row in others for w in row])
+    also = [tuple(row[n] for row in others if row[n].key not in (*there, own[n].key)) for n in range(len(own))]
+    work = [
+        (mine.key, Piece(mine, *pair, also[n]), pair[0].rows)
+        for n, (mine, pair) in enumerate(zip(own, pairs, strict=True))
+    ]
     run_parts = functools.partial(
-        map_with_state, functools.partial(_worker, embedder), cpus=context.cpus, address=context.ray_address
+        map_with_state,
+        functools.partial(_worker, embedders),
+        cpus=context.cpus,
+        address=context.ray_address,
+        gpu=any(runs_on_gpu(one.config) for one in embedders),
     )
     parts, new = made(context, STAGE, work, run_parts)
-    return _outcome(parts, new)
+    outcome = _outcome(parts, new, name_of(embedders[0].config))
+    beside = sum(len(also[n]) for n, wanted in enumerate(own) if wanted.key in new)
+    return Outcome(outcome.tables, outcome.rows, details={**outcome.details, "parts_made_beside": beside})
 
 
 def image_ids(store: Store, images: File) -> list[str]:
     """The images of an ingest part, in its order."""
     return list(store.table([images], ["image_id"]).column(0).to_pylist())
+
+
+def _wanted(context: Context, number: int, ids: Sequence[Sequence[str]]) -> list[Wanted]:
+    """One part of this stage for each list of image_ids."""
+    fitted = context.inputs.get("fitted")
+    identity = (context.config["embedder"], fitted.fingerprint if fitted else "")
+    keys = [digest(STAGE, VERSION, one, *identity) for one in ids]
+    known = _known(context.previous, context, keys)
+    return [Wanted(number, key, known) for key in keys]
 
 
 def _known(previous: Artifact | None, context: Context, keys: Sequence[str]) -> tuple[File, ...]:
@@ -90,12 +130,24 @@ def _known(previous: Artifact | None, context: Context, keys: Sequence[str]) -> 
     return tuple(f for f in previous.tables["vectors"] if f.path.split("/")[2] not in current)
 
 
-def _worker(embedder: Embedder) -> Callable[[Piece], Part]:
-    """Called once in each worker: loads the model, returns what makes one part."""
-    store = embedder.store
-    if isinstance(embedder.config, PrecomputedEmbedder):
-        return functools.partial(_look_up_part, store, embedder.config)
-    return functools.partial(_embed_part, store, load(embedder.config, embedder.fitted, store, threads=1), embedder)
+def _worker(embedders: Sequence[Embedder]) -> Callable[[Piece], Part]:
+    """Called once in each worker: returns what makes one part. A model is loaded when the first part needs it."""
+    store, config, threads = embedders[0].store, embedders[0].config, cores()
+    if isinstance(config, PrecomputedEmbedder):
+        return functools.partial(_look_up_part, store, config)
+
+    @functools.cache
+    def loaded(number: int) -> Embed:
+        return load(embedders[number].config, embedders[number].fitted, store, threads)
+
+    def part(piece: Piece) -> Part:
+        fillings = [
+            _Filling(wanted, loaded(wanted.embedder), embedders[wanted.embedder].config)
+            for wanted in (*piece.also, piece.wanted)
+        ]
+        return _embed_part(store, fillings, embedders[0].max_pixels, threads, piece)
+
+    return part
 
 
 def places_of(store: Store, images: File, locations: File) -> pa.Table:
@@ -109,37 +161,86 @@ def places_of(store: Store, images: File, locations: File) -> pa.Table:
     return table.take(np.sort(first["row_min"].to_numpy()))
 
 
-def _embed_part(store: Store, embed: Embed, embedder: Embedder, piece: Piece) -> Part:
+@dataclass
+class _Filling:
+    """A part while it is made. Batches are those that its embedder alone would get, whatever else is made beside it."""
+
+    wanted: Wanted
+    embed: Embed
+    config: AnyEmbedder
+    rows: dict[str, NDArray[np.float16]] = field(default_factory=dict)
+    missing: set[str] = field(default_factory=set)
+    batch: list[tuple[str, Image.Image]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def add(self, image_id: str, image: Image.Image) -> None:
+        if image_id in self.missing:
+            self.batch.append((image_id, image))
+            if len(self.batch) == getattr(self.config, "batch", 64):
+                self.flush()
+
+    def flush(self) -> None:
+        if self.batch:
+            started = time.time()
+            vectors = normalised(self.embed([image for _, image in self.batch]))
+            self.rows.update(zip([image_id for image_id, _ in self.batch], vectors, strict=True))
+            self.batch = []
+            self.seconds += time.time() - started
+
+    def commit(self, store: Store, ids: Sequence[str], seconds: float) -> Part:
+        widths = sorted({len(row) for row in self.rows.values()})
+        if len(widths) > 1:
+            raise LodesetError(f"{name_of(self.config)} gives vectors of widths {widths}: an embedder gives one width")
+        finite = [i for i in ids if np.isfinite(self.rows[i]).all()]
+        counts = {"images": len(ids), "embedded": len(self.missing), "not_finite": len(ids) - len(finite)}
+        matrix = np.stack([self.rows[i] for i in finite]) if finite else np.zeros((0, 1), np.float16)
+        if finite:
+            counts["dimensions"] = matrix.shape[1]
+        return store.commit_part(STAGE, self.wanted.key, {"vectors": vector_table(finite, matrix)}, counts, seconds)
+
+
+def _embed_part(store: Store, fillings: Sequence[_Filling], max_pixels: int, threads: int, piece: Piece) -> Part:
+    """Makes the piece's own part, which is the last of the fillings, and before it those beside it."""
     started = time.time()
     places = places_of(store, piece.images, piece.locations)
     ids = places["image_id"].to_pylist()
-    rows = _taken_over(store, piece.known, set(ids))
-    wanted = [
+    for filling in fillings:
+        filling.rows = _taken_over(store, filling.wanted.known, set(ids))
+        filling.missing = set(ids) - set(filling.rows)
+    needed = set().union(*(filling.missing for filling in fillings))
+    locations = [
         Location(r["image_id"], r["uri"], r["member"], r["offset"], r["size_bytes"])
         for r in places.to_pylist()
-        if r["image_id"] not in rows
+        if r["image_id"] in needed
     ]
-    embedded = len(wanted)
-    for batch in _batches(wanted, embedder):
-        images = [decode(data, embedder.max_pixels) for _, data in batch]
-        for (place, _), vector in zip(batch, embed(images), strict=True):
-            rows[place.image_id] = normalised(vector)
-    finite = [i for i in ids if np.isfinite(rows[i]).all()]
-    counts = {"images": len(ids), "embedded": embedded, "not_finite": len(ids) - len(finite)}
-    matrix = np.stack([rows[i] for i in finite]) if finite else np.zeros((0, 1), np.float16)
-    return store.commit_part(STAGE, piece.key, {"vectors": vector_table(finite, matrix)}, counts, time.time() - started)
+    for place, image in _decoded(read_images(locations), max_pixels, threads):
+        for filling in fillings:
+            filling.add(place.image_id, image)
+    for filling in fillings:
+        filling.flush()
+    *others, own = fillings
+    for other in others:
+        other.commit(store, ids, other.seconds)
+    return own.commit(store, ids, time.time() - started - sum(other.seconds for other in others))
 
 
-def _batches(wanted: Sequence[Location], embedder: Embedder) -> Iterator[list[tuple[Location, bytes]]]:
-    size = getattr(embedder.config, "batch", 64)
-    batch: list[tuple[Location, bytes]] = []
-    for item in read_images(wanted):
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _decoded(
+    encoded: Iterable[tuple[Location, bytes]], max_pixels: int, threads: int
+) -> Iterator[tuple[Location, Image.Image]]:
+    """The images in their order; with several threads these decode while the network is at work."""
+    if threads == 1:
+        for place, data in encoded:
+            yield place, decode(data, max_pixels)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[tuple[Location, Future[Image.Image]]] = deque()
+        for place, data in encoded:
+            waiting.append((place, pool.submit(decode, data, max_pixels)))
+            if len(waiting) == _AHEAD * threads:
+                first, image = waiting.popleft()
+                yield first, image.result()
+        for place, image in waiting:
+            yield place, image.result()
 
 
 def _taken_over(store: Store, known: Sequence[File], wanted: set[str]) -> dict[str, NDArray[np.float16]]:
@@ -168,7 +269,7 @@ def _look_up_part(store: Store, config: PrecomputedEmbedder, piece: Piece) -> Pa
         "no_vector": places.num_rows - len(ids),
     }
     return store.commit_part(
-        STAGE, piece.key, {"vectors": vector_table(kept, vectors[finite])}, counts, time.time() - started
+        STAGE, piece.wanted.key, {"vectors": vector_table(kept, vectors[finite])}, counts, time.time() - started
     )
 
 
@@ -206,9 +307,17 @@ def read_vectors(store: Store, files: Sequence[File]) -> tuple[list[str], NDArra
     return ids, np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float16)
 
 
-def _outcome(parts: Sequence[Part], new: set[str]) -> Outcome:
+def _outcome(parts: Sequence[Part], new: set[str], name: str) -> Outcome:
     reasons = {r: sum(p.counts.get(r, 0) for p in parts) for r in ("not_finite", "no_vector")}
     kept = sum(p.files["vectors"].rows for p in parts)
+    widths = sorted({p.counts["dimensions"] for p in parts if "dimensions" in p.counts})
+    if len(widths) > 1:
+        raise LodesetError(f"{name} gave vectors of widths {widths}: an embedder gives one width")
+    if reasons["not_finite"] and not kept:
+        raise LodesetError(
+            f"{name} gave no finite vector for any of {reasons['not_finite']} images: check its preprocessing, and with "
+            "16 bits (`dtype: fp16`, or auto on a GPU) try bf16 or fp32"
+        )
     return Outcome(
         # A part without a vector has no width, and would keep others from reading the table as one.
         tables={"vectors": tuple(p.files["vectors"] for p in parts if p.files["vectors"].rows)},
@@ -216,6 +325,7 @@ def _outcome(parts: Sequence[Part], new: set[str]) -> Outcome:
             taken=sum(p.counts["images"] for p in parts), kept=kept, dropped={r: n for r, n in reasons.items() if n}
         ),
         details={
+            "embedder": name,
             "parts": len(parts),
             "parts_made": len(new),
             "images_embedded": sum(p.counts["embedded"] for p in parts if p.key in new),

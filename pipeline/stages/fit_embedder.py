@@ -12,10 +12,10 @@ import numpy as np
 
 from pipeline import records
 from pipeline.algorithms.images import decode
-from pipeline.config import PatchDictionary
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import Artifact, File, Part, Rows, Store
+from pipeline.embedders.config import PatchDictionary
 from pipeline.engines.ray import map_items
 from pipeline.sources.reading import Location, read_images
 from pipeline.stages.parts import made

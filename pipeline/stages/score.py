@@ -27,6 +27,7 @@ from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import Artifact, File, Part, Rows, Store
 from pipeline.embedders import networks
+from pipeline.embedders.preprocess import normalised
 from pipeline.engines.ray import map_with_state
 from pipeline.filters.classifiers import classifier, network
 from pipeline.filters.config import BLUR, Classifier
@@ -130,7 +131,7 @@ def _measure(config: Classifier | None) -> Measure:
             lambda image: np.array([sharpness(luminance(image))], np.float32), lambda kept: np.concatenate(kept)
         )
     inputs = network(config)
-    return Measure(lambda image: networks.pixels([image], inputs)[0], classifier(config, threads=1))
+    return Measure(lambda image: normalised(image, networks.recipe_of(inputs)), classifier(config, threads=1))
 
 
 def _score_part(work: Work, load: Callable[[str], Measure], piece: Piece) -> list[Part]:

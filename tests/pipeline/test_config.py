@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Cluster, CurationConfig, PatchDictionary, Sample, load
+from pipeline.config import Cluster, CurationConfig, Sample, load
+from pipeline.embedders.config import PatchDictionary
 from pipeline.errors import ConfigError
 
 

@@ -8,9 +8,9 @@ import torch
 from builders import pixels
 from PIL import Image
 
-from pipeline.config import OnnxEmbedder, PatchDictionary, PrecomputedEmbedder, TorchScriptEmbedder
 from pipeline.dag.store import Store
-from pipeline.embedders import networks, patches
+from pipeline.embedders import networks, patches, preprocess
+from pipeline.embedders.config import OnnxEmbedder, PatchDictionary, PrecomputedEmbedder, TorchScriptEmbedder
 from pipeline.embedders.make import identity
 from pipeline.embedders.precomputed import look_up
 from pipeline.errors import LodesetError
@@ -40,7 +40,8 @@ def script(tmp_path: Path) -> str:
 
 def test_pixels_are_normalised_channels_first() -> None:
     config = OnnxEmbedder(kind="onnx", path="x", size=16)
-    batch = networks.pixels(images(2), config)
+    ((rows, batch),) = preprocess.inputs(images(2), networks.recipe_of(config))
+    assert rows == [0, 1]
     resized = np.asarray(images(1)[0].resize((16, 16), Image.Resampling.BICUBIC, reducing_gap=2.0), dtype=np.float32)
     expected = (resized / 255 - np.array(config.mean)) / np.array(config.std)
     assert batch.shape == (2, 3, 16, 16)
@@ -50,8 +51,96 @@ def test_pixels_are_normalised_channels_first() -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_torchscript(script: str) -> None:
     config = TorchScriptEmbedder(kind="torchscript", path=script, size=16)
-    found = networks.torchscript(config, 1)(images(3))
-    np.testing.assert_allclose(found, networks.pixels(images(3), config).mean(axis=(2, 3)), atol=1e-5)
+    ((_, batch),) = preprocess.inputs(images(3), networks.recipe_of(config))
+    for threads in (1, 2):
+        found = networks.torchscript(config, threads)(images(3))
+        np.testing.assert_allclose(found, batch.mean(axis=(2, 3)), atol=1e-5)
+
+
+class Sides(torch.nn.Module):
+    """Height and width of what it is given, and the mean of its channels."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        sides = torch.tensor([[float(image.shape[2]), float(image.shape[3])]]).expand(image.shape[0], 2)
+        return torch.cat([sides, image.mean(dim=(2, 3))], dim=1)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_the_short_side_alone_keeps_shapes_and_the_order_of_images(tmp_path: Path) -> None:
+    """As SSCD's authors prepare images: one call a shape, vectors in the order of the images."""
+    torch.jit.save(torch.jit.script(Sides()), tmp_path / "sides.pt")
+    config = TorchScriptEmbedder(
+        kind="torchscript", path=str(tmp_path / "sides.pt"), size=20, resize="short_side", interpolation="bilinear"
+    )
+    sizes = [(40, 30), (30, 40), (40, 30), (25, 25), (400, 10)]
+    given = [Image.fromarray(pixels(n, width=width, height=height)) for n, (width, height) in enumerate(sizes)]
+    found = networks.torchscript(config, 1)(given)
+    assert found[:, :2].tolist() == [[20, 26], [26, 20], [20, 26], [20, 20], [20, 80]]
+    for image, vector in zip(given, found, strict=True):
+        height, width = vector[:2].astype(int)
+        plain = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), np.float32) / 255
+        expected = ((plain - np.array(config.mean)) / np.array(config.std)).mean(axis=(0, 1))
+        np.testing.assert_allclose(vector[2:], expected, atol=0.02)
+
+
+@pytest.mark.parametrize(("width", "height"), [(90, 40), (40, 90), (32, 32), (33, 200)])
+def test_a_crop_is_the_centre_of_the_whole_resized(width: int, height: int) -> None:
+    image = Image.fromarray(pixels(1, width=width, height=height))
+    recipe = preprocess.Recipe("crop", 24, 30, (0, 0, 0), (1, 1, 1))
+    short = min(width, height)
+    whole = np.asarray(image.resize((30 * width // short, 30 * height // short), Image.Resampling.BICUBIC))
+    top, left = (whole.shape[0] - 24) // 2, (whole.shape[1] - 24) // 2
+    expected = whole[top : top + 24, left : left + 24].astype(int)
+    assert np.abs(np.asarray(preprocess.resized(image, recipe)).astype(int) - expected).max() <= 3
+
+
+class Broken(torch.nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if self.how == "feature map":
+            return image
+        if self.how == "one for all":
+            return image.mean(dim=(0, 2, 3)).unsqueeze(0)
+        return image[:, :, : image.shape[3] // 5, 0].flatten(1)  # as wide as the image is
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("feature map", r"shape \[3, 3, 20, 26\] for 3 images.*pool it first"),
+        ("one for all", r"shape \[1, 3\] for 3 images"),
+        ("by shape", r"widths \[12, 15\]"),
+    ],
+)
+def test_a_network_that_gives_no_vectors(tmp_path: Path, how: str, told: str) -> None:
+    torch.jit.save(torch.jit.script(Broken(how)), tmp_path / "broken.pt")
+    config = TorchScriptEmbedder(kind="torchscript", path=str(tmp_path / "broken.pt"), size=20, resize="short_side")
+    given = [Image.fromarray(pixels(n, width=40, height=30)) for n in range(3)]
+    if how == "by shape":
+        given.append(Image.fromarray(pixels(0, width=30, height=30)))
+    with pytest.raises(LodesetError, match=told):
+        networks.torchscript(config, 1)(given)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_named_dtype_is_used_and_is_part_of_what_it_computes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 16), torch.nn.Flatten()).eval()
+    torch.jit.save(torch.jit.trace(network, torch.zeros(1, 3, 16, 16)), tmp_path / "net.pt")
+    found, what = {}, {}
+    for dtype in ("auto", "fp32", "bf16", "fp16"):
+        config = TorchScriptEmbedder(kind="torchscript", path=str(tmp_path / "net.pt"), size=16, dtype=dtype)
+        found[dtype], what[dtype] = networks.torchscript(config, 1)(images(3)), str(identity(config))
+    assert len(set(what.values())) == 4
+    for dtype, step in (("bf16", 2**-8), ("fp16", 2**-11)):
+        error = np.abs(found[dtype] - found["fp32"]).max() / np.abs(found["fp32"]).max()
+        assert 0 < error < 4 * step
+    if not torch.cuda.is_available():
+        np.testing.assert_array_equal(found["auto"], found["fp32"])
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

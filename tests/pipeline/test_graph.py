@@ -76,3 +76,12 @@ def test_all_that_a_draw_goes_by_is_part_of_the_listing(tree: dict[str, Any], tm
     (tmp_path / "pool/a.png").rename(tmp_path / "pool/deep/a.png")
     below = {**tree, "pool": [{"uri": str(tmp_path / "pool/deep")}]}
     assert stages(below)["ingest/pool"].config != stages(tree)["ingest/pool"].config
+
+
+def test_sscd_with_its_published_thresholds_is_not_calibrated(tree: dict[str, Any], tmp_path: Path) -> None:
+    sscd = {**network(tmp_path / "sscd.pt"), "size": 288, "resize": "short_side", "interpolation": "bilinear"}
+    tree["embed"]["dedup"] = sscd
+    assert "calibrate/pool" in stages(tree)
+    made = stages({**tree, "dedup": {"threshold": 0.6, "reference_threshold": 0.45}})
+    assert "calibrate/pool" not in made
+    assert made["embed_dedup/pool"].config["embedder"]["resize"] == "short_side"

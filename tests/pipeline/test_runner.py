@@ -9,7 +9,7 @@ import toy_stages
 
 from pipeline.dag.runner import Event, Runner, decide
 from pipeline.dag.stage import Context, Input, Outcome, Stage
-from pipeline.dag.store import Artifact, Store
+from pipeline.dag.store import Artifact, Rows, Store
 from pipeline.errors import GateError, HeldError, LodesetError
 
 
@@ -39,6 +39,9 @@ class Watched:
         return [(e.kind, e.stage.name) for e in self.events if e.kind != "progress"]
 
 
+FINISHED = Artifact("source", "pool", 1, "f", {}, {}, {}, Rows(1, 1), {}, {}, 0.0, 0.0)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "store"))
@@ -55,6 +58,29 @@ def test_runs_in_order_then_does_nothing(store: Store) -> None:
     second = Watched(store)
     assert second.run(a, b) == artifacts
     assert second.kinds() == [("finished", "a"), ("finished", "b")]
+
+
+def test_a_stage_waits_for_the_one_that_makes_its_parts(store: Store) -> None:
+    """Both are ready at once and there are cores for both; what the guest alone needs comes before the host."""
+    source, fit = stage("source"), stage("fit")
+    guest = stage("guest", inputs={"x": Input(source), "fitted": Input(fit)})
+    host = stage("host", toy_stages.host, inputs={"x": Input(source)}, also=(guest.id,))
+    assert host.fingerprint({"source/pool": FINISHED}) == replace(host, also=()).fingerprint({"source/pool": FINISHED})
+    watched = Watched(store, cpus=4)
+    made = watched.run(source, host, fit, guest)
+    order = watched.kinds()
+    assert order.index(("done", "fit")) < order.index(("started", "host"))
+    assert order.index(("done", "host")) < order.index(("started", "guest"))
+    assert made["host/pool"].details["guests"] == {guest.id: [made[guest.id].fingerprint, ["fitted", "x"], False]}
+
+    # A guest that is finished, or not wanted, is none; a finished host holds nobody up.
+    changed = replace(host, config={"k": 2})
+    assert Watched(store).run(source, changed, fit, guest)["host/pool"].details["guests"] == {}
+    assert Watched(store).run(source, replace(host, config={"k": 3}))["host/pool"].details["guests"] == {}
+    again = replace(guest, config={"k": 2})
+    third = Watched(store)
+    third.run(source, changed, fit, again)
+    assert ("started", "guest") in third.kinds() and ("started", "host") not in third.kinds()
 
 
 def test_plan_says_why(store: Store) -> None:

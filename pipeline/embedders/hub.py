@@ -1,0 +1,131 @@
+"""Where a Hugging Face model lies, and of which files it consists: a local folder, or a snapshot of the hub in its cache.
+
+Weights are read from safetensors alone: a pickle runs code when it is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pipeline.embedders.config import HuggingFaceEmbedder
+from pipeline.errors import LodesetError
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+INSTALL = "Hugging Face models need transformers: pip install -e '.[hf]'"
+
+
+def located(config: HuggingFaceEmbedder) -> Path:
+    """The model's folder. What the hub's cache has is used as it is; otherwise the model is downloaded.
+
+    Raises:
+        LodesetError: it is neither here nor to be had, or its weights are no safetensors.
+    """
+    folder = Path(config.model)
+    if folder.is_dir():
+        if config.revision is not None:
+            raise LodesetError(
+                f"{folder} is a folder, which has no revision {config.revision}: remove `embed: revision:`"
+            )
+        model_files(folder)
+        return folder
+    if not _NAME.fullmatch(config.model):
+        raise LodesetError(
+            f"no model folder at {config.model}: check `embed: model:` (relative paths start from the configuration file)"
+        )
+    found = _snapshot(config, local=True) or _snapshot(config, local=False)
+    assert found is not None, "a download returns or raises"
+    return found
+
+
+def on_hub(config: HuggingFaceEmbedder) -> bool:
+    """Whether `model` names one of the hub, not a folder."""
+    return not Path(config.model).is_dir()
+
+
+def _snapshot(config: HuggingFaceEmbedder, local: bool) -> Path | None:
+    """The snapshot's folder, whose name is its commit; None if it should be `local` and is not all there."""
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise LodesetError(f"{config.model}: {INSTALL} ({error})") from None
+    named = f"{config.model}@{config.revision}" if config.revision else config.model
+    try:
+        path = huggingface_hub.snapshot_download(
+            config.model,
+            revision=config.revision,
+            allow_patterns=[CONFIG, PREPROCESSOR, WEIGHTS, INDEX, "*.safetensors"],
+            local_files_only=local,
+        )
+        model_files(Path(path))
+        return Path(path)
+    except LodesetError:
+        if local:
+            return None  # a snapshot that another program took a part of
+        raise
+    except errors.LocalEntryNotFoundError as error:
+        if local:
+            return None
+        raise LodesetError(
+            f"there is no folder {config.model}, and no model of this name in Hugging Face's cache; the hub cannot be "
+            f"asked ({_first(error)}). Without a network, run `hf download {config.model}` where there is one, copy the "
+            "snapshot's folder here and give its path as `embed: model:`"
+        ) from None
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise LodesetError(
+            f"the hub has no model {named}, or it asks for a login (`hf auth login`, or HF_TOKEN); and there is no folder "
+            f"of that name beside the configuration file: {_first(error)}"
+        ) from None
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        raise LodesetError(f"{named} could not be downloaded from the hub: {_first(error)}") from None
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def model_files(folder: Path) -> tuple[str, ...]:
+    """The files that say what the model computes, by name: configuration, preprocessing, weights.
+
+    Raises:
+        LodesetError: names what is missing, and pickles that are there instead.
+    """
+    if not (folder / CONFIG).is_file():
+        raise LodesetError(f"{folder} has no {CONFIG}: a Hugging Face model, or what `training` exported, has one")
+    if (folder / WEIGHTS).is_file():
+        weights = [WEIGHTS]
+    elif (folder / INDEX).is_file():
+        weights = [INDEX, *sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))]
+        absent = [name for name in weights if "/" in name or not (folder / name).is_file()]
+        if absent:
+            raise LodesetError(f"{folder} lacks {', '.join(absent[:3])} of the weights that {INDEX} lists")
+    else:
+        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+        told = f", only {', '.join(pickles[:3])}: pickles, which run code when loaded, are refused" if pickles else ""
+        raise LodesetError(
+            f"{folder} has no {WEIGHTS}{told}. Convert a model that you trust with AutoModel.from_pretrained(...)"
+            ".save_pretrained(FOLDER), which writes safetensors"
+        )
+    return (CONFIG, *([PREPROCESSOR] if (folder / PREPROCESSOR).is_file() else []), *weights)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON mapping.
+
+    Raises:
+        LodesetError: it is none.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LodesetError(f"{path} cannot be read: {error}") from error
+    if not isinstance(tree, dict):
+        raise LodesetError(f"{path} holds a {type(tree).__name__}, not a mapping")
+    return tree

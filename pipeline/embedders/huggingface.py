@@ -1,0 +1,209 @@
+"""A vision model of Hugging Face transformers as an embedder: weights from safetensors, no remote code.
+
+B images, N tokens, D dimensions.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.embedders import Embed
+from pipeline.embedders.config import HuggingFaceEmbedder
+from pipeline.embedders.hub import CONFIG, INSTALL, PREPROCESSOR, located, read_json
+from pipeline.embedders.networks import arithmetic, embedder
+from pipeline.embedders.preprocess import Recipe, Triple
+from pipeline.errors import LodesetError
+
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+_FILTERS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+_STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
+_CLASS_TOKENS = ("cls_token", "class_embedding")
+
+
+def huggingface(config: HuggingFaceEmbedder, threads: int) -> Embed:
+    """The model on one worker's `threads` cores, or its GPU.
+
+    Raises:
+        LodesetError: transformers or the model is missing, its weights do not fit it, it is no model of images, it draws at
+            random, or it cannot be pooled or fed as asked.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    folder = located(config)
+    model = _load(folder, config)
+    recipe = recipe_of(folder, config)
+    patch = getattr(model.config, "patch_size", 1)
+    if isinstance(patch, int) and recipe.side % patch:
+        near = max(patch, recipe.side // patch * patch)
+        raise LodesetError(
+            f"{config.model}: input size {recipe.side} is not a multiple of its patch size {patch}: set embed.size, e.g. {near}"
+        )
+    accepts = inspect.signature(model.forward).parameters
+    options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in accepts else {}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+
+    def forward(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode(), arithmetic(config.dtype, device):
+            try:
+                out = model(pixel_values=torch.from_numpy(batch).to(device), **options)
+            except (RuntimeError, ValueError, TypeError) as error:
+                raise LodesetError(
+                    f"{config.model} does not take {list(batch.shape)} (dtype {config.dtype}): {str(error)[-300:]}"
+                ) from error
+            pooled = _pooled(out, model, config)
+        return cast(NDArray[np.float32], pooled.float().cpu().numpy())
+
+    _repeatable(forward, recipe.side, config)
+    return embedder(forward, recipe, config.model, threads)
+
+
+def _repeatable(
+    forward: Callable[[NDArray[np.float32]], NDArray[np.float32]], side: int, config: HuggingFaceEmbedder
+) -> None:
+    """Refuses networks that draw at random even in evaluation, as masked autoencoders do with the patches that they see."""
+    ramp = np.linspace(-2, 2, 3 * side * side, dtype=np.float32).reshape(1, 3, side, side)
+    first, second = forward(ramp), forward(ramp)
+    if not np.allclose(first, second, atol=1e-2 * float(np.abs(first).max()), equal_nan=True):
+        raise LodesetError(
+            f"{config.model} gives another vector each time it sees the same image: it draws at random (a masked autoencoder "
+            "does, unless mask_ratio is 0 in its config.json)"
+        )
+
+
+def _load(folder: Path, config: HuggingFaceEmbedder) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise LodesetError(f"{config.model}: {INSTALL} ({error})") from None
+    import torch
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        model, report = transformers.AutoModel.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        # Whatever a model's own code meets in a damaged or foreign configuration.
+        told = " ".join(str(error).split())[:300]
+        raise LodesetError(
+            f"{folder} is not a model that transformers can load without running its code: {told}"
+        ) from error
+    # Weights that a checkpoint lacks are drawn at random without an error. What pooling does not read may be missing.
+    unread = ("mask_token",) if config.pooling == "pooler" else ("mask_token", "pooler.")
+    missing = sorted(name for name in report["missing_keys"] if not any(part in name for part in unread))
+    if missing:
+        raise LodesetError(
+            f"{folder}: the checkpoint lacks {len(missing)} of the weights of {type(model).__name__} "
+            f"({', '.join(missing[:3])}): it was saved from another kind of model"
+            + (", or has no pooler: use `pooling: cls`" if all("pooler." in name for name in missing) else "")
+        )
+    if model.main_input_name != "pixel_values":
+        raise LodesetError(
+            f"{config.model} is a {type(model).__name__}, which takes {model.main_input_name}, not images alone: "
+            "save its vision part (model.vision_model.save_pretrained(FOLDER)) and give that folder"
+        )
+    return model.eval()
+
+
+def _pooled(out: Any, model: Any, config: HuggingFaceEmbedder) -> Any:
+    """The model's output -> [B, D]."""
+    if config.pooling == "pooler":
+        if getattr(out, "pooler_output", None) is None:
+            raise LodesetError(f"{config.model} has no pooler_output: use `pooling: cls` or `mean`")
+        return out.pooler_output.flatten(1)
+    tokens = out.last_hidden_state  # [B, N, D], or [B, D, height, width] of a convolutional network
+    names = [name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()]
+    has_class = tokens.ndim == 3 and any(name in _CLASS_TOKENS for name in names)
+    if config.pooling == "cls":
+        if not has_class:
+            raise LodesetError(f"{config.model} has no class token: use `pooling: mean` or `pooler`")
+        return tokens[:, 0]
+    if tokens.ndim == 4:
+        return tokens.mean(dim=(2, 3))
+    first = has_class + getattr(model.config, "num_register_tokens", 0) + ("distillation_token" in names)
+    return tokens[:, first:].mean(dim=1)
+
+
+def recipe_of(folder: Path, config: HuggingFaceEmbedder) -> Recipe:
+    """The preprocessing that `preprocessor_config.json` says; without one (as training exports) the centre square at the
+    model's image_size, normalised by ImageNet's statistics.
+
+    `embed.size` takes the place of the input's size; the resize before a crop grows with it.
+
+    Raises:
+        LodesetError: it says something else than a resize to a square, or of the short side with a centre crop.
+    """
+    if not (folder / PREPROCESSOR).is_file():
+        side = config.size or read_json(folder / CONFIG).get("image_size")
+        if not isinstance(side, int):
+            raise LodesetError(f"{folder / CONFIG} has no square image_size ({side}): set embed.size")
+        return Recipe("crop", side, side, IMAGENET_MEAN, IMAGENET_STD)
+    path = folder / PREPROCESSOR
+    said = read_json(path)
+    odd = sorted(key for key, value in said.items() if key.startswith("do_") and value is True and key not in _STEPS)
+    odd += [key for key in ("crop_pct", "size_divisor") if said.get(key) is not None]
+    odd += [key for key in ("do_resize", "do_rescale") if said.get(key, True) is not True]
+    if abs(said.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
+        odd.append("rescale_factor")
+    if odd:
+        raise LodesetError(f"{path}: {', '.join(f'{key} = {said[key]}' for key in odd)} is not supported; {_SUPPORTED}")
+    if said.get("resample") not in _FILTERS:
+        raise LodesetError(f"{path}: resample = {said.get('resample')}; 2 (bilinear) and 3 (bicubic) are supported")
+    crop = bool(said.get("do_center_crop", "crop_size" in said))
+    scaled = _side(said, "size", "shortest_edge" if crop else "height", path)
+    side = _side(said, "crop_size", "height", path) if crop else scaled
+    if side > scaled:
+        raise LodesetError(
+            f"{path}: the crop of {side} pixels is larger than the image, resized to {scaled}; {_SUPPORTED}"
+        )
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if not said.get("do_normalize", True):
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    elif "image_mean" in said and "image_std" in said:
+        mean, std = _triple(said, "image_mean", path), _triple(said, "image_std", path)
+    else:
+        raise LodesetError(f"{path} lacks image_mean or image_std, which differ from model to model: add them")
+    if config.size:
+        side, scaled = config.size, round(scaled * config.size / side)
+    return Recipe("crop" if crop else "square", side, scaled, mean, std, cast(Any, _FILTERS[said["resample"]]))
+
+
+_SUPPORTED = "supported: a resize to a square, or of the shortest edge and then a square centre crop"
+
+
+def _side(said: Mapping[str, Any], key: str, wanted: str, path: Path) -> int:
+    """The pixels that a size says: a number, {shortest_edge: n}, or {height: n, width: n}."""
+    size = said.get(key)
+    if isinstance(size, int):
+        return size
+    if isinstance(size, dict):
+        known = {name: value for name, value in size.items() if value is not None}
+        if known == {"shortest_edge": known.get(wanted)} or known == {
+            "height": known.get(wanted),
+            "width": known.get(wanted),
+        }:
+            return int(known[wanted])
+    raise LodesetError(f"{path}: {key} = {size} is not supported; {_SUPPORTED}")
+
+
+def _triple(said: Mapping[str, Any], key: str, path: Path) -> Triple:
+    values = said[key]
+    if not isinstance(values, list) or len(values) != 3:
+        raise LodesetError(f"{path}: {key} = {values}; three numbers are wanted, one a channel")
+    red, green, blue = map(float, values)
+    return red, green, blue
