@@ -16,13 +16,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import CurationConfig, PatchDictionary, PrecomputedEmbedder, Source
+from pipeline.config import Balance, CurationConfig, PatchDictionary, PrecomputedEmbedder, Source
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Input, Stage
 from pipeline.embedders.make import AnyEmbedder, identity
 from pipeline.errors import ConfigError
 from pipeline.sources.listing import expand
 from pipeline.stages import (
+    balance,
     calibrate,
     cluster,
     dedup,
@@ -84,7 +85,7 @@ def build(config: CurationConfig) -> dict[str, Stage]:
         calibration = add(_calibrate(config, for_dedup, pool, dedup_vectors["pool"]))
     unique = add(_dedup(config, compared, ingested, dedup_vectors, masked, calibration))
 
-    needs_clusters = not config.curated or any(c.retrieve.mode == "cluster" for c in config.curated)
+    needs_clusters = not config.curated or config.balance or any(c.retrieve.mode == "cluster" for c in config.curated)
     centroids = clusters = None
     if needs_clusters:
         centroids = add(_fit_clusters(config, semantic, vectors["pool"], unique))
@@ -93,6 +94,8 @@ def build(config: CurationConfig) -> dict[str, Stage]:
         one.name: add(_retrieve(config, index, vectors, unique, centroids, clusters))
         for index, one in enumerate(config.curated)
     }
+    if config.balance and clusters:
+        retrieved["pool"] = add(_balance(config, config.balance, clusters))
     selected = add(_retrieve_all(config, ingested, unique, retrieved))
     add(_write_shards(config, ingested, selected))
     return {stage.id: stage for stage in stages}
@@ -245,15 +248,16 @@ def _dedup(
 
 
 def _fit_clusters(config: CurationConfig, embedding: Embedding, vectors: Stage, unique: Stage) -> Stage:
+    levels = isinstance(config.cluster.k, tuple) and len(config.cluster.k) > 1
+    knobs = config.cluster.model_dump(exclude=set() if levels else {"resampling"})
     return Stage(
         "fit_clusters",
         "pool",
         fit_clusters.VERSION,
         "ray",
         fit_clusters.run,
-        config={**config.cluster.model_dump(), "embedder": embedding.identity, "limit": config.ingest.limit},
+        config={**knobs, "embedder": embedding.identity, "limit": config.ingest.limit},
         inputs={"vectors": Input(vectors), "dedup": Input(unique), **_fitted(embedding)},
-        max_cpus=1,
         frozen=True,
         seconds_per_image=0.0002,
     )
@@ -270,6 +274,21 @@ def _cluster(config: CurationConfig, vectors: Stage, unique: Stage, centroids: S
         inputs={"vectors": Input(vectors), "dedup": Input(unique), "centroids": Input(centroids)},
         max_cpus=vectors.max_cpus,
         seconds_per_image=0.00005,
+    )
+
+
+def _balance(config: CurationConfig, wanted: Balance, clusters: Stage) -> Stage:
+    return Stage(
+        "balance",
+        "pool",
+        balance.VERSION,
+        "ray",
+        balance.run,
+        config=wanted.model_dump(),
+        inputs={"clusters": Input(clusters)},
+        max_cpus=1,
+        seconds_per_image=0.00001,
+        size_bytes=balance.BYTES_PER_IMAGE * wanted.images,
     )
 
 
@@ -307,7 +326,7 @@ def _retrieve_all(
     config: CurationConfig, ingested: dict[str, Stage], unique: Stage, retrieved: dict[str, Stage]
 ) -> Stage:
     included = [one.name for one in config.curated if one.include]
-    knobs: dict[str, Any] = {"everything": not config.curated, "sets": sorted(retrieved)}
+    knobs: dict[str, Any] = {"everything": not config.curated and not config.balance, "sets": sorted(retrieved)}
     return Stage(
         "retrieve",
         "all",

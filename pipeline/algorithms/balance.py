@@ -41,7 +41,7 @@ def balanced(paths: NDArray[np.int32], keys: Keys, request: int, seed: int) -> I
         request: rows to draw; all rows if there are fewer.
     """
     levels = paths.shape[1]
-    order = np.lexsort((keys, hashed(keys, seed, 0), *(paths[:, level] for level in reversed(range(levels)))))
+    order = np.lexsort((keys, hashed(keys, seed, 0), *paths.T[::-1]))
     ordered = paths[order]
     drawn: list[Ints] = []
     work = [(0, len(order), 0, request)]

@@ -8,6 +8,7 @@ over the support of the data. Every step seeds afresh: started from the last cen
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,9 @@ from pipeline.errors import LodesetError
 def checked(k: Sequence[int], images: int) -> None:
     """Raises LodesetError unless the levels, lowest first, fall and fit into the images."""
     if list(k) != sorted(set(k), reverse=True):
-        raise LodesetError(f"cluster.k = {list(k)}: each level must have fewer clusters than the one before (lowest first)")
+        raise LodesetError(
+            f"cluster.k = {list(k)}: each level must have fewer clusters than the one before (lowest first)"
+        )
     if k[0] > images:
         raise LodesetError(
             f"cluster.k = {k[0]} is more than the {images} images that dedup kept: choose at most {images}, or `auto`"
@@ -33,7 +36,13 @@ def resampled_each(images: int, k: int) -> int:
 
 
 def levels(
-    lowest: Floats, k: Sequence[int], iterations: int, resampling: int, seed: int, spherical: bool = False, threads: int = 1
+    lowest: Floats,
+    k: Sequence[int],
+    iterations: int,
+    resampling: int,
+    seed: int,
+    spherical: bool = False,
+    threads: int = 1,
 ) -> list[Floats]:
     """The levels above the lowest centroids [K_1, D]: centroids fp32 [K_2, D], [K_3, D], ... for k = (K_2, K_3, ...)."""
     found: list[Floats] = []
@@ -55,7 +64,9 @@ def resampled(
         chosen = nearest_members(labels, squared, count)
         if len(chosen) < k:
             return centroids  # so many clusters are empty that no more can be taken from the others
-        again = kmeans.fit(items[chosen], k, iterations, seed + 1_000 * (step + 1), spherical=spherical, threads=threads)
+        again = kmeans.fit(
+            items[chosen], k, iterations, seed + 1_000 * (step + 1), spherical=spherical, threads=threads
+        )
         centroids = again.centroids
     return centroids
 
@@ -68,10 +79,14 @@ def nearest_members(labels: NDArray[np.int32], squared: Floats, count: int) -> I
     return np.sort(order[np.arange(len(order)) - starts < count])
 
 
-def paths(labels: NDArray[np.int32], centroids: Sequence[Floats], threads: int = 1) -> NDArray[np.int32]:
-    """Clusters of each image from the top level down, int32 [N, levels], from its lowest one; centroids lowest level first."""
+def parents(centroids: Sequence[Floats], threads: int = 1) -> list[NDArray[np.int32]]:
+    """The cluster above of every cluster, one array a level but the top one; centroids lowest level first."""
+    return [kmeans.assign(below, above, threads)[0] for below, above in pairwise(centroids)]
+
+
+def paths(labels: NDArray[np.int32], above: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+    """Clusters of each image from the top level down, int32 [N, levels], from its lowest one and what `parents` gave."""
     columns = [labels]
-    for below, above in zip(centroids, centroids[1:], strict=False):
-        parents, _ = kmeans.assign(below, above, threads)
-        columns.append(parents[columns[-1]])
+    for parent in above:
+        columns.append(parent[columns[-1]])
     return np.stack(columns[::-1], axis=1)

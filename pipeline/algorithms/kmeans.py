@@ -117,7 +117,7 @@ def fit_each(
     count, dimensions = totals.count, len(totals.sums)
     if not 1 <= k <= count:
         raise LodesetError(f"k = {k} clusters of {count} vectors: choose from 1 to {count}")
-    low = has_bf16() and dimensions >= LOW_DIMENSIONS and count * k * dimensions >= LOW_PRODUCTS
+    low = _low(count * k * dimensions, dimensions)
     each(functools.partial(Points.begin, mean=totals.sums / count, unit=_unit(totals), low=low))
     centroids = seeds(each, k, seed, count) if start is None else np.ascontiguousarray(start, np.float32)
     if centroids.shape != (k, dimensions):
@@ -357,6 +357,15 @@ def assign(vectors: Vectors, centroids: Floats, threads: int = 1) -> tuple[NDArr
     """The nearest centroid of each vector, int32 [N] (the lower number of equals), and the squared distance to it, fp32 [N]."""
     centroids = np.ascontiguousarray(centroids, np.float32)
     points = Points(vectors, np.zeros(len(vectors), np.uint64), threads)
-    points.begin(centroids.mean(0, dtype=np.float64), 1.0, low=False)
-    labels, squared, _ = points.nearest(centroids)
-    return labels.numpy().astype(np.int32), squared.numpy()
+    points.begin(centroids.mean(0, dtype=np.float64), 1.0, _low(vectors.size * len(centroids), vectors.shape[1]))
+    labels, _, _ = points.nearest(centroids)
+    squared = np.empty(len(vectors), np.float32)
+    for start in range(0, len(vectors), 4096):
+        rows = slice(start, start + 4096)
+        squared[rows] = np.square(vectors[rows].astype(np.float32) - centroids[labels[rows].numpy()]).sum(1)
+    return labels.numpy().astype(np.int32), squared
+
+
+def _low(products: int, dimensions: int) -> bool:
+    """Whether half precision decides what it can first."""
+    return has_bf16() and dimensions >= LOW_DIMENSIONS and products >= LOW_PRODUCTS

@@ -140,12 +140,10 @@ class Points:
 
     def __init__(self, vectors: Vectors, keys: Keys, threads: int = 1) -> None:
         torch.set_num_threads(threads)
-        finite = np.isfinite(vectors).all(axis=1)
-        if not finite.all():
-            raise LodesetError(
-                f"{int((~finite).sum())} of {len(vectors)} vectors hold NaN or infinity: drop them before clustering"
-            )
         self.vectors = torch.from_numpy(np.ascontiguousarray(vectors))
+        bad = sum(int((~block.isfinite().all(dim=1)).sum()) for block in self.vectors.split(4096))
+        if bad:
+            raise LodesetError(f"{bad} of {len(vectors)} vectors hold NaN or infinity: drop them before clustering")
         self.keys = keys
         self.mean = torch.zeros(vectors.shape[1], dtype=torch.float64)
         self.low: Tensor | None = None
@@ -297,6 +295,10 @@ class Points:
 
     def outline(self, clusters: int) -> Outline:
         """After a step; a cluster without a point here has a farthest one of squared distance -1."""
+        if not len(self):
+            nothing = np.zeros((clusters, self.vectors.shape[1]), self.vectors.numpy().dtype)
+            none = Picked(np.zeros(clusters, np.uint64), nothing, np.full(clusters, -1, np.float32))
+            return Outline(none, np.zeros(clusters, np.int64))
         order = np.lexsort((self.keys, -self.squared.numpy(), self.labels.numpy()))
         labels, first = np.unique(self.labels.numpy()[order], return_index=True)
         rows = torch.zeros(clusters, dtype=torch.int64)
