@@ -33,6 +33,10 @@ embed:
   # semantic: {kind: torchscript, path: model.pt, size: 224}
   # semantic: {kind: precomputed, path: vectors/*.parquet}
 
+# A sample of the pool with equal shares of every cluster (Vo et al. 2024), in place of all of it. k: levels, lowest first.
+# cluster: {k: [10000, 500]}
+# balance: {images: 100000}
+
 filter: {min_side: 16}            # pixels
 dedup: {threshold: auto, reference_threshold: auto, verify: pixels}
 shards: {size_mb: 256, seed: 0}

@@ -1,7 +1,7 @@
 """READ FIRST: a configuration -> the stages of curation.
 
 ```
-sources -> ingest -> embed -> filter -> dedup -> cluster -> retrieve -> write_shards
+sources -> ingest -> embed -> filter -> dedup -> cluster -> (balance) -> retrieve -> write_shards
            (each set)         (pool)
 ```
 
@@ -289,6 +289,7 @@ def _balance(config: CurationConfig, wanted: Balance, clusters: Stage) -> Stage:
         max_cpus=1,
         seconds_per_image=0.00001,
         size_bytes=balance.BYTES_PER_IMAGE * wanted.images,
+        most=wanted.images,
     )
 
 
@@ -341,6 +342,7 @@ def _retrieve_all(
         },
         max_cpus=1,
         seconds_per_image=0.00001,
+        most=config.balance.images if config.balance and not config.curated else None,
     )
 
 

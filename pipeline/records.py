@@ -11,7 +11,7 @@
 | edges | image_id_a < image_id_b | dedup |
 | duplicates | image_id | dedup |
 | clusters | image_id | cluster |
-| matches | image_id, set, query_id | retrieve, one artifact a curated set |
+| matches | image_id, set, query_id | retrieve, one artifact a curated set; balance |
 | selected | image_id, set | retrieve, `all` |
 | shards | image_id | write_shards (`index.parquet`) |
 """

@@ -32,8 +32,8 @@ def shared(sizes: Ints, request: int, order: Keys) -> Ints:
 def balanced(paths: NDArray[np.int32], keys: Keys, request: int, seed: int) -> Ints:
     """Rows of a sample that every cluster of every level has an equal share in, as far as its size allows; rising.
 
-    Inside a lowest cluster rows are drawn at random (the paper compares with the nearest to the centroid and prefers this), by the
-    hash of their keys, so that the sample is the same in whatever order the rows come.
+    Inside a lowest cluster rows are drawn at random (the default of the published code; its other choice is the nearest to the
+    centroid), by the hash of their keys, so that the sample is the same in whatever order the rows come.
 
     Args:
         paths: clusters from the top level down, int32 [N, levels], numbered over a whole level.

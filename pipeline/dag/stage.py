@@ -53,6 +53,7 @@ class Stage:
         work: how much it does, where the number of images that come in does not say it (steps x batch of training); a
             stage that has it puts it into its details, so that `plan` can scale the time of the last run.
         size_bytes: what it will store, where its configuration says it.
+        most: images that it lets through at most, where its configuration says it; for `plan`.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Stage:
     seconds_per_image: float = 0.0
     work: int = 0
     size_bytes: int | None = None
+    most: int | None = None
 
     @property
     def id(self) -> str:

@@ -86,13 +86,13 @@ def table(done: dict[str, Any], id_: str, name: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_a_balanced_sample_is_selected_instead_of_everything(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_balanced_sample_is_selected_instead_of_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sections = {"cluster": {"k": [24, 3], "resampling": 4}, "balance": {"images": 75}}
     done = run(tmp_path, monkeypatch, [100, 250], 1, **sections)
     selected = table(done, "retrieve/all", "selected")
-    assert {(r["set"], r["mode"], r["query_id"], r["similarity"]) for r in selected} == {("pool", "balance", None, None)}
+    assert {(r["set"], r["mode"], r["query_id"], r["similarity"]) for r in selected} == {
+        ("pool", "balance", None, None)
+    }
     group = dict(zip(IDS, np.repeat([0, 1, 2, 0], [*GROUPS, len(DROPPED)]), strict=True))
     assert Counter(int(group[r["image_id"]]) for r in selected) == {0: 25, 1: 25, 2: 25}
     assert not {r["image_id"] for r in selected} & set(DROPPED)
@@ -140,7 +140,7 @@ def test_more_clusters_than_images_are_told(tmp_path: Path, monkeypatch: pytest.
 
 def test_actors_are_as_many_as_pay_and_share_the_files() -> None:
     files = [File(f"{n}", 1, size * 2**20, "") for n, size in enumerate((100, 90, 50, 40, 30))]
-    assert [sorted(f.path for f in g) for g in fit_clusters.shares(files, 2)] == [["0", "3"], ["1", "2", "4"]]
+    assert [sorted(f.path for f in g) for g in fit_clusters.shares(files, 2)] == [["0", "3", "4"], ["1", "2"]]
     assert len(fit_clusters.shares(files, 16)) == 4  # 310 MiB, 64 MiB each
     assert len(fit_clusters.shares(files[:1], 16)) == 1
     assert fit_clusters.shares([File("a", 1, 10, "")], 16) == [[File("a", 1, 10, "")]]
