@@ -134,7 +134,7 @@ def test_a_request_larger_than_the_pool_takes_all_of_it(tmp_path: Path, monkeypa
 
 
 def test_more_clusters_than_images_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LodesetError, match="cluster.k = 400 is more than the 390 images that dedup kept"):
+    with pytest.raises(LodesetError, match=r"cluster\.k = 400 is more than the 390 images that dedup kept"):
         run(tmp_path, monkeypatch, [], 1, cluster={"k": [400, 3]})
 
 

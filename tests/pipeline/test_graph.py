@@ -66,3 +66,27 @@ def test_weights_beside_an_onnx_graph_are_part_of_the_embedder(tree: dict[str, A
     assert stages(tree)["embed/pool"].config == before
     (folder / "weights/big.bin").write_bytes(b"two")
     assert stages(tree)["embed/pool"].config != before
+
+
+def test_a_balanced_sample_takes_the_place_of_everything_and_stands_beside_curated_sets(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/b.png").write_bytes(picture(2))
+    sampled = {"name": "s", "uri": str(tmp_path / "set"), "retrieve": {"mode": "sample"}}
+    assert stages(tree)["retrieve/all"].config["everything"] and "balance/pool" not in stages(tree)
+    assert "cluster/pool" not in stages({**tree, "curated": [sampled]})
+    for curated in ([], [sampled]):
+        made = stages({**tree, "balance": {"images": 5}, "curated": curated})
+        assert not made["retrieve/all"].config["everything"]
+        assert made["retrieve/all"].inputs["retrieve:pool"].stage is made["balance/pool"]
+        assert made["balance/pool"].inputs["clusters"].stage is made["cluster/pool"]
+
+
+def test_resampling_is_part_of_a_fit_only_where_there_are_levels(tree: dict[str, Any]) -> None:
+    def fitted(**cluster: Any) -> Any:
+        return stages({**tree, "cluster": cluster})["fit_clusters/pool"].config
+
+    assert fitted(resampling=3) == fitted()
+    assert fitted(k=[20, 4], resampling=3) != fitted(k=[20, 4])
+    assert fitted(spherical=True) != fitted()
