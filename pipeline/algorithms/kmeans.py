@@ -103,7 +103,7 @@ def fit_each(
     """k-means of the points that the workers hold.
 
     Args:
-        iterations: Lloyd steps at most; ends when no point moves.
+        iterations: Lloyd steps at most; a fit ends when no point moves, or a step gains less than 1e-4 of the distance.
         spherical: centroids have length 1 (Dhillon and Modha, 2001); points should have, too.
         start: centroids [K, D] to go on from, instead of seeding.
 
@@ -312,6 +312,7 @@ def _moved(each: Each, centroids: Floats, sums: Doubles, counts: Ints, totals: T
         better = (found.squared > far) | ((found.squared == far) & (found.keys < key))
         far[better], key[better], ends[better] = found.squared[better], found.keys[better], found.vectors[better]
     normals = ends - centroids
+    mean = mean.astype(np.float32).astype(np.float64)  # as `Points.begin` rounds it
     middles = centroids - mean
     one = other = ends
     gain = np.zeros(k)

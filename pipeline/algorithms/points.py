@@ -170,7 +170,8 @@ class Points:
 
     def begin(self, mean: Doubles, unit: float, low: bool) -> None:
         """Everything is compared relative to the mean of all points, where numbers are small and 8 bits say more."""
-        self.mean, self.unit = torch.from_numpy(mean), unit
+        # Rounded to fp32, so that every precision subtracts the same; any nearby point would do.
+        self.mean, self.unit = torch.from_numpy(mean).float().double(), unit
         shape = self.vectors.shape
         self.low = torch.empty(shape, dtype=torch.bfloat16) if low else None
         self.norms, self.errors = torch.zeros(len(self)), torch.zeros(len(self))

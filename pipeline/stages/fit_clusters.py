@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -58,7 +59,8 @@ def _fit(context: Context, key: str, work: Iterable[tuple[int, ...]]) -> Iterato
     started, store, config = time.time(), context.store, context.config
     iterations, seed, spherical = config["iterations"], config["seed"], config["spherical"]
     groups = shares(context.inputs["vectors"].tables["vectors"], context.cpus)
-    threads = max(1, context.cpus // len(groups))
+    # An actor runs on one machine: of a cluster with more cores, it must not ask for all.
+    threads = max(1, min(context.cpus // len(groups), os.cpu_count() or 1))
     make = functools.partial(_points, store, context.inputs["dedup"], threads)
     for k in work:
         with holding(make, groups, cpus_each=threads, address=context.ray_address) as each:
