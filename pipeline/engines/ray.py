@@ -71,6 +71,7 @@ def cluster(address: str, cpus: int) -> Iterator[str]:
             host.wait(timeout=20)
         host.kill()
         host.wait()
+        host.stdout.close()
         shutil.rmtree(folder, ignore_errors=True)
         for name, value in before.items():
             os.environ.pop(name, None)
