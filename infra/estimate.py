@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pipeline.dag.runner import Decision
 from pipeline.dag.stage import Stage
 from pipeline.dag.store import Artifact, Store
+from pipeline.stages.ingest import METADATA
 
 # Bytes stored for one image (of score: by each filter): measured on 15,866 web images with 1,280-dimensional vectors;
 # filter, cluster and evaluate on the sample world (two networks of width 128).
@@ -71,14 +72,15 @@ def _count(
         return _listed(store, stage)
     known = []
     for needed in stage.inputs.values():
-        # What was fitted, or trained, on images is no further source of them.
-        if needed.stage.frozen or needed.stage.work:
+        # What was fitted, or trained, on images is no further source of them; nor is where images lie and what is said of them.
+        if needed.stage.frozen or needed.stage.work or needed.of == METADATA:
             continue
         artifact, waiting = decisions[needed.stage.id].artifact, counts[needed.stage.id]
         if artifact is not None:
             known.append(Count(artifact.rows.kept))
         elif waiting is not None:
-            known.append(waiting)
+            most = waiting.images if needed.stage.most is None else needed.stage.most
+            known.append(Count(min(waiting.images, most), waiting.guessed))
     return max(known, key=lambda count: count.images, default=None)
 
 

@@ -36,6 +36,10 @@ embed:
   # semantic: {kind: torchscript, path: model.pt, size: 224}
   # semantic: {kind: precomputed, path: vectors/*.parquet}
 
+# A sample of the pool with equal shares of every cluster (Vo et al. 2024), in place of all of it. k: levels, lowest first.
+# cluster: {k: [10000, 500]}
+# balance: {images: 100000}
+
 filter:                           # an image's reason is the first filter that it fails, in this order
   min_side: 16                    # pixels
   # max_aspect: 3                 # longer side over shorter

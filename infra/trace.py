@@ -69,6 +69,7 @@ _TABLES: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("edges", ("image_id_a", "image_id_b")),
     ),
     "cluster": (("clusters", ("image_id",)),),
+    "balance": (("matches", ("image_id",)),),
     "retrieve": (("matches", ("image_id", "query_id")), ("selected", ("image_id", "query_id"))),
     "write_shards": (("index", ("image_id",)),),
 }

@@ -6,8 +6,7 @@ file. `infra.config` adds the `training` and `pruning` sections to the model bel
 
 from __future__ import annotations
 
-import difflib
-import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,9 +16,11 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from pipeline.embedders.config import Embedder, HuggingFaceEmbedder, PatchDictionary
 from pipeline.errors import ConfigError
 from pipeline.filters.config import Filter
+from pipeline.problems import explained
 from pipeline.selection import Expected, Selection
 from pipeline.strict import Strict as Strict  # the sections of other packages take it from here
 
+Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -138,10 +139,30 @@ class Dedup(Strict):
 class Clustering(Strict):
     """k-means of the kept pool images."""
 
-    k: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        "auto", description="clusters; auto: max(N / 7440, min(N / 50, 256)) for N kept images (7440 = LVD-142M's mean)"
+    k: Literal["auto"] | Annotated[int, Field(ge=1)] | Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
+        "auto",
+        description="clusters; auto: max(N / 7440, min(N / 50, 256)) for N kept images (7440 = LVD-142M's mean); a list: "
+        "levels, lowest first, each of which clusters the centroids of the one before (hierarchical k-means)",
     )
-    iterations: int = Field(20, ge=1, description="Lloyd steps")
+    iterations: int = Field(20, ge=1, description="Lloyd steps at most; a fit ends when they gain nothing")
+    resampling: int = Field(
+        10, ge=0, description="steps of each level above the lowest that spread its centroids (Vo et al. 2024)"
+    )
+    spherical: bool = Field(False, description="whether centroids are of length 1, as the vectors are")
+    seed: int = Field(0, ge=0)
+
+    @field_validator("k")
+    @classmethod
+    def _levels_fall(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and any(above >= below for below, above in pairwise(value)):
+            raise ValueError("each level must have fewer clusters than the one before: lowest first, e.g. [1000, 300]")
+        return value
+
+
+class Balance(Strict):
+    """A sample of the pool in which every cluster of every level has an equal share (Vo et al. 2024, section 3.3)."""
+
+    images: int = Field(ge=1, description="pool images to draw; all that dedup kept if there are fewer")
     seed: int = Field(0, ge=0)
 
 
@@ -178,6 +199,10 @@ class CurationConfig(Strict):
     dedup: Dedup = Dedup()
     cluster: Clustering = Clustering()
     selection: Selection = Selection()
+    balance: Balance | None = Field(
+        None,
+        description="draw a balanced sample of the pool: in place of all of it, or beside what curated sets retrieve",
+    )
     shards: Shards = Shards()
     resources: Resources = Resources()
 
@@ -233,7 +258,7 @@ def load(model: type[Config], path: str | Path, overrides: tuple[str, ...] = ())
     try:
         config = model.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{file}:\n" + "\n".join(_explain(model, error.errors()))) from None
+        raise ConfigError(f"{file}:\n" + "\n".join(explained(model, error.errors()))) from None
     return _absolute(config, file.resolve().parent)
 
 
@@ -262,65 +287,6 @@ def _override(tree: dict[str, Any], override: str) -> None:
         node[last] = value
     else:
         raise ConfigError(f"--set {override}: `{last}` has no section to be set in")
-
-
-def _explain(model: type[BaseModel], problems: list[Any]) -> list[str]:
-    """One line a key; what the members of a union each have to say is joined."""
-    schema = model.model_json_schema()
-    told: dict[str, list[str]] = {}
-    for problem in problems:
-        path = _path(schema, problem["loc"])
-        where = ".".join(path) or "(top level)"
-        if problem["type"] == "extra_forbidden":
-            known = _keys_near(schema, problem["loc"][:-1])
-            near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-            hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(known))}"
-            line, message = where, f"unknown key; {hint}"
-        elif problem["type"] == "missing":
-            line, message = where, "required, and missing"
-        else:
-            value = repr(problem.get("input"))
-            line = f"{where} = {value if len(value) <= 80 else value[:77] + '...'}"
-            message = re.sub(r"^Value error, ", "", problem["msg"])
-        if message not in told.setdefault(line, []):
-            told[line].append(message)
-    return [f"  {line}: {', or '.join(messages)}" for line, messages in told.items()]
-
-
-def _path(schema: dict[str, Any], location: tuple[Any, ...]) -> list[str]:
-    """The keys and list positions of a location, without the names of union members that pydantic puts between them."""
-    path: list[str] = []
-    for at, step in enumerate(location):
-        last = at == len(location) - 1
-        if (
-            isinstance(step, int)
-            or step in _keys_near(schema, location[:at])
-            or (last and "[" not in step and "-" not in step)
-        ):
-            path.append(str(step))
-    return path
-
-
-def _keys_near(schema: dict[str, Any], location: tuple[Any, ...]) -> list[str]:
-    """Property names at `location`; a union contributes the names of all its members."""
-    nodes = [schema]
-    for step in (*location, None):
-        expanded: list[dict[str, Any]] = []
-        stack = list(nodes)
-        while stack:
-            node = stack.pop()
-            if "$ref" in node:
-                stack.append(schema["$defs"][node["$ref"].rsplit("/", 1)[-1]])
-            stack.extend(node.get("anyOf", []) + node.get("oneOf", []))
-            expanded.append(node)
-        if step is None:
-            return sorted({key for node in expanded for key in node.get("properties", {})})
-        if isinstance(step, int):
-            nodes = [node["items"] for node in expanded if "items" in node] or expanded
-        else:
-            # A union's discriminator value appears in the location but not in the schema: stay where we are.
-            nodes = [node["properties"][step] for node in expanded if step in node.get("properties", {})] or expanded
-    return []
 
 
 def resolve(uri: str, base: Path) -> str:

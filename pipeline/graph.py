@@ -1,7 +1,7 @@
 """READ FIRST: a configuration -> the stages of curation.
 
 ```
-sources -> ingest -> embed -> filter -> dedup -> cluster -> retrieve -> write_shards
+sources -> ingest -> embed -> filter -> dedup -> cluster -> (balance) -> retrieve -> write_shards
            (each set)         (pool; after score, where a filter looks at pixels)
 ```
 
@@ -18,31 +18,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import CurationConfig, Source
+from pipeline.config import Balance, CurationConfig, Source
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Input, Stage
 from pipeline.embedders.config import PatchDictionary, PrecomputedEmbedder
 from pipeline.embedders.make import AnyEmbedder, identity, pinned
 from pipeline.errors import ConfigError
-from pipeline.filters import blocklists, classifiers, faces
-from pipeline.filters.config import Faces
+from pipeline.filters import graph as filters
 from pipeline.sources.listing import expand
 from pipeline.stages import (
-    blur_faces,
+    balance,
     calibrate,
     cluster,
     dedup,
     embed,
-    filter,
     fit_clusters,
     fit_embedder,
     ingest,
     retrieve,
-    score,
     write_shards,
 )
-
-IMAGES, METADATA = "images", "metadata"  # the two digests that ingest (and blur_faces, after it) names
+from pipeline.stages.ingest import IMAGES, METADATA
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ def build(config: CurationConfig) -> dict[str, Stage]:
     sets = sets_of(config)
     ingested = {name: add(_ingest(config, name, sources)) for name, sources in sets.items()}
     if config.filter.faces is not None:
-        ingested["pool"] = add(_blur_faces(config, config.filter.faces, ingested["pool"]))
+        ingested["pool"] = add(filters.blur_faces_stage(config, config.filter.faces, ingested["pool"]))
     pool = ingested["pool"]
 
     def embedding(chosen: AnyEmbedder, suffix: str) -> Embedding:
@@ -92,17 +88,16 @@ def build(config: CurationConfig) -> dict[str, Stage]:
         for_dedup = embedding(config.embed.dedup, "_dedup")
         dedup_vectors = {name: add(_embed(config, for_dedup, ingested[name])) for name in compared}
 
-    scorers = score.scorers_of(
-        config.filter.min_sharpness, {one.name: classifiers.identity(one) for one in config.filter.classifiers}
-    )
-    scored = add(_score(config, scorers, pool)) if scorers else None
-    masked = add(_filter(config, pool, scored))
+    scored = filters.score_stage(config, pool)
+    if scored:
+        add(scored)
+    masked = add(filters.filter_stage(config, pool, scored))
     calibration = None
     if "auto" in (config.dedup.threshold, config.dedup.reference_threshold):
         calibration = add(_calibrate(config, for_dedup, pool, dedup_vectors["pool"]))
     unique = add(_dedup(config, compared, ingested, dedup_vectors, masked, calibration))
 
-    needs_clusters = not config.curated or any(c.retrieve.mode == "cluster" for c in config.curated)
+    needs_clusters = not config.curated or config.balance or any(c.retrieve.mode == "cluster" for c in config.curated)
     centroids = clusters = None
     if needs_clusters:
         centroids = add(_fit_clusters(config, semantic, vectors["pool"], unique))
@@ -111,6 +106,8 @@ def build(config: CurationConfig) -> dict[str, Stage]:
         one.name: add(_retrieve(config, index, vectors, unique, centroids, clusters))
         for index, one in enumerate(config.curated)
     }
+    if config.balance and clusters:
+        retrieved["pool"] = add(_balance(config, config.balance, clusters))
     selected = add(_retrieve_all(config, ingested, unique, retrieved))
     add(_write_shards(config, ingested, selected))
     return {stage.id: stage for stage in stages}
@@ -159,22 +156,6 @@ def _ingest(config: CurationConfig, name: str, sources: Sequence[Source]) -> Sta
     )
 
 
-def _blur_faces(config: CurationConfig, detector: Faces, pool: Stage) -> Stage:
-    return Stage(
-        "blur_faces",
-        "pool",
-        blur_faces.VERSION,
-        "ray",
-        blur_faces.run,
-        # Like ingest it tells where bytes lie, some of them in the store.
-        config={"detector": faces.identity(detector), "store": digest(config.store)},
-        inputs={"images": Input(pool)},  # all of it: where the bytes lie is listed anew
-        speed={"faces": detector, "max_pixels": config.ingest.max_pixels},
-        max_cpus=pool.max_cpus,
-        seconds_per_image=0.01,
-    )
-
-
 def _embedder_inputs(images: Stage, embedding: Embedding) -> dict[str, Input]:
     return {"images": Input(images, IMAGES), **_fitted(embedding)}
 
@@ -219,42 +200,6 @@ def _embed(config: CurationConfig, embedding: Embedding, images: Stage, also: tu
         max_cpus=images.max_cpus,
         seconds_per_image=0.006,
         also=also,
-    )
-
-
-def _score(config: CurationConfig, scorers: Mapping[str, Any], pool: Stage) -> Stage:
-    return Stage(
-        "score",
-        "pool",
-        score.VERSION,
-        "ray",
-        score.run,
-        config={"scorers": scorers},
-        inputs={"images": Input(pool, IMAGES)},
-        speed={"classifiers": config.filter.classifiers, "max_pixels": config.ingest.max_pixels},
-        max_cpus=pool.max_cpus,
-        # Reading and decoding with the sharpness, and a network of MobileNetV2's size each.
-        seconds_per_image=0.0004 + 0.005 * len(config.filter.classifiers),
-    )
-
-
-def _filter(config: CurationConfig, pool: Stage, scored: Stage | None) -> Stage:
-    masks = filter.Masks(config.filter, blocklists.read(config.filter))
-    return Stage(
-        "filter",
-        "pool",
-        filter.VERSION,
-        "ray",
-        filter.run,
-        config=filter.knobs(masks),
-        inputs={
-            "images": Input(pool, IMAGES),
-            **({"scores": Input(scored)} if scored else {}),
-            **({"metadata": Input(pool, METADATA)} if masks.lists else {}),
-        },
-        speed={"masks": masks},
-        max_cpus=pool.max_cpus,
-        seconds_per_image=0.00002,
     )
 
 
@@ -310,15 +255,16 @@ def _dedup(
 
 
 def _fit_clusters(config: CurationConfig, embedding: Embedding, vectors: Stage, unique: Stage) -> Stage:
+    levels = isinstance(config.cluster.k, tuple) and len(config.cluster.k) > 1
+    knobs = config.cluster.model_dump(exclude=set() if levels else {"resampling"})
     return Stage(
         "fit_clusters",
         "pool",
         fit_clusters.VERSION,
         "ray",
         fit_clusters.run,
-        config={**config.cluster.model_dump(), "embedder": embedding.identity, "limit": config.ingest.limit},
+        config={**knobs, "embedder": embedding.identity, "limit": config.ingest.limit},
         inputs={"vectors": Input(vectors), "dedup": Input(unique), **_fitted(embedding)},
-        max_cpus=1,
         frozen=True,
         seconds_per_image=0.0002,
     )
@@ -335,6 +281,22 @@ def _cluster(config: CurationConfig, vectors: Stage, unique: Stage, centroids: S
         inputs={"vectors": Input(vectors), "dedup": Input(unique), "centroids": Input(centroids)},
         max_cpus=vectors.max_cpus,
         seconds_per_image=0.00005,
+    )
+
+
+def _balance(config: CurationConfig, wanted: Balance, clusters: Stage) -> Stage:
+    return Stage(
+        "balance",
+        "pool",
+        balance.VERSION,
+        "ray",
+        balance.run,
+        config=wanted.model_dump(),
+        inputs={"clusters": Input(clusters)},
+        max_cpus=1,
+        seconds_per_image=0.00001,
+        size_bytes=balance.BYTES_PER_IMAGE * wanted.images,
+        most=wanted.images,
     )
 
 
@@ -373,7 +335,7 @@ def _retrieve_all(
 ) -> Stage:
     included = [one.name for one in config.curated if one.include]
     knobs: dict[str, Any] = {
-        "everything": not config.curated,
+        "everything": not config.curated and not config.balance,
         "sets": sorted(retrieved),
         "shared": config.selection.shared,
     }
@@ -391,6 +353,7 @@ def _retrieve_all(
         },
         max_cpus=1,
         seconds_per_image=0.00001,
+        most=config.balance.images if config.balance and not config.curated else None,
     )
 
 

@@ -14,7 +14,7 @@
 | duplicates | image_id | dedup |
 | leaks | set, image_id, pool_image_id | dedup |
 | clusters | image_id | cluster |
-| matches | image_id, set, query_id | retrieve, one artifact a curated set |
+| matches | image_id, set, query_id | retrieve, one artifact a curated set; balance |
 | selected | image_id, set | retrieve, `all` |
 | shards | image_id | write_shards (`index.parquet`) |
 """

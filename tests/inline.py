@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,16 +25,26 @@ def map_with_state(
     return map(make(), items)
 
 
+@contextmanager
+def holding(
+    make: Callable[[Any], Any], items: Iterable[Any], *, cpus_each: int, address: str | None
+) -> Iterator[Callable[[Callable[[Any], Any]], list[Any]]]:
+    held = [make(item) for item in items]
+    yield lambda work: [work(one) for one in held]
+
+
 def without_engine(module: ModuleType, patch: pytest.MonkeyPatch) -> None:
     """Runs what a graph's stages give to Ray in this process instead."""
-    patch.setattr(module, "map_with_state", map_with_state)
+    for name, instead in (("map_with_state", map_with_state), ("holding", holding)):
+        if hasattr(module, name):
+            patch.setattr(module, name, instead)
     patch.setattr(module, "job", lambda _: nullcontext(), raising=False)
 
 
-def ran(store: Store, stage: Stage, inputs: Mapping[str, Artifact]) -> Artifact:
+def ran(store: Store, stage: Stage, inputs: Mapping[str, Artifact], cpus: int = 1) -> Artifact:
     """The artifact of a stage whose function is called here."""
     given = {role: inputs[needed.stage.id] for role, needed in stage.inputs.items()}
-    outcome = stage.function(Context(store, stage, f"of-{stage.name}", given, 1, lambda _: None))
+    outcome = stage.function(Context(store, stage, f"of-{stage.name}-{cpus}", given, cpus, lambda _: None))
     return artifact(stage.name, stage.set, outcome)
 
 

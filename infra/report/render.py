@@ -53,7 +53,7 @@ REASONS = {
     "included": "copies of an image that an included set brings itself",
     "not_sampled": "not in the sample that is fitted on; not lost",
     "collision": "found by several queries of the set, counted once",
-    "not_drawn": "in a matching cluster, beyond per_cluster",
+    "not_drawn": "in a cluster that images are drawn from, beyond what is drawn",
     "capped": "drawn from a matching cluster, beyond the set's limit",
     "several_sets": "wanted by several sets, stored once",
     "no_label": "target images without a label",

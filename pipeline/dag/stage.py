@@ -55,6 +55,7 @@ class Stage:
         size_bytes: what it will store, where its configuration says it.
         also: ids of stages that read the same bytes. Where they are to run in the same run, they wait for this one, which
             makes their parts in its own pass; never in the fingerprint.
+        most: images that it lets through at most, where its configuration says it; for `plan`.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Stage:
     work: int = 0
     size_bytes: int | None = None
     also: tuple[str, ...] = ()
+    most: int | None = None
 
     @property
     def id(self) -> str:

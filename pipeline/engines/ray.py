@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import cloudpickle
 
@@ -72,6 +72,7 @@ def cluster(address: str, cpus: int) -> Iterator[str]:
             host.wait(timeout=20)
         host.kill()
         host.wait()
+        host.stdout.close()
         shutil.rmtree(folder, ignore_errors=True)
         for name, value in before.items():
             os.environ.pop(name, None)
@@ -223,6 +224,49 @@ def map_with_state(
         )
         for row in mapped.iter_rows():
             yield unwrapped(cloudpickle.loads(row["result"]))
+
+
+class Everywhere(Protocol):
+    """Runs something on what every actor holds; the results in the order of the actors."""
+
+    def __call__(self, work: Callable[[Any], Result]) -> list[Result]: ...
+
+
+@contextlib.contextmanager
+def holding(
+    make: Callable[[Item], Any], items: Iterable[Item], *, cpus_each: int, address: str | None
+) -> Iterator[Everywhere]:
+    """One actor an item, which holds `make(item)` in memory as long as the block lasts.
+
+    What is to be done is sent once to the cluster's object store, not once an actor.
+
+    Raises:
+        LodesetError: what `make` or the work raised in an actor.
+    """
+    import ray
+
+    class Holder:
+        def __init__(self, item: Any) -> None:
+            self.item, self.held = item, None
+
+        def run(self, pickled: bytes) -> Any:
+            # Made on first use, not in __init__, so that a bad file comes back as its own clear error.
+            if self.held is None:
+                self.held = make(self.item)
+            return caught(cloudpickle.loads(pickled), self.held)
+
+        def answer(self, pickled: bytes) -> Any:
+            return caught(self.run, pickled)
+
+    with job(address):
+        remote: Any = ray.remote(num_cpus=cpus_each)(Holder)
+        actors = [remote.remote(item) for item in items]
+
+        def everywhere(work: Callable[[Any], Result]) -> list[Result]:
+            sent = ray.put(cloudpickle.dumps(work))
+            return [unwrapped(unwrapped(r)) for r in ray.get([actor.answer.remote(sent) for actor in actors])]
+
+        yield everywhere
 
 
 if __name__ == "__main__":

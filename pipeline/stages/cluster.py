@@ -1,25 +1,26 @@
-"""cluster (Ray + FAISS): vectors of the kept pool + centroids -> `clusters`. A part a file of vectors."""
+"""cluster (Ray): vectors of the kept pool + centroids -> `clusters`. A part a file of vectors."""
 
 from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline import records
-from pipeline.algorithms import kmeans
+from pipeline.algorithms import hierarchy, kmeans
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import Artifact, File, Part, Rows, Store
-from pipeline.engines.ray import map_items
+from pipeline.engines.ray import map_with_state
 from pipeline.stages.embed import read_vectors
-from pipeline.stages.fit_clusters import read_centroids
+from pipeline.stages.fit_clusters import read_levels
 from pipeline.stages.kept import pool_kept
 from pipeline.stages.parts import made
 
-VERSION = 1
+VERSION = 2
 STAGE = "cluster"
 
 
@@ -29,9 +30,9 @@ def run(context: Context) -> Outcome:
     for file in vectors.tables["vectors"]:
         key = digest(STAGE, VERSION, file.sha256, fitted.fingerprint, dedup.fingerprint)
         work.append((key, (key, file), file.rows))
-    make = functools.partial(_assign, context.store, fitted, dedup)
+    make = functools.partial(_assigning, context.store, fitted, dedup)
     parts, new = made(
-        context, STAGE, work, functools.partial(map_items, make, cpus=context.cpus, address=context.ray_address)
+        context, STAGE, work, functools.partial(map_with_state, make, cpus=context.cpus, address=context.ray_address)
     )
     kept = sum(p.files["clusters"].rows for p in parts)
     sizes = np.bincount(
@@ -54,18 +55,22 @@ def run(context: Context) -> Outcome:
     )
 
 
-def _assign(store: Store, fitted: Artifact, dedup: Artifact, item: tuple[str, File]) -> Part:
-    key, file = item
-    started = time.time()
+def _assigning(store: Store, fitted: Artifact, dedup: Artifact) -> Callable[[tuple[str, File]], Part]:
+    """Called once in each worker: loads the centroids, returns what makes one part."""
+    levels = read_levels(store, fitted)
+    parents = hierarchy.parents(levels)
     wanted = pool_kept(store, dedup)
-    ids, matrix = read_vectors(store, [file])
-    rows = [row for row, image_id in enumerate(ids) if image_id in wanted]
-    if rows:
-        nearest, _ = kmeans.assign(matrix[rows].astype(np.float32), read_centroids(store, fitted))
-    else:
-        nearest = np.zeros(0, np.int32)
-    table = pa.table(
-        {"image_id": [ids[row] for row in rows], "cluster": nearest, "path": [[int(c)] for c in nearest]},
-        schema=records.CLUSTERS,
-    )
-    return store.commit_part(STAGE, key, {"clusters": table}, {"images": len(ids)}, time.time() - started)
+
+    def assign(item: tuple[str, File]) -> Part:
+        key, file = item
+        started = time.time()
+        ids, matrix = read_vectors(store, [file])
+        rows = [row for row, image_id in enumerate(ids) if image_id in wanted]
+        nearest, _ = kmeans.assign(matrix[rows], levels[0])
+        paths = pa.array(list(hierarchy.paths(nearest, parents)), pa.list_(pa.int32()))
+        table = pa.table(
+            {"image_id": [ids[row] for row in rows], "cluster": nearest, "path": paths}, schema=records.CLUSTERS
+        )
+        return store.commit_part(STAGE, key, {"clusters": table}, {"images": len(ids)}, time.time() - started)
+
+    return assign

@@ -1,70 +1,119 @@
-"""fit_clusters (Ray + FAISS): vectors of the kept pool -> frozen centroids."""
+"""fit_clusters (Ray): vectors of the kept pool -> frozen centroids, one file a level, lowest first.
+
+Actors hold the vectors, each some files of them; a Lloyd step runs on all of them and its sums meet here. The levels above the
+lowest cluster centroids, which are few: they are fitted here.
+"""
 
 from __future__ import annotations
 
 import functools
 import io
+import os
 import time
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from pipeline.algorithms import kmeans
+from pipeline.algorithms import hierarchy, kmeans
+from pipeline.algorithms.points import Floats, Points, keys_of
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import Artifact, File, Part, Rows, Store
-from pipeline.engines.ray import map_items
+from pipeline.engines.ray import holding
 from pipeline.errors import LodesetError
-from pipeline.stages.kept import pool_kept, vectors_sorted
+from pipeline.stages.embed import read_vectors
+from pipeline.stages.kept import pool_kept
 from pipeline.stages.parts import made
 
-VERSION = 1
+VERSION = 2
 STAGE = "fit_clusters"
+# Below, an actor more costs more than it saves; the cores work inside one.
+BYTES_PER_ACTOR = 64 * 2**20
 
 
 def run(context: Context) -> Outcome:
-    vectors, dedup = context.inputs["vectors"], context.inputs["dedup"]
+    dedup = context.inputs["dedup"]
     images = len(pool_kept(context.store, dedup))
     if images == 0:
         raise LodesetError(f"dedup kept no pool image ({dict(dedup.rows.dropped)}): there is nothing to cluster")
     asked = context.config["k"]
-    k = kmeans.choose_k(images) if asked == "auto" else asked
-    if k > images:
-        raise LodesetError(
-            f"cluster.k = {k} is more than the {images} images that dedup kept: choose at most {images}, or `auto`"
-        )
+    k = (kmeans.choose_k(images),) if asked == "auto" else (asked,) if isinstance(asked, int) else tuple(asked)
+    hierarchy.checked(k, images)
     key = digest(STAGE, VERSION, context.fingerprint)
-    make = functools.partial(_fit, context.store, vectors, dedup, k, dict(context.config), key)
-    parts, new = made(
-        context, STAGE, [(key, None, images)], functools.partial(map_items, make, cpus=1, address=context.ray_address)
-    )
+    parts, new = made(context, STAGE, [(key, k, images)], functools.partial(_fit, context, key))
     return Outcome(
-        tables={"centroids": (parts[0].files["centroids"],)},
+        tables={"centroids": tuple(parts[0].files[f"centroids-{level}"] for level in range(len(k)))},
         rows=Rows(taken=images, kept=images),
         details={
-            "k": k,
+            "k": k[0],
+            "levels": list(k),
             "mean_squared_distance": parts[0].counts["micro_distance"] / 1e6,
+            "steps": parts[0].counts["steps"],
             "parts": 1,
             "parts_made": len(new),
         },
     )
 
 
-def _fit(store: Store, vectors: Artifact, dedup: Artifact, k: int, config: dict[str, Any], key: str, _: None) -> Part:
-    started = time.time()
-    ids, matrix = vectors_sorted(store, vectors.tables["vectors"], pool_kept(store, dedup))
-    centroids, distance = kmeans.fit(matrix.astype(np.float32), k, config["iterations"], config["seed"])
+def _fit(context: Context, key: str, work: Iterable[tuple[int, ...]]) -> Iterator[Part]:
+    started, store, config = time.time(), context.store, context.config
+    iterations, seed, spherical = config["iterations"], config["seed"], config["spherical"]
+    groups = shares(context.inputs["vectors"].tables["vectors"], context.cpus)
+    # An actor runs on one machine: of a cluster with more cores, it must not ask for all.
+    threads = max(1, min(context.cpus // len(groups), os.cpu_count() or 1))
+    make = functools.partial(_points, store, context.inputs["dedup"], threads)
+    for k in work:
+        with holding(make, groups, cpus_each=threads, address=context.ray_address) as each:
+            fit = kmeans.fit_each(each, k[0], iterations, seed, spherical=spherical)
+        upper = hierarchy.levels(
+            fit.centroids, k[1:], iterations, config.get("resampling", 0), seed, spherical, context.cpus
+        )
+        files = {f"centroids-{n}": _written(store, key, n, level) for n, level in enumerate((fit.centroids, *upper))}
+        counts = {
+            "images": int(fit.counts.sum()),
+            "micro_distance": round(fit.distances[-1] * 1e6),
+            "steps": len(fit.distances),
+        }
+        yield store.commit_part(STAGE, key, {}, counts, time.time() - started, files=files)
+
+
+def shares(files: Sequence[File], cpus: int) -> list[list[File]]:
+    """The files of each actor: as many actors as pay, about the same bytes each. The result of a fit depends on neither."""
+    number = max(1, min(cpus, len(files), sum(file.size_bytes for file in files) // BYTES_PER_ACTOR))
+    groups: list[list[File]] = [[] for _ in range(number)]
+    held = [0] * number
+    for file in sorted(files, key=lambda file: (-file.size_bytes, file.path)):
+        least = held.index(min(held))
+        groups[least].append(file)
+        held[least] += file.size_bytes
+    return groups
+
+
+def _points(store: Store, dedup: Artifact, threads: int, files: Sequence[File]) -> Points:
+    wanted = pool_kept(store, dedup)
+    ids, matrix = read_vectors(store, files)
+    rows = [row for row, image_id in enumerate(ids) if image_id in wanted]
+    return Points(matrix[rows], keys_of([ids[row] for row in rows]), threads)
+
+
+def _written(store: Store, key: str, level: int, centroids: Floats) -> File:
     buffer = io.BytesIO()
     np.save(buffer, centroids)
-    relative = f"parts/{STAGE}/{key}/{time.time_ns():x}-centroids.npy"
+    relative = f"parts/{STAGE}/{key}/{time.time_ns():x}-centroids-{level}.npy"
     with store.writing(relative) as sink:
         sink.write(buffer.getvalue())
-    file = File(relative, k, sink.size_bytes, sink.sha256())
-    counts = {"images": len(ids), "micro_distance": round(distance * 1e6)}
-    return store.commit_part(STAGE, key, {}, counts, time.time() - started, files={"centroids": file})
+    return File(relative, len(centroids), sink.size_bytes, sink.sha256())
 
 
-def read_centroids(store: Store, fitted: Artifact) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """float32 [K, D]."""
-    with store.fs.open(store.path(fitted.tables["centroids"][0].path), "rb") as file:
-        return np.asarray(np.load(file, allow_pickle=False))
+def read_centroids(store: Store, fitted: Artifact) -> Floats:
+    """Of the lowest level, float32 [K, D]."""
+    return read_levels(store, fitted)[0]
+
+
+def read_levels(store: Store, fitted: Artifact) -> list[Floats]:
+    """Centroids float32 [K, D] of every level, lowest first."""
+    levels = []
+    for written in fitted.tables["centroids"]:
+        with store.fs.open(store.path(written.path), "rb") as file:
+            levels.append(np.asarray(np.load(file, allow_pickle=False)))
+    return levels

@@ -36,6 +36,7 @@ from pipeline.stages.parts import watching
 
 VERSION = 2
 STAGE, KEYS, EXACT, UNIQUE = "ingest", "ingest_keys", "ingest_exact", "ingest_unique"
+IMAGES, METADATA = "images", "metadata"  # the digests that it names, as blur_faces does after it
 # Files whose parts' keys lie in one part.
 _KEYS_FILES = 1_000
 # Characters of metadata that a slice may hold. Files that repeat one long text (a shared sidecar, a Parquet dictionary) are

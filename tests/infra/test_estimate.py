@@ -75,6 +75,15 @@ def test_a_first_plan_tells_time_and_bytes(config: Path) -> None:
     assert all(e.size_bytes for id_, e in found.items() if id_ not in unknown)
 
 
+def test_a_balanced_sample_is_what_is_written(config: Path) -> None:
+    whole, part = planned(config), planned(config, "balance.images=81", "cluster.k=[20, 4]")
+    assert "balance/pool" not in whole and whole["write_shards/all"].images == 405
+    assert part["balance/pool"].images == 405 and part["balance/pool"].size_bytes
+    assert part["write_shards/all"].images == 81
+    assert part["write_shards/all"].size_bytes == pytest.approx(TAR_BYTES * 81 / 405, rel=0.01)
+    assert planned(config, "balance.images=9999")["write_shards/all"].images == 405
+
+
 def test_time_is_scaled_by_the_work_of_the_last_run(config: Path) -> None:
     remember(config, "train/all", taken=2000, seconds=100.0, size_bytes=9, work=9_600, resumed_step=0)
     remember(config, "prune/all", taken=1, seconds=60.0, size_bytes=5_000_000, work=18, parts=28, parts_made=28)

@@ -139,7 +139,8 @@ def test_thresholds() -> None:
 
 def test_assignment_and_update_are_a_fixed_point_of_lloyd() -> None:
     vectors = np.concatenate([unit(50, 8, seed) * 0.1 + unit(1, 8, 100 + seed) for seed in range(4)]).astype(np.float32)
-    centroids, distance = kmeans.fit(vectors, 4, 30, seed=0)
+    fit = kmeans.fit(vectors, 4, 30, seed=0)
+    centroids, distance = fit.centroids, fit.distances[-1]
     nearest, squared = kmeans.assign(vectors, centroids)
     expected = ((vectors[:, None] - centroids[None]) ** 2).sum(-1)
     assert (nearest == expected.argmin(1)).all()

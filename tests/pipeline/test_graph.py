@@ -85,3 +85,27 @@ def test_sscd_with_its_published_thresholds_is_not_calibrated(tree: dict[str, An
     made = stages({**tree, "dedup": {"threshold": 0.6, "reference_threshold": 0.45}})
     assert "calibrate/pool" not in made
     assert made["embed_dedup/pool"].config["embedder"]["resize"] == "short_side"
+
+
+def test_a_balanced_sample_takes_the_place_of_everything_and_stands_beside_curated_sets(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/b.png").write_bytes(picture(2))
+    sampled = {"name": "s", "uri": str(tmp_path / "set"), "retrieve": {"mode": "sample"}}
+    assert stages(tree)["retrieve/all"].config["everything"] and "balance/pool" not in stages(tree)
+    assert "cluster/pool" not in stages({**tree, "curated": [sampled]})
+    for curated in ([], [sampled]):
+        made = stages({**tree, "balance": {"images": 5}, "curated": curated})
+        assert not made["retrieve/all"].config["everything"]
+        assert made["retrieve/all"].inputs["retrieve:pool"].stage is made["balance/pool"]
+        assert made["balance/pool"].inputs["clusters"].stage is made["cluster/pool"]
+
+
+def test_resampling_is_part_of_a_fit_only_where_there_are_levels(tree: dict[str, Any]) -> None:
+    def fitted(**cluster: Any) -> Any:
+        return stages({**tree, "cluster": cluster})["fit_clusters/pool"].config
+
+    assert fitted(resampling=3) == fitted()
+    assert fitted(k=[20, 4], resampling=3) != fitted(k=[20, 4])
+    assert fitted(spherical=True) != fitted()

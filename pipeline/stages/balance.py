@@ -1,0 +1,62 @@
+"""balance: `clusters` -> a sample of the pool with equal shares of every cluster, as `matches` (Vo et al., arXiv:2405.15613).
+
+It asks of the pool what a curated set asks of it, without queries, so `retrieve/all` takes its rows like those of any set.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import records
+from pipeline.algorithms.balance import balanced
+from pipeline.algorithms.points import keys_of
+from pipeline.dag.fingerprint import digest
+from pipeline.dag.stage import Context, Outcome
+from pipeline.dag.store import Rows
+from pipeline.stages.parts import made
+from pipeline.stages.retrieve import counted
+
+VERSION = 1
+STAGE = "balance"
+BYTES_PER_IMAGE = 40  # stored, of one that is drawn
+
+
+def run(context: Context) -> Outcome:
+    started, store = time.time(), context.store
+    table = store.table(context.inputs["clusters"].tables["clusters"], ["image_id", "path"], records.CLUSTERS)
+    images, wanted = table.num_rows, int(context.config["images"])
+    key = digest(STAGE, VERSION, context.fingerprint)
+
+    def draw(_: object) -> pa.Table:
+        ids = table["image_id"].to_pylist()
+        paths = table["path"].combine_chunks().flatten().to_numpy().reshape(images, -1)
+        rows = balanced(paths, keys_of(ids), wanted, context.config["seed"])
+        drawn = sorted((ids[row], int(paths[row, -1])) for row in rows)
+        columns = {
+            "image_id": [i for i, _ in drawn],
+            "set": ["pool"] * len(drawn),
+            "mode": ["balance"] * len(drawn),
+            "query_id": pa.nulls(len(drawn), pa.string()),
+            "similarity": pa.nulls(len(drawn), pa.float32()),
+            "cluster": np.array([c for _, c in drawn], np.int32),
+        }
+        return pa.table(columns, schema=records.MATCHES)
+
+    parts, new = made(
+        context,
+        STAGE,
+        [(key, None, images)],
+        lambda items: (
+            store.commit_part(STAGE, key, {"matches": draw(i)}, {"images": images}, time.time() - started)
+            for i in items
+        ),
+    )
+    kept = parts[0].files["matches"].rows
+    return Outcome(
+        tables={"matches": (parts[0].files["matches"],)},
+        rows=Rows(taken=images, kept=kept, dropped={"not_drawn": images - kept} if images > kept else {}),
+        details={**counted(wanted, kept, kept), "parts": 1, "parts_made": len(new)},
+    )
