@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline import records
 from pipeline.dag.store import Artifact, File, Store
 from pipeline.stages.embed import read_vectors
 
@@ -29,3 +30,9 @@ def vectors_sorted(store: Store, files: Sequence[File], wanted: set[str]) -> tup
     ids, matrix = read_vectors(store, files)
     rows = sorted((image_id, row) for row, image_id in enumerate(ids) if image_id in wanted)
     return [image_id for image_id, _ in rows], matrix[[row for _, row in rows]] if rows else matrix[:0]
+
+
+def with_vector(store: Store, files: Sequence[File], wanted: set[str]) -> set[str]:
+    """Which of the wanted image_ids have a row in `vectors`."""
+    table = store.table(files, ["image_id"], records.vectors(1))
+    return wanted & set(table["image_id"].to_pylist())

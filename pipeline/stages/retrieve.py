@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,16 +18,16 @@ import pyarrow.compute as pc
 
 from pipeline import records
 from pipeline.algorithms import kmeans, sampling
-from pipeline.algorithms.neighbors import ExactIndex
 from pipeline.config import AsIs, Cluster, Sample
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
-from pipeline.dag.store import Artifact, File, Part, Rows, Store
+from pipeline.dag.store import File, Part, Rows, Store
 from pipeline.engines.ray import map_with_state
 from pipeline.errors import LodesetError
+from pipeline.stages import search
 from pipeline.stages.embed import read_vectors
 from pipeline.stages.fit_clusters import read_centroids
-from pipeline.stages.kept import kept_ids, pool_kept, vectors_sorted
+from pipeline.stages.kept import kept_ids, pool_kept, vectors_sorted, with_vector
 from pipeline.stages.parts import made
 
 VERSION = 1
@@ -66,59 +66,62 @@ def run(context: Context) -> Outcome:
 
 
 def _search(context: Context, queries: Sequence[str], mode: Sample) -> list[File]:
-    size, k = mode.part_images, mode.k
-    identities = [context.stage.set, *(context.inputs[role].identity("") for role in ("queries", "vectors", "dedup"))]
-    starts = range(0, len(queries), size)
+    store, name, size, k = context.store, context.stage.set, mode.part_images, mode.k
+    dedup = context.inputs["dedup"]
+    files = {"pool": context.inputs["vectors"].tables["vectors"]}
+    ids = tuple(sorted(with_vector(store, files["pool"], pool_kept(store, dedup))))
+    if not ids:
+        raise LodesetError(
+            f"dedup kept no pool image ({dict(dedup.rows.dropped)}): `{name}` has nothing to retrieve from"
+        )
+    chosen = search.chosen(context, files, len(queries), len(ids), k, context.config["neighbors"])
+    pool = [context.inputs[role].identity("") for role in ("vectors", "dedup")]
+    identities = [name, context.inputs["queries"].identity(""), *pool]
     blocks = [
-        Queries(digest(SEARCH, VERSION, identities, k, start, size), start, min(start + size, len(queries)))
-        for start in starts
+        Queries(
+            digest(SEARCH, VERSION, identities, k, chosen.kind, start, size), start, min(start + size, len(queries))
+        )
+        for start in range(0, len(queries), size)
     ]
     work = [(block.key, block, block.stop - block.start) for block in blocks]
-    worker = functools.partial(
-        _searcher,
-        context.store,
-        context.stage.set,
-        context.inputs["queries"].tables["vectors"],
-        context.inputs["vectors"].tables["vectors"],
-        context.inputs["dedup"],
-        k,
-    )
-    make = functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address)
+    asking = context.inputs["queries"].tables["vectors"]
+
+    def make(left: Iterable[Queries]) -> Iterator[Part]:
+        # Every set that asks the same pool finds the same vectors and index there.
+        base = search.prepared(context, chosen, files, ids, digest(search.VERSION, *pool))
+        worker = functools.partial(_searcher, store, name, asking, base, ids, k)
+        yield from map_with_state(worker, left, cpus=context.cpus, address=context.ray_address)
+
     parts, _ = made(context, SEARCH, work, make)
     return [p.files["matches"] for p in parts]
 
 
 def _searcher(
-    store: Store, name: str, query_files: Sequence[File], pool_files: Sequence[File], dedup: Artifact, k: int
+    store: Store, name: str, query_files: Sequence[File], base: search.Base, ids: Sequence[str], k: int
 ) -> Callable[[Queries], Part]:
-    ids, matrix = vectors_sorted(store, pool_files, pool_kept(store, dedup))
-    if not ids:
-        raise LodesetError(
-            f"dedup kept no pool image ({dict(dedup.rows.dropped)}): `{name}` has nothing to retrieve from"
-        )
-    index = ExactIndex(matrix)
+    index = search.opened(store, base)
     query_ids, found = read_vectors(store, query_files)
     order = sorted(range(len(query_ids)), key=query_ids.__getitem__)
 
-    def search(block: Queries) -> Part:
+    def work(block: Queries) -> Part:
         started = time.time()
-        chosen = order[block.start : block.stop]
-        similarity, rows = index.search(found[chosen], min(k, len(ids)))
-        hits = rows.size
+        asked = order[block.start : block.stop]
+        similarity, rows = index.search(found[asked], min(k, len(ids)))
+        hit = rows >= 0  # an approximate index may find fewer than k
         table = pa.table(
             {
-                "image_id": [ids[row] for row in rows.reshape(-1)],
-                "set": [name] * hits,
-                "mode": ["sample"] * hits,
-                "query_id": np.repeat([query_ids[i] for i in chosen], rows.shape[1]),
-                "similarity": similarity.reshape(-1),
-                "cluster": pa.nulls(hits, pa.int32()),
+                "image_id": [ids[row] for row in rows[hit]],
+                "set": [name] * int(hit.sum()),
+                "mode": ["sample"] * int(hit.sum()),
+                "query_id": np.repeat([query_ids[i] for i in asked], hit.sum(axis=1)),
+                "similarity": similarity[hit],
+                "cluster": pa.nulls(int(hit.sum()), pa.int32()),
             },
             schema=records.MATCHES,
         )
-        return store.commit_part(SEARCH, block.key, {"matches": table}, {"images": len(chosen)}, time.time() - started)
+        return store.commit_part(SEARCH, block.key, {"matches": table}, {"images": len(asked)}, time.time() - started)
 
-    return search
+    return work
 
 
 # -- cluster

@@ -7,7 +7,8 @@ from PIL import Image
 
 from pipeline.algorithms import copies, kmeans, sampling, thresholds, verify
 from pipeline.algorithms.components import components, keepers, size_limit
-from pipeline.algorithms.neighbors import ExactIndex, hamming_pairs
+from pipeline.algorithms.hashes import hamming_pairs
+from pipeline.algorithms.neighbors import ExactIndex
 
 RNG = np.random.default_rng(0)
 
