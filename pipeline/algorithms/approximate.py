@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 
 from pipeline.algorithms.neighbors import (
+    BLOCK,
     CHUNK_BYTES,
     QUERIES,
     Floats,
@@ -178,7 +179,10 @@ class ApproximateIndex:
                 faiss.omp_set_num_threads(self.threads)
                 _, found = self.index.search(block, count)
                 stop = start + len(block)
+                found.sort(axis=1)
+                pieces = range(0, len(block), BLOCK)
+                asked, near = ([array[s : s + BLOCK] for s in pieces] for array in (block, found))
                 products[start:stop, :wanted], rows[start:stop, :wanted] = ranked(
-                    pool, block, self.vectors, found, wanted
+                    pool, asked, self.vectors, near, wanted
                 )
         return products, rows

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from pipeline.errors import LodesetError
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Vectors = NDArray[np.float16] | Floats
+Keys = NDArray[Any]  # int16 or float32
 Arithmetic = Literal["bf16", "fp32"]
 
 QUERIES = 16_384  # queries whose candidates are held at once: about 2 KiB each
@@ -56,15 +57,17 @@ def gpus() -> int:
 
 @dataclass
 class _Block:
-    """What is known of up to `BLOCK` queries while the base passes by.
+    """What is known of up to `BLOCK` queries [Q, D] while the base passes by.
 
-    `maxima` [Q, k]: the largest column-group maxima so far, so that the last one is a lower bound of the k-th product.
-    `pairs`: (query, row, approximate product) of the candidates found in each chunk.
+    `whole` are their vectors, `queries` these in the arithmetic of the products; `error` [Q] is what a product may be off,
+    its own rounding apart. `maxima` [Q, k] are the largest maxima of column groups so far, as `_ordered` keys: their least
+    is a lower bound of the k-th product. `pairs`: (query, row, product) of the candidates found in each chunk.
     """
 
+    whole: Floats
     queries: torch.Tensor
     error: Floats
-    maxima: torch.Tensor | None = None
+    maxima: Keys | None = None
     pairs: list[tuple[Ints, Ints, Floats]] = field(default_factory=list)
 
 
@@ -105,46 +108,47 @@ class ExactIndex:
         wanted = min(k, len(self.vectors))
         with one_thread_each(self.threads) as pool:
             for start in range(0, len(queries) if wanted else 0, QUERIES):
-                block = np.ascontiguousarray(queries[start : start + QUERIES], dtype=np.float32)
-                stop = start + len(block)
-                products[start:stop, :wanted], rows[start:stop, :wanted] = self._search(pool, block, wanted)
+                some = slice(start, min(start + QUERIES, len(queries)))
+                products[some, :wanted], rows[some, :wanted] = self._search(pool, queries[some], wanted)
         return products, rows
 
-    def _chunks(self, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
+    def _chunks(self, pool: ThreadPoolExecutor, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
         """The base, converted chunk by chunk; the last one is kept, so that a small base is converted once."""
         for start in range(0, len(self.vectors), self._chunk):
             held = self._converted
             if held is None or held[0] != start or held[1].dtype != dtype:
                 self._converted = None  # first, so that two are never held
-                held = start, _tensor(self.vectors[start : start + self._chunk]).to(dtype)
+                held = start, converted(pool, self.vectors[start : start + self._chunk], dtype)
                 self._converted = held
             yield held
 
-    def _search(self, pool: ThreadPoolExecutor, queries: Floats, k: int) -> tuple[Floats, Ints]:
-        lengths, away = _measured(queries)
-        _finite(lengths, "queries")
-        # What sums in fp32 may lose, here and in the ranking: D x 2^-24 of the lengths, each.
-        error = len(queries[0]) * 2.0**-23 * lengths * self._longest
-        if gpus():
-            candidates, wide = self._on_gpu(queries, k, error)
-        else:
-            if self.products == "bf16":
-                error = error + away * self._longest + (lengths + away) * self._rounded
-            candidates, wide = self._candidates(pool, queries, k, error)
-        products, rows = ranked(pool, queries, self.vectors, candidates, k)
+    def _search(self, pool: ThreadPoolExecutor, queries: Vectors, k: int) -> tuple[Floats, Ints]:
+        dtype = torch.bfloat16 if self.products == "bf16" and not gpus() else torch.float32
+        starts = range(0, len(queries), BLOCK)
+        blocks = list(pool.map(lambda start: self._block(queries[start : start + BLOCK], dtype), starts))
+        candidates, wide = self._on_gpu(pool, blocks, k) if gpus() else self._candidates(pool, blocks, k)
+        whole = [block.whole for block in blocks]
+        products, rows = ranked(pool, whole, self.vectors, candidates, k)
         at_once = max(1, 2**24 // len(self.vectors))
         for start in range(0, len(wide), at_once):
             some = wide[start : start + at_once]
-            products[some], rows[some] = self._search_again(pool, queries[some], k)
+            asking = np.stack([whole[n // BLOCK][n % BLOCK] for n in some])
+            products[some], rows[some] = self._search_again(pool, asking, k)
         return products, rows
 
-    def _candidates(self, pool: ThreadPoolExecutor, queries: Floats, k: int, error: Floats) -> tuple[Ints, Ints]:
-        """Rows that may be among the k best [Q, M] (-1: none), and the queries that have more than `WIDE` of them."""
-        dtype = torch.bfloat16 if self.products == "bf16" else torch.float32
-        blocks = [
-            _Block(torch.from_numpy(queries[s : s + BLOCK]).to(dtype), error[s : s + BLOCK])
-            for s in range(0, len(queries), BLOCK)
-        ]
+    def _block(self, queries: Vectors, dtype: torch.dtype) -> _Block:
+        whole = _tensor(queries).float().contiguous()
+        lengths, away = _measured(whole.numpy())
+        _finite(lengths, "queries")
+        # What sums in fp32 may lose, here and in the ranking: D x 2^-24 of the lengths, each.
+        error = whole.shape[1] * 2.0**-23 * lengths * self._longest
+        if dtype == torch.bfloat16:
+            error = error + away * self._longest + (lengths + away) * self._rounded
+        return _Block(whole.numpy(), whole.to(dtype), error)
+
+    def _candidates(self, pool: ThreadPoolExecutor, blocks: Sequence[_Block], k: int) -> tuple[list[Ints], Ints]:
+        """Rows that may be among the k best, [Q, M] a block (-1: none); the queries that have more than `WIDE` of them."""
+        dtype = blocks[0].queries.dtype
         scratch = threading.local()
 
         def collect(block: _Block, base: torch.Tensor, start: int) -> None:
@@ -153,33 +157,33 @@ class ExactIndex:
             room = scratch.room[: len(block.queries) * len(base)].view(len(block.queries), len(base))
             _collect(block, base, start, k, room)
 
-        for start, base in self._chunks(dtype):
+        for start, base in self._chunks(pool, dtype):
             list(pool.map(functools.partial(collect, base=base, start=start), blocks))
         found = list(pool.map(functools.partial(_padded, k=k), blocks))
-        width = max(candidates.shape[1] for candidates, _ in found)
-        together = np.full((len(queries), width), -1, np.int64)
-        for number, (candidates, _) in enumerate(found):
-            together[number * BLOCK :][: len(candidates), : candidates.shape[1]] = candidates
-        return together, np.concatenate([wide + number * BLOCK for number, (_, wide) in enumerate(found)])
+        wide = np.concatenate([wide + number * BLOCK for number, (_, wide) in enumerate(found)])
+        return [candidates for candidates, _ in found], wide
 
-    def _on_gpu(self, queries: Floats, k: int, error: Floats) -> tuple[Ints, Ints]:
+    def _on_gpu(self, pool: ThreadPoolExecutor, blocks: Sequence[_Block], k: int) -> tuple[list[Ints], Ints]:
         """The same by FAISS on the first GPU that this process sees: fp32 products, chunk by chunk."""
+        queries = np.concatenate([block.whole for block in blocks])
+        error = np.concatenate([block.error for block in blocks])
         resources = faiss.StandardGpuResources()
         count = min(2 * k, len(self.vectors))
         values, rows = padding(len(queries), count)
-        for start, chunk in self._chunks(torch.float32):
+        for start, chunk in self._chunks(pool, torch.float32):
             inner = faiss.METRIC_INNER_PRODUCT
             more, there = faiss.knn_gpu(resources, queries, chunk.numpy(), min(count, len(chunk)), metric=inner)
             values, rows = np.concatenate([values, more], axis=1), np.concatenate([rows, there + start], axis=1)
             order = np.argsort(-values, axis=1, kind="stable")[:, :count]
             values, rows = np.take_along_axis(values, order, 1), np.take_along_axis(rows, order, 1)
         beyond = values[:, -1] >= values[:, k - 1] - 2 * error
-        return rows, np.flatnonzero(beyond) if count < len(self.vectors) else np.zeros(0, np.int64)
+        wide = np.flatnonzero(beyond) if count < len(self.vectors) else np.zeros(0, np.int64)
+        return [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)], wide
 
     def _search_again(self, pool: ThreadPoolExecutor, queries: Floats, k: int) -> tuple[Floats, Ints]:
         """All products of a few queries in fp32: for those with very many near-ties."""
         whole = np.empty((len(queries), len(self.vectors)), np.float32)
-        for start, chunk in self._chunks(torch.float32):
+        for start, chunk in self._chunks(pool, torch.float32):
             whole[:, start : start + len(chunk)] = queries @ chunk.numpy().T
         kth = np.partition(whole, -k, axis=1)[:, -k]
         error = len(queries[0]) * 2.0**-23 * np.linalg.norm(queries, axis=1) * self._longest
@@ -190,44 +194,39 @@ class ExactIndex:
                 # As many equal vectors (blank images, mostly): beyond fp32's rounding only row numbers tell them apart.
                 order = np.lexsort((near, -np.round(row[near], 5)))
                 near = np.sort(near[order[: max(k, WIDE)]])
-            products[n], rows[n] = (x[0] for x in ranked(pool, queries[n : n + 1], self.vectors, near[None], k))
+            products[n], rows[n] = (x[0] for x in ranked(pool, [queries[n : n + 1]], self.vectors, [near[None]], k))
         return products, rows
 
 
 def _collect(block: _Block, base: torch.Tensor, start: int, k: int, products: torch.Tensor) -> None:
     """Adds the candidates among a chunk's rows [C, D] to a block, and raises its bound; `products` [Q, C] is room."""
-    keys: NDArray[Any]
     if base.dtype == torch.bfloat16:
         torch.mm(block.queries, base.T, out=products)
-        keys = products.view(torch.int16).numpy()
     else:
         # NumPy's BLAS took .17 s where torch's took .24 s (512 x 15,747 x 1,280, one thread, AMD).
-        keys = products.numpy()
-        np.matmul(block.queries.numpy(), base.numpy().T, out=keys)
-    # As integers, positive bf16 numbers are ordered as they are; of negative ones the largest integer is the smallest
-    # number, so that the maximum of a group is still no more than its largest product.
-    maxima = products
-    size = products.shape[1] // (GROUPS * k)
-    if size > 1:
-        groups = GROUPS * k
-        maxima = torch.from_numpy(keys[:, : size * groups].reshape(len(keys), size, groups).max(axis=1))
-        maxima = maxima.view(torch.bfloat16) if base.dtype == torch.bfloat16 else maxima
+        np.matmul(block.queries.numpy(), base.numpy().T, out=products.numpy())
+    keys = _bits(products)
+    # Of negative bf16 numbers the largest integer is the smallest number; so the largest integer of a group is no more
+    # than its largest product, and bounds need no order among the negative ones.
+    groups = GROUPS * k
+    size = products.shape[1] // groups
+    maxima = _ordered(keys[:, : size * groups].reshape(len(keys), size, groups).max(axis=1) if size > 1 else keys)
     if block.maxima is not None:
-        maxima = torch.cat([block.maxima, maxima], dim=1)
-    block.maxima = torch.topk(maxima, min(k, maxima.shape[1]), dim=1).values
-    enough = block.maxima.shape[1] == k
-    low = _lowest(block.maxima[:, -1].float().numpy(), block) if enough else np.full(len(keys), -np.inf, np.float32)
+        maxima = np.concatenate([block.maxima, maxima], axis=1)
+    block.maxima = np.partition(maxima, -k, axis=1)[:, -k:] if maxima.shape[1] > k else maxima
+    low = np.full(len(keys), -np.inf, np.float32)
+    if block.maxima.shape[1] == k:
+        low = _lowest(_numbers(block.maxima.min(axis=1)), block)
     if base.dtype == torch.bfloat16:
-        lowest = torch.from_numpy(low).bfloat16()
-        limit = lowest.view(torch.int16).numpy()
-        if bool((lowest <= 0).any()):
-            keys, limit = _ordered(keys), _ordered(limit)
-        near = keys >= np.maximum(limit, -32_767)[:, None] - np.int16(1)  # one below: bf16 may have rounded it up
+        limit = _ordered(_bits(torch.from_numpy(low).bfloat16()))
+        # One below, because bf16 may have rounded it up.
+        limit = np.maximum(limit, -32_767) - np.int16(1)
+        near = (keys if (limit > 0).all() else _ordered(keys)) >= limit[:, None]
     else:
         near = keys >= low[:, None]
     there = np.flatnonzero(near)
     query, row = np.divmod(there, products.shape[1])
-    block.pairs.append((query, row + start, products.reshape(-1)[torch.from_numpy(there)].float().numpy()))
+    block.pairs.append((query, row + start, _numbers(_ordered(keys.reshape(-1)[there]))))
 
 
 def _lowest(kth: Floats, block: _Block) -> Floats:
@@ -240,9 +239,21 @@ def _lowest(kth: Floats, block: _Block) -> Floats:
     return np.asarray(kth - 2 * (half_ulp + block.error), dtype=np.float32)
 
 
-def _ordered(keys: NDArray[np.int16]) -> NDArray[np.int16]:
-    """The bits of bf16 numbers as integers in the order of the numbers."""
-    return keys ^ ((keys >> 15) & np.int16(0x7FFF))
+def _bits(products: torch.Tensor) -> Keys:
+    """bf16 numbers as integers of the same bits; fp32 as they are."""
+    return np.asarray((products.view(torch.int16) if products.dtype == torch.bfloat16 else products).numpy())
+
+
+def _ordered(keys: Keys) -> Keys:
+    """The bits of bf16 numbers as integers in the order of the numbers, and back; fp32 as they are."""
+    return keys ^ ((keys >> 15) & np.int16(0x7FFF)) if keys.dtype == np.int16 else keys
+
+
+def _numbers(keys: Keys) -> Floats:
+    """The numbers of `_ordered` keys, in fp32."""
+    if keys.dtype != np.int16:
+        return keys
+    return np.asarray(torch.from_numpy(np.ascontiguousarray(_ordered(keys))).view(torch.bfloat16).float().numpy())
 
 
 def _padded(block: _Block, k: int) -> tuple[Ints, Ints]:
@@ -268,48 +279,58 @@ def _padded(block: _Block, k: int) -> tuple[Ints, Ints]:
 
 
 def ranked(
-    pool: ThreadPoolExecutor, queries: Floats, vectors: Vectors, candidates: Ints, k: int
+    pool: ThreadPoolExecutor, queries: Sequence[Floats], vectors: Vectors, candidates: Sequence[Ints], k: int
 ) -> tuple[Floats, Ints]:
-    """The k best [Q, k] of each query's candidate rows [Q, M] (distinct; -1: none) by fp32 products, ties by row number.
+    """The k best [Q, k] of each query's candidate rows, by fp32 products; equal ones are ordered by row number.
 
-    Reads each candidate row once, in the order of the rows, and holds `CHUNK_BYTES` of them as fp32.
+    Queries [Q, D] and candidates [Q, M] (rows that rise; -1: none) come in blocks of up to `BLOCK`. Each candidate row is
+    read once, in the order of the rows; `RANKED_BYTES` of them are held as fp32.
     """
     wanted = np.zeros(len(vectors) + 1, bool)  # the last one takes the -1
-    wanted[candidates] = True
+    for block in candidates:
+        wanted[block] = True
     used = np.flatnonzero(wanted[:-1])
     place = np.full(len(vectors) + 1, -1, np.int64)
     place[used] = np.arange(len(used))
-    products = np.full(candidates.shape, -np.inf, np.float32)
-    best, rows = padding(len(queries), k)
-    slices = [slice(s, s + BLOCK) for s in range(0, len(queries), BLOCK)]
+    products = [np.full(block.shape, -np.inf, np.float32) for block in candidates]
     size = max(1, RANKED_BYTES // (4 * vectors.shape[1]))
 
     for start in range(0, len(used), size):
         some = used[start : start + size]
         whole = some[-1] - some[0] + 1 == len(some)
-        base = _tensor(vectors[some[0] : some[-1] + 1] if whole else vectors[some]).float().contiguous().numpy()
+        base = converted(pool, vectors[some[0] : some[-1] + 1] if whole else vectors[some], torch.float32).numpy()
 
-        def multiply(block: slice, start: int = start, base: Floats = base) -> None:
-            ids = place[candidates[block]] - start
+        def multiply(number: int, start: int = start, base: Floats = base) -> None:
+            ids = place[candidates[number]] - start
             inside = (ids >= 0) & (ids < len(base))
             ids[~inside] = -1
-            out = np.empty(ids.shape, np.float32)
-            x = queries[block]
+            out, x = np.empty(ids.shape, np.float32), queries[number]
             y, into, numbers = (faiss.swig_ptr(array) for array in (base, out, ids))
             faiss.fvec_inner_products_by_idx(  # type: ignore[attr-defined]  # FAISS's types leave it out
                 into, faiss.swig_ptr(x), y, numbers, x.shape[1], *ids.shape
             )
-            np.copyto(products[block], out, where=inside)
+            np.copyto(products[number], out, where=inside)
 
-        list(pool.map(multiply, slices))
+        list(pool.map(multiply, range(len(candidates))))
 
-    def sort(block: slice) -> None:
-        order = np.lexsort((candidates[block], -products[block]), axis=1)[:, :k]
-        best[block, : order.shape[1]] = np.take_along_axis(products[block], order, 1)
-        rows[block, : order.shape[1]] = np.take_along_axis(candidates[block], order, 1)
+    best, rows = padding(sum(map(len, queries)), k)
 
-    list(pool.map(sort, slices))
+    def sort(number: int) -> None:
+        order = np.argsort(-products[number], axis=1, kind="stable")[:, :k]
+        block = slice(number * BLOCK, number * BLOCK + len(order))
+        best[block, : order.shape[1]] = np.take_along_axis(products[number], order, 1)
+        rows[block, : order.shape[1]] = np.take_along_axis(candidates[number], order, 1)
+
+    list(pool.map(sort, range(len(candidates))))
     return best, rows
+
+
+def converted(pool: ThreadPoolExecutor, vectors: Vectors, dtype: torch.dtype) -> torch.Tensor:
+    """The rows [N, D] in another arithmetic."""
+    out = torch.empty(vectors.shape, dtype=dtype)
+    slices = [slice(start, start + ROWS) for start in range(0, len(vectors), ROWS)]
+    list(pool.map(lambda rows: out[rows].copy_(_tensor(vectors[rows])), slices))
+    return out
 
 
 def padding(queries: int, k: int) -> tuple[Floats, Ints]:
