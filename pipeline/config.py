@@ -179,16 +179,6 @@ class Filter(Strict):
     min_side: int = Field(16, ge=1, description="drop images whose shorter side is below this, pixels")
 
 
-class Neighbors(Strict):
-    """How nearest neighbours are searched, in dedup and in retrieval by sample."""
-
-    index: Literal["auto", "exact", "ivfpq", "hnsw"] = Field(
-        "auto",
-        description="`exact`; `ivfpq` (small, fast to build) and `hnsw` (more memory, slow to build) propose candidates that "
-        "are ranked exactly; `auto` is exact up to queries x vectors x dimensions = 2e13, beyond that ivfpq",
-    )
-
-
 class Dedup(Strict):
     """Near-duplicates within the pool and against reference and included sets (DINOv2, section 3)."""
 
@@ -253,7 +243,10 @@ class CurationConfig(Strict):
     ingest: Ingest = Ingest()
     embed: Embed = Embed()
     filter: Filter = Filter()
-    neighbors: Neighbors = Neighbors()
+    neighbors: Literal["auto", "exact", "ivfpq", "hnsw"] = Field(
+        "auto",
+        description="search; auto: exact up to queries x vectors x dimensions = 2e13, then ivfpq; hnsw: slow build",
+    )
     dedup: Dedup = Dedup()
     cluster: Clustering = Clustering()
     shards: Shards = Shards()

@@ -232,7 +232,7 @@ def _dedup(
         dedup.VERSION,
         "ray",
         dedup.run,
-        config={**knobs, "roles": roles, "neighbors": config.neighbors.index},
+        config={**knobs, "roles": roles, "neighbors": config.neighbors},
         inputs={
             **{f"images:{name}": Input(ingested[name], IMAGES) for name in roles},
             **{f"vectors:{name}": Input(vectors[name]) for name in roles},
@@ -297,7 +297,7 @@ def _retrieve(
         retrieve.run,
         config={
             **one.retrieve.model_dump(exclude={"part_images"}),
-            **({"neighbors": config.neighbors.index} if one.retrieve.mode == "sample" else {}),
+            **({"neighbors": config.neighbors} if one.retrieve.mode == "sample" else {}),
         },
         inputs=inputs,
         speed={"retrieve": one.retrieve},

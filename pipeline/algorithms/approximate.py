@@ -99,7 +99,7 @@ def plan(queries: int, vectors: int, dimensions: int, k: int, asked: Asked, core
         if held + mapped > at_hand:
             raise LodesetError(
                 f"an HNSW graph of {vectors:,} vectors of {dimensions:,} dimensions needs about {(held + mapped) / GIB:.1f} GiB "
-                f"and {at_hand / GIB:.1f} GiB are free: set neighbors.index to `ivfpq`"
+                f"and {at_hand / GIB:.1f} GiB are free: choose `neighbors: ivfpq`"
             )
     return Plan(kind, queries, vectors, dimensions, seconds / cores, (mapped + each * cores + held) / GIB)
 
@@ -178,11 +178,9 @@ class ApproximateIndex:
                     raise LodesetError("queries hold a NaN or an infinity: embed drops such images as `not_finite`")
                 faiss.omp_set_num_threads(self.threads)
                 _, found = self.index.search(block, count)
-                stop = start + len(block)
                 found.sort(axis=1)
-                pieces = range(0, len(block), BLOCK)
-                asked, near = ([array[s : s + BLOCK] for s in pieces] for array in (block, found))
-                products[start:stop, :wanted], rows[start:stop, :wanted] = ranked(
-                    pool, asked, self.vectors, near, wanted
-                )
+                pieces = [slice(s, s + BLOCK) for s in range(0, len(block), BLOCK)]
+                asked, near = [block[piece] for piece in pieces], [found[piece] for piece in pieces]
+                some = slice(start, start + len(block))
+                products[some, :wanted], rows[some, :wanted] = ranked(pool, asked, self.vectors, near, wanted)
         return products, rows

@@ -178,6 +178,7 @@ class ExactIndex:
             values, rows = np.take_along_axis(values, order, 1), np.take_along_axis(rows, order, 1)
         beyond = values[:, -1] >= values[:, k - 1] - 2 * error
         wide = np.flatnonzero(beyond) if count < len(self.vectors) else np.zeros(0, np.int64)
+        rows.sort(axis=1)
         return [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)], wide
 
     def _search_again(self, pool: ThreadPoolExecutor, queries: Floats, k: int) -> tuple[Floats, Ints]:
