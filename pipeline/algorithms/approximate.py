@@ -62,9 +62,10 @@ class Plan:
     memory_gib: float
 
     def __str__(self) -> str:
+        time = f"{self.seconds:.1f} s" if self.seconds < 60 else f"{self.seconds / 60:,.0f} min"
         whose = "" if self.queries == self.vectors else f" for {self.queries:,} queries"
         return (
-            f"neighbours of {self.vectors:,} x {self.dimensions:,}{whose}: {self.kind}, about {self.seconds:.2g} s, "
+            f"neighbours of {self.vectors:,} x {self.dimensions:,}{whose}: {self.kind}, about {time}, "
             f"{self.memory_gib:.1f} GiB"
         )
 
@@ -90,7 +91,7 @@ def plan(queries: int, vectors: int, dimensions: int, k: int, asked: Asked, core
     elif kind == "ivfpq":
         cells = cells_of(vectors)
         assigned = 2.0 * dimensions * cells * (10 * TRAINED * cells + vectors + queries) / 1.1e11
-        seconds = assigned + work * PROBES / cells * dimensions / DIMENSIONS * 2e-11 + ranking
+        seconds = assigned + work * PROBES / cells * dimensions / DIMENSIONS * 6e-11 + ranking
         held = vectors * (dimensions / 8 + 8) * cores
     else:
         seconds = vectors * BREADTH * LINKS * dimensions * 4e-10 * cores + queries * k * LINKS * dimensions * 4e-10
