@@ -71,11 +71,7 @@ class Plan:
 
 
 def plan(queries: int, vectors: int, dimensions: int, k: int, asked: Asked, cores: int) -> Plan:
-    """Chooses by the work alone; the estimates are of this machine (rates measured on AMD EPYC, 2 cores).
-
-    Raises:
-        LodesetError: an HNSW graph that does not fit the memory at hand.
-    """
+    """Chooses by the work alone; the estimates are of this machine (rates measured on AMD EPYC, 2 cores)."""
     kind: Kind
     if vectors < SMALL or (asked == "auto" and float(queries) * vectors * dimensions <= EXACT_WORK):
         kind = "exact"
@@ -95,13 +91,7 @@ def plan(queries: int, vectors: int, dimensions: int, k: int, asked: Asked, core
         held = vectors * (dimensions / 8 + 8) * cores
     else:
         seconds = vectors * BREADTH * LINKS * dimensions * 4e-10 * cores + queries * k * LINKS * dimensions * 4e-10
-        held = vectors * (2.0 * dimensions + 8 * LINKS + 16)
-        at_hand = psutil.virtual_memory().available
-        if held + mapped > at_hand:
-            raise LodesetError(
-                f"an HNSW graph of {vectors:,} vectors of {dimensions:,} dimensions needs about {(held + mapped) / GIB:.1f} GiB "
-                f"and {at_hand / GIB:.1f} GiB are free: choose `neighbors: ivfpq`"
-            )
+        held = _graph_bytes(vectors, dimensions)
     return Plan(kind, queries, vectors, dimensions, seconds / cores, (mapped + each * cores + held) / GIB)
 
 
@@ -110,11 +100,25 @@ def cells_of(vectors: int) -> int:
     return max(1, min(1 << round(math.log2(vectors) / 2), vectors // TRAINED))
 
 
+def _graph_bytes(vectors: int, dimensions: int) -> float:
+    return vectors * (2.0 * dimensions + 8 * LINKS + 16)
+
+
 def build(vectors: Vectors, kind: Kind, threads: int = 1, seed: int = 0) -> Any:
-    """A trained FAISS index of fp16 or fp32 rows [N, D] (also memory-mapped): the same for the same rows and seed."""
+    """A trained FAISS index of fp16 or fp32 rows [N, D] (also memory-mapped): the same for the same rows and seed.
+
+    Raises:
+        LodesetError: an HNSW graph that does not fit the memory at hand.
+    """
     count, dimensions = vectors.shape
     index: Any  # FAISS's own types know neither all its overloads nor all its functions
     if kind == "hnsw":
+        needed, at_hand = _graph_bytes(count, dimensions), psutil.virtual_memory().available
+        if needed > at_hand:
+            raise LodesetError(
+                f"an HNSW graph of {count:,} vectors of {dimensions:,} dimensions needs about {needed / GIB:.1f} GiB and "
+                f"{at_hand / GIB:.1f} GiB are free: choose `neighbors: ivfpq`"
+            )
         faiss.omp_set_num_threads(1)
         index = faiss.IndexHNSWSQ(
             dimensions,

@@ -183,7 +183,7 @@ def test_an_index_is_a_function_of_the_vectors_and_the_seed(kind: approximate.Ki
     assert made[0] == made[1]
 
 
-def test_the_choice_follows_the_work_and_says_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_choice_follows_the_work_and_says_what_it_takes() -> None:
     def kind(vectors: int, asked: approximate.Asked = "auto", queries: int | None = None) -> str:
         return approximate.plan(queries or vectors, vectors, 1_280, 64, asked, 2).kind
 
@@ -192,6 +192,11 @@ def test_the_choice_follows_the_work_and_says_what_it_takes(monkeypatch: pytest.
     few, many = (approximate.plan(n, n, 1_280, 64, "auto", 2) for n in (15_747, 60_000))
     assert str(few).startswith("neighbours of 15,747 x 1,280: exact, about ") and str(few).endswith(" GiB")
     assert few.seconds < many.seconds and few.memory_gib < many.memory_gib
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**30}))
-    with pytest.raises(LodesetError, match="HNSW graph of 1,000,000 vectors"):
-        kind(1_000_000, "hnsw")
+
+
+def test_a_graph_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**20}))
+    with pytest.raises(
+        LodesetError, match=r"HNSW graph of 6,000 vectors of 32 dimensions needs about 0.0 GiB and 0.0 GiB"
+    ):
+        approximate.build(clustered(6_000, 32, 10, 0.5), "hnsw")
