@@ -196,6 +196,10 @@ class CurationConfig(Strict):
     ingest: Ingest = Ingest()
     embed: Embed = Embed()
     filter: Filter = Filter()
+    neighbors: Literal["auto", "exact", "ivfpq", "hnsw"] = Field(
+        "auto",
+        description="search; auto: exact up to queries x vectors x dimensions = 2e13, then ivfpq; hnsw: slow build",
+    )
     dedup: Dedup = Dedup()
     cluster: Clustering = Clustering()
     selection: Selection = Selection()

@@ -242,7 +242,7 @@ def _dedup(
         dedup.VERSION,
         "ray",
         dedup.run,
-        config={**knobs, "roles": roles},
+        config={**knobs, "roles": roles, "neighbors": config.neighbors},
         inputs={
             **{f"images:{name}": Input(ingested[name], IMAGES) for name in roles},
             **{f"vectors:{name}": Input(vectors[name]) for name in roles},
@@ -322,7 +322,10 @@ def _retrieve(
         retrieve.VERSION,
         "ray",
         retrieve.run,
-        config=one.retrieve.model_dump(exclude={"part_images"}),
+        config={
+            **one.retrieve.model_dump(exclude={"part_images"}),
+            **({"neighbors": config.neighbors} if one.retrieve.mode == "sample" else {}),
+        },
         inputs=inputs,
         speed={"retrieve": one.retrieve},
         max_cpus=vectors[one.name].max_cpus,

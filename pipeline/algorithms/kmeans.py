@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.algorithms.hardware import has_bf16
 from pipeline.algorithms.points import (
     FIXED,
     LOW_DIMENSIONS,
@@ -29,7 +30,6 @@ from pipeline.algorithms.points import (
     Points,
     Total,
     Vectors,
-    has_bf16,
     hashed,
     merged,
     products,

@@ -75,12 +75,6 @@ class Change:
     moved: int
 
 
-def has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware; emulated, it would be slower than fp32."""
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
-
-
 def products(rows: Tensor, others: Tensor) -> Tensor:
     """rows [B, D] @ others [K, D].T, each number the same whatever rows stand beside it (tested).
 

@@ -109,20 +109,22 @@ def _worker(embedder: Embedder, pool: Pool) -> Callable[[Chunk], Part]:
     def calibrate(chunk: Chunk) -> Part:
         started = time.time()
         rows: list[tuple[str, str, float]] = []
-        for place, data in read_images(chunk.places):
-            if place.image_id not in row_of:
-                continue  # embed dropped it (a vector that is not finite)
+        # Embed drops images whose vectors are not finite.
+        known = tuple(place for place in chunk.places if place.image_id in row_of)
+        found_near = index.search(vectors[[row_of[place.image_id] for place in known]], min(len(ids), 65))
+        near = {place.image_id: n for n, place in enumerate(known)}
+        for place, data in read_images(known):
             rng = np.random.default_rng(int(place.image_id[:15], 16))
             image = decode(data, embedder.max_pixels)
             row = row_of[place.image_id]
             found = normalised(embed([copies.copy_of(image, kind, rng) for kind in copies.KINDS])).astype(np.float32)
             similarity = found @ vectors[row].astype(np.float32)
             rows += [(place.image_id, kind, float(s)) for kind, s in zip(copies.KINDS, similarity, strict=True)]
-            nearest, others = index.search(vectors[row : row + 1], min(len(ids), 65))
-            alike, _ = verify.agreement(thumbnails, np.full(others.shape[1], row), others[0])
-            strange = (alike < verify.AGREE_REFERENCE) & (others[0] != row)
+            nearest, others = (column[near[place.image_id]] for column in found_near)
+            alike, _ = verify.agreement(thumbnails, np.full(len(others), row), others)
+            strange = (alike < verify.AGREE_REFERENCE) & (others != row)
             if strange.any():
-                rows.append((place.image_id, STRANGER, float(nearest[0][strange][0])))
+                rows.append((place.image_id, STRANGER, float(nearest[strange][0])))
         table = pa.Table.from_pylist([dict(zip(SAMPLES.names, r, strict=True)) for r in rows], schema=SAMPLES)
         return store.commit_part(
             STAGE, chunk.key, {"samples": table}, {"images": len(chunk.places)}, time.time() - started

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,17 +23,19 @@ from numpy.typing import NDArray
 
 from pipeline import records
 from pipeline.algorithms import verify
+from pipeline.algorithms.approximate import Asked
 from pipeline.algorithms.components import components, keepers, size_limit
-from pipeline.algorithms.neighbors import ExactIndex, hamming_pairs
+from pipeline.algorithms.hashes import hamming_pairs
 from pipeline.algorithms.thresholds import Thresholds
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import Artifact, File, Part, Rows, Store
 from pipeline.engines.ray import map_with_state
 from pipeline.errors import GateError, LodesetError
+from pipeline.stages import search
 from pipeline.stages.leaks import leaks_of, with_leaks
 from pipeline.stages.parts import made
-from pipeline.stages.universe import Members, Universe, gather, members_of, vectors_of
+from pipeline.stages.universe import Members, Universe, gather, members_of
 
 VERSION = 2
 STAGE, SEARCH = "dedup", "dedup_search"
@@ -72,7 +74,7 @@ def run(context: Context) -> Outcome:
     store = context.store
     sets = members_of(context.inputs, context.speed["roles"])
     universe = gather(store, sets)
-    files, made_parts = _search(context, sets, universe, config["k"])
+    files, made_parts = _search(context, sets, universe, config["k"], config["neighbors"])
     limits = chosen_thresholds(config, context.inputs.get("calibration"))
     neighbors = _neighbors(store, files)
     pairs = judge(universe, neighbors, limits, config["phash_distance"], config["verify"], config["within"])
@@ -90,30 +92,36 @@ def run(context: Context) -> Outcome:
 # -- candidates
 
 
-def _search(context: Context, sets: Sequence[Members], universe: Universe, k: int) -> tuple[list[File], int]:
-    size = context.speed["part_images"]
+def _search(
+    context: Context, sets: Sequence[Members], universe: Universe, k: int, asked: Asked
+) -> tuple[list[File], int]:
+    size, count = context.speed["part_images"], len(universe.ids)
     # What is compared and how it was embedded; the vectors' files are not, because parts may be cut otherwise.
-    basis = (universe.digest, sorted(context.inputs[f"vectors:{s.set}"].identity("") for s in sets), k)
-    starts = range(0, len(universe.ids), size)
+    basis = (universe.digest, sorted(context.inputs[f"vectors:{s.set}"].identity("") for s in sets))
+    files = {one.set: one.vectors for one in sets}
+    chosen = search.chosen(context, files, count, count, k, asked)
     blocks = [
-        Block(digest(SEARCH, VERSION, *basis, start, size), start, min(start + size, len(universe.ids)))
-        for start in starts
+        Block(digest(SEARCH, VERSION, *basis, k, chosen.kind, start, size), start, min(start + size, count))
+        for start in range(0, count, size)
     ]
     work = [(block.key, block, block.stop - block.start) for block in blocks]
-    worker = functools.partial(_searcher, context.store, tuple(sets), universe.ids, k)
-    parts, new = made(
-        context, SEARCH, work, functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address)
-    )
+
+    def make(left: Iterable[Block]) -> Iterator[Part]:
+        base = search.prepared(context, chosen, files, universe.ids, digest(search.VERSION, *basis))
+        worker = functools.partial(_searcher, context.store, base, k)
+        yield from map_with_state(worker, left, cpus=context.cpus, address=context.ray_address)
+
+    parts, new = made(context, SEARCH, work, make)
     return [p.files["neighbors"] for p in parts], len(new)
 
 
-def _searcher(store: Store, sets: Sequence[Members], ids: Sequence[str], k: int) -> Callable[[Block], Part]:
-    vectors = vectors_of(store, sets, ids)
-    index = ExactIndex(vectors)
+def _searcher(store: Store, base: search.Base, k: int) -> Callable[[Block], Part]:
+    index = search.opened(store, base)
+    count = len(index.vectors)
 
-    def search(block: Block) -> Part:
+    def work(block: Block) -> Part:
         started = time.time()
-        similarity, rows = index.search(vectors[block.start : block.stop], min(k + 1, len(ids)))
+        similarity, rows = index.search(index.vectors[block.start : block.stop], min(k + 1, count))
         a = np.repeat(np.arange(block.start, block.stop), rows.shape[1])
         b = rows.reshape(-1)
         # Each pair once, from its smaller node; if only the larger one finds it, from there.
@@ -123,7 +131,7 @@ def _searcher(store: Store, sets: Sequence[Members], ids: Sequence[str], k: int)
             SEARCH, block.key, {"neighbors": table}, {"images": block.stop - block.start}, time.time() - started
         )
 
-    return search
+    return work
 
 
 def _neighbors(store: Store, files: Sequence[File]) -> tuple[Ints, Ints, Floats]:

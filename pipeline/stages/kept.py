@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline import records
 from pipeline.algorithms.images import ID_HEX_DIGITS
 from pipeline.dag.store import Artifact, File, Store
-from pipeline.stages.embed import read_vectors
 
 
 def left_of_all(store: Store, dedup: Artifact) -> pa.ChunkedArray:
@@ -39,8 +39,7 @@ def fixed(ids: pa.ChunkedArray) -> NDArray[np.bytes_]:
     return np.concatenate(found) if found else np.zeros(0, f"S{width}")
 
 
-def vectors_sorted(store: Store, files: Sequence[File], wanted: set[str]) -> tuple[list[str], NDArray[np.float16]]:
-    """The wanted rows of `vectors`, in the order of their image_ids."""
-    ids, matrix = read_vectors(store, files)
-    rows = sorted((image_id, row) for row, image_id in enumerate(ids) if image_id in wanted)
-    return [image_id for image_id, _ in rows], matrix[[row for _, row in rows]] if rows else matrix[:0]
+def with_vector(store: Store, files: Sequence[File], wanted: set[str]) -> set[str]:
+    """Which of the wanted image_ids have a row in `vectors`."""
+    table = store.table(files, ["image_id"], records.vectors(1))
+    return wanted & set(table["image_id"].to_pylist())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 
 from pipeline import records
 from pipeline.algorithms import kmeans, sampling
-from pipeline.algorithms.neighbors import ExactIndex
 from pipeline.config import AsIs, Cluster, Sample
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
-from pipeline.dag.store import Artifact, File, Part, Rows, Store
+from pipeline.dag.store import File, Part, Rows, Store
 from pipeline.engines.ray import map_with_state
 from pipeline.errors import LodesetError
+from pipeline.stages import search
 from pipeline.stages.embed import read_vectors
 from pipeline.stages.fit_clusters import read_centroids
-from pipeline.stages.kept import fixed, left_of_all, left_of_pool, pool_kept, vectors_sorted
+from pipeline.stages.kept import fixed, left_of_all, left_of_pool, pool_kept, with_vector
 from pipeline.stages.parts import made
 
 VERSION = 2
@@ -114,45 +114,46 @@ def _by_sample(context: Context, mode: Sample, images: int, pool: int) -> Outcom
 
 
 def _search(context: Context, images: int, mode: Sample) -> list[File]:
-    size, k = mode.part_images, mode.k
-    identities = [context.stage.set, *(context.inputs[role].identity("") for role in ("queries", "vectors", "dedup"))]
-    starts = range(0, images, size)
+    store, name, size, k = context.store, context.stage.set, mode.part_images, mode.k
+    files = {"pool": context.inputs["vectors"].tables["vectors"]}
+    ids = tuple(sorted(with_vector(store, files["pool"], pool_kept(store, context.inputs["dedup"]))))
+    chosen = search.chosen(context, files, images, len(ids), k, context.config["neighbors"])
+    pool = [context.inputs[role].identity("") for role in ("vectors", "dedup")]
+    identities = [name, context.inputs["queries"].identity(""), *pool]
     blocks = [
-        Queries(digest(SEARCH, VERSION, identities, k, start, size), start, min(start + size, images))
-        for start in starts
+        Queries(digest(SEARCH, VERSION, identities, k, chosen.kind, start, size), start, min(start + size, images))
+        for start in range(0, images, size)
     ]
     work = [(block.key, block, block.stop - block.start) for block in blocks]
-    worker = functools.partial(
-        _searcher,
-        context.store,
-        context.stage.set,
-        context.inputs["queries"].tables["vectors"],
-        context.inputs["vectors"].tables["vectors"],
-        context.inputs["dedup"],
-        k,
-    )
-    make = functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address)
+    asking = context.inputs["queries"].tables["vectors"]
+
+    def make(left: Iterable[Queries]) -> Iterator[Part]:
+        # Every set that asks the same pool finds the same vectors and index there.
+        base = search.prepared(context, chosen, files, ids, digest(search.VERSION, *pool))
+        worker = functools.partial(_searcher, store, name, asking, base, ids, k)
+        yield from map_with_state(worker, left, cpus=context.cpus, address=context.ray_address)
+
     parts, _ = made(context, SEARCH, work, make)
     return [p.files["matches"] for p in parts]
 
 
 def _searcher(
-    store: Store, name: str, query_files: Sequence[File], pool_files: Sequence[File], dedup: Artifact, k: int
+    store: Store, name: str, query_files: Sequence[File], base: search.Base, ids: Sequence[str], k: int
 ) -> Callable[[Queries], Part]:
-    ids, matrix = vectors_sorted(store, pool_files, pool_kept(store, dedup))
-    index, pool_ids = ExactIndex(matrix), pa.array(ids, pa.string())
+    index, pool_ids = search.opened(store, base), pa.array(ids, pa.string())
     query_ids, found = read_vectors(store, query_files)
     order = sorted(range(len(query_ids)), key=query_ids.__getitem__)
 
-    def search(block: Queries) -> Part:
+    def work(block: Queries) -> Part:
         started = time.time()
-        chosen = order[block.start : block.stop]
-        similarity, rows = index.search(found[chosen], min(k, len(ids)))
-        asking = pa.array(query_ids[i] for i in chosen).take(pa.array(np.repeat(np.arange(len(chosen)), rows.shape[1])))
-        table = _rows(pool_ids.take(pa.array(rows.reshape(-1))), name, "sample", asking, similarity.reshape(-1))
-        return store.commit_part(SEARCH, block.key, {"matches": table}, {"images": len(chosen)}, time.time() - started)
+        asked = order[block.start : block.stop]
+        similarity, rows = index.search(found[asked], min(k, len(ids)))
+        hit = rows >= 0  # an approximate index may find fewer than k
+        asking = pa.array(query_ids[i] for i in asked).take(pa.array(np.repeat(np.arange(len(asked)), hit.sum(axis=1))))
+        table = _rows(pool_ids.take(pa.array(rows[hit])), name, "sample", asking, similarity[hit])
+        return store.commit_part(SEARCH, block.key, {"matches": table}, {"images": len(asked)}, time.time() - started)
 
-    return search
+    return work
 
 
 # -- cluster

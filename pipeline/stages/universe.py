@@ -13,8 +13,6 @@ from pipeline import records
 from pipeline.algorithms import verify
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.store import Artifact, File, Store
-from pipeline.errors import LodesetError
-from pipeline.stages.embed import read_vectors
 
 
 @dataclass(frozen=True)
@@ -99,27 +97,3 @@ def gather(store: Store, sets: Sequence[Members]) -> Universe:
         flat=thumbnails.std(axis=1) < verify.LOW_INFORMATION,
         set_names={i: tuple(sorted(names)) for i, names in holders.items()},
     )
-
-
-def vectors_of(store: Store, sets: Sequence[Members], ids: Sequence[str]) -> NDArray[np.float16]:
-    """The vectors [N, D] of these nodes, in their order.
-
-    Raises:
-        LodesetError: two sets were embedded at different widths.
-    """
-    row_of = {image_id: row for row, image_id in enumerate(ids)}
-    out: NDArray[np.float16] | None = None
-    first = ""
-    for one in sets:
-        found, matrix = read_vectors(store, one.vectors)
-        if not found:
-            continue
-        if out is None:
-            out, first = np.zeros((len(ids), matrix.shape[1]), np.float16), one.set
-        if matrix.shape[1] != out.shape[1]:
-            raise LodesetError(
-                f"vectors of `{one.set}` have {matrix.shape[1]} dimensions, those of `{first}` {out.shape[1]}: embed both with one embedder"
-            )
-        rows = np.fromiter((row_of.get(i, -1) for i in found), np.int64, len(found))
-        out[rows[rows >= 0]] = matrix[rows >= 0]
-    return out if out is not None else np.zeros((0, 1), np.float16)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from pipeline.algorithms import copies, kmeans, sampling, thresholds, verify
 from pipeline.algorithms.components import components, keepers, size_limit
-from pipeline.algorithms.neighbors import ExactIndex, hamming_pairs
+from pipeline.algorithms.hashes import hamming_pairs
 
 RNG = np.random.default_rng(0)
 
@@ -17,21 +17,7 @@ def unit(rows: int, width: int, seed: int = 0) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-# -- neighbours
-
-
-def test_exact_neighbours_are_those_of_numpy() -> None:
-    vectors = unit(300, 16)
-    similarity, rows = ExactIndex(vectors).search(vectors[:50], 7)
-    expected = np.sort(vectors[:50] @ vectors.T, axis=1)[:, ::-1][:, :7]
-    np.testing.assert_allclose(similarity, expected, atol=1e-5)
-    np.testing.assert_allclose(np.einsum("qd,qkd->qk", vectors[:50], vectors[rows]), similarity, atol=1e-5)
-
-
-def test_equal_similarities_are_ordered_by_row() -> None:
-    vectors = np.repeat(unit(3, 8), 4, axis=0)
-    _, rows = ExactIndex(vectors).search(vectors[:1], 4)
-    assert rows[0].tolist() == [0, 1, 2, 3]
+# -- hashes
 
 
 @settings(max_examples=30, deadline=None)
