@@ -132,6 +132,10 @@ class Dedup(Strict):
         description="pool images in a group of copies above which the run stops; auto: max(100, 0.1 % of the pool)",
     )
     verify: Literal["none", "pixels"] = Field("pixels", description="check candidate pairs on their thumbnails")
+    min_score: float = Field(
+        5.0,
+        description="log-odds from which a pair whose thumbnails were aligned is a copy; higher takes fewer, surer ones",
+    )
     calibration_images: int = Field(200, ge=20, description="pool images that `auto` makes copies of")
     part_images: int = Field(4_096, ge=1, description="queries per part of the neighbour search; speed only")
 

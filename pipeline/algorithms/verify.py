@@ -20,8 +20,6 @@ LOW_INFORMATION = 5.0
 
 PAIRS_AT_ONCE = 16_384  # 64 MiB of standardised thumbnails on either side
 
-IDENTITY, MIRROR = "identity", "mirror"
-
 
 def standardised(thumbnails: NDArray[np.uint8]) -> Floats:
     """[N, 1024] thumbnails -> rows of zero mean and unit length; flat ones become zero and agree with nothing."""

@@ -1,7 +1,8 @@
 """dedup (Ray + FAISS): `vectors` + `images` -> `edges`, `duplicates`, `leaks` (DINOv2, section 3 and appendix A).
 
-1. Candidates: the k nearest neighbours of every image above the threshold, and close perceptual hashes.
-2. Verification on thumbnails (`verify: pixels`), or none.
+1. Candidates: the k nearest neighbours of every image above the threshold, close perceptual hashes, and what looks alike in
+   one of many views (`pipeline.stages.candidates`).
+2. Verification on thumbnails (`verify: pixels`), or none: as they are and mirrored, or aligned and weighed.
 3. Connected components, guarded by size.
 4. A component with a reference image is discarded whole; one with an included image keeps only that; any other keeps its
    largest image, then the smallest image_id.
@@ -22,7 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import records
-from pipeline.algorithms import verify
+from pipeline.algorithms import evidence, verify, views
 from pipeline.algorithms.approximate import Asked
 from pipeline.algorithms.components import components, keepers, size_limit
 from pipeline.algorithms.hashes import hamming_pairs
@@ -33,6 +34,7 @@ from pipeline.dag.store import Artifact, File, Part, Rows, Store
 from pipeline.engines.ray import map_with_state
 from pipeline.errors import GateError, LodesetError
 from pipeline.stages import search
+from pipeline.stages.candidates import NONE, Seen, find_and_verify
 from pipeline.stages.leaks import leaks_of, with_leaks
 from pipeline.stages.parts import made
 from pipeline.stages.universe import Members, Universe, gather, members_of
@@ -65,7 +67,9 @@ class Pairs:
     similarity: Floats  # cosine; NaN where only the hashes met
     distance: NDArray[np.int16]  # bits between the perceptual hashes
     verified: NDArray[np.int8]  # 1 yes, 0 no, -1 not asked
-    mirrored: NDArray[np.bool_]
+    orientation: NDArray[np.int16]  # of `views.ORIENTATIONS`, in which the pair was verified
+    score: Floats  # log-odds of being copies; NaN where the pair was not aligned
+    maps: Floats  # [P, 6]; NaN likewise
     linked: NDArray[np.bool_]  # taken as copies
 
 
@@ -75,9 +79,11 @@ def run(context: Context) -> Outcome:
     sets = members_of(context.inputs, context.speed["roles"])
     universe = gather(store, sets)
     files, made_parts = _search(context, sets, universe, config["k"], config["neighbors"])
+    seen, parts_of_views, views_made = NONE, 0, 0
+    if config["verify"] == "pixels":
+        seen, views_made, parts_of_views = find_and_verify(context, sets, universe)
     limits = chosen_thresholds(config, context.inputs.get("calibration"))
-    neighbors = _neighbors(store, files)
-    pairs = judge(universe, neighbors, limits, config["phash_distance"], config["verify"], config["within"])
+    pairs = judge(universe, _neighbors(store, files), seen, limits, config)
     component = components(len(universe.ids), pairs.a[pairs.linked], pairs.b[pairs.linked])
     guard(universe.pool, component, limits, config)
     table = verdicts(universe, component, pairs)
@@ -85,7 +91,7 @@ def run(context: Context) -> Outcome:
     key = digest(STAGE, VERSION, context.fingerprint)
     leaks = leaks_of(universe, component, pairs, context.speed["roles"])
     part = store.commit_part(STAGE, key, {"duplicates": table, "edges": edges, "leaks": leaks})
-    outcome = _outcome(part, table, universe, component, limits, made_parts, len(files))
+    outcome = _outcome(part, table, universe, component, limits, made_parts + views_made, len(files) + parts_of_views)
     return with_leaks(outcome, part, leaks, context.speed["roles"])
 
 
@@ -166,47 +172,54 @@ def chosen_thresholds(config: Mapping[str, Any], calibration: Artifact | None) -
 def judge(
     universe: Universe,
     neighbors: tuple[Ints, Ints, Floats],
+    seen: Seen,
     limits: Thresholds,
-    phash_distance: int,
-    method: str,
-    within: bool,
+    config: Mapping[str, Any],
 ) -> Pairs:
     """Which candidate pairs are copies. A pair that touches a reference image is judged by the reference threshold.
 
     Without `within`, two images that are both in nothing but the pool are never linked.
     """
-    a, b, similarity = neighbors
-    lowest = min(limits.pool, limits.reference)
-    near = similarity > lowest - FLOOR
-    a, b, similarity = a[near], b[near], similarity[near]
-    informative = np.flatnonzero(~universe.flat)
-    hash_a, hash_b, _ = hamming_pairs(universe.phash[informative], phash_distance)
-    hash_a, hash_b = informative[hash_a], informative[hash_b]
-
-    merged = np.unique(np.stack([np.r_[a, hash_a], np.r_[b, hash_b]], axis=1), axis=0).reshape(-1, 2)
-    a_all, b_all = merged[:, 0], merged[:, 1]
     count = len(universe.ids)
-    score = np.full(len(a_all), np.nan, np.float32)
-    score[np.searchsorted(a_all * count + b_all, a * count + b)] = similarity
-    distance = np.bitwise_count(universe.phash[a_all] ^ universe.phash[b_all]).astype(np.int16)
-    by_hash = np.zeros(len(a_all), bool)
-    by_hash[np.searchsorted(a_all * count + b_all, hash_a * count + hash_b)] = True
+    near = neighbors[2] > min(limits.pool, limits.reference) - FLOOR
+    a, b = neighbors[0][near], neighbors[1][near]
+    informative = np.flatnonzero(~universe.flat)
+    hash_a, hash_b, _ = hamming_pairs(universe.phash[informative], config["phash_distance"])
+    by_neighbor, by_hash = a * count + b, informative[hash_a] * count + informative[hash_b]
+    worth = seen.score >= evidence.FLOOR
+    by_view = (seen.a * count + seen.b)[worth]
+    known = np.unique(np.r_[by_neighbor, by_hash, by_view])
+    a, b = known // count, known % count
 
-    touches = universe.reference[a_all] | universe.reference[b_all]
-    candidate = by_hash | (score > np.where(touches, limits.reference, limits.pool))
-    if not within:
-        candidate &= touches | universe.included[a_all] | universe.included[b_all]
-    verified = np.full(len(a_all), -1, np.int8)
-    mirrored = np.zeros(len(a_all), bool)
-    if method == "pixels":
-        agreement, turned = verify.agreement(universe.thumbnails, a_all[candidate], b_all[candidate])
-        enough = np.where(touches[candidate], verify.AGREE_REFERENCE, verify.AGREE)
-        verified[candidate] = agreement >= enough
-        mirrored[candidate] = turned
+    def spread(keys: Ints, values: NDArray[Any], empty: float) -> NDArray[Any]:
+        column = np.full((len(known), *values.shape[1:]), empty, values.dtype)
+        column[np.searchsorted(known, keys)] = values
+        return column
+
+    similarity = spread(by_neighbor, neighbors[2][near], np.nan)
+    touches = universe.reference[a] | universe.reference[b]
+    allowed = touches | universe.included[a] | universe.included[b] | config["within"]
+    hashed = spread(by_hash, np.ones(len(by_hash), bool), False)
+    candidate = allowed & (hashed | (similarity > np.where(touches, limits.reference, limits.pool)))
+    verified = np.full(len(a), -1, np.int8)
+    orientation = np.full(len(a), views.IDENTITY, np.int16)
+    score, maps = spread(by_view, seen.score[worth], np.nan), spread(by_view, seen.maps[worth], np.nan)
+    linked = candidate
+    if config["verify"] == "pixels":
+        agreement, turned = verify.agreement(universe.thumbnails, a[candidate], b[candidate])
+        upright = agreement >= np.where(touches[candidate], verify.AGREE_REFERENCE, verify.AGREE)
+        verified[candidate] = upright
+        orientation[candidate] = np.where(turned, views.MIRROR, views.IDENTITY)
+        strict = np.ones(len(seen.a), bool)
+        strict[worth] = ~touches[np.searchsorted(known, by_view)]
+        copies = seen.copies(strict, config["min_score"])[worth]
+        aligned = spread(by_view, copies, False) & allowed & (verified != 1)
+        verified[allowed & ~np.isnan(score) & (verified != 1)] = 0
+        verified[aligned] = 1
+        orientation[aligned] = spread(by_view, seen.orientation[worth], 0)[aligned]
         linked = verified == 1
-    else:
-        linked = candidate
-    return Pairs(a_all, b_all, score, distance, verified, mirrored, linked)
+    distance = np.bitwise_count(universe.phash[a] ^ universe.phash[b]).astype(np.int16)
+    return Pairs(a, b, similarity, distance, verified, orientation, score, maps, linked)
 
 
 def guard(in_pool: NDArray[np.bool_], component: Ints, limits: Thresholds, config: Mapping[str, Any]) -> None:
@@ -287,7 +300,9 @@ def _edge_table(universe: Universe, pairs: Pairs) -> pa.Table:
             "similarity": pa.array(pairs.similarity, mask=np.isnan(pairs.similarity)),
             "phash_distance": pairs.distance,
             "verified": pa.array(pairs.verified == 1, mask=~asked),
-            "transform": pa.array(np.where(pairs.mirrored, verify.MIRROR, verify.IDENTITY), mask=~asked),
+            "transform": pa.array([views.ORIENTATIONS[o].name for o in pairs.orientation], mask=~asked),
+            "score": pa.array(pairs.score, mask=np.isnan(pairs.score)),
+            "map": pa.array([None if np.isnan(m[0]) else m for m in pairs.maps], pa.list_(pa.float32(), 6)),
         },
         schema=records.EDGES,
     )

@@ -10,6 +10,7 @@ import pytest
 from pipeline.algorithms.components import components
 from pipeline.algorithms.thresholds import Thresholds
 from pipeline.errors import GateError
+from pipeline.stages.candidates import NONE
 from pipeline.stages.dedup import guard, judge, verdicts
 from pipeline.stages.universe import Universe
 
@@ -48,7 +49,8 @@ def planted() -> tuple[Universe, tuple[np.ndarray, np.ndarray, np.ndarray]]:
 
 def decide(within: bool, method: str = "pixels") -> dict[int, tuple[bool, str]]:
     universe, neighbors = planted()
-    pairs = judge(universe, neighbors, LIMITS, 4, method, within)
+    config = {"phash_distance": 4, "verify": method, "within": within, "min_score": 5.0}
+    pairs = judge(universe, neighbors, NONE, LIMITS, config)
     component = components(len(universe.ids), pairs.a[pairs.linked], pairs.b[pairs.linked])
     table = verdicts(universe, component, pairs).to_pylist()
     return {int(row["image_id"], 16): (row["kept"], row["reason"]) for row in table}

@@ -46,7 +46,8 @@ def pairs_of(links: dict[tuple[int, int], tuple[float | None, int, bool]]) -> Pa
     told = list(links.values())
     similarity = np.array([np.nan if s is None else s for s, _, _ in told], np.float32)
     verified, linked = np.array([v for _, v, _ in told], np.int8), np.array([x for _, _, x in told], bool)
-    return Pairs(a, b, similarity, np.zeros(len(a), np.int16), verified, np.zeros(len(a), bool), linked)
+    zeros, unknown = np.zeros(len(a), np.int16), np.full(len(a), np.nan, np.float32)
+    return Pairs(a, b, similarity, zeros, verified, zeros, unknown, np.tile(unknown[:, None], 6), linked)
 
 
 def by_loops(
