@@ -104,7 +104,7 @@ EDGES = pa.schema(
         # Of pairs that were aligned: the log-odds that they are copies, and the affine map (xx, xy, x, yx, yy, y) from one
         # image's coordinates to the other's, both from -1 to 1.
         ("score", pa.float32()),
-        ("map", pa.list_(pa.float32(), 6)),
+        ("map", pa.list_(pa.float32())),
     ]
 )
 

@@ -34,6 +34,8 @@ KEPT = 24  # of all its matches, those that an image keeps
 RANKS = slice(5, 15)
 # Similarity above its surroundings from which a pair is aligned and verified.
 STANDS_OUT = 0.0
+# A small pool holds few strangers, and says little of how similar they are: what a large one finds is taken for granted.
+SMALL_POOL, USUAL = 2_000, 0.6
 BLOCK = 256  # images whose products are made together: their similarities to 16,000 others stay in the cache
 GROUPS = 16  # a row of similarities is searched by the maxima of this many interleaved columns
 
@@ -272,7 +274,8 @@ class Candidates:
 def standing_out(found: Found, count: int) -> Candidates:
     """The pairs among `count` images worth aligning, each by its best view. `found` holds what all of them found."""
     low, high = np.minimum(found.a, found.b), np.maximum(found.a, found.b)
-    out = found.similarity - (found.surroundings[found.a] + found.surroundings[found.b]) / 2
+    surroundings = np.maximum(found.surroundings, USUAL if count < SMALL_POOL else 0)
+    out = found.similarity - (surroundings[found.a] + surroundings[found.b]) / 2
     order = np.lexsort((found.a, -found.similarity, low * count + high))
     order = order[out[order] > STANDS_OUT]
     key = (low * count + high)[order]

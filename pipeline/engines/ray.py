@@ -40,7 +40,7 @@ def cluster(address: str, cpus: int) -> Iterator[str]:
         return
     # Only processes that inherit this token may talk to the cluster; it listens on the loopback interface alone.
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=before["RAY_AUTH_TOKEN"] or secrets.token_hex(32))
     # Ray puts Unix sockets here, whose paths may have 107 characters.
     folder = tempfile.mkdtemp(prefix="lodeset-ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}

@@ -302,7 +302,7 @@ def _edge_table(universe: Universe, pairs: Pairs) -> pa.Table:
             "verified": pa.array(pairs.verified == 1, mask=~asked),
             "transform": pa.array([views.ORIENTATIONS[o].name for o in pairs.orientation], mask=~asked),
             "score": pa.array(pairs.score, mask=np.isnan(pairs.score)),
-            "map": pa.array([None if np.isnan(m[0]) else m for m in pairs.maps], pa.list_(pa.float32(), 6)),
+            "map": pa.array([None if np.isnan(m[0]) else m for m in pairs.maps], pa.list_(pa.float32())),
         },
         schema=records.EDGES,
     )

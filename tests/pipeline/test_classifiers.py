@@ -10,6 +10,7 @@ from onnx_files import write_means
 from PIL import Image
 
 from pipeline.embedders import networks
+from pipeline.embedders.preprocess import normalised
 from pipeline.errors import LodesetError
 from pipeline.filters.classifiers import classifier, identity, network
 from pipeline.filters.config import Classifier
@@ -23,7 +24,7 @@ def config(path: Path, **knobs: Any) -> Classifier:
 
 
 def inputs(one: Classifier, count: int = 5) -> list[np.ndarray]:
-    return [networks.pixels([Image.fromarray(pixels(n))], network(one))[0] for n in range(count)]
+    return [normalised(Image.fromarray(pixels(n)), networks.recipe_of(network(one))) for n in range(count)]
 
 
 @pytest.fixture

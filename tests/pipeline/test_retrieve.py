@@ -40,7 +40,9 @@ class Planted:
     centroids: np.ndarray
 
     def run(self, mode: Any, set_: str = "flowers") -> tuple[Artifact, list[dict[str, Any]]]:
-        stage = Stage("retrieve", set_, 2, "ray", retrieve.run, {"mode": mode.mode}, speed={"retrieve": mode})
+        stage = Stage(
+            "retrieve", set_, 2, "ray", retrieve.run, {"mode": mode.mode, "neighbors": "auto"}, speed={"retrieve": mode}
+        )
         fingerprint = f"{mode!r}".encode().hex()[:200]
         done = artifact("retrieve", set_, retrieve.run(Context(self.store, stage, fingerprint, self.inputs, 1, ignore)))
         return done, self.store.table(done.tables["matches"], None, records.MATCHES).to_pylist()

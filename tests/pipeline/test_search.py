@@ -125,7 +125,7 @@ def test_dedup_and_retrieval_search_the_same_way(tmp_path: Path, monkeypatch: py
     np.testing.assert_allclose(similarity, true, atol=1e-6)
 
     queries = sorted(context.store.table(files["test"], ["image_id"])["image_id"].to_pylist())
-    hits = retrieve._search(context, queries, Sample(mode="sample", k=3, part_images=500))
+    hits = retrieve._search(context, len(queries), Sample(mode="sample", k=3, part_images=500))
     matches = context.store.table(hits)
     assert matches.num_rows == 3 * len(queries)
     own = sum(q == i for q, i in zip(matches["query_id"].to_pylist(), matches["image_id"].to_pylist(), strict=True))

@@ -41,8 +41,9 @@ def test_blurring_never_raises_it(seed: int, sigma: float, blobs: bool, width: i
     grey = luminance(Image.fromarray(pixels(seed, width, 64))) if blobs else textured(seed, width, 64)
     if again:
         grey = blurred(grey, 1.5)
-    # Rounding to 8 bits adds its own fine grain: .07 of energy, which FLOOR keeps below .07 of sharpness.
-    assert sharpness(blurred(grey, sigma)) <= max(sharpness(grey), 0.07)
+    # Rounding to 8 bits adds its own fine grain: .07 of energy, which FLOOR keeps below .07 of sharpness, and which moves
+    # that of an image not much sharper by a thousandth.
+    assert sharpness(blurred(grey, sigma)) <= max(sharpness(grey) + 0.001, 0.07)
 
 
 def test_contrast_and_brightness_do_not_count() -> None:
