@@ -2,7 +2,8 @@
 
     python benchmarks/fit_copies.py POOL.tar [COPIES] [OUT.npz]
 
-No label is read. A sample of the pool is copied in the ways of `algorithms.variations`; pool and copies are searched and
+No label is read. Simple drawings join the pool, since discs and stripes can be aligned with each other almost perfectly and
+are no copies. A sample of it all is copied in the ways of `algorithms.variations`; pool and copies are searched and
 aligned as dedup does it; a copy and its original are a positive pair, a copy and anything else a negative one. The pool
 has duplicates of its own: a negative pair whose pool image is itself found to be a copy of the original is left out, by an
 agreement of thumbnails at first and by the networks of the round before afterwards.
@@ -21,7 +22,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
+from infra.demo.draw import CONCEPTS, draw
 from pipeline.algorithms import evidence, views
 from pipeline.algorithms.evidence import FEATURES, Model
 from pipeline.algorithms.hardware import has_bf16
@@ -31,6 +34,7 @@ from pipeline.algorithms.variations import varied
 DIMENSIONS, HIDDEN, NETWORKS, ROUNDS, EPOCHS, BATCH = 64, 32, 4, 2, 30, 512
 # A pool pair that agrees as much as this may be a copy: before there is a network to ask.
 SUSPECT = {"detail_correlation": 0.5, "half_tile": 0.8, "whitened_similarity": 0.75}
+DRAWN = 3_000
 PROCESSES = 2
 
 
@@ -39,6 +43,14 @@ def thumbnail(data: bytes) -> np.ndarray | None:
         return np.frombuffer(examine(data, 100_000_000).thumbnail, np.uint8)
     except Unreadable:
         return None
+
+
+def drawn(seed: int) -> bytes:
+    rng = np.random.default_rng([1, seed])
+    concept = sorted(CONCEPTS)[seed % len(CONCEPTS)]
+    buffer = io.BytesIO()
+    Image.fromarray(draw(concept, rng, int(rng.integers(96, 257)), int(rng.integers(96, 257)))).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def copied(job: tuple[int, bytes]) -> np.ndarray | None:
@@ -105,15 +117,16 @@ def main(pool_tar: str, count: int = 4_000, out: str = str(evidence.MODEL)) -> N
     with tarfile.open(pool_tar) as tar:
         files = [tar.extractfile(m).read() for m in tar if m.isfile()]
     with multiprocessing.get_context("fork").Pool(PROCESSES) as pool:
+        files += pool.map(drawn, range(DRAWN), chunksize=16)
         read = [
             (data, t) for data, t in zip(files, pool.map(thumbnail, files, chunksize=64), strict=True) if t is not None
         ]
         originals = np.sort(np.random.default_rng(0).choice(len(read), min(count, len(read)), replace=False))
         made = pool.map(copied, [(int(row), read[row][0]) for row in originals], chunksize=16)
-    images = len(read)
+    images, first_drawn = len(read), len(read) - DRAWN
     thumbnails = np.stack([t for _, t in read] + [m for m in made if m is not None])
     source = np.array([row for row, m in zip(originals, made, strict=True) if m is not None])
-    whitening = views.whitening(thumbnails[:images], DIMENSIONS)
+    whitening = views.whitening(thumbnails[:first_drawn], DIMENSIONS)
     print(f"{images} images, {len(source)} copies, {time.time() - started:.0f} s", flush=True)
     pairs, features = gathered(thumbnails, whitening)
     low, high = np.minimum(pairs.a, pairs.b), np.maximum(pairs.a, pairs.b)
@@ -121,6 +134,8 @@ def main(pool_tar: str, count: int = 4_000, out: str = str(evidence.MODEL)) -> N
     of_copy = (high >= images) & (low < images)
     original = source[np.maximum(high - images, 0)]
     positive = of_copy & (low == original)
+    # Drawings are known to be no copies of each other.
+    strange = in_pool & (low >= first_drawn)
     print(
         f"{len(low)} candidates, {positive.sum()} of the copies among them, {time.time() - started:.0f} s", flush=True
     )
@@ -129,8 +144,8 @@ def main(pool_tar: str, count: int = 4_000, out: str = str(evidence.MODEL)) -> N
     copies = in_pool & np.logical_or.reduce([columns[name] > limit for name, limit in SUSPECT.items()])
     known = np.minimum(low, original) * images + np.maximum(low, original)
     for _ in range(ROUNDS):
-        unsure = of_copy & ~positive & np.isin(known, (low * images + high)[copies])
-        used = of_copy & ~unsure
+        unsure = of_copy & ~positive & (original < first_drawn) & np.isin(known, (low * images + high)[copies])
+        used = (of_copy & ~unsure) | strange
         fit = fitted(features[used], positive[used], whitening)
         score = fit.score(features)
         copies = in_pool & (score > 0)

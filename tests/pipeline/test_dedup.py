@@ -49,7 +49,7 @@ def planted() -> tuple[Universe, tuple[np.ndarray, np.ndarray, np.ndarray]]:
 
 def decide(within: bool, method: str = "pixels") -> dict[int, tuple[bool, str]]:
     universe, neighbors = planted()
-    config = {"phash_distance": 4, "verify": method, "within": within, "min_score": 5.0}
+    config = {"phash_distance": 4, "verify": method, "within": within, "min_score": 3.0}
     pairs = judge(universe, neighbors, NONE, LIMITS, config)
     component = components(len(universe.ids), pairs.a[pairs.linked], pairs.b[pairs.linked])
     table = verdicts(universe, component, pairs).to_pylist()
