@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.algorithms import evidence
 from pipeline.config import Balance, CurationConfig, Source
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Input, Stage
@@ -236,6 +237,8 @@ def _dedup(
     calibration: Stage | None,
 ) -> Stage:
     knobs = config.dedup.model_dump(exclude={"part_images", "calibration_images"})
+    if config.dedup.verify == "pixels":
+        knobs["copies"] = evidence.identity()
     return Stage(
         "dedup",
         "pool",
@@ -250,7 +253,7 @@ def _dedup(
             **({"calibration": Input(calibration)} if calibration else {}),
         },
         speed={"part_images": config.dedup.part_images, "roles": roles},
-        seconds_per_image=0.0005,
+        seconds_per_image=0.002,
     )
 
 

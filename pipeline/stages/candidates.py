@@ -116,7 +116,7 @@ def _undone(maps: Floats) -> Floats:
 def _found(context: Context, universe: Universe, thumbnails: Thumbnails) -> tuple[views.Found, int, int]:
     size, count = context.speed["part_images"], len(universe.ids)
     blocks = [
-        Block(digest(FIND, VERSION, universe.digest, start, size), start, min(start + size, count))
+        Block(digest(FIND, VERSION, evidence.identity(), universe.digest, start, size), start, min(start + size, count))
         for start in range(0, count, size)
     ]
     worker = functools.partial(_finder, context.store, thumbnails)
@@ -157,7 +157,13 @@ def _finder(store: Store, thumbnails: Thumbnails) -> Callable[[Block], Part]:
 
 def _key(universe: Universe, part: views.Candidates) -> str:
     columns = (part.a, part.b, part.view, part.similarity, part.stands_out)
-    return digest(VERIFY, VERSION, universe.digest, [hashlib.sha256(c.tobytes()).hexdigest() for c in columns])
+    return digest(
+        VERIFY,
+        VERSION,
+        evidence.identity(),
+        universe.digest,
+        [hashlib.sha256(c.tobytes()).hexdigest() for c in columns],
+    )
 
 
 def _verifier(store: Store, thumbnails: Thumbnails) -> Callable[[Pairs], Part]:
