@@ -239,6 +239,8 @@ def _dedup(
     knobs = config.dedup.model_dump(exclude={"part_images", "calibration_images"})
     if config.dedup.verify == "pixels":
         knobs["copies"] = evidence.identity()
+    else:
+        del knobs["min_score"]
     return Stage(
         "dedup",
         "pool",

@@ -92,7 +92,8 @@ FILTERED = pa.schema(
     [("image_id", pa.string()), ("reason", pa.string()), ("score", pa.float64()), ("threshold", pa.float64())]
 )
 
-# `verified` is null where pixels were not compared; `transform` is what maps b onto a ("identity", "mirror").
+# `verified` is null where pixels were not compared; `transform` turns a into b ("identity", "mirror", "turn_90", ...: mirrored
+# first, then turned counterclockwise).
 EDGES = pa.schema(
     [
         ("image_id_a", pa.string()),
@@ -101,8 +102,8 @@ EDGES = pa.schema(
         ("phash_distance", pa.int16()),
         ("verified", pa.bool_()),
         ("transform", pa.string()),
-        # Of pairs that were aligned: the log-odds that they are copies, and the affine map (xx, xy, x, yx, yy, y) from one
-        # image's coordinates to the other's, both from -1 to 1.
+        # Of pairs that had to be aligned: the log-odds that they are copies, and the affine map (xx, xy, x, yx, yy, y) from
+        # b's coordinates to a's, both from -1 to 1.
         ("score", pa.float32()),
         ("map", pa.list_(pa.float32())),
     ]

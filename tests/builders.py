@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, ImageDraw
 
 
 def pixels(seed: int, width: int = 48, height: int = 40) -> np.ndarray:
@@ -83,3 +83,21 @@ def write_shards(folder: Path, payloads: list[bytes], shards: int = 2) -> str:
     table = pa.table({"image_id": ids, "shard": names, "offset": offsets, "size_bytes": sizes})
     pq.write_table(table, folder / "index.parquet")
     return str(folder / "index.parquet")
+
+
+def drawing(seed: int) -> Image.Image:
+    """A smooth background with a dozen shapes on it."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (4, 4, 3)).astype(np.uint8))
+    image = small.resize((160, 128), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(image)
+    for _ in range(12):
+        x, y, w, h = rng.uniform(0, 130), rng.uniform(0, 100), rng.uniform(8, 60), rng.uniform(8, 50)
+        shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
+        shape((x, y, x + w, y + h), fill=tuple(int(v) for v in rng.integers(0, 256, 3)))
+    return image
+
+
+def thumbnail_of(image: Image.Image) -> np.ndarray:
+    """32x32 luminance, uint8 [1024]."""
+    return np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS)).reshape(-1)

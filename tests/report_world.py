@@ -1,6 +1,7 @@
 """A small finished run, made by hand without running a stage, so that every figure of its report is known."""
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,8 @@ def jpeg(seed: int, width: int = 40, height: int = 30) -> bytes:
 
 
 def table(schema: pa.Schema, *rows: Sequence[Any]) -> pa.Table:
-    return pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema=schema)
+    """Rows of a table; columns that a row does not reach are null."""
+    return pa.Table.from_pylist([dict(itertools.zip_longest(schema.names, row)) for row in rows], schema=schema)
 
 
 def ingest(world: World, set_: str, parts: Sequence[Sequence[str]], owned: Sequence[Sequence[str]]) -> None:
@@ -193,7 +195,13 @@ def _curate(world: World) -> None:
         edge("chained.jpg", "01.jpg", 0.7, 9, False, "identity"),
         edge("leak.jpg", "ref.jpg", 0.9, 2, True, "identity"),
     )
-    config = {"threshold": "auto", "reference_threshold": 0.45, "phash_distance": 4, "verify": "pixels"}
+    config = {
+        "threshold": "auto",
+        "reference_threshold": 0.45,
+        "phash_distance": 4,
+        "verify": "pixels",
+        "min_score": 3.0,
+    }
     found = {
         "threshold": 0.61,
         "reference_threshold": 0.45,

@@ -1,8 +1,8 @@
-"""Are two aligned thumbnails copies of one picture? Measured agreement, and a small network that weighs it. P pairs, S side.
+"""Are two aligned thumbnails copies of one picture? Measured agreement, and small networks that weigh it. P pairs, S side.
 
-The network is fitted on copies that are made for it (`algorithms.copies`, `benchmarks/fit_copies.py`), never on labels of a
-pool, and ships with the package beside the whitening of the descriptors: what a pair is worth depends on its two images and
-on how similar strangers are to them, not on when or with what else they were seen.
+The networks are fitted on copies that are made for them (`algorithms.variations`, `benchmarks/fit_copies.py`), never on labels
+of a pool, and ship with the package beside the whitening of the descriptors: what a pair is worth depends on its two images and
+on how similar others of the pool are to them.
 """
 
 from __future__ import annotations

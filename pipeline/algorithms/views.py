@@ -36,7 +36,8 @@ RANKS = slice(5, 15)
 STANDS_OUT = 0.0
 # A small pool holds few strangers, and says little of how similar they are: what a large one finds is taken for granted.
 SMALL_POOL, USUAL = 2_000, 0.6
-BLOCK = 256  # images whose products are made together: their similarities to 16,000 others stay in the cache
+BLOCK = 256  # images whose products are made together; 1,024 took a third longer on 16,000 images
+ROWS = 8_192  # thumbnails that are described at once
 GROUPS = 16  # a row of similarities is searched by the maxima of this many interleaved columns
 
 
@@ -74,7 +75,7 @@ class View:
 
 def _views() -> tuple[View, ...]:
     found = [View(mirrored=m, turns=t) for t in range(4) for m in (False, True)]
-    # Crops down to 40 % of the area; alignment mends what lies between two of them.
+    # Crops to 81, 64, 42 and 25 % of the area; alignment mends what lies between two of them.
     crops = [
         Window(x * (1 - side), y * (1 - side), side, side)
         for side in (0.9, 0.8, 0.65)
@@ -146,12 +147,15 @@ def _averages(start: float, length: float) -> NDArray[np.float64]:
 
 def described(thumbnails: Bytes, operator: Floats, whitening: Floats) -> Floats:
     """Unit rows [N, D] of thumbnails [N, 1024]; zero where the window has too little contrast."""
-    found = thumbnails.astype(np.float32) @ operator.T
-    contrast = np.sqrt(np.einsum("ij,ij->i", found, found)) / CELLS
-    rows = found @ whitening
-    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
-    rows[contrast < LOW_CONTRAST] = 0
-    return np.asarray(rows)
+    out = np.zeros((len(thumbnails), whitening.shape[1]), np.float32)
+    for start in range(0, len(thumbnails), ROWS):
+        found = thumbnails[start : start + ROWS].astype(np.float32) @ operator.T
+        contrast = np.sqrt(np.einsum("ij,ij->i", found, found)) / CELLS
+        rows = found @ whitening
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+        rows[contrast < LOW_CONTRAST] = 0
+        out[start : start + ROWS] = rows
+    return out
 
 
 def whitening(thumbnails: Bytes, dimensions: int) -> Floats:

@@ -76,13 +76,16 @@ class Pairs:
 def find_and_verify(context: Context, sets: Sequence[Members], universe: Universe) -> tuple[Seen, int, int]:
     """The pairs that stand out in some view, aligned and weighed; parts made and parts in all."""
     count = len(universe.ids)
+    # What is compared, and by what: ids alone do not say how thumbnails were made.
+    basis = digest(VERSION, evidence.identity(), hashlib.sha256(universe.thumbnails.tobytes()).hexdigest())
     thumbnails = functools.partial(thumbnails_of, context.store, tuple(sets), universe.ids)
-    found, made_finding, finding = _found(context, universe, thumbnails)
+    found, made_finding, finding = _found(context, count, basis, thumbnails)
     candidates = views.standing_out(found, count)
     blocks = []
     for start in range(0, len(candidates.a), PAIRS_PER_PART):
         part = candidates[start : start + PAIRS_PER_PART]
-        blocks.append((_key(universe, part), Pairs(_key(universe, part), part), len(part.a)))
+        key = _key(basis, part)
+        blocks.append((key, Pairs(key, part), len(part.a)))
     worker = functools.partial(_verifier, context.store, thumbnails)
     make = functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address)
     parts, new = made(context, VERIFY, blocks, make, unit="pairs")
@@ -113,11 +116,10 @@ def _undone(maps: Floats) -> Floats:
 # -- find
 
 
-def _found(context: Context, universe: Universe, thumbnails: Thumbnails) -> tuple[views.Found, int, int]:
-    size, count = context.speed["part_images"], len(universe.ids)
+def _found(context: Context, count: int, basis: str, thumbnails: Thumbnails) -> tuple[views.Found, int, int]:
+    size = context.speed["part_images"]
     blocks = [
-        Block(digest(FIND, VERSION, evidence.identity(), universe.digest, start, size), start, min(start + size, count))
-        for start in range(0, count, size)
+        Block(digest(FIND, basis, start, size), start, min(start + size, count)) for start in range(0, count, size)
     ]
     worker = functools.partial(_finder, context.store, thumbnails)
     make = functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address)
@@ -155,15 +157,9 @@ def _finder(store: Store, thumbnails: Thumbnails) -> Callable[[Block], Part]:
 # -- verify
 
 
-def _key(universe: Universe, part: views.Candidates) -> str:
+def _key(basis: str, part: views.Candidates) -> str:
     columns = (part.a, part.b, part.view, part.similarity, part.stands_out)
-    return digest(
-        VERIFY,
-        VERSION,
-        evidence.identity(),
-        universe.digest,
-        [hashlib.sha256(c.tobytes()).hexdigest() for c in columns],
-    )
+    return digest(VERIFY, basis, [hashlib.sha256(c.tobytes()).hexdigest() for c in columns])
 
 
 def _verifier(store: Store, thumbnails: Thumbnails) -> Callable[[Pairs], Part]:

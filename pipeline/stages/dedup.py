@@ -213,9 +213,10 @@ def judge(
         strict = np.ones(len(seen.a), bool)
         strict[worth] = ~touches[np.searchsorted(known, by_view)]
         copies = seen.copies(strict, config["min_score"])[worth]
-        aligned = spread(by_view, copies, False) & allowed & (verified != 1)
-        verified[allowed & ~np.isnan(score) & (verified != 1)] = 0
-        verified[aligned] = 1
+        # A pair that agrees as it is needs no map; any other is told as it was aligned.
+        score[verified == 1], maps[verified == 1] = np.nan, np.nan
+        aligned = allowed & ~np.isnan(score)
+        verified[aligned] = spread(by_view, copies, False)[aligned]
         orientation[aligned] = spread(by_view, seen.orientation[worth], 0)[aligned]
         linked = verified == 1
     distance = np.bitwise_count(universe.phash[a] ^ universe.phash[b]).astype(np.int16)
@@ -231,11 +232,16 @@ def guard(in_pool: NDArray[np.bool_], component: Ints, limits: Thresholds, confi
     if largest <= allowed:
         return
     many = int((sizes > allowed).sum())
+    if config["verify"] == "pixels":
+        way_out = f"Choose a higher dedup.min_score (now {config['min_score']})"
+    else:
+        way_out = (
+            f"the cosine threshold {limits.pool} links strangers. Choose a higher dedup.threshold, `threshold: auto`, "
+            f"`verify: pixels`, or a lower dedup.phash_distance (now {config['phash_distance']})"
+        )
     raise GateError(
         f"one near-duplicate group holds {largest} of {pool} pool images ({largest / pool:.1%}; the limit is {allowed}), "
-        f"and {many} groups are that large: the cosine threshold {limits.pool} links strangers. Nothing was dropped. "
-        "Choose a higher dedup.threshold, "
-        f"`threshold: auto`, `verify: pixels` (now {config['verify']}), or a lower dedup.phash_distance (now {config['phash_distance']}); "
+        f"and {many} groups are that large. Nothing was dropped. {way_out}; "
         f"if the pool does hold {largest} copies of one image, set dedup.max_group: {largest}"
     )
 

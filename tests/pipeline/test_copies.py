@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from builders import drawing, thumbnail_of
+from PIL import Image, ImageOps
 
 from pipeline.algorithms import evidence, views
 from pipeline.algorithms.alignment import align, warped
@@ -23,23 +24,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def picture(seed: int) -> Image.Image:
-    """A smooth background with a dozen shapes on it."""
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (4, 4, 3)).astype(np.uint8))
-    image = small.resize((160, 128), Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(image)
-    for _ in range(12):
-        x, y, w, h = rng.uniform(0, 130), rng.uniform(0, 100), rng.uniform(8, 60), rng.uniform(8, 50)
-        shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
-        shape((x, y, x + w, y + h), fill=tuple(int(v) for v in rng.integers(0, 256, 3)))
-    return image
-
-
-def thumbnail(image: Image.Image) -> np.ndarray:
-    return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS)).reshape(-1)
 
 
 def test_cells_are_the_means_of_a_window() -> None:
@@ -81,7 +65,7 @@ def test_orientations_undo_each_other() -> None:
 
 
 def test_alignment_finds_a_planted_map_through_a_stamp() -> None:
-    big = np.asarray(picture(3).convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), np.float32)
+    big = np.asarray(drawing(3).convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), np.float32)
     image = torch.from_numpy(big.copy())[None]
     planted = torch.tensor([[[0.85, 0.06, 0.08], [-0.05, 0.9, -0.06]]])
     target = warped(image, planted)[0].reshape(1, SIDE, SIDE) * 0.7 + 20
@@ -94,15 +78,15 @@ def test_alignment_finds_a_planted_map_through_a_stamp() -> None:
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_change_gives_an_rgb_image(name: str) -> None:
     for seed in range(6):
-        made = CHANGES[name](picture(seed), np.random.default_rng(seed))
+        made = CHANGES[name](drawing(seed), np.random.default_rng(seed))
         assert made.mode == "RGB" and min(made.size) >= 6
 
 
 def world(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Thumbnails of `count` drawn pictures and a copy of each, and whose copy each is."""
-    originals = [picture(seed) for seed in range(count)]
+    originals = [drawing(seed) for seed in range(count)]
     copies = [varied(image, np.random.default_rng(seed))[0] for seed, image in enumerate(originals)]
-    return np.stack([thumbnail(i) for i in (*originals, *copies)]), np.tile(np.arange(count), 2)
+    return np.stack([thumbnail_of(i) for i in (*originals, *copies)]), np.tile(np.arange(count), 2)
 
 
 def weighed(thumbnails: np.ndarray, half: bool = False) -> tuple[views.Candidates, np.ndarray]:
@@ -113,7 +97,7 @@ def weighed(thumbnails: np.ndarray, half: bool = False) -> tuple[views.Candidate
 
 
 def test_copies_score_high_and_strangers_low() -> None:
-    """The shipped networks never saw a drawn picture."""
+    """Of drawings of another kind than those that the networks were fitted on."""
     thumbnails, owner = world(150)
     pairs, score = weighed(thumbnails)
     copies = owner[pairs.a] == owner[pairs.b]
@@ -148,8 +132,8 @@ def test_flat_images_are_nobodys_copies() -> None:
 
 def test_a_mirrored_copy_is_called_so() -> None:
     thumbnails, _ = world(40)
-    image = picture(7)
-    both = np.concatenate([thumbnails, np.stack([thumbnail(ImageOps.mirror(image))])])
+    image = drawing(7)
+    both = np.concatenate([thumbnails, np.stack([thumbnail_of(ImageOps.mirror(image))])])
     pairs, score = weighed(both)
     (row,) = np.flatnonzero(((pairs.a == 7) & (pairs.b == 80)) | ((pairs.a == 80) & (pairs.b == 7)))
     assert score[row] > 3 and views.VIEWS[pairs.view[row]].mirrored

@@ -9,8 +9,9 @@ import pytest
 
 from pipeline.algorithms.components import components
 from pipeline.algorithms.thresholds import Thresholds
+from pipeline.algorithms.views import ORIENTATIONS
 from pipeline.errors import GateError
-from pipeline.stages.candidates import NONE
+from pipeline.stages.candidates import NONE, Seen
 from pipeline.stages.dedup import guard, judge, verdicts
 from pipeline.stages.universe import Universe
 
@@ -75,5 +76,38 @@ def test_the_pool_can_keep_its_own_copies() -> None:
 def test_a_group_that_is_too_large_stops_the_run_unless_it_is_expected(max_group: str | int, stops: bool) -> None:
     component = np.r_[np.zeros(120, np.int64), np.arange(120, 300)]
     pool = np.ones(300, bool)
-    with pytest.raises(GateError, match=r"120 of 300 .* dedup\.max_group: 120") if stops else nullcontext():
-        guard(pool, component, LIMITS, {"max_group": max_group, "verify": "pixels", "phash_distance": 4})
+    for method, knob in (("pixels", "min_score"), ("none", "threshold")):
+        told = rf"120 of 300 .* dedup\.{knob}.* dedup\.max_group: 120"
+        config = {"max_group": max_group, "verify": method, "phash_distance": 4, "min_score": 3.0}
+        with pytest.raises(GateError, match=told) if stops else nullcontext():
+            guard(pool, component, LIMITS, config)
+
+
+def test_aligned_pairs_are_judged_by_score_surroundings_and_role() -> None:
+    """Nodes 3, 7 and 8 hold different pictures; 4 is a reference image."""
+    universe, (a, b, _) = planted()
+    strangers = (a, b, np.zeros(len(a), np.float32))
+
+    def linked(first: int, second: int, score: float, similarity: float, out: float) -> bool:
+        seen = Seen(
+            np.array([first]),
+            np.array([second]),
+            np.array([2], np.int16),
+            np.array([similarity], np.float32),
+            np.array([out], np.float32),
+            np.array([score], np.float32),
+            np.arange(6, dtype=np.float32)[None],
+        )
+        config = {"phash_distance": 0, "verify": "pixels", "within": True, "min_score": 3.0}
+        pairs = judge(universe, strangers, seen, LIMITS, config)
+        (row,) = np.flatnonzero((pairs.a == first) & (pairs.b == second))
+        assert pairs.score[row] == np.float32(score) and pairs.maps[row].tolist() == [0, 1, 2, 3, 4, 5]
+        assert ORIENTATIONS[pairs.orientation[row]].name == "turn_90" and pairs.verified[row] == pairs.linked[row]
+        return bool(pairs.linked[row])
+
+    assert linked(7, 8, score=3.1, similarity=0.9, out=0.3)
+    assert not linked(7, 8, score=2.9, similarity=0.9, out=0.3)
+    assert not linked(7, 8, score=9, similarity=0.9, out=0.2)  # of a kind of picture
+    assert linked(7, 8, score=9, similarity=0.7, out=0.2)  # little else is like them
+    assert linked(4, 8, score=1.1, similarity=0.9, out=0.1)  # a reference image
+    assert not linked(4, 8, score=0.9, similarity=0.9, out=0.1)
