@@ -55,6 +55,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config["ingest"] = {"slice_mb": 0.5}
     config["dedup"] = {"calibration_images": 40}
     config["shards"] = {"size_mb": 0.2}
+    config["curated"][1]["retrieve"]["min_matches"] = (
+        2  # of 8 images: which clusters they fall in moves with what dedup keeps
+    )
     path.write_text(yaml.safe_dump(config))
     lodeset("run", path)
     return folder
