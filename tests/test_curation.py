@@ -21,6 +21,8 @@ from builders import id_of, picture, write_tar
 
 from infra.demo.world import Truth, load_truth, make_world, write_config
 
+pytestmark = pytest.mark.slow  # whole runs
+
 
 def lodeset(*arguments: str | Path, code: int = 0) -> tuple[str, str]:
     """Runs the command line; standard output and standard error."""
