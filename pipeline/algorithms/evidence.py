@@ -38,8 +38,6 @@ TEXTURED = 4.0  # luminance deviation of a tile that can agree or disagree
 # copies made of 15,866 images of 8 domains, and on the pairs known among these: see docs/decisions/0013.
 STANDS_CLEAR = 0.25
 SPARSE = 0.6
-# Against reference sets a miss costs more than a lost image.
-LENIENT = 2.0
 # Log-odds below which a pair is no edge at all.
 FLOOR = 0.0
 FEATURES = (

@@ -50,10 +50,10 @@ class Seen:
     maps: Floats  # [P, 6]: the affine map from b's coordinates to a's, both from -1 to 1, row by row
 
     def copies(self, strict: NDArray[np.bool_], min_score: float) -> NDArray[np.bool_]:
-        """Which pairs are copies; where not `strict`, a miss is worse than a loss."""
+        """Which pairs are copies; where not `strict`, a miss costs more than a lost image, and a kind of picture is enough."""
         surroundings = self.similarity - self.stands_out
         clear = (self.stands_out >= evidence.STANDS_CLEAR) | (surroundings < evidence.SPARSE)
-        return np.where(strict, (self.score >= min_score) & clear, self.score >= min_score - evidence.LENIENT)
+        return (self.score >= min_score) & (clear | ~strict)
 
 
 _NO_NODES, _NOTHING = np.zeros(0, np.int64), np.zeros(0, np.float32)

@@ -39,7 +39,7 @@ from pipeline.stages.leaks import leaks_of, with_leaks
 from pipeline.stages.parts import made
 from pipeline.stages.universe import Members, Universe, gather, members_of
 
-VERSION = 2
+VERSION = 3
 STAGE, SEARCH = "dedup", "dedup_search"
 # Edges are kept this far below the threshold, so that the table shows what another threshold would add.
 FLOOR = 0.05

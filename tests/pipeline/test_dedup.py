@@ -109,5 +109,5 @@ def test_aligned_pairs_are_judged_by_score_surroundings_and_role() -> None:
     assert not linked(7, 8, score=2.9, similarity=0.9, out=0.3)
     assert not linked(7, 8, score=9, similarity=0.9, out=0.2)  # of a kind of picture
     assert linked(7, 8, score=9, similarity=0.7, out=0.2)  # little else is like them
-    assert linked(4, 8, score=1.1, similarity=0.9, out=0.1)  # a reference image
-    assert not linked(4, 8, score=0.9, similarity=0.9, out=0.1)
+    assert linked(4, 8, score=3.1, similarity=0.9, out=0.1)  # a reference image
+    assert not linked(4, 8, score=2.9, similarity=0.9, out=0.1)
