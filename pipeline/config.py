@@ -133,7 +133,7 @@ class Dedup(Strict):
     )
     verify: Literal["none", "pixels"] = Field("pixels", description="check candidate pairs on their thumbnails")
     min_score: float = Field(
-        3.0,
+        4.0,
         description="log-odds from which a pair whose thumbnails were aligned is a copy; higher takes fewer, surer ones",
     )
     calibration_images: int = Field(200, ge=20, description="pool images that `auto` makes copies of")
