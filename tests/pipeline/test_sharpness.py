@@ -21,9 +21,13 @@ def textured(seed: int, width: int = 96, height: int = 80) -> np.ndarray:
     return (128 + 40 * (noise - noise.mean()) / noise.std()).clip(0, 255).astype(np.float32)
 
 
+def softened(grey: np.ndarray, sigma: float) -> np.ndarray:
+    return cv2.GaussianBlur(grey, (0, 0), sigma, borderType=cv2.BORDER_REFLECT).astype(np.float32)
+
+
 def blurred(grey: np.ndarray, sigma: float) -> np.ndarray:
     """As a file holds it: rounded to 8 bits."""
-    return np.rint(cv2.GaussianBlur(grey, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)).astype(np.float32)
+    return np.rint(softened(grey, sigma))
 
 
 def test_it_is_the_formula_with_plain_gaussians() -> None:
@@ -41,9 +45,8 @@ def test_blurring_never_raises_it(seed: int, sigma: float, blobs: bool, width: i
     grey = luminance(Image.fromarray(pixels(seed, width, 64))) if blobs else textured(seed, width, 64)
     if again:
         grey = blurred(grey, 1.5)
-    # Rounding to 8 bits adds its own fine grain: .07 of energy, which FLOOR keeps below .07 of sharpness, and which moves
-    # that of an image not much sharper by a thousandth.
-    assert sharpness(blurred(grey, sigma)) <= max(sharpness(grey) + 0.001, 0.07)
+    # Rounding to 8 bits adds its own fine grain: .07 of energy, which FLOOR keeps below .07 of sharpness.
+    assert sharpness(blurred(grey, sigma)) <= 0.07 or sharpness(softened(grey, sigma)) <= sharpness(grey)
 
 
 def test_contrast_and_brightness_do_not_count() -> None:
