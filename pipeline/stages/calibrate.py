@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.algorithms import copies, thresholds, verify
 from pipeline.algorithms.images import decode
 from pipeline.algorithms.neighbors import ExactIndex
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
-from pipeline.dag.store import Artifact, File, Part, Rows, Store
+from pipeline.dag.store import Artifact, File, Part, Rows
 from pipeline.embedders.make import load, runs_on_gpu
 from pipeline.engines.ray import cores, map_with_state
 from pipeline.errors import LodesetError
@@ -29,6 +28,7 @@ from pipeline.sources.reading import Location, read_images
 from pipeline.stages.embed import Embedder, embedder_of, normalised, read_vectors
 from pipeline.stages.fit_embedder import seeded_sample
 from pipeline.stages.parts import made
+from pipeline.stages.universe import thumbnails_of
 
 VERSION = 1
 STAGE = "calibrate"
@@ -104,7 +104,7 @@ def _worker(embedder: Embedder, pool: Pool) -> Callable[[Chunk], Part]:
     ids, vectors = read_vectors(store, pool.vectors)
     index = ExactIndex(vectors)
     row_of = {image_id: row for row, image_id in enumerate(ids)}
-    thumbnails = _thumbnails(store, pool.images, row_of)
+    thumbnails = thumbnails_of(store, pool.images, ids)
 
     def calibrate(chunk: Chunk) -> Part:
         started = time.time()
@@ -131,13 +131,3 @@ def _worker(embedder: Embedder, pool: Pool) -> Callable[[Chunk], Part]:
         )
 
     return calibrate
-
-
-def _thumbnails(store: Store, files: Sequence[File], row_of: dict[str, int]) -> NDArray[np.uint8]:
-    """Thumbnails in the rows of the vectors, uint8 [N, 1024]."""
-    table = store.table(files, ["image_id", "thumbnail"])
-    raw = np.zeros((len(row_of), 1024), np.uint8)
-    for image_id, thumbnail in zip(table["image_id"].to_pylist(), table["thumbnail"].to_pylist(), strict=True):
-        if image_id in row_of:
-            raw[row_of[image_id]] = np.frombuffer(thumbnail, np.uint8)
-    return raw

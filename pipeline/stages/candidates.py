@@ -21,7 +21,7 @@ from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context
 from pipeline.dag.store import Part, Store
 from pipeline.engines.ray import map_with_state
-from pipeline.stages.parts import made
+from pipeline.stages.parts import Block, blocks, made
 from pipeline.stages.universe import Members, Universe, thumbnails_of
 
 VERSION = 1
@@ -61,13 +61,6 @@ NONE = Seen(_NO_NODES, _NO_NODES, np.zeros(0, np.int16), _NOTHING, _NOTHING, _NO
 
 
 @dataclass(frozen=True)
-class Block:
-    key: str
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
 class Pairs:
     key: str
     candidates: views.Candidates
@@ -78,17 +71,22 @@ def find_and_verify(context: Context, sets: Sequence[Members], universe: Univers
     count = len(universe.ids)
     # What is compared, and by what: ids alone do not say how thumbnails were made.
     basis = digest(VERSION, evidence.identity(), hashlib.sha256(universe.thumbnails.tobytes()).hexdigest())
-    thumbnails = functools.partial(thumbnails_of, context.store, tuple(sets), universe.ids)
+    thumbnails = functools.partial(
+        thumbnails_of, context.store, tuple(file for one in sets for file in one.images), universe.ids
+    )
     found, made_finding, finding = _found(context, count, basis, thumbnails)
     candidates = views.standing_out(found, count)
-    blocks = []
+    if not context.config["within"]:
+        counts = universe.reference | universe.included
+        candidates = candidates[np.flatnonzero(counts[candidates.a] | counts[candidates.b])]
+    work = []
     for start in range(0, len(candidates.a), PAIRS_PER_PART):
         part = candidates[start : start + PAIRS_PER_PART]
         key = _key(basis, part)
-        blocks.append((key, Pairs(key, part), len(part.a)))
+        work.append((key, Pairs(key, part), len(part.a)))
     worker = functools.partial(_verifier, context.store, thumbnails)
     make = functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address)
-    parts, new = made(context, VERIFY, blocks, make, unit="pairs")
+    parts, new = made(context, VERIFY, work, make, unit="pairs")
     table = context.store.table([part.files["verified"] for part in parts], None, VERIFIED)
     a, b = candidates.a, candidates.b
     maps = np.stack([table[name].to_numpy() for name in MAP], axis=1)
@@ -117,13 +115,10 @@ def _undone(maps: Floats) -> Floats:
 
 
 def _found(context: Context, count: int, basis: str, thumbnails: Thumbnails) -> tuple[views.Found, int, int]:
-    size = context.speed["part_images"]
-    blocks = [
-        Block(digest(FIND, basis, start, size), start, min(start + size, count)) for start in range(0, count, size)
-    ]
+    work = blocks(count, context.speed["part_images"], FIND, basis)
     worker = functools.partial(_finder, context.store, thumbnails)
     make = functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address)
-    parts, new = made(context, FIND, [(block.key, block, block.stop - block.start) for block in blocks], make)
+    parts, new = made(context, FIND, work, make)
     table = context.store.table([part.files["matches"] for part in parts], None, MATCHES)
     surroundings = context.store.table([part.files["surroundings"] for part in parts], None, SURROUNDINGS)
     found = views.Found(

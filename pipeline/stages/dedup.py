@@ -36,7 +36,7 @@ from pipeline.errors import GateError, LodesetError
 from pipeline.stages import search
 from pipeline.stages.candidates import NONE, Seen, find_and_verify
 from pipeline.stages.leaks import leaks_of, with_leaks
-from pipeline.stages.parts import made
+from pipeline.stages.parts import Block, blocks, made
 from pipeline.stages.universe import Members, Universe, gather, members_of
 
 VERSION = 3
@@ -47,15 +47,6 @@ NEIGHBORS = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("similarity", pa.f
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Block:
-    """Nodes start..stop, whose neighbours are searched."""
-
-    key: str
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True)
@@ -106,11 +97,7 @@ def _search(
     basis = (universe.digest, sorted(context.inputs[f"vectors:{s.set}"].identity("") for s in sets))
     files = {one.set: one.vectors for one in sets}
     chosen = search.chosen(context, files, count, count, k, asked)
-    blocks = [
-        Block(digest(SEARCH, VERSION, *basis, k, chosen.kind, start, size), start, min(start + size, count))
-        for start in range(0, count, size)
-    ]
-    work = [(block.key, block, block.stop - block.start) for block in blocks]
+    work = blocks(count, size, SEARCH, VERSION, *basis, k, chosen.kind)
 
     def make(left: Iterable[Block]) -> Iterator[Part]:
         base = search.prepared(context, chosen, files, universe.ids, digest(search.VERSION, *basis))

@@ -5,13 +5,33 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from pipeline.dag.background import repeating
+from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Progress
 from pipeline.dag.store import Part
 
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows start..stop of what a stage compares, and the key of the part that they make."""
+
+    key: str
+    start: int
+    stop: int
+
+
+def blocks(count: int, size: int, *basis: Any) -> list[tuple[str, Block, int]]:
+    """The work of `made` for `count` rows in blocks of `size`; `basis` is all that a part depends on besides."""
+    work = []
+    for start in range(0, count, size):
+        key, stop = digest(*basis, start, size), min(start + size, count)
+        work.append((key, Block(key, start, stop), stop - start))
+    return work
 
 
 def made(

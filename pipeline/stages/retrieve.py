@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,19 +30,10 @@ from pipeline.stages import search
 from pipeline.stages.embed import read_vectors
 from pipeline.stages.fit_clusters import read_centroids
 from pipeline.stages.kept import fixed, left_of_all, left_of_pool, pool_kept, with_vector
-from pipeline.stages.parts import made
+from pipeline.stages.parts import Block, blocks, made
 
 VERSION = 2
 STAGE, SEARCH = "retrieve", "retrieve_search"
-
-
-@dataclass(frozen=True)
-class Queries:
-    """A run of one set's query images."""
-
-    key: str
-    start: int
-    stop: int
 
 
 def run(context: Context) -> Outcome:
@@ -120,14 +110,10 @@ def _search(context: Context, images: int, mode: Sample) -> list[File]:
     chosen = search.chosen(context, files, images, len(ids), k, context.config["neighbors"])
     pool = [context.inputs[role].identity("") for role in ("vectors", "dedup")]
     identities = [name, context.inputs["queries"].identity(""), *pool]
-    blocks = [
-        Queries(digest(SEARCH, VERSION, identities, k, chosen.kind, start, size), start, min(start + size, images))
-        for start in range(0, images, size)
-    ]
-    work = [(block.key, block, block.stop - block.start) for block in blocks]
+    work = blocks(images, size, SEARCH, VERSION, identities, k, chosen.kind)
     asking = context.inputs["queries"].tables["vectors"]
 
-    def make(left: Iterable[Queries]) -> Iterator[Part]:
+    def make(left: Iterable[Block]) -> Iterator[Part]:
         # Every set that asks the same pool finds the same vectors and index there.
         base = search.prepared(context, chosen, files, ids, digest(search.VERSION, *pool))
         worker = functools.partial(_searcher, store, name, asking, base, ids, k)
@@ -139,12 +125,12 @@ def _search(context: Context, images: int, mode: Sample) -> list[File]:
 
 def _searcher(
     store: Store, name: str, query_files: Sequence[File], base: search.Base, ids: Sequence[str], k: int
-) -> Callable[[Queries], Part]:
+) -> Callable[[Block], Part]:
     index, pool_ids = search.opened(store, base), pa.array(ids, pa.string())
     query_ids, found = read_vectors(store, query_files)
     order = sorted(range(len(query_ids)), key=query_ids.__getitem__)
 
-    def work(block: Queries) -> Part:
+    def work(block: Block) -> Part:
         started = time.time()
         asked = order[block.start : block.stop]
         similarity, rows = index.search(found[asked], min(k, len(ids)))

@@ -100,14 +100,13 @@ def gather(store: Store, sets: Sequence[Members]) -> Universe:
     )
 
 
-def thumbnails_of(store: Store, sets: Sequence[Members], ids: Sequence[str]) -> NDArray[np.uint8]:
-    """The thumbnails [N, 1024] of these nodes, in their order; for a worker, which has no use for the rest."""
+def thumbnails_of(store: Store, files: Sequence[File], ids: Sequence[str]) -> NDArray[np.uint8]:
+    """The thumbnails [N, 1024] of these images, in their order, from files of `images`; for a worker that needs no more."""
     row_of = {image_id: row for row, image_id in enumerate(ids)}
     out = np.zeros((len(ids), THUMBNAIL_SIDE**2), np.uint8)
-    for one in sets:
-        for file in one.images:
-            table = store.table([file], ["image_id", "thumbnail"])
-            for image_id, thumbnail in zip(table["image_id"].to_pylist(), table["thumbnail"].to_pylist(), strict=True):
-                if image_id in row_of:
-                    out[row_of[image_id]] = np.frombuffer(thumbnail, np.uint8)
+    for file in files:
+        table = store.table([file], ["image_id", "thumbnail"])
+        for image_id, thumbnail in zip(table["image_id"].to_pylist(), table["thumbnail"].to_pylist(), strict=True):
+            if image_id in row_of:
+                out[row_of[image_id]] = np.frombuffer(thumbnail, np.uint8)
     return out

@@ -32,7 +32,14 @@ def here(make: Callable[[], Callable[[Any], Any]], items: Iterable[Any], **_: An
     return map(make(), items)
 
 
-def looked(folder: Path, pixels: np.ndarray, order: np.ndarray, part_images: int = 4_096) -> tuple[Seen, int]:
+def looked(
+    folder: Path,
+    pixels: np.ndarray,
+    order: np.ndarray,
+    part_images: int = 4_096,
+    within: bool = True,
+    reference: int | None = None,
+) -> tuple[Seen, int]:
     """What is found among thumbnails whose ids sort in `order`, and how many parts were made."""
     store = Store(str(folder))
     ids = tuple(f"{n:032x}" for n in range(len(order)))
@@ -46,9 +53,10 @@ def looked(folder: Path, pixels: np.ndarray, order: np.ndarray, part_images: int
     )
     part = store.commit_part("ingest", f"{hash(shown.tobytes()):x}", {"images": table})
     nobody, sizes = np.zeros(len(ids), bool), np.ones(len(ids), np.int64)
-    universe = Universe(ids, ~nobody, nobody, nobody, sizes, sizes.astype(np.uint64), shown, nobody, {})
+    held = np.arange(len(ids)) == reference
+    universe = Universe(ids, ~held, held, nobody, sizes, sizes.astype(np.uint64), shown, nobody, {})
     sets = [Members("pool", "pool", (part.files["images"],), ())]
-    stage = Stage("dedup", "pool", 1, "ray", lambda _: None, {}, speed={"part_images": part_images})
+    stage = Stage("dedup", "pool", 1, "ray", lambda _: None, {"within": within}, speed={"part_images": part_images})
     seen, made, _ = find_and_verify(Context(store, stage, "f", {}, 1, lambda _: None), sets, universe)
     return seen, made
 
@@ -94,3 +102,12 @@ def test_other_thumbnails_and_other_networks_are_other_parts(
     assert looked(tmp_path, 255 - pixels, order)[1] == 2
     monkeypatch.setattr(evidence, "identity", functools.partial(str, "other networks"))
     assert looked(tmp_path, pixels, order)[1] == 2
+
+
+def test_without_copies_of_its_own_the_pool_is_aligned_with_references_alone(
+    pixels: np.ndarray, tmp_path: Path
+) -> None:
+    order = np.arange(COUNT + 1)
+    seen, _ = looked(tmp_path, pixels, order, within=False, reference=COUNT)
+    assert ((seen.a == 0) & (seen.b == COUNT)).sum() == 1 and set(seen.b) == {COUNT}
+    assert not len(looked(tmp_path, pixels, order, within=False)[0].a)
