@@ -74,7 +74,7 @@ def gathered(thumbnails: np.ndarray, whitening: np.ndarray) -> tuple[views.Candi
 
 def _searched(thumbnails: np.ndarray, whitening: np.ndarray, job: tuple[int, int]) -> views.Found:
     torch.set_num_threads(1)
-    return views.ViewIndex(thumbnails, whitening, has_bf16()).search(*job)
+    return views.ViewIndex(thumbnails, whitening, has_bf16()).search(thumbnails, *job, same=True)
 
 
 def _measured(thumbnails: np.ndarray, whitening: np.ndarray, pairs: views.Candidates) -> np.ndarray:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from infra.composition import Composition
     from infra.doctor import Check
     from infra.estimate import Estimate
-    from pipeline.dag.runner import Decision, Event
+    from pipeline.dag.decisions import Decision
+    from pipeline.dag.runner import Event
     from pipeline.dag.stage import Stage
     from pipeline.dag.store import Artifact, Store
 
@@ -107,7 +108,7 @@ def cpus_of(config: Config) -> int:
 def plan(opened: Opened, fresh: bool = False) -> list[tuple[Decision, Estimate]]:
     """What `run` would do, and why, with estimated time and bytes."""
     from infra.estimate import estimates
-    from pipeline.dag.runner import decide
+    from pipeline.dag.decisions import decide
 
     decisions = decide(opened.store, opened.stages, fresh)
     return list(zip(decisions.values(), estimates(opened.store, decisions, cpus_of(opened.config)), strict=True))
@@ -152,7 +153,7 @@ def run(opened: Opened, watch: Callable[[Event], None], fresh: bool = False) -> 
 
 def artifacts(opened: Opened) -> dict[str, Artifact]:
     """The finished artifacts of this configuration, by stage id."""
-    from pipeline.dag.runner import decide
+    from pipeline.dag.decisions import decide
 
     return {id_: d.artifact for id_, d in decide(opened.store, opened.stages).items() if d.artifact is not None}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.dag.runner import Decision
+from pipeline.dag.decisions import Decision
 from pipeline.dag.stage import Stage
 from pipeline.dag.store import Artifact, Store
 from pipeline.stages.ingest import METADATA

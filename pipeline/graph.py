@@ -247,7 +247,7 @@ def _dedup(
         dedup.VERSION,
         "ray",
         dedup.run,
-        config={**knobs, "roles": roles, "neighbors": config.neighbors},
+        config={**knobs, "roles": roles, "neighbors": config.neighbors, "limit": config.ingest.limit},
         inputs={
             **{f"images:{name}": Input(ingested[name], IMAGES) for name in roles},
             **{f"vectors:{name}": Input(vectors[name]) for name in roles},
@@ -255,6 +255,8 @@ def _dedup(
             **({"calibration": Input(calibration)} if calibration else {}),
         },
         speed={"part_images": config.dedup.part_images, "roles": roles},
+        # Not from a trial: what a sample kept is no reason to keep it.
+        follows=("limit",),
         seconds_per_image=0.002,
     )
 

@@ -13,6 +13,8 @@
 | edges | image_id_a < image_id_b | dedup |
 | duplicates | image_id | dedup |
 | leaks | set, image_id, pool_image_id | dedup |
+| generations | image_id | dedup; one file a generation, for the run after it |
+| measured | image_id_a, image_id_b, view | dedup; likewise |
 | clusters | image_id | cluster |
 | matches | image_id, set, query_id | retrieve, one artifact a curated set; balance |
 | selected | image_id, set | retrieve, `all` |
@@ -130,6 +132,21 @@ LEAKS = pa.schema(
         ("pool_image_id", pa.string()),
         ("similarity", pa.float32()),
         ("verified", pa.bool_()),
+    ]
+)
+
+# Which images were first compared with all others in one run.
+GENERATIONS = pa.schema([("image_id", pa.string())])
+
+# What was measured of a pair of thumbnails that was aligned: `view` (of `algorithms.views`) is how b looks like a, `features`
+# those of `algorithms.evidence` that lie in the two images alone, `map` as in `edges`.
+MEASURED = pa.schema(
+    [
+        ("image_id_a", pa.string()),
+        ("image_id_b", pa.string()),
+        ("view", pa.int16()),
+        ("features", pa.list_(pa.float32())),
+        ("map", pa.list_(pa.float32())),
     ]
 )
 

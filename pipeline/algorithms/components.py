@@ -24,12 +24,13 @@ def size_limit(pool: int) -> int:
     return max(100, pool // 1000)
 
 
-def keepers(component: Ints, area: Ints) -> Ints:
-    """For each node, which node of its component is kept: the largest image, then the smallest node number.
+def keepers(component: Ints, area: Ints, standing: NDArray[np.bool_]) -> Ints:
+    """For each node, which node of its component is kept: of those that stood before if there are any, else of all, the largest
+    image, then the smallest node number.
 
     Nodes must be numbered in the order of their ids.
     """
-    order = np.lexsort((np.arange(len(component)), -area, component))
+    order = np.lexsort((np.arange(len(component)), -area, ~standing, component))
     firsts = np.r_[True, component[order][1:] != component[order][:-1]] if len(order) else np.zeros(0, bool)
     best = np.full(len(component), -1, np.int64)
     best[component[order][firsts]] = order[firsts]

@@ -40,6 +40,7 @@ STANDS_CLEAR = 0.25
 SPARSE = 0.6
 # Log-odds below which a pair is no edge at all.
 FLOOR = 0.0
+CANDIDATE_FEATURES = 2  # the last ones, which depend on the pool
 FEATURES = (
     "correlation",
     "robust_correlation",
@@ -101,28 +102,17 @@ def model() -> Model:
         return Model(**{name: file[name] for name in file.files})
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """For P pairs: the log-odds of being copies, and the affine map [P, 2, 3] from the second image to the first."""
-
-    score: Floats
-    maps: Floats
-
-
-def weigh(thumbnails: Bytes, pairs: views.Candidates, starts: Floats, fitted: Model) -> Evidence:
-    """Aligns pairs of thumbnails [N, 1024] from where they start, maps [P, 2, 3], and says how far they agree."""
-    features, maps = measured(thumbnails, pairs.a, pairs.b, starts, fitted.whitening)
-    return Evidence(fitted.score(with_candidates(features, pairs)), maps)
-
-
 def with_candidates(features: Floats, pairs: views.Candidates) -> Floats:
     """All features [P, F]: what was measured, and how the pairs were found."""
     return np.column_stack([features, pairs.similarity, pairs.stands_out]).astype(np.float32)
 
 
 def measured(thumbnails: Bytes, a: Ints, b: Ints, starts: Floats, whitening: Floats) -> tuple[Floats, Floats]:
-    """All features but the last two, float32 [P, F - 2], and the maps [P, 2, 3] found."""
-    features, maps = [np.zeros((0, len(FEATURES) - 2), np.float32)], [np.zeros((0, 2, 3), np.float32)]
+    """Aligns pairs of thumbnails [N, 1024] from where they start, maps [P, 2, 3].
+
+    Returns all features but the last two, float32 [P, F - 2], and the maps [P, 2, 3] found.
+    """
+    features, maps = [np.zeros((0, len(FEATURES) - CANDIDATE_FEATURES), np.float32)], [np.zeros((0, 2, 3), np.float32)]
     for at in range(0, len(a), PAIRS_AT_ONCE):
         chosen = slice(at, at + PAIRS_AT_ONCE)
         image, target = _pixels(thumbnails, a[chosen]), _pixels(thumbnails, b[chosen])

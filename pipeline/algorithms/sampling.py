@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,12 @@ def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
         return np.asarray(state ^ (state >> np.uint64(31)))
 
 
+def ranks(keys: NDArray[Any]) -> NDArray[np.int64]:
+    """The number of each row within its run of equal keys [N], which lie side by side: 0, 1, ..."""
+    starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]) if len(keys) else np.zeros(0, np.int64)
+    return np.arange(len(keys)) - np.repeat(starts, np.diff(np.r_[starts, len(keys)]))
+
+
 def matched_clusters(query_clusters: NDArray[np.int32], min_matches: int) -> NDArray[np.int32]:
     """Clusters in which at least `min_matches` queries fall, rising."""
     values, counts = np.unique(query_clusters, return_counts=True)
@@ -59,8 +66,7 @@ def draw(clusters: NDArray[np.int32], ids: Ids, per_cluster: int, limit: int, se
     share of its draw (largest remainders first, then cluster number).
     """
     order = np.lexsort((ids, seeded_keys(ids, seed), clusters))
-    _, starts, sizes = np.unique(clusters[order], return_index=True, return_counts=True)
-    rank = np.arange(len(order)) - np.repeat(starts, sizes)
+    _, sizes = np.unique(clusters[order], return_counts=True)
     share = np.minimum(sizes, per_cluster)
     offered = int(share.sum())
     if offered > limit:
@@ -68,4 +74,4 @@ def draw(clusters: NDArray[np.int32], ids: Ids, per_cluster: int, limit: int, se
         share = exact // offered
         more = np.argsort(-(exact % offered), kind="stable")[: limit - int(share.sum())]
         share[more] += 1
-    return Draw(order[rank < np.repeat(share, sizes)], offered)
+    return Draw(order[ranks(clusters[order]) < np.repeat(share, sizes)], offered)

@@ -1,4 +1,4 @@
-"""Plans and runs a DAG: what is finished is skipped, what is ready runs side by side within a budget of cores."""
+"""Runs a DAG: what is finished is skipped, what is ready runs side by side within a budget of cores."""
 
 from __future__ import annotations
 
@@ -21,23 +21,11 @@ import cloudpickle
 
 from pipeline.dag import child
 from pipeline.dag.claims import claim
+from pipeline.dag.decisions import Decision, decided
 from pipeline.dag.fingerprint import canonical
-from pipeline.dag.stage import Outcome, Progress, Stage
+from pipeline.dag.stage import PREVIOUS, Outcome, Progress, Stage
 from pipeline.dag.store import Artifact, File, Rows, Store
 from pipeline.errors import GateError, HeldError, LodesetError
-
-Action = Literal["finished", "taken over", "run", "wait"]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What would happen to one stage, and why."""
-
-    stage: Stage
-    action: Action
-    reason: str
-    fingerprint: str | None = None
-    artifact: Artifact | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +42,7 @@ class Event:
 @dataclass
 class Running:
     stage: Stage
-    fingerprint: str
+    decision: Decision
     process: subprocess.Popen[bytes]
     channel: int
     log: Path
@@ -64,72 +52,6 @@ class Running:
     held: contextlib.ExitStack
     buffer: bytes = b""
     result: dict[str, Any] | None = field(default=None)
-
-
-def decide(store: Store, stages: Mapping[str, Stage], fresh: bool = False) -> dict[str, Decision]:
-    """One decision a stage, in the order given (which must be topological). Reads manifests, spends nothing."""
-    decisions: dict[str, Decision] = {}
-    finished: dict[str, Artifact] = {}
-    for stage in stages.values():
-        decision = _decide(store, stage, finished, fresh)
-        decisions[stage.id] = decision
-        if decision.artifact is not None:
-            finished[stage.id] = decision.artifact
-    return decisions
-
-
-def _decide(store: Store, stage: Stage, finished: Mapping[str, Artifact], fresh: bool) -> Decision:
-    fingerprint = stage.fingerprint(finished)
-    if fingerprint is None:
-        waiting = sorted({i.stage.id for i in stage.inputs.values() if i.stage.id not in finished})
-        return Decision(stage, "wait", f"after {', '.join(waiting)}")
-    artifact = store.artifact(stage.name, stage.set, fingerprint)
-    if artifact is not None:
-        return Decision(stage, "finished", "unchanged", fingerprint, artifact)
-    history = store.history(stage.name, stage.set)
-    if stage.frozen and not fresh:
-        for earlier in history:
-            if _still_fits(stage, earlier, finished):
-                day = time.strftime("%Y-%m-%d %H:%M", time.localtime(earlier.created))
-                return Decision(stage, "taken over", f"fitted {day}; `--fresh` refits", earlier.fingerprint, earlier)
-    return Decision(stage, "run", _why(stage, finished, history), fingerprint)
-
-
-def _still_fits(stage: Stage, earlier: Artifact, finished: Mapping[str, Artifact]) -> bool:
-    """Whether what was fitted before may be taken over: alike but for the data, and fitted on what is fitted now."""
-    fitted = {role: i for role, i in stage.inputs.items() if i.stage.frozen}
-    return (
-        earlier.version == stage.version
-        and earlier.config == canonical(stage.config)
-        and all(
-            earlier.inputs.get(role, {}).get("identity") == finished[needed.stage.id].identity(needed.of)
-            for role, needed in fitted.items()
-        )
-    )
-
-
-def _why(stage: Stage, finished: Mapping[str, Artifact], history: list[Artifact]) -> str:
-    if not history:
-        return "not made yet"
-    last = history[0]
-    if last.version != stage.version:
-        return f"version {last.version} -> {stage.version}"
-    changes = _differences(last.config, canonical(stage.config))
-    for role, needed in stage.inputs.items():
-        identity = finished[needed.stage.id].identity(needed.of)
-        if last.inputs.get(role, {}).get("identity") != identity:
-            changes.append(f"{needed.stage.id} changed")
-    return "; ".join(changes) or "made before, from other inputs"
-
-
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(k for k in new if k not in old)]
-        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{where}.{k}" if where else k)]
-    if old == new:
-        return []
-    short = [text if len(text) <= 40 else text[:37] + "..." for text in (json.dumps(old), json.dumps(new))]
-    return [f"{where} {short[0]} -> {short[1]}"]
 
 
 class Runner:
@@ -188,7 +110,7 @@ class Runner:
 
     def _settle(self, waiting: dict[str, Stage], finished: dict[str, Artifact]) -> None:
         for stage in list(waiting.values()):
-            decision = _decide(self.store, stage, finished, self.fresh)
+            decision = decided(self.store, stage, finished, self.fresh)
             if decision.artifact is not None:
                 del waiting[stage.id]
                 finished[stage.id] = decision.artifact
@@ -200,7 +122,7 @@ class Runner:
     def _launch(self, waiting: dict[str, Stage], running: dict[str, Running], finished: Mapping[str, Artifact]) -> None:
         """Starts what is ready, the widest first and never narrower than it could be: small stages then fill the cores that
         are left, instead of holding a large one to one core."""
-        ready = [(stage, _decide(self.store, stage, finished, self.fresh)) for stage in waiting.values()]
+        ready = [(stage, decided(self.store, stage, finished, self.fresh)) for stage in waiting.values()]
         hosts = (*waiting.values(), *(one.stage for one in running.values()))
         guests = {id_ for stage in hosts for id_ in stage.also}
         not_ready = {stage.id for stage, decision in ready if decision.action == "wait"}
@@ -230,8 +152,8 @@ class Runner:
         if stage.engine == "ray" and self._ray_address is None:
             self._ray_address = self._services.enter_context(self._start_ray())
         task = {
-            **self._task(stage, fingerprint, cpus, finished),
-            "also": [self._task(guest, its.fingerprint or "", cpus, finished) for guest, its in also],
+            **self._task(decision, cpus, finished),
+            "also": [self._task(its, cpus, finished) for _, its in also],
         }
         log = self._logs / f"{stage.name}-{stage.set}-{fingerprint[:12]}.log"
         read, write = os.pipe()
@@ -253,21 +175,21 @@ class Runner:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(len(payload).to_bytes(8, "little") + payload)
             process.stdin.flush()
-        started = Running(stage, fingerprint, process, read, log, logger, cpus, time.time(), held)
+        started = Running(stage, decision, process, read, log, logger, cpus, time.time(), held)
         self._selector.register(read, selectors.EVENT_READ, started)
         self.watch(Event("started", stage, reason=decision.reason))
         return started
 
-    def _task(self, stage: Stage, fingerprint: str, cpus: int, finished: Mapping[str, Artifact]) -> dict[str, Any]:
+    def _task(self, decision: Decision, cpus: int, finished: Mapping[str, Artifact]) -> dict[str, Any]:
         """What the stage's `Context` is made of in its process."""
-        history = self.store.history(stage.name, stage.set)
+        stage = decision.stage
         return {
             "store": self.store,
             "stage": stage,
-            "fingerprint": fingerprint,
+            "fingerprint": decision.fingerprint or "",
             "inputs": {role: finished[needed.stage.id] for role, needed in stage.inputs.items()},
             "cpus": cpus,
-            "previous": None if self.fresh or not history else history[0],
+            "previous": decision.previous,
             "ray_address": self._ray_address if stage.engine == "ray" else None,
         }
 
@@ -328,20 +250,25 @@ class Runner:
                 f"{one.stage.id} lost count of its rows: {rows.taken} in, {rows.kept} kept, dropped {dict(rows.dropped)}; "
                 "nothing was published. This is a defect of lodeset: please report it with the stage's log"
             )
+        previous = one.decision.previous
+        inputs = {
+            role: {
+                "stage": needed.stage.id,
+                "identity": finished[needed.stage.id].identity(needed.of),
+                "fingerprint": finished[needed.stage.id].fingerprint,
+            }
+            for role, needed in one.stage.inputs.items()
+        }
+        if one.stage.follows is not None and previous is not None:
+            known = previous.fingerprint
+            inputs[PREVIOUS] = {"stage": one.stage.id, "identity": known, "fingerprint": known}
         return Artifact(
             stage=one.stage.name,
             set=one.stage.set,
             version=one.stage.version,
-            fingerprint=one.fingerprint,
+            fingerprint=one.decision.fingerprint or "",
             config=canonical(one.stage.config),
-            inputs={
-                role: {
-                    "stage": needed.stage.id,
-                    "identity": finished[needed.stage.id].identity(needed.of),
-                    "fingerprint": finished[needed.stage.id].fingerprint,
-                }
-                for role, needed in one.stage.inputs.items()
-            },
+            inputs=inputs,
             tables=outcome.tables,
             rows=rows,
             content=outcome.content,

@@ -10,6 +10,8 @@ from pipeline.dag.fingerprint import digest
 from pipeline.dag.store import Artifact, File, Rows, Store
 
 Engine = Literal["beam", "ray"]
+# The role that its own last artifact plays among the inputs of a stage that goes on from it.
+PREVIOUS = "previous"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Stage:
         max_cpus: more cores than this would idle.
         frozen: fitted once and taken over by later runs even when its inputs have changed, unless these are frozen
             themselves (`--fresh` refits).
+        follows: keys of the configuration in which its own last artifact must agree with it, for this stage to go on from
+            it: that artifact is then an input like any other, and no other run's (`--fresh` starts anew). None: never.
         seconds_per_image: a rough rate on 2 cores, for `plan` before anything was run; of a unit of `work` where that
             is given.
         work: how much it does, where the number of images that come in does not say it (steps x batch of training); a
@@ -68,6 +72,7 @@ class Stage:
     speed: Mapping[str, Any] = field(default_factory=dict)
     max_cpus: int = 1_000_000
     frozen: bool = False
+    follows: tuple[str, ...] | None = None
     seconds_per_image: float = 0.0
     work: int = 0
     size_bytes: int | None = None
@@ -78,12 +83,13 @@ class Stage:
     def id(self) -> str:
         return f"{self.name}/{self.set}"
 
-    def fingerprint(self, finished: Mapping[str, Artifact]) -> str | None:
+    def fingerprint(self, finished: Mapping[str, Artifact], previous: str | None = None) -> str | None:
         """SHA-256 of (name, version, configuration, inputs); None while an input is not finished.
 
-        The set's *name* is no part of it, so that two sets with the same content share parts.
+        `previous` is the fingerprint of what it goes on from. The set's *name* is no part of it, so that two sets with the
+        same content share parts.
         """
-        identities = {}
+        identities = {} if previous is None else {PREVIOUS: previous}
         for role, needed in self.inputs.items():
             artifact = finished.get(needed.stage.id)
             if artifact is None:
@@ -103,7 +109,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage's function is given; `also` is what the stages would be given whose parts it makes on the way."""
+    """What a stage's function is given.
+
+    Attributes:
+        previous: its last artifact: a stage that does not follow it may look there for work done, never for what is true.
+        also: what the stages would be given whose parts it makes on the way.
+    """
 
     store: Store
     stage: Stage

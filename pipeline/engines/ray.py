@@ -188,12 +188,16 @@ def map_with_state(
     """Like `map_items` through Ray Data with a pool of actors, each of which calls `make` once (to load a network).
 
     An item is a whole part, read in order by one actor, so that batches never cross parts. With `gpu` each actor has a GPU
-    of its own if the cluster has any (Ray sets CUDA_VISIBLE_DEVICES).
+    of its own if the cluster has any (Ray sets CUDA_VISIBLE_DEVICES). A single item that asks for none is dealt with here:
+    starting actors for it takes seconds.
     """
     import ray
 
     pending = list(items)
     if not pending:
+        return
+    if len(pending) == 1 and not gpu:
+        yield make()(pending[0])
         return
 
     class Worker:

@@ -1,6 +1,8 @@
 """The two steps of near-duplicates: pairs that look alike in some view are found, then verified on their thumbnails (Ray).
 
-Both are committed in parts that know nothing of thresholds, so that another threshold re-uses them.
+Both are committed in parts that know nothing of thresholds nor of the rest of the pool, so that another threshold, and a grown
+pool, re-use them: what two images have in common is measured once. How far a pair stands out, and with it what it is worth, is
+found anew in each run.
 """
 
 from __future__ import annotations
@@ -8,33 +10,35 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline import records
 from pipeline.algorithms import evidence, views
 from pipeline.algorithms.hardware import has_bf16
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context
-from pipeline.dag.store import Part, Store
+from pipeline.dag.store import Artifact, File, Part, Store
 from pipeline.engines.ray import map_with_state
-from pipeline.stages.parts import Block, blocks, made
+from pipeline.stages.generations import Between, Generation, between
+from pipeline.stages.kept import fixed
+from pipeline.stages.parts import made
 from pipeline.stages.universe import Members, Universe, thumbnails_of
 
-VERSION = 1
+VERSION = 2
 FIND, VERIFY = "dedup_views", "dedup_verify"
 PAIRS_PER_PART = 16_384
 MATCHES = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("view", pa.int16()), ("similarity", pa.float32())])
-SURROUNDINGS = pa.schema([("surroundings", pa.float32())])
-MAP = ("xx", "xy", "x", "yx", "yy", "y")
-VERIFIED = pa.schema([("score", pa.float32()), *((name, pa.float32()) for name in MAP)])
+# The table that a run takes over, and the detail that says by what it was measured.
+MEASURED, MEASURED_BY = "measured", "measured_by"
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
-Thumbnails = Callable[[], NDArray[np.uint8]]
+Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -61,35 +65,41 @@ NONE = Seen(_NO_NODES, _NO_NODES, np.zeros(0, np.int16), _NOTHING, _NOTHING, _NO
 
 
 @dataclass(frozen=True)
+class Looked:
+    """What was found, and what the next run needs of it."""
+
+    seen: Seen
+    measured: tuple[File, ...]
+    basis: str
+    parts: int
+    parts_made: int
+
+
+@dataclass(frozen=True)
 class Pairs:
+    """Pairs of images to be aligned from a view, by node; makes one part."""
+
     key: str
-    candidates: views.Candidates
+    a: Ints
+    b: Ints
+    view: NDArray[np.int16]
 
 
-def find_and_verify(context: Context, sets: Sequence[Members], universe: Universe) -> tuple[Seen, int, int]:
-    """The pairs that stand out in some view, aligned and weighed; parts made and parts in all."""
-    count = len(universe.ids)
-    # What is compared, and by what: ids alone do not say how thumbnails were made.
-    basis = digest(VERSION, evidence.identity(), hashlib.sha256(universe.thumbnails.tobytes()).hexdigest())
-    thumbnails = functools.partial(
-        thumbnails_of, context.store, tuple(file for one in sets for file in one.images), universe.ids
-    )
-    found, made_finding, finding = _found(context, count, basis, thumbnails)
-    candidates = views.standing_out(found, count)
+def find_and_verify(
+    context: Context, sets: Sequence[Members], universe: Universe, generations: Sequence[Generation]
+) -> Looked:
+    """The pairs that stand out in some view, aligned and weighed."""
+    # A thumbnail is what ingest of some version made of the bytes that the id names.
+    makers = {(a.stage, a.version) for role, a in context.inputs.items() if role.startswith("images:")}
+    basis = digest(VERSION, evidence.identity(), sorted(makers))
+    files = tuple(file for one in sets for file in one.images)
+    found, finding, made_finding = _found(context, generations, files, basis)
+    candidates = views.standing_out(found, len(universe.ids))
     if not context.config["within"]:
         counts = universe.reference | universe.included
         candidates = candidates[np.flatnonzero(counts[candidates.a] | counts[candidates.b])]
-    work = []
-    for start in range(0, len(candidates.a), PAIRS_PER_PART):
-        part = candidates[start : start + PAIRS_PER_PART]
-        key = _key(basis, part)
-        work.append((key, Pairs(key, part), len(part.a)))
-    worker = functools.partial(_verifier, context.store, thumbnails)
-    make = functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address)
-    parts, new = made(context, VERIFY, work, make, unit="pairs")
-    table = context.store.table([part.files["verified"] for part in parts], None, VERIFIED)
+    features, maps, tables, verifying, made_verifying = _measured(context, universe, files, candidates, basis)
     a, b = candidates.a, candidates.b
-    maps = np.stack([table[name].to_numpy() for name in MAP], axis=1)
     backwards = a > b
     maps[backwards] = _undone(maps[backwards])
     seen = Seen(
@@ -98,10 +108,10 @@ def find_and_verify(context: Context, sets: Sequence[Members], universe: Univers
         views.orientations(candidates.view, backwards),
         candidates.similarity,
         candidates.stands_out,
-        table["score"].to_numpy(),
+        evidence.model().score(evidence.with_candidates(features, candidates)),
         maps,
     )
-    return seen, made_finding + len(new), finding + len(parts)
+    return Looked(seen, tables, basis, finding + verifying, made_finding + made_verifying)
 
 
 def _undone(maps: Floats) -> Floats:
@@ -114,37 +124,43 @@ def _undone(maps: Floats) -> Floats:
 # -- find
 
 
-def _found(context: Context, count: int, basis: str, thumbnails: Thumbnails) -> tuple[views.Found, int, int]:
-    work = blocks(count, context.speed["part_images"], FIND, basis)
-    worker = functools.partial(_finder, context.store, thumbnails)
+def _found(
+    context: Context, generations: Sequence[Generation], files: Sequence[File], basis: str
+) -> tuple[views.Found, int, int]:
+    """What each image found, by node; parts in all and parts made."""
+    work = between(generations, context.speed["part_images"], lambda _: (FIND, basis))
+    worker = functools.partial(_finder, context.store, files, generations)
     make = functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address)
     parts, new = made(context, FIND, work, make)
-    table = context.store.table([part.files["matches"] for part in parts], None, MATCHES)
-    surroundings = context.store.table([part.files["surroundings"] for part in parts], None, SURROUNDINGS)
-    found = views.Found(
-        table["a"].to_numpy(),
-        table["b"].to_numpy(),
-        table["view"].to_numpy(),
-        table["similarity"].to_numpy(),
-        surroundings["surroundings"].to_numpy(),
-    )
-    return found, len(new), len(parts)
+    found = [views.Found(_NO_NODES, _NO_NODES, np.zeros(0, np.int16), _NOTHING)]
+    for (_, item, _), part in zip(work, parts, strict=True):
+        table = context.store.table([part.files["matches"]])
+        a = generations[item.queries].nodes[table["a"].to_numpy()]
+        b = generations[item.base].nodes[table["b"].to_numpy()]
+        one = views.Found(a, b, table["view"].to_numpy(), table["similarity"].to_numpy())
+        found.append(one[(a >= 0) & (b >= 0)])
+    return views.joined(found), len(parts), len(new)
 
 
-def _finder(store: Store, thumbnails: Thumbnails) -> Callable[[Block], Part]:
-    index = views.ViewIndex(thumbnails(), evidence.model().whitening, has_bf16())
+def _finder(store: Store, files: Sequence[File], generations: Sequence[Generation]) -> Callable[[Between], Part]:
+    whitening, half = evidence.model().whitening, has_bf16()
 
-    def find(block: Block) -> Part:
+    @functools.lru_cache(maxsize=2)
+    def pixels(number: int) -> Bytes:
+        return thumbnails_of(store, files, generations[number].ids)
+
+    @functools.lru_cache(maxsize=1)
+    def index(number: int) -> views.ViewIndex:
+        return views.ViewIndex(pixels(number), whitening, half)
+
+    def find(item: Between) -> Part:
         started = time.time()
-        found = index.search(block.start, block.stop)
+        found = index(item.base).search(pixels(item.queries), item.start, item.stop, item.queries == item.base)
         matches = pa.table(
             {"a": found.a, "b": found.b, "view": found.view, "similarity": found.similarity}, schema=MATCHES
         )
-        surroundings = pa.table({"surroundings": found.surroundings}, schema=SURROUNDINGS)
-        counts = {"images": block.stop - block.start}
-        return store.commit_part(
-            FIND, block.key, {"matches": matches, "surroundings": surroundings}, counts, time.time() - started
-        )
+        counts = {"images": item.stop - item.start}
+        return store.commit_part(FIND, item.key, {"matches": matches}, counts, time.time() - started)
 
     return find
 
@@ -152,21 +168,92 @@ def _finder(store: Store, thumbnails: Thumbnails) -> Callable[[Block], Part]:
 # -- verify
 
 
-def _key(basis: str, part: views.Candidates) -> str:
-    columns = (part.a, part.b, part.view, part.similarity, part.stands_out)
-    return digest(VERIFY, basis, [hashlib.sha256(c.tobytes()).hexdigest() for c in columns])
+def _measured(
+    context: Context, universe: Universe, files: Sequence[File], candidates: views.Candidates, basis: str
+) -> tuple[Floats, Floats, tuple[File, ...], int, int]:
+    """Features [P, F] and maps [P, 6] of pairs, the files that hold them, parts in all and parts made.
+
+    What the run before measured is taken from its files.
+    """
+    store, ids = context.store, np.array(universe.ids, "S32")
+    features = np.zeros((len(candidates.a), len(evidence.FEATURES) - evidence.CANDIDATE_FEATURES), np.float32)
+    maps = np.zeros((len(candidates.a), 6), np.float32)
+    left = np.ones(len(candidates.a), bool)
+    wanted = _keys(len(ids), candidates.a, candidates.b, candidates.view)
+    order = np.argsort(wanted)
+
+    def take(file: File) -> bool:
+        """Whether it holds any of what is left."""
+        table = store.table([file])
+        a, b = (_nodes(ids, table[name]) for name in ("image_id_a", "image_id_b"))
+        held = np.where((a >= 0) & (b >= 0), _keys(len(ids), a, b, table["view"].to_numpy()), -1)
+        at = order[np.searchsorted(wanted, held, sorter=order).clip(max=len(order) - 1)]
+        rows = np.flatnonzero((wanted[at] == held) & left[at])
+        at = at[rows]
+        features[at], maps[at] = (_matrix(table[name])[rows] for name in ("features", "map"))
+        left[at] = False
+        return len(rows) > 0
+
+    known = [file for file in _earlier(context.previous, basis) if left.any() and take(file)]
+    missing = np.flatnonzero(left)
+    work = []
+    for start in range(0, len(missing), PAIRS_PER_PART):
+        rows = missing[start : start + PAIRS_PER_PART]
+        a, b, view = candidates.a[rows], candidates.b[rows], candidates.view[rows]
+        key = digest(VERIFY, basis, *(hashlib.sha256(x.tobytes()).hexdigest() for x in (ids[a], ids[b], view)))
+        work.append((key, Pairs(key, a, b, view), len(rows)))
+    worker = functools.partial(_verifier, store, files, universe.ids)
+    make = functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address)
+    parts, new = made(context, VERIFY, work, make, unit="pairs")
+    added = [part.files[MEASURED] for part in parts]
+    for file in added:
+        take(file)
+    assert not left.any(), f"{left.sum()} pairs were not measured"
+    return features, maps, (*known, *added), len(known) + len(parts), len(new)
 
 
-def _verifier(store: Store, thumbnails: Thumbnails) -> Callable[[Pairs], Part]:
-    pixels, starts, fitted = thumbnails(), views.starts(), evidence.model()
+def _earlier(previous: Artifact | None, basis: str) -> tuple[File, ...]:
+    if previous is None or previous.details.get(MEASURED_BY) != basis:
+        return ()
+    return previous.tables[MEASURED]
+
+
+def _keys(count: int, a: Ints, b: Ints, view: NDArray[np.int16]) -> Ints:
+    return np.asarray((a * count + b) * len(views.VIEWS) + view)
+
+
+def _nodes(ids: NDArray[np.bytes_], column: pa.ChunkedArray) -> Ints:
+    """The rows of sorted image_ids that hold those of a column; -1 where none does."""
+    wanted = fixed(column)
+    at = np.searchsorted(ids, wanted).clip(max=len(ids) - 1)
+    return np.where(ids[at] == wanted, at, -1)
+
+
+def _matrix(column: pa.ChunkedArray) -> Floats:
+    """Lists of one length as rows."""
+    return np.asarray(column.combine_chunks().flatten().to_numpy().reshape(len(column), -1))
+
+
+def _lists(rows: Floats) -> pa.Array:
+    offsets = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rows.reshape(-1)))
+
+
+def _verifier(store: Store, files: Sequence[File], ids: Sequence[str]) -> Callable[[Pairs], Part]:
+    pixels, starts, whitening = thumbnails_of(store, files, ids), views.starts(), evidence.model().whitening
+    names = pa.array(ids, pa.string())
 
     def verify(pairs: Pairs) -> Part:
         started = time.time()
-        found = evidence.weigh(pixels, pairs.candidates, starts[pairs.candidates.view], fitted)
-        maps = dict(zip(MAP, found.maps.reshape(-1, 6).T, strict=True))
-        table = pa.table({"score": found.score, **maps}, schema=VERIFIED)
-        return store.commit_part(
-            VERIFY, pairs.key, {"verified": table}, {"pairs": len(found.score)}, time.time() - started
-        )
+        features, maps = evidence.measured(pixels, pairs.a, pairs.b, starts[pairs.view], whitening)
+        columns: Mapping[str, pa.Array] = {
+            "image_id_a": names.take(pa.array(pairs.a)),
+            "image_id_b": names.take(pa.array(pairs.b)),
+            "view": pairs.view,
+            "features": _lists(features),
+            "map": _lists(maps.reshape(-1, 6)),
+        }
+        table = pa.table(columns, schema=records.MEASURED)
+        return store.commit_part(VERIFY, pairs.key, {MEASURED: table}, {"pairs": len(pairs.a)}, time.time() - started)
 
     return verify

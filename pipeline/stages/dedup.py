@@ -5,9 +5,11 @@
 2. Verification on thumbnails (`verify: pixels`), or none: as they are and mirrored, or aligned and weighed.
 3. Connected components, guarded by size.
 4. A component with a reference image is discarded whole; one with an included image keeps only that; any other keeps its
-   largest image, then the smallest image_id.
+   largest image, then the smallest image_id, among those that were kept before if there are any.
 
-The search is committed in parts that know nothing of thresholds, so another threshold re-uses it.
+What was found is committed in parts that know nothing of thresholds, and between generations of images
+(`pipeline.stages.generations`): another threshold searches nothing, and a grown pool only what is new. An image that the run
+before kept stays the keeper of its component, so that shards that hold it need not be rewritten.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import records
@@ -27,6 +30,7 @@ from pipeline.algorithms import evidence, verify, views
 from pipeline.algorithms.approximate import Asked
 from pipeline.algorithms.components import components, keepers, size_limit
 from pipeline.algorithms.hashes import hamming_pairs
+from pipeline.algorithms.sampling import ranks
 from pipeline.algorithms.thresholds import Thresholds
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
@@ -34,12 +38,14 @@ from pipeline.dag.store import Artifact, File, Part, Rows, Store
 from pipeline.engines.ray import map_with_state
 from pipeline.errors import GateError, LodesetError
 from pipeline.stages import search
-from pipeline.stages.candidates import NONE, Seen, find_and_verify
+from pipeline.stages.candidates import MEASURED, MEASURED_BY, NONE, Seen, find_and_verify
+from pipeline.stages.generations import TABLE, Between, Generation, between, generations_of
+from pipeline.stages.kept import left_of_all
 from pipeline.stages.leaks import leaks_of, with_leaks
-from pipeline.stages.parts import Block, blocks, made
+from pipeline.stages.parts import made
 from pipeline.stages.universe import Members, Universe, gather, members_of
 
-VERSION = 3
+VERSION = 4
 STAGE, SEARCH = "dedup", "dedup_search"
 # Edges are kept this far below the threshold, so that the table shows what another threshold would add.
 FLOOR = 0.05
@@ -47,6 +53,7 @@ NEIGHBORS = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("similarity", pa.f
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Neighbors = tuple[Ints, Ints, Floats]  # a, b and their similarity
 
 
 @dataclass(frozen=True)
@@ -69,68 +76,118 @@ def run(context: Context) -> Outcome:
     store = context.store
     sets = members_of(context.inputs, context.speed["roles"])
     universe = gather(store, sets)
-    files, made_parts = _search(context, sets, universe, config["k"], config["neighbors"])
-    seen, parts_of_views, views_made = NONE, 0, 0
-    if config["verify"] == "pixels":
-        seen, views_made, parts_of_views = find_and_verify(context, sets, universe)
+    generations = generations_of(store, context.previous, universe.ids)
     limits = chosen_thresholds(config, context.inputs.get("calibration"))
-    pairs = judge(universe, _neighbors(store, files), seen, limits, config)
+    floor = min(limits.pool, limits.reference) - FLOOR
+    neighbors, parts, parts_made = _search(context, sets, generations, config["k"], config["neighbors"], floor)
+    looked = None
+    if config["verify"] == "pixels":
+        looked = find_and_verify(context, sets, universe, generations)
+        parts, parts_made = parts + looked.parts, parts_made + looked.parts_made
+    pairs = judge(universe, neighbors, looked.seen if looked else NONE, limits, config)
     component = components(len(universe.ids), pairs.a[pairs.linked], pairs.b[pairs.linked])
     guard(universe.pool, component, limits, config)
-    table = verdicts(universe, component, pairs)
+    table = verdicts(universe, component, pairs, standing(store, context.previous, universe.ids))
     edges = _edge_table(universe, pairs)
     key = digest(STAGE, VERSION, context.fingerprint)
     leaks = leaks_of(universe, component, pairs, context.speed["roles"])
     part = store.commit_part(STAGE, key, {"duplicates": table, "edges": edges, "leaks": leaks})
-    outcome = _outcome(part, table, universe, component, limits, made_parts + views_made, len(files) + parts_of_views)
-    return with_leaks(outcome, part, leaks, context.speed["roles"])
+    tables = {
+        "duplicates": (part.files["duplicates"],),
+        "edges": (part.files["edges"],),
+        TABLE: tuple(one.file for one in generations),
+        **({MEASURED: looked.measured} if looked else {}),
+    }
+    details = {
+        "parts": parts,
+        "parts_made": parts_made,
+        "threshold": limits.pool,
+        "reference_threshold": limits.reference,
+        "generations": [len(one.ids) for one in generations],
+        **({MEASURED_BY: looked.basis} if looked else {}),
+    }
+    return with_leaks(_outcome(table, universe, component, tables, details), part, leaks, context.speed["roles"])
+
+
+def standing(store: Store, previous: Artifact | None, ids: Sequence[str]) -> NDArray[np.bool_]:
+    """Which of these images [N] the run before kept."""
+    if previous is None:
+        return np.zeros(len(ids), bool)
+    return np.asarray(pc.is_in(pa.array(ids, pa.string()), left_of_all(store, previous)).to_numpy(False), bool)
 
 
 # -- candidates
 
 
 def _search(
-    context: Context, sets: Sequence[Members], universe: Universe, k: int, asked: Asked
-) -> tuple[list[File], int]:
-    size, count = context.speed["part_images"], len(universe.ids)
-    # What is compared and how it was embedded; the vectors' files are not, because parts may be cut otherwise.
-    basis = (universe.digest, sorted(context.inputs[f"vectors:{s.set}"].identity("") for s in sets))
+    context: Context, sets: Sequence[Members], generations: Sequence[Generation], k: int, asked: Asked, floor: float
+) -> tuple[Neighbors, int, int]:
+    """Pairs of neighbours more similar than `floor`; parts in all and parts made."""
     files = {one.set: one.vectors for one in sets}
-    chosen = search.chosen(context, files, count, count, k, asked)
-    work = blocks(count, size, SEARCH, VERSION, *basis, k, chosen.kind)
+    # What made the vectors; their files do not matter, because parts may be cut otherwise.
+    space = sorted({_space(context.inputs[f"vectors:{one.set}"]) for one in sets})
+    plans = {one.key: search.chosen(context, files, len(one.ids), len(one.ids), k, asked) for one in generations}
+    work = between(
+        generations, context.speed["part_images"], lambda base: (SEARCH, VERSION, space, k, plans[base.key].kind)
+    )
 
-    def make(left: Iterable[Block]) -> Iterator[Part]:
-        base = search.prepared(context, chosen, files, universe.ids, digest(search.VERSION, *basis))
-        worker = functools.partial(_searcher, context.store, base, k)
-        yield from map_with_state(worker, left, cpus=context.cpus, address=context.ray_address)
+    def make(left: Iterable[Between]) -> Iterator[Part]:
+        items = list(left)
+        needed = {number for item in items for number in (item.queries, item.base)}
+        bases = {}
+        for number in sorted(needed):
+            one = generations[number]
+            basis = digest(search.VERSION, space, one.key)
+            bases[number] = search.prepared(context, plans[one.key], files, one.ids, basis)
+        worker = functools.partial(_searcher, context.store, bases, k)
+        yield from map_with_state(worker, items, cpus=context.cpus, address=context.ray_address)
 
     parts, new = made(context, SEARCH, work, make)
-    return [p.files["neighbors"] for p in parts], len(new)
+    found = [
+        (generations[item.queries], generations[item.base], part.files["neighbors"])
+        for (_, item, _), part in zip(work, parts, strict=True)
+    ]
+    return _neighbors(context.store, found, k, floor), len(parts), len(new)
 
 
-def _searcher(store: Store, base: search.Base, k: int) -> Callable[[Block], Part]:
-    index = search.opened(store, base)
-    count = len(index.vectors)
+def _space(vectors: Artifact) -> str:
+    """What makes vectors comparable: the embedder, and what was fitted for it."""
+    return digest(vectors.stage, vectors.config, vectors.inputs.get("fitted", {}).get("identity"))
 
-    def work(block: Block) -> Part:
+
+def _searcher(store: Store, bases: Mapping[int, search.Base], k: int) -> Callable[[Between], Part]:
+    opened = functools.lru_cache(maxsize=2)(lambda number: search.opened(store, bases[number]))
+
+    def work(item: Between) -> Part:
         started = time.time()
-        similarity, rows = index.search(index.vectors[block.start : block.stop], min(k + 1, count))
-        a = np.repeat(np.arange(block.start, block.stop), rows.shape[1])
-        b = rows.reshape(-1)
-        # Each pair once, from its smaller node; if only the larger one finds it, from there.
-        keep = (a != b) & (b >= 0)
+        same, index = item.queries == item.base, opened(item.base)
+        queries = opened(item.queries).vectors[item.start : item.stop]
+        similarity, b = index.search(queries, min(k + same, len(index.vectors)))
+        a = np.repeat(np.arange(item.start, item.stop), b.shape[1])
+        b = b.reshape(-1)
+        keep = (b >= 0) & ~(same & (a == b))
         table = pa.table({"a": a[keep], "b": b[keep], "similarity": similarity.reshape(-1)[keep]}, schema=NEIGHBORS)
-        return store.commit_part(
-            SEARCH, block.key, {"neighbors": table}, {"images": block.stop - block.start}, time.time() - started
-        )
+        counts = {"images": item.stop - item.start}
+        return store.commit_part(SEARCH, item.key, {"neighbors": table}, counts, time.time() - started)
 
     return work
 
 
-def _neighbors(store: Store, files: Sequence[File]) -> tuple[Ints, Ints, Floats]:
-    """Distinct pairs a < b with their similarity, sorted."""
-    table = store.table(files, None, NEIGHBORS)
-    a, b, similarity = (table[name].to_numpy() for name in ("a", "b", "similarity"))
+def _neighbors(store: Store, found: Sequence[tuple[Generation, Generation, File]], k: int, floor: float) -> Neighbors:
+    """Distinct pairs a < b of nodes with their similarity, sorted; of each image the k most similar ones count."""
+    columns: list[tuple[Ints, Ints, Floats]] = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))]
+    for asking, searched, file in found:
+        table = store.table([file])
+        near = table["similarity"].to_numpy() > floor
+        a = asking.nodes[table["a"].to_numpy()[near]]
+        b = searched.nodes[table["b"].to_numpy()[near]]
+        there = (a >= 0) & (b >= 0)
+        columns.append((a[there], b[there], table["similarity"].to_numpy()[near][there]))
+    a, b, similarity = (np.concatenate(one) for one in zip(*columns, strict=True))
+    order = np.lexsort((b, -similarity, a))
+    order = order[ranks(a[order]) < k]
+    a, b, similarity = a[order], b[order], similarity[order]
+    # Each pair once, from its smaller node; if only the larger one finds it, from there.
     low, high = np.minimum(a, b), np.maximum(a, b)
     order = np.lexsort((high, low))
     low, high, similarity = low[order], high[order], similarity[order]
@@ -158,7 +215,7 @@ def chosen_thresholds(config: Mapping[str, Any], calibration: Artifact | None) -
 
 def judge(
     universe: Universe,
-    neighbors: tuple[Ints, Ints, Floats],
+    neighbors: Neighbors,
     seen: Seen,
     limits: Thresholds,
     config: Mapping[str, Any],
@@ -168,8 +225,7 @@ def judge(
     Without `within`, two images that are both in nothing but the pool are never linked.
     """
     count = len(universe.ids)
-    near = neighbors[2] > min(limits.pool, limits.reference) - FLOOR
-    a, b = neighbors[0][near], neighbors[1][near]
+    a, b, near = neighbors
     informative = np.flatnonzero(~universe.flat)
     hash_a, hash_b, _ = hamming_pairs(universe.phash[informative], config["phash_distance"])
     by_neighbor, by_hash = a * count + b, informative[hash_a] * count + informative[hash_b]
@@ -183,7 +239,7 @@ def judge(
         column[np.searchsorted(known, keys)] = values
         return column
 
-    similarity = spread(by_neighbor, neighbors[2][near], np.nan)
+    similarity = spread(by_neighbor, near, np.nan)
     touches = universe.reference[a] | universe.reference[b]
     allowed = touches | universe.included[a] | universe.included[b] | config["within"]
     hashed = spread(by_hash, np.ones(len(by_hash), bool), False)
@@ -233,14 +289,14 @@ def guard(in_pool: NDArray[np.bool_], component: Ints, limits: Thresholds, confi
     )
 
 
-def verdicts(universe: Universe, component: Ints, pairs: Pairs) -> pa.Table:
-    """`duplicates`: one row for every pool and every included image."""
+def verdicts(universe: Universe, component: Ints, pairs: Pairs, standing: NDArray[np.bool_]) -> pa.Table:
+    """`duplicates`: one row for every pool and every included image. `standing` [N]: which were kept before."""
     count = len(universe.ids)
     has_reference = np.zeros(count, bool)
     has_reference[component[universe.reference]] = True
     has_included = np.zeros(count, bool)
     has_included[component[universe.included]] = True
-    keeper = keepers(component, universe.area)
+    keeper = keepers(component, universe.area, standing)
     best_reference = _representative(component, universe.reference)
     best_included = _representative(component, universe.included)
     similarity = {
@@ -302,7 +358,11 @@ def _edge_table(universe: Universe, pairs: Pairs) -> pa.Table:
 
 
 def _outcome(
-    part: Part, table: pa.Table, universe: Universe, component: Ints, limits: Thresholds, parts_made: int, parts: int
+    table: pa.Table,
+    universe: Universe,
+    component: Ints,
+    tables: Mapping[str, tuple[File, ...]],
+    details: Mapping[str, Any],
 ) -> Outcome:
     reasons = table["reason"].to_pylist()
     kept = table["kept"].to_pylist()
@@ -312,14 +372,7 @@ def _outcome(
             dropped[reason] = dropped.get(reason, 0) + 1
     sizes = np.bincount(component, weights=universe.pool) if len(component) else np.zeros(1)
     return Outcome(
-        tables={"duplicates": (part.files["duplicates"],), "edges": (part.files["edges"],)},
+        tables=tables,
         rows=Rows(taken=table.num_rows, kept=sum(kept), dropped=dict(sorted(dropped.items()))),
-        details={
-            "parts": parts,
-            "parts_made": parts_made,
-            "threshold": limits.pool,
-            "reference_threshold": limits.reference,
-            "groups": int((sizes > 1).sum()),
-            "largest_group": int(sizes.max(initial=0)),
-        },
+        details={**details, "groups": int((sizes > 1).sum()), "largest_group": int(sizes.max(initial=0))},
     )

@@ -71,8 +71,15 @@ def test_components_are_those_of_flooding(graph: tuple[int, list[tuple[int, int]
 def test_the_keeper_is_the_largest_then_the_smallest_id() -> None:
     component = np.array([0, 0, 2, 0, 2, 5])
     area = np.array([10, 30, 5, 30, 5, 1])
-    assert keepers(component, area).tolist() == [1, 1, 2, 1, 2, 5]
-    assert len(keepers(np.zeros(0, np.int64), np.zeros(0, np.int64))) == 0
+    nobody = np.zeros(6, bool)
+    assert keepers(component, area, nobody).tolist() == [1, 1, 2, 1, 2, 5]
+    assert len(keepers(np.zeros(0, np.int64), np.zeros(0, np.int64), nobody[:0])) == 0
+
+
+def test_a_keeper_stays_the_keeper() -> None:
+    component, area = np.array([0, 0, 0, 3, 3]), np.array([10, 30, 20, 5, 9])
+    assert keepers(component, area, np.array([True, False, False, False, False])).tolist() == [0, 0, 0, 4, 4]
+    assert keepers(component, area, np.array([True, False, True, True, False])).tolist() == [2, 2, 2, 3, 3]
 
 
 def test_size_limit() -> None:

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from builders import drawing, thumbnail_of
+from inline import artifact, without_engine
 from PIL import Image
 
 from pipeline import records
 from pipeline.algorithms import evidence
 from pipeline.algorithms.alignment import warped
 from pipeline.algorithms.views import ORIENTATIONS
-from pipeline.dag.stage import Context, Stage
-from pipeline.dag.store import Store
+from pipeline.dag.stage import Context, Outcome, Stage
+from pipeline.dag.store import Artifact, Rows, Store
 from pipeline.stages import candidates
-from pipeline.stages.candidates import Seen, find_and_verify
+from pipeline.stages.candidates import MEASURED, MEASURED_BY, Looked, Seen, find_and_verify
+from pipeline.stages.generations import TABLE, generations_of
 from pipeline.stages.universe import Members, Universe
 
 COUNT = 50
-
-
-def here(make: Callable[[], Callable[[Any], Any]], items: Iterable[Any], **_: Any) -> Iterator[Any]:
-    """`map_with_state` in this process."""
-    return map(make(), items)
 
 
 def looked(
@@ -39,11 +35,17 @@ def looked(
     part_images: int = 4_096,
     within: bool = True,
     reference: int | None = None,
-) -> tuple[Seen, int]:
-    """What is found among thumbnails whose ids sort in `order`, and how many parts were made."""
+    chosen: slice = slice(None),
+    previous: Artifact | None = None,
+    version: int = 1,
+) -> tuple[Looked, Artifact]:
+    """What is found among the `chosen` of thumbnails whose ids sort in `order`, and what the next run may go on from.
+
+    `version` is that of the stage that made the thumbnails.
+    """
     store = Store(str(folder))
-    ids = tuple(f"{n:032x}" for n in range(len(order)))
-    shown = pixels[order]
+    ids = tuple(f"{n:032x}" for n in range(len(order)))[chosen]
+    shown = pixels[order][chosen]
     table = pa.Table.from_pylist(
         [
             {**dict.fromkeys(records.IMAGES.names), "image_id": i, "thumbnail": t.tobytes()}
@@ -57,14 +59,26 @@ def looked(
     universe = Universe(ids, ~held, held, nobody, sizes, sizes.astype(np.uint64), shown, nobody, {})
     sets = [Members("pool", "pool", (part.files["images"],), ())]
     stage = Stage("dedup", "pool", 1, "ray", lambda _: None, {"within": within}, speed={"part_images": part_images})
-    seen, made, _ = find_and_verify(Context(store, stage, "f", {}, 1, lambda _: None), sets, universe)
-    return seen, made
+    images = replace(artifact("ingest", "pool", Outcome({}, Rows(0, 0))), version=version)
+    context = Context(store, stage, "f", {"images:pool": images}, 1, lambda _: None, previous)
+    generations = generations_of(store, previous, ids)
+    found = find_and_verify(context, sets, universe, generations)
+    tables = {TABLE: tuple(one.file for one in generations), MEASURED: found.measured}
+    made = artifact("dedup", "pool", Outcome(tables, Rows(0, 0), details={MEASURED_BY: found.basis}))
+    return found, made
+
+
+def same(one: Seen, other: Seen) -> None:
+    for name in ("a", "b", "orientation"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    for name in ("similarity", "stands_out", "score", "maps"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=1e-4)
 
 
 @pytest.fixture
 def pixels(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """Drawn pictures; the last one is the first, cropped and turned by a quarter."""
-    monkeypatch.setattr(candidates, "map_with_state", here)
+    without_engine(candidates, monkeypatch)
     torch.set_num_threads(1)
     first = drawing(0)
     cropped = first.crop((8, 6, 156, 124)).transpose(Image.Transpose.ROTATE_90)
@@ -74,7 +88,7 @@ def pixels(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
 @pytest.mark.parametrize("backwards", [False, True])
 def test_a_turned_crop_is_told_the_right_way_round(pixels: np.ndarray, tmp_path: Path, backwards: bool) -> None:
     order = np.arange(COUNT + 1)[:: -1 if backwards else 1]
-    seen, _ = looked(tmp_path, pixels, order)
+    seen = looked(tmp_path, pixels, order)[0].seen
     (row,) = np.flatnonzero((seen.a == 0) & (seen.b == COUNT))
     assert seen.score[row] > 3
     assert ORIENTATIONS[seen.orientation[row]].name == ("turn_270" if backwards else "turn_90")
@@ -86,28 +100,73 @@ def test_a_turned_crop_is_told_the_right_way_round(pixels: np.ndarray, tmp_path:
 
 def test_parts_are_kept_and_tell_the_same_however_they_are_cut(pixels: np.ndarray, tmp_path: Path) -> None:
     order = np.arange(COUNT + 1)
-    whole, made = looked(tmp_path / "a", pixels, order)
-    assert made == 2 and looked(tmp_path / "a", pixels, order)[1] == 0
-    cut, more = looked(tmp_path / "b", pixels, order, part_images=13)
-    assert more > 2
+    whole, _ = looked(tmp_path / "a", pixels, order)
+    assert whole.parts_made == 2 and looked(tmp_path / "a", pixels, order)[0].parts_made == 0
+    cut, _ = looked(tmp_path / "b", pixels, order, part_images=13)
+    assert cut.parts_made > 2
     for name in ("a", "b", "orientation", "score", "maps"):
-        np.testing.assert_array_equal(getattr(whole, name), getattr(cut, name))
+        np.testing.assert_array_equal(getattr(whole.seen, name), getattr(cut.seen, name))
 
 
-def test_other_thumbnails_and_other_networks_are_other_parts(
+def test_a_grown_pool_tells_what_it_would_from_scratch_and_costs_what_is_new(
+    pixels: np.ndarray, tmp_path: Path
+) -> None:
+    order = np.roll(np.arange(COUNT + 1), 20)
+    scratch, _ = looked(tmp_path / "a", pixels, order)
+    first, made = looked(tmp_path / "b", pixels, order, chosen=slice(0, -9))
+    grown, made = looked(tmp_path / "b", pixels, order, previous=made)
+    same(scratch.seen, grown.seen)
+    # New among old, old among new, new among new; and one part of newly aligned pairs beside the old one.
+    assert (first.parts, grown.parts, grown.parts_made) == (2, 6, 4)
+    assert grown.measured[:-1] == first.measured
+    aligned = sum(file.rows for file in grown.measured[len(first.measured) :])
+    assert 0 < aligned < len(scratch.seen.a) - 0.5 * len(first.seen.a)
+    again, _ = looked(tmp_path / "b", pixels, order, previous=made)
+    assert again.parts_made == 0
+
+
+def test_images_that_left_are_nobodys_neighbours(pixels: np.ndarray, tmp_path: Path) -> None:
+    order = np.arange(COUNT + 1)
+    _, made = looked(tmp_path / "a", pixels, order)
+    left, _ = looked(tmp_path / "a", pixels, order, chosen=slice(2, None), previous=made)
+    assert left.parts_made == 0
+    scratch, _ = looked(tmp_path / "b", pixels, order, chosen=slice(2, None))
+    found = {(a, b): s for a, b, s in zip(left.seen.a, left.seen.b, left.seen.score, strict=True)}
+    expected = {(a, b): s for a, b, s in zip(scratch.seen.a, scratch.seen.b, scratch.seen.score, strict=True)}
+    assert len(found.keys() & expected.keys()) >= 0.95 * len(found.keys() | expected.keys())
+
+
+def test_thumbnails_made_otherwise_and_other_networks_are_other_parts(
     pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = np.arange(COUNT + 1)
-    looked(tmp_path, pixels, order)
-    assert looked(tmp_path, 255 - pixels, order)[1] == 2
+    _, made = looked(tmp_path, pixels, order)
+    assert looked(tmp_path, pixels, order, previous=made, version=2)[0].parts_made == 2
     monkeypatch.setattr(evidence, "identity", functools.partial(str, "other networks"))
-    assert looked(tmp_path, pixels, order)[1] == 2
+    assert looked(tmp_path, pixels, order, previous=made)[0].parts_made == 2
 
 
 def test_without_copies_of_its_own_the_pool_is_aligned_with_references_alone(
     pixels: np.ndarray, tmp_path: Path
 ) -> None:
     order = np.arange(COUNT + 1)
-    seen, _ = looked(tmp_path, pixels, order, within=False, reference=COUNT)
+    seen = looked(tmp_path, pixels, order, within=False, reference=COUNT)[0].seen
     assert ((seen.a == 0) & (seen.b == COUNT)).sum() == 1 and set(seen.b) == {COUNT}
-    assert not len(looked(tmp_path, pixels, order, within=False)[0].a)
+    assert not len(looked(tmp_path, pixels, order, within=False)[0].seen.a)
+
+
+def test_new_generations_swallow_those_that_are_not_larger(tmp_path: Path) -> None:
+    store, ids = Store(str(tmp_path)), [f"{n:032x}" for n in range(200)]
+    previous, sizes = None, []
+    for count in (100, 110, 120, 130, 140):
+        made = generations_of(store, previous, ids[:count])
+        sizes.append([len(one.ids) for one in made])
+        tables = {TABLE: tuple(one.file for one in made)}
+        previous = artifact("dedup", "pool", Outcome(tables, Rows(0, 0)))
+        nodes = np.concatenate([one.nodes for one in made])
+        assert sorted(nodes) == list(range(count))
+    assert sizes == [[100], [100, 10], [100, 20], [100, 20, 10], [100, 40]]
+    # A tenth of a generation may leave; of one that lost more, the rest is new.
+    stays = generations_of(store, previous, ids[10:140])
+    assert [len(one.ids) for one in stays] == [100, 40] and (stays[0].nodes < 0).sum() == 10
+    assert [len(one.ids) for one in generations_of(store, previous, ids[11:140])] == [129]

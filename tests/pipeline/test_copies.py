@@ -91,9 +91,10 @@ def world(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def weighed(thumbnails: np.ndarray, half: bool = False) -> tuple[views.Candidates, np.ndarray]:
     fitted = evidence.model()
-    found = views.ViewIndex(thumbnails, fitted.whitening, half).search(0, len(thumbnails))
+    found = views.ViewIndex(thumbnails, fitted.whitening, half).search(thumbnails, 0, len(thumbnails), same=True)
     pairs = views.standing_out(found, len(thumbnails))
-    return pairs, evidence.weigh(thumbnails, pairs, views.starts()[pairs.view], fitted).score
+    features, _ = evidence.measured(thumbnails, pairs.a, pairs.b, views.starts()[pairs.view], fitted.whitening)
+    return pairs, fitted.score(evidence.with_candidates(features, pairs))
 
 
 def test_copies_score_high_and_strangers_low() -> None:
@@ -110,15 +111,15 @@ def test_candidates_do_not_depend_on_parts_or_order(monkeypatch: pytest.MonkeyPa
     thumbnails, _ = world(60)
     fitted = evidence.model()
     index = views.ViewIndex(thumbnails, fitted.whitening, half=False)
-    whole = index.search(0, 120)
-    pieces = views.joined([index.search(start, min(start + 37, 120)) for start in range(0, 120, 37)])
-    for name in ("a", "b", "view", "similarity", "surroundings"):
-        np.testing.assert_array_equal(getattr(whole, name), getattr(pieces, name))
+    whole = index.search(thumbnails, 0, 120, same=True)
+    pieces = [index.search(thumbnails, start, min(start + 37, 120), same=True) for start in range(0, 120, 37)]
+    for name in ("a", "b", "view", "similarity"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(views.joined(pieces), name))
 
     order = np.random.default_rng(2).permutation(120)
     pairs = views.standing_out(whole, 120)
-    shuffled = views.ViewIndex(thumbnails[order], fitted.whitening, half=False).search(0, 120)
-    other = views.standing_out(shuffled, 120)
+    shuffled = views.ViewIndex(thumbnails[order], fitted.whitening, half=False)
+    other = views.standing_out(shuffled.search(thumbnails[order], 0, 120, same=True), 120)
     assert {frozenset(p) for p in zip(pairs.a.tolist(), pairs.b.tolist(), strict=True)} == {
         frozenset(order[list(p)].tolist()) for p in zip(other.a, other.b, strict=True)
     }

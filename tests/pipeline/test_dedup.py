@@ -53,7 +53,7 @@ def decide(within: bool, method: str = "pixels") -> dict[int, tuple[bool, str]]:
     config = {"phash_distance": 4, "verify": method, "within": within, "min_score": 3.0}
     pairs = judge(universe, neighbors, NONE, LIMITS, config)
     component = components(len(universe.ids), pairs.a[pairs.linked], pairs.b[pairs.linked])
-    table = verdicts(universe, component, pairs).to_pylist()
+    table = verdicts(universe, component, pairs, np.zeros(len(universe.ids), bool)).to_pylist()
     return {int(row["image_id"], 16): (row["kept"], row["reason"]) for row in table}
 
 

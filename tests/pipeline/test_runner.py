@@ -7,7 +7,8 @@ import psutil
 import pytest
 import toy_stages
 
-from pipeline.dag.runner import Event, Runner, decide
+from pipeline.dag.decisions import decide
+from pipeline.dag.runner import Event, Runner
 from pipeline.dag.stage import Context, Input, Outcome, Stage
 from pipeline.dag.store import Artifact, Rows, Store
 from pipeline.errors import GateError, HeldError, LodesetError

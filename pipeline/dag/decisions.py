@@ -1,0 +1,122 @@
+"""What would happen to each stage of a DAG, and why: finished, taken over from an earlier run, to be run, waiting."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipeline.dag.fingerprint import canonical
+from pipeline.dag.stage import PREVIOUS, Stage
+from pipeline.dag.store import Artifact, Store
+
+Action = Literal["finished", "taken over", "run", "wait"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What would happen to one stage, and why; `previous` is its last artifact, from which it goes on where it `follows`."""
+
+    stage: Stage
+    action: Action
+    reason: str
+    fingerprint: str | None = None
+    artifact: Artifact | None = None
+    previous: Artifact | None = None
+
+
+def decide(store: Store, stages: Mapping[str, Stage], fresh: bool = False) -> dict[str, Decision]:
+    """One decision a stage, in the order given (which must be topological). Reads manifests, spends nothing."""
+    decisions: dict[str, Decision] = {}
+    finished: dict[str, Artifact] = {}
+    for stage in stages.values():
+        decision = decided(store, stage, finished, fresh)
+        decisions[stage.id] = decision
+        if decision.artifact is not None:
+            finished[stage.id] = decision.artifact
+    return decisions
+
+
+def decided(store: Store, stage: Stage, finished: Mapping[str, Artifact], fresh: bool) -> Decision:
+    fingerprint = stage.fingerprint(finished)
+    if fingerprint is None:
+        waiting = sorted({i.stage.id for i in stage.inputs.values() if i.stage.id not in finished})
+        return Decision(stage, "wait", f"after {', '.join(waiting)}")
+    if stage.follows is not None:
+        return _following(store, stage, stage.follows, finished, fresh)
+    artifact = store.artifact(stage.name, stage.set, fingerprint)
+    if artifact is not None:
+        return Decision(stage, "finished", "unchanged", fingerprint, artifact)
+    history = store.history(stage.name, stage.set)
+    if stage.frozen and not fresh:
+        for earlier in history:
+            if _still_fits(stage, earlier, finished):
+                reason = f"fitted {_day(earlier)}; `--fresh` refits"
+                return Decision(stage, "taken over", reason, earlier.fingerprint, earlier)
+    last = None if fresh or not history else history[0]
+    return Decision(stage, "run", _why(stage, finished, history), fingerprint, previous=last)
+
+
+def _following(
+    store: Store, stage: Stage, keys: tuple[str, ...], finished: Mapping[str, Artifact], fresh: bool
+) -> Decision:
+    """Finished is what was made from these inputs, whatever it went on from; the newest where there are several."""
+    history = store.history(stage.name, stage.set)
+    for made in history:
+        before = made.inputs.get(PREVIOUS, {}).get("fingerprint")
+        if not (fresh and before) and made.fingerprint == stage.fingerprint(finished, before):
+            return Decision(stage, "finished", "unchanged", made.fingerprint, made)
+    config: Mapping[str, Any] = canonical(stage.config)
+    fitting = (
+        a for a in history if a.version == stage.version and all(a.config.get(key) == config.get(key) for key in keys)
+    )
+    last = None if fresh else next(fitting, None)
+    reason = _why(stage, finished, history)
+    if last is not None:
+        reason += f"; goes on from {_day(last)}"
+    return Decision(
+        stage, "run", reason, stage.fingerprint(finished, last.fingerprint if last else None), previous=last
+    )
+
+
+def _day(artifact: Artifact) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(artifact.created))
+
+
+def _still_fits(stage: Stage, earlier: Artifact, finished: Mapping[str, Artifact]) -> bool:
+    """Whether what was fitted before may be taken over: alike but for the data, and fitted on what is fitted now."""
+    fitted = {role: i for role, i in stage.inputs.items() if i.stage.frozen}
+    return (
+        earlier.version == stage.version
+        and earlier.config == canonical(stage.config)
+        and all(
+            earlier.inputs.get(role, {}).get("identity") == finished[needed.stage.id].identity(needed.of)
+            for role, needed in fitted.items()
+        )
+    )
+
+
+def _why(stage: Stage, finished: Mapping[str, Artifact], history: list[Artifact]) -> str:
+    if not history:
+        return "not made yet"
+    last = history[0]
+    if last.version != stage.version:
+        return f"version {last.version} -> {stage.version}"
+    changes = _differences(last.config, canonical(stage.config))
+    for role, needed in stage.inputs.items():
+        identity = finished[needed.stage.id].identity(needed.of)
+        if last.inputs.get(role, {}).get("identity") != identity:
+            changes.append(f"{needed.stage.id} changed")
+    return "; ".join(changes) or "made before, from other inputs"
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(k for k in new if k not in old)]
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{where}.{k}" if where else k)]
+    if old == new:
+        return []
+    short = [text if len(text) <= 40 else text[:37] + "..." for text in (json.dumps(old), json.dumps(new))]
+    return [f"{where} {short[0]} -> {short[1]}"]
