@@ -153,6 +153,12 @@ class Clustering(Strict):
         10, ge=0, description="steps of each level above the lowest that spread its centroids (Vo et al. 2024)"
     )
     spherical: bool = Field(False, description="whether centroids are of length 1, as the vectors are")
+    drift: float = Field(
+        0.1,
+        ge=0,
+        description="centroids of an earlier run are kept as long as images lie no farther from them than when they were "
+        "fitted, by this share of the mean squared distance; k: auto is chosen anew when they are not",
+    )
     seed: int = Field(0, ge=0)
 
     @field_validator("k")

@@ -39,6 +39,7 @@ from pipeline.stages import (
     retrieve,
     write_shards,
 )
+from pipeline.stages.fit_clusters import CENTROIDS
 from pipeline.stages.ingest import IMAGES, METADATA
 
 
@@ -110,7 +111,7 @@ def build(config: CurationConfig) -> dict[str, Stage]:
     if config.balance and clusters:
         retrieved["pool"] = add(_balance(config, config.balance, clusters))
     selected = add(_retrieve_all(config, ingested, unique, retrieved))
-    add(_write_shards(config, ingested, selected))
+    add(_write_shards(config, ingested, masked, unique, selected))
     return {stage.id: stage for stage in stages}
 
 
@@ -264,15 +265,16 @@ def _dedup(
 def _fit_clusters(config: CurationConfig, embedding: Embedding, vectors: Stage, unique: Stage) -> Stage:
     levels = isinstance(config.cluster.k, tuple) and len(config.cluster.k) > 1
     knobs = config.cluster.model_dump(exclude=set() if levels else {"resampling"})
+    knobs |= {"embedder": embedding.identity, "limit": config.ingest.limit}
     return Stage(
         "fit_clusters",
         "pool",
         fit_clusters.VERSION,
         "ray",
         fit_clusters.run,
-        config={**knobs, "embedder": embedding.identity, "limit": config.ingest.limit},
+        config=knobs,
         inputs={"vectors": Input(vectors), "dedup": Input(unique), **_fitted(embedding)},
-        frozen=True,
+        follows=tuple(knob for knob in knobs if knob != "drift"),
         seconds_per_image=0.0002,
     )
 
@@ -285,7 +287,7 @@ def _cluster(config: CurationConfig, vectors: Stage, unique: Stage, centroids: S
         "ray",
         cluster.run,
         config={},
-        inputs={"vectors": Input(vectors), "dedup": Input(unique), "centroids": Input(centroids)},
+        inputs={"vectors": Input(vectors), "dedup": Input(unique), "centroids": Input(centroids, CENTROIDS)},
         max_cpus=vectors.max_cpus,
         seconds_per_image=0.00005,
     )
@@ -322,7 +324,7 @@ def _retrieve(
         "dedup": Input(unique),
     }
     if one.retrieve.mode == "cluster" and centroids and clusters:
-        inputs |= {"centroids": Input(centroids), "clusters": Input(clusters)}
+        inputs |= {"centroids": Input(centroids, CENTROIDS), "clusters": Input(clusters)}
     return Stage(
         "retrieve",
         one.name,
@@ -367,7 +369,9 @@ def _retrieve_all(
     )
 
 
-def _write_shards(config: CurationConfig, ingested: dict[str, Stage], selected: Stage) -> Stage:
+def _write_shards(
+    config: CurationConfig, ingested: dict[str, Stage], masked: Stage, unique: Stage, selected: Stage
+) -> Stage:
     included = [one.name for one in config.curated if one.include]
     return Stage(
         "write_shards",
@@ -375,11 +379,14 @@ def _write_shards(config: CurationConfig, ingested: dict[str, Stage], selected: 
         write_shards.VERSION,
         "beam",
         write_shards.run,
-        config=config.shards.model_dump(),
+        config={**config.shards.model_dump(), "limit": config.ingest.limit},
         inputs={
             "selected": Input(selected),
+            "dedup": Input(unique),
+            "masked": Input(masked),
             **{f"images:{name}": Input(ingested[name], METADATA) for name in ("pool", *included)},
         },
         speed={"shards": config.shards, "beam": config.resources.beam},
+        follows=("size_mb", "seed", "limit"),
         seconds_per_image=0.0002,
     )

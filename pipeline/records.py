@@ -19,6 +19,8 @@
 | matches | image_id, set, query_id | retrieve, one artifact a curated set; balance |
 | selected | image_id, set | retrieve, `all` |
 | shards | image_id | write_shards (`index.parquet`) |
+| tombstones | image_id | write_shards (`tombstones.parquet`) |
+| changes | image_id | write_shards (`changes.parquet`) |
 """
 
 from __future__ import annotations
@@ -167,3 +169,10 @@ MATCHES = SELECTED = pa.schema(
 SHARDS = pa.schema(
     [("image_id", pa.string()), ("shard", pa.string()), ("offset", pa.int64()), ("size_bytes", pa.int64())]
 )
+
+# Images that lie in a shard and count no more. `reason` is that of a filter or of dedup, `not_selected`, or `gone` (from the
+# pool, with its source).
+TOMBSTONES = SHARDS.append(pa.field("reason", pa.string()))
+
+# What the index lists since the run before, or lists no more: `change` is added or removed.
+CHANGES = pa.schema([("image_id", pa.string()), ("change", pa.string()), ("reason", pa.string())])

@@ -50,7 +50,7 @@ def ran(store: Store, stage: Stage, inputs: Mapping[str, Artifact], cpus: int = 
 
 def artifact(stage: str, set_: str, outcome: Outcome) -> Artifact:
     assert outcome.rows.balanced()
-    content = {"images": f"images-{set_}", "metadata": f"metadata-{set_}"}
+    content = {"images": f"images-{set_}", "metadata": f"metadata-{set_}", **outcome.content}
     return Artifact(
         stage, set_, 1, f"{stage}-{set_}", {}, {}, outcome.tables, outcome.rows, content, outcome.details, 1.0, 1.0
     )

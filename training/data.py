@@ -7,6 +7,7 @@ Shapes: n images of the index, b images a worker and step, L local crops, N patc
 """
 
 import hashlib
+import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -97,7 +98,9 @@ def open_index(urls: Sequence[str]) -> ShardIndex:
         names = table["shard"].combine_chunks().dictionary_encode()
         folder = path.rsplit("/", 1)[0]
         columns["shard"].append(names.indices.to_numpy(zero_copy_only=False).astype(np.int32) + len(shards))
-        shards += [filesystem.unstrip_protocol(f"{folder}/{name}") for name in names.dictionary.to_pylist()]
+        # `../<folder>/<shard>` is one of an earlier run; object stores do not resolve it.
+        paths = (posixpath.normpath(f"{folder}/{name}") for name in names.dictionary.to_pylist())
+        shards += [filesystem.unstrip_protocol(path) for path in paths]
         columns["offset"].append(table["offset"].to_numpy().astype(np.int64))
         columns["size_bytes"].append(table["size_bytes"].to_numpy().astype(np.int32))
         columns["image_id"].append(_parse_ids(table["image_id"], url))

@@ -1,4 +1,5 @@
-"""cluster (Ray): vectors of the kept pool + centroids -> `clusters`. A part a file of vectors."""
+"""cluster (Ray): vectors of the kept pool + centroids -> `clusters`. A part a file of vectors, made anew only where the centroids
+or what is kept of it changed."""
 
 from __future__ import annotations
 
@@ -16,25 +17,27 @@ from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import Artifact, File, Part, Rows, Store
 from pipeline.engines.ray import map_with_state
 from pipeline.stages.embed import read_vectors
-from pipeline.stages.fit_clusters import read_levels
+from pipeline.stages.fit_clusters import CENTROIDS, read_levels
 from pipeline.stages.kept import pool_kept
 from pipeline.stages.parts import made
 
-VERSION = 2
+VERSION = 3
 STAGE = "cluster"
 
 
 def run(context: Context) -> Outcome:
     vectors, dedup, fitted = (context.inputs[role] for role in ("vectors", "dedup", "centroids"))
-    work = []
+    wanted, work = pool_kept(context.store, dedup), []
     for file in vectors.tables["vectors"]:
-        key = digest(STAGE, VERSION, file.sha256, fitted.fingerprint, dedup.fingerprint)
+        ids = context.store.table([file], ["image_id"])["image_id"].to_pylist()
+        kept = digest([image_id for image_id in ids if image_id in wanted])
+        key = digest(STAGE, VERSION, file.sha256, fitted.content[CENTROIDS], kept)
         work.append((key, (key, file), file.rows))
     make = functools.partial(_assigning, context.store, fitted, dedup)
     parts, new = made(
         context, STAGE, work, functools.partial(map_with_state, make, cpus=context.cpus, address=context.ray_address)
     )
-    kept = sum(p.files["clusters"].rows for p in parts)
+    count = sum(p.files["clusters"].rows for p in parts)
     sizes = np.bincount(
         context.store.table([p.files["clusters"] for p in parts], ["cluster"], records.CLUSTERS)["cluster"].to_numpy(),
         minlength=1,
@@ -44,7 +47,7 @@ def run(context: Context) -> Outcome:
             "clusters": tuple(p.files["clusters"] for p in parts if p.files["clusters"].rows),
             "centroids": fitted.tables["centroids"],
         },
-        rows=Rows(taken=kept, kept=kept),
+        rows=Rows(taken=count, kept=count),
         details={
             "k": fitted.details["k"],
             "largest": int(sizes.max()),

@@ -1,7 +1,8 @@
-"""fit_clusters (Ray): vectors of the kept pool -> frozen centroids, one file a level, lowest first.
+"""fit_clusters (Ray): vectors of the kept pool -> centroids, one file a level, lowest first.
 
-Actors hold the vectors, each some files of them; a Lloyd step runs on all of them and its sums meet here. The levels above the
-lowest cluster centroids, which are few: they are fitted here.
+Those of the run before are kept as long as they fit the pool as it is now: what lies downstream depends on the centroids, not on
+the images that they were fitted on. Otherwise actors hold the vectors, each some files of them; a Lloyd step runs on all of them
+and its sums meet here. The levels above the lowest cluster centroids, which are few: they are fitted here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from pipeline.algorithms import hierarchy, kmeans
 from pipeline.algorithms.points import Floats, Points, keys_of
+from pipeline.algorithms.sampling import seeded_order
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import Artifact, File, Part, Rows, Store
@@ -25,8 +27,10 @@ from pipeline.stages.embed import read_vectors
 from pipeline.stages.kept import pool_kept
 from pipeline.stages.parts import made
 
-VERSION = 2
+VERSION = 3
 STAGE = "fit_clusters"
+CENTROIDS = "centroids"  # the digest that it names
+DRIFT_FILES = 64  # of vectors, some thousand images each, that tell whether centroids still fit
 # Below, an actor more costs more than it saves; the cores work inside one.
 BYTES_PER_ACTOR = 64 * 2**20
 
@@ -39,11 +43,18 @@ def run(context: Context) -> Outcome:
     asked = context.config["k"]
     k = (kmeans.choose_k(images),) if asked == "auto" else (asked,) if isinstance(asked, int) else tuple(asked)
     hierarchy.checked(k, images)
+    drift = _drift(context) if context.previous else None
+    if context.previous and drift is not None and drift <= context.config["drift"]:
+        earlier = context.previous
+        details = {**earlier.details, "drift": round(drift, 4), "parts_made": 0}
+        return Outcome(earlier.tables, Rows(taken=images, kept=images), earlier.content, details)
     key = digest(STAGE, VERSION, context.fingerprint)
     parts, new = made(context, STAGE, [(key, k, images)], functools.partial(_fit, context, key))
+    files = tuple(parts[0].files[f"centroids-{level}"] for level in range(len(k)))
     return Outcome(
-        tables={"centroids": tuple(parts[0].files[f"centroids-{level}"] for level in range(len(k)))},
+        tables={"centroids": files},
         rows=Rows(taken=images, kept=images),
+        content={CENTROIDS: digest(STAGE, VERSION, [file.sha256 for file in files])},
         details={
             "k": k[0],
             "levels": list(k),
@@ -51,8 +62,31 @@ def run(context: Context) -> Outcome:
             "steps": parts[0].counts["steps"],
             "parts": 1,
             "parts_made": len(new),
+            **({} if drift is None else {"refitted_at_drift": round(drift, 4)}),
         },
     )
+
+
+def _drift(context: Context) -> float | None:
+    """By what share the mean squared distance to the centroids of the run before has grown since they were fitted, by a seeded
+    sample of the files; None where they are of other vectors."""
+    store, previous = context.store, context.previous
+    assert previous is not None
+    fitted = context.inputs["fitted"].fingerprint if "fitted" in context.inputs else None
+    if previous.inputs.get("fitted", {}).get("fingerprint") != fitted:
+        return None
+    files = context.inputs["vectors"].tables["vectors"]
+    chosen = seeded_order([file.sha256 for file in files], context.config["seed"])[:DRIFT_FILES]
+    wanted, centroids = pool_kept(store, context.inputs["dedup"]), read_centroids(store, previous)
+    total, count = 0.0, 0
+    for at in chosen:
+        ids, matrix = read_vectors(store, [files[at]])
+        rows = [row for row, image_id in enumerate(ids) if image_id in wanted]
+        if rows:
+            total += float(kmeans.assign(matrix[rows], centroids)[1].sum(dtype=np.float64))
+            count += len(rows)
+    before: float = previous.details["mean_squared_distance"]
+    return total / max(1, count) / max(before, 1e-12) - 1
 
 
 def _fit(context: Context, key: str, work: Iterable[tuple[int, ...]]) -> Iterator[Part]:

@@ -79,7 +79,7 @@ def generations_of(store: Store, previous: Artifact | None, ids: Sequence[str]) 
     while standing and len(standing[-1].ids) <= new.sum():
         nodes = standing.pop().nodes
         new[nodes[nodes >= 0]] = True
-    return [*standing, _made(store, tuple(ids[node] for node in np.flatnonzero(new)), node_of)]
+    return [*standing, _made(store, tuple(ids[node] for node in np.flatnonzero(new).tolist()), node_of)]
 
 
 def _known(store: Store, file: File, node_of: dict[str, int]) -> Generation:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from pipeline import records
 from pipeline.algorithms import verify
 from pipeline.algorithms.images import THUMBNAIL_SIDE
-from pipeline.dag.fingerprint import digest
 from pipeline.dag.store import Artifact, File, Store
 
 
@@ -43,10 +42,6 @@ class Universe:
     thumbnails: NDArray[np.uint8]  # [N, 1024]
     flat: NDArray[np.bool_]
     set_names: Mapping[str, tuple[str, ...]]  # image_id -> reference and included sets that hold it
-
-    @property
-    def digest(self) -> str:
-        return digest(list(self.ids))
 
 
 def members_of(inputs: Mapping[str, Artifact], roles: Mapping[str, str]) -> list[Members]:

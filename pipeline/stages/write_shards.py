@@ -7,6 +7,10 @@ of workers, however ingest was cut.
 
 Shards lie in `<store>/shards/<digest of the plan>/`, a part each: data that moved to places of another order between a
 killed run and the next makes another plan, and shards of two plans never meet.
+
+A run over a selection that changed goes on from the shards of the run before it: it writes shards of what is new, lists in its
+index what still counts of the old ones (`../<folder>/<shard>`), and in `tombstones` what no longer does, and why. `compact`
+writes everything anew.
 """
 
 from __future__ import annotations
@@ -32,8 +36,9 @@ from pipeline.dag.store import File, HashingFile, Part, Rows, Store
 from pipeline.errors import LodesetError
 from pipeline.sources.reading import Location, read_images
 from pipeline.stages.parts import watching
+from pipeline.stages.standing import Standing, Told, changes, shards_before, tombstones
 
-VERSION = 1
+VERSION = 2
 STAGE = "write_shards"
 BLOCK_IMAGES = 64
 TAR_RECORD = 512
@@ -62,32 +67,51 @@ def run(context: Context) -> Outcome:
 
     config: Shards = context.speed["shards"]
     store = context.store
-    shards = plan(store, context, config)
-    folder = f"shards/{digest(context.fingerprint, [s.key for s in shards])[:16]}"
-    if not shards:
+    selected = store.table(context.inputs["selected"].tables["selected"])
+    if not selected.num_rows:
         raise LodesetError(
             "nothing was selected, so there are no shards to write: look at `lodeset report`, at what dedup and retrieve dropped"
         )
+    standing = shards_before(store, context.previous, selected["image_id"])
+    shards = plan(store, context, config, standing)
+    folder = f"shards/{digest(context.fingerprint, [s.key for s in shards])[:16]}"
     before = set(store.committed(STAGE, [s.key for s in shards]))
     left = sum(len(s.entries) for s in shards if s.key not in before)
     there = set(store.names(f"parts/{STAGE}"))
-    with watching(context, STAGE, there, left, "images"), pipeline(context.cpus, context.speed["beam"]) as p:
-        wanted = p | "shards" >> beam.Create([s for s in shards if s.key not in before]) | beam.Reshuffle()
-        _, unwritten = attempted(wanted, "write", _write, store, folder)
-        raise_failures(unwritten)
+    if left:
+        with watching(context, STAGE, there, left, "images"), pipeline(context.cpus, context.speed["beam"]) as p:
+            wanted = p | "shards" >> beam.Create([s for s in shards if s.key not in before]) | beam.Reshuffle()
+            _, unwritten = attempted(wanted, "write", _write, store, folder)
+            raise_failures(unwritten)
     committed = store.committed(STAGE, [s.key for s in shards])
     parts = [committed[s.key] for s in shards]
-    index = store.table([p.files["entries"] for p in parts])
-    index_file = _publish_index(store, folder, index)
-    selected = context.inputs["selected"].rows.kept
+    written = store.table([p.files["entries"] for p in parts], None, records.SHARDS)
+    told = Told(
+        index=pa.concat_tables([standing.live, written]),
+        tombstones=tombstones(store, context, standing.dead),
+        changes=changes(store, context, standing, written["image_id"], selected),
+    )
+    published = _publish(store, folder, told)
+    removed = told.changes.filter(pc.equal(told.changes["change"], "removed"))
+    written_bytes = sum(p.files["shard"].size_bytes for p in parts)
     return Outcome(
-        tables={"shards": tuple(p.files["shard"] for p in parts), "index": (index_file,)},
-        rows=Rows(taken=selected, kept=index.num_rows),
+        tables={
+            "shards": (*standing.files, *(p.files["shard"] for p in parts)),
+            **{name: (file,) for name, file in published.items()},
+        },
+        rows=Rows(taken=context.inputs["selected"].rows.kept, kept=told.index.num_rows),
         details={
             "folder": folder,
-            "shards": len(parts),
+            "shards": len(standing.files) + len(parts),
+            "shards_numbered": standing.numbered + len(parts),
+            "parts": len(parts),
             "parts_made": len(parts) - len(before),
-            "size_bytes": sum(p.files["shard"].size_bytes for p in parts),
+            "size_bytes": written_bytes + sum(file.size_bytes for file in standing.files),
+            "written_bytes": written_bytes,
+            "dead_bytes": int(pc.sum(told.tombstones["size_bytes"]).as_py() or 0),
+            "added": told.changes.num_rows - removed.num_rows,
+            "removed": removed.num_rows,
+            **({"goes_on_from": context.previous.details["folder"]} if context.previous else {}),
         },
     )
 
@@ -95,9 +119,10 @@ def run(context: Context) -> Outcome:
 # -- which image goes where
 
 
-def plan(store: Store, context: Context, config: Shards) -> list[Shard]:
+def plan(store: Store, context: Context, config: Shards, standing: Standing) -> list[Shard]:
     """The shards to write, by metadata alone."""
     selected = store.table(context.inputs["selected"].tables["selected"])
+    selected = selected.filter(pc.invert(pc.is_in(selected["image_id"], standing.live["image_id"])))
     why: dict[str, list[dict[str, Any]]] = {}
     for row in selected.to_pylist():
         why.setdefault(row["image_id"], []).append({k: v for k, v in row.items() if k != "image_id" and v is not None})
@@ -106,7 +131,7 @@ def plan(store: Store, context: Context, config: Shards) -> list[Shard]:
     names = [block[0].place.image_id for block in blocks]
     mixed = [entry for i in seeded_order(names, config.seed) for entry in blocks[i]]
     shards = []
-    for number, run_ in enumerate(_filled(mixed, int(config.size_mb * 2**20))):
+    for number, run_ in enumerate(_filled(mixed, int(config.size_mb * 2**20)), standing.numbered):
         order = seeded_order([e.place.image_id for e in run_], config.seed)
         chosen = tuple(run_[i] for i in order)
         key = digest(STAGE, VERSION, context.fingerprint, number, [e.place.image_id for e in chosen])
@@ -232,11 +257,12 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(entry, io.BytesIO(data))
 
 
-def _publish_index(store: Store, folder: str, index: pa.Table) -> File:
-    """`index.parquet` beside the shards, in the order of the shards and of the entries inside."""
+def _publish(store: Store, folder: str, told: Told) -> dict[str, File]:
+    """`index.parquet`, `tombstones.parquet` and `changes.parquet` beside the shards; the index in the order of the shards and
+    of the entries inside."""
     key = digest("shard_index", VERSION, folder)
     found = store.part("shard_index", key)
     if found is None:
-        file = store.write_named(f"{folder}/index.parquet", index)
-        found = store.commit_part("shard_index", key, {}, files={"index": file})
-    return found.files["index"]
+        files = {name: store.write_named(f"{folder}/{name}.parquet", table) for name, table in vars(told).items()}
+        found = store.commit_part("shard_index", key, {}, files=files)
+    return dict(found.files)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -20,6 +19,7 @@ from pipeline.dag.store import Artifact, File, Rows, Store
 from pipeline.errors import LodesetError
 from pipeline.stages import dedup, retrieve, search
 from pipeline.stages.embed import vector_table
+from pipeline.stages.generations import TABLE, generations_of
 from pipeline.stages.universe import Members
 
 
@@ -108,10 +108,9 @@ def test_dedup_and_retrieval_search_the_same_way(tmp_path: Path, monkeypatch: py
     context = dataclasses.replace(context, stage=stage, inputs=inputs)
 
     sets = [Members(name, "pool", (), tuple(found)) for name, found in files.items()]
-    some: Any = SimpleNamespace(ids=tuple(ids), digest="universe")
-    found, made = dedup._search(context, sets, some, 4, asked)
-    assert (len(found), made) == (3, 3) and dedup._search(context, sets, some, 4, asked) == (found, 0)
-    a, b, similarity = dedup._neighbors(context.store, found)
+    generations = generations_of(context.store, None, ids)
+    (a, b, similarity), parts, made = dedup._search(context, sets, generations, 4, asked, -1.0)
+    assert (parts, made) == (3, 3) and dedup._search(context, sets, generations, 4, asked, -1.0)[2] == 0
     expected = {
         (min(i, j), max(i, j))
         for i, row in enumerate(ExactIndex(vectors).search(vectors, 5)[1].tolist())
@@ -123,6 +122,19 @@ def test_dedup_and_retrieval_search_the_same_way(tmp_path: Path, monkeypatch: py
     assert len(expected & pairs) >= (1.0 if asked == "exact" else 0.85) * len(expected)
     true = np.einsum("nd,nd->n", vectors[a].astype(np.float64), vectors[b].astype(np.float64))
     np.testing.assert_allclose(similarity, true, atol=1e-6)
+
+    # The newest 300 images apart: the others among themselves and among them, each in three parts; they among both, in one.
+    (first,) = generations_of(context.store, None, ids[:2_200])
+    tables = {TABLE: (first.file,)}
+    earlier = Artifact("dedup", "pool", 1, "earlier", {}, {}, tables, Rows(0, 0))
+    grown = dedup._search(context, sets, generations_of(context.store, earlier, ids), 4, asked, -1.0)
+    assert grown[1:] == (8, 8)
+    if asked == "exact":
+        for one, other in zip(grown[0], (a, b, similarity), strict=True):
+            np.testing.assert_array_equal(one, other)
+    above = dedup._search(context, sets, generations, 4, asked, 0.5)[0]
+    near = similarity > 0.5
+    assert [x.tolist() for x in above] == [x[near].tolist() for x in (a, b, similarity)]
 
     queries = sorted(context.store.table(files["test"], ["image_id"])["image_id"].to_pylist())
     hits = retrieve._search(context, len(queries), Sample(mode="sample", k=3, part_images=500))
