@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,14 @@ if TYPE_CHECKING:
     from infra.composition import Composition
     from infra.doctor import Check
     from infra.estimate import Estimate
+    from infra.forget import Forgotten
+    from infra.upkeep import Compacted
     from pipeline.dag.decisions import Decision
     from pipeline.dag.runner import Event
     from pipeline.dag.stage import Stage
     from pipeline.dag.store import Artifact, Store
+
+SHARDS = "write_shards/all"
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def plan(opened: Opened, fresh: bool = False) -> list[tuple[Decision, Estimate]]
     from infra.estimate import estimates
     from pipeline.dag.decisions import decide
 
-    decisions = decide(opened.store, opened.stages, fresh)
+    decisions = decide(opened.store, opened.stages, names_of(opened) if fresh else ())
     return list(zip(decisions.values(), estimates(opened.store, decisions, cpus_of(opened.config)), strict=True))
 
 
@@ -136,19 +140,63 @@ def composition(opened: Opened) -> Composition:
 
 
 def run(opened: Opened, watch: Callable[[Event], None], fresh: bool = False) -> dict[str, Artifact]:
-    """Runs what is not finished and returns every artifact by stage id.
+    """Runs what is not finished and returns every artifact by stage id; `fresh` takes nothing over from earlier runs.
 
     Raises:
         LodesetError: the first stage that failed; what was finished stays.
     """
+    return _run(opened, opened.stages, watch, names_of(opened) if fresh else ())
+
+
+def names_of(opened: Opened) -> frozenset[str]:
+    return frozenset(stage.name for stage in opened.stages.values())
+
+
+def _run(
+    opened: Opened, stages: Mapping[str, Stage], watch: Callable[[Event], None], fresh: Container[str]
+) -> dict[str, Artifact]:
     from pipeline.dag.runner import Runner
     from pipeline.engines.ray import cluster
+    from pipeline.stages.forgotten import refuse_during_take_down
 
+    refuse_during_take_down(opened.store)
     cpus = cpus_of(opened.config)
     ray: Callable[[], contextlib.AbstractContextManager[str]] = functools.partial(
         cluster, opened.config.resources.ray_address, cpus
     )
-    return Runner(opened.store, cpus, ray, watch, fresh).run(opened.stages)
+    return Runner(opened.store, cpus, ray, watch, fresh).run(stages)
+
+
+def compact(opened: Opened, watch: Callable[[Event], None], delete: bool = False) -> Compacted:
+    """Writes the shards of the selection as it stands anew, without what they hold besides; then deletes, if asked to, the
+    shards that these replace.
+
+    Raises:
+        LodesetError: there are no shards yet, or the selection is no longer theirs.
+    """
+    from infra.upkeep import compacted, superseded
+    from pipeline.dag.stage import closure
+
+    before = artifacts(opened).get(SHARDS)
+    if before is None:
+        raise LodesetError(
+            f"the shards of {opened.path} are not written, or not of this configuration: `lodeset run` first"
+        )
+    stages = closure(opened.stages, before.stage)
+    after = _run(opened, stages, watch, frozenset({before.stage}))[SHARDS]
+    return compacted(after, superseded(opened.store, before, after, delete), delete)
+
+
+def forget(opened: Opened, asked: Sequence[str], copies: bool = False) -> Forgotten:
+    """Takes images, by image_id or URL, out of every table, cache and shard of the store, for ever.
+
+    Raises:
+        LodesetError: a URL that no image of the configuration has.
+        HeldError: a run is at work on the store.
+    """
+    from infra.forget import forget
+
+    return forget(opened.store, artifacts(opened), asked, copies)
 
 
 def artifacts(opened: Opened) -> dict[str, Artifact]:

@@ -184,6 +184,55 @@ def run(
 
 
 @app.command()
+def compact(
+    config: ConfigPath,
+    delete: Annotated[bool, typer.Option("--delete", help="delete the shards that the new ones replace")] = False,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Write the shards anew, without the images that they hold and no longer stand for."""
+    from infra.progress import watching
+
+    opened = _open(config, set_, None)
+    with watching(err) as watch:
+        done = api.compact(opened, watch, delete)
+    if as_json:
+        _print_json(vars(done))
+        return
+    out.print(
+        f"{done.images:,} images in {done.shards} shards of {_size(done.size_bytes)[1:]}, in {done.folder}; "
+        f"{'deleted' if delete else 'nothing refers any more to'} {_size(done.superseded_bytes)[1:]}"
+        + ("" if delete or not done.superseded_bytes else " of old ones: `--delete` deletes them"),
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def forget(
+    config: ConfigPath,
+    what: Annotated[list[str], typer.Argument(metavar="IMAGE_ID or URL", help="one or several")],
+    copies: Annotated[bool, typer.Option("--copies", help="near-duplicates of these images, too")] = False,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Take images out of every table, cache and shard, and never take them in again."""
+    done = api.forget(_open(config, set_, None), what, copies)
+    if as_json:
+        _print_json(vars(done))
+        return
+    rows = ", ".join(f"{name} {count}" for name, count in sorted(done.rows.items()) if count) or "none"
+    out.print(f"forgotten: {', '.join(done.image_ids)}; rows: {rows}; shards rewritten: {done.shards}", soft_wrap=True)
+    if done.copies:
+        err.print(
+            f"[yellow]warning:[/] {len(done.copies)} near-duplicates stay, e.g. {done.copies[0]}: `--copies` takes them out, too",
+            soft_wrap=True,
+        )
+    for warning in done.warnings:
+        err.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def status(config: ConfigPath, set_: Set = None, limit: Limit = None, as_json: Json = False) -> None:
     """Show the funnel: what each stage took, kept and dropped."""
     _show_status(api.status(_open(config, set_, limit)), as_json)

@@ -32,6 +32,7 @@ from pipeline.engines.ray import map_with_state
 from pipeline.errors import LodesetError
 from pipeline.sources.reading import read_images
 from pipeline.stages.parts import made
+from pipeline.stages.write_shards import IMAGES
 from pruning.config import PruneJob
 from pruning.entropic import Gram, Solution, path
 from pruning.groups import apply, check_removal, collect_grams, find_groups, save_pruned
@@ -70,7 +71,7 @@ def build(
         config={"jobs": list(jobs), "targets": [t.model_dump(include={"name", "label", "split"}) for t in targets]},
         inputs={
             "train": Input(above["train/all"]),
-            "shards": Input(above["write_shards/all"]),
+            "shards": Input(above["write_shards/all"], IMAGES),
             **{f"images:{t.name}": Input(above[f"ingest/{t.name}"], "metadata") for t in targets},
         },
         speed={"jobs": tuple(jobs), "training": training, "targets": tuple(targets), "max_pixels": max_pixels},
@@ -154,7 +155,7 @@ def _run_job(
 ) -> tuple[dict[str, Any], list[File], int, int]:
     started = time.time()
     store = context.store
-    basis = (context.inputs["train"].fingerprint, context.inputs["shards"].fingerprint, setting.size)
+    basis = (context.inputs["train"].fingerprint, context.inputs["shards"].content[IMAGES], setting.size)
     share = functools.partial(map_with_state, cpus=context.cpus, address=context.ray_address)
 
     runs = _calibration(setting.index_url, job)

@@ -41,10 +41,13 @@ def without_engine(module: ModuleType, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(module, "job", lambda _: nullcontext(), raising=False)
 
 
-def ran(store: Store, stage: Stage, inputs: Mapping[str, Artifact], cpus: int = 1) -> Artifact:
-    """The artifact of a stage whose function is called here."""
+def ran(
+    store: Store, stage: Stage, inputs: Mapping[str, Artifact], cpus: int = 1, previous: Artifact | None = None
+) -> Artifact:
+    """The artifact of a stage whose function is called here; another one where it goes on from `previous`."""
     given = {role: inputs[needed.stage.id] for role, needed in stage.inputs.items()}
-    outcome = stage.function(Context(store, stage, f"of-{stage.name}-{cpus}", given, cpus, lambda _: None))
+    fingerprint = f"of-{stage.name}-{cpus}" + (f"-after-{previous.fingerprint}" if previous else "")
+    outcome = stage.function(Context(store, stage, fingerprint, given, cpus, lambda _: None, previous))
     return artifact(stage.name, stage.set, outcome)
 
 

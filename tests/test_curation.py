@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 import subprocess
@@ -17,11 +18,16 @@ import pyarrow.dataset as ds
 import pytest
 import webdataset
 import yaml
-from builders import id_of, picture, write_tar
+from builders import encoded, id_of, picture, write_tar
+from PIL import Image
 
 from infra.demo.world import Truth, load_truth, make_world, write_config
 
-pytestmark = pytest.mark.slow  # whole runs
+pytestmark = [
+    pytest.mark.slow,  # whole runs
+    # Webdataset leaves the shards that it read open.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 def lodeset(*arguments: str | Path, code: int = 0) -> tuple[str, str]:
@@ -206,7 +212,6 @@ def test_selected_is_unique_and_each_set_gets_what_it_looks_for(
 
 
 # webdataset leaves its files to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_shards_are_what_plain_webdataset_reads(finished: dict[str, dict[str, Any]], world: Path) -> None:
     entry = finished["write_shards/all"]
     sources: dict[str, bytes] = {}
@@ -241,12 +246,14 @@ def test_shards_are_what_plain_webdataset_reads(finished: dict[str, dict[str, An
             assert all((m.mtime, m.uid, m.gid, m.uname) == (0, 0, 0, "") for m in tar)
 
 
-def test_manifests_tell_the_digest_of_every_file(finished: dict[str, dict[str, Any]], world: Path) -> None:
+def test_manifests_tell_the_digest_of_every_file(
+    finished: dict[str, dict[str, Any]], world: Path, store: str = "runs"
+) -> None:
     for entry in finished.values():
         tree = json.loads(Path(entry["manifest"]).read_text())
         for files in tree["tables"].values():
             for file in files:
-                assert hashlib.sha256((world / "runs" / file["path"]).read_bytes()).hexdigest() == file["sha256"]
+                assert hashlib.sha256((world / store / file["path"]).read_bytes()).hexdigest() == file["sha256"]
 
 
 # -- from run to run
@@ -276,26 +283,142 @@ def test_another_threshold_searches_nothing_again(copy: Path, finished: dict[str
         assert after[id_]["seconds"] == finished[id_]["seconds"], id_
 
 
-def test_one_more_tar_costs_only_itself(copy: Path, finished: dict[str, dict[str, Any]]) -> None:
-    # It sorts first and holds an image that is in the pool already: neither may touch the parts of the others.
+def by_image(entry: dict[str, Any], table: str) -> dict[str, dict[str, Any]]:
+    return {row["image_id"]: row for row in rows(entry, table)}
+
+
+def read_shards(entry: dict[str, Any]) -> dict[str, bytes]:
+    """What plain webdataset reads from the shards, by image_id."""
+    samples = webdataset.WebDataset(entry["tables"]["shards"], shardshuffle=False)
+    return {s["__key__"]: next(v for k, v in s.items() if k not in ("__key__", "__url__", "json")) for s in samples}
+
+
+def indexed(entry: dict[str, Any]) -> dict[str, bytes]:
+    """What lies where the index says that images lie."""
+    folder, found = Path(entry["tables"]["index"][0]).parent, {}
+    for row in rows(entry, "index"):
+        with (folder / row["shard"]).open("rb") as file:
+            file.seek(row["offset"])
+            found[row["image_id"]] = file.read(row["size_bytes"])
+    assert all(id_of(data) == image_id for image_id, data in found.items())
+    return found
+
+
+@pytest.fixture
+def grown(copy: Path, finished: dict[str, dict[str, Any]]) -> Iterator[Path]:
+    """The configuration after another run over the pool with one more tar.
+
+    It sorts first and holds an image that is in the pool already: neither may touch the parts of the others.
+    """
     known = rows(finished["ingest/pool"], "locations")[0]
     with open(known["uri"], "rb") as file:
         file.seek(known["offset"])
         again = file.read(known["size_bytes"])
+    kept = rows(finished["retrieve/all"], "selected")[0]["image_id"]
+    place = next(row for row in rows(finished["ingest/pool"], "locations") if row["image_id"] == kept)
+    with open(place["uri"], "rb") as file:
+        file.seek(place["offset"])
+        near = Image.open(io.BytesIO(file.read(place["size_bytes"]))).convert("RGB")
+    larger = encoded(near.resize((2 * near.width, 2 * near.height)))
     new = copy.parent / "pool/a-new.tar"
-    write_tar(new, [*((f"{i}.png", picture(1_000 + i)) for i in range(7)), ("again.bin", again)])
+    write_tar(
+        new,
+        [*((f"{i}.png", picture(1_000 + i)) for i in range(7)), ("again.bin", again), ("larger.png", larger)],
+    )
+    # Everything that is kept goes in, so that what is new does.
+    tree = yaml.safe_load(copy.read_text())
+    tree["curated"].append({"name": "anything", "uri": str(new), "retrieve": {"mode": "sample", "k": 1}})
+    copy.write_text(yaml.safe_dump(tree))
     try:
-        lodeset("run", copy, "--until", "dedup")
-        after = entries(copy)
+        lodeset("run", copy)
+        yield copy
     finally:
         new.unlink()
-    assert after["ingest/pool"]["details"]["images_decoded"] == 8
-    assert after["embed/pool"]["details"]["images_embedded"] == 7
-    assert after["ingest/pool"]["rows"]["kept"] == finished["ingest/pool"]["rows"]["kept"] + 7
-    assert (
-        after["fit_embedder/pool"]["manifest"].rsplit("/", 2)[1]
-        == finished["fit_embedder/pool"]["manifest"].rsplit("/", 2)[1]
-    )
+
+
+def test_one_more_tar_costs_only_itself(
+    grown: Path, finished: dict[str, dict[str, Any]], world: Path, tmp_path: Path
+) -> None:
+    after = entries(grown)
+    assert after["ingest/pool"]["details"]["images_decoded"] == 9
+    assert after["embed/pool"]["details"]["images_embedded"] == 8
+    assert after["ingest/pool"]["rows"]["kept"] == finished["ingest/pool"]["rows"]["kept"] + 8
+    for id_ in ("fit_embedder/pool", "calibrate/pool"):
+        fingerprints = [tree[id_]["manifest"].rsplit("/", 2)[1] for tree in (after, finished)]
+        assert fingerprints[0] == fingerprints[1]
+    assert after["fit_clusters/pool"]["tables"] != [] and after["fit_clusters/pool"]["details"]["parts_made"] == 0
+    assert after["dedup/pool"]["details"]["generations"][1:] == [8]
+
+    # The larger copy of an image that shards hold takes no place in them.
+    before, duplicates = by_image(finished["dedup/pool"], "duplicates"), by_image(after["dedup/pool"], "duplicates")
+    assert all(duplicates[image_id]["kept"] for image_id, row in before.items() if row["kept"])
+    new = {i: row for i, row in duplicates.items() if i not in before}
+    assert sorted(row["reason"] for row in new.values()) == ["near", *["unique"] * 7]
+
+    shards, earlier = after["write_shards/all"], finished["write_shards/all"]
+    assert shards["details"]["added"] == len(rows(shards, "changes")) - shards["details"]["removed"] > 0
+    assert shards["details"]["written_bytes"] < 0.2 * shards["details"]["size_bytes"]
+    assert {Path(p).name for p in earlier["tables"]["shards"]} <= {Path(p).name for p in shards["tables"]["shards"]}
+    assert set(indexed(shards)) == {row["image_id"] for row in rows(after["retrieve/all"], "selected")}
+    told = {row["image_id"]: row["change"] for row in rows(shards, "changes")}
+    now, then = ({row["image_id"] for row in rows(entry, "index")} for entry in (shards, earlier))
+    assert told == {**dict.fromkeys(now - then, "added"), **dict.fromkeys(then - now, "removed")}
+    assert set(by_image(shards, "tombstones")) == set(read_shards(shards)) - now
+
+    # From scratch, the same images are copies of the same; only who is kept of them may differ.
+    scratch = tmp_path / "scratch.yaml"
+    scratch.write_text(grown.read_text().replace("./copy", str(tmp_path / "runs")))
+    shutil.copy(scratch, world / "scratch.yaml")
+    try:
+        lodeset("run", world / "scratch.yaml", "--until", "dedup")
+        anew = by_image(entries(world / "scratch.yaml")["dedup/pool"], "duplicates")
+    finally:
+        (world / "scratch.yaml").unlink()
+    assert {i: row["group_id"] for i, row in anew.items()} == {i: row["group_id"] for i, row in duplicates.items()}
+    differ = {i for i, row in anew.items() if row["kept"] != duplicates[i]["kept"]}
+    assert len({anew[i]["group_id"] for i in differ}) == 1
+
+
+def test_compaction_leaves_what_is_selected_in_shards_of_its_own(grown: Path) -> None:
+    before = entries(grown)["write_shards/all"]
+    done = json.loads(lodeset("compact", grown, "--json")[0])
+    after = entries(grown)["write_shards/all"]
+    assert set(indexed(after)) == set(read_shards(after)) == set(indexed(before)) == set(by_image(before, "index"))
+    assert done["superseded_bytes"] > 0 and not done["deleted"] and after["details"]["dead_bytes"] == 0
+    deleted = json.loads(lodeset("compact", grown, "--delete", "--json")[0])
+    assert deleted["images"] == len(indexed(after))
+    assert "nothing to do" in lodeset("plan", grown)[0]
+
+
+def test_what_is_forgotten_is_gone_and_stays_away(grown: Path) -> None:
+    before = entries(grown)
+    held = indexed(before["write_shards/all"])
+    image_id = min(held)
+    others = {i: data for i, data in held.items() if i != image_id}
+    done = json.loads(lodeset("forget", grown, image_id, "--json")[0])
+    assert done["image_ids"] == [image_id] and done["shards"] >= 1 and done["rows"]["images"] >= 1
+    after = entries(grown)
+    for entry in after.values():
+        for files in entry["tables"].values():
+            for file in files:
+                if file.endswith(".parquet"):
+                    table = ds.dataset(file).to_table()
+                    assert not any(image_id in str(table[c].unique()) for c in table.column_names if "id" in c), file
+    assert indexed(after["write_shards/all"]) == others
+    store = grown.parent / "copy"
+    assert not any(image_id.encode() in path.read_bytes() for path in store.glob("shards/*/*.tar") if path.is_file())
+    test_manifests_tell_the_digest_of_every_file(after, grown.parent, "copy")
+    assert "nothing to do" in lodeset("plan", grown)[0]
+    # The source still has it, and is read again.
+    uri = next(row["uri"] for row in rows(before["ingest/pool"], "locations") if row["image_id"] == image_id)
+    data = Path(uri).read_bytes()
+    Path(uri).write_bytes(data)
+    lodeset("run", grown)
+    again = entries(grown)
+    assert again["ingest/pool"]["rows"]["dropped"]["forgotten"] >= 1
+    assert again["embed/pool"]["details"]["images_embedded"] == 0
+    assert image_id not in indexed(again["write_shards/all"])
+    assert "neither an image_id" in lodeset("forget", grown, "https://nowhere.org/x", code=1)[1]
 
 
 def test_moved_data_is_listed_again_and_embedded_never(copy: Path, finished: dict[str, dict[str, Any]]) -> None:

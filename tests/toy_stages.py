@@ -37,6 +37,11 @@ def host(context: Context) -> Outcome:
     return Outcome({}, Rows(1, 1), details={"guests": guests})
 
 
+def goes_on(context: Context) -> Outcome:
+    previous = context.previous
+    return Outcome({}, Rows(1, 1), details={"from": None if previous is None else previous.fingerprint})
+
+
 def loses_rows(context: Context) -> Outcome:
     return Outcome({}, Rows(10, 7, {"near": 2}))
 

@@ -77,7 +77,8 @@ class ShardIndex:
 
 
 def open_index(urls: Sequence[str]) -> ShardIndex:
-    """Reads `index.parquet` files (paths or fsspec URLs on one file system), in the order given.
+    """Reads `index.parquet` files (paths or fsspec URLs on one file system): rows in the order of their image_ids, so that what
+    is trained does not depend on which shard holds what.
 
     Raises:
         LodesetError: no file given, a file or column is missing, or an image_id is not 32 hex digits.
@@ -104,12 +105,15 @@ def open_index(urls: Sequence[str]) -> ShardIndex:
         columns["offset"].append(table["offset"].to_numpy().astype(np.int64))
         columns["size_bytes"].append(table["size_bytes"].to_numpy().astype(np.int32))
         columns["image_id"].append(_parse_ids(table["image_id"], url))
+    ids = np.concatenate(columns["image_id"]).astype(np.uint8)
+    high, low = ids.view(">u8").T
+    order = np.lexsort((low, high))
     return ShardIndex(
         shards=tuple(shards),
-        shard=np.concatenate(columns["shard"]).astype(np.int32),
-        offset=np.concatenate(columns["offset"]).astype(np.int64),
-        size_bytes=np.concatenate(columns["size_bytes"]).astype(np.int32),
-        ids=np.concatenate(columns["image_id"]).astype(np.uint8),
+        shard=np.concatenate(columns["shard"])[order].astype(np.int32),
+        offset=np.concatenate(columns["offset"])[order].astype(np.int64),
+        size_bytes=np.concatenate(columns["size_bytes"])[order].astype(np.int32),
+        ids=ids[order],
     )
 
 

@@ -20,6 +20,7 @@ from pipeline.engines.ray import job, map_with_state
 from pipeline.errors import LodesetError
 from pipeline.stages.embed import read_vectors
 from pipeline.stages.parts import made
+from pipeline.stages.write_shards import IMAGES
 from training import cost
 from training.checkpoint import MARKER, STATE
 from training.config import TrainingConfig
@@ -55,7 +56,7 @@ def build(
             "ray",
             run_train,
             config=config.model_dump(mode="json", exclude=NOT_IDENTITY),
-            inputs={"shards": Input(curation["write_shards/all"])},
+            inputs={"shards": Input(curation["write_shards/all"], IMAGES)},
             speed={"training": config},
             seconds_per_image=cost.seconds_per_image(config),
             work=config.steps * config.batch,

@@ -52,16 +52,35 @@ def _is_gone(owner: dict[str, Any]) -> bool:
         return True
 
 
+def _owner(held: bytes) -> dict[str, Any]:
+    try:
+        return dict(json.loads(held))
+    except (ValueError, TypeError):
+        return {}
+
+
+def live(store: Store) -> list[str]:
+    """The names of the claims that somebody alive holds."""
+    names = [name.removesuffix(".json") for name in store.names("claims") if name.endswith(".json")]
+    now, found = _now(store) if names else 0.0, []
+    for name in names:
+        path = f"claims/{name}.json"
+        try:
+            fresh = now - _store_time(store, path) < LEASE_SECONDS
+        except FileNotFoundError:
+            continue
+        if fresh and not _is_gone(_owner(store.read(path) or b"")):
+            found.append(name)
+    return found
+
+
 def _take(store: Store, path: str, mine: bytes, what: str) -> None:
     if store.put_absent(path, mine):
         return None
     held = store.read(path)
     if held is None:
         return _take(store, path, mine, what)
-    try:
-        owner = json.loads(held)
-    except ValueError:
-        owner = {}
+    owner = _owner(held)
     try:
         age = _now(store) - _store_time(store, path)
     except FileNotFoundError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,8 +27,11 @@ class Decision:
     previous: Artifact | None = None
 
 
-def decide(store: Store, stages: Mapping[str, Stage], fresh: bool = False) -> dict[str, Decision]:
-    """One decision a stage, in the order given (which must be topological). Reads manifests, spends nothing."""
+def decide(store: Store, stages: Mapping[str, Stage], fresh: Container[str] = ()) -> dict[str, Decision]:
+    """One decision a stage, in the order given (which must be topological). Reads manifests, spends nothing.
+
+    `fresh` are the names of stages that take nothing over from earlier runs.
+    """
     decisions: dict[str, Decision] = {}
     finished: dict[str, Artifact] = {}
     for stage in stages.values():
@@ -39,40 +42,41 @@ def decide(store: Store, stages: Mapping[str, Stage], fresh: bool = False) -> di
     return decisions
 
 
-def decided(store: Store, stage: Stage, finished: Mapping[str, Artifact], fresh: bool) -> Decision:
+def decided(store: Store, stage: Stage, finished: Mapping[str, Artifact], fresh: Container[str]) -> Decision:
     fingerprint = stage.fingerprint(finished)
     if fingerprint is None:
         waiting = sorted({i.stage.id for i in stage.inputs.values() if i.stage.id not in finished})
         return Decision(stage, "wait", f"after {', '.join(waiting)}")
+    anew = stage.name in fresh
     if stage.follows is not None:
-        return _following(store, stage, stage.follows, finished, fresh)
+        return _following(store, stage, stage.follows, finished, anew)
     artifact = store.artifact(stage.name, stage.set, fingerprint)
     if artifact is not None:
         return Decision(stage, "finished", "unchanged", fingerprint, artifact)
     history = store.history(stage.name, stage.set)
-    if stage.frozen and not fresh:
+    if stage.frozen and not anew:
         for earlier in history:
             if _still_fits(stage, earlier, finished):
                 reason = f"fitted {_day(earlier)}; `--fresh` refits"
                 return Decision(stage, "taken over", reason, earlier.fingerprint, earlier)
-    last = None if fresh or not history else history[0]
+    last = None if anew or not history else history[0]
     return Decision(stage, "run", _why(stage, finished, history), fingerprint, previous=last)
 
 
 def _following(
-    store: Store, stage: Stage, keys: tuple[str, ...], finished: Mapping[str, Artifact], fresh: bool
+    store: Store, stage: Stage, keys: tuple[str, ...], finished: Mapping[str, Artifact], anew: bool
 ) -> Decision:
     """Finished is what was made from these inputs, whatever it went on from; the newest where there are several."""
     history = store.history(stage.name, stage.set)
     for made in history:
         before = made.inputs.get(PREVIOUS, {}).get("fingerprint")
-        if not (fresh and before) and made.fingerprint == stage.fingerprint(finished, before):
+        if not (anew and before) and made.fingerprint == stage.fingerprint(finished, before):
             return Decision(stage, "finished", "unchanged", made.fingerprint, made)
     config: Mapping[str, Any] = canonical(stage.config)
     fitting = (
         a for a in history if a.version == stage.version and all(a.config.get(key) == config.get(key) for key in keys)
     )
-    last = None if fresh else next(fitting, None)
+    last = None if anew else next(fitting, None)
     reason = _why(stage, finished, history)
     if last is not None:
         reason += f"; goes on from {_day(last)}"

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -63,7 +63,7 @@ class Runner:
         cpus: int,
         ray: Callable[[], contextlib.AbstractContextManager[str]],
         watch: Callable[[Event], None],
-        fresh: bool = False,
+        fresh: Container[str] = (),
     ) -> None:
         self.store, self.cpus, self.watch, self.fresh = store, cpus, watch, fresh
         self._start_ray = ray

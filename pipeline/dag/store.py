@@ -13,6 +13,7 @@ A reader follows manifests, so files of an attempt that died are never seen. Not
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -193,6 +194,21 @@ class Store:
         except ValueError as error:
             raise LodesetError(f"{self.full_url(relative)} is damaged ({error}): delete it and run again") from error
 
+    def replace(self, copy: str, relative: str) -> None:
+        """Puts a file in the place of another one; nothing where that was done before. For take-downs alone: everything else in
+        a store is written once."""
+        with self.explained(f"replacing {relative}"), contextlib.suppress(FileNotFoundError):
+            if self.local:
+                os.replace(self.path(copy), self.path(relative))
+            else:
+                self.fs.mv(self.path(copy), self.path(relative))
+
+    def replace_json(self, relative: str, tree: Mapping[str, Any]) -> None:
+        """Likewise, a manifest."""
+        copy = f"{relative}.{uuid.uuid4().hex}"
+        self.put_absent(copy, json.dumps(tree, indent=1).encode())
+        self.replace(copy, relative)
+
     def delete(self, relative: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.path(relative))
@@ -292,6 +308,12 @@ class Store:
                 self.delete(file.path)
         return earlier
 
+    def delete_part(self, stage: str, part: Part) -> None:
+        """The manifest first: without it, the files are nobody's."""
+        self.delete(f"parts/{stage}/{part.key}/manifest.json")
+        for file in part.files.values():
+            self.delete(file.path)
+
     # -- artifacts
 
     def artifact(self, stage: str, set_: str, fingerprint: str) -> Artifact | None:
@@ -306,16 +328,23 @@ class Store:
 
     def commit_artifact(self, artifact: Artifact) -> Artifact:
         """Puts the manifest if there is none; whoever came first is returned."""
-        folder = f"artifacts/{artifact.stage}/{artifact.set}/{artifact.fingerprint}"
         data = json.dumps(artifact.to_json(), indent=1).encode()
-        if self.put_absent(f"{folder}/manifest.json", data):
+        if self.put_absent(_manifest(artifact), data):
             return artifact
         earlier = self.artifact(artifact.stage, artifact.set, artifact.fingerprint)
-        assert earlier is not None, f"{folder}/manifest.json exists and cannot be read"
+        assert earlier is not None, f"{_manifest(artifact)} exists and cannot be read"
         return earlier
 
+    def replace_artifact(self, artifact: Artifact, tables: Mapping[str, tuple[File, ...]]) -> None:
+        """Other files for its tables. What it counted stays what it counted."""
+        self.replace_json(_manifest(artifact), dataclasses.replace(artifact, tables=tables).to_json())
+
+    def delete_artifact(self, artifact: Artifact) -> None:
+        """Its manifest; the parts that it lists may be another's, too."""
+        self.delete(_manifest(artifact))
+
     def manifest_path(self, artifact: Artifact) -> str:
-        return self.full_url(f"artifacts/{artifact.stage}/{artifact.set}/{artifact.fingerprint}/manifest.json")
+        return self.full_url(_manifest(artifact))
 
     # -- tables
 
@@ -340,6 +369,10 @@ class Store:
             ) from None
         except pa.ArrowInvalid as error:
             raise LodesetError(f"{self.full_url(file.path)} is damaged: {error}") from error
+
+
+def _manifest(artifact: Artifact) -> str:
+    return f"artifacts/{artifact.stage}/{artifact.set}/{artifact.fingerprint}/manifest.json"
 
 
 class HashingFile:

@@ -32,6 +32,7 @@ from pipeline.sources.members import Sample
 from pipeline.sources.reading import read_slice
 from pipeline.sources.slices import Slice, cut, split_loose
 from pipeline.stages.draw import Draw, drawn, members
+from pipeline.stages.forgotten import forgotten
 from pipeline.stages.parts import watching
 
 VERSION = 2
@@ -57,6 +58,7 @@ class Work:
     store: Store
     set: str
     limits: Ingest
+    forgotten: frozenset[str] = frozenset()
 
     def key(self, piece: Slice) -> str:
         """(Where, what the bytes were when listed, what is computed): see the design's section 4."""
@@ -74,7 +76,7 @@ def run(context: Context) -> Outcome:
     files: tuple[SourceFile, ...] = context.speed["files"]
     limits: Ingest = context.speed["limits"]
     store = context.store
-    work = Work(store, context.stage.set, limits)
+    work = Work(store, context.stage.set, limits, forgotten(store))
     slice_bytes = int(limits.slice_mb * 2**20)
     packed = [f for f in files if f.kind != "loose"]
     loose_files = [f for f in files if f.kind == "loose"]
@@ -188,12 +190,15 @@ def ensure_part(work: Work, key: str, piece: Slice) -> Part:
     if found is not None:
         return found
     started = time.time()
-    tables, counts = ingest_slice(work.set, piece, work.limits)
+    tables, counts = ingest_slice(work.set, piece, work.limits, work.forgotten)
     return work.store.commit_part(STAGE, key, tables, counts, time.time() - started)
 
 
-def ingest_slice(set_: str, piece: Slice, limits: Ingest) -> tuple[dict[str, pa.Table], dict[str, int]]:
-    """Reads, decodes and hashes one slice. Within it, an image_id has one row of `images`, and one of `locations` a place."""
+def ingest_slice(
+    set_: str, piece: Slice, limits: Ingest, forgotten: frozenset[str] = frozenset()
+) -> tuple[dict[str, pa.Table], dict[str, int]]:
+    """Reads, decodes and hashes one slice; images to be `forgotten` are rejects. Within it, an image_id has one row of `images`,
+    and one of `locations` a place."""
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
     seen: set[str] = set()
     counts = {"files": 0, "images": 0, "size_bytes": 0}
@@ -216,6 +221,9 @@ def ingest_slice(set_: str, piece: Slice, limits: Ingest) -> tuple[dict[str, pa.
             found = examine(sample.data, limits.max_pixels)
         except Unreadable as error:
             rows["rejects"].append({**where, "reason": error.reason, "detail": error.detail})
+            continue
+        if found.image_id in forgotten:
+            rows["rejects"].append({**where, "reason": "forgotten", "detail": ""})
             continue
         rows["locations"].append({**where, "image_id": found.image_id})
         said += sample.metadata.length

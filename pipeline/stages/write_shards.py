@@ -40,6 +40,7 @@ from pipeline.stages.standing import Standing, Told, changes, shards_before, tom
 
 VERSION = 2
 STAGE = "write_shards"
+IMAGES = "images"  # the digest that it names
 BLOCK_IMAGES = 64
 TAR_RECORD = 512
 
@@ -100,6 +101,8 @@ def run(context: Context) -> Outcome:
             **{name: (file,) for name, file in published.items()},
         },
         rows=Rows(taken=context.inputs["selected"].rows.kept, kept=told.index.num_rows),
+        # What is trained on: the same images in other shards change nothing downstream.
+        content={IMAGES: digest(sorted(told.index["image_id"].to_pylist()))},
         details={
             "folder": folder,
             "shards": len(standing.files) + len(parts),

@@ -6,6 +6,7 @@ import functools
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipeline import records
 from pipeline.algorithms import kmeans
 from pipeline.algorithms.points import Points, keys_of
 from pipeline.config import CurationConfig
-from pipeline.dag.stage import Outcome
+from pipeline.dag.stage import Outcome, Stage
 from pipeline.dag.store import Artifact, File, Rows, Store
 from pipeline.engines.ray import cluster as ray_cluster
 from pipeline.engines.ray import holding
@@ -66,19 +67,23 @@ def run(tmp_path: Path, patch: pytest.MonkeyPatch, cuts: list[int], cpus: int, *
     """The artifacts of every stage from fit_clusters to `retrieve/all`, and the store."""
     for module in (fit_clusters, cluster):
         without_engine(module, patch)
-    (tmp_path / "images").mkdir(exist_ok=True)
-    (tmp_path / "images/a.png").write_bytes(picture(1))
-    (tmp_path / "v.parquet").write_bytes(b"")
-    base = {"dedup": {"threshold": 0.9, "reference_threshold": 0.9}}
-    embed = {"semantic": {"kind": "precomputed", "path": str(tmp_path / "v.parquet")}}
-    config = CurationConfig.model_validate({"pool": str(tmp_path / "images"), "embed": embed, **base, **sections})
-    stages = build(config)
+    stages = build_stages(tmp_path, **sections)
     store = Store(str(tmp_path / f"store-{len(cuts)}-{cpus}"))
     done: dict[str, Any] = {"store": store, **pool(store, np.random.default_rng(len(cuts)).permutation(len(IDS)), cuts)}
     for id_ in ("fit_clusters/pool", "cluster/pool", "balance/pool", "retrieve/all"):
         if id_ in stages:
             done[id_] = ran(store, stages[id_], done, cpus)
     return done
+
+
+def build_stages(tmp_path: Path, **sections: Any) -> dict[str, Stage]:
+    (tmp_path / "images").mkdir(exist_ok=True)
+    (tmp_path / "images/a.png").write_bytes(picture(1))
+    (tmp_path / "v.parquet").write_bytes(b"")
+    base = {"dedup": {"threshold": 0.9, "reference_threshold": 0.9}}
+    embed = {"semantic": {"kind": "precomputed", "path": str(tmp_path / "v.parquet")}}
+    config = CurationConfig.model_validate({"pool": str(tmp_path / "images"), "embed": embed, **base, **sections})
+    return build(config)
 
 
 def table(done: dict[str, Any], id_: str, name: str) -> list[dict[str, Any]]:
@@ -118,6 +123,41 @@ def test_clusters_depend_neither_on_files_nor_on_actors(tmp_path: Path, monkeypa
     assert (first == second).all()
     drawn = [[(r["image_id"], r["cluster"]) for r in table(d, "retrieve/all", "selected")] for d in (one, many)]
     assert drawn[0] == drawn[1]
+
+
+def test_centroids_are_kept_until_they_fit_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = run(tmp_path, monkeypatch, [100, 250], 1, cluster={"k": 20})
+    store, first, pool_vectors = done["store"], done["fit_clusters/pool"], done["embed/pool"]
+    stage = build_stages(tmp_path, cluster={"k": 20})["fit_clusters/pool"]
+    assert stage.follows is not None and "drift" not in stage.follows
+
+    same = ran(store, stage, done, previous=first)
+    assert same.content == first.content and same.tables == first.tables
+    assert abs(same.details["drift"]) < 0.01 and same.details["parts_made"] == 0
+    # All images at random, where they lay around three directions.
+    rng = np.random.default_rng(0)
+    away = rng.normal(size=(len(IDS), 16)).astype(np.float32)
+    away /= np.linalg.norm(away, axis=1, keepdims=True)
+    file = store.commit_part("embed", "away", {"vectors": vector_table(IDS, away.astype(np.float16))}).files["vectors"]
+    moved = replace(pool_vectors, tables={"vectors": (file,)})
+    refitted = ran(store, stage, {**done, "embed/pool": moved}, previous=first)
+    assert refitted.details["refitted_at_drift"] > 0.1 and refitted.content != first.content
+
+
+def test_assignments_are_made_anew_only_where_what_is_kept_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = run(tmp_path, monkeypatch, [100, 250], 1, cluster={"k": 20})
+    store, stage = done["store"], build_stages(tmp_path, cluster={"k": 20})["cluster/pool"]
+    assert ran(store, stage, done).details["parts_made"] == 0
+    duplicates = store.table(done["dedup/pool"].tables["duplicates"])
+    ids = duplicates["image_id"].to_pylist()
+    kept = [k and i != IDS[0] for i, k in zip(ids, duplicates["kept"].to_pylist(), strict=True)]
+    fewer = duplicates.set_column(duplicates.schema.get_field_index("kept"), "kept", pa.array(kept))
+    file = store.commit_part("dedup", "fewer", {"duplicates": fewer}).files["duplicates"]
+    dedup = replace(done["dedup/pool"], fingerprint="fewer", tables={"duplicates": (file,)})
+    made = ran(store, stage, {**done, "dedup/pool": dedup})
+    assert (made.details["parts"], made.details["parts_made"], made.rows.kept) == (3, 1, 389)
 
 
 def test_without_balance_everything_is_selected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

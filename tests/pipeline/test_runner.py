@@ -9,7 +9,7 @@ import toy_stages
 
 from pipeline.dag.decisions import decide
 from pipeline.dag.runner import Event, Runner
-from pipeline.dag.stage import Context, Input, Outcome, Stage
+from pipeline.dag.stage import PREVIOUS, Context, Input, Outcome, Stage
 from pipeline.dag.store import Artifact, Rows, Store
 from pipeline.errors import GateError, HeldError, LodesetError
 
@@ -29,7 +29,7 @@ def no_ray() -> Iterator[str]:
 
 
 class Watched:
-    def __init__(self, store: Store, cpus: int = 2, fresh: bool = False) -> None:
+    def __init__(self, store: Store, cpus: int = 2, fresh: tuple[str, ...] = ()) -> None:
         self.events: list[Event] = []
         self.runner = Runner(store, cpus, no_ray, self.events.append, fresh)
 
@@ -117,7 +117,41 @@ def test_what_was_fitted_is_taken_over_unless_fresh(store: Store) -> None:
     taken = Watched(store)
     assert taken.run(grown, fitted_on_grown)["fit/pool"] == first
     assert ("taken over", "fit") in taken.kinds()
-    assert Watched(store, fresh=True).run(grown, fitted_on_grown)["fit/pool"].fingerprint != first.fingerprint
+    assert Watched(store, fresh=("fit",)).run(grown, fitted_on_grown)["fit/pool"].fingerprint != first.fingerprint
+
+
+def test_a_stage_goes_on_from_its_last_artifact_which_is_an_input(store: Store) -> None:
+    def at(k: int, limit: int = 0, version: int = 1) -> tuple[Stage, Stage]:
+        source = stage("source", config={"k": k})
+        config = {"k": 1, "limit": limit}
+        inputs = {"x": Input(source)}
+        return source, stage(
+            "go", toy_stages.goes_on, config=config, inputs=inputs, follows=("limit",), version=version
+        )
+
+    def ran(*stages: Stage, fresh: tuple[str, ...] = ()) -> tuple[Artifact, str]:
+        watched = Watched(store, fresh=fresh)
+        made = watched.run(*stages)["go/pool"]
+        return made, next(kind for kind, name in watched.kinds() if name == "go")
+
+    first, _ = ran(*at(1))
+    assert first.details["from"] is None and PREVIOUS not in first.inputs
+    assert ran(*at(1)) == (first, "finished")
+    second, _ = ran(*at(2))
+    assert second.details["from"] == second.inputs[PREVIOUS]["fingerprint"] == first.fingerprint
+    # What was made from these inputs is finished, whatever came after it and whatever it went on from.
+    assert ran(*at(2)) == (second, "finished") and ran(*at(1)) == (first, "finished")
+    Watched(store).run(at(3)[0])
+    assert "goes on from" in decide(store, dag(*at(3)))["go/pool"].reason
+    # Nor from another trial, nor from what an older version made.
+    assert ran(*at(3, limit=5))[0].details["from"] is None
+    assert ran(*at(3, version=2))[0].details["from"] is None
+    third, _ = ran(*at(3))
+    assert third.details["from"] == second.fingerprint
+
+    anew, kind = ran(*at(3), fresh=("go",))
+    assert kind == "started" and anew.details["from"] is None and anew.fingerprint != third.fingerprint
+    assert ran(*at(3)) == (anew, "finished") == ran(*at(3), fresh=("go",))
 
 
 def test_what_was_fitted_on_something_fitted_follows_it(store: Store) -> None:

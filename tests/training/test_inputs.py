@@ -105,7 +105,7 @@ def test_the_index_reads_the_bytes_it_names(index_url: str, payloads: list[bytes
     index = open_index([index_url])
     assert sorted(payload or b"" for payload in index.read(range(len(index)))) == sorted(payloads)
     twice = open_index([index_url, index_url])
-    assert twice.read([0, 22]) == [index.read([0])[0]] * 2
+    assert twice.read([0, 1]) == [index.read([0])[0]] * 2
 
 
 def gathered(url: str, config: TrainingConfig, world_size: int, step: int) -> Batch:
