@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from infra import api
-from infra.tables import composition_tree, show_composition, show_retrieval
+from infra.tables import composition_tree, show_changes, show_composition, show_retrieval
 from pipeline.errors import LodesetError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -253,6 +253,7 @@ def _show_status(entries: list[dict[str, Any]], as_json: bool) -> None:
         table.add_row(id_, f"{rows['in']:,}", f"{rows['kept']:,}", dropped, f"{entry['seconds']:.1f}")
     out.print(table)
     show_retrieval(out, entries)
+    show_changes(out, entries)
     for entry in entries:
         for warning in entry["details"].get("warnings", ()):
             err.print(

@@ -71,6 +71,29 @@ def show_retrieval(out: Console, entries: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
+def show_changes(out: Console, entries: Sequence[Mapping[str, Any]]) -> None:
+    """What the shards hold since the run before, and hold no more."""
+    for entry in entries:
+        since = entry["details"].get("since")
+        if since:
+            told = [f"{_total(since[change])} {change}{_by_reason(since[change])}" for change in ("added", "removed")]
+            details = entry["details"]
+            out.print(
+                f"since the run before: {', '.join(told)}; {details['written_bytes'] / 1e6:,.1f} MB of shards written, "
+                f"{details['dead_bytes'] / 1e6:,.1f} MB dead (`lodeset compact`)",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+def _total(counts: Mapping[str, int]) -> str:
+    return f"{sum(counts.values()):,}"
+
+
+def _by_reason(counts: Mapping[str, int]) -> str:
+    return f" ({', '.join(f'{escape(reason)} {count:,}' for reason, count in counts.items())})" if counts else ""
+
+
 def _print_whole(out: Console, table: Table) -> None:
     """As wide as it is: a name cut short, or a row over three lines, cannot be searched for in a file or a pipe."""
     table.width = Measurement.get(out, out.options.update(width=1_000), table).maximum

@@ -355,7 +355,10 @@ def test_one_more_tar_costs_only_itself(
     assert sorted(row["reason"] for row in new.values()) == ["near", *["unique"] * 7]
 
     shards, earlier = after["write_shards/all"], finished["write_shards/all"]
-    assert shards["details"]["added"] == len(rows(shards, "changes")) - shards["details"]["removed"] > 0
+    since = shards["details"]["since"]
+    assert sum(since["added"].values()) + sum(since["removed"].values()) == len(rows(shards, "changes"))
+    assert since["added"]["anything sample"] >= 1
+    assert "since the run before: " in lodeset("status", grown)[0]
     assert shards["details"]["written_bytes"] < 0.2 * shards["details"]["size_bytes"]
     assert {Path(p).name for p in earlier["tables"]["shards"]} <= {Path(p).name for p in shards["tables"]["shards"]}
     assert set(indexed(shards)) == {row["image_id"] for row in rows(after["retrieve/all"], "selected")}

@@ -344,7 +344,7 @@ def _retrieved_by(store: Store, artifact: Artifact, artifacts: Mapping[str, Arti
     ids: list[str] = []
     for file in files if queries else ():
         ids = sorted(
-            {*ids, *pc.unique(store.table([file], ["query_id"])["query_id"]).sort().slice(0, queries).to_pylist()}
+            {*ids, *pc.unique(store.table([file], ["query_id"])["query_id"].drop_null()).sort().slice(0, queries).to_pylist()}
         )[:queries]
     rows = _rows_where(store, files, ["query_id", "image_id", "similarity"], "query_id", ids) if ids else []
     shown = []
@@ -373,7 +373,11 @@ def _retrieved_by(store: Store, artifact: Artifact, artifacts: Mapping[str, Arti
 
 def _shards(store: Store, artifact: Artifact) -> Shards:
     folder = public(store.full_url(str(artifact.details["folder"])))
-    return Shards(folder, artifact.rows.kept, int(artifact.details["size_bytes"]), artifact.tables["shards"])
+    told, since = artifact.details, artifact.details.get("since", {})
+    changes = tuple((change, why, n) for change in ("added", "removed") for why, n in since.get(change, {}).items())
+    return Shards(
+        folder, artifact.rows.kept, told["size_bytes"], artifact.tables["shards"], changes, int(told["dead_bytes"])
+    )
 
 
 # -- training, pruning

@@ -181,6 +181,8 @@ class Shards:
     images: int
     size_bytes: int
     files: tuple[File, ...]
+    changes: tuple[tuple[str, str, int], ...]  # since the run before: added or removed, why, how many
+    dead_bytes: int
 
 
 @dataclass(frozen=True)

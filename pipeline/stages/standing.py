@@ -94,6 +94,14 @@ def changes(
     return pa.concat_tables(rows)
 
 
+def counted(told: pa.Table) -> dict[str, dict[str, int]]:
+    """How many images were `added` and `removed`, by reason."""
+    counts: dict[str, dict[str, int]] = {"added": {}, "removed": {}}
+    for row in told.group_by(["change", "reason"]).aggregate([([], "count_all")]).sort_by("reason").to_pylist():
+        counts[row["change"]][row["reason"]] = row["count_all"]
+    return counts
+
+
 def _reasons(store: Store, context: Context, ids: pa.ChunkedArray) -> pa.Array:
     duplicates = store.table(context.inputs["dedup"].tables["duplicates"], ["image_id", "kept", "reason"])
     filtered = store.table(context.inputs["masked"].tables["filtered"], ["image_id", "reason"], records.FILTERED)

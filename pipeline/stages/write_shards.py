@@ -36,7 +36,7 @@ from pipeline.dag.store import File, HashingFile, Part, Rows, Store
 from pipeline.errors import LodesetError
 from pipeline.sources.reading import Location, read_images
 from pipeline.stages.parts import watching
-from pipeline.stages.standing import Standing, Told, changes, shards_before, tombstones
+from pipeline.stages.standing import Standing, Told, changes, counted, shards_before, tombstones
 
 VERSION = 2
 STAGE = "write_shards"
@@ -93,7 +93,6 @@ def run(context: Context) -> Outcome:
         changes=changes(store, context, standing, written["image_id"], selected),
     )
     published = _publish(store, folder, told)
-    removed = told.changes.filter(pc.equal(told.changes["change"], "removed"))
     written_bytes = sum(p.files["shard"].size_bytes for p in parts)
     return Outcome(
         tables={
@@ -112,9 +111,7 @@ def run(context: Context) -> Outcome:
             "size_bytes": written_bytes + sum(file.size_bytes for file in standing.files),
             "written_bytes": written_bytes,
             "dead_bytes": int(pc.sum(told.tombstones["size_bytes"]).as_py() or 0),
-            "added": told.changes.num_rows - removed.num_rows,
-            "removed": removed.num_rows,
-            **({"goes_on_from": context.previous.details["folder"]} if context.previous else {}),
+            **({"since": {"folder": context.previous.details["folder"], **counted(told.changes)}} if context.previous else {}),
         },
     )
 
