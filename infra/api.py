@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.config import Config, read
 from infra.template import TEMPLATE
-from pipeline.errors import ConfigError, LodesetError
+from pipeline.errors import ConfigError, GateError, LodesetError
 
 if TYPE_CHECKING:
     from infra.composition import Composition
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pipeline.dag.stage import Stage
     from pipeline.dag.store import Artifact, Store
 
-SHARDS = "write_shards/all"
+DEDUP, SHARDS = "dedup/pool", "write_shards/all"
 
 
 @dataclass(frozen=True)
@@ -222,6 +222,41 @@ def report(opened: Opened, path: str | Path) -> Path:
 
     title = opened.path.resolve().parent.name
     return write_report(opened.store, opened.stages, artifacts(opened), Path(path), title)
+
+
+def dedup_preview(opened: Opened, watch: Callable[[Event], None], path: str | Path, pairs: int = 12) -> dict[str, Any]:
+    """Runs everything up to dedup (which may refuse what it found) and writes a page of pairs around its line.
+
+    Returns where the page is, and how many pairs each section counts.
+
+    Raises:
+        LodesetError: a stage before dedup failed, or `path` cannot be written.
+    """
+    from infra.preview import bands, edges_of, write_preview
+    from pipeline.dag.decisions import decide
+    from pipeline.dag.stage import closure
+    from pipeline.stages.dedup import chosen_thresholds
+
+    stages, refused = closure(opened.stages, "dedup"), None
+    try:
+        _run(opened, stages, watch, ())
+    except GateError as error:
+        refused = str(error)
+    decisions = decide(opened.store, stages)
+    done = {id_: d.artifact for id_, d in decisions.items() if d.artifact is not None}
+    config = decisions[DEDUP].stage.config
+    limits = chosen_thresholds(config, done.get("calibrate/pool"))
+    found = bands(opened.store, edges_of(opened.store, decisions[DEDUP]), config, limits.pool, pairs)
+    line = (
+        f"Aligned pairs are copies from log-odds {config['min_score']:g} on (dedup.min_score)."
+        if config["verify"] == "pixels"
+        else f"Pairs are copies above a cosine of {limits.pool:.3f} (dedup.threshold)."
+    )
+    line += f" Dedup refused this: {refused}." if refused else ""
+    title, max_pixels = opened.path.resolve().parent.name, opened.config.ingest.max_pixels
+    page = write_preview(opened.store, done, found, line, max_pixels, Path(path), title)
+    sections = [{"title": band.title, "copies": band.copies, "pairs": band.count} for band in found]
+    return {"path": str(page), "refused": refused, "sections": sections}
 
 
 def trace(opened: Opened, image_id: str) -> list[dict[str, Any]]:

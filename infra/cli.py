@@ -280,6 +280,33 @@ def report(
 
 
 @app.command()
+def dedup_preview(
+    config: ConfigPath,
+    to: Annotated[Path, typer.Option("--out", help="the page to write")] = Path("dedup-preview.html"),
+    pairs: Annotated[int, typer.Option(min=1, help="pairs shown of each section")] = 12,
+    set_: Set = None,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Run up to dedup and show pairs around the line between copies and strangers."""
+    from infra.progress import watching
+
+    opened = _open(config, set_, limit)
+    with watching(err) as watch:
+        done = api.dedup_preview(opened, watch, to, pairs)
+    if as_json:
+        _print_json(done)
+        return
+    table = Table("pairs", "judged", box=None, pad_edge=False)
+    for section in done["sections"]:
+        table.add_row(f"{section['pairs']:,}", escape(section["title"]))
+    out.print(table)
+    out.print(escape(done["path"]), highlight=False, soft_wrap=True)
+    if done["refused"]:
+        err.print(f"[yellow]warning:[/] dedup refused this: {escape(done['refused'])}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def trace(config: ConfigPath, image_id: str, set_: Set = None, limit: Limit = None, as_json: Json = False) -> None:
     """Tell one image's way from its source to its shard."""
     steps = api.trace(_open(config, set_, limit), image_id)

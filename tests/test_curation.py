@@ -457,6 +457,15 @@ def test_trace_tells_an_image_s_way(world: Path, finished: dict[str, dict[str, A
     assert "not an image_id" in lodeset("trace", world / "lodeset.yaml", "xyz", code=2)[1]
 
 
+def test_pairs_can_be_looked_at_where_dedup_refuses_them(copy: Path, tmp_path: Path) -> None:
+    page = tmp_path / "pairs.html"
+    change = ("--set", "dedup.verify=none", "--set", "dedup.threshold=0.1", "--set", "dedup.reference_threshold=0.1")
+    done = json.loads(lodeset("dedup-preview", copy, "--out", page, "--json", *change)[0])
+    assert "near-duplicate group" in done["refused"] and done["sections"]
+    assert page.read_text().count("data:image/jpeg;base64,") > 10
+    assert json.loads(lodeset("dedup-preview", copy, "--out", page, "--json")[0])["refused"] is None
+
+
 def test_report_is_one_file(world: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     assert json.loads(lodeset("report", world / "lodeset.yaml", "--out", page, "--json")[0]) == {"path": str(page)}

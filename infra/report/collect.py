@@ -344,7 +344,13 @@ def _retrieved_by(store: Store, artifact: Artifact, artifacts: Mapping[str, Arti
     ids: list[str] = []
     for file in files if queries else ():
         ids = sorted(
-            {*ids, *pc.unique(store.table([file], ["query_id"])["query_id"].drop_null()).sort().slice(0, queries).to_pylist()}
+            {
+                *ids,
+                *pc.unique(store.table([file], ["query_id"])["query_id"].drop_null())
+                .sort()
+                .slice(0, queries)
+                .to_pylist(),
+            }
         )[:queries]
     rows = _rows_where(store, files, ["query_id", "image_id", "similarity"], "query_id", ids) if ids else []
     shown = []

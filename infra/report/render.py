@@ -40,6 +40,7 @@ REASONS = {
     "metadata_without_image": "a sidecar whose image is missing",
     "repeated_metadata": "a sidecar in whose place another of the same sample counts",
     "exact_duplicate": "further places of the same bytes",
+    "forgotten": "taken out by `lodeset forget`",
     "min_side": "shorter side below filter.min_side",
     "max_aspect": "longer side more than filter.max_aspect times the shorter",
     "blank": "luminance deviation of the thumbnail below filter.blank",
@@ -98,6 +99,15 @@ def write_report(
     report = collect(store, stages, artifacts)
     found = load(store, artifacts, pictured(report), _max_pixels(stages))
     page = render(report, found, title)
+    return save(page, path)
+
+
+def save(page: str, path: Path) -> Path:
+    """Writes a page, whole or not at all.
+
+    Raises:
+        LodesetError: `path` cannot be written.
+    """
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +116,7 @@ def write_report(
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise LodesetError(f"the report cannot be written to {path} ({error.strerror}): choose another path") from error
+        raise LodesetError(f"the page cannot be written to {path} ({error.strerror}): choose another path") from error
     return path
 
 

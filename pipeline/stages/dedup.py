@@ -46,7 +46,7 @@ from pipeline.stages.parts import made
 from pipeline.stages.universe import Members, Universe, gather, members_of
 
 VERSION = 4
-STAGE, SEARCH = "dedup", "dedup_search"
+STAGE, SEARCH, EDGES = "dedup", "dedup_search", "dedup_edges"
 # Edges are kept this far below the threshold, so that the table shows what another threshold would add.
 FLOOR = 0.05
 NEIGHBORS = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("similarity", pa.float32())])
@@ -86,15 +86,16 @@ def run(context: Context) -> Outcome:
         parts, parts_made = parts + looked.parts, parts_made + looked.parts_made
     pairs = judge(universe, neighbors, looked.seen if looked else NONE, limits, config)
     component = components(len(universe.ids), pairs.a[pairs.linked], pairs.b[pairs.linked])
+    # Before the guard: who is stopped by it wants to see what linked strangers.
+    edges = store.commit_part(EDGES, edges_key(context.fingerprint), {"edges": _edge_table(universe, pairs)})
     guard(universe.pool, component, limits, config)
     table = verdicts(universe, component, pairs, standing(store, context.previous, universe.ids))
-    edges = _edge_table(universe, pairs)
     key = digest(STAGE, VERSION, context.fingerprint)
     leaks = leaks_of(universe, component, pairs, context.speed["roles"])
-    part = store.commit_part(STAGE, key, {"duplicates": table, "edges": edges, "leaks": leaks})
+    part = store.commit_part(STAGE, key, {"duplicates": table, "leaks": leaks})
     tables = {
         "duplicates": (part.files["duplicates"],),
-        "edges": (part.files["edges"],),
+        "edges": (edges.files["edges"],),
         TABLE: tuple(one.file for one in generations),
         **({MEASURED: looked.measured} if looked else {}),
     }
@@ -107,6 +108,11 @@ def run(context: Context) -> Outcome:
         **({MEASURED_BY: looked.basis} if looked else {}),
     }
     return with_leaks(_outcome(table, universe, component, tables, details), part, leaks, context.speed["roles"])
+
+
+def edges_key(fingerprint: str) -> str:
+    """Of the part that holds the edges of a run of dedup, which is there even if the guard stopped that run."""
+    return digest(EDGES, VERSION, fingerprint)
 
 
 def standing(store: Store, previous: Artifact | None, ids: Sequence[str]) -> NDArray[np.bool_]:
@@ -285,7 +291,7 @@ def guard(in_pool: NDArray[np.bool_], component: Ints, limits: Thresholds, confi
     raise GateError(
         f"one near-duplicate group holds {largest} of {pool} pool images ({largest / pool:.1%}; the limit is {allowed}), "
         f"and {many} groups are that large. Nothing was dropped. {way_out}; "
-        f"if the pool does hold {largest} copies of one image, set dedup.max_group: {largest}"
+        f"if the pool does hold {largest} copies of one image, set dedup.max_group: {largest}. `lodeset dedup-preview` shows pairs"
     )
 
 

@@ -111,7 +111,11 @@ def run(context: Context) -> Outcome:
             "size_bytes": written_bytes + sum(file.size_bytes for file in standing.files),
             "written_bytes": written_bytes,
             "dead_bytes": int(pc.sum(told.tombstones["size_bytes"]).as_py() or 0),
-            **({"since": {"folder": context.previous.details["folder"], **counted(told.changes)}} if context.previous else {}),
+            **(
+                {"since": {"folder": context.previous.details["folder"], **counted(told.changes)}}
+                if context.previous
+                else {}
+            ),
         },
     )
 
