@@ -32,10 +32,11 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Generation:
-    """Images in the order of their ids; `nodes` [n]: what each is in the universe of this run, -1 where it has left."""
+    """Images in the order of their ids, None where one was forgotten; `nodes` [n]: what each is in the universe of this run,
+    -1 where it has left."""
 
     key: str
-    ids: tuple[str, ...]
+    ids: tuple[str | None, ...]
     nodes: Ints
     file: File
 
@@ -84,20 +85,17 @@ def generations_of(store: Store, previous: Artifact | None, ids: Sequence[str]) 
 
 def _known(store: Store, file: File, node_of: dict[str, int]) -> Generation:
     ids = tuple(store.table([file])["image_id"].to_pylist())
-    return Generation(_key(ids), ids, _nodes(ids, node_of), file)
+    # The key of its part is that of the images which were there at first.
+    return Generation(file.path.split("/")[2], ids, _nodes(ids, node_of), file)
 
 
 def _made(store: Store, ids: tuple[str, ...], node_of: dict[str, int]) -> Generation:
-    key = _key(ids)
+    key = digest(STAGE, VERSION, list(ids))
     part = store.part(STAGE, key) or store.commit_part(
         STAGE, key, {TABLE: pa.table({"image_id": ids}, schema=records.GENERATIONS)}, {"images": len(ids)}
     )
     return Generation(key, ids, _nodes(ids, node_of), part.files[TABLE])
 
 
-def _key(ids: tuple[str, ...]) -> str:
-    return digest(STAGE, VERSION, list(ids))
-
-
-def _nodes(ids: Sequence[str], node_of: dict[str, int]) -> Ints:
-    return np.fromiter((node_of.get(one, -1) for one in ids), np.int64, len(ids))
+def _nodes(ids: Sequence[str | None], node_of: dict[str, int]) -> Ints:
+    return np.fromiter((-1 if one is None else node_of.get(one, -1) for one in ids), np.int64, len(ids))

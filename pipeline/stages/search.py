@@ -54,7 +54,9 @@ def chosen(
     return approximate.plan(queries, vectors, _width(context.store, files), k, asked, context.cpus)
 
 
-def prepared(context: Context, plan: Plan, files: Mapping[str, Sequence[File]], ids: Sequence[str], basis: str) -> Base:
+def prepared(
+    context: Context, plan: Plan, files: Mapping[str, Sequence[File]], ids: Sequence[str | None], basis: str
+) -> Base:
     """The vectors of these image_ids, in their order, and their index, committed once under a key of `basis`.
 
     Says first what the search will take.
@@ -100,7 +102,9 @@ def opened(store: Store, base: Base) -> ExactIndex | ApproximateIndex:
         return ApproximateIndex(approximate.read(file.read), vectors)
 
 
-def lay_out(store: Store, files: Mapping[str, Sequence[File]], ids: Sequence[str], out: NDArray[np.float16]) -> None:
+def lay_out(
+    store: Store, files: Mapping[str, Sequence[File]], ids: Sequence[str | None], out: NDArray[np.float16]
+) -> None:
     """Writes the vectors of these image_ids into the rows of `out` [N, D], file by file."""
     row_of = {image_id: row for row, image_id in enumerate(ids)}
     for one in files.values():

@@ -95,7 +95,7 @@ def gather(store: Store, sets: Sequence[Members]) -> Universe:
     )
 
 
-def thumbnails_of(store: Store, files: Sequence[File], ids: Sequence[str]) -> NDArray[np.uint8]:
+def thumbnails_of(store: Store, files: Sequence[File], ids: Sequence[str | None]) -> NDArray[np.uint8]:
     """The thumbnails [N, 1024] of these images, in their order, from files of `images`; for a worker that needs no more."""
     row_of = {image_id: row for row, image_id in enumerate(ids)}
     out = np.zeros((len(ids), THUMBNAIL_SIDE**2), np.uint8)

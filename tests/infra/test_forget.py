@@ -1,0 +1,208 @@
+"""Take-down on a small store made by hand: one ingest part, two shards with their index, what dedup keeps for later runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from builders import id_of, picture, write_folder
+from whole import pieces
+
+from infra.forget import forget
+from pipeline import records
+from pipeline.config import Ingest
+from pipeline.dag.claims import claim
+from pipeline.dag.store import Artifact, File, Part, Rows, Store
+from pipeline.errors import HeldError, LodesetError
+from pipeline.sources.reading import Location
+from pipeline.stages import generations
+from pipeline.stages.forgotten import forgotten, refuse_during_take_down
+from pipeline.stages.generations import generations_of
+from pipeline.stages.ingest import ingest_slice
+from pipeline.stages.standing import Told
+from pipeline.stages.write_shards import Entry, Shard, _publish, write_shard
+
+DATA = [picture(n) for n in range(6)]
+IDS = [id_of(data) for data in DATA]
+GONE, COPY = IDS[1], IDS[2]
+
+
+@dataclass(frozen=True)
+class World:
+    store: Store
+    artifacts: dict[str, Artifact]
+    folder: Path
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    store = Store(str(tmp_path / "store"))
+    write_folder(tmp_path / "pool", [(f"{n}.png", data) for n, data in enumerate(DATA)])
+    (piece,) = pieces(tmp_path / "pool")
+    tables, counts = ingest_slice("pool", piece, Ingest())
+    tables["metadata"] = pa.Table.from_pylist(
+        [{**dict.fromkeys(records.METADATA.names), "image_id": i, "source": "s", "url": f"https://x.org/{n}"}
+         for n, i in enumerate(IDS)],
+        schema=records.METADATA,
+    )  # fmt: skip
+    ingested = store.commit_part("ingest", "p", tables, counts)
+    places = {row["image_id"]: row for row in tables["locations"].drop_columns(["set"]).to_pylist()}
+    parts = []
+    for n, ids in enumerate((IDS[:3], IDS[3:])):
+        entries = tuple(Entry(Location(**places[i]), "png", json.dumps({"image_id": i})) for i in ids)
+        parts.append(write_shard(store, "shards/a", Shard(f"s{n}", f"shard-{n:06d}.tar", entries)))
+    index = store.table([part.files["entries"] for part in parts])
+    told = Told(index, records.TOMBSTONES.empty_table(), records.CHANGES.empty_table())
+    published = _publish(store, "shards/a", told)
+    duplicates = pa.table(
+        {
+            "image_id": IDS,
+            "group_id": [min(GONE, COPY) if i in (GONE, COPY) else i for i in IDS],
+            "kept": [i != COPY for i in IDS],
+            "reason": ["near" if i == COPY else "unique" for i in IDS],
+            "matched_id": [GONE if i == COPY else None for i in IDS],
+            "similarity": pa.nulls(6, pa.float32()),
+        },
+        schema=records.DUPLICATES,
+    )
+    judged = store.commit_part("dedup", "d", {"duplicates": duplicates})
+    generation = generations_of(store, None, sorted(IDS))[0].file
+    store.commit_part("neighbors", "n", {"anything": pa.table({"x": [1]})})
+
+    def made(stage: str, set_: str, tables: dict[str, tuple[File, ...]]) -> Artifact:
+        return store.commit_artifact(Artifact(stage, set_, 1, f"f-{stage}", {}, {}, tables, Rows(6, 6)))
+
+    artifacts = {
+        "ingest/pool": made("ingest", "pool", {name: (file,) for name, file in ingested.files.items()}),
+        "dedup/pool": made("dedup", "pool", {"duplicates": (judged.files["duplicates"],), "generations": (generation,)}),
+        "write_shards/all": made(
+            "write_shards", "all",
+            {"shards": tuple(p.files["shard"] for p in parts), **{n: (f,) for n, f in published.items()}},
+        ),
+    }  # fmt: skip
+    return World(store, artifacts, tmp_path)
+
+
+def every_part(store: Store) -> Iterator[Part]:
+    for stage in store.names("parts"):
+        for key in store.names(f"parts/{stage}"):
+            part = store.part(stage, key)
+            if part is not None:
+                yield part
+
+
+def check(world: World, *gone: str) -> None:
+    """Nothing names what is gone, everything else is where it is said to be, and manifests fit their files."""
+    store = world.store
+    files = {file.path: file for part in every_part(store) for file in part.files.values()}
+    for id_, before in world.artifacts.items():
+        after = store.artifact(before.stage, before.set, before.fingerprint)
+        assert after is not None and after.rows == before.rows
+        for file in (f for of in after.tables.values() for f in of):
+            assert files[file.path] == file, id_
+    for path, file in files.items():
+        data = store.read(path)
+        assert data is not None and hashlib.sha256(data).hexdigest() == file.sha256 and len(data) == file.size_bytes
+        if path.endswith(".tar"):
+            assert not any(one.encode() in data for one in gone)
+        else:
+            table = store.table([file])
+            assert table.num_rows == file.rows
+            assert not any(one in str(table.to_pydict()) for one in gone), path
+    index = store.table([store.part("shard_index", store.names("parts/shard_index")[0]).files["index"]]).to_pylist()  # type: ignore[union-attr]
+    assert {row["image_id"] for row in index} == set(IDS) - set(gone)
+    for row in index:
+        data = store.read(f"shards/a/{row['shard']}") or b""
+        assert id_of(data[row["offset"] : row["offset"] + row["size_bytes"]]) == row["image_id"]
+    names = []
+    for shard in (0, 1):
+        with tarfile.open(store.path(f"shards/a/shard-{shard:06d}.tar")) as tar:
+            names += [member.name for member in tar]
+    assert sorted(names) == sorted(f"{i}.{e}" for i in set(IDS) - set(gone) for e in ("png", "json"))
+    assert forgotten(store) == set(gone)
+    assert not store.names("parts/neighbors") or not any(
+        store.part("neighbors", k) for k in store.names("parts/neighbors")
+    )
+
+
+@pytest.mark.parametrize("asked", [GONE, GONE.upper(), "https://x.org/1"])
+def test_an_image_leaves_every_table_and_shard(world: World, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = forget(world.store, world.artifacts, [asked], with_copies=False)
+    assert (done.image_ids, done.shards, done.copies, done.warnings) == ((GONE,), 1, (COPY,), ())
+    assert done.rows["images"] == done.rows["locations"] == done.rows["index"] == done.rows["generations"] == 1
+    check(world, GONE)
+    part = world.store.part("ingest", "p")
+    assert part is not None
+    rejects = world.store.table([part.files["rejects"]]).to_pylist()
+    assert [(row["reason"], Path(row["uri"]).name) for row in rejects] == [("forgotten", "1.png")]
+    # Its copy now bears the group alone, and says no more whose copy it was.
+    judged = world.store.table([world.store.part("dedup", "d").files["duplicates"]]).to_pylist()  # type: ignore[union-attr]
+    (left,) = (row for row in judged if row["image_id"] == COPY)
+    assert left["group_id"] == COPY and left["matched_id"] is None
+    # The generation is what it was, less one.
+    monkeypatch.setattr(generations, "GONE", 0.2)
+    previous, before = world.store.artifact("dedup", "pool", "f-dedup"), world.artifacts["dedup/pool"]
+    (generation,) = generations_of(world.store, previous, sorted(set(IDS) - {GONE}))
+    assert len(generation.ids) == 6 and (generation.nodes < 0).sum() == 1
+    assert generation.key in before.tables["generations"][0].path
+    # Nothing is left to do a second time, and a source that still has it is not believed.
+    assert not any(forget(world.store, world.artifacts, [GONE], with_copies=False).rows.values())
+    (piece,) = pieces(world.folder / "pool")
+    tables, counts = ingest_slice("pool", piece, Ingest(), forgotten(world.store))
+    assert tables["images"].num_rows == 5 and counts["files"] == 6
+    assert tables["rejects"]["reason"].to_pylist() == ["forgotten"]
+
+
+def test_copies_go_along_where_asked(world: World) -> None:
+    done = forget(world.store, world.artifacts, [GONE], with_copies=True)
+    assert set(done.image_ids) == {GONE, COPY} and done.copies == ()
+    check(world, GONE, COPY)
+
+
+@pytest.mark.parametrize("after", [0, 2, 5, 100])
+def test_a_take_down_that_was_cut_short_is_completed_by_the_next(
+    world: World, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    calls, replace = 0, Store.replace
+
+    def failing(store: Store, copy: str, relative: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise KeyboardInterrupt
+        replace(store, copy, relative)
+
+    monkeypatch.setattr(Store, "replace", failing)
+    if after < 100:
+        with pytest.raises(KeyboardInterrupt):
+            forget(world.store, world.artifacts, [GONE], with_copies=False)
+        with pytest.raises(HeldError, match="cut short"):
+            refuse_during_take_down(world.store)
+    monkeypatch.undo()
+    forget(world.store, world.artifacts, [GONE], with_copies=False)
+    refuse_during_take_down(world.store)
+    check(world, GONE)
+
+
+def test_models_that_saw_it_are_named(world: World) -> None:
+    trained = dataclasses.replace(world.artifacts["dedup/pool"], stage="train", set="all", tables={})
+    world.store.commit_artifact(trained)
+    (warning,) = forget(world.store, world.artifacts, [GONE], with_copies=False).warnings
+    assert "train ran before" in warning
+
+
+def test_neither_an_unknown_url_nor_a_run_at_work_goes_unnoticed(world: World) -> None:
+    with pytest.raises(LodesetError, match=r"https://x.org/9 is neither an image_id .* nor the URL"):
+        forget(world.store, world.artifacts, ["https://x.org/9"], with_copies=False)
+    with claim(world.store, "ingest-pool-1", "a stage"), pytest.raises(HeldError, match="ingest-pool-1"):
+        forget(world.store, world.artifacts, [GONE], with_copies=False)
+    with claim(world.store, "forget", "a take-down"), pytest.raises(HeldError, match="wait until"):
+        refuse_during_take_down(world.store)
+    assert forgotten(world.store) == frozenset()
