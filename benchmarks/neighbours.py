@@ -1,4 +1,4 @@
-"""Exact self-neighbours against FAISS's flat index, and the growth of time from 10^4 to 10^6 vectors.
+"""Exact self-neighbours against FAISS's flat index; and how neighbours, components and k-means grow from 10^4 to 10^6 vectors.
 
     python benchmarks/neighbours.py flat [VECTORS.npz | VECTORS.parquet | N] [ROUNDS]
     python benchmarks/neighbours.py growth [LARGEST]
@@ -6,7 +6,8 @@
 `flat`: k = 64 of every vector (a file's `P` or `vector` column; N seeded clustered ones of 1,280 dimensions otherwise), on
 2 threads, interleaved in one run after a warm-up; both begin with the vectors and end with the answer.
 `growth`: seeded clustered vectors of 256 dimensions in a memory map, a hundredth of them planted near-duplicates (cosine
-about .97) of others; k = 16, as `neighbors: auto` chooses; each size in a process of its own.
+about .97) of others; k = 16 neighbours, as `neighbors: auto` chooses; components of the pairs above .9; k-means of 1,000
+clusters in 20 steps. Each size in a process of its own.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ import faiss
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline.algorithms import approximate
+from pipeline.algorithms import approximate, kmeans
+from pipeline.algorithms.components import components
 from pipeline.algorithms.neighbors import ExactIndex, arithmetic
+from pipeline.algorithms.points import Points
 
 THREADS = 2
+LINKED, CLUSTERS = 0.9, 1_000
 
 
 def seeded(out: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -111,17 +115,31 @@ def one_size(rows: int, width: int = 256, k: int = 16) -> dict[str, object]:
             built = approximate.build(vectors, plan.kind, THREADS)
             index = approximate.ApproximateIndex(built, vectors, THREADS)
         ready = time.perf_counter()
-        found = np.concatenate([index.search(vectors[s : s + 4_096], k + 1)[1] for s in range(0, rows, 4_096)])
+        hits = [index.search(vectors[s : s + 4_096], k + 1) for s in range(0, rows, 4_096)]
+        products, found = (np.concatenate(one) for one in zip(*hits, strict=True))
+        searched = time.perf_counter()
+        del index, hits
+        near = products > LINKED
+        component = components(rows, np.repeat(np.arange(rows), near.sum(axis=1)), found[near])
+        linked = time.perf_counter()
+        planted = rows // 100
+        pairs = (found[:planted] == np.arange(rows - planted, rows)[:, None]).any(axis=1)
+        del products, found, near
+        points = Points(vectors, np.arange(rows, dtype=np.uint64), THREADS)
+        fit = kmeans.fit_each(kmeans.here([points]), min(CLUSTERS, rows), 20, seed=0)
         ended = time.perf_counter()
-    planted = rows // 100
-    pairs = (found[:planted] == np.arange(rows - planted, rows)[:, None]).any(axis=1)
     return {
         "vectors": rows,
         "index": plan.kind,
-        "estimated_s": round(plan.seconds, 1),
+        "estimated_neighbours_s": round(plan.seconds, 1),
         "build_s": round(ready - started, 2),
+        "neighbours_s": round(searched - started, 2),
+        "components_s": round(linked - searched, 2),
+        "kmeans_s": round(ended - linked, 2),
+        "kmeans_steps": len(fit.distances),
         "seconds": round(ended - started, 2),
         "planted_recall": round(float(pairs.mean()), 4),
+        "planted_joined": round(float((component[:planted] == component[rows - planted :]).mean()), 4),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 
@@ -135,7 +153,7 @@ def growth(largest: int) -> dict[str, object]:
     seconds = [r["seconds"] for r in results]
     slope = np.polyfit(np.log(sizes), np.log(seconds), 1)[0] if len(sizes) > 1 else None
     return {
-        "benchmark": "neighbours growth",
+        "benchmark": "growth",
         "dimensions": 256,
         "k": 16,
         "threads": THREADS,
