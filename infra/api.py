@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import uuid
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,16 +156,20 @@ def names_of(opened: Opened) -> frozenset[str]:
 def _run(
     opened: Opened, stages: Mapping[str, Stage], watch: Callable[[Event], None], fresh: Container[str]
 ) -> dict[str, Artifact]:
+    from pipeline.dag.claims import claim
     from pipeline.dag.runner import Runner
     from pipeline.engines.ray import cluster
     from pipeline.stages.forgotten import refuse_during_take_down
 
-    refuse_during_take_down(opened.store)
     cpus = cpus_of(opened.config)
     ray: Callable[[], contextlib.AbstractContextManager[str]] = functools.partial(
         cluster, opened.config.resources.ray_address, cpus
     )
-    return Runner(opened.store, cpus, ray, watch, fresh).run(stages)
+    opened.store.prepare()
+    # A run and a take-down put their claims first, and then look for the other's.
+    with claim(opened.store, f"run-{uuid.uuid4().hex[:12]}", f"a run on {opened.store.url}"):
+        refuse_during_take_down(opened.store)
+        return Runner(opened.store, cpus, ray, watch, fresh).run(stages)
 
 
 def compact(opened: Opened, watch: Callable[[Event], None], delete: bool = False) -> Compacted:
@@ -184,19 +189,21 @@ def compact(opened: Opened, watch: Callable[[Event], None], delete: bool = False
         )
     stages = closure(opened.stages, before.stage)
     after = _run(opened, stages, watch, frozenset({before.stage}))[SHARDS]
-    return compacted(after, superseded(opened.store, before, after, delete), delete)
+    return compacted(after, superseded(opened.store, after, delete), delete)
 
 
-def forget(opened: Opened, asked: Sequence[str], copies: bool = False) -> Forgotten:
-    """Takes images, by image_id or URL, out of every table, cache and shard of the store, for ever.
+def forget(path: str | Path, asked: Sequence[str], copies: bool = False, overrides: tuple[str, ...] = ()) -> Forgotten:
+    """Takes images, by image_id or URL, out of every table, cache and shard of the configuration's store, for ever. Sources and
+    models need not be there.
 
     Raises:
-        LodesetError: a URL that no image of the configuration has.
+        LodesetError: no store is there, or a URL that no image in it has.
         HeldError: a run is at work on the store.
     """
     from infra.forget import forget
+    from pipeline.dag.store import Store
 
-    return forget(opened.store, artifacts(opened), asked, copies)
+    return forget(Store(read(path, overrides).store), asked, copies)
 
 
 def artifacts(opened: Opened) -> dict[str, Artifact]:

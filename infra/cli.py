@@ -217,7 +217,7 @@ def forget(
     as_json: Json = False,
 ) -> None:
     """Take images out of every table, cache and shard, and never take them in again."""
-    done = api.forget(_open(config, set_, None), what, copies)
+    done = api.forget(config, what, copies, tuple(set_ or ()))
     if as_json:
         _print_json(vars(done))
         return

@@ -1,7 +1,10 @@
 """Take-down: an image leaves every table, cache and shard of a store, and is never taken in again.
 
-Parts and artifacts are rewritten where they lie, the only exception to their being written once. First clean copies are made,
-then a journal says which replaces what, then they are put in place; a take-down that was cut short is completed by the next one.
+Parts and artifacts are rewritten where they lie, the only exception to their being written once. A journal says which images go;
+then clean copies are made, a second journal says which replaces what, and they are put in place. A take-down that was cut short
+is completed by the next one, and no run starts before it is.
+
+Images are looked up in all that the store holds, not in what is finished today: a configuration may have moved on.
 """
 
 from __future__ import annotations
@@ -12,26 +15,33 @@ import posixpath
 import tarfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from infra.upkeep import every_artifact, sweep
 from pipeline import records
 from pipeline.algorithms.images import ID_HEX_DIGITS
 from pipeline.dag.claims import claim, live
-from pipeline.dag.store import Artifact, File, Part, Store
+from pipeline.dag.store import Artifact, File, Part, Rows, Store
 from pipeline.errors import HeldError, LodesetError
 from pipeline.stages import generations, search, write_shards
-from pipeline.stages.forgotten import CLAIM, JOURNAL, remember
+from pipeline.stages.forgotten import CLAIM, JOURNAL, PLANNED, remember
 from pipeline.stages.write_shards import TAR_RECORD, add_member, open_tar
 
 # A row goes with the image that it is about; a mention of it in another image's row goes alone.
 ABOUT = ("image_id", "image_id_a", "image_id_b", "pool_image_id", "derived_from")
 MENTIONS = ("query_id", "matched_id")
+# Stage -> the table whose images are those that it kept.
+KEPT_BY = {
+    "ingest": "images", "blur_faces": "images", "embed": "vectors", "embed_dedup": "vectors", "dedup": "duplicates",
+    "cluster": "clusters", "retrieve": "selected", "write_shards": "index",
+}  # fmt: skip
 # Models that have seen the image keep what they learnt.
-TRAINED = ("train", "evaluate", "prune")
+TRAINED = ("train", "prune")
 
 
 @dataclass(frozen=True)
@@ -47,37 +57,40 @@ class Forgotten:
 
 @dataclass
 class _Plan:
-    """Clean copies by the path that they replace, and parts that go whole (what was laid out for searching names no image)."""
+    """Clean copies by the path that they replace, the images that left each of these (as far as their stage counted them as
+    kept), the digests of what is left of an index, and parts that go whole: what was laid out for searching names no image."""
 
     clean: dict[str, tuple[str, File]] = field(default_factory=dict)
-    whole: list[tuple[str, Part]] = field(default_factory=list)
+    lost: dict[str, int] = field(default_factory=dict)
+    content: dict[str, str] = field(default_factory=dict)
+    whole: list[tuple[str, str]] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)
 
 
-def forget(store: Store, artifacts: Mapping[str, Artifact], asked: Sequence[str], with_copies: bool) -> Forgotten:
+def forget(store: Store, asked: Sequence[str], with_copies: bool) -> Forgotten:
     """Takes images out of the store, by image_id or by the URL that their source gave.
 
     Args:
-        artifacts: of the configuration, by stage id: where URLs and copies are looked up.
-        with_copies: near-duplicates of the images in the pool go, too.
+        with_copies: the near-duplicates of the images that dedup found in its last run go, too.
 
     Raises:
-        LodesetError: a URL that no image of the configuration has.
+        LodesetError: no store is there, or a URL that no image in it has.
         HeldError: a run is at work on the store.
     """
+    if not store.names("artifacts"):
+        raise LodesetError(f"no run has finished a stage in {store.url}: is this the store of the configuration?")
     with claim(store, CLAIM, f"a take-down in {store.url}"):
         others = [name for name in live(store) if name != CLAIM]
         if others:
             raise HeldError(f"a run is at work on {store.url} ({', '.join(others)}): wait for it, or stop it")
         _complete(store)
-        ids = _with_derived(store, artifacts, {i for one in asked for i in _resolved(store, artifacts, one)})
-        copies = _copies(store, artifacts, ids)
+        ids = _with_derived(store, {i for one in asked for i in _resolved(store, one)})
+        copies = _copies(store, ids)
         if with_copies:
-            ids, copies = ids | copies, set()
-        remember(store, ids, asked)
-        plan = _plan(store, ids)
-        _publish(store, plan, len(ids))
-        _complete(store)
+            ids, copies = _with_derived(store, ids | copies), set()
+        # From here on the take-down can only be completed.
+        store.put_absent(JOURNAL, json.dumps({"ids": sorted(ids), "asked": list(asked)}).encode())
+        plan = _complete(store) or _Plan()
     shards = sum(path.endswith(".tar") and path.startswith("shards/") for path in plan.clean)
     return Forgotten(tuple(sorted(ids)), plan.rows, shards, tuple(sorted(copies)), _warnings(store, plan))
 
@@ -85,42 +98,57 @@ def forget(store: Store, artifacts: Mapping[str, Artifact], asked: Sequence[str]
 # -- which images
 
 
-def _resolved(store: Store, artifacts: Mapping[str, Artifact], asked: str) -> set[str]:
+def _resolved(store: Store, asked: str) -> set[str]:
     text = asked.lower()
     if len(text) == ID_HEX_DIGITS and all(c in "0123456789abcdef" for c in text):
         return {text}
     found = {
         image_id
-        for table in _tables(store, artifacts, "metadata", ("image_id", "url"))
+        for table in _tables(store, "metadata", ("image_id", "url"))
         for image_id in table["image_id"].filter(pc.equal(table["url"], asked)).to_pylist()
     }
     if not found:
         raise LodesetError(
-            f"{asked} is neither an image_id ({ID_HEX_DIGITS} hex digits) nor the URL of an image of this configuration"
+            f"{asked} is neither an image_id ({ID_HEX_DIGITS} hex digits) nor the URL of an image in {store.url}"
         )
     return found
 
 
-def _with_derived(store: Store, artifacts: Mapping[str, Artifact], ids: set[str]) -> set[str]:
+def _with_derived(store: Store, ids: set[str]) -> set[str]:
     """And the images that these were made of, or that were made of them (blurred faces)."""
-    for table in _tables(store, artifacts, "faces", ("image_id", "derived_from")):
-        for made, of in zip(table["image_id"].to_pylist(), table["derived_from"].to_pylist(), strict=True):
-            if made in ids or of in ids:
-                ids = ids | {made, of}
-    return ids
+    pairs = [
+        (made, of)
+        for table in _tables(store, "faces", ("image_id", "derived_from"))
+        for made, of in zip(table["image_id"].to_pylist(), table["derived_from"].to_pylist(), strict=True)
+    ]
+    while True:
+        more = {one for pair in pairs if not ids.isdisjoint(pair) for one in pair} - ids
+        if not more:
+            return ids
+        ids = ids | more
 
 
-def _copies(store: Store, artifacts: Mapping[str, Artifact], ids: set[str]) -> set[str]:
-    """Other images in the groups of these."""
-    tables = list(_tables(store, artifacts, "duplicates", ("image_id", "group_id")))
-    groups = {g for t in tables for g in t["group_id"].filter(_is_in(t["image_id"], ids)).to_pylist()}
-    return {i for t in tables for i in t["image_id"].filter(_is_in(t["group_id"], groups)).to_pylist()} - ids
+def _copies(store: Store, ids: set[str]) -> set[str]:
+    """Other images in the groups of these, as the last run of dedup has them."""
+    files = [file for one in store.history("dedup", "pool")[:1] for file in one.tables["duplicates"]]
+    table = store.table(files, ["image_id", "group_id"], records.DUPLICATES)
+    groups = table["group_id"].filter(_is_in(table["image_id"], ids)).to_pylist()
+    return set(table["image_id"].filter(_is_in(table["group_id"], groups)).to_pylist()) - ids
 
 
-def _tables(store: Store, artifacts: Mapping[str, Artifact], name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-    for artifact in artifacts.values():
-        for file in artifact.tables.get(name, ()):
-            yield store.table([file], columns)
+def _every_part(store: Store) -> Iterator[tuple[str, Part]]:
+    for stage in store.names("parts"):
+        for key in store.names(f"parts/{stage}"):
+            part = store.part(stage, key)
+            if part is not None:
+                yield stage, part
+
+
+def _tables(store: Store, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """A table of every part that has it."""
+    for _, part in _every_part(store):
+        if name in part.files:
+            yield store.table([part.files[name]], columns)
 
 
 def _is_in(column: pa.ChunkedArray, ids: Iterable[str]) -> pa.ChunkedArray:
@@ -132,22 +160,17 @@ def _is_in(column: pa.ChunkedArray, ids: Iterable[str]) -> pa.ChunkedArray:
 
 def _plan(store: Store, ids: set[str]) -> _Plan:
     plan, offsets = _Plan(), {}
-    shards = ((key, store.part(write_shards.STAGE, key)) for key in store.names(f"parts/{write_shards.STAGE}"))
-    for _, part in shards:
-        if part is not None and _mentions(store, part.files["entries"], ids):
-            path = part.files["shard"].path
-            offsets[path] = _shard(store, plan, part.files["shard"], ids)
-    for stage in store.names("parts"):
-        for key in store.names(f"parts/{stage}"):
-            part = store.part(stage, key)
-            if part is None:
-                continue
-            if stage == search.STAGE:
-                plan.whole.append((stage, part))
-            elif stage == "ingest":
-                _ingested(store, plan, part, ids)
-            else:
-                _part(store, plan, part, ids, offsets)
+    parts = list(_every_part(store))
+    for stage, part in parts:
+        if stage == write_shards.STAGE and _mentions(store, part.files["entries"], ids):
+            offsets[part.files["shard"].path] = _shard(store, plan, part.files["shard"], ids)
+    for stage, part in parts:
+        if stage == search.STAGE:
+            plan.whole.append((stage, part.key))
+        elif stage == "ingest":
+            _ingested(store, plan, part, ids)
+        else:
+            _part(store, plan, part, ids, offsets)
     return plan
 
 
@@ -173,6 +196,16 @@ def _part(store: Store, plan: _Plan, part: Part, ids: set[str], offsets: Mapping
             after = _with_offsets(after, beside, moved)
         if not after.equals(before):
             _write(store, plan, file, name, after, removed)
+            plan.lost[file.path] = _kept(name, before) - _kept(name, after)
+            if name == "index":
+                plan.content[file.path] = write_shards.content_of(after)
+
+
+def _kept(name: str, table: pa.Table) -> int:
+    """Images that a table counts as kept by its stage."""
+    if name == "duplicates":
+        return int(pc.sum(table["kept"]).as_py() or 0)
+    return int(pc.count_distinct(table["image_id"]).as_py()) if name in KEPT_BY.values() else 0
 
 
 def _ingested(store: Store, plan: _Plan, part: Part, ids: set[str]) -> None:
@@ -189,6 +222,7 @@ def _ingested(store: Store, plan: _Plan, part: Part, ids: set[str]) -> None:
         if not after.equals(table):
             removed = 0 if name == "rejects" else table.num_rows - after.num_rows
             _write(store, plan, part.files[name], name, after, removed)
+            plan.lost[part.files[name].path] = _kept(name, table) - _kept(name, after)
 
 
 def _columns(store: Store, file: File) -> list[str]:
@@ -269,7 +303,9 @@ def _scrubbed(store: Store, plan: _Plan, file: File, ids: set[str]) -> None:
         for member in tar.getmembers():
             if member.name.partition(".")[0] in ids:
                 data.seek(member.offset)
-                data.write(tarfile.TarInfo("forgotten").tobuf(tarfile.USTAR_FORMAT)[:100])
+                blank = tarfile.TarInfo("forgotten")
+                blank.size = member.size
+                data.write(blank.tobuf(tarfile.USTAR_FORMAT))
                 data.seek(member.offset_data)
                 data.write(bytes(member.size))
     relative = _copy_name(file)
@@ -281,53 +317,71 @@ def _scrubbed(store: Store, plan: _Plan, file: File, ids: set[str]) -> None:
 # -- in place
 
 
-def _publish(store: Store, plan: _Plan, images: int) -> None:
-    """The journal; from here on the take-down can only be completed."""
-    journal = {
-        "files": {path: {"copy": copy, "file": asdict(file)} for path, (copy, file) in plan.clean.items()},
-        "parts": [[stage, part.key] for stage, part in plan.whole],
-        "images": images,
-    }
-    store.put_absent(JOURNAL, json.dumps(journal).encode())
-
-
-def _complete(store: Store) -> None:
-    """Does what the journal says, however much of it was done before."""
+def _complete(store: Store) -> _Plan | None:
+    """Does what the journals say, however much of it was done before; the plan, where this made it."""
     journal = store.read_json(JOURNAL)
     if journal is None:
-        return
-    files = {path: File(**entry["file"]) for path, entry in journal["files"].items()}
-    for stage, key in journal["parts"]:
+        return None
+    plan, ids = None, set(journal["ids"])
+    if store.read(PLANNED) is None:
+        remember(store, ids, journal["asked"])
+        plan = _plan(store, ids)
+        planned = {
+            "files": {path: {"copy": copy, "file": asdict(file)} for path, (copy, file) in plan.clean.items()},
+            "whole": plan.whole,
+            "lost": plan.lost,
+            "content": plan.content,
+        }
+        store.put_absent(PLANNED, json.dumps(planned).encode())
+    _replace(store, store.read_json(PLANNED) or {})
+    sweep(store)
+    store.delete(PLANNED)
+    store.delete(JOURNAL)
+    return plan
+
+
+def _replace(store: Store, planned: Mapping[str, Any]) -> None:
+    files = {path: File(**entry["file"]) for path, entry in planned["files"].items()}
+    for stage, key in planned["whole"]:
         part = store.part(stage, key)
         if part is not None:
             store.delete_part(stage, part)
-    for stage in store.names("parts"):
-        for key in store.names(f"parts/{stage}"):
-            part = store.part(stage, key)
-            if part is not None and any(file.path in files for file in part.files.values()):
-                changed = {name: files.get(file.path, file) for name, file in part.files.items()}
-                store.replace_json(
-                    f"parts/{stage}/{key}/manifest.json", asdict(Part(key, changed, part.counts, part.seconds))
-                )
-    for artifact in _every_artifact(store):
+    for stage, part in _every_part(store):
+        if any(file.path in files for file in part.files.values()):
+            changed = {name: files.get(file.path, file) for name, file in part.files.items()}
+            tree = asdict(Part(part.key, changed, part.counts, part.seconds))
+            store.replace_json(f"parts/{stage}/{part.key}/manifest.json", tree)
+    for artifact in every_artifact(store):
         tables = {name: tuple(files.get(f.path, f) for f in of) for name, of in artifact.tables.items()}
         if tables != dict(artifact.tables):
-            store.replace_artifact(artifact, tables)
-    for path, entry in journal["files"].items():
+            store.replace_artifact(_less(artifact, planned, tables))
+    for path, entry in planned["files"].items():
         store.replace(entry["copy"], path)
-    store.delete(JOURNAL)
 
 
-def _every_artifact(store: Store) -> Iterator[Artifact]:
-    for stage in store.names("artifacts"):
-        for set_ in store.names(f"artifacts/{stage}"):
-            yield from store.history(stage, set_)
+def _less(artifact: Artifact, planned: Mapping[str, Any], tables: Mapping[str, tuple[File, ...]]) -> Artifact:
+    """The artifact with other files: what it kept is less by what they lost, so that what counts on it still adds up."""
+    rows, of = artifact.rows, artifact.tables.get(KEPT_BY.get(artifact.stage, ""), ())
+    lost = sum(planned["lost"].get(file.path, 0) for file in of if file not in tables[KEPT_BY[artifact.stage]])
+    if lost:
+        dropped = {**rows.dropped, "forgotten": rows.dropped.get("forgotten", 0) + lost}
+        rows = Rows(rows.taken, rows.kept - lost, dropped)
+    content = dict(artifact.content)
+    for file in artifact.tables.get("index", ()):
+        # What is trained on changed, and so must what was trained.
+        if file.path in planned["content"]:
+            content[write_shards.IMAGES] = planned["content"][file.path]
+    return replace(artifact, tables=tables, rows=rows, content=content)
 
 
 def _warnings(store: Store, plan: _Plan) -> tuple[str, ...]:
-    trained = sorted({a.stage for a in _every_artifact(store) if a.stage in TRAINED})
-    if not trained or not any(path.startswith("shards/") for path in plan.clean):
-        return ()
-    return (
-        f"{', '.join(trained)} ran before: models that were trained on the image keep what they learnt; train again",
-    )
+    found = []
+    if not any(plan.rows.values()):
+        found.append("nothing in the store named it: it is on the list of what is never taken in, and that is all")
+    trained = sorted({one.stage for one in every_artifact(store) if one.stage in TRAINED})
+    if trained and plan.content:
+        told = ", ".join(trained)
+        found.append(
+            f"{told} ran before: models that were trained on it keep what they learnt; the next run trains again"
+        )
+    return tuple(found)

@@ -67,22 +67,24 @@ def bands(store: Store, files: Sequence[File], config: Mapping[str, Any], thresh
         for low, high in zip(edges, [*edges[1:], np.inf], strict=True):
             inside = [row for row in rows if row["score"] is not None and low <= row["score"] < high]
             above = f"{low:g} to {high:g}" if np.isfinite(high) else f"{low:g} and more"
-            add(f"aligned, log-odds {above}: copies", True, [row for row in inside if row["verified"]])
+            add(f"aligned, log-odds {above}: copies", True, [row for row in inside if row["linked"]])
             why = "too low" if low < line else "of a kind of picture, not above its surroundings"
-            add(f"aligned, log-odds {above}: not taken, {why}", False, [row for row in inside if not row["verified"]])
-        add("agree as they are, or mirrored: copies", True, [r for r in rows if r["score"] is None and r["verified"]])
+            add(f"aligned, log-odds {above}: not taken, {why}", False, [row for row in inside if not row["linked"]])
+        others = [row for row in rows if row["score"] is None]
+        add("agree as they are, or mirrored: copies", True, [row for row in others if row["linked"]])
         add(
             "alike by vector or hash, but not in their pixels: not taken",
             False,
-            [r for r in rows if r["score"] is None and not r["verified"]],
+            [row for row in others if not row["linked"]],
         )
     else:
-        lines = [threshold + step for step in COSINES]
+        lines = [-np.inf, *(threshold + step for step in COSINES)]
         for low, high in zip(lines, [*lines[1:], np.inf], strict=True):
             inside = [row for row in rows if row["similarity"] is not None and low < row["similarity"] <= high]
-            taken = low >= threshold
-            add(f"cosine {low:.3f} to {min(high, 1):.3f}: {'copies' if taken else 'not taken'}", taken, inside)
-        add("by perceptual hash alone: copies", True, [row for row in rows if row["similarity"] is None])
+            span = f"up to {high:.3f}" if np.isinf(low) else f"{low:.3f} to {min(high, 1):.3f}"
+            add(f"cosine {span}: copies", True, [row for row in inside if row["linked"]])
+            add(f"cosine {span}: not taken", False, [row for row in inside if not row["linked"]])
+        add("by perceptual hash alone: copies", True, [r for r in rows if r["similarity"] is None and r["linked"]])
     return found
 
 

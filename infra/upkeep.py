@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.dag.stage import PREVIOUS
+from pipeline.dag.claims import claim, live
 from pipeline.dag.store import Artifact, File, Store
+from pipeline.errors import HeldError
+from pipeline.stages import write_shards
+from pipeline.stages.forgotten import CLAIM
 
 
 @dataclass(frozen=True)
@@ -28,29 +33,75 @@ def compacted(after: Artifact, old: list[File], deleted: bool) -> Compacted:
     )
 
 
-def superseded(store: Store, before: Artifact, after: Artifact, delete: bool) -> list[File]:
-    """The shards that `before`, or what it went on from, lists and no other artifact of the store does; deleted if asked to,
-    with the artifacts that list them."""
-    history = {one.fingerprint: one for one in store.history(before.stage, before.set)}
-    chain: dict[str, Artifact] = {}
-    one: Artifact | None = before
-    while one is not None and one.fingerprint != after.fingerprint:
-        chain[one.fingerprint] = one
-        one = history.get(one.inputs.get(PREVIOUS, {}).get("fingerprint", ""))
-    others = [a for fingerprint, a in history.items() if fingerprint not in chain]
-    needed = {file.path for a in (*others, after) for files in a.tables.values() for file in files}
-    listed = {file.path: file for a in chain.values() for files in a.tables.values() for file in files}
-    old = [file for path, file in sorted(listed.items()) if path not in needed]
-    if delete and old:
-        # First what lists them, so that no reader follows a manifest to a file that is gone.
-        for artifact in chain.values():
-            store.delete_artifact(artifact)
-        gone = {file.path for file in old}
-        for stage in (before.stage, "shard_index"):
-            for key in store.names(f"parts/{stage}"):
-                part = store.part(stage, key)
-                if part is not None and any(file.path in gone for file in part.files.values()):
-                    store.delete_part(stage, part)
-        for path in gone:
-            store.delete(path)
-    return old
+def superseded(store: Store, after: Artifact, delete: bool) -> list[File]:
+    """The shards that earlier artifacts of the same name, limit and sets list, and no other artifact of the store does; deleted
+    if asked to, with those artifacts.
+
+    Raises:
+        HeldError: they are to be deleted, and a run is at work on the store.
+    """
+    history = [one for one in store.history(after.stage, after.set) if one.fingerprint != after.fingerprint]
+    old = [one for one in history if one.created <= after.created and _alike(store, one, after)]
+    kept = [after, *(one for one in history if one not in old)]
+    needed = {file.path for one in kept for files in one.tables.values() for file in files}
+    listed = {file.path: file for one in old for files in one.tables.values() for file in files}
+    gone = [file for path, file in sorted(listed.items()) if path not in needed]
+    if delete:
+        with claim(store, CLAIM, f"a deletion in {store.url}"):
+            others = [name for name in live(store) if name != CLAIM]
+            if others:
+                raise HeldError(f"a run is at work on {store.url} ({', '.join(others)}): delete when it has ended")
+            # First what lists them, so that no reader follows a manifest to a file that is gone.
+            for artifact in old:
+                store.delete_artifact(artifact)
+            _delete(store, {file.path for file in gone})
+            sweep(store)
+    return gone
+
+
+def _alike(store: Store, one: Artifact, other: Artifact) -> bool:
+    """Whether two artifacts are of one configuration as it was at two times: of one name and limit, and of the same sets."""
+
+    def told(artifact: Artifact) -> tuple[object, ...]:
+        selected = artifact.inputs["selected"]
+        stage, _, set_ = selected["stage"].partition("/")
+        made_from = store.artifact(stage, set_, selected["fingerprint"])
+        return artifact.config.get("name"), artifact.config.get("limit"), made_from and dict(made_from.config)
+
+    return told(one) == told(other)
+
+
+def _delete(store: Store, paths: set[str]) -> None:
+    for stage in (write_shards.STAGE, write_shards.INDEX):
+        for key in store.names(f"parts/{stage}"):
+            part = store.part(stage, key)
+            if part is not None and any(file.path in paths for file in part.files.values()):
+                store.delete_part(stage, part)
+    for path in paths:
+        store.delete(path)
+
+
+def every_artifact(store: Store) -> Iterator[Artifact]:
+    for stage in store.names("artifacts"):
+        for set_ in store.names(f"artifacts/{stage}"):
+            yield from store.history(stage, set_)
+
+
+def sweep(store: Store) -> None:
+    """Deletes what runs that were killed left in parts and among shards: files that no manifest lists. Nothing may be at work."""
+    listed = {file.path for one in every_artifact(store) for files in one.tables.values() for file in files}
+    folders = set()
+    for stage in store.names("parts"):
+        for key in store.names(f"parts/{stage}"):
+            folders.add(f"parts/{stage}/{key}")
+            part = store.part(stage, key)
+            listed |= {file.path for file in part.files.values()} if part is not None else set()
+    folders |= {f"shards/{name}" for name in store.names("shards")}
+    for folder in folders:
+        for name in store.names(folder):
+            if f"{folder}/{name}" not in listed and _LEFT.search(name):
+                store.delete(f"{folder}/{name}")
+
+
+# Data under the names that a store, or a take-down, gives it; anything else somebody put there.
+_LEFT = re.compile(r"\.(parquet|tar|npy|faiss)(\.clean-[0-9a-f]+)?(\.[0-9a-f]{32})?$")

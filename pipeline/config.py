@@ -198,6 +198,11 @@ class Resources(Strict):
 class CurationConfig(Strict):
     """The curation half of a configuration file."""
 
+    name: Name = Field(
+        "lodeset",
+        description="of the data set: runs of one name in one store go on from one another (which copy is kept, which shards "
+        "stand); configurations that share a store and are not versions of one another need a name each",
+    )
     store: str = Field("./runs", min_length=1, description="where everything is kept: any fsspec URL")
     pool: tuple[Source, ...] = Field(min_length=1, description="the uncurated images")
     curated: tuple[CuratedSet, ...] = ()

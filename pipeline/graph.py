@@ -21,7 +21,7 @@ from typing import Any
 from pipeline.algorithms import evidence
 from pipeline.config import Balance, CurationConfig, Source
 from pipeline.dag.fingerprint import digest
-from pipeline.dag.stage import Input, Stage
+from pipeline.dag.stage import Follows, Input, Stage
 from pipeline.embedders.config import PatchDictionary, PrecomputedEmbedder
 from pipeline.embedders.make import AnyEmbedder, identity, pinned
 from pipeline.errors import ConfigError
@@ -127,6 +127,11 @@ def roles_of(config: CurationConfig) -> dict[str, str]:
         **{one.name: "reference" for one in config.reference},
         **{one.name: "included" for one in config.curated if one.include},
     }
+
+
+def _history(config: CurationConfig) -> dict[str, Any]:
+    """What runs must have in common to go on from one another."""
+    return {"limit": config.ingest.limit, "name": config.name}
 
 
 def _ingest(config: CurationConfig, name: str, sources: Sequence[Source]) -> Stage:
@@ -248,7 +253,7 @@ def _dedup(
         dedup.VERSION,
         "ray",
         dedup.run,
-        config={**knobs, "roles": roles, "neighbors": config.neighbors, "limit": config.ingest.limit},
+        config={**knobs, "roles": roles, "neighbors": config.neighbors, **_history(config)},
         inputs={
             **{f"images:{name}": Input(ingested[name], IMAGES) for name in roles},
             **{f"vectors:{name}": Input(vectors[name]) for name in roles},
@@ -257,7 +262,7 @@ def _dedup(
         },
         speed={"part_images": config.dedup.part_images, "roles": roles},
         # Not from a trial: what a sample kept is no reason to keep it.
-        follows=("limit",),
+        follows=Follows(("limit", "name"), published=("write_shards/all", "dedup")),
         seconds_per_image=0.002,
     )
 
@@ -265,7 +270,7 @@ def _dedup(
 def _fit_clusters(config: CurationConfig, embedding: Embedding, vectors: Stage, unique: Stage) -> Stage:
     levels = isinstance(config.cluster.k, tuple) and len(config.cluster.k) > 1
     knobs = config.cluster.model_dump(exclude=set() if levels else {"resampling"})
-    knobs |= {"embedder": embedding.identity, "limit": config.ingest.limit}
+    knobs |= {"embedder": embedding.identity, **_history(config)}
     return Stage(
         "fit_clusters",
         "pool",
@@ -274,7 +279,7 @@ def _fit_clusters(config: CurationConfig, embedding: Embedding, vectors: Stage, 
         fit_clusters.run,
         config=knobs,
         inputs={"vectors": Input(vectors), "dedup": Input(unique), **_fitted(embedding)},
-        follows=tuple(knob for knob in knobs if knob != "drift"),
+        follows=Follows(tuple(knob for knob in knobs if knob != "drift")),
         seconds_per_image=0.0002,
     )
 
@@ -379,7 +384,7 @@ def _write_shards(
         write_shards.VERSION,
         "beam",
         write_shards.run,
-        config={**config.shards.model_dump(), "limit": config.ingest.limit},
+        config={**config.shards.model_dump(), **_history(config)},
         inputs={
             "selected": Input(selected),
             "dedup": Input(unique),
@@ -387,6 +392,6 @@ def _write_shards(
             **{f"images:{name}": Input(ingested[name], METADATA) for name in ("pool", *included)},
         },
         speed={"shards": config.shards, "beam": config.resources.beam},
-        follows=("size_mb", "seed", "limit"),
+        follows=Follows(("size_mb", "seed", "limit", "name")),
         seconds_per_image=0.0002,
     )

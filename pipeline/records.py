@@ -110,6 +110,7 @@ EDGES = pa.schema(
         # b's coordinates to a's, both from -1 to 1.
         ("score", pa.float32()),
         ("map", pa.list_(pa.float32())),
+        ("linked", pa.bool_()),  # taken as copies
     ]
 )
 
@@ -137,8 +138,8 @@ LEAKS = pa.schema(
     ]
 )
 
-# Which images were first compared with all others in one run.
-GENERATIONS = pa.schema([("image_id", pa.string())])
+# Which images were first compared with all others in one run, null where one has left since.
+GENERATIONS = pa.schema([("image_id", pa.string()), ("generation", pa.string())])
 
 # What was measured of a pair of thumbnails that was aligned: `view` (of `algorithms.views`) is how b looks like a, `features`
 # those of `algorithms.evidence` that lie in the two images alone, `map` as in `edges`.

@@ -388,7 +388,11 @@ def test_compaction_leaves_what_is_selected_in_shards_of_its_own(grown: Path) ->
     assert set(indexed(after)) == set(read_shards(after)) == set(indexed(before)) == set(by_image(before, "index"))
     assert done["superseded_bytes"] > 0 and not done["deleted"] and after["details"]["dead_bytes"] == 0
     deleted = json.loads(lodeset("compact", grown, "--delete", "--json")[0])
-    assert deleted["images"] == len(indexed(after))
+    assert deleted["images"] == len(indexed(after)) and deleted["superseded_bytes"] == done["superseded_bytes"]
+    listed = {Path(file) for file in after["tables"]["shards"]}
+    kept = set((grown.parent / "copy/shards").glob("*/*.tar"))
+    # Of the run before the set was added, whose artifact is of other sets, the shards stay.
+    assert listed <= kept and len(kept) < len(listed) + before["details"]["shards"]
     assert "nothing to do" in lodeset("plan", grown)[0]
 
 
@@ -419,6 +423,9 @@ def test_what_is_forgotten_is_gone_and_stays_away(grown: Path) -> None:
     assert again["ingest/pool"]["rows"]["dropped"]["forgotten"] >= 1
     assert again["embed/pool"]["details"]["images_embedded"] == 0
     assert image_id not in indexed(again["write_shards/all"])
+    lodeset("compact", grown, "--delete")
+    compacted = entries(grown)["write_shards/all"]
+    assert set(indexed(compacted)) == set(read_shards(compacted)) == set(indexed(again["write_shards/all"]))
     assert "neither an image_id" in lodeset("forget", grown, "https://nowhere.org/x", code=1)[1]
 
 

@@ -60,7 +60,7 @@ def _owner(held: bytes) -> dict[str, Any]:
 
 
 def live(store: Store) -> list[str]:
-    """The names of the claims that somebody alive holds."""
+    """The names of the claims that somebody alive holds; those of processes that ended here are cleared away."""
     names = [name.removesuffix(".json") for name in store.names("claims") if name.endswith(".json")]
     now, found = _now(store) if names else 0.0, []
     for name in names:
@@ -69,7 +69,9 @@ def live(store: Store) -> list[str]:
             fresh = now - _store_time(store, path) < LEASE_SECONDS
         except FileNotFoundError:
             continue
-        if fresh and not _is_gone(_owner(store.read(path) or b"")):
+        if _is_gone(_owner(store.read(path) or b"")):
+            store.delete(path)
+        elif fresh:
             found.append(name)
     return found
 

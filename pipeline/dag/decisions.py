@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.dag.fingerprint import canonical
-from pipeline.dag.stage import PREVIOUS, Stage
+from pipeline.dag.stage import PREVIOUS, Follows, Stage
 from pipeline.dag.store import Artifact, Store
 
 Action = Literal["finished", "taken over", "run", "wait"]
@@ -63,26 +63,41 @@ def decided(store: Store, stage: Stage, finished: Mapping[str, Artifact], fresh:
     return Decision(stage, "run", _why(stage, finished, history), fingerprint, previous=last)
 
 
-def _following(
-    store: Store, stage: Stage, keys: tuple[str, ...], finished: Mapping[str, Artifact], anew: bool
-) -> Decision:
+def _following(store: Store, stage: Stage, follows: Follows, finished: Mapping[str, Artifact], anew: bool) -> Decision:
     """Finished is what was made from these inputs, whatever it went on from; the newest where there are several."""
     history = store.history(stage.name, stage.set)
     for made in history:
         before = made.inputs.get(PREVIOUS, {}).get("fingerprint")
         if not (anew and before) and made.fingerprint == stage.fingerprint(finished, before):
             return Decision(stage, "finished", "unchanged", made.fingerprint, made)
-    config: Mapping[str, Any] = canonical(stage.config)
-    fitting = (
-        a for a in history if a.version == stage.version and all(a.config.get(key) == config.get(key) for key in keys)
-    )
-    last = None if anew else next(fitting, None)
+    last = None if anew else _base(store, stage, follows, history)
     reason = _why(stage, finished, history)
     if last is not None:
         reason += f"; goes on from {_day(last)}"
     return Decision(
         stage, "run", reason, stage.fingerprint(finished, last.fingerprint if last else None), previous=last
     )
+
+
+def _base(store: Store, stage: Stage, follows: Follows, history: list[Artifact]) -> Artifact | None:
+    """What a stage goes on from."""
+    config: Mapping[str, Any] = canonical(stage.config)
+
+    def fits(earlier: Artifact | None) -> bool:
+        return (
+            earlier is not None
+            and earlier.version == stage.version
+            and all(earlier.config.get(key) == config.get(key) for key in follows.keys)
+        )
+
+    if follows.published is not None:
+        later, role = follows.published
+        name, _, set_ = later.partition("/")
+        for one in store.history(name, set_):
+            made_from = store.artifact(stage.name, stage.set, one.inputs.get(role, {}).get("fingerprint", ""))
+            if fits(made_from):
+                return made_from
+    return next((one for one in history if fits(one)), None)
 
 
 def _day(artifact: Artifact) -> str:

@@ -37,6 +37,18 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Follows:
+    """A stage goes on from its last artifact that agrees with it in these keys of the configuration.
+
+    With `published`, (id of a later stage, role that this one plays there), it is the artifact that the last one of that
+    stage was made from: what was tried out in between does not count. Its own last one, as long as there is none of that.
+    """
+
+    keys: tuple[str, ...]
+    published: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
 class Stage:
     """One node of the DAG.
 
@@ -50,8 +62,7 @@ class Stage:
         max_cpus: more cores than this would idle.
         frozen: fitted once and taken over by later runs even when its inputs have changed, unless these are frozen
             themselves (`--fresh` refits).
-        follows: keys of the configuration in which its own last artifact must agree with it, for this stage to go on from
-            it: that artifact is then an input like any other, and no other run's (`--fresh` starts anew). None: never.
+        follows: which of its own artifacts it goes on from, as an input like any other (`--fresh` starts anew).
         seconds_per_image: a rough rate on 2 cores, for `plan` before anything was run; of a unit of `work` where that
             is given.
         work: how much it does, where the number of images that come in does not say it (steps x batch of training); a
@@ -72,7 +83,7 @@ class Stage:
     speed: Mapping[str, Any] = field(default_factory=dict)
     max_cpus: int = 1_000_000
     frozen: bool = False
-    follows: tuple[str, ...] | None = None
+    follows: Follows | None = None
     seconds_per_image: float = 0.0
     work: int = 0
     size_bytes: int | None = None

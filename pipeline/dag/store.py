@@ -13,7 +13,6 @@ A reader follows manifests, so files of an attempt that died are never seen. Not
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import hashlib
 import json
@@ -335,9 +334,9 @@ class Store:
         assert earlier is not None, f"{_manifest(artifact)} exists and cannot be read"
         return earlier
 
-    def replace_artifact(self, artifact: Artifact, tables: Mapping[str, tuple[File, ...]]) -> None:
-        """Other files for its tables. What it counted stays what it counted."""
-        self.replace_json(_manifest(artifact), dataclasses.replace(artifact, tables=tables).to_json())
+    def replace_artifact(self, artifact: Artifact) -> None:
+        """Puts it in the place of that with its fingerprint."""
+        self.replace_json(_manifest(artifact), artifact.to_json())
 
     def delete_artifact(self, artifact: Artifact) -> None:
         """Its manifest; the parts that it lists may be another's, too."""

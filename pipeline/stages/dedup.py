@@ -45,7 +45,7 @@ from pipeline.stages.leaks import leaks_of, with_leaks
 from pipeline.stages.parts import made
 from pipeline.stages.universe import Members, Universe, gather, members_of
 
-VERSION = 4
+VERSION = 5
 STAGE, SEARCH, EDGES = "dedup", "dedup_search", "dedup_edges"
 # Edges are kept this far below the threshold, so that the table shows what another threshold would add.
 FLOOR = 0.05
@@ -358,6 +358,7 @@ def _edge_table(universe: Universe, pairs: Pairs) -> pa.Table:
             "transform": pa.array([views.ORIENTATIONS[o].name for o in pairs.orientation], mask=~asked),
             "score": pa.array(pairs.score, mask=np.isnan(pairs.score)),
             "map": pa.array([None if np.isnan(m[0]) else m for m in pairs.maps], pa.list_(pa.float32())),
+            "linked": pairs.linked,
         },
         schema=records.EDGES,
     )

@@ -12,7 +12,8 @@ from pipeline.errors import HeldError
 
 FOLDER = "forgotten"
 CLAIM = "forget"
-JOURNAL = "forgetting.json"  # of a take-down that is under way
+# Of a take-down that is under way: which images go, and which clean copy replaces what.
+JOURNAL, PLANNED = "forgetting.json", "forgetting-files.json"
 
 
 def remember(store: Store, ids: Iterable[str], asked: Sequence[str]) -> None:
@@ -30,7 +31,7 @@ def forgotten(store: Store) -> frozenset[str]:
 def refuse_during_take_down(store: Store) -> None:
     """Raises HeldError while a take-down rewrites the store, or where one was cut short."""
     if CLAIM in live(store):
-        raise HeldError(f"images are being taken out of {store.url}: wait until `lodeset forget` has ended")
+        raise HeldError(f"images or shards are being deleted from {store.url}: wait until that has ended")
     if store.read(JOURNAL) is not None:
         raise HeldError(
             f"a take-down in {store.url} was cut short: give the same `lodeset forget` again to complete it"

@@ -1,8 +1,8 @@
 """Which images were first compared in which run: what makes a search over a grown pool cost only what is new.
 
-A generation is a list of images that never changes. The images of each are searched for among those of each other one, and
-what was found between two generations stays true for ever; so a run searches only for its new images, and among them. An
-image that has left (its source, or a filter, took it away) is still listed and leads nowhere.
+A generation is a list of images. The images of each are searched for among those of each other one, and what was found between
+two generations stays true; so a run searches only for its new images, and among them. An image that leaves (its source, or a
+filter, takes it away) leaves its place empty: should it come back, it is new, because others came while it was away.
 
 New images swallow the newest generations as long as these are not larger than what they make together, as a log-structured
 merge tree does: there are never more than log2(N / new) of them, and an image is searched for anew as often.
@@ -32,8 +32,10 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Generation:
-    """Images in the order of their ids, None where one was forgotten; `nodes` [n]: what each is in the universe of this run,
-    -1 where it has left."""
+    """Images in the order of their ids, None where one has left; `nodes` [n]: what each is in the universe, -1 there.
+
+    `key` is that of the images that it began with.
+    """
 
     key: str
     ids: tuple[str | None, ...]
@@ -75,27 +77,30 @@ def generations_of(store: Store, previous: Artifact | None, ids: Sequence[str]) 
     new = np.ones(len(ids), bool)
     for one in standing:
         new[one.nodes[one.nodes >= 0]] = False
-    if not new.any():
-        return standing
-    while standing and len(standing[-1].ids) <= new.sum():
+    while new.any() and standing and len(standing[-1].ids) <= new.sum():
         nodes = standing.pop().nodes
         new[nodes[nodes >= 0]] = True
-    return [*standing, _made(store, tuple(ids[node] for node in np.flatnonzero(new).tolist()), node_of)]
+    if new.any():
+        own = tuple(ids[node] for node in np.flatnonzero(new).tolist())
+        standing.append(_committed(store, digest(STAGE, VERSION, list(own)), own, node_of))
+    return standing
 
 
 def _known(store: Store, file: File, node_of: dict[str, int]) -> Generation:
-    ids = tuple(store.table([file])["image_id"].to_pylist())
-    # The key of its part is that of the images which were there at first.
-    return Generation(file.path.split("/")[2], ids, _nodes(ids, node_of), file)
+    table = store.table([file], records.GENERATIONS.names)
+    key, before = table["generation"][0].as_py(), tuple(table["image_id"].to_pylist())
+    now = tuple(one if one in node_of else None for one in before)
+    if now == before:
+        return Generation(key, now, _nodes(now, node_of), file)
+    return _committed(store, key, now, node_of)
 
 
-def _made(store: Store, ids: tuple[str, ...], node_of: dict[str, int]) -> Generation:
-    key = digest(STAGE, VERSION, list(ids))
-    part = store.part(STAGE, key) or store.commit_part(
-        STAGE, key, {TABLE: pa.table({"image_id": ids}, schema=records.GENERATIONS)}, {"images": len(ids)}
-    )
+def _committed(store: Store, key: str, ids: tuple[str | None, ...], node_of: dict[str, int]) -> Generation:
+    table = pa.table({"image_id": ids, "generation": [key] * len(ids)}, schema=records.GENERATIONS)
+    name = digest(key, [row for row, one in enumerate(ids) if one is None])
+    part = store.part(STAGE, name) or store.commit_part(STAGE, name, {TABLE: table}, {"images": len(ids)})
     return Generation(key, ids, _nodes(ids, node_of), part.files[TABLE])
 
 
 def _nodes(ids: Sequence[str | None], node_of: dict[str, int]) -> Ints:
-    return np.fromiter((-1 if one is None else node_of.get(one, -1) for one in ids), np.int64, len(ids))
+    return np.fromiter((-1 if one is None else node_of[one] for one in ids), np.int64, len(ids))

@@ -94,6 +94,17 @@ def changes(
     return pa.concat_tables(rows)
 
 
+def leaked(buried: pa.Table) -> list[str]:
+    """What to say of shards that hold images which must not be trained on."""
+    count = pc.sum(pc.equal(buried["reason"], "reference")).as_py() or 0
+    if not count:
+        return []
+    return [
+        f"{count} images that the shards still hold are copies of reference images: training goes by the index and leaves them "
+        "out, a plain reader of the tars does not; `lodeset compact` writes shards without them"
+    ]
+
+
 def counted(told: pa.Table) -> dict[str, dict[str, int]]:
     """How many images were `added` and `removed`, by reason."""
     counts: dict[str, dict[str, int]] = {"added": {}, "removed": {}}

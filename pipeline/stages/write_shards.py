@@ -36,10 +36,10 @@ from pipeline.dag.store import File, HashingFile, Part, Rows, Store
 from pipeline.errors import LodesetError
 from pipeline.sources.reading import Location, read_images
 from pipeline.stages.parts import watching
-from pipeline.stages.standing import Standing, Told, changes, counted, shards_before, tombstones
+from pipeline.stages.standing import Standing, Told, changes, counted, leaked, shards_before, tombstones
 
 VERSION = 2
-STAGE = "write_shards"
+STAGE, INDEX = "write_shards", "shard_index"
 IMAGES = "images"  # the digest that it names
 BLOCK_IMAGES = 64
 TAR_RECORD = 512
@@ -101,7 +101,7 @@ def run(context: Context) -> Outcome:
         },
         rows=Rows(taken=context.inputs["selected"].rows.kept, kept=told.index.num_rows),
         # What is trained on: the same images in other shards change nothing downstream.
-        content={IMAGES: digest(sorted(told.index["image_id"].to_pylist()))},
+        content={IMAGES: content_of(told.index)},
         details={
             "folder": folder,
             "shards": len(standing.files) + len(parts),
@@ -111,6 +111,7 @@ def run(context: Context) -> Outcome:
             "size_bytes": written_bytes + sum(file.size_bytes for file in standing.files),
             "written_bytes": written_bytes,
             "dead_bytes": int(pc.sum(told.tombstones["size_bytes"]).as_py() or 0),
+            "warnings": leaked(told.tombstones),
             **(
                 {"since": {"folder": context.previous.details["folder"], **counted(told.changes)}}
                 if context.previous
@@ -118,6 +119,11 @@ def run(context: Context) -> Outcome:
             ),
         },
     )
+
+
+def content_of(index: pa.Table) -> str:
+    """What an index lists, wherever it lies."""
+    return digest(sorted(index["image_id"].to_pylist()))
 
 
 # -- which image goes where
@@ -264,9 +270,9 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 def _publish(store: Store, folder: str, told: Told) -> dict[str, File]:
     """`index.parquet`, `tombstones.parquet` and `changes.parquet` beside the shards; the index in the order of the shards and
     of the entries inside."""
-    key = digest("shard_index", VERSION, folder)
-    found = store.part("shard_index", key)
+    key = digest(INDEX, VERSION, folder)
+    found = store.part(INDEX, key)
     if found is None:
         files = {name: store.write_named(f"{folder}/{name}.parquet", table) for name, table in vars(told).items()}
-        found = store.commit_part("shard_index", key, {}, files=files)
+        found = store.commit_part(INDEX, key, {}, files=files)
     return dict(found.files)

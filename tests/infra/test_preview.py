@@ -19,7 +19,8 @@ from pipeline.stages import dedup
 
 def edge(n: int, score: float | None, verified: bool | None, similarity: float | None = 0.5) -> dict[str, Any]:
     shown = {"image_id_a": f"{n:032x}", "image_id_b": f"{n + 500:032x}", "similarity": similarity, "phash_distance": 9}
-    return {**dict.fromkeys(records.EDGES.names), **shown, "score": score, "verified": verified, "transform": "mirror"}
+    found = {"score": score, "verified": verified, "transform": "mirror", "linked": bool(verified)}
+    return {**dict.fromkeys(records.EDGES.names), **shown, **found}
 
 
 def written(store: Store, rows: list[dict[str, Any]]) -> File:
@@ -51,9 +52,10 @@ def test_each_pair_is_in_the_section_of_what_judged_it(tmp_path: Path) -> None:
 
 def test_unverified_pairs_go_by_cosine(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    rows = [edge(1, None, None, 0.89), edge(2, None, None, 0.91), edge(3, None, None, 0.99), edge(4, None, None, None)]
+    rows = [edge(1, None, None, 0.89), edge(2, None, True, 0.91), edge(3, None, True, 0.99), edge(4, None, True, None)]
+    rows.append(edge(5, None, True, 0.4))  # by its hash, too
     found = bands(store, [written(store, rows)], {"verify": "none"}, 0.9, each=12)
-    assert [(band.copies, band.count) for band in found] == [(False, 1), (True, 1), (True, 1), (True, 1)]
+    assert [(band.copies, band.count) for band in found] == [(True, 1), (False, 1), (True, 1), (True, 1), (True, 1)]
 
 
 def test_edges_are_there_once_dedup_has_searched(tmp_path: Path) -> None:

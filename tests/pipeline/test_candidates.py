@@ -136,6 +136,16 @@ def test_images_that_left_are_nobodys_neighbours(pixels: np.ndarray, tmp_path: P
     assert len(found.keys() & expected.keys()) >= 0.95 * len(found.keys() | expected.keys())
 
 
+def test_an_image_that_comes_back_is_compared_with_what_came_meanwhile(pixels: np.ndarray, tmp_path: Path) -> None:
+    """Node 0 is away while its copy, the last one, comes."""
+    order = np.arange(COUNT + 1)
+    _, made = looked(tmp_path, pixels, order, chosen=slice(0, -1))
+    _, made = looked(tmp_path, pixels, order, chosen=slice(1, None), previous=made)
+    back, made = looked(tmp_path, pixels, order, previous=made)
+    assert ((back.seen.a == 0) & (back.seen.b == COUNT)).sum() == 1
+    assert looked(tmp_path, pixels, order, previous=made)[0].parts_made == 0
+
+
 def test_thumbnails_made_otherwise_and_other_networks_are_other_parts(
     pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,7 +129,7 @@ def test_centroids_are_kept_until_they_fit_no_more(tmp_path: Path, monkeypatch: 
     done = run(tmp_path, monkeypatch, [100, 250], 1, cluster={"k": 20})
     store, first, pool_vectors = done["store"], done["fit_clusters/pool"], done["embed/pool"]
     stage = build_stages(tmp_path, cluster={"k": 20})["fit_clusters/pool"]
-    assert stage.follows is not None and "drift" not in stage.follows
+    assert stage.follows is not None and "drift" not in stage.follows.keys
 
     same = ran(store, stage, done, previous=first)
     assert same.content == first.content and same.tables == first.tables

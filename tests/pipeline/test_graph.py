@@ -36,7 +36,7 @@ def test_what_is_fitted_on_vectors_is_of_their_embedder_alone(
     """A fitted artifact is taken over by configuration, so the embedder and the size of a trial must be part of it."""
     before = stages(tree)[fitted]
     assert before.config == stages(tree)[fitted].config
-    assert before.frozen or set(before.follows or ()) == {*before.config} - {"drift"}
+    assert before.frozen or set(before.follows.keys if before.follows else ()) == {*before.config} - {"drift"}
     other = {**tree, "embed": {"semantic": network(tmp_path / "b.pt")}}
     assert stages(other)[fitted].config != before.config
     assert stages({**tree, "ingest": {"limit": 5}})[fitted].config != before.config

@@ -9,7 +9,7 @@ import toy_stages
 
 from pipeline.dag.decisions import decide
 from pipeline.dag.runner import Event, Runner
-from pipeline.dag.stage import PREVIOUS, Context, Input, Outcome, Stage
+from pipeline.dag.stage import PREVIOUS, Context, Follows, Input, Outcome, Stage
 from pipeline.dag.store import Artifact, Rows, Store
 from pipeline.errors import GateError, HeldError, LodesetError
 
@@ -126,7 +126,7 @@ def test_a_stage_goes_on_from_its_last_artifact_which_is_an_input(store: Store) 
         config = {"k": 1, "limit": limit}
         inputs = {"x": Input(source)}
         return source, stage(
-            "go", toy_stages.goes_on, config=config, inputs=inputs, follows=("limit",), version=version
+            "go", toy_stages.goes_on, config=config, inputs=inputs, follows=Follows(("limit",)), version=version
         )
 
     def ran(*stages: Stage, fresh: tuple[str, ...] = ()) -> tuple[Artifact, str]:
@@ -152,6 +152,21 @@ def test_a_stage_goes_on_from_its_last_artifact_which_is_an_input(store: Store) 
     anew, kind = ran(*at(3), fresh=("go",))
     assert kind == "started" and anew.details["from"] is None and anew.fingerprint != third.fingerprint
     assert ran(*at(3)) == (anew, "finished") == ran(*at(3), fresh=("go",))
+
+
+def test_what_was_tried_out_since_the_last_publication_does_not_count(store: Store) -> None:
+    def at(k: int) -> tuple[Stage, Stage]:
+        go = stage("go", toy_stages.goes_on, config={"k": k}, follows=Follows((), published=("publish/pool", "made")))
+        return go, stage("publish", inputs={"made": Input(go)})
+
+    tried = Watched(store).run(at(1)[0])["go/pool"]
+    first = Watched(store).run(*at(2))["go/pool"]
+    assert first.details["from"] == tried.fingerprint  # nothing was published yet
+    assert Watched(store).run(at(3)[0])["go/pool"].details["from"] == first.fingerprint
+    assert Watched(store).run(at(4)[0])["go/pool"].details["from"] == first.fingerprint
+    second = Watched(store).run(*at(5))["go/pool"]
+    assert second.details["from"] == first.fingerprint
+    assert Watched(store).run(at(6)[0])["go/pool"].details["from"] == second.fingerprint
 
 
 def test_what_was_fitted_on_something_fitted_follows_it(store: Store) -> None:

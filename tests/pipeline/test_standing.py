@@ -11,7 +11,7 @@ import pytest
 from pipeline import records
 from pipeline.dag.stage import Context, Stage
 from pipeline.dag.store import Artifact, File, Rows, Store
-from pipeline.stages.standing import Standing, changes, counted, shards_before, tombstones
+from pipeline.stages.standing import Standing, changes, counted, leaked, shards_before, tombstones
 
 # An index in `shards/b` that names shards of its own folder and of an earlier one.
 INDEX = [
@@ -96,6 +96,9 @@ def test_changes_and_tombstones_say_why(context: Context) -> None:
         "removed": {"gone": 1, "min_side": 1, "near": 1, "not_selected": 1},
     }
     buried = {row["image_id"]: row["reason"] for row in tombstones(context.store, context, found.dead).to_pylist()}
+    assert leaked(tombstones(context.store, context, found.dead)) == []
+    (warning,) = leaked(shard_rows(INDEX).append_column("reason", pa.array(["reference", "near", "gone", "reference"])))
+    assert warning.startswith("2 images")
     assert buried == {"a1": "near", "a2": "min_side", "b1": "not_selected", "b2": "gone", "d1": "gone"}
 
 
