@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
@@ -131,11 +132,16 @@ def _why(stage: Stage, finished: Mapping[str, Artifact], history: list[Artifact]
     return "; ".join(changes) or "made before, from other inputs"
 
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")  # which says nothing to a reader
+
+
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(k for k in new if k not in old)]
         return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{where}.{k}" if where else k)]
     if old == new:
         return []
+    if all(isinstance(value, str) and _DIGEST.fullmatch(value) for value in (old, new)):
+        return [f"{where} changed"]
     short = [text if len(text) <= 40 else text[:37] + "..." for text in (json.dumps(old), json.dumps(new))]
     return [f"{where} {short[0]} -> {short[1]}"]

@@ -108,6 +108,12 @@ def test_content_cuts_off_what_lies_downstream(store: Store) -> None:
     assert again.kinds() == [("started", "a"), ("done", "a"), ("finished", "b")]
 
 
+def test_a_digest_that_changed_is_not_spelled_out(store: Store) -> None:
+    Watched(store).run(stage("a", config={"listing": "0" * 64, "files": 1}))
+    decision = decide(store, dag(stage("a", config={"listing": "f" * 64, "files": 2})))["a/pool"]
+    assert decision.reason == "listing changed; files 1 -> 2"
+
+
 def test_what_was_fitted_is_taken_over_unless_fresh(store: Store) -> None:
     a = stage("a")
     fitted = stage("fit", inputs={"x": Input(a)}, frozen=True)
