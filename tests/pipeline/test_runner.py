@@ -111,7 +111,7 @@ def test_content_cuts_off_what_lies_downstream(store: Store) -> None:
 def test_a_digest_that_changed_is_not_spelled_out(store: Store) -> None:
     Watched(store).run(stage("a", config={"listing": "0" * 64, "files": 1}))
     decision = decide(store, dag(stage("a", config={"listing": "f" * 64, "files": 2})))["a/pool"]
-    assert decision.reason == "listing changed; files 1 -> 2"
+    assert decision.reason == "files 1 -> 2; listing changed"
 
 
 def test_what_was_fitted_is_taken_over_unless_fresh(store: Store) -> None:
