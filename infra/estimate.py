@@ -71,7 +71,9 @@ def _count(
     if stage.name == "ingest":
         return _listed(store, stage)
     known = []
-    for needed in stage.inputs.values():
+    # Where a selection comes in, what else does is asked about it.
+    inputs = {role: i for role, i in stage.inputs.items() if role == "selected"} or stage.inputs
+    for needed in inputs.values():
         # What was fitted, or trained, on images is no further source of them; nor is where images lie and what is said of them.
         if needed.stage.frozen or needed.stage.work or needed.of == METADATA:
             continue

@@ -239,7 +239,7 @@ def _curate(world: World) -> None:
         "all",
         {"shards": shards},
         Rows(8, 8),
-        {"folder": "shards/x", "shards": 23, "size_bytes": 23 * 2048},
+        {"folder": "shards/x", "shards": 23, "size_bytes": 23 * 2048, "dead_bytes": 0},
     )
 
 

@@ -24,6 +24,7 @@ from pipeline.filters.config import Faces
 from pipeline.filters.faces import _boxes_and_scores, blurred, detector, identity
 from pipeline.sources.reading import Location, read_images
 from pipeline.stages import blur_faces, write_shards
+from pipeline.stages.standing import shards_before
 
 BOX = (0.25, 0.25, 0.75, 0.5)  # of an image of 64 x 64: 16 to 48, 16 to 32
 PLAIN: dict[str, Any] = {"size": 16, "mean": (0, 0, 0), "std": (1, 1, 1)}
@@ -230,7 +231,9 @@ def test_shards_hold_the_blurred_bytes_and_say_where_they_come_from(pool: Pool) 
     selected = artifact("retrieve", "all", Outcome({"selected": (chosen.files["selected"],)}, Rows(6, 6)))
     stage = graph.build(config)["write_shards/all"]
     inputs = {"selected": selected, "images:pool": artifact("blur_faces", "pool", outcome)}
-    (shard,) = write_shards.plan(pool.store, Context(pool.store, stage, "f", inputs, 1, lambda _: None), config.shards)
+    context = Context(pool.store, stage, "f", inputs, 1, lambda _: None)
+    nothing = shards_before(pool.store, None, pa.chunked_array([[]], pa.string()))
+    (shard,) = write_shards.plan(pool.store, context, config.shards, nothing)
     part = write_shards.write_shard(pool.store, "shards/x", shard)
     assert part.files["shard"].rows == 6
     (blurred_row,) = (row for row in read(pool, outcome, "images") if row["derived_from"])

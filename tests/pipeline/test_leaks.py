@@ -99,7 +99,7 @@ def test_leaks_are_those_of_plain_loops_and_tell_every_drop(data: st.DataObject)
     )
     dropped = [
         r
-        for r in verdicts(universe, component, pairs).to_pylist()
+        for r in verdicts(universe, component, pairs, np.zeros(len(universe.ids), bool)).to_pylist()
         if r["reason"] in ("reference", "included") and not r["kept"]
     ]
     assert {r["pool_image_id"] for r in rows} == {r["image_id"] for r in dropped}
