@@ -239,7 +239,13 @@ def _curate(world: World) -> None:
         "all",
         {"shards": shards},
         Rows(8, 8),
-        {"folder": "shards/x", "shards": 23, "size_bytes": 23 * 2048, "dead_bytes": 0},
+        {
+            "folder": "shards/x",
+            "shards": 23,
+            "size_bytes": 23 * 2048,
+            "dead_bytes": 3_072,
+            "since": {"folder": "shards/w", "added": {"flowers sample": 2}, "removed": {"near": 1, "gone": 4}},
+        },
     )
 
 
