@@ -37,7 +37,7 @@ RANKS = slice(5, 15)
 # Similarity above its surroundings from which a pair is aligned and verified.
 STANDS_OUT = 0.0
 # A small pool holds few strangers, and says little of how similar they are: what a large one finds is taken for granted.
-SMALL_POOL, USUAL = 2_000, 0.6
+SMALL_POOL, USUAL = 2_000, 0.55
 BLOCK = 256  # images whose products are made together; 1,024 took a third longer on 16,000 images
 ROWS = 8_192  # thumbnails that are described at once
 GROUPS = 16  # a row of similarities is searched by the maxima of this many interleaved columns

@@ -45,7 +45,7 @@ from pipeline.stages.leaks import leaks_of, with_leaks
 from pipeline.stages.parts import made
 from pipeline.stages.universe import Members, Universe, gather, members_of
 
-VERSION = 5
+VERSION = 6
 STAGE, SEARCH, EDGES = "dedup", "dedup_search", "dedup_edges"
 # Edges are kept this far below the threshold, so that the table shows what another threshold would add.
 FLOOR = 0.05
