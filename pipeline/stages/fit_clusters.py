@@ -37,13 +37,14 @@ BYTES_PER_ACTOR = 64 * 2**20
 
 def run(context: Context) -> Outcome:
     dedup = context.inputs["dedup"]
-    images = len(pool_kept(context.store, dedup))
+    wanted = pool_kept(context.store, dedup)
+    images = len(wanted)
     if images == 0:
         raise LodesetError(f"dedup kept no pool image ({dict(dedup.rows.dropped)}): there is nothing to cluster")
     asked = context.config["k"]
     k = (kmeans.choose_k(images),) if asked == "auto" else (asked,) if isinstance(asked, int) else tuple(asked)
     hierarchy.checked(k, images)
-    drift = _drift(context) if context.previous else None
+    drift = _drift(context, wanted) if context.previous else None
     if context.previous and drift is not None and drift <= context.config["drift"]:
         earlier = context.previous
         details = {**earlier.details, "drift": round(drift, 4), "parts_made": 0}
@@ -67,7 +68,7 @@ def run(context: Context) -> Outcome:
     )
 
 
-def _drift(context: Context) -> float | None:
+def _drift(context: Context, wanted: set[str]) -> float | None:
     """By what share the mean squared distance to the centroids of the run before has grown since they were fitted, by a seeded
     sample of the files; None where they are of other vectors."""
     store, previous = context.store, context.previous
@@ -77,7 +78,7 @@ def _drift(context: Context) -> float | None:
         return None
     files = context.inputs["vectors"].tables["vectors"]
     chosen = seeded_order([file.sha256 for file in files], context.config["seed"])[:DRIFT_FILES]
-    wanted, centroids = pool_kept(store, context.inputs["dedup"]), read_centroids(store, previous)
+    centroids = read_centroids(store, previous)
     total, count = 0.0, 0
     for at in chosen:
         ids, matrix = read_vectors(store, [files[at]])

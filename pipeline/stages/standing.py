@@ -73,7 +73,7 @@ def tombstones(store: Store, context: Context, dead: pa.Table) -> pa.Table:
 
 
 def changes(
-    store: Store, context: Context, standing: Standing, written: pa.ChunkedArray, selected: pa.Table
+    context: Context, standing: Standing, buried: pa.Table, written: pa.ChunkedArray, selected: pa.Table
 ) -> pa.Table:
     """What the index lists that it did not before, and the other way round; nothing where there is no run before.
 
@@ -86,10 +86,10 @@ def changes(
     added = pa.chunked_array([*written.chunks, *revived.chunks], pa.string())
     wanted = pc.binary_join_element_wise(selected["set"], selected["mode"], " ")
     why = wanted.take(pc.index_in(added, value_set=selected["image_id"]))
-    removed = standing.dead["image_id"].filter(pc.is_in(standing.dead["image_id"], standing.were))
+    removed = buried.filter(pc.is_in(buried["image_id"], standing.were))
     rows = [
         pa.table([ids, pa.repeat(change, len(ids)), reasons], schema=records.CHANGES)
-        for ids, change, reasons in ((added, "added", why), (removed, "removed", _reasons(store, context, removed)))
+        for ids, change, reasons in ((added, "added", why), (removed["image_id"], "removed", removed["reason"]))
     ]
     return pa.concat_tables(rows)
 

@@ -87,10 +87,11 @@ def run(context: Context) -> Outcome:
     committed = store.committed(STAGE, [s.key for s in shards])
     parts = [committed[s.key] for s in shards]
     written = store.table([p.files["entries"] for p in parts], None, records.SHARDS)
+    buried = tombstones(store, context, standing.dead)
     told = Told(
         index=pa.concat_tables([standing.live, written]),
-        tombstones=tombstones(store, context, standing.dead),
-        changes=changes(store, context, standing, written["image_id"], selected),
+        tombstones=buried,
+        changes=changes(context, standing, buried, written["image_id"], selected),
     )
     published = _publish(store, folder, told)
     written_bytes = sum(p.files["shard"].size_bytes for p in parts)

@@ -82,7 +82,8 @@ def test_what_was_dropped_and_is_wanted_again_is_revived_where_its_shard_stands(
 def test_changes_and_tombstones_say_why(context: Context) -> None:
     found = standing(context, "c1", "n1")
     selected = pa.table({"image_id": ["c1", "n1", "n1"], "set": ["x", "x", "y"], "mode": ["as_is", "sample", "as_is"]})
-    told = changes(context.store, context, found, pa.chunked_array([["n1"]], pa.string()), selected)
+    buried_now = tombstones(context.store, context, found.dead)
+    told = changes(context, found, buried_now, pa.chunked_array([["n1"]], pa.string()), selected)
     assert {row["image_id"]: (row["change"], row["reason"]) for row in told.to_pylist()} == {
         "n1": ("added", "x sample"),
         "c1": ("added", "x as_is"),
@@ -108,5 +109,5 @@ def test_a_first_run_changes_nothing(context: Context) -> None:
     assert not found.live.num_rows and not found.files and found.numbered == 0
     written = pa.chunked_array([["n1"]], pa.string())
     selected = pa.table({"image_id": ["n1"], "set": ["x"], "mode": ["as_is"]})
-    assert not changes(first.store, first, found, written, selected).num_rows
-    assert not tombstones(first.store, first, found.dead).num_rows
+    buried = tombstones(first.store, first, found.dead)
+    assert not buried.num_rows and not changes(first, found, buried, written, selected).num_rows
