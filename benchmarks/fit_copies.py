@@ -17,6 +17,7 @@ import multiprocessing
 import sys
 import tarfile
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -26,9 +27,10 @@ from PIL import Image
 
 from infra.demo.draw import CONCEPTS, draw
 from pipeline.algorithms import evidence, views
-from pipeline.algorithms.evidence import FEATURES, Model
+from pipeline.algorithms.evidence import FEATURES
 from pipeline.algorithms.hardware import has_bf16
 from pipeline.algorithms.images import Unreadable, decode, examine
+from pipeline.algorithms.scorer import Scorer
 from pipeline.algorithms.variations import varied
 
 DIMENSIONS, HIDDEN, NETWORKS, ROUNDS, EPOCHS, BATCH = 64, 32, 4, 2, 30, 512
@@ -82,7 +84,7 @@ def _measured(thumbnails: np.ndarray, whitening: np.ndarray, pairs: views.Candid
     return evidence.measured(thumbnails, pairs.a, pairs.b, views.starts()[pairs.view], whitening)[0]
 
 
-def fitted(features: np.ndarray, copies: np.ndarray, whitening: np.ndarray) -> Model:
+def fitted(features: np.ndarray, copies: np.ndarray) -> Scorer:
     mean, deviation = features.mean(axis=0), features.std(axis=0) + 1e-6
     inputs = torch.from_numpy(((features - mean) / deviation).clip(-4, 4).astype(np.float32))
     wanted = torch.from_numpy(copies.astype(np.float32))
@@ -90,7 +92,7 @@ def fitted(features: np.ndarray, copies: np.ndarray, whitening: np.ndarray) -> M
     for seed in range(NETWORKS):
         torch.manual_seed(seed)
         network = torch.nn.Sequential(
-            torch.nn.Linear(len(FEATURES), HIDDEN),
+            torch.nn.Linear(features.shape[1], HIDDEN),
             torch.nn.SiLU(),
             torch.nn.Linear(HIDDEN, HIDDEN),
             torch.nn.SiLU(),
@@ -101,7 +103,7 @@ def fitted(features: np.ndarray, copies: np.ndarray, whitening: np.ndarray) -> M
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 6e-3, total_steps=steps)
         for _ in range(EPOCHS):
             for rows in torch.randperm(len(inputs)).split(BATCH):
-                noisy = inputs[rows] + 0.05 * torch.randn(len(rows), len(FEATURES))
+                noisy = inputs[rows] + 0.05 * torch.randn(len(rows), features.shape[1])
                 loss = torch.nn.functional.binary_cross_entropy_with_logits(network(noisy)[:, 0], wanted[rows])
                 optimiser.zero_grad()
                 loss.backward()
@@ -109,7 +111,7 @@ def fitted(features: np.ndarray, copies: np.ndarray, whitening: np.ndarray) -> M
                 schedule.step()
         for kept, layer in zip(layers, network[::2], strict=True):
             kept.append(torch.cat([layer.weight, layer.bias[:, None]], dim=1).detach().numpy())
-    return Model(whitening, mean.astype(np.float32), deviation.astype(np.float32), *(np.stack(x) for x in layers))
+    return Scorer(mean.astype(np.float32), deviation.astype(np.float32), *(np.stack(x) for x in layers))
 
 
 def main(pool_tar: str, count: int = 4_000, out: str = str(evidence.MODEL)) -> None:
@@ -146,7 +148,7 @@ def main(pool_tar: str, count: int = 4_000, out: str = str(evidence.MODEL)) -> N
     for _ in range(ROUNDS):
         unsure = of_copy & ~positive & (original < first_drawn) & np.isin(known, (low * images + high)[copies])
         used = (of_copy & ~unsure) | strange
-        fit = fitted(features[used], positive[used], whitening)
+        fit = fitted(features[used], positive[used])
         score = fit.score(features)
         copies = in_pool & (score > 0)
         strangers = used & ~positive
@@ -156,7 +158,7 @@ def main(pool_tar: str, count: int = 4_000, out: str = str(evidence.MODEL)) -> N
             f"largest of strangers {np.sort(score[strangers])[-12:].round(1)}, {time.time() - started:.0f} s",
             flush=True,
         )
-    np.savez_compressed(out, **{name: getattr(fit, name) for name in Model.__dataclass_fields__})
+    np.savez_compressed(out, whitening=whitening, **asdict(fit))
     print(f"{out}: {Path(out).stat().st_size} bytes")
 
 

@@ -22,7 +22,7 @@ from pipeline.stages import dedup
 
 TEMPLATE = "preview.html.jinja"
 # Steps of the log-odds that make a section of the page each.
-SCORES = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
+SCORES = (-np.inf, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 # Steps of the cosine, likewise, about the threshold.
 COSINES = (-0.05, -0.02, 0.0, 0.02, 0.05, 0.1)
 
@@ -67,6 +67,7 @@ def bands(store: Store, files: Sequence[File], config: Mapping[str, Any], thresh
         for low, high in zip(edges, [*edges[1:], np.inf], strict=True):
             inside = [row for row in rows if row["score"] is not None and low <= row["score"] < high]
             above = f"{low:g} to {high:g}" if np.isfinite(high) else f"{low:g} and more"
+            above = above if np.isfinite(low) else f"below {high:g}"
             add(f"aligned, log-odds {above}: copies", True, [row for row in inside if row["linked"]])
             why = "too low" if low < line else "of a kind of picture, not above its surroundings"
             add(f"aligned, log-odds {above}: not taken, {why}", False, [row for row in inside if not row["linked"]])

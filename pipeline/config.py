@@ -131,10 +131,13 @@ class Dedup(Strict):
         "auto",
         description="pool images in a group of copies above which the run stops; auto: max(100, 0.1 % of the pool)",
     )
-    verify: Literal["none", "pixels"] = Field("pixels", description="check candidate pairs on their thumbnails")
+    verify: Literal["none", "pixels"] = Field("pixels", description="check candidate pairs on their pixels")
+    closeups: bool = Field(
+        True,
+        description="whether pairs that thumbnails leave in doubt are compared on their full images, which are read again",
+    )
     min_score: float = Field(
-        4.0,
-        description="log-odds from which a pair whose thumbnails were aligned is a copy; higher takes fewer, surer ones",
+        4.0, description="log-odds from which a pair that was aligned is a copy; higher takes fewer, surer ones"
     )
     calibration_images: int = Field(200, ge=20, description="pool images that `auto` makes copies of")
     part_images: int = Field(4_096, ge=1, description="queries per part of the neighbour search; speed only")

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.algorithms import evidence
+from pipeline.algorithms import closeup, evidence
 from pipeline.config import Balance, CurationConfig, Source
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Follows, Input, Stage
@@ -245,8 +245,10 @@ def _dedup(
     knobs = config.dedup.model_dump(exclude={"part_images", "calibration_images"})
     if config.dedup.verify == "pixels":
         knobs["copies"] = evidence.identity()
+        if config.dedup.closeups:
+            knobs["closeups"] = closeup.identity()
     else:
-        del knobs["min_score"]
+        del knobs["min_score"], knobs["closeups"]
     return Stage(
         "dedup",
         "pool",
@@ -260,7 +262,11 @@ def _dedup(
             "masked": Input(masked),
             **({"calibration": Input(calibration)} if calibration else {}),
         },
-        speed={"part_images": config.dedup.part_images, "roles": roles},
+        speed={
+            "part_images": config.dedup.part_images,
+            "roles": roles,
+            "max_pixels": config.ingest.max_pixels,
+        },
         # Not from a trial: what a sample kept is no reason to keep it.
         follows=Follows(("limit", "name"), published=("write_shards/all", "dedup")),
         seconds_per_image=0.002,

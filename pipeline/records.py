@@ -107,9 +107,11 @@ EDGES = pa.schema(
         ("verified", pa.bool_()),
         ("transform", pa.string()),
         # Of pairs that had to be aligned: the log-odds that they are copies, and the affine map (xx, xy, x, yx, yy, y) from
-        # b's coordinates to a's, both from -1 to 1.
+        # b's coordinates to a's, both from -1 to 1. `points` is how many key points of the full images agree on one map: null
+        # where these were not looked at.
         ("score", pa.float32()),
         ("map", pa.list_(pa.float32())),
+        ("points", pa.int16()),
         ("linked", pa.bool_()),  # taken as copies
     ]
 )
@@ -148,6 +150,18 @@ MEASURED = pa.schema(
         ("image_id_a", pa.string()),
         ("image_id_b", pa.string()),
         ("view", pa.int16()),
+        ("features", pa.list_(pa.float32())),
+        ("map", pa.list_(pa.float32())),
+    ]
+)
+
+# What was measured of a pair of full images: `features` are those of `algorithms.closeup`, zeros where `points` is 0; `view` is 0.
+CLOSEUPS = pa.schema(
+    [
+        ("image_id_a", pa.string()),
+        ("image_id_b", pa.string()),
+        ("view", pa.int16()),
+        ("points", pa.int16()),
         ("features", pa.list_(pa.float32())),
         ("map", pa.list_(pa.float32())),
     ]

@@ -101,3 +101,13 @@ def drawing(seed: int) -> Image.Image:
 def thumbnail_of(image: Image.Image) -> np.ndarray:
     """32x32 luminance, uint8 [1024]."""
     return np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS)).reshape(-1)
+
+
+def textured(seed: int, width: int = 160, height: int = 128) -> Image.Image:
+    """Noise at several scales: every place is told from every other."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros((height, width))
+    for size in (4, 10, 24):
+        rough = Image.fromarray(rng.uniform(0, 255, (size, size)).astype(np.float32))
+        total += np.asarray(rough.resize((width, height), Image.Resampling.BICUBIC))
+    return Image.fromarray((total / 3).clip(0, 255).astype(np.uint8)).convert("RGB")

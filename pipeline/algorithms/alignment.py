@@ -11,11 +11,12 @@ import functools
 import torch
 import torch.nn.functional as functional
 
+from pipeline.algorithms.comparison import agreement_weights, standardised
+
 Tensor = torch.Tensor
 
 # Residual, in standard deviations of the image, at which a pixel counts a quarter.
 ROBUST = 0.8
-FLAT = 2.0  # luminance deviations below this are not magnified any further
 DAMPING = 1e-3
 LONGEST_STEP = 0.15  # of half a side
 
@@ -40,19 +41,6 @@ def warped(images: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
         align_corners=False,
     )
     return seen.reshape(count, -1), (places.abs() <= 1).all(dim=1).float()
-
-
-def standardised(pixels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels [P, S*S] with weighted mean 0 and deviation 1, and that deviation [P, 1]."""
-    total = weights.sum(dim=1, keepdim=True).clamp_min(1e-3)
-    centred = pixels - (pixels * weights).sum(dim=1, keepdim=True) / total
-    deviation = ((centred * centred * weights).sum(dim=1, keepdim=True) / total).sqrt().clamp_min(FLAT)
-    return centred / deviation, deviation
-
-
-def agreement_weights(residuals: Tensor, scale: float) -> Tensor:
-    """How far each pixel counts: 1 where two standardised images agree, towards 0 where they do not."""
-    return 1 / (1 + (residuals / scale) ** 2) ** 2
 
 
 def align(images: Tensor, targets: Tensor, maps: Tensor, steps: int) -> Tensor:

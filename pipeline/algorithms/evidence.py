@@ -8,7 +8,6 @@ on how similar others of the pool are to them.
 from __future__ import annotations
 
 import functools
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +17,10 @@ import torch.nn.functional as functional
 from numpy.typing import NDArray
 
 from pipeline.algorithms import views
-from pipeline.algorithms.alignment import agreement_weights, align, standardised, warped
+from pipeline.algorithms.alignment import align, warped
+from pipeline.algorithms.comparison import agreeing, correlation, detail, shape, tiles
 from pipeline.algorithms.images import THUMBNAIL_SIDE
+from pipeline.algorithms.scorer import Scorer, arrays_of, identity_of, scorer_of
 
 Tensor = torch.Tensor
 Floats = NDArray[np.float32]
@@ -29,9 +30,8 @@ Bytes = NDArray[np.uint8]
 MODEL = Path(__file__).with_name("copies.npz")
 COARSE_STEPS, FINE_STEPS = 6, 5
 PAIRS_AT_ONCE = 256  # what they take stays in the cache: 6x faster than 2,048
-# Residual, in standard deviations, at which a pixel of aligned images counts a quarter.
-ROBUST = 0.5
 TILES = 4  # along each side
+SMOOTHED = 5  # pixels, of what is no detail
 TEXTURED = 4.0  # luminance deviation of a tile that can agree or disagree
 # A pair is taken when it stands this far above what its images find elsewhere, or where they find little: ten pictures that
 # look as much alike are a kind of picture (hands before one wall, digits, one car model), not copies of one. Measured with
@@ -62,44 +62,30 @@ FEATURES = (
     "candidate_similarity",
     "stands_out",
 )
+MEASURED = len(FEATURES) - CANDIDATE_FEATURES  # the others
 
 
 @dataclass(frozen=True)
 class Model:
-    """What ships: the whitening [C*C, D], and E networks with two hidden layers of H units."""
+    """What ships: the whitening [C*C, D], and the networks."""
 
     whitening: Floats
-    mean: Floats  # [F]
-    deviation: Floats  # [F]
-    hidden: Floats  # [E, H, F + 1], the last column is the bias
-    deeper: Floats  # [E, H, H + 1]
-    output: Floats  # [E, 1, H + 1]
+    networks: Scorer
 
     def score(self, features: Floats) -> Floats:
-        """Log-odds [P] that pairs with these features [P, F] are copies: the mean of the networks."""
-        scaled = torch.from_numpy(((features - self.mean) / self.deviation).clip(-4, 4).astype(np.float32))
-        total = torch.zeros(len(features))
-        for hidden, deeper, output in zip(self.hidden, self.deeper, self.output, strict=True):
-            units = functional.silu(_layer(scaled, hidden))
-            total += _layer(functional.silu(_layer(units, deeper)), output)[:, 0]
-        return np.asarray((total / len(self.hidden)).numpy())
+        """Log-odds [P] that pairs with these features [P, F] are copies."""
+        return self.networks.score(features)
 
 
-def _layer(inputs: Tensor, weights: Floats) -> Tensor:
-    matrix = torch.from_numpy(weights)
-    return inputs @ matrix[:, :-1].T + matrix[:, -1]
-
-
-@functools.lru_cache(maxsize=1)
 def identity() -> str:
-    """What ships, for keys and fingerprints: SHA-256 of the file."""
-    return hashlib.sha256(MODEL.read_bytes()).hexdigest()
+    """What ships, for keys and fingerprints."""
+    return identity_of(MODEL)
 
 
 @functools.lru_cache(maxsize=1)
 def model() -> Model:
-    with np.load(MODEL, allow_pickle=False) as file:
-        return Model(**{name: file[name] for name in file.files})
+    arrays = arrays_of(MODEL)
+    return Model(arrays["whitening"], scorer_of(arrays))
 
 
 def with_candidates(features: Floats, pairs: views.Candidates) -> Floats:
@@ -112,7 +98,7 @@ def measured(thumbnails: Bytes, a: Ints, b: Ints, starts: Floats, whitening: Flo
 
     Returns all features but the last two, float32 [P, F - 2], and the maps [P, 2, 3] found.
     """
-    features, maps = [np.zeros((0, len(FEATURES) - CANDIDATE_FEATURES), np.float32)], [np.zeros((0, 2, 3), np.float32)]
+    features, maps = [np.zeros((0, MEASURED), np.float32)], [np.zeros((0, 2, 3), np.float32)]
     for at in range(0, len(a), PAIRS_AT_ONCE):
         chosen = slice(at, at + PAIRS_AT_ONCE)
         image, target = _pixels(thumbnails, a[chosen]), _pixels(thumbnails, b[chosen])
@@ -131,74 +117,33 @@ def _pixels(thumbnails: Bytes, rows: Ints) -> Tensor:
 def _features(images: Tensor, targets: Tensor, maps: Tensor, whitening: Floats) -> Tensor:
     target = targets.reshape(len(targets), -1)
     seen, inside = warped(images, maps)
-    weights = inside
-    for _ in range(4):
-        counted = weights + 1e-6
-        residuals = standardised(seen, counted)[0] - standardised(target, counted)[0]
-        weights = inside * agreement_weights(residuals, ROBUST)
+    weights = agreeing(seen, target, inside)
     overlap = inside.sum(dim=1).clamp_min(1)
-    detail_seen, detail_target = _detail(seen), _detail(target)
-    tiles, contrast = _correlation(_tiles(seen), _tiles(target), _tiles(inside) + 1e-3)
-    tiles, contrast = tiles.reshape(len(target), -1), contrast.reshape(len(target), -1)
-    ordered = tiles.sort(dim=1).values
+    detail_seen, detail_target = detail(seen, SMOOTHED), detail(target, SMOOTHED)
+    of_tiles, contrast = correlation(tiles(seen, TILES), tiles(target, TILES), tiles(inside, TILES) + 1e-3)
+    of_tiles, contrast = of_tiles.reshape(len(target), -1), contrast.reshape(len(target), -1)
+    ordered = of_tiles.sort(dim=1).values
     textured = (contrast > TEXTURED).float()
-    count = tiles.shape[1]
+    count = of_tiles.shape[1]
     return torch.stack(
         [
-            _correlation(seen, target, inside)[0],
-            _correlation(seen, target, weights)[0],
+            correlation(seen, target, inside)[0],
+            correlation(seen, target, weights)[0],
             (weights > 0.5).float().sum(dim=1) / overlap,
             inside.mean(dim=1),
-            _correlation(detail_seen, detail_target, inside)[0],
-            _correlation(detail_seen, detail_target, weights)[0],
+            correlation(detail_seen, detail_target, inside)[0],
+            correlation(detail_seen, detail_target, weights)[0],
             *(ordered[:, at] for at in (0, count // 4 - 1, count // 2 - 1, 3 * count // 4 - 1)),
-            (tiles * contrast).sum(dim=1) / contrast.sum(dim=1).clamp_min(1e-3),
-            ((tiles > 0.85) * textured).mean(dim=1),
+            (of_tiles * contrast).sum(dim=1) / contrast.sum(dim=1).clamp_min(1e-3),
+            ((of_tiles > 0.85) * textured).mean(dim=1),
             textured.mean(dim=1),
             _whitened_similarity(seen, target, whitening),
-            *_shape(maps),
+            *shape(maps),
         ],
         dim=1,
     )
 
 
-def _correlation(one: Tensor, other: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted correlation [P] of pixels [P, M], and the smaller of their deviations [P]."""
-    total = weights.sum(dim=1, keepdim=True).clamp_min(1e-3)
-    one = one - (one * weights).sum(dim=1, keepdim=True) / total
-    other = other - (other * weights).sum(dim=1, keepdim=True) / total
-    first, second = (one * one * weights).sum(dim=1), (other * other * weights).sum(dim=1)
-    correlation = (one * other * weights).sum(dim=1) / (first * second).sqrt().clamp_min(1e-3)
-    return correlation, (torch.minimum(first, second) / total[:, 0]).sqrt()
-
-
-def _detail(pixels: Tensor) -> Tensor:
-    """What a 5x5 mean leaves of the images [P, 1024]."""
-    images = pixels.reshape(-1, 1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-    smooth = functional.avg_pool2d(functional.pad(images, (2, 2, 2, 2), mode="replicate"), 5, 1)
-    return (images - smooth).reshape(len(pixels), -1)
-
-
-def _tiles(pixels: Tensor) -> Tensor:
-    """Images [P, 1024] as their 4x4 tiles [P*16, 64]."""
-    size = THUMBNAIL_SIDE // TILES
-    return pixels.reshape(-1, TILES, size, TILES, size).transpose(2, 3).reshape(-1, size * size)
-
-
 def _whitened_similarity(seen: Tensor, target: Tensor, whitening: Floats) -> Tensor:
     operator = torch.from_numpy(views.cells().T @ whitening)
     return functional.cosine_similarity(seen @ operator, target @ operator, dim=1)
-
-
-def _shape(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """By how much maps scale the area (log), stretch one direction against the other (log), and turn off the quarters."""
-    linear = maps[:, :, :2]
-    determinant = linear[:, 0, 0] * linear[:, 1, 1] - linear[:, 0, 1] * linear[:, 1, 0]
-    length = linear.square().sum(dim=(1, 2))  # of the singular values s, t: s*s + t*t, while |determinant| = s*t
-    area = determinant.abs().clamp_min(1e-3)
-    ratio = (length / area / 2).clamp_min(1)
-    stretch = torch.log(ratio + (ratio * ratio - 1).clamp_min(0).sqrt())
-    side = torch.where(determinant < 0, -1.0, 1.0)
-    angle = torch.atan2(linear[:, 1, 0] - side * linear[:, 0, 1], side * linear[:, 1, 1] + linear[:, 0, 0])
-    quarter = torch.pi / 2
-    return area.log().abs(), stretch, (torch.remainder(angle + quarter / 2, quarter) - quarter / 2).abs()

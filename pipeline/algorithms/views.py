@@ -105,6 +105,12 @@ def orientations(view: NDArray[np.int16], backwards: NDArray[np.bool_]) -> NDArr
     return np.asarray(2 * turns + mirrored, dtype=np.int16)
 
 
+def nearest_orientation(maps: Floats) -> NDArray[np.int16]:
+    """The number in `ORIENTATIONS` that turns a into b, for affine maps [P, 6] from b's coordinates to a's."""
+    linear = maps.reshape(-1, 2, 3)[:, :, :2]
+    return np.asarray(np.einsum("pij,oij->po", linear, starts()[:8, :, :2]).argmax(axis=1), dtype=np.int16)
+
+
 def starts() -> Floats:
     """For each view, the affine map [V, 2, 3] from the second image's coordinates to the first's; both run from -1 to 1."""
     return np.stack([_start(view) for view in VIEWS]).astype(np.float32)

@@ -8,9 +8,8 @@ found anew in each run.
 from __future__ import annotations
 
 import functools
-import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,19 +21,17 @@ from pipeline.algorithms import evidence, views
 from pipeline.algorithms.hardware import has_bf16
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context
-from pipeline.dag.store import Artifact, File, Part, Store
+from pipeline.dag.store import File, Part, Store
 from pipeline.engines.ray import map_with_state
 from pipeline.stages.generations import Between, Generation, between
-from pipeline.stages.kept import fixed
+from pipeline.stages.pairwise import Kind, Known, Pairs, columns_of, known, lists, matrix
 from pipeline.stages.parts import made
 from pipeline.stages.universe import Members, Universe, thumbnails_of
 
 VERSION = 2
-FIND, VERIFY = "dedup_views", "dedup_verify"
-PAIRS_PER_PART = 16_384
+FIND = "dedup_views"
 MATCHES = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("view", pa.int16()), ("similarity", pa.float32())])
-# The table that a run takes over, and the detail that says by what it was measured.
-MEASURED, MEASURED_BY = "measured", "measured_by"
+MEASURED = Kind("dedup_verify", "measured", "measured_by", pairs=16_384)
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -69,20 +66,9 @@ class Looked:
     """What was found, and what the next run needs of it."""
 
     seen: Seen
-    measured: tuple[File, ...]
-    basis: str
+    measured: Known
     parts: int
     parts_made: int
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs of images to be aligned from a view, by node; makes one part."""
-
-    key: str
-    a: Ints
-    b: Ints
-    view: NDArray[np.int16]
 
 
 def find_and_verify(
@@ -98,7 +84,9 @@ def find_and_verify(
     if not context.config["within"]:
         counts = universe.reference | universe.included
         candidates = candidates[np.flatnonzero(counts[candidates.a] | counts[candidates.b])]
-    features, maps, tables, verifying, made_verifying = _measured(context, universe, files, candidates, basis)
+    measured = _measured(context, universe, files, candidates, basis)
+    features = evidence.with_candidates(matrix(measured.table, "features", evidence.MEASURED), candidates)
+    maps = matrix(measured.table, "map", 6).copy()
     a, b = candidates.a, candidates.b
     backwards = a > b
     maps[backwards] = _undone(maps[backwards])
@@ -108,10 +96,10 @@ def find_and_verify(
         views.orientations(candidates.view, backwards),
         candidates.similarity,
         candidates.stands_out,
-        evidence.model().score(evidence.with_candidates(features, candidates)),
+        evidence.model().score(features),
         maps,
     )
-    return Looked(seen, tables, basis, finding + verifying, made_finding + made_verifying)
+    return Looked(seen, measured, finding + measured.parts, made_finding + measured.parts_made)
 
 
 def _undone(maps: Floats) -> Floats:
@@ -170,73 +158,11 @@ def _finder(store: Store, files: Sequence[File], generations: Sequence[Generatio
 
 def _measured(
     context: Context, universe: Universe, files: Sequence[File], candidates: views.Candidates, basis: str
-) -> tuple[Floats, Floats, tuple[File, ...], int, int]:
-    """Features [P, F] and maps [P, 6] of pairs, the files that hold them, parts in all and parts made.
-
-    What the run before measured is taken from its files.
-    """
-    store, ids = context.store, np.array(universe.ids, "S32")
-    features = np.zeros((len(candidates.a), len(evidence.FEATURES) - evidence.CANDIDATE_FEATURES), np.float32)
-    maps = np.zeros((len(candidates.a), 6), np.float32)
-    left = np.ones(len(candidates.a), bool)
-    wanted = _keys(len(ids), candidates.a, candidates.b, candidates.view)
-    order = np.argsort(wanted)
-
-    def take(file: File) -> bool:
-        """Whether it holds any of what is left."""
-        table = store.table([file])
-        a, b = (_nodes(ids, table[name]) for name in ("image_id_a", "image_id_b"))
-        held = np.where((a >= 0) & (b >= 0), _keys(len(ids), a, b, table["view"].to_numpy()), -1)
-        at = order[np.searchsorted(wanted, held, sorter=order).clip(max=len(order) - 1)]
-        rows = np.flatnonzero((wanted[at] == held) & left[at])
-        at = at[rows]
-        features[at], maps[at] = (_matrix(table[name])[rows] for name in ("features", "map"))
-        left[at] = False
-        return len(rows) > 0
-
-    known = [file for file in _earlier(context.previous, basis) if left.any() and take(file)]
-    missing = np.flatnonzero(left)
-    work = []
-    for start in range(0, len(missing), PAIRS_PER_PART):
-        rows = missing[start : start + PAIRS_PER_PART]
-        a, b, view = candidates.a[rows], candidates.b[rows], candidates.view[rows]
-        key = digest(VERIFY, basis, *(hashlib.sha256(x.tobytes()).hexdigest() for x in (ids[a], ids[b], view)))
-        work.append((key, Pairs(key, a, b, view), len(rows)))
-    worker = functools.partial(_verifier, store, files, universe.ids)
-    make = functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address)
-    parts, new = made(context, VERIFY, work, make, unit="pairs")
-    added = [part.files[MEASURED] for part in parts]
-    for file in added:
-        take(file)
-    assert not left.any(), f"{left.sum()} pairs were not measured"
-    return features, maps, (*known, *added), len(known) + len(parts), len(new)
-
-
-def _earlier(previous: Artifact | None, basis: str) -> tuple[File, ...]:
-    if previous is None or previous.details.get(MEASURED_BY) != basis:
-        return ()
-    return previous.tables[MEASURED]
-
-
-def _keys(count: int, a: Ints, b: Ints, view: NDArray[np.int16]) -> Ints:
-    return np.asarray((a * count + b) * len(views.VIEWS) + view)
-
-
-def _nodes(ids: NDArray[np.bytes_], column: pa.ChunkedArray) -> Ints:
-    """The rows of sorted image_ids that hold those of a column; -1 where none does."""
-    wanted = fixed(column)
-    at = np.searchsorted(ids, wanted).clip(max=len(ids) - 1)
-    return np.where(ids[at] == wanted, at, -1)
-
-
-def _matrix(column: pa.ChunkedArray) -> Floats:
-    """Lists of one length as rows."""
-    return np.asarray(column.combine_chunks().flatten().to_numpy().reshape(len(column), -1))
-
-
-def _lists(rows: Floats) -> pa.Array:
-    offsets = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rows.reshape(-1)))
+) -> Known:
+    """Features and maps of pairs; what the run before measured is taken from its files."""
+    worker = functools.partial(_verifier, context.store, files, universe.ids)
+    pairs = candidates.a, candidates.b, candidates.view
+    return known(context, MEASURED, basis, universe.ids, pairs, worker)
 
 
 def _verifier(store: Store, files: Sequence[File], ids: Sequence[str]) -> Callable[[Pairs], Part]:
@@ -246,14 +172,9 @@ def _verifier(store: Store, files: Sequence[File], ids: Sequence[str]) -> Callab
     def verify(pairs: Pairs) -> Part:
         started = time.time()
         features, maps = evidence.measured(pixels, pairs.a, pairs.b, starts[pairs.view], whitening)
-        columns: Mapping[str, pa.Array] = {
-            "image_id_a": names.take(pa.array(pairs.a)),
-            "image_id_b": names.take(pa.array(pairs.b)),
-            "view": pairs.view,
-            "features": _lists(features),
-            "map": _lists(maps.reshape(-1, 6)),
-        }
+        columns = {**columns_of(names, pairs), "features": lists(features), "map": lists(maps.reshape(-1, 6))}
         table = pa.table(columns, schema=records.MEASURED)
-        return store.commit_part(VERIFY, pairs.key, {MEASURED: table}, {"pairs": len(pairs.a)}, time.time() - started)
+        counts = {"pairs": len(pairs.a)}
+        return store.commit_part(MEASURED.stage, pairs.key, {MEASURED.table: table}, counts, time.time() - started)
 
     return verify

@@ -2,7 +2,8 @@
 
 1. Candidates: the k nearest neighbours of every image above the threshold, close perceptual hashes, and what looks alike in
    one of many views (`pipeline.stages.candidates`).
-2. Verification on thumbnails (`verify: pixels`), or none: as they are and mirrored, or aligned and weighed.
+2. Verification (`verify: pixels`), or none: on thumbnails, as they are and mirrored, or aligned and weighed; of large images
+   that these leave in doubt, on the full images (`pipeline.stages.closeups`).
 3. Connected components, guarded by size.
 4. A component with a reference image is discarded whole; one with an included image keeps only that; any other keeps its
    largest image, then the smallest image_id, among those that were kept before if there are any.
@@ -17,7 +18,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import records
-from pipeline.algorithms import evidence, verify, views
+from pipeline.algorithms import views
 from pipeline.algorithms.approximate import Asked
 from pipeline.algorithms.components import components, keepers, size_limit
-from pipeline.algorithms.hashes import hamming_pairs
 from pipeline.algorithms.sampling import ranks
 from pipeline.algorithms.thresholds import Thresholds
 from pipeline.dag.fingerprint import digest
@@ -38,37 +37,20 @@ from pipeline.dag.store import Artifact, File, Part, Rows, Store
 from pipeline.engines.ray import map_with_state
 from pipeline.errors import GateError, LodesetError
 from pipeline.stages import search
-from pipeline.stages.candidates import MEASURED, MEASURED_BY, NONE, Seen, find_and_verify
+from pipeline.stages.candidates import NONE, find_and_verify
+from pipeline.stages.closeups import look
 from pipeline.stages.generations import TABLE, Between, Generation, between, generations_of
+from pipeline.stages.judging import Floats, Ints, Neighbors, Pairs, doubtful, judge, settled
 from pipeline.stages.kept import left_of_all
 from pipeline.stages.leaks import leaks_of, with_leaks
 from pipeline.stages.parts import made
 from pipeline.stages.universe import Members, Universe, gather, members_of
 
-VERSION = 6
+VERSION = 7
 STAGE, SEARCH, EDGES = "dedup", "dedup_search", "dedup_edges"
 # Edges are kept this far below the threshold, so that the table shows what another threshold would add.
 FLOOR = 0.05
 NEIGHBORS = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("similarity", pa.float32())])
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
-Neighbors = tuple[Ints, Ints, Floats]  # a, b and their similarity
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """P pairs a < b of nodes, with what is known of each."""
-
-    a: Ints
-    b: Ints
-    similarity: Floats  # cosine; NaN where only the hashes met
-    distance: NDArray[np.int16]  # bits between the perceptual hashes
-    verified: NDArray[np.int8]  # 1 yes, 0 no, -1 not asked
-    orientation: NDArray[np.int16]  # of `views.ORIENTATIONS`, in which the pair was verified
-    score: Floats  # log-odds of being copies; NaN where the pair was not aligned
-    maps: Floats  # [P, 6]; NaN likewise
-    linked: NDArray[np.bool_]  # taken as copies
 
 
 def run(context: Context) -> Outcome:
@@ -85,6 +67,14 @@ def run(context: Context) -> Outcome:
         looked = find_and_verify(context, sets, universe, generations)
         parts, parts_made = parts + looked.parts, parts_made + looked.parts_made
     pairs = judge(universe, neighbors, looked.seen if looked else NONE, limits, config)
+    tables_of_pairs = [looked.measured] if looked else []
+    rows = doubtful(universe, pairs, config)
+    if len(rows):
+        images = (context.inputs[f"images:{one.set}"] for one in sets)
+        looks = look(context, images, universe.ids, pairs.a[rows], pairs.b[rows])
+        pairs = settled(universe, pairs, rows, looks, config)
+        parts, parts_made = parts + looks.known.parts, parts_made + looks.known.parts_made
+        tables_of_pairs.append(looks.known)
     component = components(len(universe.ids), pairs.a[pairs.linked], pairs.b[pairs.linked])
     # Before the guard: who is stopped by it wants to see what linked strangers.
     edges = store.commit_part(EDGES, edges_key(context.fingerprint), {"edges": _edge_table(universe, pairs)})
@@ -97,7 +87,7 @@ def run(context: Context) -> Outcome:
         "duplicates": (part.files["duplicates"],),
         "edges": (edges.files["edges"],),
         TABLE: tuple(one.file for one in generations),
-        **({MEASURED: looked.measured} if looked else {}),
+        **{known.kind.table: known.files for known in tables_of_pairs},
     }
     details = {
         "parts": parts,
@@ -105,7 +95,8 @@ def run(context: Context) -> Outcome:
         "threshold": limits.pool,
         "reference_threshold": limits.reference,
         "generations": [len(one.ids) for one in generations],
-        **({MEASURED_BY: looked.basis} if looked else {}),
+        **{known.kind.by: known.basis for known in tables_of_pairs},
+        "looked_at_closely": len(rows),
     }
     return with_leaks(_outcome(table, universe, component, tables, details), part, leaks, context.speed["roles"])
 
@@ -219,59 +210,6 @@ def chosen_thresholds(config: Mapping[str, Any], calibration: Artifact | None) -
 # -- decisions
 
 
-def judge(
-    universe: Universe,
-    neighbors: Neighbors,
-    seen: Seen,
-    limits: Thresholds,
-    config: Mapping[str, Any],
-) -> Pairs:
-    """Which candidate pairs are copies. A pair that touches a reference image is judged by the reference threshold.
-
-    Without `within`, two images that are both in nothing but the pool are never linked.
-    """
-    count = len(universe.ids)
-    a, b, near = neighbors
-    informative = np.flatnonzero(~universe.flat)
-    hash_a, hash_b, _ = hamming_pairs(universe.phash[informative], config["phash_distance"])
-    by_neighbor, by_hash = a * count + b, informative[hash_a] * count + informative[hash_b]
-    worth = seen.score >= evidence.FLOOR
-    by_view = (seen.a * count + seen.b)[worth]
-    known = np.unique(np.r_[by_neighbor, by_hash, by_view])
-    a, b = known // count, known % count
-
-    def spread(keys: Ints, values: NDArray[Any], empty: float) -> NDArray[Any]:
-        column = np.full((len(known), *values.shape[1:]), empty, values.dtype)
-        column[np.searchsorted(known, keys)] = values
-        return column
-
-    similarity = spread(by_neighbor, near, np.nan)
-    touches = universe.reference[a] | universe.reference[b]
-    allowed = touches | universe.included[a] | universe.included[b] | config["within"]
-    hashed = spread(by_hash, np.ones(len(by_hash), bool), False)
-    candidate = allowed & (hashed | (similarity > np.where(touches, limits.reference, limits.pool)))
-    verified = np.full(len(a), -1, np.int8)
-    orientation = np.full(len(a), views.IDENTITY, np.int16)
-    score, maps = spread(by_view, seen.score[worth], np.nan), spread(by_view, seen.maps[worth], np.nan)
-    linked = candidate
-    if config["verify"] == "pixels":
-        agreement, turned = verify.agreement(universe.thumbnails, a[candidate], b[candidate])
-        upright = agreement >= np.where(touches[candidate], verify.AGREE_REFERENCE, verify.AGREE)
-        verified[candidate] = upright
-        orientation[candidate] = np.where(turned, views.MIRROR, views.IDENTITY)
-        strict = np.ones(len(seen.a), bool)
-        strict[worth] = ~touches[np.searchsorted(known, by_view)]
-        copies = seen.copies(strict, config["min_score"])[worth]
-        # A pair that agrees as it is needs no map; any other is told as it was aligned.
-        score[verified == 1], maps[verified == 1] = np.nan, np.nan
-        aligned = allowed & ~np.isnan(score)
-        verified[aligned] = spread(by_view, copies, False)[aligned]
-        orientation[aligned] = spread(by_view, seen.orientation[worth], 0)[aligned]
-        linked = verified == 1
-    distance = np.bitwise_count(universe.phash[a] ^ universe.phash[b]).astype(np.int16)
-    return Pairs(a, b, similarity, distance, verified, orientation, score, maps, linked)
-
-
 def guard(in_pool: NDArray[np.bool_], component: Ints, limits: Thresholds, config: Mapping[str, Any]) -> None:
     """Raises GateError where a group of copies is too large to be one."""
     sizes = np.bincount(component, weights=in_pool) if len(component) else np.zeros(1)
@@ -358,6 +296,7 @@ def _edge_table(universe: Universe, pairs: Pairs) -> pa.Table:
             "transform": pa.array([views.ORIENTATIONS[o].name for o in pairs.orientation], mask=~asked),
             "score": pa.array(pairs.score, mask=np.isnan(pairs.score)),
             "map": pa.array([None if np.isnan(m[0]) else m for m in pairs.maps], pa.list_(pa.float32())),
+            "points": pa.array(pairs.points, mask=pairs.points < 0),
             "linked": pairs.linked,
         },
         schema=records.EDGES,

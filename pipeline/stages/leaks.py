@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +18,8 @@ from numpy.typing import NDArray
 from pipeline import records
 from pipeline.dag.stage import Outcome
 from pipeline.dag.store import Part
+from pipeline.stages.judging import Pairs
 from pipeline.stages.universe import Universe
-
-if TYPE_CHECKING:
-    from pipeline.stages.dedup import Pairs
 
 Ints = NDArray[np.int64]
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import records
@@ -38,6 +37,7 @@ class Universe:
     reference: NDArray[np.bool_]
     included: NDArray[np.bool_]
     area: NDArray[np.int64]
+    side: NDArray[np.int64]  # the shorter one, in pixels
     phash: NDArray[np.uint64]
     thumbnails: NDArray[np.uint8]  # [N, 1024]
     flat: NDArray[np.bool_]
@@ -60,35 +60,34 @@ def members_of(inputs: Mapping[str, Artifact], roles: Mapping[str, str]) -> list
 
 def gather(store: Store, sets: Sequence[Members]) -> Universe:
     """Everything but the vectors, in memory: 32-byte ids, 8-byte numbers and 1 KiB thumbnails."""
-    rows: dict[str, tuple[int, int, bytes]] = {}
+    rows: dict[str, tuple[int, int, int, bytes]] = {}
     holders: dict[str, list[str]] = {}
     in_role: dict[str, set[str]] = {"pool": set(), "reference": set(), "included": set()}
     for one in sets:
         masked = set(store.table(one.masked, ["image_id"], records.FILTERED)["image_id"].to_pylist())
         with_vector = set(store.table(one.vectors, ["image_id"], records.vectors(1))["image_id"].to_pylist())
         table = store.table(one.images, ["image_id", "width", "height", "phash", "thumbnail"], records.IMAGES)
-        area = pc.multiply(table["width"].cast("int64"), table["height"].cast("int64")).to_pylist()
-        for image_id, pixels, phash, thumbnail in zip(
-            table["image_id"].to_pylist(), area, table["phash"].to_pylist(), table["thumbnail"].to_pylist(), strict=True
-        ):
+        columns = (table[name].to_pylist() for name in table.column_names)
+        for image_id, width, height, phash, thumbnail in zip(*columns, strict=True):
             if image_id in masked or image_id not in with_vector:
                 continue
-            rows[image_id] = (pixels, phash, thumbnail)
+            rows[image_id] = (width, height, phash, thumbnail)
             in_role[one.role].add(image_id)
             if one.role != "pool":
                 holders.setdefault(image_id, []).append(one.set)
     ids = tuple(sorted(rows))
     thumbnails = np.zeros((len(ids), 1024), np.uint8)
     for row, image_id in enumerate(ids):
-        thumbnails[row] = np.frombuffer(rows[image_id][2], np.uint8)
+        thumbnails[row] = np.frombuffer(rows[image_id][3], np.uint8)
     flag = {role: np.fromiter((i in found for i in ids), bool, len(ids)) for role, found in in_role.items()}
     return Universe(
         ids=ids,
         pool=flag["pool"],
         reference=flag["reference"],
         included=flag["included"],
-        area=np.fromiter((rows[i][0] for i in ids), np.int64, len(ids)),
-        phash=np.fromiter((rows[i][1] for i in ids), np.uint64, len(ids)),
+        area=np.fromiter((rows[i][0] * rows[i][1] for i in ids), np.int64, len(ids)),
+        side=np.fromiter((min(rows[i][:2]) for i in ids), np.int64, len(ids)),
+        phash=np.fromiter((rows[i][2] for i in ids), np.uint64, len(ids)),
         thumbnails=thumbnails,
         flat=thumbnails.std(axis=1) < verify.LOW_INFORMATION,
         set_names={i: tuple(sorted(names)) for i, names in holders.items()},

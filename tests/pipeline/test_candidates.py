@@ -20,8 +20,8 @@ from pipeline.algorithms.alignment import warped
 from pipeline.algorithms.views import ORIENTATIONS
 from pipeline.dag.stage import Context, Outcome, Stage
 from pipeline.dag.store import Artifact, Rows, Store
-from pipeline.stages import candidates
-from pipeline.stages.candidates import MEASURED, MEASURED_BY, Looked, Seen, find_and_verify
+from pipeline.stages import candidates, pairwise
+from pipeline.stages.candidates import MEASURED, Looked, Seen, find_and_verify
 from pipeline.stages.generations import TABLE, generations_of
 from pipeline.stages.universe import Members, Universe
 
@@ -56,15 +56,15 @@ def looked(
     part = store.commit_part("ingest", f"{hash(shown.tobytes()):x}", {"images": table})
     nobody, sizes = np.zeros(len(ids), bool), np.ones(len(ids), np.int64)
     held = np.arange(len(ids)) == reference
-    universe = Universe(ids, ~held, held, nobody, sizes, sizes.astype(np.uint64), shown, nobody, {})
+    universe = Universe(ids, ~held, held, nobody, sizes, sizes, sizes.astype(np.uint64), shown, nobody, {})
     sets = [Members("pool", "pool", (part.files["images"],), ())]
     stage = Stage("dedup", "pool", 1, "ray", lambda _: None, {"within": within}, speed={"part_images": part_images})
     images = replace(artifact("ingest", "pool", Outcome({}, Rows(0, 0))), version=version)
     context = Context(store, stage, "f", {"images:pool": images}, 1, lambda _: None, previous)
     generations = generations_of(store, previous, ids)
     found = find_and_verify(context, sets, universe, generations)
-    tables = {TABLE: tuple(one.file for one in generations), MEASURED: found.measured}
-    made = artifact("dedup", "pool", Outcome(tables, Rows(0, 0), details={MEASURED_BY: found.basis}))
+    tables = {TABLE: tuple(one.file for one in generations), MEASURED.table: found.measured.files}
+    made = artifact("dedup", "pool", Outcome(tables, Rows(0, 0), details={MEASURED.by: found.measured.basis}))
     return found, made
 
 
@@ -79,6 +79,7 @@ def same(one: Seen, other: Seen) -> None:
 def pixels(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """Drawn pictures; the last one is the first, cropped and turned by a quarter."""
     without_engine(candidates, monkeypatch)
+    without_engine(pairwise, monkeypatch)
     torch.set_num_threads(1)
     first = drawing(0)
     cropped = first.crop((8, 6, 156, 124)).transpose(Image.Transpose.ROTATE_90)
@@ -118,8 +119,8 @@ def test_a_grown_pool_tells_what_it_would_from_scratch_and_costs_what_is_new(
     same(scratch.seen, grown.seen)
     # New among old, old among new, new among new; and one part of newly aligned pairs beside the old one.
     assert (first.parts, grown.parts, grown.parts_made) == (2, 6, 4)
-    assert grown.measured[:-1] == first.measured
-    aligned = sum(file.rows for file in grown.measured[len(first.measured) :])
+    assert grown.measured.files[:-1] == first.measured.files
+    aligned = sum(file.rows for file in grown.measured.files[len(first.measured.files) :])
     assert 0 < aligned < len(scratch.seen.a) - 0.5 * len(first.seen.a)
     again, _ = looked(tmp_path / "b", pixels, order, previous=made)
     assert again.parts_made == 0

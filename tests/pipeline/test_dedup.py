@@ -12,7 +12,8 @@ from pipeline.algorithms.thresholds import Thresholds
 from pipeline.algorithms.views import ORIENTATIONS
 from pipeline.errors import GateError
 from pipeline.stages.candidates import NONE, Seen
-from pipeline.stages.dedup import guard, judge, verdicts
+from pipeline.stages.dedup import guard, verdicts
+from pipeline.stages.judging import judge
 from pipeline.stages.universe import Universe
 
 LIMITS = Thresholds(pool=0.9, reference=0.8)
@@ -38,6 +39,7 @@ def planted() -> tuple[Universe, tuple[np.ndarray, np.ndarray, np.ndarray]]:
         reference=reference,
         included=included,
         area=AREAS,
+        side=np.full(count, 32),
         phash=hashes[PICTURES],
         thumbnails=pictures[PICTURES],
         flat=np.zeros(count, bool),
@@ -50,7 +52,7 @@ def planted() -> tuple[Universe, tuple[np.ndarray, np.ndarray, np.ndarray]]:
 
 def decide(within: bool, method: str = "pixels") -> dict[int, tuple[bool, str]]:
     universe, neighbors = planted()
-    config = {"phash_distance": 4, "verify": method, "within": within, "min_score": 3.0}
+    config = {"phash_distance": 4, "verify": method, "within": within, "closeups": True, "min_score": 3.0}
     pairs = judge(universe, neighbors, NONE, LIMITS, config)
     component = components(len(universe.ids), pairs.a[pairs.linked], pairs.b[pairs.linked])
     table = verdicts(universe, component, pairs, np.zeros(len(universe.ids), bool)).to_pylist()
@@ -98,7 +100,7 @@ def test_aligned_pairs_are_judged_by_score_surroundings_and_role() -> None:
             np.array([score], np.float32),
             np.arange(6, dtype=np.float32)[None],
         )
-        config = {"phash_distance": 0, "verify": "pixels", "within": True, "min_score": 3.0}
+        config = {"phash_distance": 0, "verify": "pixels", "within": True, "closeups": True, "min_score": 3.0}
         pairs = judge(universe, strangers, seen, LIMITS, config)
         (row,) = np.flatnonzero((pairs.a == first) & (pairs.b == second))
         assert pairs.score[row] == np.float32(score) and pairs.maps[row].tolist() == [0, 1, 2, 3, 4, 5]

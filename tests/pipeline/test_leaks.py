@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pipeline.algorithms.components import components
 from pipeline.dag.stage import Outcome
 from pipeline.dag.store import File, Part, Rows
-from pipeline.stages.dedup import Pairs, verdicts
+from pipeline.stages.dedup import verdicts
+from pipeline.stages.judging import Pairs
 from pipeline.stages.leaks import leaks_of, with_leaks
 from pipeline.stages.universe import Universe
 
@@ -34,6 +35,7 @@ def universe_of(members: list[Member]) -> Universe:
         reference=role("reference"),
         included=role("included"),
         area=np.ones(count, np.int64),
+        side=np.ones(count, np.int64),
         phash=np.zeros(count, np.uint64),
         thumbnails=np.zeros((count, 1024), np.uint8),
         flat=np.zeros(count, bool),
@@ -47,7 +49,7 @@ def pairs_of(links: dict[tuple[int, int], tuple[float | None, int, bool]]) -> Pa
     similarity = np.array([np.nan if s is None else s for s, _, _ in told], np.float32)
     verified, linked = np.array([v for _, v, _ in told], np.int8), np.array([x for _, _, x in told], bool)
     zeros, unknown = np.zeros(len(a), np.int16), np.full(len(a), np.nan, np.float32)
-    return Pairs(a, b, similarity, zeros, verified, zeros, unknown, np.tile(unknown[:, None], 6), linked)
+    return Pairs(a, b, similarity, zeros, verified, zeros, unknown, np.tile(unknown[:, None], 6), zeros - 1, linked)
 
 
 def by_loops(

@@ -1,0 +1,156 @@
+"""Which candidate pairs are copies: by vectors and hashes, by thumbnails, and in doubt by full images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.algorithms import closeup, evidence, verify, views
+from pipeline.algorithms.hashes import hamming_pairs
+from pipeline.algorithms.sampling import ranks
+from pipeline.algorithms.thresholds import Thresholds
+from pipeline.stages.candidates import Seen
+from pipeline.stages.closeups import Looks
+from pipeline.stages.universe import Universe
+
+# Of what is near by vector alone, an image's nearest so many are looked at closely.
+CLOSEST = 3
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Neighbors = tuple[Ints, Ints, Floats]  # a, b and their similarity
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """P pairs a < b of nodes, with what is known of each."""
+
+    a: Ints
+    b: Ints
+    similarity: Floats  # cosine; NaN where only the hashes met
+    distance: NDArray[np.int16]  # bits between the perceptual hashes
+    verified: NDArray[np.int8]  # 1 yes, 0 no, -1 not asked
+    orientation: NDArray[np.int16]  # of `views.ORIENTATIONS`, in which the pair was verified
+    score: Floats  # log-odds of being copies; NaN where the pair was not aligned
+    maps: Floats  # [P, 6]; NaN likewise
+    points: Ints  # key points that agree in full images; -1 where these were not looked at
+    linked: NDArray[np.bool_]  # taken as copies
+
+    def chosen(self, rows: NDArray[np.bool_]) -> Pairs:
+        return Pairs(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+
+def judge(
+    universe: Universe,
+    neighbors: Neighbors,
+    seen: Seen,
+    limits: Thresholds,
+    config: Mapping[str, Any],
+) -> Pairs:
+    """Which candidate pairs are copies. A pair that touches a reference image is judged by the reference threshold.
+
+    Without `within`, two images that are both in nothing but the pool are never linked.
+    """
+    count = len(universe.ids)
+    a, b, near = neighbors
+    informative = np.flatnonzero(~universe.flat)
+    hash_a, hash_b, _ = hamming_pairs(universe.phash[informative], config["phash_distance"])
+    by_neighbor, by_hash = a * count + b, informative[hash_a] * count + informative[hash_b]
+    worth = seen.score >= np.where(_large(universe, seen.a, seen.b, config), closeup.WORTH, evidence.FLOOR)
+    by_view = (seen.a * count + seen.b)[worth]
+    known = np.unique(np.r_[by_neighbor, by_hash, by_view])
+    a, b = known // count, known % count
+
+    def spread(keys: Ints, values: NDArray[Any], empty: float) -> NDArray[Any]:
+        column = np.full((len(known), *values.shape[1:]), empty, values.dtype)
+        column[np.searchsorted(known, keys)] = values
+        return column
+
+    similarity = spread(by_neighbor, near, np.nan)
+    touches = universe.reference[a] | universe.reference[b]
+    allowed = _allowed(universe, a, b, config)
+    hashed = spread(by_hash, np.ones(len(by_hash), bool), False)
+    candidate = allowed & (hashed | (similarity > np.where(touches, limits.reference, limits.pool)))
+    verified = np.full(len(a), -1, np.int8)
+    orientation = np.full(len(a), views.IDENTITY, np.int16)
+    score, maps = spread(by_view, seen.score[worth], np.nan), spread(by_view, seen.maps[worth], np.nan)
+    linked = candidate
+    if config["verify"] == "pixels":
+        agreement, turned = verify.agreement(universe.thumbnails, a[candidate], b[candidate])
+        upright = agreement >= np.where(touches[candidate], verify.AGREE_REFERENCE, verify.AGREE)
+        verified[candidate] = upright
+        orientation[candidate] = np.where(turned, views.MIRROR, views.IDENTITY)
+        strict = np.ones(len(seen.a), bool)
+        strict[worth] = ~touches[np.searchsorted(known, by_view)]
+        copies = seen.copies(strict, config["min_score"])[worth]
+        # A pair that agrees as it is needs no map; any other is told as it was aligned.
+        score[verified == 1], maps[verified == 1] = np.nan, np.nan
+        aligned = allowed & ~np.isnan(score)
+        verified[aligned] = spread(by_view, copies, False)[aligned]
+        orientation[aligned] = spread(by_view, seen.orientation[worth], 0)[aligned]
+        linked = verified == 1
+    distance = np.bitwise_count(universe.phash[a] ^ universe.phash[b]).astype(np.int16)
+    return Pairs(a, b, similarity, distance, verified, orientation, score, maps, np.full(len(a), -1), linked)
+
+
+def doubtful(universe: Universe, pairs: Pairs, config: Mapping[str, Any]) -> Ints:
+    """The rows whose full images are to be compared: these hold more than thumbnails do, and thumbnails may be wrong.
+
+    They are sure where they agree upright. What was aligned from a view is looked at whatever was found, as photographs of one
+    scene look like copies at 32 pixels; what is near by vector or hash and agrees in no view only if it is among the nearest.
+    """
+    allowed = _allowed(universe, pairs.a, pairs.b, config)
+    open_ = _large(universe, pairs.a, pairs.b, config) & allowed & (np.isfinite(pairs.score) | (pairs.verified != 1))
+    aligned = np.flatnonzero(open_ & np.isfinite(pairs.score))
+    others = np.flatnonzero(open_ & np.isnan(pairs.score))
+    # Hashes alone met where there is no similarity: that counts for more than any.
+    similarity = np.nan_to_num(pairs.similarity[others], nan=2.0)
+    ends, rows = np.concatenate([pairs.a[others], pairs.b[others]]), np.tile(np.arange(len(others)), 2)
+    order = np.lexsort((rows, -similarity[rows], ends))
+    near = np.unique(rows[order[ranks(ends[order]) < CLOSEST]])
+    return np.sort(np.concatenate([aligned, others[near]]))
+
+
+def settled(universe: Universe, pairs: Pairs, rows: Ints, looks: Looks, config: Mapping[str, Any]) -> Pairs:
+    """The pairs, `rows` of them as full images show them.
+
+    These make copies of a pair by themselves, and strangers of one only if they are clear about it and no reference set is
+    touched: there a miss costs more than a lost image.
+    """
+    found = looks.points > 0
+    at, close = rows[found], looks.score[found]
+    before = pairs.verified[at] == 1
+    touches = universe.reference[pairs.a[at]] | universe.reference[pairs.b[at]]
+    stands = before & (touches | (close >= closeup.DOUBT))
+    copies = stands | (close >= config["min_score"])
+    # What thumbnails say stays where it decides.
+    taken = ~stands | (close > np.nan_to_num(pairs.score[at], nan=-np.inf))
+    score, maps, orientation = pairs.score.copy(), pairs.maps.copy(), pairs.orientation.copy()
+    score[at[taken]], maps[at[taken]] = close[taken], looks.maps[found][taken]
+    orientation[at[taken]] = views.nearest_orientation(looks.maps[found][taken])
+    verified, linked, points = pairs.verified.copy(), pairs.linked.copy(), pairs.points.copy()
+    verified[at], linked[at] = copies, copies
+    points[rows] = looks.points
+    now = replace(
+        pairs, score=score, maps=maps, orientation=orientation, verified=verified, linked=linked, points=points
+    )
+    # Pairs that only a view brought, and nobody takes for copies, are no edges.
+    lowest = np.fmax(np.nan_to_num(pairs.score, nan=np.inf), now.score)
+    return now.chosen((lowest >= evidence.FLOOR) | linked)
+
+
+def _allowed(universe: Universe, a: Ints, b: Ints, config: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Which pairs may be linked: without `within`, not two images that are both in nothing but the pool."""
+    listed = universe.reference | universe.included
+    return np.asarray(listed[a] | listed[b] | config["within"])
+
+
+def _large(universe: Universe, a: Ints, b: Ints, config: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Which pairs can be looked at closely."""
+    if config["verify"] != "pixels" or not config["closeups"]:
+        return np.zeros(len(a), bool)
+    return np.asarray(np.minimum(universe.side[a], universe.side[b]) >= closeup.LEAST_SIDE)

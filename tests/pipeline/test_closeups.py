@@ -1,0 +1,216 @@
+"""Full images decide where thumbnails are in doubt: what is drawn and measured, parts in a store, and the rule."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from builders import encoded, id_of, textured, write_tar
+from inline import artifact, without_engine
+from PIL import Image, ImageDraw
+
+from pipeline import records
+from pipeline.algorithms import closeup
+from pipeline.algorithms.closeup import FEATURES
+from pipeline.algorithms.keypoints import aligned, described
+from pipeline.algorithms.views import ORIENTATIONS, nearest_orientation, starts
+from pipeline.dag.stage import Context, Outcome, Stage
+from pipeline.dag.store import Artifact, Rows, Store
+from pipeline.stages import pairwise
+from pipeline.stages.closeups import CLOSEUPS, Looks, look
+from pipeline.stages.judging import CLOSEST, Pairs, doubtful, settled
+from pipeline.stages.pairwise import Kind, Known
+from pipeline.stages.universe import Universe
+
+CONFIG = {"verify": "pixels", "closeups": True, "within": True, "min_score": 4.0}
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_engine(pairwise, monkeypatch)
+    torch.set_num_threads(1)
+
+
+def stamped(image: Image.Image) -> Image.Image:
+    image = image.copy()
+    ImageDraw.Draw(image).rectangle((20, 90, 70, 120), fill=(250, 250, 250))
+    return image
+
+
+def features_of(first: Image.Image, second: Image.Image) -> dict[str, float]:
+    one, other = described(first), described(second)
+    found = aligned(one, other)
+    common = closeup.overlap(one, other, found) if found else None
+    assert common is not None
+    return dict(zip(FEATURES, closeup.measured([common])[0].tolist(), strict=True))
+
+
+def test_what_both_show_is_drawn_from_each() -> None:
+    image = textured(1)
+    crop = image.crop((40, 20, 130, 100)).rotate(25, Image.Resampling.BICUBIC)
+    one, other = described(image), described(crop)
+    found = aligned(one, other)
+    assert found is not None
+    drawn = closeup.overlap(one, other, found)
+    assert drawn is not None
+    middle = slice(20, 44)  # the corners of a turned crop are black
+    seen = np.corrcoef(drawn.first[middle, middle].ravel(), drawn.second[middle, middle].ravel())[0, 1]
+    assert seen > 0.99
+    share = 90 * 80 / (160 * 128)
+    assert dict(zip(FEATURES[-7:], drawn.facts, strict=True))["overlap_first"] == pytest.approx(share, rel=0.1)
+
+
+def test_copies_agree_and_are_not_displaced_while_moved_parts_are() -> None:
+    image = textured(2)
+    copy = features_of(image, image.crop((10, 4, 156, 126)))
+    assert copy["displacement"] < 0.15 and copy["displaced"] < 0.05
+    assert copy["agreeing_tiles"] > 0.8 and copy["robust_detail_correlation"] > 0.95
+    # A second photograph: the right half stands nearer, and so moved further.
+    moved = image.copy()
+    moved.paste(image.crop((80, 0, 156, 128)), (84, 0))
+    scene = features_of(image, moved)
+    assert scene["displaced"] > copy["displaced"] + 0.2 and scene["displacement"] > 2 * copy["displacement"]
+
+
+def test_the_networks_tell_altered_copies_from_scenes() -> None:
+    def score(first: Image.Image, second: Image.Image) -> float:
+        found = features_of(first, second)
+        return float(closeup.score(np.array([[found[name] for name in FEATURES]], np.float32))[0])
+
+    for seed in range(3, 6):
+        image = textured(seed)
+        assert score(image, stamped(image.crop((20, 10, 150, 110)))) > 4
+        assert score(image, image.rotate(33, Image.Resampling.BICUBIC, fillcolor=(255, 255, 255))) > 4
+        moved = image.copy()
+        for top, shift in zip(
+            range(0, 128, 16), (0, 5, 1, 6, 2, 5, 0, 4), strict=True
+        ):  # what stands at other distances
+            moved.paste(image.crop((0, top, 160 - shift, top + 16)), (shift, top))
+        assert score(image, moved) < 3
+
+
+def test_the_nearest_orientation_is_that_of_its_own_start() -> None:
+    maps = starts()[:8].reshape(8, 6) + np.random.default_rng(0).uniform(-0.3, 0.3, (8, 6)).astype(np.float32)
+    assert nearest_orientation(maps).tolist() == list(range(8))
+
+
+# -- parts
+
+
+class Pool:
+    """A tar of pictures as ingest would list it: four, a mirrored crop of the first, a stranger to all that has no texture."""
+
+    def __init__(self, folder: Path) -> None:
+        images = [textured(n) for n in range(4)]
+        crop = images[0].crop((30, 20, 150, 120)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        data = {id_of(d): d for d in map(encoded, [*images, crop, Image.new("RGB", (80, 80), (7, 7, 7))])}
+        self.ids = tuple(sorted(data))
+        self.first, self.crop, self.blank = (
+            id_of(encoded(image)) for image in (images[0], crop, Image.new("RGB", (80, 80), (7, 7, 7)))
+        )
+        tar = write_tar(folder / "pool.tar", [(f"{n}.png", data[i]) for n, i in enumerate(self.ids)])
+        self.store = Store(str(folder / "store"))
+        blank = dict.fromkeys(records.IMAGES.names)
+        rows, offset = [], 0
+        for image_id in self.ids:
+            place = {"image_id": image_id, "uri": str(tar), "member": "x.png", "offset": offset + 512}
+            rows.append({**dict.fromkeys(records.LOCATIONS.names), **place, "size_bytes": len(data[image_id])})
+            offset += 512 + -(-len(data[image_id]) // 512) * 512
+        tables = {
+            "images": pa.Table.from_pylist([{**blank, "image_id": i} for i in self.ids], schema=records.IMAGES),
+            "locations": pa.Table.from_pylist(rows, schema=records.LOCATIONS),
+        }
+        part = self.store.commit_part("ingest", "0" * 64, tables)
+        self.images = artifact("ingest", "pool", Outcome({k: (f,) for k, f in part.files.items()}, Rows(0, 0)))
+
+    def look(self, a: list[int], b: list[int], previous: Artifact | None = None) -> tuple[Looks, Artifact]:
+        stage = Stage("dedup", "pool", 1, "ray", lambda _: None, {}, speed={"max_pixels": 10**6})
+        context = Context(self.store, stage, "f", {}, 1, lambda _: None, previous)
+        found = look(context, [self.images], self.ids, np.array(a, np.int64), np.array(b, np.int64))
+        outcome = Outcome({CLOSEUPS.table: found.known.files}, Rows(0, 0), details={CLOSEUPS.by: found.known.basis})
+        return found, artifact("dedup", "pool", outcome)
+
+
+def test_pairs_are_looked_at_once_and_told_in_the_order_asked(tmp_path: Path) -> None:
+    pool = Pool(tmp_path)
+    pair = sorted((pool.ids.index(pool.first), pool.ids.index(pool.crop)))
+    a, b = np.triu_indices(len(pool.ids), 1)
+    found, made = pool.look(a.tolist(), b.tolist())
+    copies = (a == pair[0]) & (b == pair[1])
+    assert found.points[copies] > 20 and found.score[copies] > 4
+    assert "mirror" in ORIENTATIONS[nearest_orientation(found.maps[copies])[0]].name
+    assert (found.points[~copies] == 0).sum() >= copies.size - 2
+    assert not found.points[(a == pool.ids.index(pool.blank)) | (b == pool.ids.index(pool.blank))].any()
+    assert (found.known.parts, found.known.parts_made) == (1, 1)
+    # Some of them again, backwards: nothing is read.
+    (tmp_path / "pool.tar").unlink()
+    again, _ = pool.look(a[::-2].tolist(), b[::-2].tolist(), made)
+    assert again.known.parts_made == 0
+    np.testing.assert_array_equal(again.points, found.points[::-2])
+    np.testing.assert_allclose(again.score, found.score[::-2], rtol=1e-4)
+
+
+# -- the rule
+
+
+def asked(count: int, **columns: object) -> tuple[Universe, Pairs]:
+    """`count` pairs of 2 x count nodes, the first of which is a reference image."""
+    nodes, nobody = 2 * count, np.zeros(2 * count, bool)
+    reference = np.arange(nodes) == 0
+    thumbnails = np.zeros((nodes, 1024), np.uint8)
+    side = np.full(nodes, closeup.LEAST_SIDE)
+    area = side * side
+    ids = tuple(f"{n:032x}" for n in range(nodes))
+    universe = Universe(ids, ~reference, reference, nobody, area, side, area.astype(np.uint64), thumbnails, nobody, {})
+    nothing = np.full(count, np.nan, np.float32)
+    a = np.arange(count) * 2
+    pairs = Pairs(
+        a, a + 1, nothing, np.zeros(count, np.int16), np.zeros(count, np.int8), np.zeros(count, np.int16), nothing,
+        np.full((count, 6), np.nan, np.float32), np.full(count, -1), np.zeros(count, bool),
+    )  # fmt: skip
+    return universe, dataclasses.replace(pairs, **columns)
+
+
+def test_full_images_settle_what_thumbnails_left_open() -> None:
+    #              reference: stays | no texture | copy after all | stranger after all | stands | neither
+    thumbs = np.array([6.0, 5.0, 1.0, 5.0, 5.0, -3.0], np.float32)
+    close = np.array([-5.0, 0.0, 4.5, -1.5, 0.5, -0.5], np.float32)
+    points = np.array([9, 0, 9, 9, 9, 9])
+    yes = np.array([1, 1, 0, 1, 1, 0], np.int8)
+    maps = np.tile(starts()[1].reshape(6), (6, 1))
+    universe, pairs = asked(6, score=thumbs, verified=yes, linked=yes == 1, maps=np.zeros((6, 6), np.float32))
+    known = Known(Kind("s", "t", "by", 1), "", None, (), 0, 0)
+    now = settled(universe, pairs, np.arange(6), Looks(points, close, maps, known), CONFIG)
+    # The last one is an edge no more: only a view brought it.
+    assert now.a.tolist() == [0, 2, 4, 6, 8]
+    assert now.linked.tolist() == [True, True, True, False, True] == (now.verified == 1).tolist()
+    assert now.score.tolist() == [6.0, 5.0, 4.5, -1.5, 5.0] and now.points.tolist() == [9, 0, 9, 9, 9]
+    assert [ORIENTATIONS[o].name for o in now.orientation] == ["identity", "identity", "mirror", "mirror", "identity"]
+
+
+def test_only_large_images_and_the_nearest_of_an_image_are_looked_at() -> None:
+    universe, pairs = asked(
+        4, score=np.array([-2, 9, np.nan, np.nan], np.float32), verified=np.array([0, 1, 1, 0], np.int8)
+    )
+    assert doubtful(universe, pairs, CONFIG).tolist() == [0, 1, 3]
+    universe.side[6] -= 1
+    assert doubtful(universe, pairs, CONFIG).tolist() == [0, 1]
+    assert not len(doubtful(universe, pairs, {**CONFIG, "closeups": False}))
+    assert not len(doubtful(universe, pairs, {**CONFIG, "verify": "none"}))
+    assert doubtful(universe, pairs, {**CONFIG, "within": False}).tolist() == [0]
+    # One image near 19 others, none of which has another neighbour: all are the nearest of somebody.
+    universe, star = asked(19, similarity=np.linspace(0.5, 0.9, 19, dtype=np.float32))
+    assert len(doubtful(universe, dataclasses.replace(star, a=np.zeros(19, np.int64)), CONFIG)) == 19
+    # Everybody near everybody: three each.
+    a, b = np.triu_indices(20, 1)
+    universe, crowd = asked(len(a), similarity=np.random.default_rng(0).uniform(0.5, 0.9, len(a)).astype(np.float32))
+    rows = doubtful(universe, dataclasses.replace(crowd, a=a, b=b), CONFIG)
+    similarity = np.zeros((20, 20))
+    similarity[a, b] = similarity[b, a] = crowd.similarity
+    wanted = {tuple(sorted((n, int(m)))) for n in range(20) for m in np.argsort(-similarity[n])[:CLOSEST]}
+    assert len(wanted) < len(a)
+    assert set(zip(a[rows].tolist(), b[rows].tolist(), strict=True)) == wanted
