@@ -36,7 +36,7 @@ LEAST_SIDE = 64
 # Log-odds of thumbnails from which a pair is looked at closely, and of the close-up below which what thumbnails say does not
 # count. Copies (usual changes) of 3,724 photographs of 96 pixels and more, hundreds of them of the same few shelves: thumbnails
 # alone .694 of them and 60 false pairs, with close-ups .938 and 12.
-WORTH, DOUBT = -6.0, -1.0
+WORTH, DOUBT = -4.0, -1.0
 SMALLEST = 16.0  # square pixels of a working image that an overlap must have
 COARSE_STEPS, FINE_STEPS = 4, 5
 SMOOTHED, TILES, TEXTURED, AGREES = 9, 8, 3.0, 0.7

@@ -30,8 +30,8 @@ from pipeline.stages.embed import places_of
 from pipeline.stages.pairwise import Kind, Known, Pairs, columns_of, known, lists, matrix
 
 VERSION = 1
-# A part may hold 2,048 images in memory, about 250 kB each with their key points.
-CLOSEUPS = Kind("dedup_closeups", "closeups", "closeups_by", pairs=1_024)
+# A part may hold 1,024 images in memory, about 250 kB each with their key points.
+CLOSEUPS = Kind("dedup_closeups", "closeups", "closeups_by", pairs=512)
 AT_ONCE = 256
 
 Ints = NDArray[np.int64]

@@ -17,8 +17,9 @@ from pipeline.stages.candidates import Seen
 from pipeline.stages.closeups import Looks
 from pipeline.stages.universe import Universe
 
-# Of what is near by vector alone, an image's nearest so many are looked at closely.
-CLOSEST = 3
+# What is near by vector alone is looked at closely if it is among the nearest of an image and so much nearer than what the two
+# find at `views.RANKS`. Of 10,926 pairs of 4,714 photographs 2,882 are, with 34 of 83 copies (vectors of MobileNetV2).
+CLOSEST, NEARER = 3, 0.05
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -101,18 +102,28 @@ def doubtful(universe: Universe, pairs: Pairs, config: Mapping[str, Any]) -> Int
     """The rows whose full images are to be compared: these hold more than thumbnails do, and thumbnails may be wrong.
 
     They are sure where they agree upright. What was aligned from a view is looked at whatever was found, as photographs of one
-    scene look like copies at 32 pixels; what is near by vector or hash and agrees in no view only if it is among the nearest.
+    scene look like copies at 32 pixels; what is near by vector or hash and agrees in no view only if it stands out there.
     """
     allowed = _allowed(universe, pairs.a, pairs.b, config)
     open_ = _large(universe, pairs.a, pairs.b, config) & allowed & (np.isfinite(pairs.score) | (pairs.verified != 1))
-    aligned = np.flatnonzero(open_ & np.isfinite(pairs.score))
-    others = np.flatnonzero(open_ & np.isnan(pairs.score))
+    return np.flatnonzero(open_ & (np.isfinite(pairs.score) | _near(len(universe.ids), pairs)))
+
+
+def _near(count: int, pairs: Pairs) -> NDArray[np.bool_]:
+    """Which pairs are among the nearest of one of their images, by vector, and stand out from its other neighbours."""
     # Hashes alone met where there is no similarity: that counts for more than any.
-    similarity = np.nan_to_num(pairs.similarity[others], nan=2.0)
-    ends, rows = np.concatenate([pairs.a[others], pairs.b[others]]), np.tile(np.arange(len(others)), 2)
+    similarity = np.nan_to_num(pairs.similarity, nan=2.0)
+    ends, rows = np.concatenate([pairs.a, pairs.b]), np.tile(np.arange(len(pairs.a)), 2)
     order = np.lexsort((rows, -similarity[rows], ends))
-    near = np.unique(rows[order[ranks(ends[order]) < CLOSEST]])
-    return np.sort(np.concatenate([aligned, others[near]]))
+    ends, rows, rank = ends[order], rows[order], ranks(ends[order])
+    nearest = np.zeros(len(pairs.a), bool)
+    nearest[rows[rank < CLOSEST]] = True
+    around = (rank >= views.RANKS.start) & (rank < views.RANKS.stop)
+    sums = np.bincount(ends[around], similarity[rows[around]], minlength=count)
+    counts = np.bincount(ends[around], minlength=count)
+    # Who has fewer neighbours finds no more than the least that was searched for.
+    usual = np.where(counts > 0, sums / np.maximum(counts, 1), similarity.min(initial=2.0))
+    return np.asarray(nearest & (similarity - (usual[pairs.a] + usual[pairs.b]) / 2 > NEARER))
 
 
 def settled(universe: Universe, pairs: Pairs, rows: Ints, looks: Looks, config: Mapping[str, Any]) -> Pairs:

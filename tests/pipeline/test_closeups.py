@@ -22,7 +22,7 @@ from pipeline.dag.stage import Context, Outcome, Stage
 from pipeline.dag.store import Artifact, Rows, Store
 from pipeline.stages import pairwise
 from pipeline.stages.closeups import CLOSEUPS, Looks, look
-from pipeline.stages.judging import CLOSEST, Pairs, doubtful, settled
+from pipeline.stages.judging import Pairs, doubtful, settled
 from pipeline.stages.pairwise import Kind, Known
 from pipeline.stages.universe import Universe
 
@@ -192,9 +192,12 @@ def test_full_images_settle_what_thumbnails_left_open() -> None:
     assert [ORIENTATIONS[o].name for o in now.orientation] == ["identity", "identity", "mirror", "mirror", "identity"]
 
 
-def test_only_large_images_and_the_nearest_of_an_image_are_looked_at() -> None:
+def test_only_large_images_are_looked_at() -> None:
     universe, pairs = asked(
-        4, score=np.array([-2, 9, np.nan, np.nan], np.float32), verified=np.array([0, 1, 1, 0], np.int8)
+        4,
+        score=np.array([-2, 9, np.nan, np.nan], np.float32),
+        verified=np.array([0, 1, 1, 0], np.int8),
+        similarity=np.array([0.1, 0.1, 0.9, 0.9], np.float32),
     )
     assert doubtful(universe, pairs, CONFIG).tolist() == [0, 1, 3]
     universe.side[6] -= 1
@@ -202,15 +205,20 @@ def test_only_large_images_and_the_nearest_of_an_image_are_looked_at() -> None:
     assert not len(doubtful(universe, pairs, {**CONFIG, "closeups": False}))
     assert not len(doubtful(universe, pairs, {**CONFIG, "verify": "none"}))
     assert doubtful(universe, pairs, {**CONFIG, "within": False}).tolist() == [0]
-    # One image near 19 others, none of which has another neighbour: all are the nearest of somebody.
-    universe, star = asked(19, similarity=np.linspace(0.5, 0.9, 19, dtype=np.float32))
-    assert len(doubtful(universe, dataclasses.replace(star, a=np.zeros(19, np.int64)), CONFIG)) == 19
-    # Everybody near everybody: three each.
+
+
+def test_neighbours_are_looked_at_that_stand_out_among_the_nearest() -> None:
+    """Twenty images, all alike but for pairs (0, 1) and (2, 3), which are near, and 4, which is near to six."""
     a, b = np.triu_indices(20, 1)
-    universe, crowd = asked(len(a), similarity=np.random.default_rng(0).uniform(0.5, 0.9, len(a)).astype(np.float32))
-    rows = doubtful(universe, dataclasses.replace(crowd, a=a, b=b), CONFIG)
-    similarity = np.zeros((20, 20))
-    similarity[a, b] = similarity[b, a] = crowd.similarity
-    wanted = {tuple(sorted((n, int(m)))) for n in range(20) for m in np.argsort(-similarity[n])[:CLOSEST]}
-    assert len(wanted) < len(a)
-    assert set(zip(a[rows].tolist(), b[rows].tolist(), strict=True)) == wanted
+    similarity = np.full(len(a), 0.6, np.float32)
+    for first, second, near in ((0, 1, 0.9), (2, 3, 0.64), *((4, n, 0.9 - n / 100) for n in range(5, 11))):
+        similarity[(a == first) & (b == second)] = near
+    universe, pairs = asked(len(a), similarity=similarity)
+    rows = doubtful(universe, dataclasses.replace(pairs, a=a, b=b), CONFIG)
+    # 4 stands out for each of the six, whose nearest it is.
+    assert list(zip(a[rows], b[rows], strict=True)) == [(0, 1), *((4, n) for n in range(5, 11))]
+    # A hash without a vector counts for more than any.
+    similarity[(a == 12) & (b == 13)] = np.nan
+    universe, pairs = asked(len(a), similarity=similarity)
+    rows = doubtful(universe, dataclasses.replace(pairs, a=a, b=b), CONFIG)
+    assert (12, 13) in zip(a[rows], b[rows], strict=True)
