@@ -31,7 +31,7 @@ from pipeline.stages.universe import Members, Universe, thumbnails_of
 VERSION = 2
 FIND = "dedup_views"
 MATCHES = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("view", pa.int16()), ("similarity", pa.float32())])
-MEASURED = Kind("dedup_verify", "measured", "measured_by", pairs=16_384)
+MEASURED = Kind("dedup_verify", "measured", "measured_by", pairs=8_192)
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
