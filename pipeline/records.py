@@ -108,7 +108,7 @@ EDGES = pa.schema(
         ("transform", pa.string()),
         # Of pairs that had to be aligned: the log-odds that they are copies, and the affine map (xx, xy, x, yx, yy, y) from
         # b's coordinates to a's, both from -1 to 1. `points` is how many key points of the full images agree on one map: null
-        # where these were not looked at.
+        # where these were not looked at. Score and map are those of the step that decided.
         ("score", pa.float32()),
         ("map", pa.list_(pa.float32())),
         ("points", pa.int16()),

@@ -90,11 +90,12 @@ def overlap(first: Described, second: Described, found: Alignment) -> Overlap | 
     """Draws what both show; None where that is next to nothing."""
     seen = mirrored(second).grey if found.mirrored else second.grey
     corners = cv2.transform(_corners(first.grey)[None], cv2.invertAffineTransform(found.map))[0]
-    area, common = cv2.intersectConvexConvex(corners.astype(np.float32), _corners(seen).astype(np.float32))
+    common = _clipped(corners, seen.shape[1], seen.shape[0])
+    area = _area(common)
     enlarged = abs(float(np.linalg.det(found.map[:, :2])))
-    if common is None or area < SMALLEST or area * enlarged < SMALLEST:
+    if area < SMALLEST or area * enlarged < SMALLEST:
         return None
-    (left, top), (right, bottom) = common.reshape(-1, 2).min(axis=0), common.reshape(-1, 2).max(axis=0)
+    (left, top), (right, bottom) = common.min(axis=0), common.max(axis=0)
     cell = np.array([[(right - left) / SIDE, 0, left], [0, (bottom - top) / SIDE, top]], np.float64)
     into_first = found.map @ np.vstack([cell, [0, 0, 1]])
     _, log_stretch, _ = shape(torch.from_numpy(found.map)[None])
@@ -124,6 +125,8 @@ def measured(overlaps: list[Overlap]) -> Floats:
     """Features [P, F]."""
     if not overlaps:
         return np.zeros((0, len(FEATURES)), np.float32)
+    if len(overlaps) == 1:  # products of one row are rounded otherwise than the same row among others
+        return measured(overlaps * 2)[:1]
     image, target, inside = (
         torch.from_numpy(np.stack(drawn).astype(np.float32))
         for drawn in zip(*((one.first, one.second, one.inside) for one in overlaps), strict=True)
@@ -155,6 +158,28 @@ def _unit(grey: Bytes) -> Doubles:
 def _corners(grey: Bytes) -> Doubles:
     height, width = grey.shape
     return np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64)
+
+
+def _clipped(corners: Doubles, width: float, height: float) -> Doubles:
+    """What of a convex polygon [M, 2] lies in 0..width, 0..height (Sutherland and Hodgman, CACM 1974).
+
+    OpenCV's `intersectConvexConvex` is off by half where sides nearly coincide.
+    """
+    for axis, sign, limit in ((0, 1, 0.0), (0, -1, -width), (1, 1, 0.0), (1, -1, -height)):
+        kept: list[Doubles] = []
+        for here, after in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+            start, stop = sign * here[axis] - limit, sign * after[axis] - limit
+            if start >= 0:
+                kept.append(here)
+            if (start >= 0) != (stop >= 0):
+                kept.append(here + (after - here) * (start / (start - stop)))
+        corners = np.array(kept).reshape(-1, 2)
+    return corners
+
+
+def _area(corners: Doubles) -> float:
+    x, y = corners.T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
 
 
 def _scale(linear: Doubles) -> float:

@@ -18,7 +18,7 @@ Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
-# Sides of the working image: large ones are reduced until the longer side fits, small ones enlarged until the shorter does,
+# Sides of the working image: large ones are reduced until the longer side fits, small ones enlarged towards the shorter one,
 # because SIFT says nothing within 8 pixels of the rim and little of what is smaller than 4. Of altered copies of 64-pixel
 # (32-pixel) photographs .96 (.92) find 8 points of their original so; of pairs of strangers .000 (.002) do.
 SHORTEST, LONGEST = 96, 256

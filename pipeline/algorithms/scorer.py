@@ -28,6 +28,8 @@ class Scorer:
 
     def score(self, features: Floats) -> Floats:
         """Log-odds [P] that pairs with these features [P, F] are copies: the mean of the networks."""
+        if len(features) == 1:  # a product of one row is rounded otherwise than the same row among others
+            return self.score(np.repeat(features, 2, axis=0))[:1]
         scaled = torch.from_numpy(((features - self.mean) / self.deviation).clip(-4, 4).astype(np.float32))
         total = torch.zeros(len(features))
         for hidden, deeper, output in zip(self.hidden, self.deeper, self.output, strict=True):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import reverse_cuthill_mckee
@@ -48,7 +49,7 @@ class Looks:
     known: Known
 
 
-def look(context: Context, artifacts: Iterable[Artifact], ids: Sequence[str], a: Ints, b: Ints) -> Looks:
+def look(context: Context, artifacts: Sequence[Artifact], ids: Sequence[str], a: Ints, b: Ints) -> Looks:
     """Looks at pairs a < b of nodes of `ids` (sorted image_ids), whose bytes lie where `artifacts` of images say.
 
     Raises:
@@ -58,7 +59,9 @@ def look(context: Context, artifacts: Iterable[Artifact], ids: Sequence[str], a:
     places = _places(context.store, artifacts, [ids[node] for node in np.union1d(a, b).tolist()])
     worker = functools.partial(_looker, context.store, ids, places, context.speed["max_pixels"])
     pairs = a[order], b[order], np.zeros(len(a), np.int16)
-    found = known(context, CLOSEUPS, digest(VERSION), ids, pairs, worker)
+    # What pixels are made of bytes is for ingest of some version to say.
+    basis = digest(VERSION, sorted({(artifact.stage, artifact.version) for artifact in artifacts}))
+    found = known(context, CLOSEUPS, basis, ids, pairs, worker)
     back = np.argsort(order)
     features = matrix(found.table, "features", len(closeup.FEATURES))[back]
     points = found.table["points"].to_numpy()[back].astype(np.int64) if len(a) else np.zeros(0, np.int64)
@@ -79,12 +82,15 @@ def _gathered(a: Ints, b: Ints) -> Ints:
     return np.asarray(np.lexsort((np.maximum(one, other), np.minimum(one, other))))
 
 
-def _places(store: Store, artifacts: Iterable[Artifact], wanted: Sequence[str]) -> dict[str, Location]:
+def _places(store: Store, artifacts: Sequence[Artifact], wanted: Sequence[str]) -> dict[str, Location]:
     """Where each of these images lies: its first place."""
     left, found = set(wanted), dict[str, Location]()
     for artifact in artifacts:
         for images, locations in zip(artifact.tables["images"], artifact.tables["locations"], strict=True):
+            if not left:
+                return found
             table = places_of(store, images, locations)
+            table = table.filter(pc.is_in(table["image_id"], pa.array(wanted)))
             for image_id, uri, member, offset, size in zip(
                 *(table[name].to_pylist() for name in ("image_id", "uri", "member", "offset", "size_bytes")),
                 strict=True,
@@ -104,7 +110,8 @@ def _looker(
     def work(pairs: Pairs) -> Part:
         started = time.time()
         wanted = [places[ids[node]] for node in np.union1d(pairs.a, pairs.b).tolist()]
-        wanted.sort(key=lambda place: (place.uri, place.offset, place.member))
+        # Rows of a Parquet file are told by members `column/row`: the shorter ones come first.
+        wanted.sort(key=lambda place: (place.uri, place.offset, len(place.member), place.member))
         held = {place.image_id: keypoints.described(decode(data, max_pixels)) for place, data in read_images(wanted)}
         count = len(pairs.a)
         points, maps = np.zeros(count, np.int16), np.zeros((count, 2, 3), np.float32)

@@ -37,12 +37,13 @@ from pipeline.dag.store import Artifact, File, Part, Rows, Store
 from pipeline.engines.ray import map_with_state
 from pipeline.errors import GateError, LodesetError
 from pipeline.stages import search
-from pipeline.stages.candidates import NONE, find_and_verify
-from pipeline.stages.closeups import look
+from pipeline.stages.candidates import MEASURED, NONE, find_and_verify
+from pipeline.stages.closeups import CLOSEUPS, look
 from pipeline.stages.generations import TABLE, Between, Generation, between, generations_of
 from pipeline.stages.judging import Floats, Ints, Neighbors, Pairs, doubtful, judge, settled
 from pipeline.stages.kept import left_of_all
 from pipeline.stages.leaks import leaks_of, with_leaks
+from pipeline.stages.pairwise import measured_before
 from pipeline.stages.parts import made
 from pipeline.stages.universe import Members, Universe, gather, members_of
 
@@ -68,13 +69,14 @@ def run(context: Context) -> Outcome:
         parts, parts_made = parts + looked.parts, parts_made + looked.parts_made
     pairs = judge(universe, neighbors, looked.seen if looked else NONE, limits, config)
     tables_of_pairs = [looked.measured] if looked else []
-    rows = doubtful(universe, pairs, config)
+    rows = doubtful(universe, pairs, floor, config)
     if len(rows):
-        images = (context.inputs[f"images:{one.set}"] for one in sets)
+        images = [context.inputs[f"images:{one.set}"] for one in sets]
         looks = look(context, images, universe.ids, pairs.a[rows], pairs.b[rows])
         pairs = settled(universe, pairs, rows, looks, config)
         parts, parts_made = parts + looks.known.parts, parts_made + looks.known.parts_made
         tables_of_pairs.append(looks.known)
+    measured = measured_before(context.previous, (MEASURED, CLOSEUPS), tables_of_pairs)
     component = components(len(universe.ids), pairs.a[pairs.linked], pairs.b[pairs.linked])
     # Before the guard: who is stopped by it wants to see what linked strangers.
     edges = store.commit_part(EDGES, edges_key(context.fingerprint), {"edges": _edge_table(universe, pairs)})
@@ -87,7 +89,7 @@ def run(context: Context) -> Outcome:
         "duplicates": (part.files["duplicates"],),
         "edges": (edges.files["edges"],),
         TABLE: tuple(one.file for one in generations),
-        **{known.kind.table: known.files for known in tables_of_pairs},
+        **{kind.table: files for kind, _, files in measured},
     }
     details = {
         "parts": parts,
@@ -95,7 +97,7 @@ def run(context: Context) -> Outcome:
         "threshold": limits.pool,
         "reference_threshold": limits.reference,
         "generations": [len(one.ids) for one in generations],
-        **{known.kind.by: known.basis for known in tables_of_pairs},
+        **{kind.by: basis for kind, basis, _ in measured},
         "looked_at_closely": len(rows),
     }
     return with_leaks(_outcome(table, universe, component, tables, details), part, leaks, context.speed["roles"])

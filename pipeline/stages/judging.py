@@ -32,8 +32,9 @@ class Pairs:
 
     a: Ints
     b: Ints
-    similarity: Floats  # cosine; NaN where only the hashes met
+    similarity: Floats  # cosine; NaN where the two are no near neighbours
     distance: NDArray[np.int16]  # bits between the perceptual hashes
+    hashed: NDArray[np.bool_]  # close by them
     verified: NDArray[np.int8]  # 1 yes, 0 no, -1 not asked
     orientation: NDArray[np.int16]  # of `views.ORIENTATIONS`, in which the pair was verified
     score: Floats  # log-odds of being copies; NaN where the pair was not aligned
@@ -95,35 +96,46 @@ def judge(
         orientation[aligned] = spread(by_view, seen.orientation[worth], 0)[aligned]
         linked = verified == 1
     distance = np.bitwise_count(universe.phash[a] ^ universe.phash[b]).astype(np.int16)
-    return Pairs(a, b, similarity, distance, verified, orientation, score, maps, np.full(len(a), -1), linked)
+    return Pairs(a, b, similarity, distance, hashed, verified, orientation, score, maps, np.full(len(a), -1), linked)
 
 
-def doubtful(universe: Universe, pairs: Pairs, config: Mapping[str, Any]) -> Ints:
+def doubtful(universe: Universe, pairs: Pairs, floor: float, config: Mapping[str, Any]) -> Ints:
     """The rows whose full images are to be compared: these hold more than thumbnails do, and thumbnails may be wrong.
+
+    `floor` is the cosine down to which neighbours were searched for.
 
     They are sure where they agree upright. What was aligned from a view is looked at whatever was found, as photographs of one
     scene look like copies at 32 pixels; what is near by vector or hash and agrees in no view only if it stands out there.
     """
     allowed = _allowed(universe, pairs.a, pairs.b, config)
     open_ = _large(universe, pairs.a, pairs.b, config) & allowed & (np.isfinite(pairs.score) | (pairs.verified != 1))
-    return np.flatnonzero(open_ & (np.isfinite(pairs.score) | _near(len(universe.ids), pairs)))
+    return np.flatnonzero(open_ & (np.isfinite(pairs.score) | _near(len(universe.ids), pairs, floor)))
 
 
-def _near(count: int, pairs: Pairs) -> NDArray[np.bool_]:
-    """Which pairs are among the nearest of one of their images, by vector, and stand out from its other neighbours."""
-    # Hashes alone met where there is no similarity: that counts for more than any.
-    similarity = np.nan_to_num(pairs.similarity, nan=2.0)
-    ends, rows = np.concatenate([pairs.a, pairs.b]), np.tile(np.arange(len(pairs.a)), 2)
-    order = np.lexsort((rows, -similarity[rows], ends))
-    ends, rows, rank = ends[order], rows[order], ranks(ends[order])
-    nearest = np.zeros(len(pairs.a), bool)
-    nearest[rows[rank < CLOSEST]] = True
+def _near(count: int, pairs: Pairs, floor: float) -> NDArray[np.bool_]:
+    """Which pairs are among the nearest of one of their images by hash, or by vector and stand out from its other neighbours."""
+    found = np.zeros(len(pairs.a), bool)
+    hashed = np.flatnonzero(pairs.hashed)
+    _, rows, rank = _ranked(pairs, hashed, pairs.distance[hashed])
+    found[rows[rank < CLOSEST]] = True
+    neighbors = np.flatnonzero(np.isfinite(pairs.similarity))
+    ends, rows, rank = _ranked(pairs, neighbors, -pairs.similarity[neighbors])
     around = (rank >= views.RANKS.start) & (rank < views.RANKS.stop)
-    sums = np.bincount(ends[around], similarity[rows[around]], minlength=count)
+    sums = np.bincount(ends[around], pairs.similarity[rows[around]], minlength=count)
     counts = np.bincount(ends[around], minlength=count)
-    # Who has fewer neighbours finds no more than the least that was searched for.
-    usual = np.where(counts > 0, sums / np.maximum(counts, 1), similarity.min(initial=2.0))
-    return np.asarray(nearest & (similarity - (usual[pairs.a] + usual[pairs.b]) / 2 > NEARER))
+    # Who has fewer neighbours finds no more than what was searched for.
+    usual = np.where(counts > 0, sums / np.maximum(counts, 1), floor)
+    nearest = rows[rank < CLOSEST]
+    around_both = (usual[pairs.a[nearest]] + usual[pairs.b[nearest]]) / 2
+    found[nearest[pairs.similarity[nearest] - around_both > NEARER]] = True
+    return found
+
+
+def _ranked(pairs: Pairs, chosen: Ints, key: NDArray[Any]) -> tuple[Ints, Ints, Ints]:
+    """Each end of the chosen rows, its row, and the rank of that row among those of the same image: the lowest `key` first."""
+    ends, at = np.concatenate([pairs.a[chosen], pairs.b[chosen]]), np.tile(np.arange(len(chosen)), 2)
+    order = np.lexsort((at, key[at], ends))
+    return ends[order], chosen[at[order]], ranks(ends[order])
 
 
 def settled(universe: Universe, pairs: Pairs, rows: Ints, looks: Looks, config: Mapping[str, Any]) -> Pairs:
@@ -150,8 +162,8 @@ def settled(universe: Universe, pairs: Pairs, rows: Ints, looks: Looks, config: 
         pairs, score=score, maps=maps, orientation=orientation, verified=verified, linked=linked, points=points
     )
     # Pairs that only a view brought, and nobody takes for copies, are no edges.
-    lowest = np.fmax(np.nan_to_num(pairs.score, nan=np.inf), now.score)
-    return now.chosen((lowest >= evidence.FLOOR) | linked)
+    highest = np.fmax(pairs.score, now.score)
+    return now.chosen(pairs.hashed | np.isfinite(pairs.similarity) | (highest >= evidence.FLOOR) | linked)
 
 
 def _allowed(universe: Universe, a: Ints, b: Ints, config: Mapping[str, Any]) -> NDArray[np.bool_]:

@@ -45,7 +45,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Known:
-    """One row for each pair that was asked for, the files that hold them, parts in all and parts made."""
+    """One row for each pair that was asked for (what was made of it), the files that hold them, parts in all and parts made."""
 
     kind: Kind
     basis: str
@@ -84,7 +84,7 @@ def known(
         at = order[np.searchsorted(wanted, held, sorter=order).clip(max=len(order) - 1)]
         rows = np.flatnonzero((wanted[at] == held) & left[at])
         left[at[rows]] = False
-        pieces.append(table.take(pa.array(rows)))
+        pieces.append(table.drop_columns(["image_id_a", "image_id_b", "view"]).take(pa.array(rows)))
         places.append(at[rows])
         return len(rows) > 0
 
@@ -105,6 +105,17 @@ def known(
     assert not left.any(), f"{left.sum()} pairs are missing from {kind.table}"
     table = pa.concat_tables(pieces).take(pa.array(np.argsort(np.concatenate(places)))) if pieces else pa.table({})
     return Known(kind, basis, table, (*files, *added), len(files) + len(parts), len(new))
+
+
+def measured_before(
+    previous: Artifact | None, kinds: Sequence[Kind], now: Sequence[Known]
+) -> list[tuple[Kind, str, tuple[File, ...]]]:
+    """Of each kind, by what it was made and its files: as of `now`, or, where nothing was asked for, as of the run before."""
+    asked = {known.kind: (known.basis, known.files) for known in now}
+    if previous is not None:
+        before = {k: (previous.details[k.by], previous.tables[k.table]) for k in kinds if k.by in previous.details}
+        asked = {**before, **asked}
+    return [(kind, basis, files) for kind, (basis, files) in asked.items()]
 
 
 def columns_of(ids: pa.Array, pairs: Pairs) -> Mapping[str, pa.Array]:

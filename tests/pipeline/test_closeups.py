@@ -23,7 +23,7 @@ from pipeline.dag.store import Artifact, Rows, Store
 from pipeline.stages import pairwise
 from pipeline.stages.closeups import CLOSEUPS, Looks, look
 from pipeline.stages.judging import Pairs, doubtful, settled
-from pipeline.stages.pairwise import Kind, Known
+from pipeline.stages.pairwise import Kind, Known, measured_before
 from pipeline.stages.universe import Universe
 
 CONFIG = {"verify": "pixels", "closeups": True, "within": True, "min_score": 4.0}
@@ -93,6 +93,33 @@ def test_the_networks_tell_altered_copies_from_scenes() -> None:
         assert score(image, moved) < 3
 
 
+def test_the_area_that_two_images_share_is_that_of_a_grid() -> None:
+    rng = np.random.default_rng(0)
+    spots = (np.mgrid[0:400, 0:400].reshape(2, -1).T + 0.5) / 400 * np.array([60, 40])
+    for _ in range(20):
+        linear, middle = rng.normal(0, 1, (2, 2)), rng.uniform(0, 40, 2)
+        corners = np.array([[-20, -20], [20, -20], [20, 20], [-20, 20]]) @ linear.T + middle
+        inside = (np.abs((spots - middle) @ np.linalg.inv(linear).T) < 20).all(axis=1)
+        assert closeup._area(closeup._clipped(corners, 60, 40)) == pytest.approx(2400 * inside.mean(), abs=8)
+    square = np.array([[0, 0], [60, 0], [60, 40], [0, 40]], float)
+    for shift in (0, 1e-7, -1e-5, 1e-3):
+        assert closeup._area(closeup._clipped(square + shift, 60, 40)) == pytest.approx(2400, abs=1)
+    assert closeup._area(closeup._clipped(square + 100, 60, 40)) == 0
+
+
+def test_one_pair_is_told_as_it_is_among_others() -> None:
+    pictures = [(textured(n), stamped(textured(n))) for n in range(3)]
+    overlaps = []
+    for first, second in pictures:
+        one, other = described(first), described(second)
+        found = aligned(one, other)
+        assert found is not None
+        overlaps.append(closeup.overlap(one, other, found))
+    features = closeup.measured(overlaps)
+    np.testing.assert_array_equal(closeup.measured(overlaps[:1])[0], features[0])
+    np.testing.assert_array_equal(closeup.score(features[:1]), closeup.score(features)[:1])
+
+
 def test_the_nearest_orientation_is_that_of_its_own_start() -> None:
     maps = starts()[:8].reshape(8, 6) + np.random.default_rng(0).uniform(-0.3, 0.3, (8, 6)).astype(np.float32)
     assert nearest_orientation(maps).tolist() == list(range(8))
@@ -146,6 +173,7 @@ def test_pairs_are_looked_at_once_and_told_in_the_order_asked(tmp_path: Path) ->
     assert (found.points[~copies] == 0).sum() >= copies.size - 2
     assert not found.points[(a == pool.ids.index(pool.blank)) | (b == pool.ids.index(pool.blank))].any()
     assert (found.known.parts, found.known.parts_made) == (1, 1)
+    assert measured_before(made, (CLOSEUPS,), []) == [(CLOSEUPS, found.known.basis, found.known.files)]
     # Some of them again, backwards: nothing is read.
     (tmp_path / "pool.tar").unlink()
     again, _ = pool.look(a[::-2].tolist(), b[::-2].tolist(), made)
@@ -169,7 +197,7 @@ def asked(count: int, **columns: object) -> tuple[Universe, Pairs]:
     nothing = np.full(count, np.nan, np.float32)
     a = np.arange(count) * 2
     pairs = Pairs(
-        a, a + 1, nothing, np.zeros(count, np.int16), np.zeros(count, np.int8), np.zeros(count, np.int16), nothing,
+        a, a + 1, nothing, np.zeros(count, np.int16), np.zeros(count, bool), np.zeros(count, np.int8), np.zeros(count, np.int16), nothing,
         np.full((count, 6), np.nan, np.float32), np.full(count, -1), np.zeros(count, bool),
     )  # fmt: skip
     return universe, dataclasses.replace(pairs, **columns)
@@ -189,6 +217,8 @@ def test_full_images_settle_what_thumbnails_left_open() -> None:
     assert now.a.tolist() == [0, 2, 4, 6, 8]
     assert now.linked.tolist() == [True, True, True, False, True] == (now.verified == 1).tolist()
     assert now.score.tolist() == [6.0, 5.0, 4.5, -1.5, 5.0] and now.points.tolist() == [9, 0, 9, 9, 9]
+    near = dataclasses.replace(pairs, similarity=np.array([0, 0, 0, 0, 0, 0.7], np.float32))
+    assert len(settled(universe, near, np.arange(6), Looks(points, close, maps, known), CONFIG).a) == 6
     assert [ORIENTATIONS[o].name for o in now.orientation] == ["identity", "identity", "mirror", "mirror", "identity"]
 
 
@@ -199,12 +229,12 @@ def test_only_large_images_are_looked_at() -> None:
         verified=np.array([0, 1, 1, 0], np.int8),
         similarity=np.array([0.1, 0.1, 0.9, 0.9], np.float32),
     )
-    assert doubtful(universe, pairs, CONFIG).tolist() == [0, 1, 3]
+    assert doubtful(universe, pairs, 0.5, CONFIG).tolist() == [0, 1, 3]
     universe.side[6] -= 1
-    assert doubtful(universe, pairs, CONFIG).tolist() == [0, 1]
-    assert not len(doubtful(universe, pairs, {**CONFIG, "closeups": False}))
-    assert not len(doubtful(universe, pairs, {**CONFIG, "verify": "none"}))
-    assert doubtful(universe, pairs, {**CONFIG, "within": False}).tolist() == [0]
+    assert doubtful(universe, pairs, 0.5, CONFIG).tolist() == [0, 1]
+    assert not len(doubtful(universe, pairs, 0.5, {**CONFIG, "closeups": False}))
+    assert not len(doubtful(universe, pairs, 0.5, {**CONFIG, "verify": "none"}))
+    assert doubtful(universe, pairs, 0.5, {**CONFIG, "within": False}).tolist() == [0]
 
 
 def test_neighbours_are_looked_at_that_stand_out_among_the_nearest() -> None:
@@ -214,11 +244,14 @@ def test_neighbours_are_looked_at_that_stand_out_among_the_nearest() -> None:
     for first, second, near in ((0, 1, 0.9), (2, 3, 0.64), *((4, n, 0.9 - n / 100) for n in range(5, 11))):
         similarity[(a == first) & (b == second)] = near
     universe, pairs = asked(len(a), similarity=similarity)
-    rows = doubtful(universe, dataclasses.replace(pairs, a=a, b=b), CONFIG)
+    rows = doubtful(universe, dataclasses.replace(pairs, a=a, b=b), 0.5, CONFIG)
     # 4 stands out for each of the six, whose nearest it is.
     assert list(zip(a[rows], b[rows], strict=True)) == [(0, 1), *((4, n) for n in range(5, 11))]
-    # A hash without a vector counts for more than any.
-    similarity[(a == 12) & (b == 13)] = np.nan
-    universe, pairs = asked(len(a), similarity=similarity)
-    rows = doubtful(universe, dataclasses.replace(pairs, a=a, b=b), CONFIG)
-    assert (12, 13) in zip(a[rows], b[rows], strict=True)
+    # Hashes propose pairs by themselves; strangers that views brought take nobody's place.
+    hashed = (a == 12) & (b == 13)
+    similarity[hashed | ((a < 2) & (b > 13))] = np.nan
+    universe, pairs = asked(len(a), similarity=similarity, hashed=hashed)
+    rows = doubtful(universe, dataclasses.replace(pairs, a=a, b=b), 0.5, CONFIG)
+    assert {(0, 1), (12, 13)} <= set(zip(a[rows], b[rows], strict=True))
+    universe, pairs = asked(2, hashed=np.array([True, False]))
+    assert doubtful(universe, pairs, 0.5, CONFIG).tolist() == [0]

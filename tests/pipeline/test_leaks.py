@@ -49,7 +49,9 @@ def pairs_of(links: dict[tuple[int, int], tuple[float | None, int, bool]]) -> Pa
     similarity = np.array([np.nan if s is None else s for s, _, _ in told], np.float32)
     verified, linked = np.array([v for _, v, _ in told], np.int8), np.array([x for _, _, x in told], bool)
     zeros, unknown = np.zeros(len(a), np.int16), np.full(len(a), np.nan, np.float32)
-    return Pairs(a, b, similarity, zeros, verified, zeros, unknown, np.tile(unknown[:, None], 6), zeros - 1, linked)
+    return Pairs(
+        a, b, similarity, zeros, zeros > 0, verified, zeros, unknown, np.tile(unknown[:, None], 6), zeros - 1, linked
+    )
 
 
 def by_loops(
