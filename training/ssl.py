@@ -76,27 +76,22 @@ def losses(
     cls_targets = sinkhorn_knopp(teacher_cls_scores, teacher_temperature, weights.sinkhorn_iterations, group)
     patch_targets = sinkhorn_knopp(teacher_patch_scores, teacher_temperature, weights.sinkhorn_iterations, group)
 
+    images, locals_ = len(batch.image_ids), config.crops.local_count
     with mixed:
-        whole = student.backbone(batch.global_crops, batch.masks)  # cls [2 b, D], patches [2 b, N, D]
-        global_scores = student.dino_head(whole.cls)  # [2 b, K]
+        crops: list[tuple[Tensor, Tensor | None]] = [(batch.global_crops, batch.masks)]
+        if locals_:
+            crops.append((batch.local_crops, None))
+        whole, *parts = student.backbone.forward_groups(crops)  # cls [2 b, D], patches [2 b, N, D]; cls [L b, D]
+        scores = student.dino_head(torch.cat([whole.cls, *(part.cls for part in parts)]))  # [(2 + L) b, K]
         patch_scores = student.ibot_head(whole.patches[batch.masks])  # [M, K]
 
-    images = len(batch.image_ids)
     targets = cls_targets.view(2, images, -1)  # [2, b, K]
-    dino = dino_loss(
-        global_scores.view(2, images, -1), targets, weights.student_temperature, skip_same_view=True
-    )  # 2 pairs of views
+    of_views = scores.view(2 + locals_, images, -1)
+    dino = dino_loss(of_views[:2], targets, weights.student_temperature, skip_same_view=True)  # 2 pairs of views
     pairs = 2
-    if config.crops.local_count:
-        with mixed:
-            local_scores = student.dino_head(student.backbone(batch.local_crops).cls)  # [L b, K]
-        dino = dino + dino_loss(
-            local_scores.view(config.crops.local_count, images, -1),
-            targets,
-            weights.student_temperature,
-            skip_same_view=False,
-        )  # 2 L pairs
-        pairs += 2 * config.crops.local_count
+    if locals_:
+        dino = dino + dino_loss(of_views[2:], targets, weights.student_temperature, skip_same_view=False)  # 2 L pairs
+        pairs += 2 * locals_
 
     first, second = whole.cls.chunk(2)  # [b, D] each
     return StepLosses(

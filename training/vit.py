@@ -3,9 +3,13 @@
 Parameter names and shapes are those of the released checkpoints, so that their weights load unchanged.
 
 Shapes: B batch, N patches, R registers, T = 1 + R + N tokens, D width, H attention heads.
+
+Crops of several sizes go through the blocks together (DINOv2, section 5, "sequence packing"): the tokens of all of them are one
+tensor [n, D], n the sum of B x T over the groups of crops; what treats every token alike (norms, linear layers) sees it whole, and
+only attention looks at one group after the other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +19,8 @@ from torch import Tensor, nn
 from training.config import ModelConfig
 
 NORM_EPS = 1e-6
+
+Shapes = Sequence[tuple[int, int]]  # (B, T) of each group of crops
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: [B, T, D] -> [B, T, D]."""
+    """Multi-head self-attention within each crop: [n, D] -> [n, D]."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -47,12 +53,20 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, dim = x.shape
-        query, key, value = self.qkv(x).view(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value)  # [B, H, T, D / H]
-        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, tokens, dim))
+    def forward(self, x: Tensor, shapes: Shapes) -> Tensor:
+        projected = self.qkv(x)  # [n, 3 D]
+        mixed = [
+            self._attend(part.view(batch, tokens, 3, self.heads, -1))
+            for part, (batch, tokens) in zip(projected.split([b * t for b, t in shapes]), shapes, strict=True)
+        ]
+        out: Tensor = self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
         return out
+
+    def _attend(self, projected: Tensor) -> Tensor:
+        """[B, T, 3, H, D / H] -> [B T, D]."""
+        query, key, value = projected.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value)  # [B, H, T, D / H]
+        return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 class Mlp(nn.Module):
@@ -107,18 +121,29 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, 4 * dim) if config.ffn == "mlp" else SwiGlu(dim, swiglu_hidden(dim))
         self.ls2 = LayerScale(dim, config.layerscale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self._add(x, lambda kept: self.ls1(self.attn(self.norm1(kept))))
-        return self._add(x, lambda kept: self.ls2(self.mlp(self.norm2(kept))))
+    def forward(self, x: Tensor, shapes: Shapes) -> Tensor:
+        """The tokens [n, D] of groups of crops."""
+        x = self._add(x, shapes, lambda kept, some: self.ls1(self.attn(self.norm1(kept), some)))
+        return self._add(x, shapes, lambda kept, _: self.ls2(self.mlp(self.norm2(kept))))
 
-    def _add(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        """x plus its residual, computed only for a random subset of the batch and scaled up to the same mean."""
+    def _add(self, x: Tensor, shapes: Shapes, branch: Callable[[Tensor, Shapes], Tensor]) -> Tensor:
+        """x plus its residual, computed only for a random subset of each group and scaled up to the same mean."""
         if not self.training or self.drop_path == 0:
-            return x + branch(x)
-        batch = len(x)
-        kept = max(int(batch * (1 - self.drop_path)), 1)
-        rows = torch.randperm(batch, device=x.device)[:kept]
-        return torch.index_add(x, 0, rows, branch(x[rows]).to(x.dtype), alpha=batch / kept)
+            return x + branch(x, shapes)
+        places, counts, first = [], [], 0
+        for batch, tokens in shapes:
+            kept = max(int(batch * (1 - self.drop_path)), 1)
+            rows = torch.randperm(batch, device=x.device)[:kept]
+            places.append(first + (rows[:, None] * tokens + torch.arange(tokens, device=x.device)).flatten())
+            counts.append(kept)
+            first += batch * tokens
+        some = [(kept, tokens) for kept, (_, tokens) in zip(counts, shapes, strict=True)]
+        residual = branch(x[torch.cat(places)], some).to(x.dtype)
+        for rows, part, kept, (batch, _) in zip(
+            places, residual.split([len(rows) for rows in places]), counts, shapes, strict=True
+        ):
+            x = torch.index_add(x, 0, rows, part, alpha=batch / kept)
+        return x
 
 
 class DinoVisionTransformer(nn.Module):
@@ -154,6 +179,25 @@ class DinoVisionTransformer(nn.Module):
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> Features:
         """images [B, 3, height, width] (sides multiples of the patch), masks [B, N] bool: True patches are hidden."""
+        return self.forward_groups([(images, masks)])[0]
+
+    def forward_groups(self, groups: Sequence[tuple[Tensor, Tensor | None]]) -> list[Features]:
+        """`forward` of several batches of images, each of its own size, at once."""
+        embedded = [self._tokens(images, masks) for images, masks in groups]
+        shapes = [(len(one), one.shape[1]) for one in embedded]
+        x = torch.cat([one.flatten(0, 1) for one in embedded])  # [n, D]
+        for block in self.blocks:
+            x = block(x, shapes)
+        x = self.norm(x)
+        first_patch = 1 + self.config.registers
+        found = []
+        for part, (batch, tokens) in zip(x.split([b * t for b, t in shapes]), shapes, strict=True):
+            one = part.view(batch, tokens, -1)
+            found.append(Features(cls=one[:, 0], registers=one[:, 1:first_patch], patches=one[:, first_patch:]))
+        return found
+
+    def _tokens(self, images: Tensor, masks: Tensor | None) -> Tensor:
+        """[B, 3, height, width] -> [B, T, D]."""
         x = self.patch_embed(images)  # [B, N, D]
         if masks is not None:
             x = torch.where(masks.unsqueeze(-1), self.mask_token.to(x.dtype), x)
@@ -161,11 +205,7 @@ class DinoVisionTransformer(nn.Module):
         x = x + self.positions(images.shape[-2] // self.config.patch_size, images.shape[-1] // self.config.patch_size)
         if self.register_tokens is not None:
             x = torch.cat([x[:, :1], self.register_tokens.expand(len(x), -1, -1), x[:, 1:]], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        x = self.norm(x)  # [B, T, D]
-        first_patch = 1 + self.config.registers
-        return Features(cls=x[:, 0], registers=x[:, 1:first_patch], patches=x[:, first_patch:])
+        return x
 
     def positions(self, rows: int, columns: int) -> Tensor:
         """Position embedding for a grid of rows x columns patches, [1, 1 + rows * columns, D], bicubic.

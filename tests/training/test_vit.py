@@ -83,18 +83,36 @@ def test_tokens_of_any_size_and_only_hidden_patches_are_replaced(registers: int)
 
 def test_stochastic_depth_keeps_the_mean_and_skips_samples() -> None:
     net = model(drop_path=0.5).train()
-    block, x = net.blocks[0], torch.randn(4, 5, 24)
+    block = net.blocks[0]
     assert isinstance(block, Block)
     torch.manual_seed(0)
+    shapes = [(4, 5), (6, 3)]  # two groups, of which 2 and 3 crops stay
+    x = torch.randn(4 * 5 + 6 * 3, 24)
     with torch.no_grad():
-        dense = block.ls1(block.attn(block.norm1(x)))
+        dense = block.ls1(block.attn(block.norm1(x), shapes))
         drawn = torch.stack(
-            [block._add(x, lambda kept: block.ls1(block.attn(block.norm1(kept)))) - x for _ in range(400)]
+            [
+                block._add(x, shapes, lambda kept, some: block.ls1(block.attn(block.norm1(kept), some))) - x
+                for _ in range(400)
+            ]
         )
-    untouched = (drawn == 0).flatten(2).all(dim=2)  # [400, 4]
-    assert bool((untouched.sum(dim=1) == 2).all())
-    torch.testing.assert_close(drawn[~untouched].std(), 2 * dense.std(), rtol=0.1, atol=0)
+    skipped = (drawn == 0).all(dim=2)  # [400, n]
+    for part, (batch, tokens) in zip(skipped.split([20, 18], dim=1), shapes, strict=True):
+        whole = part.view(400, batch, tokens)
+        assert bool((whole.all(dim=2) == whole.any(dim=2)).all())  # crops are skipped as a whole
+        assert bool((whole.all(dim=2).sum(dim=1) == batch // 2).all())
+    torch.testing.assert_close(drawn[~skipped].std(), 2 * dense.std(), rtol=0.1, atol=0)
     torch.testing.assert_close(drawn.mean(0), dense, rtol=0, atol=0.25 * float(dense.abs().max()))
+
+
+def test_groups_of_crops_are_told_as_each_alone() -> None:
+    net = model(registers=2)
+    large, small = torch.randn(3, 3, 32, 32), torch.randn(5, 3, 16, 16)
+    masks = torch.rand(3, 16) < 0.3
+    together = net.forward_groups([(large, masks), (small, None)])
+    for one, alone in zip(together, (net(large, masks), net(small)), strict=True):
+        for name in ("cls", "patches", "registers"):
+            torch.testing.assert_close(getattr(one, name), getattr(alone, name), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("registers", "ffn"), [(0, "mlp"), (0, "swiglu"), (2, "mlp")])

@@ -1,0 +1,129 @@
+"""One training step of ViT-S/14 on one CPU thread: how much of the processor's matrix product it uses.
+
+    python benchmarks/step.py [STEPS]
+
+Batch 8, 2 x 98 and 8 x 42 pixels, 4,096 untied prototypes, Sinkhorn-Knopp; forward, backward, clipping, AdamW and the teacher.
+Time is that of the thread on a core, the work the products that PyTorch counts, the yardstick a product of 2,048 x 2,048 matrices of
+the same run; all three interleaved, medians.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from training.config import TrainingConfig
+from training.data import Batch
+from training.masking import block_mask, mask_counts
+from training.schedules import step_values
+from training.ssl import clip_gradients, losses, make_optimiser, schedule, student_and_teacher, update_teacher
+
+BATCH, GLOBAL, LOCAL, LOCALS, PATCH = 8, 98, 42, 8, 14
+
+
+def config_of(drop_path: float, precision: str) -> TrainingConfig:
+    return TrainingConfig.model_validate(
+        {
+            "batch": BATCH,
+            "precision": precision,
+            "model": {
+                "patch_size": PATCH,
+                "dim": 384,
+                "depth": 12,
+                "heads": 6,
+                "layerscale": 1e-5,
+                "drop_path": drop_path,
+            },
+            "crops": {"global_size": GLOBAL, "local_size": LOCAL, "local_count": LOCALS},
+            "heads": {
+                "prototypes": 4096,
+                "hidden": 2048,
+                "dino_bottleneck": 256,
+                "ibot_bottleneck": 256,
+                "tied": False,
+            },
+        }
+    )
+
+
+def batch_of(config: TrainingConfig, step: int) -> Batch:
+    rng = np.random.default_rng(step)
+    side = GLOBAL // PATCH
+    counts = mask_counts(rng, 2 * BATCH, side * side, config.masking)
+    masks = torch.from_numpy(np.stack([block_mask(rng, side, side, int(count)) for count in counts]))
+    generator = torch.Generator().manual_seed(step)
+    return Batch(
+        step=step,
+        image_ids=tuple(f"{n:032x}" for n in range(BATCH)),
+        global_crops=torch.randn(2 * BATCH, 3, GLOBAL, GLOBAL, generator=generator),
+        local_crops=torch.randn(LOCALS * BATCH, 3, LOCAL, LOCAL, generator=generator),
+        masks=masks,
+        skipped=(),
+    )
+
+
+def product(dtype: torch.dtype) -> float:
+    """GFLOP/s."""
+    a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
+    started = time.thread_time()
+    torch.mm(a, b)
+    return 2 * 2048**3 / (time.thread_time() - started) / 1e9
+
+
+class Run:
+    """A student, its teacher and optimiser, stepping."""
+
+    def __init__(self, drop_path: float, precision: str) -> None:
+        self.config = config_of(drop_path, precision)
+        self.student, self.teacher = student_and_teacher(self.config)
+        self.optimiser = make_optimiser(self.student, self.config.optimiser)
+
+    def step(self, number: int) -> None:
+        batch, values = batch_of(self.config, number), step_values(self.config, 100)
+        schedule(self.optimiser, values)
+        seen = losses(self.student, self.teacher, batch, values.teacher_temperature, self.config, None)
+        self.optimiser.zero_grad()
+        torch.autograd.backward(seen.total)
+        clip_gradients(self.student, self.config.optimiser.clip_norm)
+        self.optimiser.step()
+        update_teacher(self.student, self.teacher, values.momentum)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 8
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        for drop_path in (0.3, 0.0):
+            run = Run(drop_path, precision)
+            with FlopCounterMode(display=False) as counter:
+                run.step(0)
+            seconds, rates = [], []
+            for number in range(1, steps + 1):
+                rates.append(product(dtype))
+                started = time.thread_time()
+                run.step(number)
+                seconds.append(time.thread_time() - started)
+            work, rate, median = counter.get_total_flops() / 1e9, statistics.median(rates), statistics.median(seconds)
+            print(
+                json.dumps(
+                    {
+                        "precision": precision,
+                        "drop_path": drop_path,
+                        "seconds": round(median, 3),
+                        "gflop": round(work, 1),
+                        "product_gflops": round(rate, 1),
+                        "utilisation": round(work / median / rate, 3),
+                    }
+                ),
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
