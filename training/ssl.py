@@ -109,8 +109,7 @@ def losses(
 @torch.no_grad()
 def update_teacher(student: Network, teacher: Network, momentum: float) -> None:
     """teacher = momentum * teacher + (1 - momentum) * student."""
-    for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
-        slow.lerp_(fast, 1 - momentum)
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
 
 
 def make_optimiser(student: Network, config: OptimiserConfig) -> torch.optim.AdamW:
