@@ -1,15 +1,16 @@
-"""Every knob of self-supervised training, with its unit; the defaults are the `tiny` recipe.
+"""Every knob of self-supervised training, with its unit; the defaults are the `tiny` recipe (others: `training.recipes`).
 
 `tiny` is DINOv2's method (Oquab et al. 2023, arXiv:2304.07193) shrunk until two CPU cores learn something in minutes.
 Durations are fractions of `steps`, so that a longer run needs no other change. Where `tiny` leaves the published
 values, the field says so.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pipeline.config import Strict
+from training.recipes import RECIPES, SIZES, under
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -19,6 +20,9 @@ Range = tuple[Positive, Positive]
 class ModelConfig(Strict):
     """The Vision Transformer (DINOv2, table 17 for the published sizes)."""
 
+    size: Literal["tiny", "small", "base", "large", "giant"] | None = Field(
+        None, description="a published size: sets dim, depth and heads where they are not given"
+    )
     patch_size: Literal[4, 8, 14, 16] = Field(8, description="side of a patch, pixels")
     dim: int = Field(128, ge=8, description="width of a token, channels")
     depth: int = Field(4, ge=1, description="number of transformer blocks")
@@ -29,6 +33,13 @@ class ModelConfig(Strict):
         1.0, gt=0, description="initial LayerScale gain; published 1e-5, which needs thousands of steps to open"
     )
     drop_path: float = Field(0.0, ge=0, lt=1, description="share of samples that skip a residual branch (0.3 to 0.4)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sized(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("size") in SIZES:
+            return under(values, SIZES[values["size"]])
+        return values
 
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> Self:
@@ -112,7 +123,14 @@ class LossesConfig(Strict):
     ibot: float = Field(1.0, ge=0, description="weight of the patch-level term")
     koleo: float = Field(0.1, ge=0, description="weight of the KoLeo term, for each of the two global crops")
     student_temperature: float = Field(0.1, ge=0.02, description="temperature of the student's softmax")
+    centering: Literal["sinkhorn", "softmax"] = Field(
+        "sinkhorn", description="how the teacher's targets are kept from collapsing: Sinkhorn-Knopp, or a moving mean"
+    )
     sinkhorn_iterations: int = Field(3, ge=1, description="rounds of Sinkhorn-Knopp centring of the teacher")
+    center_momentum: Fraction = Field(0.9, description="share of the moving mean kept each step (centering: softmax)")
+    koleo_crops: Literal[1, 2] = Field(
+        2, description="global crops with a KoLeo term; the paper says the first alone, the released code takes both"
+    )
 
 
 class TeacherConfig(Strict):
@@ -142,7 +160,9 @@ class OptimiserConfig(Strict):
 class TrainingConfig(Strict):
     """One training run."""
 
-    recipe: Literal["tiny"] = Field("tiny", description="the set of defaults; tiny fits two CPU cores")
+    recipe: Literal["tiny", "short", "long"] = Field(
+        "tiny", description="the set of defaults: tiny fits two CPU cores, short and long are those of DINOv2"
+    )
     steps: int = Field(1000, ge=1, description="optimiser steps; 300 to 1,500 suit tiny")
     batch: int = Field(32, ge=2, description="images a step, over all workers")
     seed: int = Field(0, ge=0, description="seed of initialisation, order, crops, masks and stochastic depth")
@@ -162,6 +182,13 @@ class TrainingConfig(Strict):
     losses: LossesConfig = Field(default_factory=LossesConfig, description="loss weights and temperatures")
     teacher: TeacherConfig = Field(default_factory=TeacherConfig, description="moving average and its targets")
     optimiser: OptimiserConfig = Field(default_factory=OptimiserConfig, description="AdamW and its schedules")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_recipe(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("recipe") in RECIPES:
+            return under(values, RECIPES[values["recipe"]])
+        return values
 
     @model_validator(mode="after")
     def _crops_are_whole_patches(self) -> Self:

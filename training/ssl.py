@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from training.config import OptimiserConfig, TrainingConfig
 from training.data import Batch
 from training.heads import DinoHead
+from training.losses.centering import centred
 from training.losses.dino import dino_loss
 from training.losses.ibot import ibot_loss
 from training.losses.koleo import koleo_loss
@@ -25,6 +26,9 @@ from training.vit import DinoVisionTransformer
 class Network(nn.Module):
     """A backbone with its two heads; student and teacher are one each. Tied heads are one module under two names."""
 
+    cls_center: Tensor
+    patch_center: Tensor
+
     def __init__(self, config: TrainingConfig) -> None:
         super().__init__()
         heads, dim = config.heads, config.model.dim
@@ -33,6 +37,10 @@ class Network(nn.Module):
         self.ibot_head = (
             self.dino_head if heads.tied else DinoHead(dim, heads.hidden, heads.ibot_bottleneck, heads.prototypes)
         )
+        if config.losses.centering == "softmax":
+            # Moving means of the teacher's scores, [K] each; the student's are never read.
+            self.register_buffer("cls_center", torch.zeros(heads.prototypes))
+            self.register_buffer("patch_center", torch.zeros(heads.prototypes))
 
 
 @dataclass(frozen=True)
@@ -73,8 +81,13 @@ def losses(
         seen = teacher.backbone(batch.global_crops)  # cls [2 b, D], patches [2 b, N, D]
         teacher_cls_scores = teacher.dino_head(seen.cls)  # [2 b, K]
         teacher_patch_scores = teacher.ibot_head(seen.patches[batch.masks])  # [M, K]
-    cls_targets = sinkhorn_knopp(teacher_cls_scores, teacher_temperature, weights.sinkhorn_iterations, group)
-    patch_targets = sinkhorn_knopp(teacher_patch_scores, teacher_temperature, weights.sinkhorn_iterations, group)
+    if weights.centering == "sinkhorn":
+        cls_targets = sinkhorn_knopp(teacher_cls_scores, teacher_temperature, weights.sinkhorn_iterations, group)
+        patch_targets = sinkhorn_knopp(teacher_patch_scores, teacher_temperature, weights.sinkhorn_iterations, group)
+    else:
+        keep = weights.center_momentum
+        cls_targets = centred(teacher_cls_scores, teacher.cls_center, teacher_temperature, keep, group)
+        patch_targets = centred(teacher_patch_scores, teacher.patch_center, teacher_temperature, keep, group)
 
     images, locals_ = len(batch.image_ids), config.crops.local_count
     with mixed:
@@ -93,12 +106,12 @@ def losses(
         dino = dino + dino_loss(of_views[2:], targets, weights.student_temperature, skip_same_view=False)  # 2 L pairs
         pairs += 2 * locals_
 
-    first, second = whole.cls.chunk(2)  # [b, D] each
+    koleo = sum((koleo_loss(cls, group) for cls in whole.cls.chunk(2)[: weights.koleo_crops]), whole.cls.new_zeros(()))
     return StepLosses(
         terms={
             "dino": weights.dino * dino / pairs,
             "ibot": weights.ibot * ibot_loss(patch_scores, patch_targets, batch.masks, weights.student_temperature),
-            "koleo": weights.koleo * (koleo_loss(first, group) + koleo_loss(second, group)),
+            "koleo": weights.koleo * koleo,
         },
         teacher_cls=seen.cls.float(),
         teacher_targets=cls_targets,
