@@ -61,8 +61,8 @@ def batch_of(config: TrainingConfig, step: int) -> Batch:
     return Batch(
         step=step,
         image_ids=tuple(f"{n:032x}" for n in range(BATCH)),
-        global_crops=torch.randn(2 * BATCH, 3, GLOBAL, GLOBAL, generator=generator),
-        local_crops=torch.randn(LOCALS * BATCH, 3, LOCAL, LOCAL, generator=generator),
+        global_crops=torch.randint(256, (2 * BATCH, 3, GLOBAL, GLOBAL), generator=generator, dtype=torch.uint8),
+        local_crops=torch.randint(256, (LOCALS * BATCH, 3, LOCAL, LOCAL), generator=generator, dtype=torch.uint8),
         masks=masks,
         skipped=(),
     )

@@ -40,6 +40,7 @@ from pruning.report import METHODS, Method, row, variant
 from training import cost
 from training.config import TrainingConfig
 from training.data import open_index
+from training.augment import normalised
 from training.evaluate import centre_square, features
 from training.export import load_backbone
 from training.targets import Target, accuracies, read_target
@@ -230,7 +231,7 @@ def _measurer(setting: Setting, job: PruneJob) -> Callable[[tuple[str, int, list
                 )
             except Unreadable:
                 continue  # counted: the part says how many images it holds
-        batches = (torch.from_numpy(np.stack(pixels[i : i + BATCH])) for i in range(0, len(pixels), BATCH))
+        batches = (normalised(torch.from_numpy(np.stack(pixels[i : i + BATCH]))) for i in range(0, len(pixels), BATCH))
         grams: dict[str, Gram] = {}
         if pixels:
             grams = collect_grams(

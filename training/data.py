@@ -162,8 +162,8 @@ class Batch:
 
     step: int
     image_ids: tuple[str, ...]  # b
-    global_crops: Tensor  # [2 b, 3, S, S]
-    local_crops: Tensor  # [L b, 3, s, s]
+    global_crops: Tensor  # [2 b, 3, S, S], uint8
+    local_crops: Tensor  # [L b, 3, s, s], uint8
     masks: Tensor  # [2 b, N] bool
     skipped: tuple[str, ...]  # ids of unreadable images that the next ones of the index stand in for
 
@@ -297,8 +297,9 @@ def load_batches(batches: Batches, first_step: int) -> Iterator[Batch]:
 
 def _single_thread(_: int) -> None:
     cv2.setNumThreads(0)
+    torch.set_num_threads(1)
 
 
-def _view_major(views: list[NDArray[np.float32]]) -> Tensor:
+def _view_major(views: list[NDArray[np.uint8]]) -> Tensor:
     stacked = np.stack(views, axis=1)  # [views, b, 3, S, S]
     return torch.from_numpy(stacked.reshape(-1, *stacked.shape[2:]))

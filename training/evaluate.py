@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import LodesetError
-from training.augment import normalise
+from training.augment import normalised
 from training.vit import DinoVisionTransformer
 
 QUERIES_AT_ONCE = 1024  # bounds the similarity matrix in memory
@@ -40,7 +40,7 @@ def features(
     with torch.inference_mode():
         for group in _groups(images, batch):
             pixels = torch.from_numpy(np.stack([centre_square(image, size) for image in group])).to(device)
-            cls = torch.nn.functional.normalize(model(pixels).cls.float(), dim=-1)
+            cls = torch.nn.functional.normalize(model(normalised(pixels)).cls.float(), dim=-1)
             found.append(cls.cpu().numpy())
     model.train(training)
     return np.concatenate(found)
@@ -92,11 +92,12 @@ def _groups(images: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[NDA
         yield group
 
 
-def centre_square(image: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+def centre_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """[3, size, size]."""
     height, width = image.shape[:2]
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
     square = Image.fromarray(image).resize(
         (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side), reducing_gap=3.0
     )
-    return normalise(np.asarray(square, dtype=np.float32) / np.float32(255))
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from training.augment import normalised
 from training.config import OptimiserConfig, TrainingConfig
 from training.data import Batch
 from training.heads import DinoHead
@@ -75,10 +76,11 @@ def losses(
 ) -> StepLosses:
     """The forward pass of a step; `group` are the processes over which the teacher's scores are centred and KoLeo looks for neighbours."""
     weights = config.losses
+    global_crops, local_crops = normalised(batch.global_crops), normalised(batch.local_crops)
     mixed = torch.autocast(batch.masks.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
 
     with torch.no_grad(), mixed:
-        seen = teacher.backbone(batch.global_crops)  # cls [2 b, D], patches [2 b, N, D]
+        seen = teacher.backbone(global_crops)  # cls [2 b, D], patches [2 b, N, D]
         teacher_cls_scores = teacher.dino_head(seen.cls)  # [2 b, K]
         teacher_patch_scores = teacher.ibot_head(seen.patches[batch.masks])  # [M, K]
     if weights.centering == "sinkhorn":
@@ -91,9 +93,9 @@ def losses(
 
     images, locals_ = len(batch.image_ids), config.crops.local_count
     with mixed:
-        crops: list[tuple[Tensor, Tensor | None]] = [(batch.global_crops, batch.masks)]
+        crops: list[tuple[Tensor, Tensor | None]] = [(global_crops, batch.masks)]
         if locals_:
-            crops.append((batch.local_crops, None))
+            crops.append((local_crops, None))
         whole, *parts = student.backbone.forward_groups(crops)  # cls [2 b, D], patches [2 b, N, D]; cls [L b, D]
         scores = student.dino_head(torch.cat([whole.cls, *(part.cls for part in parts)]))  # [(2 + L) b, K]
         patch_scores = student.ibot_head(whole.patches[batch.masks])  # [M, K]
