@@ -34,8 +34,7 @@ SIDE = 64
 # Shorter side from which an image holds more than its thumbnail of 32 pixels does.
 LEAST_SIDE = 64
 # Log-odds of thumbnails from which a pair is looked at closely, and of the close-up below which what thumbnails say does not
-# count. Copies (usual changes) of 3,724 photographs of 96 pixels and more, hundreds of them of the same few shelves: thumbnails
-# alone .694 of them and 60 false pairs, with close-ups .938 and 12.
+# count. Below -4 thumbnails miss .004 of altered copies of photographs; see benchmarks/copies_2core-cpu_202611.md.
 WORTH, DOUBT = -4.0, -1.0
 SMALLEST = 16.0  # square pixels of a working image that an overlap must have
 COARSE_STEPS, FINE_STEPS = 4, 5
@@ -72,7 +71,6 @@ class Overlap:
     first: Bytes  # [S, S]
     second: Bytes
     inside: Bytes  # 255 where the first image has pixels
-    box: tuple[float, float, float, float]  # left, top, right, bottom in pixels of the second image
     facts: tuple[float, ...]  # the features from `points` on
 
 
@@ -100,10 +98,7 @@ def overlap(first: Described, second: Described, found: Alignment) -> Overlap | 
     into_first = found.map @ np.vstack([cell, [0, 0, 1]])
     _, log_stretch, _ = shape(torch.from_numpy(found.map)[None])
     # One drawn pixel is so many of each original.
-    native = [
-        _scale(cell) / second.scale,
-        _scale(into_first) / first.scale,
-    ]
+    native = _scale(cell) / second.scale, _scale(into_first) / first.scale
     facts = (
         float(np.log(found.inliers)),
         found.inliers / found.matches,
@@ -118,7 +113,7 @@ def overlap(first: Described, second: Described, found: Alignment) -> Overlap | 
         _drawn(seen, cell),
         _drawn(np.full_like(first.grey, 255), into_first, outside=0),
     )
-    return Overlap(*drawn, (float(left), float(top), float(right), float(bottom)), facts)
+    return Overlap(*drawn, facts)
 
 
 def measured(overlaps: list[Overlap]) -> Floats:
