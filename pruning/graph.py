@@ -38,9 +38,9 @@ from pruning.entropic import Gram, Solution, path
 from pruning.groups import apply, check_removal, collect_grams, find_groups, save_pruned
 from pruning.report import METHODS, Method, row, variant
 from training import cost
+from training.augment import normalised
 from training.config import TrainingConfig
 from training.data import open_index
-from training.augment import normalised
 from training.evaluate import centre_square, features
 from training.export import load_backbone
 from training.targets import Target, accuracies, read_target

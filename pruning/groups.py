@@ -138,7 +138,8 @@ def collect_grams(
 ) -> dict[str, Gram]:
     """Moments of every prunable group over batches of images [B, 3, height, width], by group name.
 
-    x is what fc2 receives, [B, N, n]; y is what it gives, [B, N, m], its bias included. One pass through the dense
+    x is what fc2 receives, n wide; y is what it gives, m wide, its bias included; both a row a token, image by image
+    ([B, N, n] or packed, [B N, n]). One pass through the dense
     model in evaluation mode. A worker that starts at image number `first_image` draws the tokens that a single worker
     would have drawn, so its moments add up to the same total.
 
@@ -146,11 +147,11 @@ def collect_grams(
         LodesetError: there are no images.
     """
     grams: dict[str, Gram] = {}
-    image = first_image
+    image, count = first_image, 0
 
     def measure(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
-            x = args[0]
+            x, y = (rows.reshape(count, -1, rows.shape[-1]) for rows in (args[0], y))
             drawn = [sample_positions(image + i, x.shape[1], positions_per_image, seed) for i in range(len(x))]
             tokens = torch.from_numpy(np.stack(drawn)).to(x.device)
             rows = torch.arange(len(x), device=x.device)[:, None]
@@ -163,8 +164,9 @@ def collect_grams(
     try:
         with evaluating(model):
             for images in batches:
+                count = len(images)
                 model(images)
-                image += len(images)
+                image += count
     finally:
         for handle in handles:
             handle.remove()

@@ -134,7 +134,7 @@ def count_macs(model: nn.Module, input_size: int) -> int:
         elif isinstance(module, nn.Conv2d):
             total += out.numel() * module.weight[0].numel()
         else:
-            _, tokens, width = args[0].shape
+            *_, tokens, width = args[0].shape
             total += 2 * tokens * tokens * width
 
     handles = [

@@ -36,9 +36,8 @@ class Crops:
 def augment(image: NDArray[np.uint8], rng: np.random.Generator, config: CropsConfig) -> Crops:
     """Two global and `config.local_count` local crops of an RGB image [H, W, 3] of any size from 1 x 1 up."""
     height, width, _ = image.shape
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[
-        None
-    ]  # [1, 3, H, W]; the memory stays H x W x 3
+    # [1, 3, H, W]; the memory stays H x W x 3. A copy where the array cannot be written to, which PyTorch warns about.
+    pixels = torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)[None]
     first_blur, second_blur, local_blur = config.blur
 
     def view(size: int, scale: tuple[float, float], blur: float, solarise: float) -> Pixels:
