@@ -127,9 +127,15 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, config.layerscale)
 
     def forward(self, x: Tensor, shapes: Shapes) -> Tensor:
-        """The tokens [n, D] of groups of crops."""
-        x = self._add(x, shapes, lambda kept, some: self.ls1(self.attn(self.norm1(kept), some)))
-        return self._add(x, shapes, lambda kept, _: self.ls2(self.mlp(self.norm2(kept))))
+        """The tokens [n, D] of groups of crops; x is overwritten."""
+        x = self._add(x, shapes, self.attention_branch)
+        return self._add(x, shapes, self.mlp_branch)
+
+    def attention_branch(self, x: Tensor, shapes: Shapes) -> Tensor:
+        return self.ls1(self.attn(self.norm1(x), shapes))
+
+    def mlp_branch(self, x: Tensor, shapes: Shapes) -> Tensor:
+        return self.ls2(self.mlp(self.norm2(x)))
 
     def _add(self, x: Tensor, shapes: Shapes, branch: Callable[[Tensor, Shapes], Tensor]) -> Tensor:
         """x plus its residual, computed only for a random subset of each group and scaled up to the same mean."""
@@ -143,11 +149,11 @@ class Block(nn.Module):
             counts.append(kept)
             first += batch * tokens
         some = [(kept, tokens) for kept, (_, tokens) in zip(counts, shapes, strict=True)]
-        residual = branch(x[torch.cat(places)], some).to(x.dtype)
+        residual = branch(x.index_select(0, torch.cat(places)), some).to(x.dtype)
         for rows, part, kept, (batch, _) in zip(
             places, residual.split([len(rows) for rows in places]), counts, shapes, strict=True
         ):
-            x = torch.index_add(x, 0, rows, part, alpha=batch / kept)
+            x = x.index_add_(0, rows, part, alpha=batch / kept)  # in place: nothing keeps x for the backward pass
         return x
 
 

@@ -89,13 +89,8 @@ def test_stochastic_depth_keeps_the_mean_and_skips_samples() -> None:
     shapes = [(4, 5), (6, 3)]  # two groups, of which 2 and 3 crops stay
     x = torch.randn(4 * 5 + 6 * 3, 24)
     with torch.no_grad():
-        dense = block.ls1(block.attn(block.norm1(x), shapes))
-        drawn = torch.stack(
-            [
-                block._add(x, shapes, lambda kept, some: block.ls1(block.attn(block.norm1(kept), some))) - x
-                for _ in range(400)
-            ]
-        )
+        dense = block.attention_branch(x, shapes)
+        drawn = torch.stack([block._add(x.clone(), shapes, block.attention_branch) - x for _ in range(400)])
     skipped = (drawn == 0).all(dim=2)  # [400, n]
     for part, (batch, tokens) in zip(skipped.split([20, 18], dim=1), shapes, strict=True):
         whole = part.view(400, batch, tokens)
