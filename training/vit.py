@@ -132,10 +132,12 @@ class Block(nn.Module):
         return self._add(x, shapes, self.mlp_branch)
 
     def attention_branch(self, x: Tensor, shapes: Shapes) -> Tensor:
-        return self.ls1(self.attn(self.norm1(x), shapes))
+        out: Tensor = self.ls1(self.attn(self.norm1(x), shapes))
+        return out
 
     def mlp_branch(self, x: Tensor, shapes: Shapes) -> Tensor:
-        return self.ls2(self.mlp(self.norm2(x)))
+        out: Tensor = self.ls2(self.mlp(self.norm2(x)))
+        return out
 
     def _add(self, x: Tensor, shapes: Shapes, branch: Callable[[Tensor, Shapes], Tensor]) -> Tensor:
         """x plus its residual, computed only for a random subset of each group and scaled up to the same mean."""
