@@ -1,6 +1,8 @@
 """Starts a training run: in this process, or on many processes with Ray Train."""
 
+import ctypes
 import json
+import platform
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +17,8 @@ from pipeline.dag.child import last_line
 from pipeline.errors import LodesetError
 from training.config import TrainingConfig
 from training.loop import SUMMARY, train_loop
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def train_inline(config: TrainingConfig, index_urls: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -85,6 +89,7 @@ def plan_workers(config: TrainingConfig, cpus: int, gpus: int) -> int:
 def _worker(arguments: dict[str, Any]) -> None:
     """Metrics go to metrics.jsonl; ray.train.report would add nothing, and block until Ray's controller polls (2 s)."""
     torch.set_num_threads(arguments["threads"])
+    _keep_memory()
     context = ray.train.get_context()
     folder = Path(arguments["folder"])
     try:
@@ -101,6 +106,14 @@ def _worker(arguments: dict[str, Any]) -> None:
             f"training cannot go on in {error.filename or folder}: {error.strerror or error}: free some space or mend "
             "what is wrong there, and run again; it goes on from the newest checkpoint"
         ) from error
+
+
+def _keep_memory() -> None:
+    """Has glibc keep freed memory: a step's activations are as large as the last one's, and fresh pages cost up to 5 % of a step."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the largest that glibc takes
 
 
 def _chain(failure: BaseException) -> Iterator[BaseException]:
