@@ -7,7 +7,7 @@ values, the field says so.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.config import Strict
 from training.recipes import RECIPES, SIZES, under
@@ -157,8 +157,37 @@ class OptimiserConfig(Strict):
     clip_norm: float = Field(3.0, gt=0, description="largest gradient norm of each submodule (backbone, each head)")
 
 
+class WeightsConfig(Strict):
+    """A backbone to go on from."""
+
+    path: str = Field(
+        description="released DINOv2 weights (.pth), or a folder with model.safetensors and config.json; `model` must be theirs"
+    )
+
+
+class FinishConfig(Strict):
+    """A last stage at a higher resolution, from the trained student and teacher on (DINOv2, section 5)."""
+
+    global_size: int = Field(518, ge=4, description="side of the 2 global crops, pixels")
+    local_size: int | None = Field(None, ge=4, description="side of a local crop, pixels; none: as before")
+    steps: int = Field(10_000, ge=1, description="optimiser steps; all schedules are compressed into them")
+    batch: int | None = Field(None, ge=2, description="images a step, over all workers; none: as before")
+
+
+class DistillConfig(Strict):
+    """A smaller model that learns from the trained one, which stays as it is (DINOv2, section 5).
+
+    No patch is hidden, no sample skips a branch, the patch-level term is on all patches of both global crops.
+    """
+
+    model: ModelConfig = Field(description="the smaller Vision Transformer; its patch size must be the teacher's")
+    steps: int = Field(ge=1, description="optimiser steps")
+    batch: int | None = Field(None, ge=2, description="images a step, over all workers; none: as the teacher")
+    base_lr: float = Field(1e-3, gt=0, description="learning rate at batch 1024; used: base_lr * sqrt(batch / 1024)")
+
+
 class TrainingConfig(Strict):
-    """One training run."""
+    """One training run, and what follows it."""
 
     recipe: Literal["tiny", "short", "long"] = Field(
         "tiny", description="the set of defaults: tiny fits two CPU cores, short and long are those of DINOv2"
@@ -183,6 +212,10 @@ class TrainingConfig(Strict):
     teacher: TeacherConfig = Field(default_factory=TeacherConfig, description="moving average and its targets")
     optimiser: OptimiserConfig = Field(default_factory=OptimiserConfig, description="AdamW and its schedules")
 
+    weights: WeightsConfig | None = Field(None, description="a backbone to go on from; none: from scratch")
+    finish: FinishConfig | None = Field(None, description="a last stage at a higher resolution")
+    distill: DistillConfig | None = Field(None, description="a smaller model that learns from the finished one")
+
     @model_validator(mode="before")
     @classmethod
     def _from_recipe(cls, values: Any) -> Any:
@@ -200,6 +233,21 @@ class TrainingConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        for name, derived in (("finish", finishing), ("distill", distilling)):
+            if getattr(self, name) is not None:
+                try:
+                    derived(self)
+                except ValidationError as error:
+                    raise ValueError("; ".join(f"{name}: {one['msg']}" for one in error.errors())) from None
+        if self.distill is not None and self.distill.model.patch_size != self.model.patch_size:
+            raise ValueError(
+                f"distill: patches of {self.distill.model.patch_size} pixels cannot learn from those of "
+                f"{self.model.patch_size}: use distill.model.patch_size {self.model.patch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _workers_share_the_batch(self) -> Self:
         """Every worker gets as many images, and two at least: the metrics of its features need two."""
         if self.workers is not None and (self.batch % self.workers or self.batch // self.workers < 2):
@@ -209,3 +257,44 @@ class TrainingConfig(Strict):
                 f"use workers {fitting}, or batch {2 * self.workers}"
             )
         return self
+
+
+ALONE: dict[str, Any] = {"weights": None, "finish": None, "distill": None}
+
+
+def finishing(config: TrainingConfig) -> TrainingConfig:
+    """The run that `config.finish` describes.
+
+    Raises:
+        pydantic.ValidationError: it does not fit `config`.
+    """
+    finish = config.finish or FinishConfig()
+    crops = config.crops.model_dump() | {"global_size": finish.global_size}
+    if finish.local_size is not None:
+        crops["local_size"] = finish.local_size
+    return _derived(config, steps=finish.steps, batch=finish.batch or config.batch, crops=crops)
+
+
+def distilling(config: TrainingConfig) -> TrainingConfig:
+    """The run of the smaller model that `config.distill` describes; it must be there.
+
+    Raises:
+        pydantic.ValidationError: it does not fit `config`.
+    """
+    if config.distill is None:
+        raise ValueError("config.distill is not set")
+    model = config.distill.model.model_dump() | {"drop_path": 0.0}
+    optimiser = config.optimiser.model_dump() | {"base_lr": config.distill.base_lr}
+    every_patch = {"probability": 1.0, "ratio": (1.0, 1.0)}
+    return _derived(
+        config,
+        steps=config.distill.steps,
+        batch=config.distill.batch or config.batch,
+        model=model,
+        optimiser=optimiser,
+        masking=every_patch,
+    )
+
+
+def _derived(config: TrainingConfig, **changed: Any) -> TrainingConfig:
+    return TrainingConfig.model_validate(config.model_dump() | ALONE | changed)

@@ -1,19 +1,25 @@
 """A backbone as `model.safetensors` and `config.json`, the form that Hugging Face `Dinov2Model` and
-`Dinov2WithRegistersModel` load (names of their published checkpoints).
+`Dinov2WithRegistersModel` load (names of their published checkpoints), and as an ONNX network.
+
+On the grid that positions are stored for, all agree to 1e-4. On others Hugging Face interpolates positions by size without antialias,
+where the released models without registers went by scale factor with an offset of 0.1, as `vit.positions` does.
 
 Shapes: D width.
 """
 
+import copy
+import importlib.util
 import json
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import LodesetError
 from training.config import ModelConfig
@@ -58,6 +64,49 @@ def export(model: DinoVisionTransformer, folder: Path) -> None:
     config = folder / f"{CONFIG}.tmp"
     config.write_text(json.dumps(_hugging_face_config(model), indent=2) + "\n")
     os.replace(config, folder / CONFIG)
+
+
+def export_onnx(model: DinoVisionTransformer, path: Path, size: int) -> None:
+    """Writes an ONNX network: `image` float32 [B, 3, size, size] in, `embedding` [B, D] (CLS) and `patches` [B, N, D] out.
+
+    B is free. It is an embedder of kind `onnx` as it stands, normalised with ImageNet's mean and deviation.
+
+    Raises:
+        LodesetError: the `onnx` extra is not installed, or `size` is not a multiple of the patch size.
+    """
+    if importlib.util.find_spec("onnxscript") is None:
+        raise LodesetError("exporting to ONNX needs onnxscript: pip install 'lodeset[onnx]'")
+    patch = model.config.patch_size
+    if size < patch or size % patch:
+        raise LodesetError(
+            f"size {size} is not a multiple of patch size {patch}: use {max(patch, size // patch * patch)}"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own code
+        torch.onnx.export(
+            _Outputs(copy.deepcopy(model).cpu().float().eval()),
+            (torch.zeros(2, 3, size, size),),
+            temporary,
+            input_names=["image"],
+            output_names=["embedding", "patches"],
+            dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+            external_data=False,
+            dynamo=True,
+            verbose=False,
+        )
+    os.replace(temporary, path)
+
+
+class _Outputs(nn.Module):
+    def __init__(self, model: DinoVisionTransformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        seen = self.model(image)
+        return seen.cls, seen.patches
 
 
 def load_backbone(folder: Path) -> DinoVisionTransformer:

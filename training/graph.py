@@ -1,4 +1,4 @@
-"""The training half of the DAG: shards -> `train` -> `evaluate`."""
+"""The training half of the DAG: shards -> `train` -> `finish` -> `distill`, as far as configured, and `evaluate`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import contextlib
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from pipeline.config import TargetSet
 from pipeline.dag.background import repeating
@@ -23,18 +22,23 @@ from pipeline.stages.parts import made
 from pipeline.stages.write_shards import IMAGES
 from training import cost
 from training.checkpoint import MARKER, STATE
-from training.config import TrainingConfig
+from training.config import TrainingConfig, distilling, finishing
 from training.export import load_backbone
 from training.launch import launch
 from training.loop import NOT_IDENTITY
 from training.metrics import FILE as METRICS
+from training.origin import Origin
 from training.ssl import student_and_teacher
 from training.targets import Block, Target, accuracies, feature_worker, in_order, read_features, read_target
 from training.vit import DinoVisionTransformer
+from training.weights import identity, load_weights
 
-TRAIN_VERSION = EVALUATE_VERSION = 1
+TRAIN_VERSION = 2
+EVALUATE_VERSION = 1
 FEATURES = "evaluate_features"
-TRAINED, UNTRAINED, EMBEDDER = "trained", "untrained", "embedder"
+# What `evaluate` calls the network of each stage that trains, the same network before, and the embedder that curated.
+NETWORKS = {"train": "trained", "finish": "finished", "distill": "distilled"}
+UNTRAINED, EMBEDDER = "untrained", "embedder"
 IMAGES_PER_PART = 32
 EVALUATED = 0.3  # two networks' features of an image, as a share of a training image's time: the demo, 2 CPU cores
 
@@ -47,23 +51,15 @@ def build(
     `max_pixels` is the limit that the target sets' images were ingested with; `training` has its own for what it trains on.
     """
     stages: dict[str, Stage] = {}
-    trained: dict[str, Input] = {}
     if config is not None:
-        train = Stage(
-            "train",
-            "all",
-            TRAIN_VERSION,
-            "ray",
-            run_train,
-            config=config.model_dump(mode="json", exclude=NOT_IDENTITY),
-            inputs={"shards": Input(curation["write_shards/all"], IMAGES)},
-            speed={"training": config},
-            seconds_per_image=cost.seconds_per_image(config),
-            work=config.steps * config.batch,
-            size_bytes=cost.stored_bytes(config),
-        )
-        stages[train.id] = train
-        trained = {"train": Input(train)}
+        shards = curation["write_shards/all"]
+        train = _training("train", config, shards)
+        stages[train.id] = last = train
+        if config.finish is not None:
+            stages["finish/all"] = last = _training("finish", finishing(config), shards, last)
+        if config.distill is not None:
+            stages["distill/all"] = _training("distill", distilling(config), shards, last)
+    trained = {stage.name: Input(stage) for stage in stages.values()}
     if targets:
         evaluate = Stage(
             "evaluate",
@@ -77,14 +73,38 @@ def build(
                 **{f"images:{t.name}": Input(curation[f"ingest/{t.name}"], "metadata") for t in targets},
                 **{f"vectors:{t.name}": Input(curation[f"embed/{t.name}"]) for t in targets},
             },
-            speed={"training": config, "targets": tuple(targets), "max_pixels": max_pixels},
+            speed={
+                "training": {stage.name: stage.speed["training"] for stage in stages.values()},
+                "targets": tuple(targets),
+                "max_pixels": max_pixels,
+            },
             seconds_per_image=EVALUATED * cost.seconds_per_image(config) if config is not None else 0.0,
         )
         stages[evaluate.id] = evaluate
     return stages
 
 
-# -- train
+# -- train, finish, distill
+
+
+def _training(name: str, config: TrainingConfig, shards: Stage, before: Stage | None = None) -> Stage:
+    """A run of `config`, from the networks of the stage `before`: `distill` learns from them, others go on with them."""
+    tree = config.model_dump(mode="json", exclude=NOT_IDENTITY)
+    if config.weights is not None:
+        tree["weights"] = identity(config.weights.path)
+    return Stage(
+        name,
+        "all",
+        TRAIN_VERSION,
+        "ray",
+        run_train,
+        config=tree,
+        inputs={"shards": Input(shards, IMAGES), **({"before": Input(before)} if before is not None else {})},
+        speed={"training": config, "before": before.speed["training"] if before is not None else None},
+        seconds_per_image=cost.seconds_per_image(config),
+        work=config.steps * config.batch,
+        size_bytes=cost.stored_bytes(config),
+    )
 
 
 def folder_of(store: Store, fingerprint: str) -> Path:
@@ -103,7 +123,7 @@ def run_train(context: Context) -> Outcome:
     folder = folder_of(store, context.fingerprint)
     index = store.full_url(shards.tables["index"][0].path)
     with job(context.ray_address), _reporting(context, folder, config):
-        summary = launch(config, [index], folder, context.cpus)
+        summary = launch(config, [index], folder, context.cpus, _origin(context))
     names = ("model.safetensors", "config.json", METRICS, "summary.json")
     files = {name: _file(store, folder / name, rows=0) for name in names}
     images = shards.rows.kept
@@ -116,6 +136,17 @@ def run_train(context: Context) -> Outcome:
         rows=Rows(taken=images, kept=images),
         details={**summary, "folder": store_relative(store, folder), "work": context.stage.work},
     )
+
+
+def _origin(context: Context) -> Origin | None:
+    before = context.inputs.get("before")
+    if before is not None:
+        state = before.tables["checkpoints"][0]
+        path = context.store.path(state.path)
+        distil = context.stage.name == "distill"
+        return Origin(path=path, digest=state.sha256, of=context.speed["before"], distil=distil)
+    weights = context.speed["training"].weights
+    return Origin(path=weights.path, digest=context.stage.config["weights"]) if weights is not None else None
 
 
 def store_relative(store: Store, path: Path) -> str:
@@ -167,8 +198,21 @@ def last_step(metrics: Path) -> int:
 # -- evaluate
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A network to evaluate: what its bytes are, its configuration, and where it lies; none: as it was before training."""
+
+    digest: str
+    config: TrainingConfig
+    folder: str | None
+
+    @property
+    def size(self) -> int:
+        return self.config.crops.global_size
+
+
 def run_evaluate(context: Context) -> Outcome:
-    """kNN on each target set: the embedder that curated and, after training, the trained network and the same untrained."""
+    """kNN on each target set: the embedder that curated and, after training, every trained network and the first untrained."""
     store = context.store
     targets: list[Target] = []
     left_out: dict[str, int] = {}
@@ -181,7 +225,7 @@ def run_evaluate(context: Context) -> Outcome:
         for reason, count in reasons.items():
             left_out[reason] = left_out.get(reason, 0) + count
 
-    seen, new = _seen(context, targets) if "train" in context.inputs else ({}, set())
+    seen, new = _seen(context, targets) if context.speed["training"] else ({}, set())
     scores: dict[str, dict[str, Any]] = {}
     for target in targets:
         found = {
@@ -207,15 +251,20 @@ def run_evaluate(context: Context) -> Outcome:
 
 
 def _seen(context: Context, targets: Sequence[Target]) -> tuple[dict[tuple[str, str], list[Part]], set[str]]:
-    """The features of each target set by the trained and the untrained network, by (target, network); what is new."""
-    store, trained = context.store, context.inputs["train"]
-    config: TrainingConfig = context.speed["training"]
-    folder, size = Path(store.path(str(trained.details["folder"]))), config.crops.global_size
-    weights = {TRAINED: trained.tables["model"][0].sha256, UNTRAINED: digest(config.model.model_dump(), config.seed)}
-    blocks = {(t.name, n): _blocks(t, n, weights[n], size) for t in targets for n in weights}
+    """The features of each target set by each network, by (target, network); what is new."""
+    store, configs = context.store, context.speed["training"]
+    networks: dict[str, Trained] = {}
+    for stage, config in configs.items():
+        artifact = context.inputs[stage]
+        model = artifact.tables["model"][0]
+        networks[NETWORKS[stage]] = Trained(model.sha256, config, store.path(str(artifact.details["folder"])))
+    first: TrainingConfig = configs["train"]
+    start = digest(first.model.model_dump(), first.seed, identity(first.weights.path) if first.weights else None)
+    networks[UNTRAINED] = Trained(start, first, None)
+
+    blocks = {(t.name, n): _blocks(t, n, network) for t in targets for n, network in networks.items()}
     work = [(block.key, block, len(block.places)) for some in blocks.values() for block in some]
-    load = functools.partial(_load, folder, config)
-    make = functools.partial(feature_worker, store, FEATURES, load, size, context.speed["max_pixels"])
+    make = functools.partial(feature_worker, store, FEATURES, networks, _load, context.speed["max_pixels"])
     parts, new = made(
         context, FEATURES, work, functools.partial(map_with_state, make, cpus=context.cpus, address=context.ray_address)
     )
@@ -223,17 +272,17 @@ def _seen(context: Context, targets: Sequence[Target]) -> tuple[dict[tuple[str, 
     return {which: [by_key[block.key] for block in some] for which, some in blocks.items()}, new
 
 
-def _blocks(target: Target, network: str, weights: str, size: int) -> list[Block]:
+def _blocks(target: Target, name: str, network: Trained) -> list[Block]:
     runs = [target.places[i : i + IMAGES_PER_PART] for i in range(0, len(target.places), IMAGES_PER_PART)]
-    return [
-        Block(digest(FEATURES, EVALUATE_VERSION, weights, size, [p.image_id for p in run]), network, run)
-        for run in runs
-    ]
+    keys = (digest(FEATURES, EVALUATE_VERSION, network.digest, network.size, [p.image_id for p in run]) for run in runs)
+    return [Block(key, name, run) for key, run in zip(keys, runs, strict=True)]
 
 
-def _load(folder: Path, config: TrainingConfig, network: str) -> DinoVisionTransformer:
-    if network == TRAINED:
-        return load_backbone(folder)
-    torch.manual_seed(config.seed)
-    _, teacher = student_and_teacher(config)
+def _load(network: Trained) -> DinoVisionTransformer:
+    if network.folder is not None:
+        return load_backbone(Path(network.folder))
+    weights = network.config.weights
+    if weights is not None:
+        return load_weights(weights.path, network.config.model)
+    _, teacher = student_and_teacher(network.config)
     return teacher.backbone.eval()

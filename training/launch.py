@@ -17,20 +17,25 @@ from pipeline.dag.child import last_line
 from pipeline.errors import LodesetError
 from training.config import TrainingConfig
 from training.loop import SUMMARY, train_loop
+from training.origin import Origin
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-def train_inline(config: TrainingConfig, index_urls: Sequence[str], folder: Path) -> dict[str, Any]:
+def train_inline(
+    config: TrainingConfig, index_urls: Sequence[str], folder: Path, origin: Origin | None = None
+) -> dict[str, Any]:
     """Trains in this process on the CPU, with the threads torch is set to; otherwise as `train_loop`."""
-    return train_loop(config, index_urls, folder, 0, 1, torch.device("cpu"))
+    return train_loop(config, index_urls, folder, 0, 1, torch.device("cpu"), origin)
 
 
-def launch(config: TrainingConfig, index_urls: Sequence[str], folder: Path, cpus: int) -> dict[str, Any]:
+def launch(
+    config: TrainingConfig, index_urls: Sequence[str], folder: Path, cpus: int, origin: Origin | None = None
+) -> dict[str, Any]:
     """Trains on Ray Train workers and returns the run's summary (see `train_loop`); Ray must be initialised.
 
     One worker a GPU where Ray has GPUs, otherwise one a CPU core of the budget `cpus`, or `config.workers`. The cores
-    are divided evenly: each worker gets that many threads. `folder` and the index must be reachable from every worker.
+    are divided evenly: each worker gets that many threads. `folder`, the index and `origin` must be reachable from every worker.
 
     Raises:
         LodesetError: `config.workers` exceeds the budget, or what `train_loop` raised on a worker.
@@ -44,6 +49,7 @@ def launch(config: TrainingConfig, index_urls: Sequence[str], folder: Path, cpus
         "config": config.model_dump(mode="json"),
         "index_urls": list(index_urls),
         "folder": str(folder.resolve()),
+        "origin": origin.model_dump(mode="json") if origin is not None else None,
         "threads": threads,
     }
     with tempfile.TemporaryDirectory(prefix="lodeset-train-") as scratch:
@@ -100,6 +106,7 @@ def _worker(arguments: dict[str, Any]) -> None:
             context.get_world_rank(),
             context.get_world_size(),
             get_device(),
+            Origin.model_validate(arguments["origin"]) if arguments["origin"] is not None else None,
         )
     except OSError as error:
         raise LodesetError(

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from pipeline.errors import LodesetError
 from training.checkpoint import newest_checkpoint, save_checkpoint
-from training.config import TrainingConfig
+from training.config import ALONE, TrainingConfig
 from training.data import Batch, Batches, load_batches, open_index
 from training.export import export
 from training.metrics import MetricsLog, feature_metrics
+from training.origin import Origin, networks
 from training.schedules import StepValues, step_values
 from training.ssl import (
     Network,
@@ -28,15 +29,14 @@ from training.ssl import (
     losses,
     make_optimiser,
     schedule,
-    student_and_teacher,
     update_teacher,
 )
 
 SUMMARY = "summary.json"
-# These change speed, what is kept or what is written, never the weights.
+# These change speed, what is kept or what is written, never the weights; or say what is done before and after.
 # A run may go on with another number of workers: batches and losses stay the same, the last bits of the weights do not,
 # nor, with `drop_path`, which samples of a batch skip a branch.
-NOT_IDENTITY = {"workers", "loader_processes", "log_every", "checkpoint_every", "keep_checkpoints"}
+NOT_IDENTITY = {"workers", "loader_processes", "log_every", "checkpoint_every", "keep_checkpoints", *ALONE}
 
 
 def train_loop(
@@ -46,10 +46,11 @@ def train_loop(
     rank: int,
     world_size: int,
     device: torch.device,
+    origin: Origin | None = None,
 ) -> dict[str, Any]:
-    """Trains to `config.steps`, from the newest checkpoint in `folder` if there is one; every worker calls this.
+    """Trains to `config.steps`, from the newest checkpoint in `folder` if there is one, else from `origin`; every worker calls this.
 
-    Worker 0 writes `metrics.jsonl`, `step-*/`, and in the end the teacher's backbone (`model.safetensors`,
+    Worker 0 writes `metrics.jsonl`, `step-*/`, and in the end the backbone of the student's moving mean (`model.safetensors`,
     `config.json`) and `summary.json`. Where world_size > 1 the default process group must be up. Returns
     the summary: steps, images (in the index), images_seen, skipped (unreadable; since the last resume), resumed_step,
     seconds, images_per_s, losses (the last logged line).
@@ -63,16 +64,16 @@ def train_loop(
     batches = Batches(index, config, rank, world_size)
     folder.mkdir(parents=True, exist_ok=True)
 
-    student, teacher = student_and_teacher(config)
-    student, teacher = student.to(device), teacher.to(device)
+    nets = networks(config, origin).to(device)
+    student = nets.student
     optimiser = make_optimiser(student, config.optimiser)
     identity = {
         "training": config.model_dump(mode="json", exclude=NOT_IDENTITY),
         "images": index.digest(),
-    }
+    } | ({"origin": origin.digest} if origin is not None else {})
     parts: dict[str, torch.nn.Module | torch.optim.Optimizer] = {
         "student": student,
-        "teacher": teacher,
+        "teacher": nets.average,
         "optimiser": optimiser,
     }
     first_step, state = newest_checkpoint(folder, identity) or (0, {})
@@ -91,7 +92,9 @@ def train_loop(
         torch.manual_seed(_seed(config.seed, batch.step, rank))  # stochastic depth
         schedule(optimiser, values)
 
-        seen = losses(student, teacher, batch.to(device), values.teacher_temperature, config, group)
+        seen = losses(
+            student, nets.teacher, batch.to(device), values.teacher_temperature, config, group, hide=not nets.distils
+        )
         every = _gather(_local_values(seen.terms, batch), group, world_size)  # [W, terms + 1]
         _stop_if_not_finite(every[:, :-1], list(seen.terms), batch, folder, rank)
         skipped += float(every[:, -1].sum())
@@ -103,7 +106,7 @@ def train_loop(
         gradient_norm = clip_gradients(student, config.optimiser.clip_norm)
         _stop_if_gradient_not_finite(gradient_norm, config, batch, folder, rank)
         optimiser.step()
-        update_teacher(student, teacher, values.momentum)
+        update_teacher(student, nets.average, values.momentum)
 
         if done % config.log_every == 0 or done == config.steps:
             now = time.perf_counter()
@@ -130,12 +133,12 @@ def train_loop(
         "losses": {name: line[name] for name in ("loss", "dino", "ibot", "koleo") if name in line},
     }
     if rank == 0:
-        _finish(teacher, folder, summary)
+        _finish(nets.average, folder, summary)
     return summary
 
 
-def _finish(teacher: Network, folder: Path, summary: dict[str, Any]) -> None:
-    export(teacher.backbone, folder)
+def _finish(average: Network, folder: Path, summary: dict[str, Any]) -> None:
+    export(average.backbone, folder)
     (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
 
 

@@ -73,8 +73,12 @@ def losses(
     teacher_temperature: float,
     config: TrainingConfig,
     group: dist.ProcessGroup | None,
+    hide: bool = True,
 ) -> StepLosses:
-    """The forward pass of a step; `group` are the processes over which the teacher's scores are centred and KoLeo looks for neighbours."""
+    """The forward pass of a step; `group` are the processes over which the teacher's scores are centred and KoLeo looks for neighbours.
+
+    Without `hide` the student sees the patches that the iBOT term asks for, as in distillation.
+    """
     weights = config.losses
     global_crops, local_crops = normalised(batch.global_crops), normalised(batch.local_crops)
     mixed = torch.autocast(batch.masks.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
@@ -93,7 +97,7 @@ def losses(
 
     images, locals_ = len(batch.image_ids), config.crops.local_count
     with mixed:
-        crops: list[tuple[Tensor, Tensor | None]] = [(global_crops, batch.masks)]
+        crops: list[tuple[Tensor, Tensor | None]] = [(global_crops, batch.masks if hide else None)]
         if locals_:
             crops.append((local_crops, None))
         whole, *parts = student.backbone.forward_groups(crops)  # cls [2 b, D], patches [2 b, N, D]; cls [L b, D]

@@ -9,6 +9,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -90,18 +91,32 @@ class Block:
     places: tuple[Location, ...]
 
 
+class Sized(Protocol):
+    """Says at which side, in pixels, a network sees images."""
+
+    @property
+    def size(self) -> int: ...
+
+
+Network = TypeVar("Network", bound=Sized)
+
+
 def feature_worker(
-    store: Store, stage: str, load: Callable[[str], DinoVisionTransformer], size: int, max_pixels: int
+    store: Store,
+    stage: str,
+    networks: Mapping[str, Network],
+    load: Callable[[Network], DinoVisionTransformer],
+    max_pixels: int,
 ) -> Callable[[Block], Part]:
-    """Makes the features of blocks, loading each network once."""
+    """Makes the features of blocks by `networks`, loading each once."""
     torch.set_num_threads(1)
-    model_of = functools.lru_cache(maxsize=4)(load)
+    model_of = functools.lru_cache(maxsize=4)(lambda name: load(networks[name]))
 
     def work(block: Block) -> Part:
         started = time.time()
         by_place = sorted(block.places, key=lambda p: (p.uri, p.offset, p.member))
         images = (np.asarray(decode(data, max_pixels)) for _, data in read_images(by_place))
-        found = features(model_of(block.network), images, size, BATCH)
+        found = features(model_of(block.network), images, networks[block.network].size, BATCH)
         table = vector_table([p.image_id for p in by_place], normalised(found))
         return store.commit_part(
             stage, block.key, {"features": table}, {"images": len(by_place)}, time.time() - started

@@ -69,7 +69,8 @@ class Attention(nn.Module):
             part.view(batch, tokens, self.heads, -1).transpose(1, 2) for part in projected.chunk(3, dim=1)
         )
         if projected.device.type == "cpu" and projected.dtype == torch.bfloat16 and tokens <= EXPLICIT_TOKENS:
-            mixed = (query * query.shape[-1] ** -0.5 @ key.transpose(2, 3)).softmax(dim=-1) @ value
+            weights = (query * query.shape[-1] ** -0.5 @ key.transpose(2, 3)).softmax(dim=-1)  # [B, H, T, T]
+            mixed: Tensor = weights @ value
         else:
             mixed = F.scaled_dot_product_attention(query, key, value)  # [B, H, T, D / H]
         return mixed.transpose(1, 2).reshape(batch * tokens, -1)
@@ -198,7 +199,7 @@ class DinoVisionTransformer(nn.Module):
     def forward_groups(self, groups: Sequence[tuple[Tensor, Tensor | None]]) -> list[Features]:
         """`forward` of several batches of images, each of its own size, at once."""
         embedded = [self._tokens(images, masks) for images, masks in groups]
-        shapes = [(len(one), one.shape[1]) for one in embedded]
+        shapes = [(one.shape[0], one.shape[1]) for one in embedded]
         x = torch.cat([one.flatten(0, 1) for one in embedded])  # [n, D]
         for block in self.blocks:
             x = block(x, shapes)
@@ -215,10 +216,10 @@ class DinoVisionTransformer(nn.Module):
         x = self.patch_embed(images)  # [B, N, D]
         if masks is not None:
             x = torch.where(masks.unsqueeze(-1), self.mask_token.to(x.dtype), x)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         x = x + self.positions(images.shape[-2] // self.config.patch_size, images.shape[-1] // self.config.patch_size)
         if self.register_tokens is not None:
-            x = torch.cat([x[:, :1], self.register_tokens.expand(len(x), -1, -1), x[:, 1:]], dim=1)
+            x = torch.cat([x[:, :1], self.register_tokens.expand(x.shape[0], -1, -1), x[:, 1:]], dim=1)
         return x
 
     def positions(self, rows: int, columns: int) -> Tensor:
@@ -227,17 +228,21 @@ class DinoVisionTransformer(nn.Module):
         As the released models were run: without registers by scale factor with an offset of 0.1 and no antialias,
         with registers by size with antialias.
         """
-        side = round((self.pos_embed.shape[1] - 1) ** 0.5)
+        return self.interpolated(self.pos_embed, rows, columns)
+
+    def interpolated(self, stored: Tensor, rows: int, columns: int) -> Tensor:
+        """`positions` of an embedding [1, 1 + side^2, D] that is stored for another grid than this network's."""
+        side = round((stored.shape[1] - 1) ** 0.5)
         if rows == columns == side:
-            return self.pos_embed
-        grid = self.pos_embed[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+            return stored
+        grid = stored[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
         if self.register_tokens is None:
             scale = ((rows + 0.1) / side, (columns + 0.1) / side)
             grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
         else:
             grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", antialias=True)
-        patches = grid.permute(0, 2, 3, 1).flatten(1, 2).to(self.pos_embed.dtype)
-        return torch.cat([self.pos_embed[:, :1], patches], dim=1)
+        patches = grid.permute(0, 2, 3, 1).flatten(1, 2).to(stored.dtype)
+        return torch.cat([stored[:, :1], patches], dim=1)
 
 
 def swiglu_hidden(dim: int) -> int:

@@ -60,7 +60,9 @@ def test_training_lists_its_newest_checkpoint_and_its_limit_is_not_that_of_targe
     store: Store, tmp_path: Path, payloads: list[bytes], small: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_engine(graph, monkeypatch)
-    monkeypatch.setattr(graph, "launch", lambda config, urls, folder, _: train_inline(config, urls, folder))
+    monkeypatch.setattr(
+        graph, "launch", lambda config, urls, folder, _, origin: train_inline(config, urls, folder, origin)
+    )
     # The training images are 24 x 22 pixels at most; those of the target set are larger than training decodes.
     config = small.model_copy(update={"max_pixels": 24 * 22})
     stages = graph.build(config, [TARGET], CURATION, SIDE**2)

@@ -185,8 +185,8 @@ def test_a_loss_that_is_not_finite_names_its_images(
 ) -> None:
     real = losses
 
-    def poisoned(student, teacher, batch, temperature, config, group):  # type: ignore[no-untyped-def]  # a stand-in
-        seen = real(student, teacher, batch, temperature, config, group)
+    def poisoned(student, teacher, batch, temperature, config, group, hide):  # type: ignore[no-untyped-def]  # a stand-in
+        seen = real(student, teacher, batch, temperature, config, group, hide)
         if batch.step == 2:
             seen.terms["ibot"] = seen.terms["ibot"] * float("nan")
         return seen

@@ -1,0 +1,125 @@
+"""What follows a run: a last stage at a higher resolution, and a smaller model that learns from the finished one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from pipeline.dag.stage import Context, Outcome, Stage
+from training import graph
+from training.checkpoint import newest_checkpoint
+from training.config import TrainingConfig, distilling, finishing
+from training.data import Batches, open_index
+from training.export import load_backbone
+from training.launch import train_inline
+from training.origin import Origin, networks
+from training.ssl import losses
+
+SHARDS = {"write_shards/all": Stage("write_shards", "all", 1, "ray", lambda context: never(context), {})}
+
+
+def never(context: Context) -> Outcome:
+    raise AssertionError("only built here")
+
+
+@pytest.fixture
+def whole(small: TrainingConfig) -> TrainingConfig:
+    tree = small.model_dump() | {
+        "finish": {"global_size": 48, "steps": 3},
+        "distill": {"model": {"dim": 8, "depth": 1, "heads": 1, "drop_path": 0.5}, "steps": 4},
+    }
+    return TrainingConfig.model_validate(tree)
+
+
+@pytest.fixture
+def trained(tmp_path: Path, index_url: str, whole: TrainingConfig) -> Origin:
+    train_inline(whole, [index_url], tmp_path / "train")
+    return Origin(path=str(tmp_path / "train" / "step-0000006" / "state.pt"), digest="train", of=whole)
+
+
+def test_derived_runs_say_what_changes_and_what_does_not(whole: TrainingConfig) -> None:
+    last, smaller = finishing(whole), distilling(whole)
+    assert (last.crops.global_size, last.crops.local_size, last.steps, last.batch) == (48, 16, 3, 8)
+    assert last.model == whole.model and last.optimiser == whole.optimiser
+    assert (smaller.model.dim, smaller.model.drop_path, smaller.optimiser.base_lr) == (8, 0.0, 1e-3)
+    assert smaller.masking.probability == 1 and smaller.masking.ratio == (1, 1)
+    assert smaller.heads == whole.heads and smaller.crops == whole.crops
+    for one in (last, smaller):
+        assert one.finish is None and one.distill is None and one.weights is None
+
+
+def test_a_higher_resolution_goes_on_with_both_networks(
+    tmp_path: Path, index_url: str, whole: TrainingConfig, trained: Origin
+) -> None:
+    config = finishing(whole)
+    nets = networks(config, trained)
+    state = torch.load(trained.path, weights_only=True)
+    for network, name in ((nets.student, "student"), (nets.average, "teacher")):
+        for key, value in network.state_dict().items():
+            if key != "backbone.pos_embed":
+                assert torch.equal(value, state[name][key]), key
+        stored = state[name]["backbone.pos_embed"]  # 4 x 4 positions and CLS, as this model interpolates them to 6 x 6
+        assert torch.equal(network.backbone.pos_embed, network.backbone.interpolated(stored, 6, 6))
+        assert network.backbone.pos_embed.shape == (1, 37, 16)
+    train_inline(config, [index_url], tmp_path / "finish", trained)
+    assert load_backbone(tmp_path / "finish").image_size == 48
+
+
+def test_a_smaller_model_learns_from_one_that_stays_as_it_is(
+    tmp_path: Path, index_url: str, whole: TrainingConfig, trained: Origin
+) -> None:
+    config = distilling(whole)
+    origin = trained.model_copy(update={"distil": True})
+    nets = networks(config, origin)
+    before = {name: value.clone() for name, value in nets.teacher.state_dict().items()}
+    assert nets.distils and nets.teacher.backbone.config.dim == 16 and nets.average.backbone.config.dim == 8
+
+    batch = Batches(open_index([index_url]), config, 0, 1).load(0)
+    assert bool(batch.masks.all())  # every patch of both global crops has a patch-level term
+    seen = losses(nets.student, nets.teacher, batch, 0.04, config, None, hide=False)
+    hidden = losses(nets.student, nets.teacher, batch, 0.04, config, None)
+    assert not torch.equal(seen.terms["ibot"], hidden.terms["ibot"])
+    seen.total.backward()
+    with torch.no_grad():
+        nets.student.backbone.mask_token.add_(1.0)  # which no crop of this run contains
+    again = losses(nets.student, nets.teacher, batch, 0.04, config, None, hide=False)
+    assert all(torch.equal(again.terms[name], seen.terms[name]) for name in seen.terms)
+
+    train_inline(config, [index_url], tmp_path / "distill", origin)
+    assert all(torch.equal(value, before[name]) for name, value in nets.teacher.state_dict().items())
+    exported = load_backbone(tmp_path / "distill")
+    assert exported.config.dim == 8 and exported.config.depth == 1
+    found = newest_checkpoint(
+        tmp_path / "distill",
+        {
+            "training": config.model_dump(mode="json", exclude=graph.NOT_IDENTITY),
+            "images": open_index([index_url]).digest(),
+            "origin": "train",
+        },
+    )
+    assert found is not None and found[0] == 4
+    average = found[1]["teacher"]
+    assert torch.equal(average["backbone.norm.weight"], exported.norm.weight)
+
+
+def test_each_stage_reads_the_one_before(whole: TrainingConfig) -> None:
+    stages = graph.build(whole, [], SHARDS, 100)
+    assert list(stages) == ["train/all", "finish/all", "distill/all"]
+    assert stages["finish/all"].inputs["before"].stage is stages["train/all"]
+    assert stages["distill/all"].inputs["before"].stage is stages["finish/all"]
+    alone = graph.build(whole.model_copy(update={"finish": None, "distill": None}), [], SHARDS, 100)
+    assert alone["train/all"].config == stages["train/all"].config  # what follows does not change what it is
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"finish": {"global_size": 50}}, "finish: .*global_size 50 is not a multiple of patch_size 8: use 48"),
+        ({"distill": {"steps": 5, "model": {"patch_size": 4}}}, "patches of 4 pixels cannot learn from those of 8"),
+        ({"distill": {"steps": 5, "batch": 3, "model": {}}, "workers": 2}, "distill: .*cannot share a batch of 3"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(small: TrainingConfig, changed: dict[str, object], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        TrainingConfig.model_validate(small.model_dump() | changed)

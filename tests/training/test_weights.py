@@ -1,0 +1,143 @@
+"""Weights of others: released checkpoints by name, folders, what is refused; and a model's ONNX form."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import LodesetError
+from training.config import ModelConfig, TrainingConfig
+from training.export import export, export_onnx
+from training.launch import train_inline
+from training.origin import Origin, networks
+from training.vit import DinoVisionTransformer
+from training.weights import identity, load_weights
+
+MODEL = ModelConfig(patch_size=8, dim=24, depth=2, heads=3, registers=2)
+
+
+def backbone(model: ModelConfig = MODEL, image_size: int = 40) -> DinoVisionTransformer:
+    torch.manual_seed(1)
+    made = DinoVisionTransformer(model, image_size)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return made.eval()
+
+
+def same(one: DinoVisionTransformer, other: DinoVisionTransformer) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_released_file_loads_unchanged(tmp_path: Path) -> None:
+    model = backbone()
+    torch.save(model.state_dict(), tmp_path / "released.pth")
+    loaded = load_weights(str(tmp_path / "released.pth"), MODEL)
+    assert same(loaded, model) and loaded.image_size == 40 and not loaded.training
+
+
+def test_a_checkpoint_of_the_authors_code_gives_its_teacher(tmp_path: Path) -> None:
+    """Its names have prefixes, numbered chunks of blocks, and heads beside the backbone."""
+    model = backbone()
+    chunked = {
+        "backbone." + re.sub(r"^blocks\.(\d+)\.", r"blocks.0.\1.", name): value
+        for name, value in model.state_dict().items()
+    }
+    head = {"dino_head.mlp.0.weight": torch.zeros(3), "ibot_head.last_layer.weight": torch.zeros(3)}
+    torch.save({"teacher": {**chunked, **head}, "iteration": 5}, tmp_path / "training.pth")
+    assert same(load_weights(str(tmp_path / "training.pth"), MODEL), model)
+
+
+def test_a_folder_in_the_form_of_hugging_face_is_weights_too(tmp_path: Path) -> None:
+    export(backbone(), tmp_path)
+    assert same(load_weights(str(tmp_path), MODEL), backbone())
+    assert identity(str(tmp_path)) == identity(str(tmp_path))
+
+
+def test_another_architecture_is_told_with_the_numbers(tmp_path: Path) -> None:
+    torch.save(backbone().state_dict(), tmp_path / "released.pth")
+    wanted = ModelConfig(patch_size=8, dim=32, depth=3, heads=4)
+    told = r"it has dim 24, depth 2, registers 2; training.model has dim 32, depth 3, registers 0"
+    with pytest.raises(LodesetError, match=told):
+        load_weights(str(tmp_path / "released.pth"), wanted)
+    export(backbone(), tmp_path / "folder")
+    with pytest.raises(LodesetError, match=r"it has heads 3; training.model has heads 4"):
+        load_weights(str(tmp_path / "folder"), MODEL.model_copy(update={"heads": 4}))
+
+
+def test_what_is_no_backbone_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    with pytest.raises(LodesetError, match="no weights at"):
+        load_weights(str(path), MODEL)
+    with pytest.raises(LodesetError, match=r"no weights at .* check `training: weights: path:`"):
+        identity(str(path))
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(LodesetError, match="no file of tensors alone"):
+        load_weights(str(path), MODEL)
+    torch.save({"fn": np.add}, path)  # a pickle that would run code
+    with pytest.raises(LodesetError, match="no file of tensors alone"):
+        load_weights(str(path), MODEL)
+    torch.save([1, 2], path)
+    with pytest.raises(LodesetError, match="holds no tensors by name"):
+        load_weights(str(path), MODEL)
+    torch.save({"patch_embed.proj.weight": torch.zeros(1)}, path)
+    with pytest.raises(LodesetError, match="is no DINOv2 backbone"):
+        load_weights(str(path), MODEL)
+    state = backbone().state_dict()
+    torch.save(state | {"pos_embed": torch.zeros(1, 8, 24)}, path)
+    with pytest.raises(LodesetError, match="7 positions are no square grid"):
+        load_weights(str(path), MODEL)
+    state.pop("norm.bias")
+    torch.save(state, path)
+    with pytest.raises(LodesetError, match=r"norm\.bias"):
+        load_weights(str(path), MODEL)
+
+
+def test_training_goes_on_from_weights(tmp_path: Path, index_url: str, small: TrainingConfig) -> None:
+    """Positions keep the grid they are stored for, larger than that of the crops; the first step sees these weights."""
+    torch.save(backbone(small.model, 40).state_dict(), tmp_path / "released.pth")
+    origin = Origin(path=str(tmp_path / "released.pth"), digest=identity(str(tmp_path / "released.pth")))
+    nets = networks(small, origin)
+    assert same(nets.student.backbone, backbone(small.model, 40)) and same(nets.average.backbone, nets.student.backbone)
+    assert nets.teacher is nets.average and nets.student.training
+    assert not any(parameter.requires_grad for parameter in nets.average.parameters())
+    folder = tmp_path / "run"
+    train_inline(small, [index_url], folder, origin)
+    trained = load_weights(str(folder), small.model)
+    assert trained.image_size == 40 and not same(trained, backbone(small.model, 40))
+    with pytest.raises(LodesetError, match="origin"):
+        train_inline(small, [index_url], folder, origin.model_copy(update={"digest": "another"}))
+
+
+@pytest.mark.parametrize("registers", [0, 2])
+def test_onnx_gives_what_the_model_gives(tmp_path: Path, registers: int) -> None:
+    pytest.importorskip("onnxscript", reason="the onnx extra is not installed")
+    import onnxruntime
+
+    model = backbone(MODEL.model_copy(update={"registers": registers}))
+    export_onnx(model, tmp_path / "model.onnx", 40)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    images = torch.randn(3, 3, 40, 40)
+    embedding, patches = session.run(["embedding", "patches"], {"image": images.numpy()})
+    with torch.no_grad():
+        seen = model(images)
+    np.testing.assert_allclose(embedding, seen.cls.numpy(), atol=1e-4)
+    np.testing.assert_allclose(patches, seen.patches.numpy(), atol=1e-4)
+    with pytest.raises(LodesetError, match="size 44 is not a multiple of patch size 8: use 40"):
+        export_onnx(model, tmp_path / "model.onnx", 44)
+
+
+def test_other_sizes_with_registers_are_those_of_hugging_face(tmp_path: Path) -> None:
+    """Without registers they differ: Hugging Face interpolates by size, the released models by scale factor and an offset."""
+    transformers = pytest.importorskip("transformers", reason="the hf extra is not installed")
+    images = torch.randn(1, 3, 24, 56)
+    for registers, kind in ((2, transformers.Dinov2WithRegistersModel), (0, transformers.Dinov2Model)):
+        model = backbone(MODEL.model_copy(update={"registers": registers}))
+        export(model, tmp_path / str(registers))
+        with torch.no_grad():
+            theirs = kind.from_pretrained(tmp_path / str(registers)).eval()(images).last_hidden_state[:, 0]
+            ours = model(images).cls
+        assert torch.allclose(theirs, ours, atol=1e-4) == bool(registers)
