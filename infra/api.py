@@ -290,6 +290,25 @@ def demo(folder: str | Path, watch: Callable[[Event], None]) -> dict[str, Any]:
     return run_demo(Path(folder), watch)
 
 
+def export(folder: str | Path, path: str | Path, size: int | None = None) -> dict[str, Any]:
+    """Writes the backbone in `folder` (`model.safetensors`, `config.json`) as an ONNX network for images of `size` pixels.
+
+    `size` is by default the side that the model's positions are for. Returns path, size, dim and bytes.
+
+    Raises:
+        LodesetError: no model there, a size that is no multiple of the patch, or the `onnx` extra is not installed.
+    """
+    from training.export import export_onnx, load_backbone
+
+    model, target = load_backbone(Path(folder)), Path(path)
+    side = size or model.image_size
+    try:
+        export_onnx(model, target, side)
+    except OSError as error:
+        raise LodesetError(f"cannot write {target}: {error.strerror or error}") from error
+    return {"path": str(target), "size": side, "dim": model.config.dim, "size_bytes": target.stat().st_size}
+
+
 def doctor() -> list[Check]:
     """What works on this machine, and what to install for what does not; everything is tried for real."""
     from infra.doctor import examine

@@ -321,6 +321,24 @@ def trace(config: ConfigPath, image_id: str, set_: Set = None, limit: Limit = No
 
 
 @app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="where model.safetensors and config.json lie")],
+    path: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="file to write")],
+    size: Annotated[
+        int | None, typer.Option(min=1, help="side of its images, pixels [default: the model's own]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a trained model as an ONNX network, CLS and patch features out."""
+    made = api.export(folder, path, size)
+    if as_json:
+        _print_json(made)
+    else:
+        told = f"wrote {made['path']}: image [B, 3, {made['size']}, {made['size']}] -> embedding [B, {made['dim']}], patches"
+        out.print(escape(told), highlight=False, soft_wrap=True)
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="where the sample world is made")] = Path("demo"),
     as_json: Json = False,

@@ -30,7 +30,8 @@ def config(tmp_path: Path) -> Path:
 def test_every_command_is_a_function() -> None:
     commands = {command.callback.__name__ for command in cli.app.registered_commands if command.callback}
     assert commands == {
-        "init", "schema", "plan", "run", "status", "report", "trace", "dedup_preview", "compact", "forget", "demo", "doctor"
+        "init", "schema", "plan", "run", "status", "report", "trace", "dedup_preview", "compact", "forget", "demo", "export",
+        "doctor",
     }  # fmt: skip
     for name in commands:
         assert getattr(api, name).__module__ == "infra.api" and getattr(api, name).__doc__
@@ -54,6 +55,22 @@ def test_the_command_line_prints_what_the_functions_return(config: Path, tmp_pat
     assert api.report(opened, tmp_path / "b.html").read_bytes() == (tmp_path / "a.html").read_bytes()
     with pytest.raises(LodesetError, match=r"no image 0{32} in this configuration's sets"):
         api.trace(opened, "0" * 32)
+
+
+def test_a_trained_model_becomes_an_onnx_network(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="the onnx extra is not installed")
+    from training.config import ModelConfig
+    from training.export import export
+    from training.vit import DinoVisionTransformer
+
+    export(DinoVisionTransformer(ModelConfig(dim=16, depth=1, heads=2), 32), tmp_path / "model")
+    told = lodeset("export", tmp_path / "model", tmp_path / "model.onnx", "--size", 24, "--json")
+    path = tmp_path / "model.onnx"
+    assert told == {"path": str(path), "size": 24, "dim": 16, "size_bytes": path.stat().st_size}
+    with pytest.raises(LodesetError, match="size 20 is not a multiple of patch size 8: use 16"):
+        api.export(tmp_path / "model", path, 20)
+    with pytest.raises(LodesetError, match=r"config\.json does not exist"):
+        api.export(tmp_path / "nowhere", path)
 
 
 def test_init_writes_a_configuration_that_is_valid_and_overwrites_none(tmp_path: Path) -> None:
