@@ -90,6 +90,9 @@ class TargetSet(Source):
     name: Name
     label: str = Field("label", description="metadata field that holds the class")
     split: str = Field("split", description="metadata field that says `gallery` or `test`")
+    linear_steps: int = Field(
+        500, ge=0, description="training steps of the linear probe (published: 12,500, on ImageNet); 0: kNN alone"
+    )
 
 
 class Ingest(Strict):

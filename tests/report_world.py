@@ -266,13 +266,21 @@ def _train(world: World) -> None:
     }
     metrics = File("training/x/metrics.jsonl", 0, 1, "")
     world.add("train", "all", {"metrics": [metrics]}, Rows(8, 8), {**summary, "images_per_s": 4571.4})
+    linear = {
+        name: {"accuracy": accuracy, "features": "cls + patches", "lr": 0.002}
+        for name, accuracy in (("trained", 0.75), ("untrained", 0.375), ("embedder", 0.875))
+    }
     knn = {
         "trained": {"10": 0.5, "100": 0.625},
         "untrained": {"10": 0.25, "100": 0.3},
         "embedder": {"10": 0.75, "100": 0.8},
     }
     world.add(
-        "evaluate", "all", {}, Rows(8, 8), {"targets": {"birds": {"knn": knn, "gallery": 6, "test": 2, "classes": 4}}}
+        "evaluate",
+        "all",
+        {},
+        Rows(8, 8),
+        {"targets": {"birds": {"knn": knn, "linear": linear, "gallery": 6, "test": 2, "classes": 4}}},
     )
     latency = {f"batch_{b}": {"median": 1.5, "spread": 0.5} for b in (1, 32)}
     dense = {"parameters": 1000, "nonzero": 990, "macs": 5_000_000, "channels": 64, "latency_ms": latency, "threads": 1}

@@ -3,18 +3,21 @@
 Shapes: n images, g gallery rows, q queries, D width.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from pipeline.errors import LodesetError
 from training.augment import normalised
 from training.vit import DinoVisionTransformer
 
+LAYERS = 4  # of which the linear probe sees the CLS token
 QUERIES_AT_ONCE = 1024  # bounds the similarity matrix in memory
 
 
@@ -29,6 +32,29 @@ def features(
     Raises:
         LodesetError: `size` is not a multiple of the patch size.
     """
+    return _seen(model, images, size, batch, lambda pixels: F.normalize(model(pixels).cls.float(), dim=-1))
+
+
+def layered_features(
+    model: DinoVisionTransformer, images: Iterable[NDArray[np.uint8]], size: int, batch: int
+) -> NDArray[np.float32]:
+    """[n, L + 1, D]: CLS of the last L blocks (4, or all of a smaller model), then the mean of the last one's patches."""
+    count = min(LAYERS, model.config.depth)
+
+    def seen(pixels: Tensor) -> Tensor:
+        layers = model.last_layers(pixels, count)
+        return torch.stack([*(one.cls for one in layers), layers[-1].patches.mean(dim=1)], dim=1).float()
+
+    return _seen(model, images, size, batch, seen)
+
+
+def _seen(
+    model: DinoVisionTransformer,
+    images: Iterable[NDArray[np.uint8]],
+    size: int,
+    batch: int,
+    look: Callable[[Tensor], Tensor],
+) -> NDArray[np.float32]:
     patch = model.config.patch_size
     if size % patch:
         nearest = max(patch, size // patch * patch)
@@ -36,14 +62,13 @@ def features(
     device = model.pos_embed.device
     training = model.training
     model.eval()
-    found = [np.empty((0, model.config.dim), np.float32)]
+    found = []
     with torch.inference_mode():
         for group in _groups(images, batch):
             pixels = torch.from_numpy(np.stack([centre_square(image, size) for image in group])).to(device)
-            cls = torch.nn.functional.normalize(model(normalised(pixels)).cls.float(), dim=-1)
-            found.append(cls.cpu().numpy())
+            found.append(look(normalised(pixels)).cpu().numpy())
     model.train(training)
-    return np.concatenate(found)
+    return np.concatenate(found) if found else np.empty((0, model.config.dim), np.float32)
 
 
 def knn(

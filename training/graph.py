@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.config import TargetSet
 from pipeline.dag.background import repeating
 from pipeline.dag.fingerprint import digest, file_digest
@@ -25,16 +28,28 @@ from training.checkpoint import MARKER, STATE
 from training.config import TrainingConfig, distilling, finishing
 from training.export import load_backbone
 from training.launch import launch
+from training.linear import Probe, linear_probe, probe_features
 from training.loop import NOT_IDENTITY
 from training.metrics import FILE as METRICS
 from training.origin import Origin
 from training.ssl import student_and_teacher
-from training.targets import Block, Target, accuracies, feature_worker, in_order, read_features, read_target
+from training.targets import (
+    GALLERY,
+    TEST,
+    Block,
+    Target,
+    accuracies,
+    feature_worker,
+    in_order,
+    read_features,
+    read_target,
+    unit,
+)
 from training.vit import DinoVisionTransformer
 from training.weights import identity, load_weights
 
 TRAIN_VERSION = 2
-EVALUATE_VERSION = 1
+EVALUATE_VERSION = 2
 FEATURES = "evaluate_features"
 # What `evaluate` calls the network of each stage that trains, the same network before, and the embedder that curated.
 NETWORKS = {"train": "trained", "finish": "finished", "distill": "distilled"}
@@ -67,7 +82,7 @@ def build(
             EVALUATE_VERSION,
             "ray",
             run_evaluate,
-            config={"targets": [t.model_dump(include={"name", "label", "split"}) for t in targets]},
+            config={"targets": [t.model_dump(include={"name", "label", "split", "linear_steps"}) for t in targets]},
             inputs={
                 **trained,
                 **{f"images:{t.name}": Input(curation[f"ingest/{t.name}"], "metadata") for t in targets},
@@ -212,7 +227,7 @@ class Trained:
 
 
 def run_evaluate(context: Context) -> Outcome:
-    """kNN on each target set: the embedder that curated and, after training, every trained network and the first untrained."""
+    """kNN and linear probes on each target set: the embedder that curated and, after training, every trained network and the first untrained."""
     store = context.store
     targets: list[Target] = []
     left_out: dict[str, int] = {}
@@ -225,21 +240,30 @@ def run_evaluate(context: Context) -> Outcome:
         for reason, count in reasons.items():
             left_out[reason] = left_out.get(reason, 0) + count
 
-    seen, new = _seen(context, targets) if context.speed["training"] else ({}, set())
+    networks = _networks(context) if context.speed["training"] else {}
+    seen, new = _seen(context, targets, networks) if networks else ({}, set())
     scores: dict[str, dict[str, Any]] = {}
     for target in targets:
-        found = {
-            network: accuracies(target, read_features(store, parts, target.ids))
-            for (name, network), parts in seen.items()
-            if name == target.name
-        }
+        found: dict[str, Mapping[str, float]] = {}
+        linear: dict[str, dict[str, Any]] = {}
+        inputs: dict[str, dict[str, NDArray[np.float32]]] = {}
+        for (name, network), parts in seen.items():
+            if name == target.name:
+                layered = read_features(store, parts, target.ids, networks[network].config.model.dim)
+                found[network] = accuracies(target, unit(layered[:, -2]))
+                inputs[network] = probe_features(layered[:, :-1], layered[:, -1])
         ids, matrix = read_vectors(store, context.inputs[f"vectors:{target.name}"].tables["vectors"])
         if set(target.ids) <= set(ids):
-            found[EMBEDDER] = accuracies(target, in_order(ids, matrix, target.ids))
+            vectors = unit(in_order(ids, matrix, target.ids))
+            found[EMBEDDER], inputs[EMBEDDER] = accuracies(target, vectors), {"vector": vectors}
+        if one.linear_steps:
+            rows = (target.rows(GALLERY), target.rows(TEST))
+            linear = {n: _told(linear_probe(x, target.labels, *rows, one.linear_steps)) for n, x in inputs.items()}
         scores[target.name] = {
             "knn": found,
-            "gallery": len(target.rows("gallery")),
-            "test": len(target.rows("test")),
+            "linear": linear,
+            "gallery": len(target.rows(GALLERY)),
+            "test": len(target.rows(TEST)),
             "classes": len(set(target.labels)),
         }
     made_of = [part for parts in seen.values() for part in parts]
@@ -250,18 +274,28 @@ def run_evaluate(context: Context) -> Outcome:
     )
 
 
-def _seen(context: Context, targets: Sequence[Target]) -> tuple[dict[tuple[str, str], list[Part]], set[str]]:
-    """The features of each target set by each network, by (target, network); what is new."""
-    store, configs = context.store, context.speed["training"]
+def _told(probe: Probe) -> dict[str, Any]:
+    return {"accuracy": round(probe.accuracy, 4), "features": probe.features, "lr": probe.lr}
+
+
+def _networks(context: Context) -> dict[str, Trained]:
+    """What is evaluated, by the name it is told under."""
+    configs = context.speed["training"]
     networks: dict[str, Trained] = {}
     for stage, config in configs.items():
         artifact = context.inputs[stage]
-        model = artifact.tables["model"][0]
-        networks[NETWORKS[stage]] = Trained(model.sha256, config, store.path(str(artifact.details["folder"])))
+        folder = context.store.path(str(artifact.details["folder"]))
+        networks[NETWORKS[stage]] = Trained(artifact.tables["model"][0].sha256, config, folder)
     first: TrainingConfig = configs["train"]
     start = digest(first.model.model_dump(), first.seed, identity(first.weights.path) if first.weights else None)
-    networks[UNTRAINED] = Trained(start, first, None)
+    return networks | {UNTRAINED: Trained(start, first, None)}
 
+
+def _seen(
+    context: Context, targets: Sequence[Target], networks: Mapping[str, Trained]
+) -> tuple[dict[tuple[str, str], list[Part]], set[str]]:
+    """The features of each target set by each network, by (target, network); what is new."""
+    store = context.store
     blocks = {(t.name, n): _blocks(t, n, network) for t in targets for n, network in networks.items()}
     work = [(block.key, block, len(block.places)) for some in blocks.values() for block in some]
     make = functools.partial(feature_worker, store, FEATURES, networks, _load, context.speed["max_pixels"])

@@ -21,8 +21,8 @@ from pipeline.dag.store import Artifact, Part, Store
 from pipeline.errors import LodesetError
 from pipeline.sources.metadata import field_of
 from pipeline.sources.reading import Location, read_images
-from pipeline.stages.embed import normalised, read_vectors, vector_table
-from training.evaluate import features, knn_accuracy
+from pipeline.stages.embed import read_vectors, vector_table
+from training.evaluate import knn_accuracy, layered_features
 from training.vit import DinoVisionTransformer
 
 GALLERY, TEST = "gallery", "test"
@@ -116,8 +116,8 @@ def feature_worker(
         started = time.time()
         by_place = sorted(block.places, key=lambda p: (p.uri, p.offset, p.member))
         images = (np.asarray(decode(data, max_pixels)) for _, data in read_images(by_place))
-        found = features(model_of(block.network), images, networks[block.network].size, BATCH)
-        table = vector_table([p.image_id for p in by_place], normalised(found))
+        found = layered_features(model_of(block.network), images, networks[block.network].size, BATCH)
+        table = vector_table([p.image_id for p in by_place], found.reshape(len(found), -1).astype(np.float16))
         return store.commit_part(
             stage, block.key, {"features": table}, {"images": len(by_place)}, time.time() - started
         )
@@ -125,21 +125,25 @@ def feature_worker(
     return work
 
 
-def read_features(store: Store, parts: Sequence[Part], ids: Sequence[str]) -> NDArray[np.float32]:
-    """float32 [n, D] in the order of `ids`."""
+def read_features(store: Store, parts: Sequence[Part], ids: Sequence[str], dim: int) -> NDArray[np.float32]:
+    """What `layered_features` gave, float32 [n, L + 1, D] in the order of `ids`."""
     found, matrix = read_vectors(store, [p.files["features"] for p in parts])
-    return in_order(found, matrix, ids)
+    return in_order(found, matrix, ids).reshape(len(ids), -1, dim)
 
 
 def in_order(found: Sequence[str], matrix: NDArray[np.float16], ids: Sequence[str]) -> NDArray[np.float32]:
-    """The rows of `ids`, float32 and of unit length again."""
+    """The rows of `ids`, float32."""
     row_of = {image_id: row for row, image_id in enumerate(found)}
-    rows = matrix[[row_of[i] for i in ids]].astype(np.float32)
+    return np.asarray(matrix[[row_of[i] for i in ids]], dtype=np.float32)
+
+
+def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of length 1 each."""
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
 
 def accuracies(target: Target, vectors: NDArray[np.float32]) -> Mapping[str, float]:
-    """kNN accuracy of the test images by the gallery, for each published k that the gallery can give."""
+    """kNN accuracy of the test images by the gallery, for each published k that the gallery can give; vectors [n, D] of length 1."""
     gallery, test = target.rows(GALLERY), target.rows(TEST)
     labels = np.asarray(target.labels)
     possible = [k for k in PUBLISHED_K if k <= len(gallery)] or [len(gallery)]

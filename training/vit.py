@@ -204,12 +204,25 @@ class DinoVisionTransformer(nn.Module):
         for block in self.blocks:
             x = block(x, shapes)
         x = self.norm(x)
+        parts = x.split([batch * tokens for batch, tokens in shapes])
+        return [self._features(part.view(*shape, -1)) for part, shape in zip(parts, shapes, strict=True)]
+
+    def last_layers(self, images: Tensor, count: int) -> list[Features]:
+        """What each of the last `count` blocks (fewer where there are fewer) gives for images [B, 3, height, width], through the
+        last LayerNorm, the last block last."""
+        x = self._tokens(images, None)
+        batch, tokens, _ = x.shape
+        x, seen = x.flatten(0, 1), []
+        for number, block in enumerate(self.blocks):
+            x = block(x, [(batch, tokens)])
+            if number >= len(self.blocks) - count:
+                seen.append(self._features(self.norm(x).view(batch, tokens, -1)))
+        return seen
+
+    def _features(self, x: Tensor) -> Features:
+        """[B, T, D] after the last LayerNorm."""
         first_patch = 1 + self.config.registers
-        found = []
-        for part, (batch, tokens) in zip(x.split([b * t for b, t in shapes]), shapes, strict=True):
-            one = part.view(batch, tokens, -1)
-            found.append(Features(cls=one[:, 0], registers=one[:, 1:first_patch], patches=one[:, first_patch:]))
-        return found
+        return Features(cls=x[:, 0], registers=x[:, 1:first_patch], patches=x[:, first_patch:])
 
     def _tokens(self, images: Tensor, masks: Tensor | None) -> Tensor:
         """[B, 3, height, width] -> [B, T, D]."""

@@ -193,13 +193,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Scores:
-    """kNN accuracies (0 to 1) on one target set, by network and k."""
+    """Accuracies (0 to 1) on one target set: kNN by network and k, the linear probe's by network."""
 
     target: str
     gallery: int
     test: int
     classes: int
     knn: Mapping[str, Mapping[str, float]]
+    linear: Mapping[str, Mapping[str, Any]]  # accuracy, features, lr; empty where it was not asked for
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,13 @@ def scores(evaluated: Artifact) -> dict[str, Any]:
 def test_without_training_the_embedder_alone_is_evaluated(store: Store, tmp_path: Path) -> None:
     stages = graph.build(None, [TARGET], CURATION, SIDE**2)
     assert list(stages) == ["evaluate/all"]
-    evaluated = ran(store, stages["evaluate/all"], target_set(store, tmp_path / "target", SIDE))
+    inputs = target_set(store, tmp_path / "target", SIDE)
+    evaluated = ran(store, stages["evaluate/all"], inputs)
+    linear = scores(evaluated).pop("linear")
     assert scores(evaluated) == {"knn": {"embedder": {K: 1.0}}, "gallery": 8, "test": 4, "classes": 2}
+    assert linear["embedder"]["accuracy"] == 1.0 and linear["embedder"]["features"] == "vector"
+    knn_alone = graph.build(None, [TARGET.model_copy(update={"linear_steps": 0})], CURATION, SIDE**2)["evaluate/all"]
+    assert scores(ran(store, knn_alone, inputs))["linear"] == {}
     assert evaluated.rows == Rows(12, 12)
     assert graph.build(None, [], CURATION, SIDE**2) == {}
 
@@ -79,6 +84,7 @@ def test_training_lists_its_newest_checkpoint_and_its_limit_is_not_that_of_targe
     inputs = {"train/all": trained, **target_set(store, tmp_path / "target", SIDE)}
     evaluated = ran(store, stages["evaluate/all"], inputs)
     assert set(scores(evaluated)["knn"]) == {"trained", "untrained", "embedder"}
+    assert set(scores(evaluated)["linear"]) == {"trained", "untrained", "embedder"}
     assert all(set(by_k) == {K} for by_k in scores(evaluated)["knn"].values())
     assert (evaluated.details["parts"], len(evaluated.tables["features"])) == (2, 2)
     assert json.loads(json.dumps(evaluated.details)) == evaluated.details
