@@ -212,6 +212,9 @@ class TrainingConfig(Strict):
     teacher: TeacherConfig = Field(default_factory=TeacherConfig, description="moving average and its targets")
     optimiser: OptimiserConfig = Field(default_factory=OptimiserConfig, description="AdamW and its schedules")
 
+    max_failures: int = Field(
+        3, ge=0, description="workers lost to a crash before the run stops; each costs at most checkpoint_every steps"
+    )
     weights: WeightsConfig | None = Field(None, description="a backbone to go on from; none: from scratch")
     finish: FinishConfig | None = Field(None, description="a last stage at a higher resolution")
     distill: DistillConfig | None = Field(None, description="a smaller model that learns from the finished one")

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import logging
 import platform
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ from pipeline.errors import LodesetError
 from training.config import TrainingConfig
 from training.loop import SUMMARY, train_loop
 from training.origin import Origin
+
+log = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -38,7 +41,8 @@ def launch(
     are divided evenly: each worker gets that many threads. `folder`, the index and `origin` must be reachable from every worker.
 
     Raises:
-        LodesetError: `config.workers` exceeds the budget, or what `train_loop` raised on a worker.
+        LodesetError: `config.workers` exceeds the budget, workers were lost more than `config.max_failures` times, or what
+            `train_loop` raised on a worker.
     """
     resources: dict[str, float] = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
@@ -52,6 +56,24 @@ def launch(
         "origin": origin.model_dump(mode="json") if origin is not None else None,
         "threads": threads,
     }
+    restarts = 0
+    while (lost := _fit(arguments, workers, threads, use_gpu)) is not None:
+        if restarts == config.max_failures:
+            raise LodesetError(
+                f"training lost a worker {restarts + 1} times, the last time so: {lost}: look at the machine's memory and "
+                f"logs, then run again; it goes on from the newest checkpoint (training.max_failures is {config.max_failures})"
+            )
+        restarts += 1
+        log.warning("a training worker was lost (%s): going on from the newest checkpoint", lost)
+    summary = cast(dict[str, Any], json.loads((folder / SUMMARY).read_text()))
+    return summary | {"restarts": restarts}
+
+
+def _fit(arguments: dict[str, Any], workers: int, threads: int, use_gpu: bool) -> str | None:
+    """One start of all workers; None when they are done, else how a worker was lost.
+
+    Ray Train's own `FailureConfig` would start again after any error, one that is the user's to mend among them.
+    """
     with tempfile.TemporaryDirectory(prefix="lodeset-train-") as scratch:
         trainer = TorchTrainer(
             _worker,
@@ -68,13 +90,19 @@ def launch(
         try:
             trainer.fit()
         except ray.train.WorkerGroupError as error:
-            told = [failure for failure in map(_cause, error.worker_failures.values()) if failure is not None]
+            failures = list(error.worker_failures.values())
+            told = [failure for failure in map(_cause, failures) if failure is not None]
             if told:
                 raise told[0] from None
-            failed = f"{len(error.worker_failures)} of {workers} workers"
-            first = _root(next(iter(error.worker_failures.values())))
-            raise LodesetError(f"training failed on {failed}: {type(first).__name__}: {last_line(first)}") from error
-    return cast(dict[str, Any], json.loads((folder / SUMMARY).read_text()))
+            for failure in failures:
+                # Ray's word for a process that no longer answers; the others fail because they waited for it.
+                if (gone := getattr(failure, "health_check_failure", None)) is not None:
+                    return f"{type(gone).__name__}: {last_line(gone)}"
+            first = _root(failures[0])
+            raise LodesetError(
+                f"training failed on {len(failures)} of {workers} workers: {type(first).__name__}: {last_line(first)}"
+            ) from error
+    return None
 
 
 def plan_workers(config: TrainingConfig, cpus: int, gpus: int) -> int:

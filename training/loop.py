@@ -36,7 +36,15 @@ SUMMARY = "summary.json"
 # These change speed, what is kept or what is written, never the weights; or say what is done before and after.
 # A run may go on with another number of workers: batches and losses stay the same, the last bits of the weights do not,
 # nor, with `drop_path`, which samples of a batch skip a branch.
-NOT_IDENTITY = {"workers", "loader_processes", "log_every", "checkpoint_every", "keep_checkpoints", *ALONE}
+NOT_IDENTITY = {
+    "workers",
+    "loader_processes",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "max_failures",
+    *ALONE,
+}
 
 
 def train_loop(

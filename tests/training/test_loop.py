@@ -2,9 +2,14 @@
 
 import json
 import logging
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 import torch
@@ -225,6 +230,40 @@ def test_two_workers_on_ray(tmp_path: Path, index_url: str, small: TrainingConfi
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
     with pytest.raises(LodesetError, match=r"^22 images are fewer than one batch of 30"):
         launch(small.model_copy(update={"batch": 30}), [index_url], tmp_path / "few", cpus=2)
+
+
+@pytest.mark.slow  # two starts of Ray Train's workers
+def test_a_killed_worker_costs_at_most_one_checkpoint_interval(
+    tmp_path: Path, index_url: str, small: TrainingConfig, two_cores: None
+) -> None:
+    """One of two is killed after the first checkpoint: the run ends by itself with the weights of an unbroken one."""
+    config = small.model_copy(update={"steps": 60, "checkpoint_every": 5, "keep_checkpoints": 20})
+    before = launch(config, [index_url], tmp_path / "unbroken", cpus=2)
+    folder = tmp_path / "killed"
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not list(folder.glob("step-*")):
+            time.sleep(0.01)
+        workers = [
+            p for p in psutil.process_iter(["name", "cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])
+        ]
+        os.kill(workers[-1].pid, signal.SIGKILL)
+        killed.append(max(int(path.name.removeprefix("step-")) for path in folder.glob("step-*")))
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    after = launch(config, [index_url], folder, cpus=2)
+    killer.join()
+    assert (before["restarts"], after["restarts"]) == (0, 1)
+    assert after["resumed_step"] >= killed[0] > 0
+    assert [line["step"] for line in metrics(folder)] == list(range(1, 61))
+    assert_same_bits(state_of(tmp_path / "unbroken", 60), state_of(folder, 60))
+    with pytest.raises(LodesetError, match="lost a worker 1 times"):
+        killer = threading.Thread(target=kill)
+        folder = tmp_path / "stopped"
+        killer.start()
+        launch(config.model_copy(update={"max_failures": 0}), [index_url], folder, cpus=2)
 
 
 def test_a_gradient_that_is_not_finite_names_its_images(
