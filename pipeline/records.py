@@ -21,6 +21,7 @@
 | shards | image_id | write_shards (`index.parquet`) |
 | tombstones | image_id | write_shards (`tombstones.parquet`) |
 | changes | image_id | write_shards (`changes.parquet`) |
+| pictures | set, image_id | evaluate |
 """
 
 from __future__ import annotations
@@ -191,3 +192,14 @@ TOMBSTONES = SHARDS.append(pa.field("reason", pa.string()))
 
 # What the index lists since the run before, or lists no more: `change` is added or removed.
 CHANGES = pa.schema([("image_id", pa.string()), ("change", pa.string()), ("reason", pa.string())])
+
+# What a trained network's patches have in common, as colours; both PNG.
+PICTURES = pa.schema(
+    [
+        ("set", pa.string()),
+        ("image_id", pa.string()),
+        ("network", pa.string()),
+        ("image", pa.binary()),
+        ("picture", pa.binary()),
+    ]
+)

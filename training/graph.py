@@ -32,6 +32,7 @@ from training.linear import Probe, linear_probe, probe_features
 from training.loop import NOT_IDENTITY
 from training.metrics import FILE as METRICS
 from training.origin import Origin
+from training.pictures import picture_table
 from training.ssl import student_and_teacher
 from training.targets import (
     GALLERY,
@@ -50,7 +51,11 @@ from training.weights import identity, load_weights
 
 TRAIN_VERSION = 2
 EVALUATE_VERSION = 2
-FEATURES = "evaluate_features"
+FEATURES, PICTURES = "evaluate_features", "evaluate_pictures"
+PICTURED, ENLARGED = (
+    8,
+    2,
+)  # images of a target set in pictures, seen at so many times the side that the network was trained at
 # What `evaluate` calls the network of each stage that trains, the same network before, and the embedder that curated.
 NETWORKS = {"train": "trained", "finish": "finished", "distill": "distilled"}
 UNTRAINED, EMBEDDER = "untrained", "embedder"
@@ -268,7 +273,10 @@ def run_evaluate(context: Context) -> Outcome:
         }
     made_of = [part for parts in seen.values() for part in parts]
     return Outcome(
-        tables={"features": tuple(part.files["features"] for part in made_of)},
+        tables={
+            "features": tuple(part.files["features"] for part in made_of),
+            "pictures": tuple(_picture(context, target, networks) for target in targets) if networks else (),
+        },
         rows=Rows(taken=taken, kept=sum(len(t.ids) for t in targets), dropped=left_out),
         details={"targets": scores, "parts": len(made_of), "parts_made": len(new)},
     )
@@ -304,6 +312,19 @@ def _seen(
     )
     by_key = {part.key: part for part in parts}
     return {which: [by_key[block.key] for block in some] for which, some in blocks.items()}, new
+
+
+def _picture(context: Context, target: Target, networks: Mapping[str, Trained]) -> File:
+    """The first test images by the network that was trained last, as colours."""
+    name = next(name for name in reversed(NETWORKS.values()) if name in networks)
+    network, places = networks[name], [target.places[row] for row in target.rows(TEST)[:PICTURED]]
+    key = digest(PICTURES, EVALUATE_VERSION, network.digest, name, target.name, ENLARGED, [p.image_id for p in places])
+    part = context.store.part(PICTURES, key)
+    if part is None:
+        size, limit = ENLARGED * network.size, context.speed["max_pixels"]
+        table = picture_table(_load(network), name, target.name, places, size, limit)
+        part = context.store.commit_part(PICTURES, key, {"pictures": table})
+    return part.files["pictures"]
 
 
 def _blocks(target: Target, name: str, network: Trained) -> list[Block]:

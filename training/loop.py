@@ -140,7 +140,8 @@ def train_loop(
         "images_per_s": steps_made * config.batch / seconds if steps_made else line.get("images_per_s", 0.0),
         "losses": {name: line[name] for name in ("loss", "dino", "ibot", "koleo") if name in line},
     }
-    if rank == 0:
+    if log is not None:
+        log.close()
         _finish(nets.average, folder, summary)
     return summary
 

@@ -1,4 +1,4 @@
-"""What a run reports: measures of its features, and `metrics.jsonl`, one line every few steps.
+"""What a run reports: measures of its features, and every few steps a line of `metrics.jsonl` and scalars for TensorBoard.
 
 Shapes: n rows, D width, K prototypes.
 """
@@ -11,16 +11,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tensorboardX import SummaryWriter
 from torch import Tensor
 
 from training.losses.koleo import nearest_distances
 from training.ssl import StepLosses
 
 FILE = "metrics.jsonl"
+EVENTS = "tensorboard"
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl`; opened at a resumed step, it first drops the lines of later steps, and a torn one."""
+    """Appends to `metrics.jsonl` and to TensorBoard's events in `tensorboard/`.
+
+    Opened at a resumed step, it first drops the lines of later steps, and a torn one; TensorBoard is told to forget these steps.
+    """
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
         self.path = folder / FILE
@@ -30,10 +35,17 @@ class MetricsLog:
         temporary.write_text("".join(f"{line}\n" for line in kept))
         os.replace(temporary, self.path)
         self.last: dict[str, Any] = json.loads(kept[-1]) if kept else {}
+        self.events = SummaryWriter(str(folder / EVENTS), purge_step=resumed_step + 1 if resumed_step else None)
 
     def append(self, line: dict[str, Any]) -> None:
         with open(self.path, "a") as file:
             file.write(json.dumps(line) + "\n")
+        for name, value in line.items():
+            if name != "step":
+                self.events.add_scalar(name, value, line["step"])
+
+    def close(self) -> None:
+        self.events.close()
 
 
 def _step(line: str) -> int | None:

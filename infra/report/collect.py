@@ -34,7 +34,7 @@ from infra.report.contents import (
     Training,
     Variant,
 )
-from infra.report.pictures import public, short_name
+from infra.report.pictures import png_uri, public, short_name
 from infra.report.scored import scored
 from pipeline import records
 from pipeline.dag.stage import Stage
@@ -76,7 +76,7 @@ def collect(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, A
         shared=artifacts["retrieve/all"].details["shared"] if "retrieve/all" in artifacts else None,
         shards=_shards(store, written) if written else None,
         training=_training(store, trained) if trained else None,
-        scores=_scores(evaluated) if evaluated else (),
+        scores=_scores(store, evaluated) if evaluated else (),
         pruned=_pruned(pruned) if pruned else (),
         absent={name: _absent(stages, artifacts, name) for name in
                 ("ingest", "dedup", "calibrate", "cluster", "retrieve", "write_shards", "train", "evaluate", "prune")},
@@ -398,9 +398,16 @@ def _training(store: Store, artifact: Artifact) -> Training:
     return Training(artifact.details, (*lines[:-1:step], *lines[-1:]))
 
 
-def _scores(artifact: Artifact) -> tuple[Scores, ...]:
-    names = [f.name for f in fields(Scores) if f.name != "target"]
-    return tuple(Scores(target=t, **{n: tree[n] for n in names}) for t, tree in artifact.details["targets"].items())
+def _scores(store: Store, artifact: Artifact) -> tuple[Scores, ...]:
+    seen = store.table(artifact.tables.get("pictures", ()), None, records.PICTURES).to_pylist()
+    names = [f.name for f in fields(Scores) if f.name not in ("target", "pictures", "pictured")]
+    found = []
+    for target, tree in artifact.details["targets"].items():
+        rows = [row for row in seen if row["set"] == target]
+        pictures = tuple((row["image_id"], png_uri(row["image"]), png_uri(row["picture"])) for row in rows)
+        pictured = rows[0]["network"] if rows else ""
+        found.append(Scores(target=target, pictures=pictures, pictured=pictured, **{n: tree[n] for n in names}))
+    return tuple(found)
 
 
 def _pruned(artifact: Artifact) -> tuple[PruneReport, ...]:

@@ -200,6 +200,8 @@ class Scores:
     test: int
     classes: int
     knn: Mapping[str, Mapping[str, float]]
+    pictures: tuple[tuple[str, str, str], ...]  # image_id, and as data URIs the image and its patches as colours
+    pictured: str  # the network that saw them
     linear: Mapping[str, Mapping[str, Any]]  # accuracy, features, lr; empty where it was not asked for
 
 

@@ -146,3 +146,8 @@ def data_uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def png_uri(data: bytes) -> str:
+    """A PNG file as it is."""
+    return "data:image/png;base64," + base64.b64encode(data).decode("ascii")

@@ -286,12 +286,18 @@ def test_every_section_can_be_reached_and_ids_are_unique(world: World, tmp_path:
     assert len(targets) == 10 and len(ids) == len(set(ids)) and set(targets) <= set(ids)
 
 
+def test_patches_as_colours_stand_beside_their_image(world: World, tmp_path: Path) -> None:
+    page = Page(world.write(tmp_path / "page.html"))
+    sources = [a["src"] or "" for tag, a in page.tags if tag == "img" and (a["src"] or "").startswith("data:image/png")]
+    assert [base64.b64decode(one.partition(",")[2]) for one in sources] == [b"\x89PNG image", b"\x89PNG picture"]
+
+
 def test_the_page_tells_the_figures(world: World, tmp_path: Path) -> None:
     text = Page(world.write(tmp_path / "page.html")).text
     for told in (
         "1 leaks removed", "for test-set", "0.800 · 3 bits · mirror", "by hash · 1 bit", "through other copies", "kept, of 3",
         "sample, k = 9", "8 images in 23 WebDataset shards, 46.0 KiB", "and 3 more", "1,000 steps over 8 images (32,000 seen) on 2 workers",
-        "2 could not be read", "62.5 %", "37.5 %", "cls + patches, 0.002",
+        "2 could not be read", "62.5 %", "37.5 %", "cls + patches, 0.002", "seen by the finished network",
         "blocks.0.attn", "1.50 ± 0.25", "magnitude+refit", "5.0 M", "0.61 (calibrated)", "0.45 (configured)",
         "test-set reference 1 1", "flowers sample, k = 9 – 10 8 1 1 0 3", "3 images are wanted by several sets",
         "added flowers sample 2 removed near 1 removed gone 4", "3.0 KiB lie in shards and count no more",

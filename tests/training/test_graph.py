@@ -1,6 +1,7 @@
 """`train` and `evaluate` as stages, without an engine: what they list, and what is evaluated with and without training."""
 
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 import pytest
 from builders import write_shards
 from inline import artifact, ran, target_set, without_engine
+from PIL import Image
 
+from pipeline import records
 from pipeline.config import TargetSet
 from pipeline.dag.stage import Context, Outcome, Stage
 from pipeline.dag.store import Artifact, File, Rows, Store
@@ -86,5 +89,9 @@ def test_training_lists_its_newest_checkpoint_and_its_limit_is_not_that_of_targe
     assert set(scores(evaluated)["knn"]) == {"trained", "untrained", "embedder"}
     assert set(scores(evaluated)["linear"]) == {"trained", "untrained", "embedder"}
     assert all(set(by_k) == {K} for by_k in scores(evaluated)["knn"].values())
+    pictures = store.table(evaluated.tables["pictures"], None, records.PICTURES).to_pylist()
+    assert [row["set"] for row in pictures] == ["target"] * 4 and {row["network"] for row in pictures} == {"trained"}
+    assert all(Image.open(io.BytesIO(row["image"])).size == (64, 64) for row in pictures)  # twice the side of training
+    assert all(Image.open(io.BytesIO(row["picture"])).size == (8, 8) for row in pictures)
     assert (evaluated.details["parts"], len(evaluated.tables["features"])) == (2, 2)
     assert json.loads(json.dumps(evaluated.details)) == evaluated.details

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from training.losses.centering import centred
 from training.losses.dino import dino_loss
 from training.losses.ibot import ibot_loss
 from training.losses.koleo import koleo_loss, nearest_distances
@@ -103,6 +104,25 @@ def test_sinkhorn_stays_finite_at_the_sharpest_temperature() -> None:
     np.testing.assert_allclose(targets.sum(1).numpy(), 1, rtol=1e-5)
 
 
+def test_softmax_centering_equals_the_loops() -> None:
+    """Probabilities are of scores less the mean so far; the mean then takes these scores in."""
+    center = torch.linspace(-0.2, 0.2, 5)
+    before = center.clone()
+    for seed in range(3):
+        scores = cosines(12, 5) + 0.1 * seed
+        expected = np.zeros((12, 5))
+        for row in range(12):
+            for k in range(5):
+                expected[row, k] = math.exp((float(scores[row, k]) - float(before[k])) / 0.05)
+            expected[row] /= expected[row].sum()
+        mean = [sum(float(scores[row, k]) for row in range(12)) / 12 for k in range(5)]
+        np.testing.assert_allclose(centred(scores, center, 0.05, 0.9).numpy(), expected, rtol=1e-4)
+        before = 0.9 * before + 0.1 * torch.tensor(mean)
+        torch.testing.assert_close(center, before)
+    centred(torch.zeros(0, 5), center, 0.05, 0.9)  # no masked patch in a batch
+    torch.testing.assert_close(center, before)
+
+
 def _two_processes(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
@@ -111,6 +131,7 @@ def _two_processes(rank: int, folder: str) -> None:
     scores = cosines(12, 5)
     uneven = scores[:9] if rank == 0 else scores[9:]
     none_here = scores if rank == 0 else scores[:0]
+    center, center_none = torch.zeros(5), torch.zeros(5)
     parameter = nn.Parameter(torch.zeros(3))
     parameter.grad = torch.tensor([1.0, 2.0, 3.0]) * (rank + 1)
     average_gradients([parameter], group, 2)
@@ -123,6 +144,10 @@ def _two_processes(rank: int, folder: str) -> None:
         {
             "uneven": sinkhorn_knopp(uneven, 0.07, 3, group),
             "none_here": sinkhorn_knopp(none_here, 0.07, 3, group),
+            "centred": centred(uneven, center, 0.07, 0.9, group),
+            "centred_none_here": centred(none_here, center_none, 0.07, 0.9, group),
+            "center": center,
+            "center_none_here": center_none,
             "gradient": parameter.grad,
             "koleo": koleo.detach(),
             "koleo_gradient": mine.grad / 2,  # the mean over processes, as `average_gradients` takes it
@@ -144,6 +169,13 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     whole = sinkhorn_knopp(cosines(12, 5), 0.07)
     for name in ("uneven", "none_here"):
         torch.testing.assert_close(torch.cat([first[name], second[name]]), whole)
+    center = torch.zeros(5)
+    softmax = centred(cosines(12, 5), center, 0.07, 0.9)
+    for name in ("centred", "centred_none_here"):
+        torch.testing.assert_close(torch.cat([first[name], second[name]]), softmax)
+    for found in (first, second):
+        torch.testing.assert_close(found["center"], center)
+        torch.testing.assert_close(found["center_none_here"], center)
     torch.testing.assert_close(first["gradient"], torch.tensor([1.5, 3.0, 4.5]))
     rows = random(8, 4).requires_grad_()
     koleo = koleo_loss(rows)
