@@ -28,7 +28,7 @@ LIMIT = 100_000_000  # pixels
 CROPS = CropsConfig(global_size=224, local_size=98, local_count=8, blur_sigma=(0.1, 2.0))
 
 
-def photographs(path: str) -> list[bytes]:
+def photographs(path: str, count: int = PHOTOGRAPHS) -> list[bytes]:
     found = []
     with tarfile.open(path) as tar:
         for member in tar:
@@ -38,7 +38,7 @@ def photographs(path: str) -> list[bytes]:
             data = file.read()
             width, height = decode(data, LIMIT).size
             found.append((abs(np.log(width / SIDES[0])) + abs(np.log(height / SIDES[1])), member.name, data))
-    return [data for _, _, data in sorted(found)[:PHOTOGRAPHS]]
+    return [data for _, _, data in sorted(found)[:count]]
 
 
 def decibels(one: np.ndarray, other: np.ndarray) -> float:

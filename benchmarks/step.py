@@ -29,9 +29,11 @@ WARM_UP = 6
 BATCH, GLOBAL, LOCAL, LOCALS, PATCH = 8, 98, 42, 8, 14
 
 
-def config_of(drop_path: float, precision: str) -> TrainingConfig:
+def config_of(drop_path: float, precision: str, steps: int = 1000, seed: int = 0) -> TrainingConfig:
     return TrainingConfig.model_validate(
         {
+            "steps": steps,
+            "seed": seed,
             "batch": BATCH,
             "precision": precision,
             "model": {
@@ -93,8 +95,8 @@ def attention_gflop(config: TrainingConfig) -> float:
 class Run:
     """A student, its teacher and optimiser, stepping."""
 
-    def __init__(self, drop_path: float, precision: str) -> None:
-        self.config = config_of(drop_path, precision)
+    def __init__(self, drop_path: float, precision: str, steps: int = 1000, seed: int = 0) -> None:
+        self.config = config_of(drop_path, precision, steps, seed)
         self.student, self.teacher = student_and_teacher(self.config)
         self.optimiser = make_optimiser(self.student, self.config.optimiser)
 

@@ -228,8 +228,8 @@ class Batches(Dataset["Batch | LodesetError"]):
         return Batch(
             step=step,
             image_ids=tuple(self.index.image_id(row) for row in used),
-            global_crops=_view_major([crop.global_views for crop in crops]),
-            local_crops=_view_major([crop.local_views for crop in crops]),
+            global_crops=view_major([crop.global_views for crop in crops]),
+            local_crops=view_major([crop.local_views for crop in crops]),
             masks=self._masks(step),
             skipped=tuple(skipped),
         )
@@ -300,6 +300,7 @@ def _single_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def _view_major(views: list[NDArray[np.uint8]]) -> Tensor:
+def view_major(views: list[NDArray[np.uint8]]) -> Tensor:
+    """Crops [views, 3, S, S] of each of b images -> [views b, 3, S, S], all images' first views first."""
     stacked = np.stack(views, axis=1)  # [views, b, 3, S, S]
     return torch.from_numpy(stacked.reshape(-1, *stacked.shape[2:]))
