@@ -3,8 +3,8 @@
     python benchmarks/step.py [STEPS]
 
 Batch 8, 2 x 98 and 8 x 42 pixels, 4,096 untied prototypes, Sinkhorn-Knopp; forward, backward, clipping, AdamW and the teacher.
-Time is that of the thread on a core; the work is the products that PyTorch counts and those of attention, which it does not count on
-CPUs; the yardstick is a product of 2,048 x 2,048 matrices of the same run. Both are interleaved; medians after WARM_UP steps, until
+Time is that of the thread on a core; the work is the products that PyTorch counts and those of fused attention (fp32), which it does not
+count on CPUs; the yardstick is a product of 2,048 x 2,048 matrices of the same run. Both are interleaved; medians after WARM_UP steps, until
 the process no longer asks for fresh memory (a page costs 12 us on a virtual machine).
 """
 
@@ -23,7 +23,7 @@ from training.config import TrainingConfig
 from training.data import Batch
 from training.masking import block_mask, mask_counts
 from training.schedules import step_values
-from training.ssl import clip_gradients, losses, make_optimiser, schedule, student_and_teacher, update_teacher
+from training.ssl import clip_gradients, fresh, losses, make_optimiser, schedule, update_teacher
 
 WARM_UP = 6
 BATCH, GLOBAL, LOCAL, LOCALS, PATCH = 8, 98, 42, 8, 14
@@ -97,18 +97,18 @@ class Run:
 
     def __init__(self, drop_path: float, precision: str, steps: int = 1000, seed: int = 0) -> None:
         self.config = config_of(drop_path, precision, steps, seed)
-        self.student, self.teacher = student_and_teacher(self.config)
-        self.optimiser = make_optimiser(self.student, self.config.optimiser)
+        self.nets = fresh(self.config)
+        self.optimiser = make_optimiser(self.nets.student, self.config.optimiser)
 
     def step(self, number: int) -> None:
         batch, values = batch_of(self.config, number), step_values(self.config, 100)
         schedule(self.optimiser, values)
-        seen = losses(self.student, self.teacher, batch, values.teacher_temperature, self.config, None)
+        seen = losses(self.nets, batch, values.teacher_temperature, self.config, None)
         self.optimiser.zero_grad()
         torch.autograd.backward(seen.total)
-        clip_gradients(self.student, self.config.optimiser.clip_norm)
+        clip_gradients(self.nets.student, self.config.optimiser.clip_norm)
         self.optimiser.step()
-        update_teacher(self.student, self.teacher, values.momentum)
+        update_teacher(self.nets.student, self.nets.average, values.momentum)
 
 
 def main() -> None:
@@ -119,7 +119,8 @@ def main() -> None:
             run = Run(drop_path, precision)
             with FlopCounterMode(display=False) as counter:
                 run.step(0)
-            work = counter.get_total_flops() / 1e9 + attention_gflop(run.config)
+            fused = attention_gflop(run.config) if precision == "fp32" else 0.0
+            work = counter.get_total_flops() / 1e9 + fused
             for number in range(1, WARM_UP):
                 run.step(number)
             seconds, rates = [], []

@@ -41,7 +41,7 @@ KEPT_BY = {
     "cluster": "clusters", "retrieve": "selected", "write_shards": "index",
 }  # fmt: skip
 # Models that have seen the image keep what they learnt.
-TRAINED = ("train", "prune")
+TRAINED = ("train", "finish", "distill", "prune")
 
 
 @dataclass(frozen=True)

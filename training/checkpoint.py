@@ -80,6 +80,12 @@ def newest_checkpoint(folder: Path, identity: dict[str, Any]) -> tuple[int, dict
     return None
 
 
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint in `folder`, whole or not; 0 where there is none."""
+    found = _checkpoints(folder)
+    return found[-1][0] if found else 0
+
+
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     if not folder.is_dir():
         return []

@@ -21,7 +21,8 @@ class ModelConfig(Strict):
     """The Vision Transformer (DINOv2, table 17 for the published sizes)."""
 
     size: Literal["tiny", "small", "base", "large", "giant"] | None = Field(
-        None, description="a published size: sets dim, depth and heads where they are not given"
+        None,
+        description="sets dim, depth and heads where they are not given (tiny: 192, 12, 3; the others as published)",
     )
     patch_size: Literal[4, 8, 14, 16] = Field(8, description="side of a patch, pixels")
     dim: int = Field(128, ge=8, description="width of a token, channels")
@@ -37,9 +38,8 @@ class ModelConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _sized(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("size") in SIZES:
-            return under(values, SIZES[values["size"]])
-        return values
+        size = values.get("size") if isinstance(values, dict) else None
+        return under(values, SIZES[size]) if isinstance(size, str) and size in SIZES else values
 
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> Self:
@@ -164,6 +164,12 @@ class WeightsConfig(Strict):
         description="released DINOv2 weights (.pth), or a folder with model.safetensors and config.json; `model` must be theirs"
     )
 
+    @model_validator(mode="after")
+    def _on_this_machine(self) -> Self:
+        if "://" in self.path:
+            raise ValueError(f"path {self.path} is a URL: download it, and give the file's path")
+        return self
+
 
 class FinishConfig(Strict):
     """A last stage at a higher resolution, from the trained student and teacher on (DINOv2, section 5)."""
@@ -172,6 +178,11 @@ class FinishConfig(Strict):
     local_size: int | None = Field(None, ge=4, description="side of a local crop, pixels; none: as before")
     steps: int = Field(10_000, ge=1, description="optimiser steps; all schedules are compressed into them")
     batch: int | None = Field(None, ge=2, description="images a step, over all workers; none: as before")
+    base_lr: float | None = Field(
+        None,
+        gt=0,
+        description="learning rate at batch 1024; none: a tenth of before (the paper reduces it, not saying to what)",
+    )
 
 
 class DistillConfig(Strict):
@@ -180,10 +191,20 @@ class DistillConfig(Strict):
     No patch is hidden, no sample skips a branch, the patch-level term is on all patches of both global crops.
     """
 
-    model: ModelConfig = Field(description="the smaller Vision Transformer; its patch size must be the teacher's")
+    model: ModelConfig = Field(
+        description="the smaller Vision Transformer; patch size, registers and LayerScale are the teacher's where it does not say"
+    )
     steps: int = Field(ge=1, description="optimiser steps")
     batch: int | None = Field(None, ge=2, description="images a step, over all workers; none: as the teacher")
     base_lr: float = Field(1e-3, gt=0, description="learning rate at batch 1024; used: base_lr * sqrt(batch / 1024)")
+
+    @model_validator(mode="after")
+    def _no_sample_skips(self) -> Self:
+        if self.model.drop_path:
+            raise ValueError(
+                f"model.drop_path {self.model.drop_path}: no sample skips a branch in distillation: remove it"
+            )
+        return self
 
 
 class TrainingConfig(Strict):
@@ -213,7 +234,9 @@ class TrainingConfig(Strict):
     optimiser: OptimiserConfig = Field(default_factory=OptimiserConfig, description="AdamW and its schedules")
 
     max_failures: int = Field(
-        3, ge=0, description="workers lost to a crash before the run stops; each costs at most checkpoint_every steps"
+        3,
+        ge=0,
+        description="workers lost in a row, without a checkpoint in between, before the run stops; each costs at most checkpoint_every steps",
     )
     weights: WeightsConfig | None = Field(None, description="a backbone to go on from; none: from scratch")
     finish: FinishConfig | None = Field(None, description="a last stage at a higher resolution")
@@ -222,8 +245,15 @@ class TrainingConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _from_recipe(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("recipe") in RECIPES:
-            return under(values, RECIPES[values["recipe"]])
+        if not isinstance(values, dict):
+            return values
+        recipe = values.get("recipe")
+        if isinstance(recipe, str) and recipe in RECIPES:
+            values = under(values, RECIPES[recipe])
+        model, distill = values.get("model"), values.get("distill")
+        if isinstance(model, dict) and isinstance(distill, dict) and isinstance(distill.get("model"), dict):
+            shared = {name: model[name] for name in ("patch_size", "registers", "layerscale") if name in model}
+            values = {**values, "distill": {**distill, "model": under(distill["model"], shared)}}
         return values
 
     @model_validator(mode="after")
@@ -231,8 +261,8 @@ class TrainingConfig(Strict):
         for name in ("global_size", "local_size"):
             size, patch = getattr(self.crops, name), self.model.patch_size
             if size % patch:
-                below = max(patch, size // patch * patch)
-                raise ValueError(f"crops.{name} {size} is not a multiple of patch_size {patch}: use {below}")
+                near = max(patch, round(size / patch) * patch)
+                raise ValueError(f"crops.{name} {size} is not a multiple of patch_size {patch}: use {near}")
         return self
 
     @model_validator(mode="after")
@@ -263,19 +293,34 @@ class TrainingConfig(Strict):
 
 
 ALONE: dict[str, Any] = {"weights": None, "finish": None, "distill": None}
+_SPEED = ("workers", "loader_processes", "log_every", "checkpoint_every", "keep_checkpoints", "max_failures")
+_NOT_IDENTITY: dict[str, Any] = dict.fromkeys(("recipe", *_SPEED, *ALONE), True) | {"model": {"size"}}
+
+
+def identity_of(config: TrainingConfig) -> dict[str, Any]:
+    """What two runs must share to be the same run.
+
+    Left out is what changes speed, what is kept or what is written, never the weights; what is done before and after; and what
+    only stands for other values (recipe, size). A run may go on with another number of workers: batches and losses stay the
+    same, the last bits of the weights do not, nor, with `drop_path`, which samples of a batch skip a branch.
+    """
+    return config.model_dump(mode="json", exclude=_NOT_IDENTITY)
 
 
 def finishing(config: TrainingConfig) -> TrainingConfig:
-    """The run that `config.finish` describes.
+    """The run that `config.finish` describes; it must be there.
 
     Raises:
         pydantic.ValidationError: it does not fit `config`.
     """
-    finish = config.finish or FinishConfig()
+    if config.finish is None:
+        raise ValueError("config.finish is not set")
+    finish = config.finish
     crops = config.crops.model_dump() | {"global_size": finish.global_size}
     if finish.local_size is not None:
         crops["local_size"] = finish.local_size
-    return _derived(config, steps=finish.steps, batch=finish.batch or config.batch, crops=crops)
+    optimiser = config.optimiser.model_dump() | {"base_lr": finish.base_lr or config.optimiser.base_lr / 10}
+    return _derived(config, steps=finish.steps, batch=finish.batch or config.batch, crops=crops, optimiser=optimiser)
 
 
 def distilling(config: TrainingConfig) -> TrainingConfig:
@@ -286,14 +331,13 @@ def distilling(config: TrainingConfig) -> TrainingConfig:
     """
     if config.distill is None:
         raise ValueError("config.distill is not set")
-    model = config.distill.model.model_dump() | {"drop_path": 0.0}
     optimiser = config.optimiser.model_dump() | {"base_lr": config.distill.base_lr}
     every_patch = {"probability": 1.0, "ratio": (1.0, 1.0)}
     return _derived(
         config,
         steps=config.distill.steps,
         batch=config.distill.batch or config.batch,
-        model=model,
+        model=config.distill.model.model_dump(),
         optimiser=optimiser,
         masking=every_patch,
     )

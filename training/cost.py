@@ -37,16 +37,22 @@ def stored_bytes(config: TrainingConfig) -> int:
     return BYTES_A_WEIGHT * (kept * checkpoint + backbone)
 
 
-def seconds_per_image(config: TrainingConfig) -> float:
-    """On 2 CPU cores: the rate of `tiny`, scaled by the multiply-accumulates of the blocks."""
-    return _block_macs(config) / _block_macs(TrainingConfig()) / TINY_IMAGES_PER_S
+def seconds_per_image(config: TrainingConfig, teacher: TrainingConfig | None = None) -> float:
+    """On 2 CPU cores: the rate of `tiny`, scaled by the multiply-accumulates of the blocks.
+
+    `teacher` is that of another network, which is distilled: its forward pass over the global crops counts instead of the
+    student's own.
+    """
+    macs = 3 * _block_macs(config) + _block_macs(teacher or config, local=False)  # forward and backward; forward
+    tiny = TrainingConfig()
+    return macs / (3 * _block_macs(tiny) + _block_macs(tiny, local=False)) / TINY_IMAGES_PER_S
 
 
-def _block_macs(config: TrainingConfig) -> int:
-    """Of the student, for one image: every token meets 12 D^2 weights, and T others by two products of width D."""
+def _block_macs(config: TrainingConfig, local: bool = True) -> int:
+    """Of a forward pass, for the crops of one image: every token meets 12 D^2 weights, and T others by two products of width D."""
     model, crops = config.model, config.crops
     total = 0
-    for size, views in ((crops.global_size, 2), (crops.local_size, crops.local_count)):
+    for size, views in ((crops.global_size, 2), (crops.local_size, crops.local_count if local else 0)):
         tokens = (size // model.patch_size) ** 2 + 1 + model.registers
         total += views * tokens * (12 * model.dim**2 + 2 * tokens * model.dim) * model.depth
     return total

@@ -27,6 +27,7 @@ from training.vit import NORM_EPS, DinoVisionTransformer
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+ONNX_LIMIT = 2**31 - 2**20  # bytes; a protobuf message ends at 2 GiB
 
 # (ours, theirs); {n} stands for a block's number. Query, key and value are one matrix with us and three with them.
 NAMES = (
@@ -80,6 +81,12 @@ def export_onnx(model: DinoVisionTransformer, path: Path, size: int) -> None:
     if size < patch or size % patch:
         raise LodesetError(
             f"size {size} is not a multiple of patch size {patch}: use {max(patch, size // patch * patch)}"
+        )
+    size_bytes = sum(parameter.numel() for parameter in model.parameters()) * 4
+    if size_bytes >= ONNX_LIMIT:
+        raise LodesetError(
+            f"the model takes {size_bytes / 1e9:.1f} GB and one ONNX file at most {ONNX_LIMIT / 1e9:.1f}: use the export in "
+            "safetensors, or distil a smaller model"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")

@@ -25,11 +25,10 @@ from pipeline.stages.parts import made
 from pipeline.stages.write_shards import IMAGES
 from training import cost
 from training.checkpoint import MARKER, STATE
-from training.config import TrainingConfig, distilling, finishing
+from training.config import TrainingConfig, distilling, finishing, identity_of
 from training.export import load_backbone
 from training.launch import launch
 from training.linear import Probe, linear_probe, probe_features
-from training.loop import NOT_IDENTITY
 from training.metrics import FILE as METRICS
 from training.origin import Origin
 from training.pictures import picture_table
@@ -47,7 +46,7 @@ from training.targets import (
     unit,
 )
 from training.vit import DinoVisionTransformer
-from training.weights import identity, load_weights
+from training.weights import check_weights, identity, load_weights
 
 TRAIN_VERSION = 2
 EVALUATE_VERSION = 2
@@ -109,9 +108,11 @@ def build(
 
 def _training(name: str, config: TrainingConfig, shards: Stage, before: Stage | None = None) -> Stage:
     """A run of `config`, from the networks of the stage `before`: `distill` learns from them, others go on with them."""
-    tree = config.model_dump(mode="json", exclude=NOT_IDENTITY)
+    tree = identity_of(config)
     if config.weights is not None:
+        check_weights(config.weights.path, config.model)  # now, not when days of curation are over
         tree["weights"] = identity(config.weights.path)
+    of: TrainingConfig | None = before.speed["training"] if before is not None else None
     return Stage(
         name,
         "all",
@@ -120,8 +121,8 @@ def _training(name: str, config: TrainingConfig, shards: Stage, before: Stage | 
         run_train,
         config=tree,
         inputs={"shards": Input(shards, IMAGES), **({"before": Input(before)} if before is not None else {})},
-        speed={"training": config, "before": before.speed["training"] if before is not None else None},
-        seconds_per_image=cost.seconds_per_image(config),
+        speed={"training": config, "before": of},
+        seconds_per_image=cost.seconds_per_image(config, teacher=of if name == "distill" else None),
         work=config.steps * config.batch,
         size_bytes=cost.stored_bytes(config),
     )
@@ -260,7 +261,9 @@ def run_evaluate(context: Context) -> Outcome:
         ids, matrix = read_vectors(store, context.inputs[f"vectors:{target.name}"].tables["vectors"])
         if set(target.ids) <= set(ids):
             vectors = unit(in_order(ids, matrix, target.ids))
-            found[EMBEDDER], inputs[EMBEDDER] = accuracies(target, vectors), {"vector": vectors}
+            # Of the length that LayerNorm gives the features beside them: learning rates mean the same.
+            scaled = vectors * np.float32(np.sqrt(vectors.shape[1]))
+            found[EMBEDDER], inputs[EMBEDDER] = accuracies(target, vectors), {"vector": scaled}
         if one.linear_steps:
             rows = (target.rows(GALLERY), target.rows(TEST))
             linear = {n: _told(linear_probe(x, target.labels, *rows, one.linear_steps)) for n, x in inputs.items()}

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import cv2
 import ray
 import ray.train
 import torch
@@ -16,9 +17,13 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from pipeline.dag.child import last_line
 from pipeline.errors import LodesetError
+from training.checkpoint import newest_step
 from training.config import TrainingConfig
 from training.loop import SUMMARY, train_loop
 from training.origin import Origin
+
+# What torch says of a process that another waited for.
+LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL error", "DataLoader worker (pid")
 
 log = logging.getLogger(__name__)
 
@@ -41,27 +46,25 @@ def launch(
     are divided evenly: each worker gets that many threads. `folder`, the index and `origin` must be reachable from every worker.
 
     Raises:
-        LodesetError: `config.workers` exceeds the budget, workers were lost more than `config.max_failures` times, or what
+        LodesetError: `config.workers` exceeds the budget, workers were lost more than `config.max_failures` times in a row, or what
             `train_loop` raised on a worker.
     """
-    resources: dict[str, float] = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    workers = plan_workers(config, cpus, gpus)
-    use_gpu = gpus > 0
-    threads = max(1, cpus // workers)
     arguments = {
         "config": config.model_dump(mode="json"),
         "index_urls": list(index_urls),
         "folder": str(folder.resolve()),
         "origin": origin.model_dump(mode="json") if origin is not None else None,
-        "threads": threads,
     }
-    restarts = 0
-    while (lost := _fit(arguments, workers, threads, use_gpu)) is not None:
-        if restarts == config.max_failures:
+    restarts = in_vain = 0
+    newest = newest_step(folder)
+    while (lost := _fit(config, arguments, cpus)) is not None:
+        before, newest = newest, newest_step(folder)
+        in_vain = 0 if newest > before else in_vain + 1
+        if in_vain > config.max_failures or not config.max_failures:
             raise LodesetError(
-                f"training lost a worker {restarts + 1} times, the last time so: {lost}: look at the machine's memory and "
-                f"logs, then run again; it goes on from the newest checkpoint (training.max_failures is {config.max_failures})"
+                f"training lost a worker {in_vain or 1} times without a checkpoint in between, the last time so: {lost}: look at the "
+                "machine's memory and logs, then run again; it goes on from the newest checkpoint "
+                f"(training.max_failures is {config.max_failures})"
             )
         restarts += 1
         log.warning("a training worker was lost (%s): going on from the newest checkpoint", lost)
@@ -69,15 +72,20 @@ def launch(
     return summary | {"restarts": restarts}
 
 
-def _fit(arguments: dict[str, Any], workers: int, threads: int, use_gpu: bool) -> str | None:
-    """One start of all workers; None when they are done, else how a worker was lost.
+def _fit(config: TrainingConfig, arguments: dict[str, Any], cpus: int) -> str | None:
+    """One start of as many workers as the cluster now gives; None when they are done, else how one was lost.
 
     Ray Train's own `FailureConfig` would start again after any error, one that is the user's to mend among them.
     """
+    resources: dict[str, float] = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    workers = plan_workers(config, cpus, gpus)
+    use_gpu = gpus > 0
+    threads = max(1, cpus // workers)
     with tempfile.TemporaryDirectory(prefix="lodeset-train-") as scratch:
         trainer = TorchTrainer(
             _worker,
-            train_loop_config=arguments,
+            train_loop_config={**arguments, "threads": threads},
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers,
@@ -94,11 +102,10 @@ def _fit(arguments: dict[str, Any], workers: int, threads: int, use_gpu: bool) -
             told = [failure for failure in map(_cause, failures) if failure is not None]
             if told:
                 raise told[0] from None
-            for failure in failures:
-                # Ray's word for a process that no longer answers; the others fail because they waited for it.
-                if (gone := getattr(failure, "health_check_failure", None)) is not None:
-                    return f"{type(gone).__name__}: {last_line(gone)}"
             first = _root(failures[0])
+            lost = next((found for found in map(_lost, failures) if found is not None), None)
+            if lost is not None:
+                return lost
             raise LodesetError(
                 f"training failed on {len(failures)} of {workers} workers: {type(first).__name__}: {last_line(first)}"
             ) from error
@@ -123,6 +130,7 @@ def plan_workers(config: TrainingConfig, cpus: int, gpus: int) -> int:
 def _worker(arguments: dict[str, Any]) -> None:
     """Metrics go to metrics.jsonl; ray.train.report would add nothing, and block until Ray's controller polls (2 s)."""
     torch.set_num_threads(arguments["threads"])
+    cv2.setNumThreads(0)
     _keep_memory()
     context = ray.train.get_context()
     folder = Path(arguments["folder"])
@@ -149,6 +157,18 @@ def _keep_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the largest that glibc takes
+
+
+def _lost(failure: BaseException) -> str | None:
+    """How a process went away, if that is what the failure tells: of one itself, or of another that waited for it."""
+    gone = getattr(failure, "health_check_failure", None)  # Ray's word for a process that no longer answers
+    if gone is not None:
+        return f"{type(gone).__name__}: {last_line(gone)}"
+    for seen in _chain(failure):
+        told = last_line(seen)
+        if type(seen).__name__ == "WorkerHealthCheckTimeoutError" or any(sign in str(seen) for sign in LOST):
+            return told
+    return None
 
 
 def _chain(failure: BaseException) -> Iterator[BaseException]:

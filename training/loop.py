@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.errors import LodesetError
 from training.checkpoint import newest_checkpoint, save_checkpoint
-from training.config import ALONE, TrainingConfig
+from training.config import TrainingConfig, identity_of
 from training.data import Batch, Batches, load_batches, open_index
 from training.export import export
 from training.metrics import MetricsLog, feature_metrics
@@ -33,18 +33,6 @@ from training.ssl import (
 )
 
 SUMMARY = "summary.json"
-# These change speed, what is kept or what is written, never the weights; or say what is done before and after.
-# A run may go on with another number of workers: batches and losses stay the same, the last bits of the weights do not,
-# nor, with `drop_path`, which samples of a batch skip a branch.
-NOT_IDENTITY = {
-    "workers",
-    "loader_processes",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "max_failures",
-    *ALONE,
-}
 
 
 def train_loop(
@@ -76,12 +64,13 @@ def train_loop(
     student = nets.student
     optimiser = make_optimiser(student, config.optimiser)
     identity = {
-        "training": config.model_dump(mode="json", exclude=NOT_IDENTITY),
+        "training": identity_of(config),
         "images": index.digest(),
     } | ({"origin": origin.digest} if origin is not None else {})
     parts: dict[str, torch.nn.Module | torch.optim.Optimizer] = {
         "student": student,
         "teacher": nets.average,
+        "centers": nets.centers,
         "optimiser": optimiser,
     }
     first_step, state = newest_checkpoint(folder, identity) or (0, {})
@@ -94,15 +83,13 @@ def train_loop(
     started = logged = time.perf_counter()
     logged_step, skipped = first_step, 0.0
     line: dict[str, Any] = log.last if log is not None else {}
-    for batch in load_batches(batches, first_step):
+    for batch in load_batches(batches, first_step, device.type == "cuda"):
         done = batch.step + 1
         values = step_values(config, batch.step)
         torch.manual_seed(_seed(config.seed, batch.step, rank))  # stochastic depth
         schedule(optimiser, values)
 
-        seen = losses(
-            student, nets.teacher, batch.to(device), values.teacher_temperature, config, group, hide=not nets.distils
-        )
+        seen = losses(nets, batch.to(device), values.teacher_temperature, config, group)
         every = _gather(_local_values(seen.terms, batch), group, world_size)  # [W, terms + 1]
         _stop_if_not_finite(every[:, :-1], list(seen.terms), batch, folder, rank)
         skipped += float(every[:, -1].sum())

@@ -35,7 +35,7 @@ class MetricsLog:
         temporary.write_text("".join(f"{line}\n" for line in kept))
         os.replace(temporary, self.path)
         self.last: dict[str, Any] = json.loads(kept[-1]) if kept else {}
-        self.events = SummaryWriter(str(folder / EVENTS), purge_step=resumed_step + 1 if resumed_step else None)
+        self.events = SummaryWriter(str(folder / EVENTS), purge_step=resumed_step + 1)
 
     def append(self, line: dict[str, Any]) -> None:
         with open(self.path, "a") as file:

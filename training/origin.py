@@ -2,16 +2,19 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from pipeline.config import Strict
+from pipeline.errors import LodesetError
 from training.config import TrainingConfig
-from training.ssl import Network, student_and_teacher
+from training.ssl import Network, Networks, fresh
 from training.vit import DinoVisionTransformer
 from training.weights import load_weights
+
+POSITIONS = "backbone.pos_embed"
 
 
 class Origin(Strict):
@@ -29,52 +32,43 @@ class Origin(Strict):
     distil: bool = False
 
 
-@dataclass(frozen=True)
-class Networks:
-    """`student` is trained towards what `teacher` says; `average` is the student's moving mean, and what a run is for.
-
-    Teacher and average are one network, but when a larger one is distilled.
-    """
-
-    student: Network
-    teacher: Network
-    average: Network
-
-    def to(self, device: torch.device) -> "Networks":
-        student, average = self.student.to(device), self.average.to(device)
-        return Networks(student, average if self.teacher is self.average else self.teacher.to(device), average)
-
-    @property
-    def distils(self) -> bool:
-        return self.teacher is not self.average
-
-
 def networks(config: TrainingConfig, origin: Origin | None) -> Networks:
     """The networks of a run's first step.
 
     Raises:
-        LodesetError: the weights are not there, not readable or of another architecture.
+        LodesetError: what it starts from is not there, not readable or of another architecture.
     """
-    student, average = student_and_teacher(config)
+    nets = fresh(config)
     if origin is None:
-        return Networks(student, average, average)
+        return nets
     if origin.of is None:
         backbone = load_weights(origin.path, config.model)
-        student.backbone = copy.deepcopy(backbone).train()
-        average.backbone = backbone.requires_grad_(False)
-        return Networks(student, average, average)
-    state = torch.load(origin.path, map_location="cpu", weights_only=True)
+        nets.student.backbone = copy.deepcopy(backbone).train()
+        nets.average.backbone = backbone.requires_grad_(False)
+        return nets
+    try:
+        state = torch.load(origin.path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError as error:
+        raise LodesetError(f"{origin.path}, which this run starts from, is gone: make it again") from error
+    if "centers" in state:
+        nets.centers.load_state_dict(state["centers"])
     if origin.distil:
-        teacher = Network(origin.of)
-        teacher.load_state_dict(state["teacher"])
-        return Networks(student, teacher.requires_grad_(False).eval(), average)
-    for network, its in ((student, "student"), (average, "teacher")):
+        return replace(nets, teacher=_as_stored(origin.of, state["teacher"]))
+    for network, its in ((nets.student, "student"), (nets.average, "teacher")):
         network.load_state_dict(_on_grid_of(network.backbone, state[its]))
-    return Networks(student, average, average)
+    return nets
+
+
+def _as_stored(config: TrainingConfig, state: Mapping[str, Tensor]) -> Network:
+    """A frozen network with the positions that its state holds, which those of released weights are larger than the crops'."""
+    network = Network(config)
+    side = round((state[POSITIONS].shape[1] - 1) ** 0.5)
+    network.backbone = DinoVisionTransformer(config.model, side * config.model.patch_size)
+    network.load_state_dict(dict(state))
+    return network.requires_grad_(False).eval()
 
 
 def _on_grid_of(backbone: DinoVisionTransformer, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A network's tensors, with positions interpolated to those of `backbone`."""
-    name = "backbone.pos_embed"
     side = backbone.image_size // backbone.config.patch_size
-    return {**state, name: backbone.interpolated(state[name], side, side)}
+    return {**state, POSITIONS: backbone.interpolated(state[POSITIONS], side, side)}

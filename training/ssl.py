@@ -27,9 +27,6 @@ from training.vit import DinoVisionTransformer
 class Network(nn.Module):
     """A backbone with its two heads; student and teacher are one each. Tied heads are one module under two names."""
 
-    cls_center: Tensor
-    patch_center: Tensor
-
     def __init__(self, config: TrainingConfig) -> None:
         super().__init__()
         heads, dim = config.heads, config.model.dim
@@ -38,10 +35,46 @@ class Network(nn.Module):
         self.ibot_head = (
             self.dino_head if heads.tied else DinoHead(dim, heads.hidden, heads.ibot_bottleneck, heads.prototypes)
         )
-        if config.losses.centering == "softmax":
-            # Moving means of the teacher's scores, [K] each; the student's are never read.
-            self.register_buffer("cls_center", torch.zeros(heads.prototypes))
-            self.register_buffer("patch_center", torch.zeros(heads.prototypes))
+
+
+class Centers(nn.Module):
+    """Moving means of a teacher's scores of images and of patches, [K] each: what softmax centring takes off."""
+
+    cls: Tensor
+    patch: Tensor
+
+    def __init__(self, prototypes: int) -> None:
+        super().__init__()
+        self.register_buffer("cls", torch.zeros(prototypes))
+        self.register_buffer("patch", torch.zeros(prototypes))
+
+
+@dataclass(frozen=True)
+class Networks:
+    """`student` is trained towards what `teacher` says; `average` is the student's moving mean, and what a run is for.
+
+    Teacher and average are one network, but when a larger one is distilled. `centers` are those of the teacher's scores.
+    """
+
+    student: Network
+    teacher: Network
+    average: Network
+    centers: Centers
+
+    def to(self, device: torch.device) -> "Networks":
+        average = self.average.to(device)
+        teacher = self.teacher.to(device) if self.distils else average
+        return Networks(self.student.to(device), teacher, average, self.centers.to(device))
+
+    @property
+    def distils(self) -> bool:
+        return self.teacher is not self.average
+
+
+def fresh(config: TrainingConfig) -> Networks:
+    """The networks of a run that starts from nothing."""
+    student, teacher = student_and_teacher(config)
+    return Networks(student, teacher, teacher, Centers(config.heads.prototypes))
 
 
 @dataclass(frozen=True)
@@ -67,18 +100,17 @@ def student_and_teacher(config: TrainingConfig) -> tuple[Network, Network]:
 
 
 def losses(
-    student: Network,
-    teacher: Network,
+    nets: Networks,
     batch: Batch,
     teacher_temperature: float,
     config: TrainingConfig,
     group: dist.ProcessGroup | None,
-    hide: bool = True,
 ) -> StepLosses:
     """The forward pass of a step; `group` are the processes over which the teacher's scores are centred and KoLeo looks for neighbours.
 
-    Without `hide` the student sees the patches that the iBOT term asks for, as in distillation.
+    In distillation the student sees the patches that the iBOT term asks for.
     """
+    student, teacher, centers = nets.student, nets.teacher, nets.centers
     weights = config.losses
     global_crops, local_crops = normalised(batch.global_crops), normalised(batch.local_crops)
     mixed = torch.autocast(batch.masks.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
@@ -92,12 +124,12 @@ def losses(
         patch_targets = sinkhorn_knopp(teacher_patch_scores, teacher_temperature, weights.sinkhorn_iterations, group)
     else:
         keep = weights.center_momentum
-        cls_targets = centred(teacher_cls_scores, teacher.cls_center, teacher_temperature, keep, group)
-        patch_targets = centred(teacher_patch_scores, teacher.patch_center, teacher_temperature, keep, group)
+        cls_targets = centred(teacher_cls_scores, centers.cls, teacher_temperature, keep, group)
+        patch_targets = centred(teacher_patch_scores, centers.patch, teacher_temperature, keep, group)
 
     images, locals_ = len(batch.image_ids), config.crops.local_count
     with mixed:
-        crops: list[tuple[Tensor, Tensor | None]] = [(global_crops, batch.masks if hide else None)]
+        crops: list[tuple[Tensor, Tensor | None]] = [(global_crops, None if nets.distils else batch.masks)]
         if locals_:
             crops.append((local_crops, None))
         whole, *parts = student.backbone.forward_groups(crops)  # cls [2 b, D], patches [2 b, N, D]; cls [L b, D]

@@ -4,7 +4,6 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,8 @@ from training.vit import DinoVisionTransformer
 WRAPPERS = ("teacher", "model", "state_dict")
 PREFIXES = ("module.", "backbone.")
 CHUNKED = re.compile(r"^blocks\.\d+\.(\d+\.)")
-COMPARED = ("dim", "depth", "patch_size", "registers", "ffn")
+COMPARED = ("dim", "depth", "heads", "patch_size", "registers", "ffn")
+HEAD = 64  # channels of an attention head in every released model, which their tensors do not tell
 
 
 def load_weights(path: str, model: ModelConfig) -> DinoVisionTransformer:
@@ -31,23 +31,36 @@ def load_weights(path: str, model: ModelConfig) -> DinoVisionTransformer:
     Raises:
         LodesetError: nothing there, nothing readable, or another architecture than `model`.
     """
-    if Path(path).is_dir():
-        loaded = load_backbone(Path(path))
-        state, found, image_size = loaded.state_dict(), loaded.config, loaded.image_size
-        if found.heads != model.heads:
-            raise _another(path, {"heads": found.heads}, model)
-    else:
-        state = _read(path)
-        found, image_size = _architecture(state, model, path)
-    different = {name: getattr(found, name) for name in COMPARED if getattr(found, name) != getattr(model, name)}
-    if different:
-        raise _another(path, different, model)
+    state, image_size = _checked(path, model)
     backbone = DinoVisionTransformer(model, image_size)
     try:
         backbone.load_state_dict(state)
     except RuntimeError as error:
         raise LodesetError(f"{path} is no DINOv2 backbone: {error}") from error
     return backbone.eval()
+
+
+def check_weights(path: str, model: ModelConfig) -> None:
+    """Raises what `load_weights` would raise of the architecture, without a network, and without reading all of a file."""
+    _checked(path, model)
+
+
+def _checked(path: str, model: ModelConfig) -> tuple[dict[str, Tensor], int]:
+    """The tensors, and the side, in pixels, of the images that their positions are for."""
+    if Path(path).is_dir():
+        loaded = load_backbone(Path(path))
+        state, found, image_size = loaded.state_dict(), loaded.config, loaded.image_size
+    else:
+        state = _read(path)
+        found, image_size = _architecture(state, model, path)
+    different = {name: getattr(found, name) for name in COMPARED if getattr(found, name) != getattr(model, name)}
+    if different:
+        theirs = ", ".join(f"{name} {value}" for name, value in different.items())
+        ours = ", ".join(f"{name} {getattr(model, name)}" for name in different)
+        raise LodesetError(
+            f"{path} holds another architecture: it has {theirs}; training.model has {ours}: set training.model to it"
+        )
+    return state, image_size
 
 
 def identity(path: str) -> str:
@@ -67,17 +80,9 @@ def identity(path: str) -> str:
         ) from error
 
 
-def _another(path: str, found: Mapping[str, Any], model: ModelConfig) -> LodesetError:
-    theirs = ", ".join(f"{name} {value}" for name, value in found.items())
-    ours = ", ".join(f"{name} {getattr(model, name)}" for name in found)
-    return LodesetError(
-        f"{path} holds another architecture: it has {theirs}; training.model has {ours}: set training.model to it"
-    )
-
-
 def _read(path: str) -> dict[str, Tensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except OSError as error:
         raise LodesetError(f"no weights at {path}: {error.strerror or error}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
@@ -87,8 +92,7 @@ def _read(path: str) -> dict[str, Tensor]:
         state = inner
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise LodesetError(f"{path} holds no tensors by name: give a released DINOv2 checkpoint, or a folder")
-    renamed = {_plain(name): value for name, value in state.items() if not re.match(r"(module\.)?\w+_head\.", name)}
-    return {name: value.float() for name, value in renamed.items()}
+    return {_plain(name): value for name, value in state.items() if not re.match(r"(module\.)?\w+_head\.", name)}
 
 
 def _plain(name: str) -> str:
@@ -98,7 +102,7 @@ def _plain(name: str) -> str:
 
 
 def _architecture(state: Mapping[str, Tensor], model: ModelConfig, path: str) -> tuple[ModelConfig, int]:
-    """What the tensors say, and the side, in pixels, of the images that the positions are for; heads they do not tell."""
+    """What the tensors say, and the side, in pixels, of the images that the positions are for."""
     try:
         patch = state["patch_embed.proj.weight"].shape[-1]
         dim, tokens = state["cls_token"].shape[-1], state["pos_embed"].shape[1]
@@ -113,6 +117,7 @@ def _architecture(state: Mapping[str, Tensor], model: ModelConfig, path: str) ->
         update={
             "dim": dim,
             "depth": depth,
+            "heads": dim // HEAD,
             "patch_size": patch,
             "registers": registers,
             "ffn": "swiglu" if "blocks.0.mlp.w12.weight" in state else "mlp",

@@ -22,7 +22,7 @@ from training.export import load_backbone
 from training.launch import launch, plan_workers, train_inline
 from training.metrics import MetricsLog
 from training.schedules import step_values
-from training.ssl import clip_gradients, losses, make_optimiser, schedule, student_and_teacher, update_teacher
+from training.ssl import clip_gradients, fresh, losses, make_optimiser, schedule, student_and_teacher, update_teacher
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -83,15 +83,15 @@ def test_the_export_is_the_teacher(tmp_path: Path, index_url: str, small: Traini
 
 
 def test_losses_fall_on_a_batch_seen_again_and_again(index_url: str, small: TrainingConfig) -> None:
-    student, teacher = student_and_teacher(small)
+    nets = fresh(small)
     batch = Batches(open_index([index_url]), small, 0, 1).load(0)
-    optimiser = make_optimiser(student, small.optimiser)
+    optimiser = make_optimiser(nets.student, small.optimiser)
     for parameters in optimiser.param_groups:
         parameters["lr"] = 3e-3
     totals = []
     for step in range(40):
         torch.manual_seed(step)
-        seen = losses(student, teacher, batch, 0.07, small, None)
+        seen = losses(nets, batch, 0.07, small, None)
         totals.append(float(seen.total.detach()))
         optimiser.zero_grad()
         torch.autograd.backward(seen.total)
@@ -100,11 +100,11 @@ def test_losses_fall_on_a_batch_seen_again_and_again(index_url: str, small: Trai
 
 
 def test_bf16_losses_are_near_those_of_fp32(index_url: str, small: TrainingConfig) -> None:
-    student, teacher = student_and_teacher(small)
-    student.eval()  # no stochastic depth
+    nets = fresh(small)
+    nets.student.eval()  # no stochastic depth
     batch = Batches(open_index([index_url]), small, 0, 1).load(0)
     half = small.model_copy(update={"precision": "bf16"})
-    exact, near = (losses(student, teacher, batch, 0.07, config, None).terms for config in (small, half))
+    exact, near = (losses(nets, batch, 0.07, config, None).terms for config in (small, half))
     for name in exact:
         assert exact[name] != near[name]
         torch.testing.assert_close(exact[name], near[name], rtol=0.1, atol=0.02)
@@ -190,8 +190,8 @@ def test_a_loss_that_is_not_finite_names_its_images(
 ) -> None:
     real = losses
 
-    def poisoned(student, teacher, batch, temperature, config, group, hide):  # type: ignore[no-untyped-def]  # a stand-in
-        seen = real(student, teacher, batch, temperature, config, group, hide)
+    def poisoned(nets, batch, temperature, config, group):  # type: ignore[no-untyped-def]  # a stand-in
+        seen = real(nets, batch, temperature, config, group)
         if batch.step == 2:
             seen.terms["ibot"] = seen.terms["ibot"] * float("nan")
         return seen
@@ -243,11 +243,11 @@ def test_a_killed_worker_costs_at_most_one_checkpoint_interval(
     killed: list[int] = []
 
     def kill() -> None:
+        deadline = time.monotonic() + 300
         while not list(folder.glob("step-*")):
+            assert time.monotonic() < deadline, "no checkpoint appeared"
             time.sleep(0.01)
-        workers = [
-            p for p in psutil.process_iter(["name", "cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])
-        ]
+        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
         os.kill(workers[-1].pid, signal.SIGKILL)
         killed.append(max(int(path.name.removeprefix("step-")) for path in folder.glob("step-*")))
 
@@ -259,7 +259,7 @@ def test_a_killed_worker_costs_at_most_one_checkpoint_interval(
     assert after["resumed_step"] >= killed[0] > 0
     assert [line["step"] for line in metrics(folder)] == list(range(1, 61))
     assert_same_bits(state_of(tmp_path / "unbroken", 60), state_of(folder, 60))
-    with pytest.raises(LodesetError, match="lost a worker 1 times"):
+    with pytest.raises(LodesetError, match="lost a worker 1 times without a checkpoint in between"):
         killer = threading.Thread(target=kill)
         folder = tmp_path / "stopped"
         killer.start()

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from training.config import ModelConfig, TrainingConfig
+from training.config import ModelConfig, TrainingConfig, identity_of
 from training.schedules import step_values
 from training.ssl import Network
 
@@ -47,12 +48,18 @@ def test_what_is_said_stands_above_the_recipe_at_every_depth() -> None:
     assert config.model.drop_path == 0.3 and config.model.layerscale == 1e-5
     assert config.heads.prototypes == 4_096 and config.heads.hidden == 2_048
     assert config.crops.flip == 0 and config.crops.blur_sigma == (0.1, 2.0)
+    spelled = TrainingConfig.model_validate({**config.model_dump(), "recipe": "long"})
+    assert identity_of(spelled) == identity_of(config)  # names of defaults are no part of what a run is
     again = TrainingConfig.model_validate(config.model_dump(mode="json"))
     assert again == config  # what a worker is sent
 
 
 def test_the_defaults_are_tiny() -> None:
-    assert TrainingConfig() == TrainingConfig(recipe="tiny")
+    tiny = TrainingConfig()
+    assert (tiny.recipe, tiny.steps, tiny.batch, tiny.model.dim, tiny.model.depth) == ("tiny", 1000, 32, 128, 4)
+    for wrong in ({"recipe": ["short"]}, {"model": {"size": ["small"]}}):
+        with pytest.raises(ValidationError):
+            TrainingConfig.model_validate(wrong)
     assert ModelConfig(size="base").dim == 768 and ModelConfig(size="base", dim=96).dim == 96
 
 

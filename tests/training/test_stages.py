@@ -1,5 +1,6 @@
 """What follows a run: a last stage at a higher resolution, and a smaller model that learns from the finished one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,14 +8,17 @@ import torch
 from pydantic import ValidationError
 
 from pipeline.dag.stage import Context, Outcome, Stage
+from pipeline.errors import LodesetError
 from training import graph
 from training.checkpoint import newest_checkpoint
-from training.config import TrainingConfig, distilling, finishing
+from training.config import DistillConfig, TrainingConfig, distilling, finishing, identity_of
 from training.data import Batches, open_index
 from training.export import load_backbone
 from training.launch import train_inline
+from training.metrics import MetricsLog
 from training.origin import Origin, networks
 from training.ssl import losses
+from training.vit import DinoVisionTransformer
 
 SHARDS = {"write_shards/all": Stage("write_shards", "all", 1, "ray", lambda context: never(context), {})}
 
@@ -27,7 +31,7 @@ def never(context: Context) -> Outcome:
 def whole(small: TrainingConfig) -> TrainingConfig:
     tree = small.model_dump() | {
         "finish": {"global_size": 48, "steps": 3},
-        "distill": {"model": {"dim": 8, "depth": 1, "heads": 1, "drop_path": 0.5}, "steps": 4},
+        "distill": {"model": {"dim": 8, "depth": 1, "heads": 1}, "steps": 4},
     }
     return TrainingConfig.model_validate(tree)
 
@@ -41,7 +45,8 @@ def trained(tmp_path: Path, index_url: str, whole: TrainingConfig) -> Origin:
 def test_derived_runs_say_what_changes_and_what_does_not(whole: TrainingConfig) -> None:
     last, smaller = finishing(whole), distilling(whole)
     assert (last.crops.global_size, last.crops.local_size, last.steps, last.batch) == (48, 16, 3, 8)
-    assert last.model == whole.model and last.optimiser == whole.optimiser
+    assert last.model == whole.model and last.optimiser.base_lr == whole.optimiser.base_lr / 10
+    assert smaller.model.registers == whole.model.registers == 1  # as the teacher, where nothing is said
     assert (smaller.model.dim, smaller.model.drop_path, smaller.optimiser.base_lr) == (8, 0.0, 1e-3)
     assert smaller.masking.probability == 1 and smaller.masking.ratio == (1, 1)
     assert smaller.heads == whole.heads and smaller.crops == whole.crops
@@ -77,13 +82,13 @@ def test_a_smaller_model_learns_from_one_that_stays_as_it_is(
 
     batch = Batches(open_index([index_url]), config, 0, 1).load(0)
     assert bool(batch.masks.all())  # every patch of both global crops has a patch-level term
-    seen = losses(nets.student, nets.teacher, batch, 0.04, config, None, hide=False)
-    hidden = losses(nets.student, nets.teacher, batch, 0.04, config, None)
+    seen = losses(nets, batch, 0.04, config, None)
+    hidden = losses(replace(nets, average=nets.teacher), batch, 0.04, config, None)  # as if it were no distillation
     assert not torch.equal(seen.terms["ibot"], hidden.terms["ibot"])
     seen.total.backward()
     with torch.no_grad():
         nets.student.backbone.mask_token.add_(1.0)  # which no crop of this run contains
-    again = losses(nets.student, nets.teacher, batch, 0.04, config, None, hide=False)
+    again = losses(nets, batch, 0.04, config, None)
     assert all(torch.equal(again.terms[name], seen.terms[name]) for name in seen.terms)
 
     train_inline(config, [index_url], tmp_path / "distill", origin)
@@ -93,7 +98,7 @@ def test_a_smaller_model_learns_from_one_that_stays_as_it_is(
     found = newest_checkpoint(
         tmp_path / "distill",
         {
-            "training": config.model_dump(mode="json", exclude=graph.NOT_IDENTITY),
+            "training": identity_of(config),
             "images": open_index([index_url]).digest(),
             "origin": "train",
         },
@@ -101,6 +106,72 @@ def test_a_smaller_model_learns_from_one_that_stays_as_it_is(
     assert found is not None and found[0] == 4
     average = found[1]["teacher"]
     assert torch.equal(average["backbone.norm.weight"], exported.norm.weight)
+
+
+def test_released_weights_are_distilled_on_their_own_grid(
+    tmp_path: Path, index_url: str, small: TrainingConfig
+) -> None:
+    """Weights for 40 pixels, trained on at 32, then taught: the teacher keeps the positions that were stored for 40."""
+    model = small.model.model_copy(update={"dim": 64, "heads": 1})
+    config = small.model_copy(
+        update={
+            "model": model,
+            "distill": DistillConfig(model=small.model_copy().model.model_copy(update={"drop_path": 0.0}), steps=3),
+        }
+    )
+    torch.save(DinoVisionTransformer(model, 40).state_dict(), tmp_path / "released.pth")
+    train_inline(
+        config, [index_url], tmp_path / "train", Origin(path=str(tmp_path / "released.pth"), digest="released")
+    )
+    state = tmp_path / "train" / "step-0000006" / "state.pt"
+    origin = Origin(path=str(state), digest="train", of=config, distil=True)
+    assert networks(distilling(config), origin).teacher.backbone.image_size == 40
+    train_inline(distilling(config), [index_url], tmp_path / "distill", origin)
+    assert load_backbone(tmp_path / "distill").config.dim == 16
+    state.unlink()
+    with pytest.raises(LodesetError, match="which this run starts from, is gone"):
+        networks(distilling(config), origin)
+
+
+@pytest.mark.parametrize("distils", [False, True])
+def test_what_starts_from_another_run_resumes_exactly(
+    tmp_path: Path, index_url: str, small: TrainingConfig, distils: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With moving means as centres and tied heads: both are state that a checkpoint must hold."""
+    tree = small.model_dump() | {
+        "losses": {"centering": "softmax"},
+        "heads": small.heads.model_dump() | {"tied": True},
+        "finish": {"global_size": 48, "steps": 6},
+        "distill": {"model": {"dim": 8, "depth": 1, "heads": 1}, "steps": 6},
+    }
+    whole = TrainingConfig.model_validate(tree)
+    train_inline(whole, [index_url], tmp_path / "train")
+    origin = Origin(
+        path=str(tmp_path / "train" / "step-0000006" / "state.pt"), digest="train", of=whole, distil=distils
+    )
+    config = distilling(whole) if distils else finishing(whole)
+    trained = torch.load(origin.path, weights_only=True)
+    assert trained["centers"]["cls"].any() and trained["centers"]["patch"].any()
+    assert torch.equal(networks(config, origin).centers.cls, trained["centers"]["cls"])
+
+    train_inline(config, [index_url], tmp_path / "unbroken", origin)
+    append = MetricsLog.append
+
+    def stop_at_five(log: MetricsLog, line: dict[str, float]) -> None:
+        append(log, line)
+        if line["step"] == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(MetricsLog, "append", stop_at_five)
+        train_inline(config, [index_url], tmp_path / "broken", origin)
+    assert train_inline(config, [index_url], tmp_path / "broken", origin)["resumed_step"] == 3
+    states = [
+        torch.load(tmp_path / name / "step-0000006" / "state.pt", weights_only=True) for name in ("unbroken", "broken")
+    ]
+    for part in ("student", "teacher", "centers"):
+        assert all(torch.equal(value, states[1][part][key]) for key, value in states[0][part].items())
+    assert not torch.equal(states[0]["centers"]["cls"], trained["centers"]["cls"])
 
 
 def test_each_stage_reads_the_one_before(whole: TrainingConfig) -> None:
@@ -118,6 +189,7 @@ def test_each_stage_reads_the_one_before(whole: TrainingConfig) -> None:
         ({"finish": {"global_size": 50}}, "finish: .*global_size 50 is not a multiple of patch_size 8: use 48"),
         ({"distill": {"steps": 5, "model": {"patch_size": 4}}}, "patches of 4 pixels cannot learn from those of 8"),
         ({"distill": {"steps": 5, "batch": 3, "model": {}}, "workers": 2}, "distill: .*cannot share a batch of 3"),
+        ({"distill": {"steps": 5, "model": {"drop_path": 0.1}}}, "no sample skips a branch in distillation"),
     ],
 )
 def test_stages_that_cannot_be_are_refused(small: TrainingConfig, changed: dict[str, object], told: str) -> None:

@@ -1,5 +1,6 @@
 """Names, shapes and arithmetic of the backbone, and its Hugging Face form."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from pipeline.errors import LodesetError
 from training.config import ModelConfig
 from training.export import export, load_backbone
-from training.vit import Block, DinoVisionTransformer
+from training.vit import Attention, Block, DinoVisionTransformer
 
 BLOCK = {
     "norm1.weight": (384,),
@@ -98,6 +99,57 @@ def test_stochastic_depth_keeps_the_mean_and_skips_samples() -> None:
         assert bool((whole.all(dim=2).sum(dim=1) == batch // 2).all())
     torch.testing.assert_close(drawn[~skipped].std(), 2 * dense.std(), rtol=0.1, atol=0)
     torch.testing.assert_close(drawn.mean(0), dense, rtol=0, atol=0.25 * float(dense.abs().max()))
+
+
+def test_the_packed_residual_has_the_gradients_of_the_plain_one() -> None:
+    """In place and gathered, against: every crop computed, and those that are skipped multiplied by nought."""
+    net = model(drop_path=0.5).train()
+    shapes = [(4, 5), (6, 3)]
+    block = net.blocks[0]
+    assert isinstance(block, Block)
+    start = torch.randn(38, 24)
+
+    def gradients(step: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+        net.zero_grad()
+        x = start.clone().requires_grad_()
+        torch.autograd.backward((step(x * 1.0) ** 2).sum())
+        return [x.grad, *(p.grad for p in block.parameters() if p.grad is not None)]  # type: ignore[list-item]
+
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(3)
+        for branch in (block.attention_branch, block.mlp_branch):
+            kept = []
+            for batch, tokens in shapes:
+                rows = torch.randperm(batch)[: batch // 2]
+                weight = torch.zeros(batch, tokens, 1)
+                weight[rows] = 2.0
+                kept.append(weight.flatten(0, 1))
+            x = x + torch.cat(kept) * branch(x, shapes)
+        return x
+
+    def packed(x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(3)
+        return block(x, shapes)
+
+    for ours, theirs in zip(gradients(packed), gradients(plain), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_explicit_attention_in_bf16_is_the_fused_one() -> None:
+    attention = Attention(24, 3)
+    for batch, tokens in ((3, 7), (2, 65)):
+        found = []
+        for explicit in (512, 0):  # tokens up to which products are explicit
+            with pytest.MonkeyPatch.context() as patched, torch.autocast("cpu", torch.bfloat16):
+                patched.setattr("training.vit.EXPLICIT_TOKENS", explicit)
+                torch.manual_seed(0)
+                x = torch.randn(batch * tokens, 24, requires_grad=True)
+                out = attention(x, [(batch, tokens)])
+                torch.autograd.backward(out.float().square().sum())
+                found.append((out.detach().float(), x.grad))
+        for ours, theirs in zip(*found, strict=True):
+            assert ours is not None and theirs is not None
+            assert float((ours - theirs).abs().max()) < 0.02 * float(theirs.abs().max())
 
 
 def test_groups_of_crops_are_told_as_each_alone() -> None:

@@ -6,16 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from pipeline.errors import LodesetError
-from training.config import ModelConfig, TrainingConfig
+from training.config import ModelConfig, TrainingConfig, WeightsConfig
 from training.export import export, export_onnx
 from training.launch import train_inline
 from training.origin import Origin, networks
 from training.vit import DinoVisionTransformer
 from training.weights import identity, load_weights
 
-MODEL = ModelConfig(patch_size=8, dim=24, depth=2, heads=3, registers=2)
+MODEL = ModelConfig(patch_size=8, dim=128, depth=2, heads=2, registers=2)
 
 
 def backbone(model: ModelConfig = MODEL, image_size: int = 40) -> DinoVisionTransformer:
@@ -54,18 +55,27 @@ def test_a_checkpoint_of_the_authors_code_gives_its_teacher(tmp_path: Path) -> N
 def test_a_folder_in_the_form_of_hugging_face_is_weights_too(tmp_path: Path) -> None:
     export(backbone(), tmp_path)
     assert same(load_weights(str(tmp_path), MODEL), backbone())
-    assert identity(str(tmp_path)) == identity(str(tmp_path))
+    before = identity(str(tmp_path))
+    for name in ("config.json", "model.safetensors"):
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data + b" ")
+        assert identity(str(tmp_path)) != before
+        (tmp_path / name).write_bytes(data)
+    assert identity(str(tmp_path)) == before
 
 
 def test_another_architecture_is_told_with_the_numbers(tmp_path: Path) -> None:
     torch.save(backbone().state_dict(), tmp_path / "released.pth")
     wanted = ModelConfig(patch_size=8, dim=32, depth=3, heads=4)
-    told = r"it has dim 24, depth 2, registers 2; training.model has dim 32, depth 3, registers 0"
+    told = r"it has dim 128, depth 2, heads 2, registers 2; training.model has dim 32, depth 3, heads 4, registers 0"
     with pytest.raises(LodesetError, match=told):
         load_weights(str(tmp_path / "released.pth"), wanted)
     export(backbone(), tmp_path / "folder")
-    with pytest.raises(LodesetError, match=r"it has heads 3; training.model has heads 4"):
-        load_weights(str(tmp_path / "folder"), MODEL.model_copy(update={"heads": 4}))
+    for path in ("folder", "released.pth"):
+        with pytest.raises(LodesetError, match=r"it has heads 2; training.model has heads 4"):
+            load_weights(str(tmp_path / path), MODEL.model_copy(update={"heads": 4}))
+    with pytest.raises(ValidationError, match="is a URL: download it"):
+        WeightsConfig(path="https://dl.fbaipublicfiles.com/dinov2_vits14_pretrain.pth")
 
 
 def test_what_is_no_backbone_is_refused(tmp_path: Path) -> None:
@@ -87,7 +97,7 @@ def test_what_is_no_backbone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LodesetError, match="is no DINOv2 backbone"):
         load_weights(str(path), MODEL)
     state = backbone().state_dict()
-    torch.save(state | {"pos_embed": torch.zeros(1, 8, 24)}, path)
+    torch.save(state | {"pos_embed": torch.zeros(1, 8, 128)}, path)
     with pytest.raises(LodesetError, match="7 positions are no square grid"):
         load_weights(str(path), MODEL)
     state.pop("norm.bias")
@@ -98,6 +108,7 @@ def test_what_is_no_backbone_is_refused(tmp_path: Path) -> None:
 
 def test_training_goes_on_from_weights(tmp_path: Path, index_url: str, small: TrainingConfig) -> None:
     """Positions keep the grid they are stored for, larger than that of the crops; the first step sees these weights."""
+    small = small.model_copy(update={"model": small.model.model_copy(update={"dim": 64, "heads": 1})})
     torch.save(backbone(small.model, 40).state_dict(), tmp_path / "released.pth")
     origin = Origin(path=str(tmp_path / "released.pth"), digest=identity(str(tmp_path / "released.pth")))
     nets = networks(small, origin)
