@@ -1,10 +1,14 @@
 """The published recipes: their numbers, and that what a user says stands above them."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 
-from training.config import ModelConfig, TrainingConfig, identity_of
+from training.config import ModelConfig, TrainingConfig, distilling, finishing, identity_of
 from training.schedules import step_values
 from training.ssl import Network
 
@@ -68,3 +72,12 @@ def test_the_published_heads_have_their_shapes() -> None:
         long = Network(TrainingConfig.model_validate({"recipe": "long", "model": {"depth": 1}}))
     assert long.dino_head.prototypes.shape == (131_072, 384) and long.ibot_head.prototypes.shape == (131_072, 256)
     assert long.backbone.blocks[0].mlp.w12.weight.shape == (5_472, 1_024)
+
+
+def test_the_readme_shows_a_configuration_that_is_one() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)]
+    (shown,) = (block["training"] for block in blocks if block.get("training", {}).get("weights"))
+    config = TrainingConfig.model_validate(shown)
+    assert config.model.layerscale == finishing(config).model.layerscale == distilling(config).model.layerscale == 1e-5
+    assert distilling(config).model.registers == 4 and finishing(config).crops.global_size == 518
