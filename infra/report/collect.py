@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from itertools import islice, zip_longest
 from typing import Any
 
@@ -21,21 +19,18 @@ from infra.report.contents import (
     Dropped,
     Group,
     Leaked,
-    PruneReport,
     Query,
     Reject,
     Rejected,
     Report,
     Retrieved,
-    Scores,
     Shards,
     Similarity,
     Step,
-    Training,
-    Variant,
 )
-from infra.report.pictures import png_uri, public, short_name
+from infra.report.pictures import public, short_name
 from infra.report.scored import scored
+from infra.report.trained import pruned_of, scores_of, training_of
 from pipeline import records
 from pipeline.dag.stage import Stage
 from pipeline.dag.store import Artifact, File, Store
@@ -47,7 +42,6 @@ GROUPS_SHOWN, GROUP_PICTURES = 6, 9  # the largest, and as many drawn at random;
 LEAKS_SHOWN, INCLUDED_SHOWN = 12, 4  # pairs
 CLUSTERS_SHOWN, CLUSTER_PICTURES = 8, 12
 QUERIES_SHOWN, HITS_SHOWN = 14, 6  # queries over all sets, at most 3 a set; hits of each
-POINTS = 400  # of a training curve
 CANDIDATES = 100  # images looked up as having no vector
 
 Row = dict[str, Any]
@@ -75,9 +69,9 @@ def collect(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, A
         retrieved=_retrieved(store, artifacts),
         shared=artifacts["retrieve/all"].details["shared"] if "retrieve/all" in artifacts else None,
         shards=_shards(store, written) if written else None,
-        training=_training(store, trained) if trained else None,
-        scores=_scores(store, evaluated) if evaluated else (),
-        pruned=_pruned(pruned) if pruned else (),
+        training=training_of(store, trained) if trained else None,
+        scores=scores_of(store, evaluated) if evaluated else (),
+        pruned=pruned_of(pruned) if pruned else (),
         absent={name: _absent(stages, artifacts, name) for name in
                 ("ingest", "dedup", "calibrate", "cluster", "retrieve", "write_shards", "train", "evaluate", "prune")},
     )  # fmt: skip
@@ -383,39 +377,4 @@ def _shards(store: Store, artifact: Artifact) -> Shards:
     changes = tuple((change, why, n) for change in ("added", "removed") for why, n in since.get(change, {}).items())
     return Shards(
         folder, artifact.rows.kept, told["size_bytes"], artifact.tables["shards"], changes, int(told["dead_bytes"])
-    )
-
-
-# -- training, pruning
-
-
-def _training(store: Store, artifact: Artifact) -> Training:
-    lines: list[dict[str, float]] = []
-    for file in artifact.tables["metrics"]:
-        if file.path.endswith(".jsonl"):
-            lines += [json.loads(line) for line in (store.read(file.path) or b"").decode().splitlines() if line]
-    step = -(-len(lines) // POINTS) or 1
-    return Training(artifact.details, (*lines[:-1:step], *lines[-1:]))
-
-
-def _scores(store: Store, artifact: Artifact) -> tuple[Scores, ...]:
-    seen = store.table(artifact.tables.get("pictures", ()), None, records.PICTURES).to_pylist()
-    names = [f.name for f in fields(Scores) if f.name not in ("target", "pictures", "pictured")]
-    found = []
-    for target, tree in artifact.details["targets"].items():
-        rows = [row for row in seen if row["set"] == target]
-        pictures = tuple((row["image_id"], png_uri(row["image"]), png_uri(row["picture"])) for row in rows)
-        pictured = rows[0]["network"] if rows else ""
-        found.append(Scores(target=target, pictures=pictures, pictured=pictured, **{n: tree[n] for n in names}))
-    return tuple(found)
-
-
-def _pruned(artifact: Artifact) -> tuple[PruneReport, ...]:
-    names = [f.name for f in fields(Variant)]
-    plain = [f.name for f in fields(PruneReport) if f.name != "variants"]
-    return tuple(
-        PruneReport(
-            **{n: tree[n] for n in plain}, variants=tuple(Variant(**{n: v[n] for n in names}) for v in tree["variants"])
-        )
-        for tree in artifact.details["jobs"]
     )

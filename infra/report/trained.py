@@ -1,0 +1,45 @@
+"""What training, evaluation and pruning left in the store -> what the page shows of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+from infra.report.contents import PruneReport, Scores, Training, Variant
+from infra.report.pictures import png_uri
+from pipeline import records
+from pipeline.dag.store import Artifact, Store
+
+POINTS = 400  # of a training curve
+
+
+def training_of(store: Store, artifact: Artifact) -> Training:
+    lines: list[dict[str, float]] = []
+    for file in artifact.tables["metrics"]:
+        if file.path.endswith(".jsonl"):
+            lines += [json.loads(line) for line in (store.read(file.path) or b"").decode().splitlines() if line]
+    step = -(-len(lines) // POINTS) or 1
+    return Training(artifact.details, (*lines[:-1:step], *lines[-1:]))
+
+
+def scores_of(store: Store, artifact: Artifact) -> tuple[Scores, ...]:
+    seen = store.table(artifact.tables.get("pictures", ()), None, records.PICTURES).to_pylist()
+    names = [f.name for f in fields(Scores) if f.name not in ("target", "pictures", "pictured")]
+    found = []
+    for target, tree in artifact.details["targets"].items():
+        rows = [row for row in seen if row["set"] == target]
+        pictures = tuple((row["image_id"], png_uri(row["image"]), png_uri(row["picture"])) for row in rows)
+        pictured = rows[0]["network"] if rows else ""
+        found.append(Scores(target=target, pictures=pictures, pictured=pictured, **{n: tree[n] for n in names}))
+    return tuple(found)
+
+
+def pruned_of(artifact: Artifact) -> tuple[PruneReport, ...]:
+    names = [f.name for f in fields(Variant)]
+    plain = [f.name for f in fields(PruneReport) if f.name != "variants"]
+    return tuple(
+        PruneReport(
+            **{n: tree[n] for n in plain}, variants=tuple(Variant(**{n: v[n] for n in names}) for v in tree["variants"])
+        )
+        for tree in artifact.details["jobs"]
+    )
