@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from report_world import HOSTILE, ORDER, World, make_world, table
 
-from infra.report import collect, pictures
+from infra.report import collect, pictures, trained
 from infra.report.contents import Copy
 from infra.report.render import REASONS, flow, render, tiles
 from pipeline import records
