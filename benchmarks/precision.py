@@ -22,7 +22,6 @@ from training.augment import augment
 from training.data import Batch, view_major
 from training.masking import block_mask, mask_counts
 from training.schedules import step_values
-from training.ssl import clip_gradients, losses, schedule, update_teacher
 
 STEPS, MEASURED, PHOTOGRAPHS, DROP_PATH = 200, 150, 400, 0.3
 
@@ -48,15 +47,8 @@ def learn(path: str, precision: str, seed: int) -> dict[str, float]:
             masks=torch.from_numpy(np.stack([block_mask(rng, side, side, int(count)) for count in counts])),
             skipped=(),
         )
-        values = step_values(run.config, step)
         torch.manual_seed(seed * STEPS + step)  # stochastic depth
-        schedule(run.optimiser, values)
-        told = losses(run.nets, batch, values.teacher_temperature, run.config, None)
-        run.optimiser.zero_grad()
-        torch.autograd.backward(told.total)
-        clip_gradients(run.nets.student, run.config.optimiser.clip_norm)
-        run.optimiser.step()
-        update_teacher(run.nets.student, run.nets.average, values.momentum)
+        told = run.learn(batch, step_values(run.config, step))
         if step >= MEASURED:
             for name, term in told.terms.items():
                 seen.setdefault(name, []).append(float(term.detach()))

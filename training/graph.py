@@ -51,10 +51,8 @@ from training.weights import check_weights, identity, load_weights
 TRAIN_VERSION = 2
 EVALUATE_VERSION = 2
 FEATURES, PICTURES = "evaluate_features", "evaluate_pictures"
-PICTURED, ENLARGED = (
-    8,
-    2,
-)  # images of a target set in pictures, seen at so many times the side that the network was trained at
+PICTURED = 8  # images of a target set in pictures
+ENLARGED = 2  # times the side that the network was trained at, for pictures
 # What `evaluate` calls the network of each stage that trains, the same network before, and the embedder that curated.
 NETWORKS = {"train": "trained", "finish": "finished", "distill": "distilled"}
 UNTRAINED, EMBEDDER = "untrained", "embedder"
@@ -298,7 +296,8 @@ def _networks(context: Context) -> dict[str, Trained]:
         folder = context.store.path(str(artifact.details["folder"]))
         networks[NETWORKS[stage]] = Trained(artifact.tables["model"][0].sha256, config, folder)
     first: TrainingConfig = configs["train"]
-    start = digest(first.model.model_dump(), first.seed, identity(first.weights.path) if first.weights else None)
+    told = context.stage.inputs["train"].stage.config
+    start = digest(told["model"], first.seed, told.get("weights"))
     return networks | {UNTRAINED: Trained(start, first, None)}
 
 

@@ -55,14 +55,14 @@ def launch(
         "folder": str(folder.resolve()),
         "origin": origin.model_dump(mode="json") if origin is not None else None,
     }
-    restarts = in_vain = 0
+    restarts = in_a_row = 0
     newest = newest_step(folder)
     while (lost := _fit(config, arguments, cpus)) is not None:
         before, newest = newest, newest_step(folder)
-        in_vain = 0 if newest > before else in_vain + 1
-        if in_vain > config.max_failures or not config.max_failures:
+        in_a_row = 1 if newest > before else in_a_row + 1
+        if in_a_row > config.max_failures:
             raise LodesetError(
-                f"training lost a worker {in_vain or 1} times without a checkpoint in between, the last time so: {lost}: look at the "
+                f"training lost a worker {in_a_row} times without a checkpoint in between, the last time so: {lost}: look at the "
                 "machine's memory and logs, then run again; it goes on from the newest checkpoint "
                 f"(training.max_failures is {config.max_failures})"
             )
@@ -102,10 +102,10 @@ def _fit(config: TrainingConfig, arguments: dict[str, Any], cpus: int) -> str | 
             told = [failure for failure in map(_cause, failures) if failure is not None]
             if told:
                 raise told[0] from None
-            first = _root(failures[0])
             lost = next((found for found in map(_lost, failures) if found is not None), None)
             if lost is not None:
                 return lost
+            first = _root(failures[0])
             raise LodesetError(
                 f"training failed on {len(failures)} of {workers} workers: {type(first).__name__}: {last_line(first)}"
             ) from error
@@ -165,9 +165,8 @@ def _lost(failure: BaseException) -> str | None:
     if gone is not None:
         return f"{type(gone).__name__}: {last_line(gone)}"
     for seen in _chain(failure):
-        told = last_line(seen)
         if type(seen).__name__ == "WorkerHealthCheckTimeoutError" or any(sign in str(seen) for sign in LOST):
-            return told
+            return last_line(seen)
     return None
 
 

@@ -1,7 +1,8 @@
 """A few hundred drawn images in real shards, and a configuration that trains on them in seconds."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from builders import write_shards
 from PIL import Image
 
 from training.config import TrainingConfig
+from training.metrics import MetricsLog
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +52,27 @@ def small() -> TrainingConfig:
             "heads": {"prototypes": 12, "hidden": 16, "dino_bottleneck": 8, "ibot_bottleneck": 8},
         }
     )
+
+
+class Interrupted(Exception):
+    """Stands in for a kill."""
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """Within `interrupted(step)` a run ends right after it has logged that step."""
+
+    @contextmanager
+    def at(step: int) -> Iterator[None]:
+        append = MetricsLog.append
+
+        def stop(log: MetricsLog, line: dict[str, float]) -> None:
+            append(log, line)
+            if line["step"] == step:
+                raise Interrupted
+
+        with monkeypatch.context() as patched, pytest.raises(Interrupted):
+            patched.setattr(MetricsLog, "append", stop)
+            yield
+
+    return at

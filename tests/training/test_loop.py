@@ -6,7 +6,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
@@ -20,7 +21,6 @@ from training.config import TrainingConfig
 from training.data import Batches, open_index
 from training.export import load_backbone
 from training.launch import launch, plan_workers, train_inline
-from training.metrics import MetricsLog
 from training.schedules import step_values
 from training.ssl import clip_gradients, fresh, losses, make_optimiser, schedule, student_and_teacher, update_teacher
 
@@ -43,25 +43,16 @@ def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> 
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
-class Killed(Exception):
-    pass
-
-
 def test_a_resumed_run_is_bit_identical_to_an_unbroken_one(
-    tmp_path: Path, index_url: str, small: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    index_url: str,
+    small: TrainingConfig,
+    interrupted: Callable[[int], AbstractContextManager[None]],
 ) -> None:
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     summary = train_inline(small, [index_url], unbroken)
 
-    append = MetricsLog.append
-
-    def kill_at_five(log: MetricsLog, line: dict[str, float]) -> None:
-        append(log, line)
-        if line["step"] == 5:
-            raise Killed
-
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(MetricsLog, "append", kill_at_five)
+    with interrupted(5):
         train_inline(small, [index_url], broken)
     assert [line["step"] for line in metrics(broken)] == [1, 2, 3, 4, 5]
     resumed = train_inline(small, [index_url], broken)

@@ -1,5 +1,7 @@
 """What follows a run: a last stage at a higher resolution, and a smaller model that learns from the finished one."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +17,11 @@ from training.config import DistillConfig, TrainingConfig, distilling, finishing
 from training.data import Batches, open_index
 from training.export import load_backbone
 from training.launch import train_inline
-from training.metrics import MetricsLog
 from training.origin import Origin, networks
 from training.ssl import losses
 from training.vit import DinoVisionTransformer
 
+Interruption = Callable[[int], AbstractContextManager[None]]
 SHARDS = {"write_shards/all": Stage("write_shards", "all", 1, "ray", lambda context: never(context), {})}
 
 
@@ -131,7 +133,7 @@ def test_released_weights_are_distilled_on_their_own_grid(
 
 @pytest.mark.parametrize("distils", [False, True])
 def test_what_starts_from_another_run_resumes_exactly(
-    tmp_path: Path, index_url: str, small: TrainingConfig, distils: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, index_url: str, small: TrainingConfig, distils: bool, interrupted: Interruption
 ) -> None:
     """With moving means as centres and tied heads: both are state that a checkpoint must hold."""
     tree = small.model_dump() | {
@@ -151,15 +153,7 @@ def test_what_starts_from_another_run_resumes_exactly(
     assert torch.equal(networks(config, origin).centers.cls, trained["centers"]["cls"])
 
     train_inline(config, [index_url], tmp_path / "unbroken", origin)
-    append = MetricsLog.append
-
-    def stop_at_five(log: MetricsLog, line: dict[str, float]) -> None:
-        append(log, line)
-        if line["step"] == 5:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(MetricsLog, "append", stop_at_five)
+    with interrupted(5):
         train_inline(config, [index_url], tmp_path / "broken", origin)
     assert train_inline(config, [index_url], tmp_path / "broken", origin)["resumed_step"] == 3
     states = [
