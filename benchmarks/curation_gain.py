@@ -106,7 +106,7 @@ def dictionary(work: Path, arm: str, seed: int) -> None:
     from pipeline.algorithms.images import decode
     from pipeline.embedders import patches
     from pipeline.embedders.config import PatchDictionary
-    from training.data import open_index
+    from training.index import open_index
 
     index = open_index([index_of(work, arm, seed)])
     config = PatchDictionary(seed=seed)
@@ -124,9 +124,9 @@ def vit(work: Path, arm: str, seed: int, steps: int) -> None:
     import torch
 
     from training.config import TrainingConfig
-    from training.data import open_index
     from training.evaluate import features
     from training.export import load_backbone
+    from training.index import Shards, open_index
     from training.launch import train_inline
 
     torch.set_num_threads(1)
@@ -145,7 +145,7 @@ def vit(work: Path, arm: str, seed: int, steps: int) -> None:
         }
     )
     index, folder = index_of(work, arm, seed), work / f"runs/{arm}-{seed}-{steps}"
-    train_inline(config, [index], folder)
+    train_inline(config, Shards(index=(index,)), folder)
     model = load_backbone(folder)
 
     def unit(some: list[Any]) -> NDArray[np.float32]:

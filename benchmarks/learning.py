@@ -24,6 +24,7 @@ from pipeline.algorithms.images import decode
 from training.checkpoint import MARKER, STATE
 from training.config import TrainingConfig
 from training.evaluate import features, knn_accuracy
+from training.index import Shards
 from training.launch import launch
 from training.metrics import FILE as METRICS
 from training.ssl import student_and_teacher
@@ -63,7 +64,7 @@ def main() -> None:
     index, gallery_path, test_path, folder = sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4])
     config = config_of(int(sys.argv[5]) if len(sys.argv) > 5 else STEPS)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    summary = launch(config, [index], folder, cpus=2)
+    summary = launch(config, Shards(index=(index,)), folder, cpus=2)
     ray.shutdown()
     print(json.dumps(summary), flush=True)
 

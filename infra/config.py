@@ -28,6 +28,16 @@ class Config(CurationConfig):
         return self
 
     @model_validator(mode="after")
+    def _weighs_sets_that_are_there(self) -> Config:
+        known = [one.name for one in self.curated]
+        for name in self.training.mix if self.training is not None else ():
+            if name not in known:
+                raise ValueError(
+                    f"training.mix.{name}: no curated set has this name: {', '.join(known) or 'there is none'}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _prunes_what_is_trained(self) -> Config:
         if not self.pruning:
             return self

@@ -40,9 +40,9 @@ from pruning.report import METHODS, Method, row, variant
 from training import cost
 from training.augment import normalised
 from training.config import TrainingConfig
-from training.data import open_index
 from training.evaluate import centre_square, features
 from training.export import load_backbone
+from training.index import open_index
 from training.targets import Target, accuracies, read_target
 from training.vit import DinoVisionTransformer
 

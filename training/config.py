@@ -171,6 +171,16 @@ class WeightsConfig(Strict):
         return self
 
 
+class CacheConfig(Strict):
+    """A local disk for shards that lie far away."""
+
+    folder: str = Field(description="where every machine keeps copies of whole shards, for all of its processes")
+    size_gb: float = Field(
+        gt=0,
+        description="what it may hold, GiB; where the shards are more, an epoch is shuffled in blocks of shards of half that size",
+    )
+
+
 class FinishConfig(Strict):
     """A last stage at a higher resolution, from the trained student and teacher on (DINOv2, section 5)."""
 
@@ -222,6 +232,13 @@ class TrainingConfig(Strict):
         0, ge=0, description="processes a worker that decode and crop ahead; 0: the worker does it itself"
     )
     max_pixels: int = Field(100_000_000, ge=1, description="largest image that is decoded, pixels; others are skipped")
+    cache: CacheConfig | None = Field(
+        None, description="a local disk for shards that lie far away; none: images are read where they lie"
+    )
+    mix: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict,
+        description="how often an epoch shows the images of a curated set, 0.5 or 3 times say; once where nothing is said",
+    )
     log_every: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl")
     checkpoint_every: int = Field(100, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept on disk")
@@ -294,7 +311,12 @@ class TrainingConfig(Strict):
 
 ALONE: dict[str, Any] = {"weights": None, "finish": None, "distill": None}
 _SPEED = ("workers", "loader_processes", "log_every", "checkpoint_every", "keep_checkpoints", "max_failures")
-_NOT_IDENTITY: dict[str, Any] = dict.fromkeys(("recipe", *_SPEED, *ALONE), True) | {"model": {"size"}}
+# Left out where they are empty, as if they did not exist.
+_NOTHING: dict[str, Any] = {"cache": None, "mix": {}}
+_NOT_IDENTITY: dict[str, Any] = dict.fromkeys(("recipe", *_SPEED, *ALONE), True) | {
+    "model": {"size"},
+    "cache": {"folder"},
+}
 
 
 def identity_of(config: TrainingConfig) -> dict[str, Any]:
@@ -304,7 +326,8 @@ def identity_of(config: TrainingConfig) -> dict[str, Any]:
     only stands for other values (recipe, size). A run may go on with another number of workers: batches and losses stay the
     same, the last bits of the weights do not, nor, with `drop_path`, which samples of a batch skip a branch.
     """
-    return config.model_dump(mode="json", exclude=_NOT_IDENTITY)
+    tree = config.model_dump(mode="json", exclude=_NOT_IDENTITY)
+    return {name: value for name, value in tree.items() if name not in _NOTHING or value != _NOTHING[name]}
 
 
 def finishing(config: TrainingConfig) -> TrainingConfig:

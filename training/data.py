@@ -3,21 +3,15 @@
 What a batch holds depends on (seed, step, global batch) alone: not on the number of workers or loader processes, nor
 on where a run was interrupted. All randomness is drawn from generators keyed by those numbers and a purpose.
 
-Shapes: n images of the index, b images a worker and step, L local crops, N patches a global crop.
+Shapes: b images a worker and step, L local crops, N patches a global crop.
 """
 
-import hashlib
-import posixpath
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Literal
+from pathlib import Path
 
 import cv2
-import fsspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -26,134 +20,13 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.algorithms.images import Unreadable, decode
 from pipeline.errors import LodesetError
 from training.augment import augment
+from training.cache import ShardCache
 from training.config import TrainingConfig
+from training.index import ShardIndex
 from training.masking import block_mask, mask_counts
+from training.order import Blocks, Floats, Order, generator
 
-INDEX_COLUMNS = ("image_id", "shard", "offset", "size_bytes")
 UNREADABLE_IN_A_ROW = 100  # replacements tried before a run gives up
-PURPOSES = ("order", "crops", "mask_counts", "masks")
-Purpose = Literal["order", "crops", "mask_counts", "masks"]
-
-
-def generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:
-    """An independent random generator for one purpose and key (epoch, or step and position)."""
-    return np.random.default_rng([seed, PURPOSES.index(purpose), *key])
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """Where each image's bytes lie, 32 bytes of memory an image: shards (URLs) and columns of n rows."""
-
-    shards: tuple[str, ...]
-    shard: NDArray[np.int32]
-    offset: NDArray[np.int64]
-    size_bytes: NDArray[np.int32]
-    ids: NDArray[np.uint8]  # [n, 16], the bytes behind the 32 hex digits
-
-    def __len__(self) -> int:
-        return len(self.shard)
-
-    def image_id(self, row: int) -> str:
-        return bytes(self.ids[row]).hex()
-
-    def digest(self) -> str:
-        """SHA-256 of the image ids in their order: what a run was trained on, wherever it lies."""
-        return hashlib.sha256(self.ids.tobytes()).hexdigest()
-
-    def read(self, rows: Sequence[int]) -> list[bytes | None]:
-        """Encoded bytes of these rows, None for those that cannot be read or are cut short."""
-        if not rows:
-            return []
-        filesystem, _ = fsspec.core.url_to_fs(self.shards[0])
-        starts = [int(self.offset[row]) for row in rows]
-        ends = [start + int(self.size_bytes[row]) for start, row in zip(starts, rows, strict=True)]
-        urls = [self.shards[self.shard[row]] for row in rows]
-        # Remote file systems fetch the ranges concurrently; a failed one comes back as its exception.
-        payloads = filesystem.cat_ranges(urls, starts, ends, on_error="return")
-        return [
-            bytes(payload) if isinstance(payload, bytes) and len(payload) == end - start else None
-            for payload, start, end in zip(payloads, starts, ends, strict=True)
-        ]
-
-
-def open_index(urls: Sequence[str]) -> ShardIndex:
-    """Reads `index.parquet` files (paths or fsspec URLs on one file system): rows in the order of their image_ids, so that what
-    is trained does not depend on which shard holds what.
-
-    Raises:
-        LodesetError: no file given, a file or column is missing, or an image_id is not 32 hex digits.
-    """
-    if not urls:
-        raise LodesetError("no index.parquet given: training needs at least one")
-    shards: list[str] = []
-    columns: dict[str, list[NDArray[np.generic]]] = {name: [] for name in INDEX_COLUMNS}
-    for url in urls:
-        filesystem, path = fsspec.core.url_to_fs(url)
-        try:
-            with filesystem.open(path, "rb") as file:
-                table = pq.read_table(file, columns=list(INDEX_COLUMNS))
-        except FileNotFoundError as error:
-            raise LodesetError(f"{url} does not exist: run write_shards first") from error
-        except pa.ArrowException as error:
-            raise LodesetError(f"{url} is no index with the columns {', '.join(INDEX_COLUMNS)}: {error}") from error
-        names = table["shard"].combine_chunks().dictionary_encode()
-        folder = path.rsplit("/", 1)[0]
-        columns["shard"].append(names.indices.to_numpy(zero_copy_only=False).astype(np.int32) + len(shards))
-        # `../<folder>/<shard>` is one of an earlier run; object stores do not resolve it.
-        paths = (posixpath.normpath(f"{folder}/{name}") for name in names.dictionary.to_pylist())
-        shards += [filesystem.unstrip_protocol(path) for path in paths]
-        columns["offset"].append(table["offset"].to_numpy().astype(np.int64))
-        columns["size_bytes"].append(table["size_bytes"].to_numpy().astype(np.int32))
-        columns["image_id"].append(_parse_ids(table["image_id"], url))
-    ids = np.concatenate(columns["image_id"]).astype(np.uint8)
-    high, low = ids.view(">u8").T
-    order = np.lexsort((low, high))
-    return ShardIndex(
-        shards=tuple(shards),
-        shard=np.concatenate(columns["shard"])[order].astype(np.int32),
-        offset=np.concatenate(columns["offset"])[order].astype(np.int64),
-        size_bytes=np.concatenate(columns["size_bytes"])[order].astype(np.int32),
-        ids=ids[order],
-    )
-
-
-def _parse_ids(column: pa.ChunkedArray, url: str) -> NDArray[np.uint8]:
-    parsed = [np.empty((0, 16), np.uint8)]
-    for chunk in column.chunks:
-        ids = chunk.to_pylist()
-        try:
-            raw = bytes.fromhex("".join(ids))
-        except (ValueError, TypeError) as error:
-            raise LodesetError(f"{url}: an image_id is not 32 hex digits: {error}") from error
-        if any(len(image_id) != 32 for image_id in ids):
-            raise LodesetError(f"{url}: an image_id is not 32 hex digits")
-        parsed.append(np.frombuffer(raw, np.uint8).reshape(-1, 16))
-    return np.concatenate(parsed)
-
-
-@dataclass(frozen=True)
-class Order:
-    """The order of images: epoch after epoch, each an exact permutation without its last, incomplete global batch."""
-
-    images: int
-    batch: int
-    seed: int
-
-    def rows(self, step: int) -> NDArray[np.int64]:
-        """Index rows of the global batch of a step."""
-        epoch, position = divmod(step, self.images // self.batch)
-        return self.permutation(epoch)[position * self.batch : (position + 1) * self.batch]
-
-    def permutation(self, epoch: int) -> NDArray[np.int64]:
-        """All rows in the order of one epoch."""
-        return _permutation(self.images, self.seed, epoch)
-
-
-@lru_cache(maxsize=1)  # steps follow one another: only the epoch that goes on is needed; 10^7 rows take 0.5 s
-def _permutation(images: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    order = generator(seed, "order", epoch).permutation(images)
-    order.setflags(write=False)  # every step reads the same array
-    return order
 
 
 @dataclass(frozen=True)
@@ -189,8 +62,14 @@ class Batches(Dataset["Batch | LodesetError"]):
     Failures are returned, not raised: a loader process would wrap them in its traceback.
     """
 
-    def __init__(self, index: ShardIndex, config: TrainingConfig, rank: int, world_size: int) -> None:
-        """Raises LodesetError where the batch does not split evenly or there are too few images for one."""
+    def __init__(
+        self, index: ShardIndex, config: TrainingConfig, rank: int, world_size: int, weights: Floats | None = None
+    ) -> None:
+        """`weights` [n]: how often an epoch shows each image; once, where none are given.
+
+        Raises:
+            LodesetError: the batch does not split evenly, or an epoch has too few images for one.
+        """
         if config.batch % world_size:
             raise LodesetError(
                 f"batch {config.batch} is not divisible by {world_size} workers: "
@@ -201,16 +80,22 @@ class Batches(Dataset["Batch | LodesetError"]):
                 f"batch {config.batch} leaves {config.batch // world_size} image to each of {world_size} workers, but "
                 f"the metrics of its features need two: use a batch of at least {2 * world_size}"
             )
-        if len(index) < config.batch:
+        self.cache = blocks = None
+        if config.cache is not None:
+            extents, limit = index.extents(), int(config.cache.size_gb * 2**30)
+            blocks = Blocks(index.shard, extents, limit // 2) if extents.sum() > limit else None
+            self.cache = ShardCache(Path(config.cache.folder), index.shards, extents.tolist())
+        self.order = Order(len(index), config.batch, config.seed, weights, blocks)
+        if not self.order.steps:
+            weighed = "" if weights is None else f" ({len(index)} of them, weighed by training.mix)"
             raise LodesetError(
-                f"{len(index)} images are fewer than one batch of {config.batch}: "
+                f"{self.order.places} images{weighed} are fewer than one batch of {config.batch}: "
                 "curate more images or lower training.batch"
             )
         self.index = index
         self.config = config
         self.local_batch = config.batch // world_size
         self.first = rank * self.local_batch
-        self.order = Order(len(index), config.batch, config.seed)
 
     def __getitem__(self, step: int) -> "Batch | LodesetError":
         try:
@@ -224,6 +109,9 @@ class Batches(Dataset["Batch | LodesetError"]):
         Raises:
             LodesetError: too many unreadable images in a row.
         """
+        if self.cache is not None:
+            now, soon = self.order.shards_at(step) if self.order.blocks else (range(len(self.index.shards)), ())
+            self.cache.want(now, soon)
         rows = self.order.rows(step)[self.first : self.first + self.local_batch].tolist()
         images, used, skipped = self._images(rows)
         crops = [
@@ -242,7 +130,7 @@ class Batches(Dataset["Batch | LodesetError"]):
     def _images(self, rows: list[int]) -> tuple[list[NDArray[np.uint8]], list[int], list[str]]:
         images: list[NDArray[np.uint8]] = []
         used, skipped = [], []
-        for row, payload in zip(rows, self.index.read(rows), strict=True):
+        for row, payload in zip(rows, self._read(rows), strict=True):
             image = self._decode(payload)
             candidate = row
             for _ in range(UNREADABLE_IN_A_ROW):
@@ -250,7 +138,7 @@ class Batches(Dataset["Batch | LodesetError"]):
                     break
                 skipped.append(self.index.image_id(candidate))
                 candidate = (candidate + 1) % len(self.index)
-                image = self._decode(self.index.read([candidate])[0])
+                image = self._decode(self._read([candidate])[0])
             if image is None:
                 shard = self.index.shards[self.index.shard[row]]
                 raise LodesetError(
@@ -260,6 +148,21 @@ class Batches(Dataset["Batch | LodesetError"]):
             images.append(image)
             used.append(candidate)
         return images, used, skipped
+
+    def _read(self, rows: list[int]) -> list[bytes | None]:
+        """Encoded bytes of index rows, from the cache what is there."""
+        if self.cache is None:
+            return self.index.read(rows)
+        found = [self._cached(self.cache, row) for row in rows]
+        missing = [place for place, data in enumerate(found) if data is None]
+        for place, data in zip(missing, self.index.read([rows[place] for place in missing]), strict=True):
+            found[place] = data
+        return found
+
+    def _cached(self, cache: ShardCache, row: int) -> bytes | None:
+        size = int(self.index.size_bytes[row])
+        data = cache.read(int(self.index.shard[row]), int(self.index.offset[row]), size)
+        return data if data is not None and len(data) == size else None
 
     def _decode(self, payload: bytes | None) -> NDArray[np.uint8] | None:
         if payload is None:

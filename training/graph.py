@@ -27,6 +27,7 @@ from training import cost
 from training.checkpoint import MARKER, STATE
 from training.config import TrainingConfig, distilling, finishing, identity_of
 from training.export import load_backbone
+from training.index import Shards
 from training.launch import launch
 from training.linear import Probe, linear_probe, probe_features
 from training.metrics import FILE as METRICS
@@ -50,6 +51,7 @@ from training.weights import check_weights, identity, load_weights
 
 TRAIN_VERSION = 2
 EVALUATE_VERSION = 2
+SELECTED = "selected"  # which set wants which image, where sets are weighed
 FEATURES, PICTURES = "evaluate_features", "evaluate_pictures"
 PICTURED = 8  # images of a target set in pictures
 ENLARGED = 2  # times the side that the network was trained at, for pictures
@@ -69,13 +71,15 @@ def build(
     """
     stages: dict[str, Stage] = {}
     if config is not None:
-        shards = curation["write_shards/all"]
-        train = _training("train", config, shards)
+        data = {"shards": Input(curation["write_shards/all"], IMAGES)}
+        if config.mix:
+            data[SELECTED] = Input(curation["retrieve/all"])
+        train = _training("train", config, data)
         stages[train.id] = last = train
         if config.finish is not None:
-            stages["finish/all"] = last = _training("finish", finishing(config), shards, last)
+            stages["finish/all"] = last = _training("finish", finishing(config), data, last)
         if config.distill is not None:
-            stages["distill/all"] = _training("distill", distilling(config), shards, last)
+            stages["distill/all"] = _training("distill", distilling(config), data, last)
     trained = {stage.name: Input(stage) for stage in stages.values()}
     if targets:
         evaluate = Stage(
@@ -104,8 +108,8 @@ def build(
 # -- train, finish, distill
 
 
-def _training(name: str, config: TrainingConfig, shards: Stage, before: Stage | None = None) -> Stage:
-    """A run of `config`, from the networks of the stage `before`: `distill` learns from them, others go on with them."""
+def _training(name: str, config: TrainingConfig, data: Mapping[str, Input], before: Stage | None = None) -> Stage:
+    """A run of `config` on `data`, from the networks of the stage `before`: `distill` learns from them, others go on with them."""
     tree = identity_of(config)
     if config.weights is not None:
         check_weights(config.weights.path, config.model)  # now, not when days of curation are over
@@ -118,7 +122,7 @@ def _training(name: str, config: TrainingConfig, shards: Stage, before: Stage | 
         "ray",
         run_train,
         config=tree,
-        inputs={"shards": Input(shards, IMAGES), **({"before": Input(before)} if before is not None else {})},
+        inputs={**data, **({"before": Input(before)} if before is not None else {})},
         speed={"training": config, "before": of},
         seconds_per_image=cost.seconds_per_image(config, teacher=of if name == "distill" else None),
         work=config.steps * config.batch,
@@ -140,9 +144,13 @@ def run_train(context: Context) -> Outcome:
     config: TrainingConfig = context.speed["training"]
     store, shards = context.store, context.inputs["shards"]
     folder = folder_of(store, context.fingerprint)
-    index = store.full_url(shards.tables["index"][0].path)
+    selected = context.inputs[SELECTED].tables["selected"] if SELECTED in context.inputs else ()
+    found = Shards(
+        index=(store.full_url(shards.tables["index"][0].path),),
+        selected=tuple(store.full_url(file.path) for file in selected),
+    )
     with job(context.ray_address), _reporting(context, folder, config):
-        summary = launch(config, [index], folder, context.cpus, _origin(context))
+        summary = launch(config, found, folder, context.cpus, _origin(context))
     names = ("model.safetensors", "config.json", METRICS, "summary.json")
     files = {name: _file(store, folder / name, rows=0) for name in names}
     images = shards.rows.kept

@@ -5,7 +5,7 @@ import json
 import logging
 import platform
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from pipeline.dag.child import last_line
 from pipeline.errors import LodesetError
 from training.checkpoint import newest_step
 from training.config import TrainingConfig
+from training.index import Shards
 from training.loop import SUMMARY, train_loop
 from training.origin import Origin
 
@@ -30,20 +31,18 @@ log = logging.getLogger(__name__)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-def train_inline(
-    config: TrainingConfig, index_urls: Sequence[str], folder: Path, origin: Origin | None = None
-) -> dict[str, Any]:
+def train_inline(config: TrainingConfig, shards: Shards, folder: Path, origin: Origin | None = None) -> dict[str, Any]:
     """Trains in this process on the CPU, with the threads torch is set to; otherwise as `train_loop`."""
-    return train_loop(config, index_urls, folder, 0, 1, torch.device("cpu"), origin)
+    return train_loop(config, shards, folder, 0, 1, torch.device("cpu"), origin)
 
 
 def launch(
-    config: TrainingConfig, index_urls: Sequence[str], folder: Path, cpus: int, origin: Origin | None = None
+    config: TrainingConfig, shards: Shards, folder: Path, cpus: int, origin: Origin | None = None
 ) -> dict[str, Any]:
     """Trains on Ray Train workers and returns the run's summary (see `train_loop`); Ray must be initialised.
 
     One worker a GPU where Ray has GPUs, otherwise one a CPU core of the budget `cpus`, or `config.workers`. The cores
-    are divided evenly: each worker gets that many threads. `folder`, the index and `origin` must be reachable from every worker.
+    are divided evenly: each worker gets that many threads. `folder`, `shards` and `origin` must be reachable from every worker.
 
     Raises:
         LodesetError: `config.workers` exceeds the budget, workers were lost more than `config.max_failures` times in a row, or what
@@ -51,7 +50,7 @@ def launch(
     """
     arguments = {
         "config": config.model_dump(mode="json"),
-        "index_urls": list(index_urls),
+        "shards": shards.model_dump(mode="json"),
         "folder": str(folder.resolve()),
         "origin": origin.model_dump(mode="json") if origin is not None else None,
     }
@@ -137,7 +136,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     try:
         train_loop(
             TrainingConfig.model_validate(arguments["config"]),
-            arguments["index_urls"],
+            Shards.model_validate(arguments["shards"]),
             folder,
             context.get_world_rank(),
             context.get_world_size(),

@@ -3,10 +3,10 @@
 Shapes: W workers.
 """
 
+import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from torch import Tensor
 from pipeline.errors import LodesetError
 from training.checkpoint import newest_checkpoint, save_checkpoint
 from training.config import TrainingConfig, identity_of
-from training.data import Batch, Batches, load_batches, open_index
+from training.data import Batch, Batches, load_batches
 from training.export import export
+from training.index import Shards, open_index, weights_of
 from training.metrics import MetricsLog, feature_metrics
 from training.origin import Origin, networks
 from training.schedules import StepValues, step_values
@@ -37,7 +38,7 @@ SUMMARY = "summary.json"
 
 def train_loop(
     config: TrainingConfig,
-    index_urls: Sequence[str],
+    shards: Shards,
     folder: Path,
     rank: int,
     world_size: int,
@@ -56,17 +57,19 @@ def train_loop(
             or gradient became infinite or NaN.
     """
     group = dist.group.WORLD if world_size > 1 else None
-    index = open_index(index_urls)
-    batches = Batches(index, config, rank, world_size)
+    index = open_index(shards.index)
+    weights = weights_of(index, shards.selected, config.mix) if config.mix else None
+    batches = Batches(index, config, rank, world_size, weights)
     folder.mkdir(parents=True, exist_ok=True)
 
     nets = networks(config, origin).to(device)
     student = nets.student
     optimiser = make_optimiser(student, config.optimiser)
-    identity = {
-        "training": identity_of(config),
-        "images": index.digest(),
-    } | ({"origin": origin.digest} if origin is not None else {})
+    identity = {"training": identity_of(config), "images": index.digest()}
+    if origin is not None:
+        identity["origin"] = origin.digest
+    if weights is not None:
+        identity["weights"] = hashlib.sha256(weights.tobytes()).hexdigest()
     parts: dict[str, torch.nn.Module | torch.optim.Optimizer] = {
         "student": student,
         "teacher": nets.average,

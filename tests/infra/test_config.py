@@ -27,6 +27,11 @@ from pipeline.errors import ConfigError
             "store memory://x: training writes checkpoints to a file system that all workers mount: use a path",
         ),
         ("training: {}\nstore: 's3://bucket/runs'", "store s3://bucket/runs: training"),
+        (
+            "training: {mix: {flower: 2}}\ncurated: [{name: flowers, uri: f, include: true}]",
+            "training.mix.flower: no curated set has this name: flowers",
+        ),
+        ("training: {mix: {flowers: -1}}", "training.mix.flowers = -1: Input should be greater than or equal to 0"),
         ("pruning: [{}]", "needs a trained model: add `training: {recipe: tiny}`"),
         ("training: {model: {ffn: swiglu}}\npruning: [{}]", "training.model.ffn swiglu has none: use `ffn: mlp`"),
         (

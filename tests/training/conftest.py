@@ -11,6 +11,7 @@ from builders import write_shards
 from PIL import Image
 
 from training.config import TrainingConfig
+from training.index import Shards
 from training.metrics import MetricsLog
 
 
@@ -37,6 +38,11 @@ def payloads() -> list[bytes]:
 @pytest.fixture(scope="session")
 def index_url(tmp_path_factory: pytest.TempPathFactory, payloads: list[bytes]) -> str:
     return write_shards(tmp_path_factory.mktemp("shards"), payloads)
+
+
+@pytest.fixture
+def shards(index_url: str) -> Shards:
+    return Shards(index=(index_url,))
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def never(context: Context) -> Outcome:
 
 CURATION = {
     id_: Stage(id_.split("/")[0], id_.split("/")[1], 1, "ray", never, {})
-    for id_ in ("ingest/target", "embed/target", "write_shards/all")
+    for id_ in ("ingest/target", "embed/target", "retrieve/all", "write_shards/all")
 }
 
 
@@ -95,3 +95,13 @@ def test_training_lists_its_newest_checkpoint_and_its_limit_is_not_that_of_targe
     assert all(Image.open(io.BytesIO(row["picture"])).size == (8, 8) for row in pictures)
     assert (evaluated.details["parts"], len(evaluated.tables["features"])) == (2, 2)
     assert json.loads(json.dumps(evaluated.details)) == evaluated.details
+
+
+def test_weighed_sets_need_to_know_what_was_selected(small: TrainingConfig) -> None:
+    plain, weighed = (
+        graph.build(small.model_copy(update={"mix": mix}), [], CURATION, SIDE**2)["train/all"]
+        for mix in ({}, {"flowers": 2.0})
+    )
+    assert {role: needed.stage.id for role, needed in plain.inputs.items()} == {"shards": "write_shards/all"}
+    assert weighed.inputs["selected"].stage.id == "retrieve/all"
+    assert "mix" not in plain.config and weighed.config["mix"] == {"flowers": 2.0}

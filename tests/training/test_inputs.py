@@ -12,7 +12,8 @@ from PIL import Image, ImageEnhance, ImageFilter
 from pipeline.errors import LodesetError
 from training.augment import _distorted, augment, crop_box
 from training.config import CropsConfig, MaskingConfig, TrainingConfig
-from training.data import Batch, Batches, Order, load_batches, open_index
+from training.data import Batch, Batches, load_batches
+from training.index import open_index
 from training.masking import block_mask, mask_counts
 
 
@@ -124,15 +125,6 @@ def test_distortions_are_those_of_pillow() -> None:
     knobs = {**nothing, **plain, "blur_sigma": (1.2, 1.2)}
     blurred = _distorted(pixels, np.random.default_rng(3), CropsConfig.model_validate(knobs), 1.0, 0.0)
     assert psnr(blurred, np.asarray(image.filter(ImageFilter.GaussianBlur(1.2)))) > 35
-
-
-def test_an_epoch_is_a_permutation_without_its_incomplete_batch() -> None:
-    order = Order(images=22, batch=8, seed=3)
-    epochs = [np.concatenate([order.rows(2 * epoch + s) for s in range(2)]) for epoch in range(2)]
-    for rows in epochs:
-        assert len(set(rows.tolist())) == 16
-    assert not np.array_equal(epochs[0], epochs[1])
-    assert sorted(order.permutation(0).tolist()) == list(range(22))
 
 
 def test_the_index_reads_the_bytes_it_names(index_url: str, payloads: list[bytes]) -> None:

@@ -18,8 +18,9 @@ import torch
 from pipeline.errors import LodesetError
 from training.checkpoint import newest_checkpoint, save_checkpoint
 from training.config import TrainingConfig
-from training.data import Batches, open_index
+from training.data import Batches
 from training.export import load_backbone
+from training.index import Shards, open_index
 from training.launch import launch, plan_workers, train_inline
 from training.schedules import step_values
 from training.ssl import clip_gradients, fresh, losses, make_optimiser, schedule, student_and_teacher, update_teacher
@@ -45,17 +46,17 @@ def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> 
 
 def test_a_resumed_run_is_bit_identical_to_an_unbroken_one(
     tmp_path: Path,
-    index_url: str,
+    shards: Shards,
     small: TrainingConfig,
     interrupted: Callable[[int], AbstractContextManager[None]],
 ) -> None:
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    summary = train_inline(small, [index_url], unbroken)
+    summary = train_inline(small, shards, unbroken)
 
     with interrupted(5):
-        train_inline(small, [index_url], broken)
+        train_inline(small, shards, broken)
     assert [line["step"] for line in metrics(broken)] == [1, 2, 3, 4, 5]
-    resumed = train_inline(small, [index_url], broken)
+    resumed = train_inline(small, shards, broken)
 
     assert (summary["resumed_step"], resumed["resumed_step"]) == (0, 3)
     assert_same_bits(state_of(unbroken, 6), state_of(broken, 6))
@@ -66,16 +67,16 @@ def test_a_resumed_run_is_bit_identical_to_an_unbroken_one(
     assert sorted(path.name for path in broken.glob("step-*")) == ["step-0000003", "step-0000006"]
 
 
-def test_the_export_is_the_teacher(tmp_path: Path, index_url: str, small: TrainingConfig) -> None:
-    train_inline(small, [index_url], tmp_path)
+def test_the_export_is_the_teacher(tmp_path: Path, shards: Shards, small: TrainingConfig) -> None:
+    train_inline(small, shards, tmp_path)
     exported = load_backbone(tmp_path).state_dict()
     saved = state_of(tmp_path, 6)
     assert_same_bits(exported, {name: saved[f"teacher.backbone.{name}"] for name in exported})
 
 
-def test_losses_fall_on_a_batch_seen_again_and_again(index_url: str, small: TrainingConfig) -> None:
+def test_losses_fall_on_a_batch_seen_again_and_again(shards: Shards, small: TrainingConfig) -> None:
     nets = fresh(small)
-    batch = Batches(open_index([index_url]), small, 0, 1).load(0)
+    batch = Batches(open_index(shards.index), small, 0, 1).load(0)
     optimiser = make_optimiser(nets.student, small.optimiser)
     for parameters in optimiser.param_groups:
         parameters["lr"] = 3e-3
@@ -90,10 +91,10 @@ def test_losses_fall_on_a_batch_seen_again_and_again(index_url: str, small: Trai
     assert sum(totals[-5:]) < 0.9 * sum(totals[:5])
 
 
-def test_bf16_losses_are_near_those_of_fp32(index_url: str, small: TrainingConfig) -> None:
+def test_bf16_losses_are_near_those_of_fp32(shards: Shards, small: TrainingConfig) -> None:
     nets = fresh(small)
     nets.student.eval()  # no stochastic depth
-    batch = Batches(open_index([index_url]), small, 0, 1).load(0)
+    batch = Batches(open_index(shards.index), small, 0, 1).load(0)
     half = small.model_copy(update={"precision": "bf16"})
     exact, near = (losses(nets, batch, 0.07, config, None).terms for config in (small, half))
     for name in exact:
@@ -167,17 +168,17 @@ def test_a_damaged_checkpoint_does_not_outlive_the_run_that_passed_it_over(tmp_p
     assert found is not None and int(found[1]["x"]) == 10
 
 
-def test_other_settings_do_not_resume(tmp_path: Path, index_url: str, small: TrainingConfig) -> None:
-    train_inline(small, [index_url], tmp_path)
+def test_other_settings_do_not_resume(tmp_path: Path, shards: Shards, small: TrainingConfig) -> None:
+    train_inline(small, shards, tmp_path)
     faster = small.model_copy(update={"loader_processes": 1, "log_every": 2})
-    again = train_inline(faster, [index_url], tmp_path)
+    again = train_inline(faster, shards, tmp_path)
     assert again["resumed_step"] == 6 and again["images_per_s"] > 0 and set(again["losses"]) >= {"loss", "dino"}
     with pytest.raises(LodesetError, match="seed: 0 -> 7"):
-        train_inline(small.model_copy(update={"seed": 7}), [index_url], tmp_path)
+        train_inline(small.model_copy(update={"seed": 7}), shards, tmp_path)
 
 
 def test_a_loss_that_is_not_finite_names_its_images(
-    tmp_path: Path, index_url: str, small: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shards: Shards, small: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = losses
 
@@ -189,9 +190,9 @@ def test_a_loss_that_is_not_finite_names_its_images(
 
     monkeypatch.setattr("training.loop.losses", poisoned)
     with pytest.raises(LodesetError, match="ibot became nan on worker 0 at step 2"):
-        train_inline(small, [index_url], tmp_path)
+        train_inline(small, shards, tmp_path)
     told = json.loads((tmp_path / "nonfinite-step-0000002-worker-0.json").read_text())
-    assert tuple(told["image_ids"]) == Batches(open_index([index_url]), small, 0, 1).load(2).image_ids
+    assert tuple(told["image_ids"]) == Batches(open_index(shards.index), small, 0, 1).load(2).image_ids
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2]
 
 
@@ -215,21 +216,21 @@ def two_cores() -> Iterator[None]:
 
 
 @pytest.mark.slow  # starting Ray and its workers takes most of a minute on two cores
-def test_two_workers_on_ray(tmp_path: Path, index_url: str, small: TrainingConfig, two_cores: None) -> None:
-    summary = launch(small, [index_url], tmp_path / "run", cpus=2)
+def test_two_workers_on_ray(tmp_path: Path, shards: Shards, small: TrainingConfig, two_cores: None) -> None:
+    summary = launch(small, shards, tmp_path / "run", cpus=2)
     assert summary["workers"] == 2 and summary["images_seen"] == 48
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
     with pytest.raises(LodesetError, match=r"^22 images are fewer than one batch of 30"):
-        launch(small.model_copy(update={"batch": 30}), [index_url], tmp_path / "few", cpus=2)
+        launch(small.model_copy(update={"batch": 30}), shards, tmp_path / "few", cpus=2)
 
 
 @pytest.mark.slow  # two starts of Ray Train's workers
 def test_a_killed_worker_costs_at_most_one_checkpoint_interval(
-    tmp_path: Path, index_url: str, small: TrainingConfig, two_cores: None
+    tmp_path: Path, shards: Shards, small: TrainingConfig, two_cores: None
 ) -> None:
     """One of two is killed after the first checkpoint: the run ends by itself with the weights of an unbroken one."""
     config = small.model_copy(update={"steps": 60, "checkpoint_every": 5, "keep_checkpoints": 20})
-    before = launch(config, [index_url], tmp_path / "unbroken", cpus=2)
+    before = launch(config, shards, tmp_path / "unbroken", cpus=2)
     folder = tmp_path / "killed"
     killed: list[int] = []
 
@@ -244,7 +245,7 @@ def test_a_killed_worker_costs_at_most_one_checkpoint_interval(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    after = launch(config, [index_url], folder, cpus=2)
+    after = launch(config, shards, folder, cpus=2)
     killer.join()
     assert (before["restarts"], after["restarts"]) == (0, 1)
     assert after["resumed_step"] >= killed[0] > 0
@@ -254,15 +255,15 @@ def test_a_killed_worker_costs_at_most_one_checkpoint_interval(
         killer = threading.Thread(target=kill)
         folder = tmp_path / "stopped"
         killer.start()
-        launch(config.model_copy(update={"max_failures": 0}), [index_url], folder, cpus=2)
+        launch(config.model_copy(update={"max_failures": 0}), shards, folder, cpus=2)
 
 
 def test_a_gradient_that_is_not_finite_names_its_images(
-    tmp_path: Path, index_url: str, small: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shards: Shards, small: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.loop.clip_gradients", lambda student, largest: float("inf"))
     with pytest.raises(LodesetError, match="norm became inf on worker 0 at step 0"):
-        train_inline(small, [index_url], tmp_path)
+        train_inline(small, shards, tmp_path)
     assert len(json.loads((tmp_path / "nonfinite-step-0000000-worker-0.json").read_text())["image_ids"]) == 8
     assert not list(tmp_path.glob("step-*"))
 

@@ -14,8 +14,9 @@ from pipeline.errors import LodesetError
 from training import graph
 from training.checkpoint import newest_checkpoint
 from training.config import DistillConfig, TrainingConfig, distilling, finishing, identity_of
-from training.data import Batches, open_index
+from training.data import Batches
 from training.export import load_backbone
+from training.index import Shards, open_index
 from training.launch import train_inline
 from training.origin import Origin, networks
 from training.ssl import losses
@@ -39,8 +40,8 @@ def whole(small: TrainingConfig) -> TrainingConfig:
 
 
 @pytest.fixture
-def trained(tmp_path: Path, index_url: str, whole: TrainingConfig) -> Origin:
-    train_inline(whole, [index_url], tmp_path / "train")
+def trained(tmp_path: Path, shards: Shards, whole: TrainingConfig) -> Origin:
+    train_inline(whole, shards, tmp_path / "train")
     return Origin(path=str(tmp_path / "train" / "step-0000006" / "state.pt"), digest="train", of=whole)
 
 
@@ -57,7 +58,7 @@ def test_derived_runs_say_what_changes_and_what_does_not(whole: TrainingConfig) 
 
 
 def test_a_higher_resolution_goes_on_with_both_networks(
-    tmp_path: Path, index_url: str, whole: TrainingConfig, trained: Origin
+    tmp_path: Path, shards: Shards, whole: TrainingConfig, trained: Origin
 ) -> None:
     config = finishing(whole)
     nets = networks(config, trained)
@@ -69,12 +70,12 @@ def test_a_higher_resolution_goes_on_with_both_networks(
         stored = state[name]["backbone.pos_embed"]  # 4 x 4 positions and CLS, as this model interpolates them to 6 x 6
         assert torch.equal(network.backbone.pos_embed, network.backbone.interpolated(stored, 6, 6))
         assert network.backbone.pos_embed.shape == (1, 37, 16)
-    train_inline(config, [index_url], tmp_path / "finish", trained)
+    train_inline(config, shards, tmp_path / "finish", trained)
     assert load_backbone(tmp_path / "finish").image_size == 48
 
 
 def test_a_smaller_model_learns_from_one_that_stays_as_it_is(
-    tmp_path: Path, index_url: str, whole: TrainingConfig, trained: Origin
+    tmp_path: Path, shards: Shards, whole: TrainingConfig, trained: Origin
 ) -> None:
     config = distilling(whole)
     origin = trained.model_copy(update={"distil": True})
@@ -82,7 +83,7 @@ def test_a_smaller_model_learns_from_one_that_stays_as_it_is(
     before = {name: value.clone() for name, value in nets.teacher.state_dict().items()}
     assert nets.distils and nets.teacher.backbone.config.dim == 16 and nets.average.backbone.config.dim == 8
 
-    batch = Batches(open_index([index_url]), config, 0, 1).load(0)
+    batch = Batches(open_index(shards.index), config, 0, 1).load(0)
     assert bool(batch.masks.all())  # every patch of both global crops has a patch-level term
     seen = losses(nets, batch, 0.04, config, None)
     hidden = losses(replace(nets, average=nets.teacher), batch, 0.04, config, None)  # as if it were no distillation
@@ -93,7 +94,7 @@ def test_a_smaller_model_learns_from_one_that_stays_as_it_is(
     again = losses(nets, batch, 0.04, config, None)
     assert all(torch.equal(again.terms[name], seen.terms[name]) for name in seen.terms)
 
-    train_inline(config, [index_url], tmp_path / "distill", origin)
+    train_inline(config, shards, tmp_path / "distill", origin)
     assert all(torch.equal(value, before[name]) for name, value in nets.teacher.state_dict().items())
     exported = load_backbone(tmp_path / "distill")
     assert exported.config.dim == 8 and exported.config.depth == 1
@@ -101,7 +102,7 @@ def test_a_smaller_model_learns_from_one_that_stays_as_it_is(
         tmp_path / "distill",
         {
             "training": identity_of(config),
-            "images": open_index([index_url]).digest(),
+            "images": open_index(shards.index).digest(),
             "origin": "train",
         },
     )
@@ -111,20 +112,18 @@ def test_a_smaller_model_learns_from_one_that_stays_as_it_is(
 
 
 def test_released_weights_are_distilled_on_their_own_grid(
-    tmp_path: Path, index_url: str, small: TrainingConfig
+    tmp_path: Path, shards: Shards, small: TrainingConfig
 ) -> None:
     """Weights for 40 pixels, trained on at 32, then taught: the teacher keeps the positions that were stored for 40."""
     model = small.model.model_copy(update={"dim": 64, "heads": 1})
     smaller = DistillConfig(model=small.model.model_copy(update={"drop_path": 0.0}), steps=3)
     config = small.model_copy(update={"model": model, "distill": smaller})
     torch.save(DinoVisionTransformer(model, 40).state_dict(), tmp_path / "released.pth")
-    train_inline(
-        config, [index_url], tmp_path / "train", Origin(path=str(tmp_path / "released.pth"), digest="released")
-    )
+    train_inline(config, shards, tmp_path / "train", Origin(path=str(tmp_path / "released.pth"), digest="released"))
     state = tmp_path / "train" / "step-0000006" / "state.pt"
     origin = Origin(path=str(state), digest="train", of=config, distil=True)
     assert networks(distilling(config), origin).teacher.backbone.image_size == 40
-    train_inline(distilling(config), [index_url], tmp_path / "distill", origin)
+    train_inline(distilling(config), shards, tmp_path / "distill", origin)
     assert load_backbone(tmp_path / "distill").config.dim == 16
     state.unlink()
     with pytest.raises(LodesetError, match="which this run starts from, is gone"):
@@ -133,7 +132,7 @@ def test_released_weights_are_distilled_on_their_own_grid(
 
 @pytest.mark.parametrize("distils", [False, True])
 def test_what_starts_from_another_run_resumes_exactly(
-    tmp_path: Path, index_url: str, small: TrainingConfig, distils: bool, interrupted: Interruption
+    tmp_path: Path, shards: Shards, small: TrainingConfig, distils: bool, interrupted: Interruption
 ) -> None:
     """With moving means as centres and tied heads: both are state that a checkpoint must hold."""
     tree = small.model_dump() | {
@@ -143,7 +142,7 @@ def test_what_starts_from_another_run_resumes_exactly(
         "distill": {"model": {"dim": 8, "depth": 1, "heads": 1}, "steps": 6},
     }
     whole = TrainingConfig.model_validate(tree)
-    train_inline(whole, [index_url], tmp_path / "train")
+    train_inline(whole, shards, tmp_path / "train")
     origin = Origin(
         path=str(tmp_path / "train" / "step-0000006" / "state.pt"), digest="train", of=whole, distil=distils
     )
@@ -152,10 +151,10 @@ def test_what_starts_from_another_run_resumes_exactly(
     assert trained["centers"]["cls"].any() and trained["centers"]["patch"].any()
     assert torch.equal(networks(config, origin).centers.cls, trained["centers"]["cls"])
 
-    train_inline(config, [index_url], tmp_path / "unbroken", origin)
+    train_inline(config, shards, tmp_path / "unbroken", origin)
     with interrupted(5):
-        train_inline(config, [index_url], tmp_path / "broken", origin)
-    assert train_inline(config, [index_url], tmp_path / "broken", origin)["resumed_step"] == 3
+        train_inline(config, shards, tmp_path / "broken", origin)
+    assert train_inline(config, shards, tmp_path / "broken", origin)["resumed_step"] == 3
     states = [
         torch.load(tmp_path / name / "step-0000006" / "state.pt", weights_only=True) for name in ("unbroken", "broken")
     ]

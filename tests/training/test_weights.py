@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pipeline.errors import LodesetError
 from training.config import ModelConfig, TrainingConfig, WeightsConfig
 from training.export import export, export_onnx
+from training.index import Shards
 from training.launch import train_inline
 from training.origin import Origin, networks
 from training.vit import DinoVisionTransformer
@@ -106,7 +107,7 @@ def test_what_is_no_backbone_is_refused(tmp_path: Path) -> None:
         load_weights(str(path), MODEL)
 
 
-def test_training_goes_on_from_weights(tmp_path: Path, index_url: str, small: TrainingConfig) -> None:
+def test_training_goes_on_from_weights(tmp_path: Path, shards: Shards, small: TrainingConfig) -> None:
     """Positions keep the grid they are stored for, larger than that of the crops; the first step sees these weights."""
     small = small.model_copy(update={"model": small.model.model_copy(update={"dim": 64, "heads": 1})})
     torch.save(backbone(small.model, 40).state_dict(), tmp_path / "released.pth")
@@ -116,11 +117,11 @@ def test_training_goes_on_from_weights(tmp_path: Path, index_url: str, small: Tr
     assert nets.teacher is nets.average and nets.student.training
     assert not any(parameter.requires_grad for parameter in nets.average.parameters())
     folder = tmp_path / "run"
-    train_inline(small, [index_url], folder, origin)
+    train_inline(small, shards, folder, origin)
     trained = load_weights(str(folder), small.model)
     assert trained.image_size == 40 and not same(trained, backbone(small.model, 40))
     with pytest.raises(LodesetError, match="origin"):
-        train_inline(small, [index_url], folder, origin.model_copy(update={"digest": "another"}))
+        train_inline(small, shards, folder, origin.model_copy(update={"digest": "another"}))
 
 
 @pytest.mark.parametrize("registers", [0, 2])

@@ -1,0 +1,103 @@
+"""Whole shards on a local disk, for a store that is far away. It changes how fast images come, never which.
+
+All processes of a machine share the folder: each copies what no other is copying, and reads from the source what is not there yet.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import fsspec
+
+log = logging.getLogger(__name__)
+
+SUFFIX, UNFINISHED = ".shard", ".part"
+COPIED_AT_ONCE = 2**22
+
+
+class ShardCache:
+    """Copies of `shards` (URLs; what is read of them ends at `extents`) in `folder`. Other files there are left alone.
+
+    A shard that a take-down rewrites in its place ends elsewhere after it: an old copy is not taken for it.
+    """
+
+    def __init__(self, folder: Path, shards: Sequence[str], extents: Sequence[int]) -> None:
+        self.folder = folder
+        self.shards = shards
+        self.extents = extents
+        self._wanted: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+        self._copying: threading.Thread | None = None
+
+    def path(self, shard: int) -> Path:
+        key = f"{self.shards[shard]} {self.extents[shard]}"
+        return self.folder / (hashlib.sha256(key.encode()).hexdigest()[:32] + SUFFIX)
+
+    def read(self, shard: int, start: int, size: int) -> bytes | None:
+        """Bytes of a shard, fewer where it ends before; None where it is not here, or cannot be read."""
+        try:
+            with open(self.path(shard), "rb") as file:
+                file.seek(start)
+                return file.read(size)
+        except OSError:
+            return None
+
+    def want(self, now: Iterable[int], soon: Iterable[int]) -> None:
+        """From here on these shards are read: they are copied in the background, those of `soon` last, and all others removed."""
+        wanted = tuple(now), tuple(soon)
+        if wanted == self._wanted:
+            return
+        self._wanted = wanted
+        if self._copying is None or not self._copying.is_alive():
+            self._copying = threading.Thread(target=self._copy, daemon=True, name="shard cache")
+            self._copying.start()
+
+    def _copy(self) -> None:
+        done = None
+        try:
+            while (wanted := self._wanted) is not None and wanted != done:
+                self._remove_but({*wanted[0], *wanted[1]})
+                for shard in (*wanted[0], *wanted[1]):
+                    if self._wanted != wanted:
+                        break
+                    self._fetch(shard)
+                done = wanted
+        except OSError as error:  # a full disk, or a source that fails: whoever reads from it says so
+            log.warning("shards are not copied to %s from here on: %s", self.folder, error)
+
+    def _remove_but(self, wanted: set[int]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        keep = {self.path(shard).name for shard in wanted}
+        for path in self.folder.glob(f"*{SUFFIX}"):
+            if path.name not in keep:
+                path.unlink(missing_ok=True)
+
+    def _fetch(self, shard: int) -> None:
+        """Copies a shard, unless it is here or another process is at it."""
+        final = self.path(shard)
+        unfinished = final.with_suffix(UNFINISHED)
+        if final.exists():
+            return
+        with open(unfinished, "ab") as sink:
+            if not _locked(sink, unfinished) or final.exists():
+                return
+            sink.truncate(0)  # of a process that was killed
+            filesystem, path = fsspec.core.url_to_fs(self.shards[shard])
+            with filesystem.open(path, "rb") as source:
+                shutil.copyfileobj(source, sink, COPIED_AT_ONCE)
+            sink.flush()
+            os.replace(unfinished, final)
+
+
+def _locked(file: BinaryIO, path: Path) -> bool:
+    """Whether this process alone has `path` open for writing; not where another one just finished and renamed it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+    except (BlockingIOError, FileNotFoundError):
+        return False

@@ -1,0 +1,163 @@
+"""What is trained on: shards, where each image lies in them, and which curated set wants it.
+
+Shapes: n images of the index, S shards.
+"""
+
+import hashlib
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.config import Strict
+from pipeline.errors import LodesetError
+
+INDEX_COLUMNS = ("image_id", "shard", "offset", "size_bytes")
+
+
+class Shards(Strict):
+    """Paths or fsspec URLs, all on one file system."""
+
+    index: tuple[str, ...]  # index.parquet files
+    selected: tuple[str, ...] = ()  # tables of which set wants which image; needed to weigh sets
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where each image's bytes lie, 32 bytes of memory an image: shards (URLs) and columns of n rows."""
+
+    shards: tuple[str, ...]
+    shard: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    size_bytes: NDArray[np.int32]
+    ids: NDArray[np.uint8]  # [n, 16], the bytes behind the 32 hex digits
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def image_id(self, row: int) -> str:
+        return bytes(self.ids[row]).hex()
+
+    def digest(self) -> str:
+        """SHA-256 of the image ids in their order: what a run was trained on, wherever it lies."""
+        return hashlib.sha256(self.ids.tobytes()).hexdigest()
+
+    def extents(self) -> NDArray[np.int64]:
+        """Bytes of each shard up to the end of its last image, [S]."""
+        extents = np.zeros(len(self.shards), np.int64)
+        np.maximum.at(extents, self.shard, self.offset + self.size_bytes)
+        return extents
+
+    def read(self, rows: Sequence[int]) -> list[bytes | None]:
+        """Encoded bytes of these rows, None for those that cannot be read or are cut short."""
+        if not rows:
+            return []
+        filesystem, _ = fsspec.core.url_to_fs(self.shards[0])
+        starts = [int(self.offset[row]) for row in rows]
+        ends = [start + int(self.size_bytes[row]) for start, row in zip(starts, rows, strict=True)]
+        urls = [self.shards[self.shard[row]] for row in rows]
+        # Remote file systems fetch the ranges concurrently; a failed one comes back as its exception.
+        payloads = filesystem.cat_ranges(urls, starts, ends, on_error="return")
+        return [
+            bytes(payload) if isinstance(payload, bytes) and len(payload) == end - start else None
+            for payload, start, end in zip(payloads, starts, ends, strict=True)
+        ]
+
+
+def open_index(urls: Sequence[str]) -> ShardIndex:
+    """Reads `index.parquet` files: rows in the order of their image_ids, so that what is trained does not depend on which shard
+    holds what.
+
+    Raises:
+        LodesetError: no file given, a file or column is missing, or an image_id is not 32 hex digits.
+    """
+    if not urls:
+        raise LodesetError("no index.parquet given: training needs at least one")
+    shards: list[str] = []
+    columns: dict[str, list[NDArray[np.generic]]] = {name: [] for name in INDEX_COLUMNS}
+    for url in urls:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        try:
+            with filesystem.open(path, "rb") as file:
+                table = pq.read_table(file, columns=list(INDEX_COLUMNS))
+        except FileNotFoundError as error:
+            raise LodesetError(f"{url} does not exist: run write_shards first") from error
+        except pa.ArrowException as error:
+            raise LodesetError(f"{url} is no index with the columns {', '.join(INDEX_COLUMNS)}: {error}") from error
+        names = table["shard"].combine_chunks().dictionary_encode()
+        folder = path.rsplit("/", 1)[0]
+        columns["shard"].append(names.indices.to_numpy(zero_copy_only=False).astype(np.int32) + len(shards))
+        # `../<folder>/<shard>` is one of an earlier run; object stores do not resolve it.
+        paths = (posixpath.normpath(f"{folder}/{name}") for name in names.dictionary.to_pylist())
+        shards += [filesystem.unstrip_protocol(path) for path in paths]
+        columns["offset"].append(table["offset"].to_numpy().astype(np.int64))
+        columns["size_bytes"].append(table["size_bytes"].to_numpy().astype(np.int32))
+        columns["image_id"].append(_parse_ids(table["image_id"], url))
+    ids = np.concatenate(columns["image_id"]).astype(np.uint8)
+    high, low = ids.view(">u8").T
+    order = np.lexsort((low, high))
+    return ShardIndex(
+        shards=tuple(shards),
+        shard=np.concatenate(columns["shard"])[order].astype(np.int32),
+        offset=np.concatenate(columns["offset"])[order].astype(np.int64),
+        size_bytes=np.concatenate(columns["size_bytes"])[order].astype(np.int32),
+        ids=ids[order],
+    )
+
+
+def _parse_ids(column: pa.ChunkedArray, url: str) -> NDArray[np.uint8]:
+    parsed = [np.empty((0, 16), np.uint8)]
+    for chunk in column.chunks:
+        ids = chunk.to_pylist()
+        try:
+            raw = bytes.fromhex("".join(ids))
+        except (ValueError, TypeError) as error:
+            raise LodesetError(f"{url}: an image_id is not 32 hex digits: {error}") from error
+        if any(len(image_id) != 32 for image_id in ids):
+            raise LodesetError(f"{url}: an image_id is not 32 hex digits")
+        parsed.append(np.frombuffer(raw, np.uint8).reshape(-1, 16))
+    return np.concatenate(parsed)
+
+
+def weights_of(index: ShardIndex, selected: Sequence[str], mix: Mapping[str, float]) -> NDArray[np.float64]:
+    """How often an epoch shows each image, [n]: as `mix` says of the set that wants it, once where it says nothing.
+
+    An image that several sets want is shown as often as the most generous of them says. `selected`: tables with image_id and set.
+
+    Raises:
+        LodesetError: no table given, or one cannot be read.
+    """
+    if not selected:
+        raise LodesetError("training.mix weighs images by the set that wants them: give the table `selected` too")
+    names = pa.array(mix, pa.string())
+    found = []
+    for url in selected:
+        try:
+            with fsspec.open(url, "rb") as file:
+                table = pq.read_table(file, columns=["image_id", "set"])
+        except (OSError, pa.ArrowException) as error:
+            raise LodesetError(f"{url} is no table with the columns image_id and set: {error}") from error
+        found.append(table.filter(pc.is_in(table["set"], names)))
+    wanted = pa.concat_tables(found)
+    told = np.array([mix[name] for name in wanted["set"].to_pylist()], np.float64)
+    ids = _as_keys(_parse_ids(wanted["image_id"], ", ".join(selected)))
+    order = np.lexsort((-told, ids))
+    ids, told = ids[order], told[order]  # the most generous first
+    known = _as_keys(index.ids)
+    places = np.searchsorted(ids, known)
+    weights = np.ones(len(index))
+    places[places == len(ids)] = 0
+    named = ids[places] == known if len(ids) else np.zeros(len(index), np.bool_)
+    weights[named] = told[places[named]]
+    return weights
+
+
+def _as_keys(ids: NDArray[np.uint8]) -> NDArray[np.bytes_]:
+    """[n, 16] bytes -> [n] that sort like them. NumPy pads such values with zero bytes, which here are all of one length."""
+    return np.ascontiguousarray(ids).view("S16").reshape(-1)
