@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import ray
-import torch
 from numpy.typing import NDArray
 
 from pipeline.algorithms.images import decode
-from training.checkpoint import MARKER, STATE
+from training.checkpoint import MARKER, read_checkpoint
 from training.config import TrainingConfig
 from training.evaluate import features, knn_accuracy
 from training.index import Shards
@@ -82,7 +81,7 @@ def main() -> None:
     minutes = minutes_at(folder, config)
     for path in sorted(folder.glob("step-*")):
         step = json.loads((path / MARKER).read_text())["step"]
-        teacher.load_state_dict(torch.load(path / STATE, weights_only=True)["teacher"])
+        teacher.backbone.load_state_dict(read_checkpoint(path, "teacher.backbone."))
         more = {"images": step * config.batch, "minutes": round(minutes[step], 1)}
         told("trained", [features(teacher.backbone, images, size, 256) for images, _ in (gallery, test)], **more)
 

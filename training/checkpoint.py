@@ -1,45 +1,77 @@
 """Checkpoints that are whole or not there, and resuming from the newest whole one.
 
-A folder `step-0001000/` holds `state.pt` (everything needed to go on; all randomness derives from seed and step, so no
-generator state) and `manifest.json`, its marker: written last, with the size and SHA-256 of the state. Both are written
-under a temporary name first, and the folder is renamed when they lie on disk.
+A folder `step-0001000/` holds safetensors files, one or none of each worker, and `manifest.json`, its marker: written last, with
+the size and SHA-256 of each file. All are written under a temporary name first, and the folder is renamed when they lie on disk.
+
+PyTorch's distributed checkpoint reads and writes them (Hugging Face's form of it, which holds no pickled objects): a tensor lies
+there once, whole or in shards, and can be read by any number of workers, whole or in other shards. What goes on from here are tensors
+alone: all randomness derives from seed and step, so there is no generator state, and schedules are functions of the step.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-import pickle
 import re
 import shutil
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from pipeline.errors import LodesetError
 
-STATE = "state.pt"
 MARKER = "manifest.json"
 NAME = re.compile(r"step-(\d{7,})")
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], identity: dict[str, Any], keep: int) -> Path:
-    """Commits `state` as `folder/step-<step>`, then removes all but the newest `keep` checkpoints.
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    identity: Mapping[str, Any],
+    keep: int,
+    group: dist.ProcessGroup | None = None,
+) -> Path:
+    """Commits `tensors` as `folder/step-<step>`, then removes all but the newest `keep` checkpoints; all of `group` call this.
 
+    Tensors share no memory; those that are sharded over the group are written by whoever holds a shard, others by one of it.
     `identity` is what a run must share to go on from here (see `newest_checkpoint`); it must survive JSON unchanged.
     """
     final = folder / f"step-{step:07d}"
     temporary = folder / f".{final.name}.tmp"
-    for unfinished in folder.glob(".step-*.tmp"):  # left by a run that was killed
-        shutil.rmtree(unfinished)
-    temporary.mkdir(parents=True)
-    with open(temporary / STATE, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    first = group is None or dist.get_rank(group) == 0
+    if first:
+        for unfinished in folder.glob(".step-*.tmp"):  # left by a run that was killed
+            shutil.rmtree(unfinished)
+        temporary.mkdir(parents=True)
+    if group is not None:
+        dist.barrier(group)
+    writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
+    with _alone_or_not():
+        save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
+    if first:
+        _commit(folder, step, temporary, final, identity, keep)
+    return final
+
+
+def _commit(folder: Path, step: int, temporary: Path, final: Path, identity: Mapping[str, Any], keep: int) -> None:
     marker = {
         "step": step,
-        "state": {"size_bytes": (temporary / STATE).stat().st_size, "sha256": _sha256(temporary / STATE)},
+        "files": {
+            path.name: {"size_bytes": path.stat().st_size, "sha256": _sha256(path)}
+            for path in sorted(temporary.iterdir())
+        },
         "identity": identity,
     }
     with open(temporary / MARKER, "w") as file_text:
@@ -53,11 +85,10 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], identity: di
     os.rename(temporary, final)
     for _, older in _checkpoints(folder)[:-keep]:
         shutil.rmtree(older)
-    return final
 
 
-def newest_checkpoint(folder: Path, identity: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
-    """Step and state (on the CPU) of the newest whole checkpoint in `folder`; None where there is none.
+def newest_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[int, Path] | None:
+    """Step and folder of the newest whole checkpoint in `folder`; None where there is none.
 
     Checkpoints that are half-written, or whose bytes differ from the marker's, are passed over.
 
@@ -73,11 +104,52 @@ def newest_checkpoint(folder: Path, identity: dict[str, Any]) -> tuple[int, dict
             raise LodesetError(
                 f"{path} was trained with other settings ({keys}): train into another folder, or remove this one"
             )
-        try:
-            return step, torch.load(path / STATE, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError) as error:
-            raise LodesetError(f"{path / STATE} cannot be read by this version of torch: {error}") from error
+        return step, path
     return None
+
+
+def load_checkpoint(path: Path, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None = None) -> None:
+    """Fills `tensors`, sharded or whole, with what a checkpoint holds under their names; all of `group` call this.
+
+    Raises:
+        LodesetError: it does not hold them, or others of these names.
+    """
+    reader = HuggingFaceStorageReader(str(path))
+    try:
+        with _alone_or_not():
+            load(dict(tensors), storage_reader=reader, process_group=group, no_dist=group is None)
+    except CheckpointException as error:
+        told, _ = next(iter(error.failures.values()))
+        raise LodesetError(f"{path} cannot be read: {told}") from error
+
+
+def read_checkpoint(path: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors under names that start with `prefix`, whole, on the CPU, by the rest of their names.
+
+    Raises:
+        LodesetError: it is not there, or cannot be read.
+    """
+    if not (path / MARKER).is_file():
+        raise LodesetError(f"{path}, which this run starts from, is gone: make it again")
+    try:
+        stored = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise LodesetError(f"{path} cannot be read: {error}") from error
+    tensors = {
+        name: torch.empty(told.size, dtype=told.properties.dtype)
+        for name, told in stored.items()
+        if name.startswith(prefix) and isinstance(told, TensorStorageMetadata)
+    }
+    load_checkpoint(path, tensors)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+@contextlib.contextmanager
+def _alone_or_not() -> Iterator[None]:
+    """A run of one process has no process group, and PyTorch warns each time that it takes it for one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def newest_step(folder: Path) -> int:
@@ -96,9 +168,9 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
 def _whole(path: Path) -> dict[str, Any] | None:
     try:
         marker: dict[str, Any] = json.loads((path / MARKER).read_text())
-        stated = marker["state"]
-        if (path / STATE).stat().st_size != stated["size_bytes"] or _sha256(path / STATE) != stated["sha256"]:
-            return None
+        for name, told in marker["files"].items():
+            if (path / name).stat().st_size != told["size_bytes"] or _sha256(path / name) != told["sha256"]:
+                return None
     except (FileNotFoundError, json.JSONDecodeError, KeyError):
         return None
     return marker
@@ -109,7 +181,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
     """`key: before -> after` for every leaf that differs."""
     found = []
     for key in sorted(before.keys() | after.keys()):

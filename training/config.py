@@ -228,6 +228,13 @@ class TrainingConfig(Strict):
     seed: int = Field(0, ge=0, description="seed of initialisation, order, crops, masks and stochastic depth")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of forward passes; weights stay fp32")
     workers: int | None = Field(None, ge=1, description="data-parallel processes; none: all of the budget")
+    fsdp: bool = Field(
+        False,
+        description="every worker holds a share of weights, means and optimiser states, for models too large for one",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass instead of keeping them"
+    )
     loader_processes: int = Field(
         0, ge=0, description="processes a worker that decode and crop ahead; 0: the worker does it itself"
     )
@@ -310,7 +317,16 @@ class TrainingConfig(Strict):
 
 
 ALONE: dict[str, Any] = {"weights": None, "finish": None, "distill": None}
-_SPEED = ("workers", "loader_processes", "log_every", "checkpoint_every", "keep_checkpoints", "max_failures")
+_SPEED = (
+    "workers",
+    "fsdp",
+    "activation_checkpointing",
+    "loader_processes",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "max_failures",
+)
 # Left out where they are empty, as if they did not exist.
 _NOTHING: dict[str, Any] = {"cache": None, "mix": {}}
 _NOT_IDENTITY: dict[str, Any] = dict.fromkeys(("recipe", *_SPEED, *ALONE), True) | {

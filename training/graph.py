@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from pipeline.stages.embed import read_vectors
 from pipeline.stages.parts import made
 from pipeline.stages.write_shards import IMAGES
 from training import cost
-from training.checkpoint import MARKER, STATE
+from training.checkpoint import MARKER
 from training.config import TrainingConfig, distilling, finishing, identity_of
 from training.export import load_backbone
 from training.index import Shards
@@ -49,7 +50,7 @@ from training.targets import (
 from training.vit import DinoVisionTransformer
 from training.weights import check_weights, identity, load_weights
 
-TRAIN_VERSION = 2
+TRAIN_VERSION = 3
 EVALUATE_VERSION = 2
 SELECTED = "selected"  # which set wants which image, where sets are weighed
 FEATURES, PICTURES = "evaluate_features", "evaluate_pictures"
@@ -168,10 +169,10 @@ def run_train(context: Context) -> Outcome:
 def _origin(context: Context) -> Origin | None:
     before = context.inputs.get("before")
     if before is not None:
-        state = before.tables["checkpoints"][0]
-        path = context.store.path(state.path)
+        marker = before.tables["checkpoints"][0]
+        path = posixpath.dirname(context.store.path(marker.path))
         distil = context.stage.name == "distill"
-        return Origin(path=path, digest=state.sha256, of=context.speed["before"], distil=distil)
+        return Origin(path=path, digest=marker.sha256, of=context.speed["before"], distil=distil)
     weights = context.speed["training"].weights
     return Origin(path=weights.path, digest=context.stage.config["weights"]) if weights is not None else None
 
@@ -185,13 +186,14 @@ def _file(store: Store, path: Path, rows: int) -> File:
 
 
 def _checkpoint(store: Store, folder: Path, step: int) -> tuple[File, ...]:
-    """The files of a step's checkpoint. The state's digest is the one in its manifest: it can be gigabytes."""
+    """The files of a step's checkpoint, its manifest first. Digests are those in it: the files can be gigabytes."""
     path = folder / f"step-{step:07d}"
-    state = json.loads((path / MARKER).read_text(encoding="utf-8"))["state"]
-    return (
-        File(store_relative(store, path / STATE), 0, state["size_bytes"], state["sha256"]),
-        _file(store, path / MARKER, rows=0),
+    marker = _file(store, path / MARKER, rows=0)
+    told = json.loads((path / MARKER).read_text(encoding="utf-8"))["files"]
+    files = (
+        File(store_relative(store, path / name), 0, one["size_bytes"], one["sha256"]) for name, one in told.items()
     )
+    return (marker, *files)
 
 
 @contextlib.contextmanager

@@ -15,23 +15,25 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.errors import LodesetError
-from training.checkpoint import newest_checkpoint, save_checkpoint
+from training.checkpoint import load_checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
 from training.config import TrainingConfig, identity_of
 from training.data import Batch, Batches, load_batches
 from training.export import export
 from training.index import Shards, open_index, weights_of
 from training.metrics import MetricsLog, feature_metrics
 from training.origin import Origin, networks
+from training.parallel import recompute_activations, shard
 from training.schedules import StepValues, step_values
 from training.ssl import (
-    Network,
     average_gradients,
     clip_gradients,
     losses,
     make_optimiser,
     schedule,
+    training_state,
     update_teacher,
 )
+from training.vit import DinoVisionTransformer
 
 SUMMARY = "summary.json"
 
@@ -64,24 +66,22 @@ def train_loop(
 
     nets = networks(config, origin).to(device)
     student = nets.student
+    if config.activation_checkpointing:
+        recompute_activations(student)
+    sharded = config.fsdp and group is not None
+    if config.fsdp and group is not None:
+        shard(nets, group, device, config.precision == "bf16")
     optimiser = make_optimiser(student, config.optimiser)
     identity = {"training": identity_of(config), "images": index.digest()}
     if origin is not None:
         identity["origin"] = origin.digest
     if weights is not None:
         identity["weights"] = hashlib.sha256(weights.tobytes()).hexdigest()
-    parts: dict[str, torch.nn.Module | torch.optim.Optimizer] = {
-        "student": student,
-        "teacher": nets.average,
-        "centers": nets.centers,
-        "optimiser": optimiser,
-    }
-    first_step, state = newest_checkpoint(folder, identity) or (0, {})
-    for name in state:
-        parts[name].load_state_dict(state[name])
+    state = training_state(nets, optimiser)
+    first_step, checkpoint = _resumed(folder, identity, group, rank)
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, state, group)
     log = MetricsLog(folder, first_step) if rank == 0 else None
-    if group is not None:
-        dist.barrier(group)  # no worker may look for checkpoints once worker 0 writes new ones
 
     started = logged = time.perf_counter()
     logged_step, skipped = first_step, 0.0
@@ -99,7 +99,7 @@ def train_loop(
 
         optimiser.zero_grad()
         torch.autograd.backward(seen.total)
-        if group is not None:
+        if group is not None and not sharded:
             average_gradients(student.parameters(), group, world_size)
         gradient_norm = clip_gradients(student, config.optimiser.clip_norm)
         _stop_if_gradient_not_finite(gradient_norm, config, batch, folder, rank)
@@ -114,9 +114,8 @@ def train_loop(
             logged, logged_step = now, done
             if log is not None:
                 log.append(line)
-        if rank == 0 and (done % config.checkpoint_every == 0 or done == config.steps):
-            whole = {name: part.state_dict() for name, part in parts.items()}
-            save_checkpoint(folder, done, whole, identity, config.keep_checkpoints)
+        if done % config.checkpoint_every == 0 or done == config.steps:
+            checkpoint = save_checkpoint(folder, done, state, identity, config.keep_checkpoints, group)
 
     seconds, steps_made = time.perf_counter() - started, config.steps - first_step
     summary = {
@@ -132,12 +131,25 @@ def train_loop(
     }
     if log is not None:
         log.close()
-        _finish(nets.average, folder, summary)
+        assert checkpoint is not None  # of the last step
+        _finish(checkpoint, DinoVisionTransformer(config.model, nets.average.backbone.image_size), folder, summary)
     return summary
 
 
-def _finish(average: Network, folder: Path, summary: dict[str, Any]) -> None:
-    export(average.backbone, folder)
+def _resumed(
+    folder: Path, identity: dict[str, Any], group: dist.ProcessGroup | None, rank: int
+) -> tuple[int, Path | None]:
+    """The step to go on from, and the checkpoint; worker 0 looks, and tells the others."""
+    found = [(newest_checkpoint(folder, identity) or (0, None)) if rank == 0 else (0, None)]
+    if group is not None:
+        dist.broadcast_object_list(found, 0, group)
+    return found[0]
+
+
+def _finish(checkpoint: Path, backbone: DinoVisionTransformer, folder: Path, summary: dict[str, Any]) -> None:
+    """Exports the moving mean as the last checkpoint holds it: whole, however it was trained."""
+    backbone.load_state_dict(read_checkpoint(checkpoint, "teacher.backbone."))
+    export(backbone, folder)
     (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
 
 

@@ -3,12 +3,13 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.config import Strict
-from pipeline.errors import LodesetError
+from training.checkpoint import read_checkpoint
 from training.config import TrainingConfig
 from training.ssl import Network, Networks, fresh
 from training.vit import DinoVisionTransformer
@@ -20,7 +21,7 @@ POSITIONS = "backbone.pos_embed"
 class Origin(Strict):
     """Networks that a run starts from.
 
-    path: weights of a backbone (see `load_weights`), or the `state.pt` of an earlier run.
+    path: weights of a backbone (see `load_weights`), or the folder of an earlier run's checkpoint.
     digest: of these bytes; a checkpoint belongs to it.
     of: the configuration of that earlier run; none for a backbone alone.
     distil: its teacher stays as it is, and another student learns from it (DINOv2, section 5, "model distillation").
@@ -46,17 +47,21 @@ def networks(config: TrainingConfig, origin: Origin | None) -> Networks:
         nets.student.backbone = copy.deepcopy(backbone).train()
         nets.average.backbone = backbone.requires_grad_(False)
         return nets
-    try:
-        state = torch.load(origin.path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError as error:
-        raise LodesetError(f"{origin.path}, which this run starts from, is gone: make it again") from error
-    if "centers" in state:
-        nets.centers.load_state_dict(state["centers"])
+    folder = Path(origin.path)
+    _fill(nets.centers, read_checkpoint(folder, "centers."))
+    teacher = read_checkpoint(folder, "teacher.")
     if origin.distil:
-        return replace(nets, teacher=_as_stored(origin.of, state["teacher"]))
-    for network, its in ((nets.student, "student"), (nets.average, "teacher")):
-        network.load_state_dict(_on_grid_of(network.backbone, state[its]))
+        return replace(nets, teacher=_as_stored(origin.of, teacher))
+    for network, its in ((nets.student, read_checkpoint(folder, "student.")), (nets.average, teacher)):
+        _fill(network, _on_grid_of(network.backbone, its))
     return nets
+
+
+@torch.no_grad()
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Tied heads are stored under one of their names."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        tensor.copy_(tensors[name])
 
 
 def _as_stored(config: TrainingConfig, state: Mapping[str, Tensor]) -> Network:
@@ -64,7 +69,7 @@ def _as_stored(config: TrainingConfig, state: Mapping[str, Tensor]) -> Network:
     network = Network(config)
     side = round((state[POSITIONS].shape[1] - 1) ** 0.5)
     network.backbone = DinoVisionTransformer(config.model, side * config.model.patch_size)
-    network.load_state_dict(dict(state))
+    _fill(network, state)
     return network.requires_grad_(False).eval()
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from training.augment import normalised
 from training.config import OptimiserConfig, TrainingConfig
@@ -116,7 +117,7 @@ def losses(
     mixed = torch.autocast(batch.masks.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
 
     with torch.no_grad(), mixed:
-        seen = teacher.backbone(global_crops)  # cls [2 b, D], patches [2 b, N, D]
+        (seen,) = teacher.backbone.forward_groups([(global_crops, None)])  # cls [2 b, D], patches [2 b, N, D]
         teacher_cls_scores = teacher.dino_head(seen.cls)  # [2 b, K]
         teacher_patch_scores = teacher.ibot_head(seen.patches[batch.masks])  # [M, K]
     if weights.centering == "sinkhorn":
@@ -160,7 +161,12 @@ def losses(
 @torch.no_grad()
 def update_teacher(student: Network, teacher: Network, momentum: float) -> None:
     """teacher = momentum * teacher + (1 - momentum) * student."""
-    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
+    torch._foreach_lerp_(_held(teacher), _held(student), 1 - momentum)
+
+
+def _held(network: Network) -> list[Tensor]:
+    """A network's parameters, or the shards of them that this worker holds."""
+    return [p.to_local() if isinstance(p, DTensor) else p for p in network.parameters()]
 
 
 def make_optimiser(student: Network, config: OptimiserConfig) -> torch.optim.AdamW:
@@ -177,7 +183,7 @@ def make_optimiser(student: Network, config: OptimiserConfig) -> torch.optim.Ada
             factor *= config.patch_embed_lr
         decays = not (name.endswith((".bias", ".gamma")) or ".norm" in name)
         grouped.setdefault((factor, decays, name.endswith(".prototypes")), []).append(parameter)
-    return torch.optim.AdamW(
+    optimiser = torch.optim.AdamW(
         [
             {"params": parameters, "lr_factor": factor, "decays": decays, "prototypes": prototypes}
             for (factor, decays, prototypes), parameters in grouped.items()
@@ -185,6 +191,27 @@ def make_optimiser(student: Network, config: OptimiserConfig) -> torch.optim.Ada
         betas=(0.9, 0.999),
         fused=True,
     )
+    # What the first step would do: a checkpoint is read into these.
+    for parameter in student.parameters():
+        optimiser.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+            "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+        }
+    return optimiser
+
+
+def training_state(nets: Networks, optimiser: torch.optim.AdamW) -> dict[str, Tensor]:
+    """Everything that a step changes, by name: `student.`, `teacher.` (the moving mean), `centers.`, `optimiser.<which>.`; the
+    tensors themselves, each once."""
+    student = dict(nets.student.named_parameters())
+    moments = {name: optimiser.state[parameter] for name, parameter in student.items()}
+    return {
+        **{f"student.{name}": parameter.detach() for name, parameter in student.items()},
+        **{f"teacher.{name}": parameter.detach() for name, parameter in nets.average.named_parameters()},
+        **{f"centers.{name}": center for name, center in nets.centers.named_buffers()},
+        **{f"optimiser.{which}.{name}": tensor for name, state in moments.items() for which, tensor in state.items()},
+    }
 
 
 def _layer(name: str, depth: int) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from training.config import ModelConfig
 
@@ -47,8 +48,18 @@ class PatchEmbed(nn.Module):
         return embedded.flatten(2).transpose(1, 2)
 
 
+def _inner(recomputed: bool, function: Callable[..., Tensor], *arguments: object) -> Tensor:
+    """`function(*arguments)`; `recomputed`: what it keeps for the backward pass is its arguments alone. It must not draw anything."""
+    if recomputed and torch.is_grad_enabled():
+        out: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return out
+    return function(*arguments)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention within each crop: [n, D] -> [n, D]."""
+
+    recomputed = False
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -57,6 +68,9 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, shapes: Shapes) -> Tensor:
+        return _inner(self.recomputed, self._mixed, x, shapes)
+
+    def _mixed(self, x: Tensor, shapes: Shapes) -> Tensor:
         parts = self.qkv(x).split([batch * tokens for batch, tokens in shapes])  # [B T, 3 D] each
         mixed = [self._attend(part, *shape) for part, shape in zip(parts, shapes, strict=True)]
         out: Tensor = self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
@@ -79,12 +93,17 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Two-layer feed-forward network with GELU: [..., D] -> [..., D]."""
 
+    recomputed = False
+
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        return _inner(self.recomputed, self._layers, x)
+
+    def _layers(self, x: Tensor) -> Tensor:
         out: Tensor = self.fc2(F.gelu(self.fc1(x)))
         return out
 
@@ -92,12 +111,17 @@ class Mlp(nn.Module):
 class SwiGlu(nn.Module):
     """Gated feed-forward network (Shazeer 2020, arXiv:2002.05202): [..., D] -> [..., D]."""
 
+    recomputed = False
+
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.w12 = nn.Linear(dim, 2 * hidden)
         self.w3 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        return _inner(self.recomputed, self._layers, x)
+
+    def _layers(self, x: Tensor) -> Tensor:
         gate, value = self.w12(x).chunk(2, dim=-1)
         out: Tensor = self.w3(F.silu(gate) * value)
         return out

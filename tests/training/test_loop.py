@@ -16,7 +16,7 @@ import ray
 import torch
 
 from pipeline.errors import LodesetError
-from training.checkpoint import newest_checkpoint, save_checkpoint
+from training.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
 from training.config import TrainingConfig
 from training.data import Batches
 from training.export import load_backbone
@@ -31,12 +31,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def state_of(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    state = torch.load(folder / f"step-{step:07d}" / "state.pt", weights_only=True)
-    flat = {f"student.{k}": v for k, v in state["student"].items()} | {
-        f"teacher.{k}": v for k, v in state["teacher"].items()
-    }
-    moments = state["optimiser"]["state"]
-    return flat | {f"optimiser.{i}.{k}": v for i, entry in moments.items() for k, v in entry.items()}
+    return read_checkpoint(folder / f"step-{step:07d}", "")
 
 
 def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -142,15 +137,15 @@ def test_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
         save_checkpoint(tmp_path, step, {"x": torch.tensor(step)}, identity, keep=3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0000002", "step-0000003", "step-0000004"]
     (tmp_path / "step-0000004" / "manifest.json").unlink()
-    state = tmp_path / "step-0000003" / "state.pt"
+    (state,) = (tmp_path / "step-0000003").glob("*.safetensors")
     flipped = bytearray(state.read_bytes())
     flipped[len(flipped) // 2] ^= 1
     state.write_bytes(flipped)
     found = newest_checkpoint(tmp_path, identity)
-    assert found is not None and found[0] == 2 and int(found[1]["x"]) == 2
+    assert found is not None and found[0] == 2 and int(read_checkpoint(found[1], "")["x"]) == 2
     save_checkpoint(tmp_path, 4, {"x": torch.tensor(40)}, identity, keep=3)
     found = newest_checkpoint(tmp_path, identity)
-    assert found is not None and int(found[1]["x"]) == 40
+    assert found is not None and int(read_checkpoint(found[1], "")["x"]) == 40
 
 
 def test_a_damaged_checkpoint_does_not_outlive_the_run_that_passed_it_over(tmp_path: Path) -> None:
@@ -165,7 +160,7 @@ def test_a_damaged_checkpoint_does_not_outlive_the_run_that_passed_it_over(tmp_p
     save_checkpoint(tmp_path, 1, {"x": torch.tensor(10)}, identity, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000001"]
     found = newest_checkpoint(tmp_path, identity)
-    assert found is not None and int(found[1]["x"]) == 10
+    assert found is not None and int(read_checkpoint(found[1], "")["x"]) == 10
 
 
 def test_other_settings_do_not_resume(tmp_path: Path, shards: Shards, small: TrainingConfig) -> None:

@@ -1,0 +1,97 @@
+"""Two workers against one, sharded networks against whole ones, activations kept against computed again."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from training.checkpoint import read_checkpoint
+from training.config import TrainingConfig
+from training.index import Shards
+from training.launch import train_inline
+from training.loop import train_loop
+
+
+def worker(rank: int, folder: Path, config: TrainingConfig, shards: Shards) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    train_loop(config, shards, folder, rank, 2, torch.device("cpu"))
+    dist.destroy_process_group()
+
+
+def trained_by_two(folder: Path, config: TrainingConfig, shards: Shards) -> dict[str, torch.Tensor]:
+    """The last checkpoint's tensors, whole."""
+    folder.mkdir(exist_ok=True)
+    (folder / "rendezvous").unlink(missing_ok=True)
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=worker, args=(rank, folder, config, shards)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    return read_checkpoint(folder / f"step-{config.steps:07d}", "")
+
+
+def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest difference of a student's weight, relative to the largest weight of its tensor."""
+    assert one.keys() == other.keys()
+    names = [name for name in one if name.startswith("student.")]
+    return max(float((one[n] - other[n]).abs().max() / one[n].abs().max().clamp(min=1e-2)) for n in names)
+
+
+@pytest.fixture
+def steady(small: TrainingConfig) -> TrainingConfig:
+    """Every worker draws which samples skip a branch: without that, who computes what changes nothing but the last bits."""
+    return small.model_copy(update={"model": small.model.model_copy(update={"drop_path": 0.0})})
+
+
+def test_sharded_networks_learn_what_whole_ones_learn(tmp_path: Path, shards: Shards, steady: TrainingConfig) -> None:
+    alone = tmp_path / "alone"
+    train_inline(steady, shards, alone)
+    expected = read_checkpoint(alone / "step-0000006", "")
+    sharded = steady.model_copy(update={"fsdp": True, "activation_checkpointing": True})
+    found = trained_by_two(tmp_path / "sharded", sharded, shards)
+    files = list((tmp_path / "sharded" / "step-0000006").glob("*.safetensors"))
+    assert len(files) == 2  # each worker wrote its own
+    assert apart(found, expected) < 1e-3
+    exported = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("sharded", "alone")]
+    assert exported[0] == exported[1]
+
+    half = sharded.model_copy(update={"precision": "bf16"})
+    assert apart(trained_by_two(tmp_path / "half", half, shards), expected) < 0.5
+
+
+def test_a_run_goes_on_with_as_many_workers_or_others(tmp_path: Path, shards: Shards, steady: TrainingConfig) -> None:
+    """Three steps of six by two workers with sharded networks, the rest by them again, bit by bit alike; or by one with whole
+    networks; and the other way round, with replicas."""
+    train_inline(steady, shards, tmp_path / "alone")
+    expected = read_checkpoint(tmp_path / "alone" / "step-0000006", "")
+    sharded = steady.model_copy(update={"fsdp": True, "keep_checkpoints": 5})
+    first = trained_by_two(tmp_path / "both", sharded, shards)
+
+    def half_way(name: str) -> Path:
+        for later in (tmp_path / name).glob("step-0000006"):
+            for path in later.iterdir():
+                path.unlink()
+        return tmp_path / name
+
+    again = trained_by_two(half_way("both"), sharded, shards)
+    assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
+    assert train_inline(steady, shards, half_way("both"))["resumed_step"] == 3
+    assert apart(read_checkpoint(tmp_path / "both" / "step-0000006", ""), expected) < 1e-3
+    assert apart(trained_by_two(half_way("alone"), steady, shards), expected) < 1e-3
+
+
+@pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
+def test_activations_computed_again_are_the_same(
+    tmp_path: Path, shards: Shards, small: TrainingConfig, ffn: str
+) -> None:
+    model = small.model.model_copy(update={"ffn": ffn})
+    kept = small.model_copy(update={"model": model, "steps": 3})
+    for name, config in (("kept", kept), ("again", kept.model_copy(update={"activation_checkpointing": True}))):
+        train_inline(config, shards, tmp_path / name)
+    one, other = (read_checkpoint(tmp_path / name / "step-0000003", "") for name in ("kept", "again"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

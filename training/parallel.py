@@ -1,0 +1,47 @@
+"""What training does to a model that is too large for one worker: sharded over all of them, activations computed twice."""
+
+import warnings
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+from training.ssl import Network, Networks
+from training.vit import Block, DinoVisionTransformer
+
+
+def shard(nets: Networks, group: dist.ProcessGroup, device: torch.device, half: bool) -> None:
+    """Leaves each worker of `group` its share of every network's weights, gradients and moving means (FSDP2).
+
+    A unit that is put together when it is its turn is a block's attention, its feed-forward layer, or a head. `half`: for bf16
+    products the weights travel as bf16; what is kept, gradients and their sums over workers stay fp32, and so do embeddings and norms.
+    """
+    # Nothing writes into what a backbone returns, so its views are harmless.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    mesh = DeviceMesh.from_group(group, device.type)
+    mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32)
+    for network in {id(one): one for one in (nets.student, nets.average, nets.teacher)}.values():
+        _shard_network(network, mesh, mixed)
+
+
+def _shard_network(network: Network, mesh: DeviceMesh, mixed: MixedPrecisionPolicy) -> None:
+    for block in blocks_of(network.backbone):
+        # Not the block: it adds to its input in place, which is a view once a unit has taken it.
+        fully_shard(block.attn, mesh=mesh, mp_policy=mixed)
+        fully_shard(block.mlp, mesh=mesh, mp_policy=mixed)
+    # Where nothing is said, outermost units stay whole until a backward pass, and a teacher has none.
+    fully_shard(network.backbone, mesh=mesh, reshard_after_forward=True)
+    register_fsdp_forward_method(network.backbone, "forward_groups")
+    for head in {id(one): one for one in (network.dino_head, network.ibot_head)}.values():
+        fully_shard(head, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
+
+
+def recompute_activations(network: Network) -> None:
+    """Keeps nothing inside attention and feed-forward layers for the backward pass, which computes it again."""
+    for block in blocks_of(network.backbone):
+        block.attn.recomputed = block.mlp.recomputed = True
+
+
+def blocks_of(backbone: DinoVisionTransformer) -> list[Block]:
+    return [block for block in backbone.blocks if isinstance(block, Block)]
