@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import multiprocessing
 import os
 import uuid
 from collections.abc import Callable, Container, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from pipeline.dag.runner import Event
     from pipeline.dag.stage import Stage
     from pipeline.dag.store import Artifact, Store
+    from training.config import TrainingConfig
+    from training.index import Shards
 
 DEDUP, SHARDS = "dedup/pool", "write_shards/all"
 
@@ -105,8 +109,11 @@ def open_config(
 
 def cpus_of(config: Config) -> int:
     """The budget of cores: as configured, or what this process may use."""
-    if config.resources.cpus != "auto":
-        return config.resources.cpus
+    return config.resources.cpus if config.resources.cpus != "auto" else usable_cpus()
+
+
+def usable_cpus() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -288,6 +295,45 @@ def demo(folder: str | Path, watch: Callable[[Event], None]) -> dict[str, Any]:
     from infra.demo.run import run_demo
 
     return run_demo(Path(folder), watch)
+
+
+def train(
+    shards: Sequence[str],
+    folder: str | Path,
+    config: str | Path | None = None,
+    overrides: tuple[str, ...] = (),
+    ray_address: str = "local",
+    cpus: int | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Trains on shards that are there already: lodeset's (`index.parquet`), or any WebDataset.
+
+    `config` is a file with the keys of `training`; without it, and where it says nothing, the recipe's values hold. Returns each run's summary.
+
+    Raises:
+        ConfigError: the configuration names no such key, or a value that cannot be.
+        LodesetError: no images there, or a run failed.
+    """
+    from pipeline.config import load
+    from training.config import TrainingConfig
+    from training.webdataset import shards_of
+
+    settings, target = load(TrainingConfig, config, overrides), Path(folder).resolve()
+    found = shards_of(shards, target / "index")
+    # A process of its own, as each stage of a run: Ray reads the token of its cluster when it is imported.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+        return apart.submit(_train, settings, found, target, ray_address, cpus or usable_cpus()).result()
+
+
+def _train(
+    config: TrainingConfig, shards: Shards, folder: Path, ray_address: str, cpus: int
+) -> dict[str, dict[str, Any]]:
+    from pipeline.engines.ray import cluster, job
+
+    with cluster(ray_address, cpus) as address:
+        from training.standalone import train
+
+        with job(address):
+            return train(config, shards, folder, cpus)
 
 
 def export(folder: str | Path, path: str | Path, size: int | None = None) -> dict[str, Any]:

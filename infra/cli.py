@@ -321,6 +321,28 @@ def trace(config: ConfigPath, image_id: str, set_: Set = None, limit: Limit = No
 
 
 @app.command()
+def train(
+    folder: Annotated[Path, typer.Argument(help="where checkpoints, metrics and the exported model go")],
+    shards: Annotated[
+        list[str], typer.Argument(help="WebDataset tars (globs, URLs, `{000..099}`) or an index.parquet")
+    ],
+    config: Annotated[Path | None, typer.Option(help="a YAML file with the keys of `training`")] = None,
+    overrides: Set = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="cores [default: all]")] = None,
+    ray_address: Annotated[str, typer.Option(help="a Ray cluster to join; local: one of its own")] = "local",
+    as_json: Json = False,
+) -> None:
+    """Train on shards that are there already, without curation; run again, it goes on where it was."""
+    told = api.train(shards, folder, config, tuple(overrides or ()), ray_address, cpus)
+    if as_json:
+        _print_json(told)
+        return
+    for name, one in told.items():
+        line = f"{name}: {one['images_seen']:,} images seen of {one['images']:,}, {one['skipped']} skipped -> {one['folder']}"
+        out.print(escape(line), highlight=False, soft_wrap=True)
+
+
+@app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="where model.safetensors and config.json lie")],
     path: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="file to write")],

@@ -254,20 +254,33 @@ class CurationConfig(Strict):
         return self
 
 
-Config = TypeVar("Config", bound=CurationConfig)
+Config = TypeVar("Config", bound=Strict)
 
 
-def load(model: type[Config], path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
-    """Reads a YAML file, applies `a.b=c` overrides and validates.
+def load(model: type[Config], path: str | Path | None, overrides: tuple[str, ...] = ()) -> Config:
+    """Reads a YAML file (none: nothing but defaults), applies `a.b=c` overrides and validates.
 
     Raises:
         ConfigError: names the key, the value and what is allowed.
     """
-    file = Path(path)
+    tree = _tree(model, Path(path)) if path is not None else {}
+    for override in overrides:
+        _override(tree, override)
+    try:
+        config = model.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{path or 'settings'}:\n" + "\n".join(explained(model, error.errors()))) from None
+    return _absolute(config, Path(path).resolve().parent if path is not None else Path.cwd())
+
+
+def _tree(model: type[Config], file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"no configuration at {file}: `lodeset init {file}` writes one") from None
+        whole = "pool" in model.model_fields
+        raise ConfigError(
+            f"no configuration at {file}" + (f": `lodeset init {file}` writes one" if whole else "")
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {file}: {error}") from error
     try:
@@ -275,16 +288,9 @@ def load(model: type[Config], path: str | Path, overrides: tuple[str, ...] = ())
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(
-            f"{file} must hold a mapping of keys to values, not {type(tree).__name__}; `pool:` is the one key it needs"
-        )
-    for override in overrides:
-        _override(tree, override)
-    try:
-        config = model.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"{file}:\n" + "\n".join(explained(model, error.errors()))) from None
-    return _absolute(config, file.resolve().parent)
+        needed = "".join(f"; `{name}:` is a key it needs" for name, f in model.model_fields.items() if f.is_required())
+        raise ConfigError(f"{file} must hold a mapping of keys to values, not {type(tree).__name__}{needed}")
+    return tree
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -322,7 +328,7 @@ def resolve(uri: str, base: Path) -> str:
 
 
 # Keys whose text is a path. The last two hold a list instead, or the path of one.
-_PATHS = ("uri", "path", "store", "blocked_domains", "blocked_urls")
+_PATHS = ("uri", "path", "folder", "store", "blocked_domains", "blocked_urls")
 
 
 def _model(written: str, base: Path) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import Strict
 from pipeline.errors import LodesetError
+from pipeline.sources.files import unescaped
 
 INDEX_COLUMNS = ("image_id", "shard", "offset", "size_bytes")
 
@@ -93,9 +94,7 @@ def open_index(urls: Sequence[str]) -> ShardIndex:
         names = table["shard"].combine_chunks().dictionary_encode()
         folder = path.rsplit("/", 1)[0]
         columns["shard"].append(names.indices.to_numpy(zero_copy_only=False).astype(np.int32) + len(shards))
-        # `../<folder>/<shard>` is one of an earlier run; object stores do not resolve it.
-        paths = (posixpath.normpath(f"{folder}/{name}") for name in names.dictionary.to_pylist())
-        shards += [filesystem.unstrip_protocol(path) for path in paths]
+        shards += [_shard_url(filesystem, folder, name) for name in names.dictionary.to_pylist()]
         columns["offset"].append(table["offset"].to_numpy().astype(np.int64))
         columns["size_bytes"].append(table["size_bytes"].to_numpy().astype(np.int32))
         columns["image_id"].append(_parse_ids(table["image_id"], url))
@@ -109,6 +108,14 @@ def open_index(urls: Sequence[str]) -> ShardIndex:
         size_bytes=np.concatenate(columns["size_bytes"])[order].astype(np.int32),
         ids=ids[order],
     )
+
+
+def _shard_url(filesystem: fsspec.AbstractFileSystem, folder: str, name: str) -> str:
+    """A shard of an index in `folder`; one that is named in full lies where it says, on whatever file system."""
+    if name.startswith("/") or "://" in name:
+        return str(unescaped(name))
+    # `../<folder>/<shard>` is one of an earlier run; object stores do not resolve it.
+    return str(filesystem.unstrip_protocol(posixpath.normpath(f"{folder}/{name}")))
 
 
 def _parse_ids(column: pa.ChunkedArray, url: str) -> NDArray[np.uint8]:

@@ -30,7 +30,7 @@ def config(tmp_path: Path) -> Path:
 def test_every_command_is_a_function() -> None:
     commands = {command.callback.__name__ for command in cli.app.registered_commands if command.callback}
     assert commands == {
-        "init", "schema", "plan", "run", "status", "report", "trace", "dedup_preview", "compact", "forget", "demo", "export",
+        "init", "schema", "plan", "run", "status", "report", "trace", "dedup_preview", "compact", "forget", "demo", "train", "export",
         "doctor",
     }  # fmt: skip
     for name in commands:

@@ -1,0 +1,101 @@
+"""Foreign WebDatasets and training without the DAG."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from builders import write_shards
+
+from pipeline.errors import LodesetError
+from training import standalone
+from training.config import TrainingConfig
+from training.index import Shards, open_index
+from training.launch import train_inline
+from training.webdataset import braces_expanded, shards_of
+
+
+def foreign(path: Path, payloads: list[bytes], image: str = "jpg") -> Path:
+    """Samples as others write them: captions and arrays beside the images, names of their own."""
+    with tarfile.open(path, "w") as tar:
+        for number, payload in enumerate(payloads):
+            for extension, data in (("txt", b"a caption"), (image, payload), ("npy", b"\x93NUMPY")):
+                member = tarfile.TarInfo(f"part/{number:05d}.{extension}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_a_foreign_webdataset_is_read_like_our_own_shards(
+    tmp_path: Path, index_url: str, payloads: list[bytes], small: TrainingConfig
+) -> None:
+    for number in range(2):
+        foreign(tmp_path / f"train-{number:03d}.tar", payloads[number::2], "PNG")
+    ours = open_index([index_url])
+    found = shards_of([str(tmp_path / "train-{000..001}.tar")], tmp_path / "index")
+    theirs = open_index(found.index)
+    assert theirs.digest() == ours.digest()
+    assert theirs.read(range(22)) == ours.read(range(22))
+    assert shards_of([str(tmp_path / "*.tar")], tmp_path / "other").index != found.index
+    assert shards_of([index_url], tmp_path / "none") == Shards(index=(index_url,))
+
+    for name, shards in (("ours", Shards(index=(index_url,))), ("theirs", found)):
+        train_inline(small, shards, tmp_path / name)
+    assert (tmp_path / "ours/model.safetensors").read_bytes() == (tmp_path / "theirs/model.safetensors").read_bytes()
+
+
+def test_an_index_is_made_once_and_anew_when_its_tar_changes(tmp_path: Path, payloads: list[bytes]) -> None:
+    tar = foreign(tmp_path / "a.tar", payloads[:4])
+    (path,) = shards_of([str(tar)], tmp_path / "index").index
+    before = Path(path).stat().st_mtime_ns
+    assert shards_of([str(tar)], tmp_path / "index").index == (path,)
+    assert Path(path).stat().st_mtime_ns == before
+    foreign(tar, payloads[:6])
+    (changed,) = shards_of([str(tar)], tmp_path / "index").index
+    assert changed != path and pq.read_metadata(changed).num_rows == 6
+
+
+def test_what_is_no_webdataset_is_refused(tmp_path: Path, payloads: list[bytes]) -> None:
+    (tmp_path / "page.html").write_text("<html>")
+    with pytest.raises(LodesetError, match=r"page.html is no tar: give WebDataset tars"):
+        shards_of([str(tmp_path / "page.html")], tmp_path / "index")
+    with pytest.raises(LodesetError, match=r"nothing is at .*gone-01.tar"):
+        shards_of([str(tmp_path / "gone-{01..02}.tar")], tmp_path / "index")
+    (tmp_path / "text.tar").write_bytes(b"not a tar at all" * 100)
+    with pytest.raises(LodesetError, match=r"text.tar is no tar that can be read"):
+        shards_of([str(tmp_path / "text.tar")], tmp_path / "index")
+    foreign(tmp_path / "none.tar", [b"1", b"2"], "wav")
+    with pytest.raises(LodesetError, match=r"1 tars hold no image: looked for \.avif"):
+        shards_of([str(tmp_path / "none.tar")], tmp_path / "index")
+    # What is left of a tar that was cut short is trained on.
+    whole = foreign(tmp_path / "cut.tar", payloads[:8]).read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
+    (path,) = shards_of([str(tmp_path / "cut.tar")], tmp_path / "index").index
+    assert 1 < pq.read_metadata(path).num_rows < 8
+
+
+def test_braces_are_those_of_webdataset() -> None:
+    assert list(braces_expanded("a.tar")) == ["a.tar"]
+    assert list(braces_expanded("a-{08..11}.tar")) == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
+    assert list(braces_expanded("{x,y}/{1..2}")) == ["x/1", "x/2", "y/1", "y/2"]
+    assert list(braces_expanded("{x}")) == ["{x}"]
+
+
+def test_stages_follow_one_another_in_folders_of_their_own(
+    tmp_path: Path, payloads: list[bytes], small: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        standalone, "launch", lambda config, shards, folder, cpus, origin: train_inline(config, shards, folder, origin)
+    )
+    tree = {
+        "finish": {"global_size": 48, "steps": 4},
+        "distill": {"model": {"dim": 8, "depth": 1, "heads": 1}, "steps": 3},
+    }
+    config = TrainingConfig.model_validate(small.model_dump() | tree)
+    shards = Shards(index=(write_shards(tmp_path / "shards", payloads),))
+    told = standalone.train(config, shards, tmp_path / "out", cpus=1)
+    assert {name: one["steps"] for name, one in told.items()} == {"train": 6, "finish": 4, "distill": 3}
+    assert all((tmp_path / "out" / name / "model.safetensors").is_file() for name in told)
+    again = standalone.train(config, shards, tmp_path / "out", cpus=1)
+    assert {name: one["resumed_step"] for name, one in again.items()} == {"train": 6, "finish": 4, "distill": 3}

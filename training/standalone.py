@@ -1,0 +1,44 @@
+"""Training without the DAG: shards that are there already, a folder, and nothing else."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.dag.fingerprint import file_digest
+from training.checkpoint import MARKER
+from training.config import TrainingConfig, distilling, finishing
+from training.index import Shards
+from training.launch import launch
+from training.origin import Origin
+from training.weights import check_weights, identity
+
+
+def train(config: TrainingConfig, shards: Shards, folder: Path, cpus: int) -> dict[str, dict[str, Any]]:
+    """Trains into `folder/train`, `finish` and `distill`, as far as configured.
+
+    Ray must be initialised. A folder that holds an unfinished run goes on from it. Returns each run's summary (see `train_loop`).
+
+    Raises:
+        LodesetError: as `check_weights` and `launch`.
+    """
+    origin = None
+    if config.weights is not None:
+        check_weights(config.weights.path, config.model)
+        origin = Origin(path=config.weights.path, digest=identity(config.weights.path))
+    told = {"train": _run(config, shards, folder / "train", cpus, origin)}
+    last, of = folder / "train", config
+    if config.finish is not None:
+        before = _origin(last, of, distil=False)
+        last, of = folder / "finish", finishing(config)
+        told["finish"] = _run(of, shards, last, cpus, before)
+    if config.distill is not None:
+        told["distill"] = _run(distilling(config), shards, folder / "distill", cpus, _origin(last, of, distil=True))
+    return told
+
+
+def _run(config: TrainingConfig, shards: Shards, folder: Path, cpus: int, origin: Origin | None) -> dict[str, Any]:
+    return launch(config, shards, folder, cpus, origin) | {"folder": str(folder)}
+
+
+def _origin(folder: Path, of: TrainingConfig, distil: bool) -> Origin:
+    checkpoint = folder / f"step-{of.steps:07d}"
+    return Origin(path=str(checkpoint), digest=file_digest(str(checkpoint / MARKER)), of=of, distil=distil)
