@@ -318,6 +318,8 @@ def train(
     from training.webdataset import shards_of
 
     settings, target = load(TrainingConfig, config, overrides), Path(folder).resolve()
+    if settings.mix:
+        raise ConfigError("mix weighs curated sets, and shards alone do not say which set wants what: remove it")
     found = shards_of(shards, target / "index")
     # A process of its own, as each stage of a run: Ray reads the token of its cluster when it is imported.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:

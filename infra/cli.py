@@ -44,7 +44,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except KeyboardInterrupt:
-        _fail("stopped; `lodeset run` again goes on from the finished parts", 130)
+        _fail("stopped; the same command again goes on from what is finished", 130)
 
 
 def _fail(message: str, code: int) -> None:
@@ -333,7 +333,10 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train on shards that are there already, without curation; run again, it goes on where it was."""
-    told = api.train(shards, folder, config, tuple(overrides or ()), ray_address, cpus)
+    from infra.progress import following
+
+    with following(err, folder):
+        told = api.train(shards, folder, config, tuple(overrides or ()), ray_address, cpus)
     if as_json:
         _print_json(told)
         return

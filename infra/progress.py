@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,7 +22,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from pipeline.dag.background import repeating
 from pipeline.dag.runner import Event
+from training.lines import last_line
 
 
 class _Rate(ProgressColumn):
@@ -64,6 +67,26 @@ def watching(console: Console) -> Iterator[Callable[[Event], None]]:
                 _line(bars.console, event)
 
         yield watch
+
+
+@contextmanager
+def following(console: Console, folder: Path) -> Iterator[None]:
+    """Says while the block runs which step the runs in `folder` have come to; nothing where nobody looks."""
+    if not console.is_terminal:
+        yield
+        return
+    with console.status("reading the shards") as status:
+
+        def look() -> float:
+            for path in sorted(folder.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)[-1:]:
+                line = last_line(path)
+                if line is not None:
+                    rate = f"{line['images_per_s']:,.0f} images/s"
+                    status.update(f"{path.parent.name}: step {line['step']:,}, loss {line['loss']:.3f}, {rate}")
+            return 2.0
+
+        with repeating(look, 2.0):
+            yield
 
 
 def _line(console: Console, event: Event) -> None:

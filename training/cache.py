@@ -3,6 +3,7 @@
 All processes of a machine share the folder: each copies what no other is copying, and reads from the source what is not there yet.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import logging
@@ -33,6 +34,7 @@ class ShardCache:
         self.extents = extents
         self._wanted: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         self._copying: threading.Thread | None = None
+        self._deciding = threading.Lock()
 
     def path(self, shard: int) -> Path:
         key = f"{self.shards[shard]} {self.extents[shard]}"
@@ -50,25 +52,36 @@ class ShardCache:
     def want(self, now: Iterable[int], soon: Iterable[int]) -> None:
         """From here on these shards are read: they are copied in the background, those of `soon` last, and all others removed."""
         wanted = tuple(now), tuple(soon)
-        if wanted == self._wanted:
-            return
-        self._wanted = wanted
-        if self._copying is None or not self._copying.is_alive():
-            self._copying = threading.Thread(target=self._copy, daemon=True, name="shard cache")
-            self._copying.start()
+        with self._deciding:
+            if wanted == self._wanted:
+                return
+            self._wanted = wanted
+            if self._copying is None:
+                self._copying = threading.Thread(target=self._copy, daemon=True, name="shard cache")
+                self._copying.start()
 
     def _copy(self) -> None:
         done = None
-        try:
-            while (wanted := self._wanted) is not None and wanted != done:
-                self._remove_but({*wanted[0], *wanted[1]})
-                for shard in (*wanted[0], *wanted[1]):
-                    if self._wanted != wanted:
-                        break
-                    self._fetch(shard)
-                done = wanted
-        except OSError as error:  # a full disk, or a source that fails: whoever reads from it says so
-            log.warning("shards are not copied to %s from here on: %s", self.folder, error)
+        while True:
+            with self._deciding:
+                wanted = self._wanted
+                if wanted is None or wanted == done:
+                    self._copying = None
+                    return
+            try:
+                self._bring(wanted)
+            except (
+                Exception
+            ) as error:  # clients of object stores raise what they like; whoever needs the bytes reads the source
+                log.warning("shards are not copied to %s for now: %s: %s", self.folder, type(error).__name__, error)
+            done = wanted
+
+    def _bring(self, wanted: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+        self._remove_but({*wanted[0], *wanted[1]})
+        for shard in (*wanted[0], *wanted[1]):
+            if self._wanted != wanted:
+                return
+            self._fetch(shard)
 
     def _remove_but(self, wanted: set[int]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -76,6 +89,10 @@ class ShardCache:
         for path in self.folder.glob(f"*{SUFFIX}"):
             if path.name not in keep:
                 path.unlink(missing_ok=True)
+        for path in self.folder.glob(f"*{UNFINISHED}"):  # of a process that was killed, or met a full disk
+            with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+                if _locked(file, path):
+                    path.unlink()
 
     def _fetch(self, shard: int) -> None:
         """Copies a shard, unless it is here or another process is at it."""

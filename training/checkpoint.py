@@ -10,7 +10,6 @@ alone: all randomness derives from seed and step, so there is no generator state
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
@@ -29,10 +29,24 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from pipeline.config import Strict
 from pipeline.errors import LodesetError
 
 MARKER = "manifest.json"
 NAME = re.compile(r"step-(\d{7,})")
+
+
+class StoredFile(Strict):
+    size_bytes: int
+    sha256: str
+
+
+class Marker(Strict):
+    """What `manifest.json` says: all files of tensors, and what a run must share to go on from them."""
+
+    step: int
+    files: dict[str, StoredFile]
+    identity: dict[str, Any]
 
 
 def save_checkpoint(
@@ -66,23 +80,21 @@ def save_checkpoint(
 
 
 def _commit(folder: Path, step: int, temporary: Path, final: Path, identity: Mapping[str, Any], keep: int) -> None:
-    marker = {
-        "step": step,
-        "files": {
-            path.name: {"size_bytes": path.stat().st_size, "sha256": _sha256(path)}
-            for path in sorted(temporary.iterdir())
-        },
-        "identity": identity,
+    files = {
+        path.name: StoredFile(size_bytes=path.stat().st_size, sha256=_sha256(path))
+        for path in sorted(temporary.iterdir())
     }
     with open(temporary / MARKER, "w") as file_text:
-        json.dump(marker, file_text, indent=2)
+        file_text.write(Marker(step=step, files=files, identity=dict(identity)).model_dump_json(indent=2))
         file_text.flush()
         os.fsync(file_text.fileno())
     # The run went on from before them, so checkpoints of this step or a later one are damaged.
     for other, path in _checkpoints(folder):
         if other >= step:
             shutil.rmtree(path)
+    _sync(temporary)
     os.rename(temporary, final)
+    _sync(folder)
     for _, older in _checkpoints(folder)[:-keep]:
         shutil.rmtree(older)
 
@@ -99,8 +111,8 @@ def newest_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[int, P
         marker = _whole(path)
         if marker is None:
             continue
-        if marker["identity"] != identity:
-            keys = ", ".join(_differences(marker["identity"], identity))
+        if marker.identity != identity:
+            keys = ", ".join(_differences(marker.identity, identity))
             raise LodesetError(
                 f"{path} was trained with other settings ({keys}): train into another folder, or remove this one"
             )
@@ -131,6 +143,8 @@ def read_checkpoint(path: Path, prefix: str) -> dict[str, Tensor]:
     """
     if not (path / MARKER).is_file():
         raise LodesetError(f"{path}, which this run starts from, is gone: make it again")
+    if _whole(path) is None:
+        raise LodesetError(f"{path} is damaged: its files are not those of {MARKER}; make it again")
     try:
         stored = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     except (SafetensorError, OSError, KeyError, ValueError) as error:
@@ -165,15 +179,27 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match.group(1)), path) for match, path in found if match)
 
 
-def _whole(path: Path) -> dict[str, Any] | None:
+def _whole(path: Path) -> Marker | None:
+    """The marker of a checkpoint whose files are those that it tells of, no more and no others."""
     try:
-        marker: dict[str, Any] = json.loads((path / MARKER).read_text())
-        for name, told in marker["files"].items():
-            if (path / name).stat().st_size != told["size_bytes"] or _sha256(path / name) != told["sha256"]:
+        marker = Marker.model_validate_json((path / MARKER).read_bytes())
+        if {file.name for file in path.glob("*.safetensors")} != set(marker.files):
+            return None
+        for name, told in marker.files.items():
+            if (path / name).stat().st_size != told.size_bytes or _sha256(path / name) != told.sha256:
                 return None
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+    except (FileNotFoundError, ValidationError):
         return None
     return marker
+
+
+def _sync(folder: Path) -> None:
+    """Puts a folder's entries on disk: without it a power cut may lose a checkpoint after its predecessor was removed."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _sha256(path: Path) -> str:

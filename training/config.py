@@ -180,6 +180,12 @@ class CacheConfig(Strict):
         description="what it may hold, GiB; where the shards are more, an epoch is shuffled in blocks of shards of half that size",
     )
 
+    @model_validator(mode="after")
+    def _on_this_machine(self) -> Self:
+        if "://" in self.folder:
+            raise ValueError(f"folder {self.folder} is a URL: give a folder on a disk of the machines that train")
+        return self
+
 
 class FinishConfig(Strict):
     """A last stage at a higher resolution, from the trained student and teacher on (DINOv2, section 5)."""
@@ -327,23 +333,19 @@ _SPEED = (
     "keep_checkpoints",
     "max_failures",
 )
-# Left out where they are empty, as if they did not exist.
-_NOTHING: dict[str, Any] = {"cache": None, "mix": {}}
-_NOT_IDENTITY: dict[str, Any] = dict.fromkeys(("recipe", *_SPEED, *ALONE), True) | {
-    "model": {"size"},
-    "cache": {"folder"},
-}
+_NOT_IDENTITY: dict[str, Any] = dict.fromkeys(("recipe", *_SPEED, *ALONE), True) | {"model": {"size"}}
 
 
 def identity_of(config: TrainingConfig) -> dict[str, Any]:
     """What two runs must share to be the same run.
 
-    Left out is what changes speed, what is kept or what is written, never the weights; what is done before and after; and what
+    Left out is what changes speed, what is kept or what is written, never the weights (where a cache decides the order, the
+    loop adds that to a checkpoint's identity); what is done before and after; and what
     only stands for other values (recipe, size). A run may go on with another number of workers: batches and losses stay the
     same, the last bits of the weights do not, nor, with `drop_path`, which samples of a batch skip a branch.
     """
-    tree = config.model_dump(mode="json", exclude=_NOT_IDENTITY)
-    return {name: value for name, value in tree.items() if name not in _NOTHING or value != _NOTHING[name]}
+    without = _NOT_IDENTITY if config.mix else _NOT_IDENTITY | {"mix": True}
+    return config.model_dump(mode="json", exclude=without)
 
 
 def finishing(config: TrainingConfig) -> TrainingConfig:

@@ -137,7 +137,7 @@ class Batches(Dataset["Batch | LodesetError"]):
                 if image is not None:
                     break
                 skipped.append(self.index.image_id(candidate))
-                candidate = (candidate + 1) % len(self.index)
+                candidate = self._after(candidate)
                 image = self._decode(self._read([candidate])[0])
             if image is None:
                 shard = self.index.shards[self.index.shard[row]]
@@ -148,6 +148,14 @@ class Batches(Dataset["Batch | LodesetError"]):
             images.append(image)
             used.append(candidate)
         return images, used, skipped
+
+    def _after(self, row: int) -> int:
+        """The next row of the index that is ever shown."""
+        following = (row + 1) % len(self.index)
+        weights = self.order.weights
+        while weights is not None and not weights[following]:
+            following = (following + 1) % len(self.index)
+        return following
 
     def _read(self, rows: list[int]) -> list[bytes | None]:
         """Encoded bytes of index rows, from the cache what is there."""

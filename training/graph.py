@@ -31,6 +31,7 @@ from training.export import load_backbone
 from training.index import Shards
 from training.launch import launch
 from training.linear import Probe, linear_probe, probe_features
+from training.lines import last_line
 from training.metrics import FILE as METRICS
 from training.origin import Origin
 from training.pictures import picture_table
@@ -203,25 +204,14 @@ def _reporting(context: Context, folder: Path, config: TrainingConfig) -> Iterat
 
     def look() -> float:
         nonlocal start
-        step = last_step(folder / METRICS)
+        line = last_line(folder / METRICS)
+        step = line["step"] if line is not None else 0
         start = step if start is None else start
         context.report(Progress(step / config.steps, max(0, step - start) * config.batch))
         return 1.0
 
     with repeating(look, 1.0):
         yield
-
-
-def last_step(metrics: Path) -> int:
-    """The step of the last whole line of a metrics file; 0 where there is none."""
-    try:
-        lines = metrics.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return 0
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            return int(json.loads(line)["step"])
-    return 0
 
 
 # -- evaluate

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from fsspec.utils import get_protocol
 from numpy.typing import NDArray
 
 from pipeline.config import Strict
@@ -83,21 +84,28 @@ def open_index(urls: Sequence[str]) -> ShardIndex:
     shards: list[str] = []
     columns: dict[str, list[NDArray[np.generic]]] = {name: [] for name in INDEX_COLUMNS}
     for url in urls:
-        filesystem, path = fsspec.core.url_to_fs(url)
         try:
+            filesystem, path = fsspec.core.url_to_fs(url)
             with filesystem.open(path, "rb") as file:
-                table = pq.read_table(file, columns=list(INDEX_COLUMNS))
+                # 10^8 names are more bytes than one Arrow array of strings holds.
+                table = pq.read_table(file, columns=list(INDEX_COLUMNS), read_dictionary=["shard"])
+            _check(table)
         except FileNotFoundError as error:
-            raise LodesetError(f"{url} does not exist: run write_shards first") from error
-        except pa.ArrowException as error:
+            raise LodesetError(f"{url} does not exist: check the path, or run write_shards first") from error
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise LodesetError(f"{url} is no index with the columns {', '.join(INDEX_COLUMNS)}: {error}") from error
-        names = table["shard"].combine_chunks().dictionary_encode()
+        names = table["shard"].unify_dictionaries().combine_chunks()
         folder = path.rsplit("/", 1)[0]
         columns["shard"].append(names.indices.to_numpy(zero_copy_only=False).astype(np.int32) + len(shards))
         shards += [_shard_url(filesystem, folder, name) for name in names.dictionary.to_pylist()]
         columns["offset"].append(table["offset"].to_numpy().astype(np.int64))
         columns["size_bytes"].append(table["size_bytes"].to_numpy().astype(np.int32))
         columns["image_id"].append(_parse_ids(table["image_id"], url))
+    protocols = sorted({get_protocol(shard) for shard in shards})
+    if len(protocols) > 1:
+        raise LodesetError(
+            f"shards lie on {len(protocols)} file systems ({', '.join(protocols)}): training reads from one; copy them together"
+        )
     ids = np.concatenate(columns["image_id"]).astype(np.uint8)
     high, low = ids.view(">u8").T
     order = np.lexsort((low, high))
@@ -108,6 +116,19 @@ def open_index(urls: Sequence[str]) -> ShardIndex:
         size_bytes=np.concatenate(columns["size_bytes"])[order].astype(np.int32),
         ids=ids[order],
     )
+
+
+def _check(table: pa.Table) -> None:
+    """Raises ValueError: values that no index holds."""
+    for name in INDEX_COLUMNS:
+        if table[name].null_count:
+            raise ValueError(f"{table[name].null_count} rows have no {name}")
+    for name, least, limit in (("offset", 0, 2**62), ("size_bytes", 1, 2**31)):
+        if not pa.types.is_integer(table[name].type):
+            raise ValueError(f"{name} is {table[name].type}, not an integer")
+        found = pc.min_max(table[name]).as_py()
+        if len(table) and not least <= found["min"] <= found["max"] < limit:
+            raise ValueError(f"{name} goes from {found['min']} to {found['max']}, outside {least} to {limit - 1}")
 
 
 def _shard_url(filesystem: fsspec.AbstractFileSystem, folder: str, name: str) -> str:
@@ -142,17 +163,17 @@ def weights_of(index: ShardIndex, selected: Sequence[str], mix: Mapping[str, flo
     """
     if not selected:
         raise LodesetError("training.mix weighs images by the set that wants them: give the table `selected` too")
-    names = pa.array(mix, pa.string())
     found = []
     for url in selected:
         try:
             with fsspec.open(url, "rb") as file:
-                table = pq.read_table(file, columns=["image_id", "set"])
-        except (OSError, pa.ArrowException) as error:
+                found.append(pq.read_table(file, columns=["image_id", "set"], read_dictionary=["set"]))
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise LodesetError(f"{url} is no table with the columns image_id and set: {error}") from error
-        found.append(table.filter(pc.is_in(table["set"], names)))
     wanted = pa.concat_tables(found)
-    told = np.array([mix[name] for name in wanted["set"].to_pylist()], np.float64)
+    sets = wanted["set"].unify_dictionaries().combine_chunks()
+    weight_of = np.array([mix.get(name, 1.0) for name in sets.dictionary.to_pylist()], np.float64)
+    told = weight_of[sets.indices.to_numpy(zero_copy_only=False)]
     ids = _as_keys(_parse_ids(wanted["image_id"], ", ".join(selected)))
     order = np.lexsort((-told, ids))
     ids, told = ids[order], told[order]  # the most generous first

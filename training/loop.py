@@ -64,19 +64,22 @@ def train_loop(
     batches = Batches(index, config, rank, world_size, weights)
     folder.mkdir(parents=True, exist_ok=True)
 
-    nets = networks(config, origin).to(device)
+    nets = networks(config, origin)
     student = nets.student
     if config.activation_checkpointing:
         recompute_activations(student)
-    sharded = config.fsdp and group is not None
     if config.fsdp and group is not None:
-        shard(nets, group, device, config.precision == "bf16")
+        shard(nets, group, device, config.precision == "bf16")  # from here, so that no device ever holds all of it
+    else:
+        nets = nets.to(device)
     optimiser = make_optimiser(student, config.optimiser)
     identity = {"training": identity_of(config), "images": index.digest()}
     if origin is not None:
         identity["origin"] = origin.digest
     if weights is not None:
         identity["weights"] = hashlib.sha256(weights.tobytes()).hexdigest()
+    if batches.order.blocks is not None:
+        identity["blocks"] = batches.order.blocks.digest()
     state = training_state(nets, optimiser)
     first_step, checkpoint = _resumed(folder, identity, group, rank)
     if checkpoint is not None:
@@ -99,7 +102,7 @@ def train_loop(
 
         optimiser.zero_grad()
         torch.autograd.backward(seen.total)
-        if group is not None and not sharded:
+        if group is not None and not config.fsdp:
             average_gradients(student.parameters(), group, world_size)
         gradient_norm = clip_gradients(student, config.optimiser.clip_norm)
         _stop_if_gradient_not_finite(gradient_norm, config, batch, folder, rank)

@@ -6,15 +6,16 @@ cache together, block after block. Each epoch ends before its last, incomplete g
 Shapes: n images of the index, S shards, m places of an epoch.
 """
 
+import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Rows = NDArray[np.int64]
+Rows = NDArray[np.integer]
 
 PURPOSES = ("order", "crops", "mask_counts", "masks", "times", "blocks")
 Purpose = Literal["order", "crops", "mask_counts", "masks", "times", "blocks"]
@@ -36,10 +37,20 @@ class Blocks:
     size_bytes: Rows
     limit_bytes: int
 
+    def digest(self) -> str:
+        """SHA-256 of all that the order depends on: the same images in other shards come in another order."""
+        told = hashlib.sha256(self.shard.tobytes())
+        told.update(self.size_bytes.tobytes())
+        told.update(str(self.limit_bytes).encode())
+        return told.hexdigest()
+
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """`images`: n. `weights` [n]: how often an epoch shows each, 1 where none are given. `blocks`: see there; none: all at once."""
+    """`images`: n. `weights` [n]: how often an epoch shows each, 1 where none are given. `blocks`: see there; none: all at once.
+
+    Each process that asks for rows holds an epoch of them, 4 bytes a place, and three times that while it is made.
+    """
 
     images: int
     batch: int
@@ -47,12 +58,12 @@ class Order:
     weights: Floats | None = None
     blocks: Blocks | None = None
 
-    @property
+    @cached_property
     def places(self) -> int:
-        """Of an epoch: n, or the sum of the weights, rounded."""
-        return self.images if self.weights is None else round(float(self.weights.sum()))
+        """Of an epoch: n, or the sum of the weights, rounded down."""
+        return self.images if self.weights is None else _whole(self.weights)
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """Whole batches of an epoch."""
         return self.places // self.batch
@@ -79,9 +90,11 @@ class Order:
         return now[at], now[at + 1] if at + 1 < len(now) else _blocks(self.blocks, self.seed, epoch + 1)[0]
 
 
-@lru_cache(maxsize=1)  # steps follow one another: only the epoch that goes on is needed; 10^7 rows take 0.5 s
+@lru_cache(
+    maxsize=1
+)  # steps follow one another: only the epoch that goes on is needed; 10^7 rows take 0.5 s, a second with weights
 def _epoch(order: Order, epoch: int) -> Rows:
-    rows = np.arange(order.images)
+    rows: Rows = np.arange(order.images, dtype=np.int32 if order.images < 2**31 else np.int64)
     if order.weights is not None:
         rows = np.repeat(rows, times(order.weights, generator(order.seed, "times", epoch)))
     rows = generator(order.seed, "order", epoch).permutation(rows)
@@ -110,16 +123,21 @@ def _blocks(blocks: Blocks, seed: int, epoch: int) -> list[Rows]:
 
 
 def times(weights: Floats, rng: np.random.Generator) -> Rows:
-    """How often each image [n] is shown: its weight rounded down or up at random, with that mean; all together the rounded sum.
+    """How often each image [n] is shown: its weight rounded down or up at random; all together the sum, rounded down.
 
     Systematic sampling (Madow 1949) over the images in random order: the line of all weights, end to end, is cut at every integer
-    from a random start.
+    from a random start, which leaves out what is over of the sum.
     """
     order = rng.permutation(len(weights))
     ends = np.cumsum(weights[order])
-    total = round(float(weights.sum()))
-    ends *= total / ends[-1]
-    ends[-1] = total  # whatever was lost to rounding
+    total = _whole(weights)
+    start = rng.random() * (1 - max(0.0, float(ends[-1]) - total))
+    edges = np.floor(ends + start).astype(np.int64)
+    edges[-1] = total  # whatever the sum lost or won in its last digits
     shown = np.empty(len(weights), np.int64)
-    shown[order] = np.diff(np.floor(ends + rng.random()).astype(np.int64), prepend=0)
+    shown[order] = np.diff(edges, prepend=0)
     return shown
+
+
+def _whole(weights: Floats) -> int:
+    return int(float(weights.sum()) + 1e-6)

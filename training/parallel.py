@@ -21,6 +21,7 @@ def shard(nets: Networks, group: dist.ProcessGroup, device: torch.device, half: 
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = DeviceMesh.from_group(group, device.type)
     mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32)
+    nets.centers.to(device)
     for network in {id(one): one for one in (nets.student, nets.average, nets.teacher)}.values():
         _shard_network(network, mesh, mixed)
 

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from pipeline.dag.claims import claim
 from pipeline.dag.fingerprint import file_digest
+from pipeline.dag.store import Store
 from training.checkpoint import MARKER
 from training.config import TrainingConfig, distilling, finishing
 from training.index import Shards
@@ -18,8 +20,14 @@ def train(config: TrainingConfig, shards: Shards, folder: Path, cpus: int) -> di
     Ray must be initialised. A folder that holds an unfinished run goes on from it. Returns each run's summary (see `train_loop`).
 
     Raises:
+        HeldError: another run trains into this folder.
         LodesetError: as `check_weights` and `launch`.
     """
+    with claim(Store(str(folder)), "train", f"a training run in {folder}"):
+        return _train(config, shards, folder, cpus)
+
+
+def _train(config: TrainingConfig, shards: Shards, folder: Path, cpus: int) -> dict[str, dict[str, Any]]:
     origin = None
     if config.weights is not None:
         check_weights(config.weights.path, config.model)

@@ -1,14 +1,16 @@
 """Any WebDataset as something to train on: its tars are read once, and an index of each is kept.
 
 A stream could only be shuffled through a buffer, split over workers by whole shards, and resumed roughly. With an index, a foreign
-WebDataset is trained on like lodeset's own shards: exact shuffles, exact resume, any number of workers. What it costs is one pass over the
-tars, a few at a time, before the first step; a run that goes on does not repeat it.
+WebDataset is trained on like lodeset's own shards: exact shuffles, exact resume, any number of workers. What it costs is reading all
+tars, a few at a time, before the first step (headers, then images); a run that goes on does not repeat it.
 """
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,17 +18,20 @@ import pyarrow.parquet as pq
 
 from pipeline import records
 from pipeline.algorithms.images import EXTENSIONS, image_id
-from pipeline.config import Source
+from pipeline.config import Ingest, Source
 from pipeline.dag.fingerprint import digest
 from pipeline.errors import LodesetError
 from pipeline.sources.files import Bytes
 from pipeline.sources.listing import SourceFile, expand
-from pipeline.sources.members import Member, is_image
+from pipeline.sources.members import Member
 from pipeline.sources.slices import members_of
-from training.index import Shards
+from training.index import Shards, open_index
+
+log = logging.getLogger(__name__)
 
 INDEX = "index.parquet"
 AT_ONCE = 8  # tars that are read at the same time
+MOST_BYTES = Ingest().max_bytes
 IMAGES = {f".{extension}" for extension in EXTENSIONS.values()} | {".jpeg", ".tiff"}
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
@@ -41,6 +46,7 @@ def shards_of(urls: Sequence[str], folder: Path) -> Shards:
     """
     told = [one for url in urls for one in braces_expanded(url)]
     if told and all(url.endswith(INDEX) for url in told):
+        open_index(told)  # says now what is wrong with it
         return Shards(index=tuple(told))
     files = expand([Source(uri=url) for url in told], "shards")
     other = next((file.uri for file in files if file.kind != "tar"), None)
@@ -55,7 +61,11 @@ def shards_of(urls: Sequence[str], folder: Path) -> Shards:
 
 
 def braces_expanded(url: str) -> Iterator[str]:
-    """`a-{08..11}.tar` and `{train,val}.tar` as WebDataset means them: numbers keep the zeros that the first one has."""
+    """`a-{08..11}.tar` and `{train,val}.tar` as WebDataset means them: numbers keep the zeros that the first one has.
+
+    Raises:
+        LodesetError: a range that holds nothing.
+    """
     match = BRACES.search(url)
     if match is None:
         yield url
@@ -64,6 +74,8 @@ def braces_expanded(url: str) -> Iterator[str]:
         parts = match.group(3).split(",")
     else:
         first, last = match.group(1), match.group(2)
+        if int(first) > int(last):
+            raise LodesetError(f"{url}: {first} to {last} holds nothing: write the smaller number first")
         parts = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     for part in parts:
         yield from braces_expanded(url[: match.start()] + part + url[match.end() :])
@@ -73,10 +85,17 @@ def _indexed(file: SourceFile, folder: Path) -> tuple[str, int]:
     """The index of a tar, made unless it is there, and how many images it lists."""
     path = folder / f"{digest(file.uri, file.size_bytes, file.state)[:32]}.parquet"
     if not path.is_file():
+        left_out: list[Member] = []
         rows = [
             {"image_id": name, "shard": file.uri, "offset": member.offset, "size_bytes": member.size_bytes}
-            for name, member in _images(file)
+            for name, member in _images(file, left_out)
         ]
+        if left_out:
+            first = left_out[0]
+            log.warning(
+                "%s: %d members cannot be read, the first at byte %d: %s %s",
+                *(file.uri, len(left_out), first.offset, first.reason, first.detail),
+            )
         table = pa.Table.from_pylist(rows, records.SHARDS)
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".tmp")
@@ -85,12 +104,16 @@ def _indexed(file: SourceFile, folder: Path) -> tuple[str, int]:
     return str(path), pq.read_metadata(path).num_rows
 
 
-def _images(file: SourceFile) -> Iterator[tuple[str, Member]]:
-    """A broken tar counts as far as it can be read."""
+def _images(file: SourceFile, left_out: list[Member]) -> Iterator[tuple[str, Member]]:
+    """The images that a tar holds, by their ids; a broken one counts as far as it can be read. `left_out` gets what cannot."""
     members = members_of(file)
     if len(members) == 1 and members[0].reason == "unreadable_archive":
         raise LodesetError(f"{file.uri} is no tar that can be read: {members[0].detail}")
     with Bytes(file.uri) as raw:
         for member in members:
-            if is_image(member) and member.extension in IMAGES:
+            if member.reason:
+                left_out.append(member)
+            elif member.extension in IMAGES and member.size_bytes > MOST_BYTES:
+                left_out.append(replace(member, reason="too_large", detail=f"{member.size_bytes} bytes"))
+            elif member.extension in IMAGES and member.size_bytes:
                 yield image_id(raw.read_at(member.offset, member.size_bytes)), member

@@ -50,5 +50,7 @@ def test_training_alone_goes_on_where_it_was(tmp_path: Path) -> None:
 
     code, out, err = lodeset(*told, "--set", "stps=3")
     assert code == 2 and "did you mean `steps`?" in err and "Traceback" not in err
+    code, out, err = lodeset(*told, "--set", "mix.flowers=2")
+    assert code == 2 and "remove it" in err and "Traceback" not in err
     code, out, err = lodeset("train", str(tmp_path / "few"), str(tmp_path / "train-0.tar"), "--set", "batch=64")
     assert code == 1 and "24 images are fewer than one batch of 64" in err and "Traceback" not in err

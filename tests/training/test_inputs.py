@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from builders import textured
@@ -207,4 +209,24 @@ def test_an_index_that_is_none_is_refused(tmp_path: Path) -> None:
         open_index([str(tmp_path / "index.parquet")])
     (tmp_path / "index.parquet").write_bytes(b"not Parquet")
     with pytest.raises(LodesetError, match="is no index with the columns"):
+        open_index([str(tmp_path / "index.parquet")])
+    with pytest.raises(LodesetError, match="is no index"):
+        open_index(["nosuch://index.parquet"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"shard": [None, "a.tar"]}, "1 rows have no shard"),
+        ({"size_bytes": [7, 2**32 + 7]}, "size_bytes goes from 7 to 4294967303"),
+        ({"offset": [-1, 5]}, "offset goes from -1 to 5"),
+        ({"offset": ["1", "5"]}, "offset is string, not an integer"),
+        ({"image_id": ["f" * 31, "e" * 32]}, "an image_id is not 32 hex digits"),
+        ({"shard": ["a.tar", "memory://b.tar"]}, r"shards lie on 2 file systems \(file, memory\)"),
+    ],
+)
+def test_values_that_no_index_holds_are_refused(tmp_path: Path, changed: dict[str, list[object]], told: str) -> None:
+    right = {"image_id": ["f" * 32, "e" * 32], "shard": ["a.tar", "b.tar"], "offset": [0, 512], "size_bytes": [7, 8]}
+    pq.write_table(pa.table({**right, **changed}), tmp_path / "index.parquet")
+    with pytest.raises(LodesetError, match=told):
         open_index([str(tmp_path / "index.parquet")])

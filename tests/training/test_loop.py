@@ -148,6 +148,23 @@ def test_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
     assert found is not None and int(read_checkpoint(found[1], "")["x"]) == 40
 
 
+@pytest.mark.parametrize("text", ["[]", '{"files": []}', '{"step": 1, "files": {}, "identity": 3}', "\xff", ""])
+def test_a_marker_that_says_nothing_is_none(tmp_path: Path, text: str) -> None:
+    path = save_checkpoint(tmp_path, 1, {"x": torch.tensor(1)}, {}, keep=1)
+    (path / "manifest.json").write_bytes(text.encode("latin-1"))
+    assert newest_checkpoint(tmp_path, {}) is None
+
+
+def test_tensors_that_the_marker_does_not_tell_of_are_not_read(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 1, {"x": torch.tensor(1)}, {}, keep=1)
+    assert newest_checkpoint(tmp_path, {}) == (1, path)
+    (file,) = path.glob("*.safetensors")
+    (path / "zz.safetensors").write_bytes(file.read_bytes())
+    assert newest_checkpoint(tmp_path, {}) is None
+    with pytest.raises(LodesetError, match="is damaged"):
+        read_checkpoint(path, "")
+
+
 def test_a_damaged_checkpoint_does_not_outlive_the_run_that_passed_it_over(tmp_path: Path) -> None:
     identity = {"seed": 1}
     for step in (1, 2):

@@ -1,8 +1,10 @@
 """Two workers against one, sharded networks against whole ones, activations kept against computed again."""
 
+import json
 import multiprocessing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -30,7 +32,8 @@ def trained_by_two(folder: Path, config: TrainingConfig, shards: Shards) -> dict
     for process in processes:
         process.start()
     for process in processes:
-        process.join()
+        process.join(timeout=240)
+        process.kill()  # where it hangs
     assert [process.exitcode for process in processes] == [0, 0]
     return read_checkpoint(folder / f"step-{config.steps:07d}", "")
 
@@ -48,25 +51,33 @@ def steady(small: TrainingConfig) -> TrainingConfig:
     return small.model_copy(update={"model": small.model.model_copy(update={"drop_path": 0.0})})
 
 
+def told(folder: Path) -> list[tuple[float, float]]:
+    """Loss and gradient norm of every step."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [(line["loss"], line["gradient_norm"]) for line in lines]
+
+
 def test_sharded_networks_learn_what_whole_ones_learn(tmp_path: Path, shards: Shards, steady: TrainingConfig) -> None:
-    alone = tmp_path / "alone"
-    train_inline(steady, shards, alone)
-    expected = read_checkpoint(alone / "step-0000006", "")
+    train_inline(steady, shards, tmp_path / "alone")
     sharded = steady.model_copy(update={"fsdp": True, "activation_checkpointing": True})
     found = trained_by_two(tmp_path / "sharded", sharded, shards)
-    files = list((tmp_path / "sharded" / "step-0000006").glob("*.safetensors"))
-    assert len(files) == 2  # each worker wrote its own
-    assert apart(found, expected) < 1e-3
+    assert len(list((tmp_path / "sharded/step-0000006").glob("*.safetensors"))) == 2  # each worker wrote its own
+    assert apart(found, read_checkpoint(tmp_path / "alone/step-0000006", "")) < 1e-3
+    np.testing.assert_allclose(told(tmp_path / "sharded"), told(tmp_path / "alone"), rtol=1e-4)
     exported = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("sharded", "alone")]
     assert exported[0] == exported[1]
 
-    half = sharded.model_copy(update={"precision": "bf16"})
-    assert apart(trained_by_two(tmp_path / "half", half, shards), expected) < 0.5
+    for name, config in (("half", steady), ("half_sharded", sharded)):
+        trained_by_two(tmp_path / name, config.model_copy(update={"precision": "bf16"}), shards)
+    np.testing.assert_allclose(told(tmp_path / "half_sharded"), told(tmp_path / "half"), rtol=0.03)
 
 
 def test_a_run_goes_on_with_as_many_workers_or_others(tmp_path: Path, shards: Shards, steady: TrainingConfig) -> None:
     """Three steps of six by two workers with sharded networks, the rest by them again, bit by bit alike; or by one with whole
     networks; and the other way round, with replicas."""
+    tied = steady.heads.model_copy(update={"tied": True})
+    centred = steady.losses.model_copy(update={"centering": "softmax"})
+    steady = steady.model_copy(update={"heads": tied, "losses": centred})  # as the short recipe has it
     train_inline(steady, shards, tmp_path / "alone")
     expected = read_checkpoint(tmp_path / "alone" / "step-0000006", "")
     sharded = steady.model_copy(update={"fsdp": True, "keep_checkpoints": 5})

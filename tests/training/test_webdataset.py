@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from builders import write_shards
 
-from pipeline.errors import LodesetError
+from pipeline.dag.claims import claim
+from pipeline.dag.store import Store
+from pipeline.errors import HeldError, LodesetError
 from training import standalone
 from training.config import TrainingConfig
 from training.index import Shards, open_index
@@ -56,7 +58,9 @@ def test_an_index_is_made_once_and_anew_when_its_tar_changes(tmp_path: Path, pay
     assert changed != path and pq.read_metadata(changed).num_rows == 6
 
 
-def test_what_is_no_webdataset_is_refused(tmp_path: Path, payloads: list[bytes]) -> None:
+def test_what_is_no_webdataset_is_refused(
+    tmp_path: Path, payloads: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "page.html").write_text("<html>")
     with pytest.raises(LodesetError, match=r"page.html is no tar: give WebDataset tars"):
         shards_of([str(tmp_path / "page.html")], tmp_path / "index")
@@ -73,6 +77,7 @@ def test_what_is_no_webdataset_is_refused(tmp_path: Path, payloads: list[bytes])
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
     (path,) = shards_of([str(tmp_path / "cut.tar")], tmp_path / "index").index
     assert 1 < pq.read_metadata(path).num_rows < 8
+    assert "cut.tar: 1 members cannot be read, the first at byte" in caplog.text
 
 
 def test_braces_are_those_of_webdataset() -> None:
@@ -80,6 +85,8 @@ def test_braces_are_those_of_webdataset() -> None:
     assert list(braces_expanded("a-{08..11}.tar")) == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
     assert list(braces_expanded("{x,y}/{1..2}")) == ["x/1", "x/2", "y/1", "y/2"]
     assert list(braces_expanded("{x}")) == ["{x}"]
+    with pytest.raises(LodesetError, match=r"\{5\.\.2\}.*holds nothing"):
+        list(braces_expanded("a-{5..2}.tar"))
 
 
 def test_stages_follow_one_another_in_folders_of_their_own(
@@ -97,5 +104,7 @@ def test_stages_follow_one_another_in_folders_of_their_own(
     told = standalone.train(config, shards, tmp_path / "out", cpus=1)
     assert {name: one["steps"] for name, one in told.items()} == {"train": 6, "finish": 4, "distill": 3}
     assert all((tmp_path / "out" / name / "model.safetensors").is_file() for name in told)
+    with claim(Store(str(tmp_path / "out")), "train", "another run"), pytest.raises(HeldError):
+        standalone.train(config, shards, tmp_path / "out", cpus=1)
     again = standalone.train(config, shards, tmp_path / "out", cpus=1)
     assert {name: one["resumed_step"] for name, one in again.items()} == {"train": 6, "finish": 4, "distill": 3}
