@@ -5,10 +5,12 @@ import multiprocessing
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from training.losses import ibot
 from training.losses.centering import centred
 from training.losses.dino import dino_loss
 from training.losses.ibot import ibot_loss
@@ -67,6 +69,20 @@ def test_ibot_loss_weighs_each_crop_alike() -> None:
             expected += loop_cross_entropy(teacher[row], student[row], 0.1) / count / len(masks)
             row += 1
     assert math.isclose(float(ibot_loss(student, teacher, masks, 0.1)), expected, rel_tol=1e-5)
+
+
+def test_ibot_loss_in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = random(4, 9) > 0
+    found = []
+    for chunk in (ibot.CHUNK, 5 * 3):  # three rows of five prototypes
+        monkeypatch.setattr(ibot, "CHUNK", chunk)
+        student = random(int(masks.sum()), 5).requires_grad_()
+        loss = ibot_loss(student, torch.softmax(random(int(masks.sum()), 5, seed=1), -1), masks, 0.1)
+        torch.autograd.backward(loss)
+        assert student.grad is not None
+        found.append((loss.detach(), student.grad))
+    torch.testing.assert_close(found[0], found[1])
+    assert int(masks.sum()) > 3
 
 
 def test_ibot_loss_without_masks_is_zero() -> None:

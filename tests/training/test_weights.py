@@ -124,15 +124,16 @@ def test_training_goes_on_from_weights(tmp_path: Path, shards: Shards, small: Tr
         train_inline(small, shards, folder, origin.model_copy(update={"digest": "another"}))
 
 
+@pytest.mark.parametrize("size", [40, 56])  # the grid that positions are stored for, and another one
 @pytest.mark.parametrize("registers", [0, 2])
-def test_onnx_gives_what_the_model_gives(tmp_path: Path, registers: int) -> None:
+def test_onnx_gives_what_the_model_gives(tmp_path: Path, registers: int, size: int) -> None:
     pytest.importorskip("onnxscript", reason="the onnx extra is not installed")
     import onnxruntime
 
     model = backbone(MODEL.model_copy(update={"registers": registers}))
-    export_onnx(model, tmp_path / "model.onnx", 40)
+    export_onnx(model, tmp_path / "model.onnx", size)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    images = torch.randn(3, 3, 40, 40)
+    images = torch.randn(3, 3, size, size)
     embedding, patches = session.run(["embedding", "patches"], {"image": images.numpy()})
     with torch.no_grad():
         seen = model(images)
