@@ -70,9 +70,7 @@ class ShardCache:
                     return
             try:
                 self._bring(wanted)
-            except (
-                Exception
-            ) as error:  # clients of object stores raise what they like; whoever needs the bytes reads the source
+            except Exception as error:  # clients of object stores raise what they like; readers have the source
                 log.warning("shards are not copied to %s for now: %s: %s", self.folder, type(error).__name__, error)
             done = wanted
 

@@ -90,9 +90,8 @@ class Order:
         return now[at], now[at + 1] if at + 1 < len(now) else _blocks(self.blocks, self.seed, epoch + 1)[0]
 
 
-@lru_cache(
-    maxsize=1
-)  # steps follow one another: only the epoch that goes on is needed; 10^7 rows take 0.5 s, a second with weights
+# Steps follow one another: only the epoch that goes on is needed. 10^7 rows take 0.5 s, a second with weights.
+@lru_cache(maxsize=1)
 def _epoch(order: Order, epoch: int) -> Rows:
     rows: Rows = np.arange(order.images, dtype=np.int32 if order.images < 2**31 else np.int64)
     if order.weights is not None:
