@@ -26,11 +26,32 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom, pixels
 
 
 @dataclass(frozen=True)
+class Distortion:
+    """What becomes of the colours of one crop, and whether it is mirrored.
+
+    order: of brightness (0), contrast (1), saturation (2) and hue (3); empty where none of them changes. The first three are
+    factors, hue is in turns. sigma: standard deviation of the blur, pixels; 0 where there is none.
+    """
+
+    flip: bool
+    order: tuple[int, ...]
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    grey: bool
+    sigma: float
+    solarise: bool
+
+
+@dataclass(frozen=True)
 class Crops:
-    """Views of one image: global [2, 3, S, S] and local [local_count, 3, s, s]."""
+    """Views of one image: global [2, 3, S, S] and local [local_count, 3, s, s]; `left`: the distortions that are left to do, in that
+    order, where they are not the loader's (`crops.distort: device`)."""
 
     global_views: Pixels
     local_views: Pixels
+    left: tuple[Distortion, ...] = ()
 
 
 def augment(image: NDArray[np.uint8], rng: np.random.Generator, config: CropsConfig) -> Crops:
@@ -39,22 +60,28 @@ def augment(image: NDArray[np.uint8], rng: np.random.Generator, config: CropsCon
     # [1, 3, H, W]; the memory stays H x W x 3. A copy where the array cannot be written to, which PyTorch warns about.
     pixels = torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)[None]
     first_blur, second_blur, local_blur = config.blur
+    left: list[Distortion] = []
 
     def view(size: int, scale: tuple[float, float], blur: float, solarise: float) -> Pixels:
-        left, top, right, bottom = crop_box(rng, width, height, scale)
-        part = pixels[:, :, top:bottom, left:right]
-        crop = F.interpolate(part, size=(size, size), mode="bicubic", antialias=True)[0].permute(1, 2, 0)
-        return _distorted(np.ascontiguousarray(crop.numpy()), rng, config, blur, solarise).transpose(2, 0, 1)
+        box = crop_box(rng, width, height, scale)
+        part = pixels[:, :, box[1] : box[3], box[0] : box[2]]
+        crop = F.interpolate(part, size=(size, size), mode="bicubic", antialias=True)[0]
+        distortion = drawn(rng, config, blur, solarise)
+        if config.distort == "device":
+            left.append(distortion)
+            return np.asarray(crop.numpy())
+        return distorted(np.ascontiguousarray(crop.permute(1, 2, 0).numpy()), distortion).transpose(2, 0, 1)
 
+    # Local views first: which random numbers a view draws depends on how many were drawn before.
     local = [view(config.local_size, config.local_scale, local_blur, 0.0) for _ in range(config.local_count)]
+    whole = [
+        view(config.global_size, config.global_scale, first_blur, 0.0),
+        view(config.global_size, config.global_scale, second_blur, config.solarise),
+    ]
     return Crops(
-        global_views=np.stack(
-            [
-                view(config.global_size, config.global_scale, first_blur, 0.0),
-                view(config.global_size, config.global_scale, second_blur, config.solarise),
-            ]
-        ),
+        global_views=np.stack(whole),
         local_views=np.stack(local) if local else np.empty((0, 3, config.local_size, config.local_size), np.uint8),
+        left=(*left[-2:], *left[:-2]),
     )
 
 
@@ -82,32 +109,47 @@ def normalised(pixels: torch.Tensor) -> torch.Tensor:
     return (pixels.float() - mean) / deviation
 
 
-def _distorted(pixels: Pixels, rng: np.random.Generator, config: CropsConfig, blur: float, solarise: float) -> Pixels:
-    """[S, S, 3] -> [S, S, 3]."""
+def drawn(rng: np.random.Generator, config: CropsConfig, blur: float, solarise: float) -> Distortion:
+    """`blur` and `solarise` are the view's probabilities."""
     # Every decision is drawn, taken or not: changing one probability leaves the other draws as they were.
     flip, jitter, grey, blurred, solarised = rng.random(5)
     sigma = float(rng.uniform(*config.blur_sigma))
     order = rng.permutation(4)
-    brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4)
-    if flip < config.flip:
+    brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4).tolist()
+    return Distortion(
+        flip=bool(flip < config.flip),
+        order=tuple(order.tolist()) if jitter < config.jitter else (),
+        brightness=1 + brightness * config.brightness,
+        contrast=1 + contrast * config.contrast,
+        saturation=1 + saturation * config.saturation,
+        hue=hue * config.hue,
+        grey=bool(grey < config.grey),
+        sigma=sigma if blurred < blur else 0.0,
+        solarise=bool(solarised < solarise),
+    )
+
+
+def distorted(pixels: Pixels, told: Distortion) -> Pixels:
+    """[S, S, 3] -> [S, S, 3]."""
+    if told.flip:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
-    if jitter < config.jitter:
-        for step in order:
-            if step == 0:
-                pixels = _by_table(pixels, LEVELS * (1 + brightness * config.brightness))
-            elif step == 1:
-                mean = round(float(_grey(pixels).mean()))
-                pixels = _by_table(pixels, mean + (LEVELS - mean) * (1 + contrast * config.contrast))
-            elif step == 2:
-                factor = 1 + saturation * config.saturation
-                pixels = np.asarray(cv2.addWeighted(pixels, factor, _grey(pixels), 1 - factor, 0), np.uint8)
-            else:
-                pixels = _hue_turned(pixels, hue * config.hue)
-    if grey < config.grey:
+    for step in told.order:
+        if step == 0:
+            pixels = _by_table(pixels, LEVELS * told.brightness)
+        elif step == 1:
+            mean = round(float(_grey(pixels).mean()))
+            pixels = _by_table(pixels, mean + (LEVELS - mean) * told.contrast)
+        elif step == 2:
+            pixels = np.asarray(
+                cv2.addWeighted(pixels, told.saturation, _grey(pixels), 1 - told.saturation, 0), np.uint8
+            )
+        else:
+            pixels = _hue_turned(pixels, told.hue)
+    if told.grey:
         pixels = _grey(pixels)
-    if blurred < blur:
-        pixels = np.asarray(cv2.GaussianBlur(pixels, (0, 0), sigma), np.uint8)
-    if solarised < solarise:
+    if told.sigma:
+        pixels = np.asarray(cv2.GaussianBlur(pixels, (0, 0), told.sigma), np.uint8)
+    if told.solarise:
         pixels = _by_table(pixels, np.where(LEVELS >= 128, 255 - LEVELS, LEVELS))
     return pixels
 

@@ -73,6 +73,11 @@ class CropsConfig(Strict):
         (0.1, 0.6), description="standard deviation of the blur, pixels, least and most (published 0.1 to 2 at 224 px)"
     )
 
+    distort: Literal["loader", "device"] = Field(
+        "loader",
+        description="who mirrors, jitters and blurs crops: the loader's processes, or the device, many at once (GPUs that wait for them)",
+    )
+
     @model_validator(mode="after")
     def _ranges_ascend(self) -> Self:
         for name in ("global_scale", "local_scale", "blur_sigma"):

@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.algorithms.images import Unreadable, decode
 from pipeline.errors import LodesetError
-from training.augment import augment
+from training.augment import Crops, augment
 from training.cache import ShardCache
-from training.config import TrainingConfig
+from training.config import CropsConfig, TrainingConfig
+from training.distort import distorted_batch, table_of
 from training.index import ShardIndex
 from training.masking import block_mask, mask_counts
 from training.order import Blocks, Floats, Order, generator
@@ -39,6 +40,7 @@ class Batch:
     local_crops: Tensor  # [L b, 3, s, s], uint8
     masks: Tensor  # [2 b, N] bool
     skipped: tuple[str, ...]  # ids of unreadable images that the next ones of the index stand in for
+    distortions: Tensor | None = None  # [(2 + L) b, 12], global crops first, where the device is to distort them
 
     def to(self, device: torch.device) -> "Batch":
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -53,7 +55,16 @@ class Batch:
             global_crops=change(self.global_crops),
             local_crops=change(self.local_crops),
             masks=change(self.masks),
+            distortions=change(self.distortions) if self.distortions is not None else None,
         )
+
+    def crops(self, config: CropsConfig) -> tuple[Tensor, Tensor]:
+        """Global and local crops as networks are to see them, uint8."""
+        if self.distortions is None:
+            return self.global_crops, self.local_crops
+        whole, local = self.distortions.split([len(self.global_crops), len(self.local_crops)])
+        sigma = config.blur_sigma[1]
+        return distorted_batch(self.global_crops, whole, sigma), distorted_batch(self.local_crops, local, sigma)
 
 
 class Batches(Dataset["Batch | LodesetError"]):
@@ -125,6 +136,7 @@ class Batches(Dataset["Batch | LodesetError"]):
             local_crops=view_major([crop.local_views for crop in crops]),
             masks=self._masks(step),
             skipped=tuple(skipped),
+            distortions=_view_major_table(crops) if self.config.crops.distort == "device" else None,
         )
 
     def _images(self, rows: list[int]) -> tuple[list[NDArray[np.uint8]], list[int], list[str]]:
@@ -221,3 +233,8 @@ def view_major(views: list[NDArray[np.uint8]]) -> Tensor:
     """Crops [views, 3, S, S] of each of b images -> [views b, 3, S, S], all images' first views first."""
     stacked = np.stack(views, axis=1)  # [views, b, 3, S, S]
     return torch.from_numpy(stacked.reshape(-1, *stacked.shape[2:]))
+
+
+def _view_major_table(crops: list[Crops]) -> Tensor:
+    """What is left to do to the crops of b images, [(2 + L) b, 12], in the order that `view_major` gives them."""
+    return table_of([crop.left[view] for view in range(len(crops[0].left)) for crop in crops])

@@ -113,7 +113,7 @@ def losses(
     """
     student, teacher, centers = nets.student, nets.teacher, nets.centers
     weights = config.losses
-    global_crops, local_crops = normalised(batch.global_crops), normalised(batch.local_crops)
+    global_crops, local_crops = (normalised(crops) for crops in batch.crops(config.crops))
     mixed = torch.autocast(batch.masks.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
 
     with torch.no_grad(), mixed:

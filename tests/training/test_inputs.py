@@ -12,7 +12,7 @@ from builders import textured
 from PIL import Image, ImageEnhance, ImageFilter
 
 from pipeline.errors import LodesetError
-from training.augment import _distorted, augment, crop_box
+from training.augment import augment, crop_box, distorted, drawn
 from training.config import CropsConfig, MaskingConfig, TrainingConfig
 from training.data import Batch, Batches, load_batches
 from training.index import open_index
@@ -122,10 +122,10 @@ def test_distortions_are_those_of_pillow() -> None:
     }
     for name, wanted in expected.items():
         knobs = {**plain, **nothing, name: 0.1 if name == "hue" else 0.4}
-        ours = _distorted(pixels, np.random.default_rng(3), CropsConfig.model_validate(knobs), 0.0, 0.0)
+        ours = distorted(pixels, drawn(np.random.default_rng(3), CropsConfig.model_validate(knobs), 0.0, 0.0))
         assert psnr(ours, np.asarray(wanted)) > 35, name
     knobs = {**nothing, **plain, "blur_sigma": (1.2, 1.2)}
-    blurred = _distorted(pixels, np.random.default_rng(3), CropsConfig.model_validate(knobs), 1.0, 0.0)
+    blurred = distorted(pixels, drawn(np.random.default_rng(3), CropsConfig.model_validate(knobs), 1.0, 0.0))
     assert psnr(blurred, np.asarray(image.filter(ImageFilter.GaussianBlur(1.2)))) > 35
 
 
