@@ -141,6 +141,8 @@ def vit(work: Path, arm: str, seed: int, steps: int) -> None:
             "model": {"patch_size": 8, "dim": 128, "depth": 6, "heads": 2, "drop_path": 0.1},
             "heads": {"prototypes": 512},
             "teacher": {"temperature_end": 0.04},
+            # What helped most on CIFAR-10, with no arm trained yet (docs/log.md).
+            "crops": {"global_scale": (0.5, 1.0), "local_scale": (0.2, 0.6), "blur": (0.0, 0.0, 0.0), "solarise": 0.0},
             "optimiser": {"layer_decay": 1.0, "patch_embed_lr": 1.0},
         }
     )
