@@ -320,6 +320,10 @@ def train(
     settings, target = load(TrainingConfig, config, overrides), Path(folder).resolve()
     if settings.mix:
         raise ConfigError("mix weighs curated sets, and shards alone do not say which set wants what: remove it")
+    if settings.weights is not None:
+        from training.weights import check_weights  # loads torch
+
+        check_weights(settings.weights.path, settings.model)  # now, not when all tars have been read
     found = shards_of(shards, target / "index")
     # A process of its own, as each stage of a run: Ray reads the token of its cluster when it is imported.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:

@@ -135,16 +135,22 @@ def load_checkpoint(path: Path, tensors: Mapping[str, Tensor], group: dist.Proce
         raise LodesetError(f"{path} cannot be read: {told}") from error
 
 
-def read_checkpoint(path: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors under names that start with `prefix`, whole, on the CPU, by the rest of their names.
-
-    Raises:
-        LodesetError: it is not there, or cannot be read.
-    """
+def check_checkpoint(path: Path) -> None:
+    """Raises LodesetError: no checkpoint is at `path`, or its files are not those that its manifest tells of."""
     if not (path / MARKER).is_file():
         raise LodesetError(f"{path}, which this run starts from, is gone: make it again")
     if _whole(path) is None:
         raise LodesetError(f"{path} is damaged: its files are not those of {MARKER}; make it again")
+
+
+def read_checkpoint(path: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors under names that start with `prefix`, whole, on the CPU, by the rest of their names.
+
+    Bytes are taken as they are: `newest_checkpoint` or `check_checkpoint` compares them with their digests, once.
+
+    Raises:
+        LodesetError: it cannot be read.
+    """
     try:
         stored = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     except (SafetensorError, OSError, KeyError, ValueError) as error:

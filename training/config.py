@@ -330,6 +330,7 @@ class TrainingConfig(Strict):
 ALONE: dict[str, Any] = {"weights": None, "finish": None, "distill": None}
 _SPEED = (
     "workers",
+    "cache",
     "fsdp",
     "activation_checkpointing",
     "loader_processes",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Strict
-from training.checkpoint import read_checkpoint
+from training.checkpoint import check_checkpoint, read_checkpoint
 from training.config import TrainingConfig
 from training.ssl import Network, Networks, fresh
 from training.vit import DinoVisionTransformer
@@ -48,6 +48,7 @@ def networks(config: TrainingConfig, origin: Origin | None) -> Networks:
         nets.average.backbone = backbone.requires_grad_(False)
         return nets
     folder = Path(origin.path)
+    check_checkpoint(folder)
     _fill(nets.centers, read_checkpoint(folder, "centers."))
     teacher = read_checkpoint(folder, "teacher.")
     if origin.distil:

@@ -11,7 +11,7 @@ from training.config import TrainingConfig, distilling, finishing
 from training.index import Shards
 from training.launch import launch
 from training.origin import Origin
-from training.weights import check_weights, identity
+from training.weights import identity
 
 
 def train(config: TrainingConfig, shards: Shards, folder: Path, cpus: int) -> dict[str, dict[str, Any]]:
@@ -21,7 +21,7 @@ def train(config: TrainingConfig, shards: Shards, folder: Path, cpus: int) -> di
 
     Raises:
         HeldError: another run trains into this folder.
-        LodesetError: as `check_weights` and `launch`.
+        LodesetError: as `launch`.
     """
     with claim(Store(str(folder)), "train", f"a training run in {folder}"):
         return _train(config, shards, folder, cpus)
@@ -30,7 +30,6 @@ def train(config: TrainingConfig, shards: Shards, folder: Path, cpus: int) -> di
 def _train(config: TrainingConfig, shards: Shards, folder: Path, cpus: int) -> dict[str, dict[str, Any]]:
     origin = None
     if config.weights is not None:
-        check_weights(config.weights.path, config.model)
         origin = Origin(path=config.weights.path, digest=identity(config.weights.path))
     told = {"train": _run(config, shards, folder / "train", cpus, origin)}
     last, of = folder / "train", config

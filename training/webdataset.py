@@ -1,4 +1,4 @@
-"""Any WebDataset as something to train on: its tars are read once, and an index of each is kept.
+"""Any WebDataset as something to train on: its tars are read before the first step, and an index of each is kept.
 
 A stream could only be shuffled through a buffer, split over workers by whole shards, and resumed roughly. With an index, a foreign
 WebDataset is trained on like lodeset's own shards: exact shuffles, exact resume, any number of workers. What it costs is reading all

@@ -64,8 +64,7 @@ def test_crops_of_one_batch_go_their_own_ways() -> None:
     told = [drawn(rng, config, 0.5, 0.5) for _ in images]
     found = differences(told, images)
     decibels = 10 * np.log10(255**2 / np.maximum(1e-9, (found**2).mean(axis=(1, 2, 3))))
-    # Solarising turns a pixel over at 128: one that is rounded to another side of it goes from 127 to 128 at most.
-    assert np.median(decibels) > 50 and decibels.min() > 35
+    assert np.median(decibels) > 60 and decibels.min() > 50
 
 
 def test_a_run_may_leave_distortions_to_the_device(shards: Shards, small: TrainingConfig) -> None:

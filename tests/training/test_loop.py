@@ -16,7 +16,7 @@ import ray
 import torch
 
 from pipeline.errors import LodesetError
-from training.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
+from training.checkpoint import check_checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
 from training.config import TrainingConfig
 from training.data import Batches
 from training.export import load_backbone
@@ -162,7 +162,7 @@ def test_tensors_that_the_marker_does_not_tell_of_are_not_read(tmp_path: Path) -
     (path / "zz.safetensors").write_bytes(file.read_bytes())
     assert newest_checkpoint(tmp_path, {}) is None
     with pytest.raises(LodesetError, match="is damaged"):
-        read_checkpoint(path, "")
+        check_checkpoint(path)
 
 
 def test_a_damaged_checkpoint_does_not_outlive_the_run_that_passed_it_over(tmp_path: Path) -> None:

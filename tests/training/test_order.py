@@ -14,7 +14,7 @@ from builders import write_shards
 
 from pipeline.errors import LodesetError
 from training.cache import ShardCache
-from training.config import CacheConfig, TrainingConfig
+from training.config import CacheConfig, TrainingConfig, identity_of
 from training.data import Batches, load_batches
 from training.index import Shards, open_index, weights_of
 from training.launch import train_inline
@@ -187,6 +187,8 @@ def test_a_cache_holds_two_blocks_and_changes_no_batch(
     # Once it is here, the source is not needed.
     roomy = config.model_copy(update={"cache": CacheConfig(folder=str(tmp_path / "near"), size_gb=1)})
     whole = Batches(far, roomy, 0, 1)
+    assert np.array_equal(whole.order.epoch(0), Batches(far, small, 0, 1).order.epoch(0))
+    assert identity_of(roomy) == identity_of(small)
     assert whole.order.blocks is None and whole.cache is not None
     first = whole.load(0)
     waited(whole.cache)

@@ -14,6 +14,8 @@ from training.config import TrainingConfig
 from training.index import Shards
 from training.launch import train_inline
 from training.loop import train_loop
+from training.parallel import recompute_activations
+from training.ssl import fresh
 
 
 def worker(rank: int, folder: Path, config: TrainingConfig, shards: Shards) -> None:
@@ -96,12 +98,37 @@ def test_a_run_goes_on_with_as_many_workers_or_others(tmp_path: Path, shards: Sh
     assert apart(trained_by_two(half_way("alone"), steady, shards), expected) < 1e-3
 
 
+def kept_by_a_block(config: TrainingConfig, recomputed: bool) -> int:
+    """Bytes that one block more keeps of a batch of images for the backward pass, in bf16; weights left out."""
+    totals = []
+    for depth in (2, 3):
+        model = config.model.model_copy(update={"depth": depth, "drop_path": 0.0})
+        student = fresh(config.model_copy(update={"model": model})).student
+        if recomputed:
+            recompute_activations(student)
+        weights = {parameter.data_ptr() for parameter in student.parameters()}
+        held: list[torch.Tensor] = []  # so that no address is used twice
+
+        def keep(tensor: torch.Tensor, held: list[torch.Tensor] = held) -> torch.Tensor:
+            held.append(tensor)
+            return tensor
+
+        bf16 = torch.autocast("cpu", torch.bfloat16)
+        with bf16, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            held.append(student.backbone(torch.randn(8, 3, 32, 32)).cls)
+        stored = [one.untyped_storage() for one in held]
+        kept = {one.data_ptr(): one.nbytes() for one in stored if one.data_ptr() not in weights}
+        totals.append(sum(kept.values()))
+    return totals[1] - totals[0]
+
+
 @pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
-def test_activations_computed_again_are_the_same(
+def test_activations_computed_again_are_the_same_and_fewer(
     tmp_path: Path, shards: Shards, small: TrainingConfig, ffn: str
 ) -> None:
     model = small.model.model_copy(update={"ffn": ffn})
     kept = small.model_copy(update={"model": model, "steps": 3})
+    assert 0 < kept_by_a_block(kept, recomputed=True) < 0.5 * kept_by_a_block(kept, recomputed=False)
     for name, config in (("kept", kept), ("again", kept.model_copy(update={"activation_checkpointing": True}))):
         train_inline(config, shards, tmp_path / name)
     one, other = (read_checkpoint(tmp_path / name / "step-0000003", "") for name in ("kept", "again"))
