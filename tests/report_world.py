@@ -265,7 +265,8 @@ def _train(world: World) -> None:
         "seconds": 7.0,
     }
     metrics = File("training/x/metrics.jsonl", 0, 1, "")
-    world.add("train", "all", {"metrics": [metrics]}, Rows(8, 8), {**summary, "images_per_s": 4571.4})
+    for stage in ("train", "finish"):
+        world.add(stage, "all", {"metrics": [metrics]}, Rows(8, 8), {**summary, "images_per_s": 4571.4})
     pictures = table(records.PICTURES, ("birds", "0" * 32, "finished", b"\x89PNG image", b"\x89PNG picture"))
     linear = {
         name: {"accuracy": accuracy, "features": "cls + patches", "lr": 0.002}

@@ -5,18 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from builders import picture, write_folder, write_tar
-
-
-def lodeset(*arguments: str | Path) -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "infra.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert "Traceback" not in done.stderr + done.stdout, done.stderr
-    return done.returncode, done.stdout, done.stderr
+from commands import typed
 
 
 def config(folder: Path, text: str) -> Path:
@@ -47,22 +40,22 @@ def pool(tmp_path: Path) -> Path:
 def test_mistakes(tmp_path: Path, pool: Path, text: str, code: int, told: str) -> None:
     (tmp_path / "empty").mkdir()
     path = config(tmp_path, text)
-    got, out, err = lodeset("run", path, "--json")
+    got, out, err = typed("run", path, "--json")
     assert (got, told in err) == (code, True), err
     assert json.loads(out)["exit_code"] == code
 
 
 def test_usage(tmp_path: Path, pool: Path) -> None:
     path = config(tmp_path, "pool: pool.tar")
-    assert lodeset("run")[0] == 2
-    assert lodeset("fly")[0] == 2
-    assert lodeset("run", path, "--limit", "0")[0] == 2
-    code, _, err = lodeset("plan", path, "--until", "dinner")
+    assert typed("run")[0] == 2
+    assert typed("fly")[0] == 2
+    assert typed("run", path, "--limit", "0")[0] == 2
+    code, _, err = typed("plan", path, "--until", "dinner")
     assert (code, "there are: calibrate" in err) == (2, True)
-    code, _, err = lodeset("init", path)
+    code, _, err = typed("init", path)
     assert (code, "exists" in err) == (2, True)
-    assert lodeset("init", tmp_path / "new.yaml")[0] == 0
-    assert lodeset("plan", tmp_path / "new.yaml")[0] == 1
+    assert typed("init", tmp_path / "new.yaml")[0] == 0
+    assert typed("plan", tmp_path / "new.yaml")[0] == 1
 
 
 def test_bad_files_are_counted(tmp_path: Path) -> None:
@@ -78,7 +71,7 @@ def test_bad_files_are_counted(tmp_path: Path) -> None:
     (tmp_path / "pool/bad.tar").write_bytes(os.urandom(4096))
     write_folder(tmp_path / "pool/loose", [("readme.md", b"text"), ("x.png", picture(2))])
     path = config(tmp_path, "pool: pool/")
-    code, out, err = lodeset("run", path, "--until", "ingest", "--json")
+    code, out, err = typed("run", path, "--until", "ingest", "--json")
     assert code == 0, err
     (entry,) = [e for e in json.loads(out)["artifacts"] if e["set"] == "pool"]
     assert entry["rows"] == {
@@ -89,7 +82,7 @@ def test_bad_files_are_counted(tmp_path: Path) -> None:
 
 
 def test_too_few_images_are_told(tmp_path: Path, pool: Path) -> None:
-    code, _, err = lodeset("run", config(tmp_path, "pool: pool.tar"))
+    code, _, err = typed("run", config(tmp_path, "pool: pool.tar"))
     assert code == 1
     assert "too few for a dictionary" in err
 
@@ -105,23 +98,23 @@ def test_a_tiny_network_too_many_clusters_and_an_empty_curated_set(tmp_path: Pat
         torch.jit.save(torch.jit.trace(Mean(), torch.zeros(1, 3, 32, 32)), tmp_path / "mean.pt")
     write_tar(tmp_path / "none.tar", [("x.png", b"broken")])
     base = "pool: pool.tar\nembed: {semantic: {kind: torchscript, path: mean.pt, size: 32}}\ndedup: {threshold: 0.999, reference_threshold: 0.999}\n"
-    code, _, err = lodeset("run", config(tmp_path, base + "cluster: {k: 50}"))
+    code, _, err = typed("run", config(tmp_path, base + "cluster: {k: 50}"))
     assert (code, "more than the 6 images" in err) == (1, True), err
-    code, _, err = lodeset(
+    code, _, err = typed(
         "run", config(tmp_path, base + "curated: [{name: none, uri: none.tar, retrieve: {mode: sample}}]")
     )
     assert (code, "`none` has no readable image" in err) == (1, True), err
     # A reference set equal to the pool leaves nothing, and says so.
-    code, _, err = lodeset("run", config(tmp_path, base + "reference: [{name: same, uri: pool.tar}]"))
+    code, _, err = typed("run", config(tmp_path, base + "reference: [{name: same, uri: pool.tar}]"))
     assert (code, "reference" in err) == (1, True), err
     looking = base + "curated: [{name: some, uri: pool.tar, retrieve: {mode: sample, k: 50}}]\n"
-    code, _, err = lodeset("run", config(tmp_path, looking + "reference: [{name: same, uri: pool.tar}]"))
+    code, _, err = typed("run", config(tmp_path, looking + "reference: [{name: same, uri: pool.tar}]"))
     assert (code, "{'reference': 6}): `some` has nothing" in err) == (1, True), err
     # More than there is: all of it, and a warning with the numbers.
-    code, out, err = lodeset("run", config(tmp_path, looking))
+    code, out, err = typed("run", config(tmp_path, looking))
     assert (code, "k = 50 is more than the 6 pool images" in err) == (0, True), err
     assert "some 300 6 30 264 0 0" in " ".join(out.split()), out
-    code, _, err = lodeset("run", config(tmp_path, base), "--json")
+    code, _, err = typed("run", config(tmp_path, base), "--json")
     assert code == 0, err
 
 
@@ -135,13 +128,13 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     try:
         write_tar(tmp_path / "pool.tar", [(f"{i}.png", picture(i, width=120, height=90)) for i in range(300)])
         path = config(tmp_path, "pool: pool.tar\nstore: small/runs\ningest: {slice_mb: 0.2}")
-        code, _, err = lodeset("run", path, "--until", "ingest")
+        code, _, err = typed("run", path, "--until", "ingest")
         assert (code, "is full" in err) == (1, True), err
         assert not list(small.glob("runs/artifacts/**/manifest.json"))
         for manifest in small.glob("runs/parts/**/manifest.json"):
             json.loads(manifest.read_text())
         subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
-        code, _, err = lodeset("run", path, "--until", "ingest")
+        code, _, err = typed("run", path, "--until", "ingest")
         assert code == 0, err
     finally:
         subprocess.run(["umount", str(small)], check=True)
@@ -158,7 +151,7 @@ def test_a_read_only_store(tmp_path: Path, pool: Path) -> None:
         if os.access(store, os.W_OK):
             pytest.skip("this user can write everywhere and may not mount")
     try:
-        code, _, err = lodeset("run", config(tmp_path, "pool: pool.tar\nstore: store"))
+        code, _, err = typed("run", config(tmp_path, "pool: pool.tar\nstore: store"))
         assert (code, "cannot be read or written" in err) == (1, True), err
     finally:
         if mounted:

@@ -44,6 +44,13 @@ CLUSTERS_SHOWN, CLUSTER_PICTURES = 8, 12
 QUERIES_SHOWN, HITS_SHOWN = 14, 6  # queries over all sets, at most 3 a set; hits of each
 CANDIDATES = 100  # images looked up as having no vector
 
+# The stages that a section shows; it is told under the first.
+TRAINED = ("train", "finish", "distill")
+SECTIONS = (
+    *((n,) for n in ("ingest", "dedup", "calibrate", "cluster", "retrieve", "write_shards", "evaluate", "prune")),
+    TRAINED,
+)
+
 Row = dict[str, Any]
 
 
@@ -53,7 +60,7 @@ def collect(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, A
     Raises:
         LodesetError: the store lacks a file that a manifest lists, or one is damaged.
     """
-    trained, evaluated, pruned = (artifacts.get(f"{name}/all") for name in ("train", "evaluate", "prune"))
+    evaluated, pruned = artifacts.get("evaluate/all"), artifacts.get("prune/all")
     dedup, calibrated = artifacts.get("dedup/pool"), artifacts.get("calibrate/pool")
     clustered, written = artifacts.get("cluster/pool"), artifacts.get("write_shards/all")
     return Report(
@@ -69,12 +76,11 @@ def collect(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, A
         retrieved=_retrieved(store, artifacts),
         shared=artifacts["retrieve/all"].details["shared"] if "retrieve/all" in artifacts else None,
         shards=_shards(store, written) if written else None,
-        training=training_of(store, trained) if trained else None,
+        training=tuple(training_of(store, artifacts[f"{name}/all"]) for name in TRAINED if f"{name}/all" in artifacts),
         scores=scores_of(store, evaluated) if evaluated else (),
         pruned=pruned_of(pruned) if pruned else (),
-        absent={name: _absent(stages, artifacts, name) for name in
-                ("ingest", "dedup", "calibrate", "cluster", "retrieve", "write_shards", "train", "evaluate", "prune")},
-    )  # fmt: skip
+        absent={names[0]: _absent(stages, artifacts, names) for names in SECTIONS},
+    )
 
 
 def pictured(report: Report) -> list[str]:
@@ -109,12 +115,12 @@ def _step(stage: Stage, artifact: Artifact | None) -> Step:
     )
 
 
-def _absent(stages: Mapping[str, Stage], artifacts: Mapping[str, Artifact], name: str) -> str:
-    """Why a stage has nothing to show; empty where all of it is finished."""
-    wanted = [id_ for id_, stage in stages.items() if stage.name == name]
+def _absent(stages: Mapping[str, Stage], artifacts: Mapping[str, Artifact], names: Sequence[str]) -> str:
+    """What stages have nothing to show, and why; empty where all of them are finished."""
+    wanted = [id_ for id_, stage in stages.items() if stage.name in names]
     waiting = [id_ for id_ in wanted if id_ not in artifacts]
     if not wanted:
-        return f"This configuration has no stage {name}."
+        return f"This configuration has no stage {names[0]}."
     return f"Not finished: {', '.join(waiting)}." if waiting else ""
 
 

@@ -187,6 +187,7 @@ class Shards:
 
 @dataclass(frozen=True)
 class Training:
+    stage: str  # train, finish or distill
     summary: Mapping[str, Any]
     lines: tuple[Mapping[str, float], ...]  # of metrics.jsonl, thinned to POINTS
 
@@ -251,7 +252,7 @@ class Report:
     retrieved: tuple[Retrieved, ...]
     shared: int | None  # images that several curated sets want
     shards: Shards | None
-    training: Training | None
+    training: tuple[Training, ...]  # in the order of their runs
     scores: tuple[Scores, ...]
     pruned: tuple[PruneReport, ...]
     absent: Mapping[str, str]

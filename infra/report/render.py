@@ -148,8 +148,8 @@ def render(report: Report, found: Mapping[str, Picture], title: str) -> str:
         smallest_k=smallest_k,
         calibration_chart=_calibration_chart(report.calibration, report.dedup),
         cluster_chart=_cluster_chart(report.clusters),
-        loss_charts=_curves(report.training, LOSS_TERMS),
-        collapse_charts=_curves(report.training, SIGNS_OF_COLLAPSE),
+        loss_charts=[_curves(one, LOSS_TERMS) for one in report.training],
+        collapse_charts=[_curves(one, SIGNS_OF_COLLAPSE) for one in report.training],
         pruning_charts=[_pruning_charts(one) for one in report.pruned],
         legend=[(m, _method_key(m)) for m in dict.fromkeys(v.method for one in report.pruned for v in one.variants)],
     )
@@ -232,9 +232,7 @@ def _cluster_chart(clusters: Clusters | None) -> Markup:
     return charts.bar_chart(bars, "images in the cluster", "clusters", width=max(320, 70 * len(bars)))
 
 
-def _curves(training: Training | None, wanted: Sequence[tuple[str, str]]) -> list[Markup]:
-    if training is None:
-        return []
+def _curves(training: Training, wanted: Sequence[tuple[str, str]]) -> list[Markup]:
     drawn = []
     for colour, (name, label) in enumerate(wanted):
         points = [(line["step"], line[name]) for line in training.lines if name in line]

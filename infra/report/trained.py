@@ -19,7 +19,7 @@ def training_of(store: Store, artifact: Artifact) -> Training:
         if file.path.endswith(".jsonl"):
             lines += [json.loads(line) for line in (store.read(file.path) or b"").decode().splitlines() if line]
     step = -(-len(lines) // POINTS) or 1
-    return Training(artifact.details, (*lines[:-1:step], *lines[-1:]))
+    return Training(artifact.stage, artifact.details, (*lines[:-1:step], *lines[-1:]))
 
 
 def scores_of(store: Store, artifact: Artifact) -> tuple[Scores, ...]:

@@ -1,12 +1,11 @@
 """The demo end to end, on a smaller world and with fewer steps: its figures, and the gate."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import typed
 
 from infra import api
 from infra.demo.world import Truth, load_truth, make_world, write_config
@@ -14,11 +13,9 @@ from pruning.report import METHODS
 
 
 def demo(folder: Path) -> tuple[int, dict[str, Any]]:
-    command = [sys.executable, "-m", "infra.cli", "demo", str(folder), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert "Traceback" not in done.stderr, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout)
-    return done.returncode, told
+    code, out, _ = typed("demo", folder, "--json")
+    told: dict[str, Any] = json.loads(out)
+    return code, told
 
 
 def leak(folder: Path, image_id: str) -> None:

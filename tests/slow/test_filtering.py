@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import yaml
 from builders import encoded, id_of, pixels, write_tar
+from commands import entries, lodeset, rows
 from onnx_files import write_means
 from PIL import Image, ImageFilter
-from test_curation import entries, lodeset, rows
 
 from infra import api
 from pipeline.errors import LodesetError

@@ -2,94 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import os
-import shutil
-import subprocess
-import sys
 import tarfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.dataset as ds
 import pytest
 import webdataset
-import yaml
-from builders import encoded, id_of, picture, write_tar
-from PIL import Image
+from builders import id_of
+from commands import actions, assert_digests_hold, entries, lodeset, rows
 
-from infra.demo.world import Truth, load_truth, make_world, write_config
+from infra.demo.world import Truth
 
 pytestmark = [
     pytest.mark.slow,  # whole runs
     # Webdataset leaves the shards that it read open.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-def lodeset(*arguments: str | Path, code: int = 0) -> tuple[str, str]:
-    """Runs the command line; standard output and standard error."""
-    command = [sys.executable, "-m", "infra.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stdout, done.stderr
-
-
-def entries(config: Path, *arguments: str) -> dict[str, dict[str, Any]]:
-    tree = json.loads(lodeset("status", config, "--json", *arguments)[0])
-    return {f"{e['stage']}/{e['set']}": e for e in tree["artifacts"]}
-
-
-def actions(config: Path, *arguments: str) -> dict[str, str]:
-    tree = json.loads(lodeset("plan", config, "--json", *arguments)[0])
-    return {f"{e['stage']}/{e['set']}": e["action"] for e in tree["stages"]}
-
-
-def rows(entry: dict[str, Any], table: str) -> list[dict[str, Any]]:
-    return ds.dataset(entry["tables"][table]).to_table().to_pylist()
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("curation") / "world"
-    make_world(folder, 260)
-    path = write_config(folder)
-    config = yaml.safe_load(path.read_text())
-    del config["training"], config["pruning"]
-    config["ingest"] = {"slice_mb": 0.5}
-    config["dedup"] = {"calibration_images": 40}
-    config["shards"] = {"size_mb": 0.2}
-    config["curated"][1]["retrieve"]["min_matches"] = (
-        2  # of 8 images: which clusters they fall in moves with what dedup keeps
-    )
-    path.write_text(yaml.safe_dump(config))
-    lodeset("run", path)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def truth(world: Path) -> Truth:
-    return load_truth(world)
-
-
-@pytest.fixture(scope="module")
-def finished(world: Path) -> dict[str, dict[str, Any]]:
-    return entries(world / "lodeset.yaml")
-
-
-@pytest.fixture
-def copy(world: Path) -> Iterator[Path]:
-    """A configuration of the same world with a copy of the finished store, to change."""
-    shutil.copytree(world / "runs", world / "copy", copy_function=shutil.copy2)
-    config = world / "copy.yaml"
-    config.write_text((world / "lodeset.yaml").read_text().replace("./runs", "./copy"))
-    yield config
-    shutil.rmtree(world / "copy")
 
 
 # -- what a run leaves
@@ -246,14 +176,8 @@ def test_shards_are_what_plain_webdataset_reads(finished: dict[str, dict[str, An
             assert all((m.mtime, m.uid, m.gid, m.uname) == (0, 0, 0, "") for m in tar)
 
 
-def test_manifests_tell_the_digest_of_every_file(
-    finished: dict[str, dict[str, Any]], world: Path, store: str = "runs"
-) -> None:
-    for entry in finished.values():
-        tree = json.loads(Path(entry["manifest"]).read_text())
-        for files in tree["tables"].values():
-            for file in files:
-                assert hashlib.sha256((world / store / file["path"]).read_bytes()).hexdigest() == file["sha256"]
+def test_manifests_tell_the_digest_of_every_file(finished: dict[str, dict[str, Any]], world: Path) -> None:
+    assert_digests_hold(finished, world / "runs")
 
 
 # -- from run to run
@@ -281,161 +205,6 @@ def test_another_threshold_searches_nothing_again(copy: Path, finished: dict[str
     assert after["dedup/pool"]["details"]["parts_made"] == 0
     for id_ in ("ingest/pool", "embed/pool", "filter/pool"):
         assert after[id_]["seconds"] == finished[id_]["seconds"], id_
-
-
-def by_image(entry: dict[str, Any], table: str) -> dict[str, dict[str, Any]]:
-    return {row["image_id"]: row for row in rows(entry, table)}
-
-
-def read_shards(entry: dict[str, Any]) -> dict[str, bytes]:
-    """What plain webdataset reads from the shards, by image_id."""
-    samples = webdataset.WebDataset(entry["tables"]["shards"], shardshuffle=False)
-    return {s["__key__"]: next(v for k, v in s.items() if k not in ("__key__", "__url__", "json")) for s in samples}
-
-
-def indexed(entry: dict[str, Any]) -> dict[str, bytes]:
-    """What lies where the index says that images lie."""
-    folder, found = Path(entry["tables"]["index"][0]).parent, {}
-    for row in rows(entry, "index"):
-        with (folder / row["shard"]).open("rb") as file:
-            file.seek(row["offset"])
-            found[row["image_id"]] = file.read(row["size_bytes"])
-    assert all(id_of(data) == image_id for image_id, data in found.items())
-    return found
-
-
-@pytest.fixture
-def grown(copy: Path, finished: dict[str, dict[str, Any]]) -> Iterator[Path]:
-    """The configuration after another run over the pool with one more tar.
-
-    It sorts first and holds an image that is in the pool already: neither may touch the parts of the others.
-    """
-    known = rows(finished["ingest/pool"], "locations")[0]
-    with open(known["uri"], "rb") as file:
-        file.seek(known["offset"])
-        again = file.read(known["size_bytes"])
-    kept = rows(finished["retrieve/all"], "selected")[0]["image_id"]
-    place = next(row for row in rows(finished["ingest/pool"], "locations") if row["image_id"] == kept)
-    with open(place["uri"], "rb") as file:
-        file.seek(place["offset"])
-        near = Image.open(io.BytesIO(file.read(place["size_bytes"]))).convert("RGB")
-    larger = encoded(near.resize((2 * near.width, 2 * near.height)))
-    new = copy.parent / "pool/a-new.tar"
-    write_tar(
-        new,
-        [*((f"{i}.png", picture(1_000 + i)) for i in range(7)), ("again.bin", again), ("larger.png", larger)],
-    )
-    # Everything that is kept goes in, so that what is new does.
-    tree = yaml.safe_load(copy.read_text())
-    tree["curated"].append({"name": "anything", "uri": str(new), "retrieve": {"mode": "sample", "k": 1}})
-    copy.write_text(yaml.safe_dump(tree))
-    try:
-        lodeset("run", copy)
-        yield copy
-    finally:
-        new.unlink()
-
-
-def test_one_more_tar_costs_only_itself(
-    grown: Path, finished: dict[str, dict[str, Any]], world: Path, tmp_path: Path
-) -> None:
-    after = entries(grown)
-    assert after["ingest/pool"]["details"]["images_decoded"] == 9
-    assert after["embed/pool"]["details"]["images_embedded"] == 8
-    assert after["ingest/pool"]["rows"]["kept"] == finished["ingest/pool"]["rows"]["kept"] + 8
-    for id_ in ("fit_embedder/pool", "calibrate/pool"):
-        fingerprints = [tree[id_]["manifest"].rsplit("/", 2)[1] for tree in (after, finished)]
-        assert fingerprints[0] == fingerprints[1]
-    assert after["fit_clusters/pool"]["details"]["parts_made"] == 0
-    names = [[Path(p).name for p in tree["fit_clusters/pool"]["tables"]["centroids"]] for tree in (after, finished)]
-    assert names[0] == names[1]
-    assert after["dedup/pool"]["details"]["generations"][1:] == [8]
-
-    # The larger copy of an image that shards hold takes no place in them.
-    before, duplicates = by_image(finished["dedup/pool"], "duplicates"), by_image(after["dedup/pool"], "duplicates")
-    assert all(duplicates[image_id]["kept"] for image_id, row in before.items() if row["kept"])
-    new = {i: row for i, row in duplicates.items() if i not in before}
-    assert sorted(row["reason"] for row in new.values()) == ["near", *["unique"] * 7]
-
-    shards, earlier = after["write_shards/all"], finished["write_shards/all"]
-    since = shards["details"]["since"]
-    assert sum(since["added"].values()) + sum(since["removed"].values()) == len(rows(shards, "changes"))
-    assert since["added"]["anything sample"] >= 1
-    assert "since the run before: " in lodeset("status", grown)[0]
-    assert shards["details"]["written_bytes"] < 0.2 * shards["details"]["size_bytes"]
-    assert {Path(p).name for p in earlier["tables"]["shards"]} <= {Path(p).name for p in shards["tables"]["shards"]}
-    assert set(indexed(shards)) == {row["image_id"] for row in rows(after["retrieve/all"], "selected")}
-    told = {row["image_id"]: row["change"] for row in rows(shards, "changes")}
-    now, then = ({row["image_id"] for row in rows(entry, "index")} for entry in (shards, earlier))
-    assert told == {**dict.fromkeys(now - then, "added"), **dict.fromkeys(then - now, "removed")}
-    assert set(by_image(shards, "tombstones")) == set(read_shards(shards)) - now
-
-    # From scratch, the same images are copies of the same; only who is kept of them may differ.
-    scratch = tmp_path / "scratch.yaml"
-    scratch.write_text(grown.read_text().replace("./copy", str(tmp_path / "runs")))
-    shutil.copy(scratch, world / "scratch.yaml")
-    try:
-        lodeset("run", world / "scratch.yaml", "--until", "dedup")
-        anew = by_image(entries(world / "scratch.yaml")["dedup/pool"], "duplicates")
-    finally:
-        (world / "scratch.yaml").unlink()
-    assert {i: row["group_id"] for i, row in anew.items()} == {i: row["group_id"] for i, row in duplicates.items()}
-    differ = {i for i, row in anew.items() if row["kept"] != duplicates[i]["kept"]}
-    assert len({anew[i]["group_id"] for i in differ}) == 1
-
-
-def test_compaction_leaves_what_is_selected_in_shards_of_its_own(grown: Path) -> None:
-    before = entries(grown)["write_shards/all"]
-    done = json.loads(lodeset("compact", grown, "--json")[0])
-    after = entries(grown)["write_shards/all"]
-    assert set(indexed(after)) == set(read_shards(after)) == set(indexed(before)) == set(by_image(before, "index"))
-    assert done["superseded_bytes"] > 0 and not done["deleted"] and after["details"]["dead_bytes"] == 0
-    deleted = json.loads(lodeset("compact", grown, "--delete", "--json")[0])
-    assert deleted["images"] == len(indexed(after)) and deleted["superseded_bytes"] == done["superseded_bytes"]
-    listed = {Path(file) for file in after["tables"]["shards"]}
-    kept = set((grown.parent / "copy/shards").glob("*/*.tar"))
-    # Of the run before the set was added, whose artifact is of other sets, the shards stay.
-    assert listed <= kept and len(kept) < len(listed) + before["details"]["shards"]
-    assert "nothing to do" in lodeset("plan", grown)[0]
-
-
-def test_what_is_forgotten_is_gone_and_stays_away(grown: Path) -> None:
-    before = entries(grown)
-    held = indexed(before["write_shards/all"])
-    places = {row["image_id"]: row["uri"] for row in rows(before["ingest/pool"], "locations")}
-    image_id = min(held.keys() & places.keys())
-    others = {i: data for i, data in held.items() if i != image_id}
-    done = json.loads(lodeset("forget", grown, image_id, "--json")[0])
-    assert done["image_ids"] == [image_id] and done["shards"] >= 1 and done["rows"]["images"] >= 1
-    after = entries(grown)
-    for entry in after.values():
-        for files in entry["tables"].values():
-            for file in files:
-                if file.endswith(".parquet"):
-                    table = ds.dataset(file).to_table()
-                    assert not any(image_id in str(table[c].unique()) for c in table.column_names if "id" in c), file
-    assert indexed(after["write_shards/all"]) == others
-    store = grown.parent / "copy"
-    assert not any(image_id.encode() in path.read_bytes() for path in store.glob("shards/*/*.tar") if path.is_file())
-    test_manifests_tell_the_digest_of_every_file(after, grown.parent, "copy")
-    assert "nothing to do" in lodeset("plan", grown)[0]
-    assert "neither an image_id" in lodeset("forget", grown, "https://nowhere.org/x", code=1)[1]
-    # The source still has it, and is read again because it seems to have changed.
-    source = Path(places[image_id])
-    times = source.stat()
-    os.utime(source)
-    try:
-        lodeset("run", grown)
-        again = entries(grown)
-        left = set(indexed(again["write_shards/all"]))
-        lodeset("compact", grown, "--delete")
-        compacted = entries(grown)["write_shards/all"]
-    finally:
-        os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert again["ingest/pool"]["rows"]["dropped"]["forgotten"] >= 1
-    assert again["embed/pool"]["details"]["images_embedded"] == 0
-    assert image_id not in left
-    assert set(indexed(compacted)) == set(read_shards(compacted)) == left
 
 
 def test_moved_data_is_listed_again_and_embedded_never(copy: Path, finished: dict[str, dict[str, Any]]) -> None:
