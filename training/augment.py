@@ -6,7 +6,9 @@ Everything is done on 8-bit pixels, as Pillow does it: a crop is resized by PyTo
 Shapes: H x W image pixels, S side of a crop; a crop is uint8 [3, S, S].
 """
 
+import math
 from dataclasses import dataclass
+from itertools import permutations
 
 import cv2
 import numpy as np
@@ -20,6 +22,7 @@ IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 LEVELS = np.arange(256, dtype=np.float32)
 ASPECT = (3 / 4, 4 / 3)  # width / height of the cropped area
+ORDERS = tuple(permutations(range(4)))
 
 Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int]  # left, top, right, bottom, pixels
@@ -91,16 +94,23 @@ def crop_box(rng: np.random.Generator, width: int, height: int, scale: tuple[flo
     Ten draws may fail to fit (a very long image); then the largest centred box of an allowed aspect is taken.
     """
     for _ in range(10):
-        area = width * height * rng.uniform(*scale)
-        aspect = np.exp(rng.uniform(*np.log(ASPECT)))
-        w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        # One call for all numbers: crops of 32 pixels cost less than drawing each by itself.
+        of_scale, of_aspect, of_left, of_top = rng.random(4).tolist()
+        area = width * height * _between(scale, of_scale)
+        aspect = ASPECT[0] * (ASPECT[1] / ASPECT[0]) ** of_aspect
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            left, top = int(of_left * (width - w + 1)), int(of_top * (height - h + 1))
             return left, top, left + w, top + h
     w = min(width, max(1, round(height * ASPECT[1])))
     h = min(height, max(1, round(width / ASPECT[0])))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
+
+
+def _between(least_and_most: tuple[float, float], share: float) -> float:
+    least, most = least_and_most
+    return least + (most - least) * share
 
 
 def normalised(pixels: torch.Tensor) -> torch.Tensor:
@@ -112,20 +122,19 @@ def normalised(pixels: torch.Tensor) -> torch.Tensor:
 def drawn(rng: np.random.Generator, config: CropsConfig, blur: float, solarise: float) -> Distortion:
     """`blur` and `solarise` are the view's probabilities."""
     # Every decision is drawn, taken or not: changing one probability leaves the other draws as they were.
-    flip, jitter, grey, blurred, solarised = rng.random(5)
-    sigma = float(rng.uniform(*config.blur_sigma))
-    order = rng.permutation(4)
-    brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4).tolist()
+    flip, jitter, grey, blurred, solarised, sigma, order, brightness, contrast, saturation, hue = rng.random(
+        11
+    ).tolist()
     return Distortion(
-        flip=bool(flip < config.flip),
-        order=tuple(order.tolist()) if jitter < config.jitter else (),
-        brightness=1 + brightness * config.brightness,
-        contrast=1 + contrast * config.contrast,
-        saturation=1 + saturation * config.saturation,
-        hue=hue * config.hue,
-        grey=bool(grey < config.grey),
-        sigma=sigma if blurred < blur else 0.0,
-        solarise=bool(solarised < solarise),
+        flip=flip < config.flip,
+        order=ORDERS[int(order * len(ORDERS))] if jitter < config.jitter else (),
+        brightness=1 + (2 * brightness - 1) * config.brightness,
+        contrast=1 + (2 * contrast - 1) * config.contrast,
+        saturation=1 + (2 * saturation - 1) * config.saturation,
+        hue=(2 * hue - 1) * config.hue,
+        grey=grey < config.grey,
+        sigma=_between(config.blur_sigma, sigma) if blurred < blur else 0.0,
+        solarise=solarised < solarise,
     )
 
 
@@ -137,7 +146,7 @@ def distorted(pixels: Pixels, told: Distortion) -> Pixels:
         if step == 0:
             pixels = _by_table(pixels, LEVELS * told.brightness)
         elif step == 1:
-            mean = round(float(_grey(pixels).mean()))
+            mean = round(cv2.mean(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))[0])
             pixels = _by_table(pixels, mean + (LEVELS - mean) * told.contrast)
         elif step == 2:
             pixels = np.asarray(

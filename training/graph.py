@@ -51,7 +51,7 @@ from training.targets import (
 from training.vit import DinoVisionTransformer
 from training.weights import check_weights, identity, load_weights
 
-TRAIN_VERSION = 3
+TRAIN_VERSION = 4
 EVALUATE_VERSION = 2
 SELECTED = "selected"  # which set wants which image, where sets are weighed
 FEATURES, PICTURES = "evaluate_features", "evaluate_pictures"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from builders import textured
 from PIL import Image, ImageEnhance, ImageFilter
+from scipy.stats import kstest
 
 from pipeline.errors import LodesetError
 from training.augment import augment, crop_box, distorted, drawn
@@ -71,6 +72,28 @@ def test_crop_boxes_keep_to_their_area_and_aspect() -> None:
         assert 0.73 < width / height < 1.36
 
 
+def test_crops_and_distortions_are_drawn_evenly() -> None:
+    rng, config = np.random.default_rng(0), CropsConfig(jitter=1.0)
+    boxes = np.array([crop_box(rng, 3000, 2000, (0.1, 0.3)) for _ in range(4000)], float)
+    left, top, right, bottom = boxes.T
+    width, height = right - left, bottom - top
+    taken = [drawn(rng, config, 0.5, 0.25) for _ in range(4000)]
+    even = {
+        "area": (width * height / 6e6 - 0.1) / 0.2,
+        "aspect": np.log(width / height / 0.75) / np.log(16 / 9),
+        "left": left / (3000 - width),
+        "top": top / (2000 - height),
+        "brightness": np.array([one.brightness - 0.6 for one in taken]) / 0.8,
+        "hue": np.array([one.hue + 0.1 for one in taken]) / 0.2,
+        "sigma": np.array([one.sigma - 0.1 for one in taken if one.sigma]) / 0.5,
+    }
+    for name, values in even.items():
+        assert kstest(values, "uniform").pvalue > 1e-3, name
+    assert len({one.order for one in taken}) == 24
+    assert abs(np.mean([one.flip for one in taken]) - 0.5) < 0.03
+    assert abs(np.mean([one.solarise for one in taken]) - 0.25) < 0.03
+
+
 PLAIN = {"jitter": 0.0, "grey": 0.0, "blur": (0.0, 0.0, 0.0), "solarise": 0.0, "flip": 0.0, "global_scale": (1.0, 1.0)}
 
 
@@ -108,22 +131,22 @@ def test_distortions_are_those_of_pillow() -> None:
     assert psnr(resized.numpy(), np.asarray(image.resize((48, 48), Image.Resampling.BICUBIC, box=box))) > 45
     plain = {"jitter": 1.0, "grey": 0.0, "solarise": 0.0, "flip": 0.0}
     nothing = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
-    # What augment draws for this seed: five decisions, a sigma, an order, four factors.
-    rng = np.random.default_rng(3)
-    rng.random(5), rng.uniform(0.1, 0.6), rng.permutation(4)
-    brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4)
-    hsv = np.array(image.convert("HSV"))
-    hsv[..., 0] += np.uint8(round(256 * 0.1 * hue) % 256)
+
+    def hue_turned(turns: float) -> Image.Image:
+        hsv = np.array(image.convert("HSV"))
+        hsv[..., 0] += np.uint8(round(256 * turns) % 256)
+        return Image.fromarray(hsv, "HSV").convert("RGB")
+
     expected = {
-        "brightness": ImageEnhance.Brightness(image).enhance(1 + 0.4 * brightness),
-        "contrast": ImageEnhance.Contrast(image).enhance(1 + 0.4 * contrast),
-        "saturation": ImageEnhance.Color(image).enhance(1 + 0.4 * saturation),
-        "hue": Image.fromarray(hsv, "HSV").convert("RGB"),
+        "brightness": ImageEnhance.Brightness(image).enhance,
+        "contrast": ImageEnhance.Contrast(image).enhance,
+        "saturation": ImageEnhance.Color(image).enhance,
+        "hue": hue_turned,
     }
-    for name, wanted in expected.items():
+    for name, by_pillow in expected.items():
         knobs = {**plain, **nothing, name: 0.1 if name == "hue" else 0.4}
-        ours = distorted(pixels, drawn(np.random.default_rng(3), CropsConfig.model_validate(knobs), 0.0, 0.0))
-        assert psnr(ours, np.asarray(wanted)) > 35, name
+        told = drawn(np.random.default_rng(3), CropsConfig.model_validate(knobs), 0.0, 0.0)
+        assert psnr(distorted(pixels, told), np.asarray(by_pillow(getattr(told, name)))) > 35, name
     knobs = {**nothing, **plain, "blur_sigma": (1.2, 1.2)}
     blurred = distorted(pixels, drawn(np.random.default_rng(3), CropsConfig.model_validate(knobs), 1.0, 0.0))
     assert psnr(blurred, np.asarray(image.filter(ImageFilter.GaussianBlur(1.2)))) > 35
