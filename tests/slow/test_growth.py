@@ -132,7 +132,7 @@ def test_compaction_leaves_what_is_selected_in_shards_of_its_own(copy_of_grown: 
     kept = set((copy_of_grown.parent / "copy-of-grown/shards").glob("*/*.tar"))
     # Of the run before the set was added, whose artifact is of other sets, the shards stay.
     assert listed <= kept and len(kept) < len(listed) + before["details"]["shards"]
-    assert "nothing to do" in lodeset("plan", grown)[0]
+    assert "nothing to do" in lodeset("plan", copy_of_grown)[0]
 
 
 def test_what_is_forgotten_is_gone_and_stays_away(copy_of_grown: Path) -> None:
@@ -154,14 +154,14 @@ def test_what_is_forgotten_is_gone_and_stays_away(copy_of_grown: Path) -> None:
     store = copy_of_grown.parent / "copy-of-grown"
     assert not any(image_id.encode() in path.read_bytes() for path in store.glob("shards/*/*.tar") if path.is_file())
     assert_digests_hold(after, store)
-    assert "nothing to do" in lodeset("plan", grown)[0]
+    assert "nothing to do" in lodeset("plan", copy_of_grown)[0]
     assert "neither an image_id" in lodeset("forget", copy_of_grown, "https://nowhere.org/x", code=1)[1]
     # The source still has it, and is read again because it seems to have changed.
     source = Path(places[image_id])
     times = source.stat()
     os.utime(source)
     try:
-        lodeset("run", grown)
+        lodeset("run", copy_of_grown)
         again = entries(copy_of_grown)
         left = set(indexed(again["write_shards/all"]))
         lodeset("compact", copy_of_grown, "--delete")
