@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config import CurationConfig, load
 from pruning.config import PruneJob
-from training.config import TrainingConfig
+from training.config import TrainingConfig, distilling, finishing
 
 
 class Config(CurationConfig):
@@ -43,20 +43,29 @@ class Config(CurationConfig):
             return self
         if self.training is None:
             raise ValueError("pruning: needs a trained model: add `training: {recipe: tiny}`, or remove `pruning`")
-        model, crops = self.training.model, self.training.crops
-        if model.ffn != "mlp":
-            raise ValueError(
-                f"pruning: removes hidden units of two-layer MLPs, and training.model.ffn {model.ffn} has none: "
-                "use `ffn: mlp`, or remove `pruning`"
-            )
-        tokens = (crops.global_size // model.patch_size) ** 2 + 1 + model.registers
-        needed = 4 * model.dim + 2  # a layer's units and the bias, and one position more than these unknowns
+        runs = {"train": self.training}
+        if self.training.finish is not None:
+            runs["finish"] = finishing(self.training)
+        if self.training.distill is not None:
+            runs["distill"] = distilling(self.training)
         for number, job in enumerate(self.pruning):
+            if job.checkpoint not in runs:
+                raise ValueError(
+                    f"pruning.{number}.checkpoint {job.checkpoint}: nothing makes it: add `training.{job.checkpoint}`, "
+                    f"or use {' or '.join(runs)}"
+                )
+            model, crops = runs[job.checkpoint].model, runs[job.checkpoint].crops
+            if job.targets == ("heads",) and model.heads == 1:
+                raise ValueError(f"pruning.{number}.targets heads: the model has one attention head: add units")
+            tokens = (crops.global_size // model.patch_size) ** 2 + 1 + model.registers
+            # A layer's inputs and the bias, and one position more than these unknowns.
+            read = model.hidden if "units" in job.targets else model.dim
+            needed = read + 2
             drawn = min(job.positions_per_image or tokens, tokens)
             if job.calibration_images * drawn < needed:
                 raise ValueError(
                     f"pruning.{number}.calibration_images {job.calibration_images}: {drawn} positions of each image "
-                    f"cannot determine the {4 * model.dim} hidden units of a layer (training.model.dim {model.dim}): "
+                    f"cannot determine the {read} inputs of a layer (its model's dim is {model.dim}): "
                     f"use calibration_images {-(-needed // drawn)} or more"
                 )
         return self

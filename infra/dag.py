@@ -19,5 +19,5 @@ def build(config: Config) -> dict[str, Stage]:
     max_pixels = config.ingest.max_pixels
     stages |= training.build(config.training, config.targets, stages, max_pixels)
     if config.training is not None:
-        stages |= pruning.build(config.pruning, config.training, config.targets, stages, max_pixels)
+        stages |= pruning.build(config.pruning, config.targets, stages, max_pixels)
     return stages

@@ -11,6 +11,12 @@ class PruneJob(Strict):
     """One method, swept over strengths of its penalty on one checkpoint, without fine-tuning."""
 
     method: Literal["entropic"] = Field("entropic", description="how the units to keep are chosen")
+    targets: tuple[Literal["units", "heads"], ...] = Field(
+        ("units",),
+        min_length=1,
+        description="what is removed: hidden units of feed-forward layers and channels of convolutions (units), attention heads",
+    )
+    checkpoint: Literal["train", "finish", "distill"] = Field("train", description="the stage whose model is pruned")
     sweep: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(
         (1e-5, 1e-4, 1e-3),
         min_length=1,

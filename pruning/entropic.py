@@ -1,198 +1,128 @@
-"""Entropic sparsification of a linear layer from its Gram matrices.
+"""Entropic sparsification of the units that one or more layers read, from second moments.
 
-Source: Barisin & Horenko, arXiv:2404.04734 (layer-wise regression `Q = Lambda D(w)`, entropy of w, L2 penalty). Here:
+Source: Barisin & Horenko, arXiv:2404.04734 (a layer is unfolded into a linear regression `Q = Lambda D(w)` whose inputs are
+grouped by channel; entropy of w, L2 penalty). Here:
 
-- Only second moments of the layer's inputs and outputs are used (`Gram`). They add up over images and workers, so every
-  strength of the penalty is solved without touching the images again.
-- Inputs are centred and divided by their standard deviation, outputs are centred and divided by one common scale (the
-  root mean variance over outputs). The data term is then the share of the output variance left unexplained, and one
+- Only second moments of the layers' inputs and outputs are used (`Gram`).
+- Inputs are centred and divided by their standard deviation, outputs are centred and divided by one common scale a layer (the
+  root mean variance over its outputs). The data term is then the share of the output variance left unexplained, and one
   `eps_w` means the same in every layer. The bias follows from the means.
-- The problem is alternated in (Q, w) instead of (Lambda, w): for fixed w a group-weighted ridge on the active channels,
-  for fixed Q a separable problem on the simplex. Both steps are exact or majorising, so the objective never rises.
+- Several layers may read the same units (a residual stream): they share w, and each has a Lambda of its own; data and L2 terms are
+  means over the layers. With one layer this is the published objective.
+- The problem is alternated in (Q, w) instead of (Lambda, w): for fixed w a group-weighted ridge on the active units, for fixed Q a
+  separable problem on the simplex. Both steps are exact or majorising, so the objective never rises.
 
-Shapes: T positions, n input channels (hidden units), m outputs, k channels kept.
+Shapes: n units, k of them kept; of a layer: c columns (inputs: c = n for a linear layer behind n neurons, 9 n for a 3 x 3
+convolution, H W n for a linear layer behind flattened maps), m outputs.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from scipy.special import wrightomega
 
 from pipeline.errors import LodesetError
 from pruning.config import PruneJob
+from pruning.moments import CONSTANT_RATIO, Array, Indices, Moments, solve_positive
 
-Array = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.int64]
-
-# float32 activations that are constant up to rounding have var / E[x^2] near 1e-14.
-CONSTANT_RATIO = 1e-12
-# Channels on their way out shrink as w -> w^(4/3), so the exact cut matters little; it saves solving for dead channels.
+# Units on their way out shrink as w -> w^(4/3), so the exact cut matters little; it saves solving for dead units.
 SUPPORT_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
-class Gram:
-    """Sums over T positions of a layer's inputs x and outputs y, in float64; `+` joins disjoint sets of positions.
+class Layer:
+    """A layer that reads the units: its moments, and the unit that each of its columns belongs to [c]."""
 
-    An n = 1536, m = 384 layer takes 24 MB, an n = 4096, m = 1024 layer 168 MB.
-    """
-
-    xx: Array  # [n, n]  sum of x x^T
-    xy: Array  # [n, m]  sum of x y^T
-    yy: Array  # [m]     sum of y^2
-    sum_x: Array  # [n]
-    sum_y: Array  # [m]
-    count: int  # T
-
-    @classmethod
-    def from_activations(cls, x: torch.Tensor, y: torch.Tensor) -> "Gram":
-        """Sums over the rows of x [T, n] and y [T, m], computed in float64 on the tensors' device."""
-        x, y = x.detach().double(), y.detach().double()
-        return cls(
-            xx=(x.T @ x).cpu().numpy(),
-            xy=(x.T @ y).cpu().numpy(),
-            yy=y.square().sum(0).cpu().numpy(),
-            sum_x=x.sum(0).cpu().numpy(),
-            sum_y=y.sum(0).cpu().numpy(),
-            count=len(x),
-        )
-
-    def __add__(self, other: "Gram") -> "Gram":
-        return Gram(
-            self.xx + other.xx,
-            self.xy + other.xy,
-            self.yy + other.yy,
-            self.sum_x + other.sum_x,
-            self.sum_y + other.sum_y,
-            self.count + other.count,
-        )
-
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Everything by name, for `numpy.savez` or safetensors."""
-        return {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "Gram":
-        """The inverse of `arrays`."""
-        sums = {f.name: np.asarray(arrays[f.name], dtype=np.float64) for f in fields(cls) if f.name != "count"}
-        return cls(**sums, count=int(arrays["count"]))
-
-    def moments(self, name: str) -> "Moments":
-        """Covariances of the positions seen.
-
-        Raises:
-            LodesetError: the sums are not finite, or there are too few positions for n weights and a bias an output.
-        """
-        n = len(self.sum_x)
-        if not all(np.isfinite(a).all() for a in (self.xx, self.xy, self.yy, self.sum_x, self.sum_y)):
-            raise LodesetError(
-                f"{name}: the calibration activations hold infinities or NaN: "
-                "check the checkpoint, or calibrate in float32"
-            )
-        if self.count <= n + 1:
-            raise LodesetError(
-                f"{name}: {self.count} calibration positions cannot determine {n} weights and a bias an output: "
-                f"take more than {n + 1} (raise calibration_images or positions_per_image)"
-            )
-        mean_x, mean_y = self.sum_x / self.count, self.sum_y / self.count
-        return Moments(
-            xx=self.xx / self.count - np.outer(mean_x, mean_x),
-            xy=self.xy / self.count - np.outer(mean_x, mean_y),
-            var_y=np.maximum(self.yy / self.count - mean_y**2, 0.0),
-            mean_x=mean_x,
-            mean_y=mean_y,
-            varying=np.diag(self.xx) / self.count - mean_x**2 > CONSTANT_RATIO * np.diag(self.xx) / self.count,
-        )
+    name: str
+    moments: Moments
+    unit_of: Indices
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Covariances of a layer's inputs and outputs, and which inputs vary at all."""
+class Rewritten:
+    """What becomes of one layer, in its own scales: y ~ q x + bias."""
 
-    xx: Array  # [n, n]
-    xy: Array  # [n, m]
-    var_y: Array  # [m]
-    mean_x: Array  # [n]
-    mean_y: Array  # [m]
-    varying: npt.NDArray[np.bool_]  # [n]
-
-    def unexplained(self, q: Array, bias: Array) -> float:
-        """Mean square error of q [m, n] and bias [m] as a share of the outputs' variance; 1 is what the mean scores."""
-        spread = self.var_y.sum() - 2.0 * np.sum(q.T * self.xy) + np.sum(q.T * (self.xx @ q.T))
-        shift = self.mean_y - q @ self.mean_x - bias
-        return float((spread + np.sum(shift**2)) / self.var_y.sum())
+    q: Array  # [m, c]  zero for units that are not kept
+    bias: Array  # [m]
+    unexplained: float  # share of the outputs' variance left unexplained on the calibration positions
 
 
 @dataclass(frozen=True)
 class Solution:
-    """One solved layer, in the layer's own units: y ~ q x + bias."""
+    """Which units are kept, and what becomes of the layers that read them."""
 
     w: Array  # [n]     on the simplex, zero off the support
-    q: Array  # [m, n]  zero off the support
-    bias: Array  # [m]
     support: Indices  # [k]     ascending
+    layers: tuple[Rewritten, ...]  # in the order given
     history: tuple[float, ...]  # objective after each iteration, never rising
     converged: bool  # the last relative decrease was below the tolerance
-    unexplained: float  # share of the outputs' variance left unexplained on the calibration positions
 
 
-def solve_positive(matrix: Array, right: Array) -> Array:
-    """matrix^-1 right for a symmetric positive definite matrix [n, n] and right [n, m], by Cholesky.
+@dataclass(frozen=True)
+class Regression:
+    """One layer, standardised: correlations r [c, c] of inputs, g [c, m] of inputs with outputs, the columns' units [c]."""
 
-    In torch, whose threads `torch.set_num_threads` bounds: SciPy's own pool, on a two-core machine that others shared,
-    took 25 times the processor time of one thread (n = 512).
+    r: Array
+    g: Array
+    unit_of: Indices
 
-    Raises:
-        numpy.linalg.LinAlgError: the matrix is not positive definite.
-    """
-    factor, failed = torch.linalg.cholesky_ex(torch.from_numpy(matrix))
-    if failed.item():
-        raise np.linalg.LinAlgError(f"the leading minor of order {failed.item()} is not positive definite")
-    return np.asarray(torch.cholesky_solve(torch.from_numpy(right), factor).numpy())
+    def ridge(self, w: Array, eps_l2: float) -> tuple[Array, float]:
+        """B = Q^T [c, m] that is best for fixed w [n], and the data and L2 terms there.
+
+        Solved in Lambda = Q / w, where the matrix D r D + (eps_l2 / c) I stays well conditioned as w goes to zero.
+        The normal equations give data term + L2 term = 1 - <B, g> / m.
+        """
+        c, m = self.g.shape
+        b = np.zeros_like(self.g)
+        of_column = w[self.unit_of]
+        active = np.flatnonzero(of_column)
+        w_a = of_column[active]
+        matrix = self.r[np.ix_(active, active)] * np.outer(w_a, w_a)
+        matrix[np.diag_indices_from(matrix)] += eps_l2 / c
+        g_a = self.g[active]
+        b[active] = w_a[:, None] * solve_positive(matrix, w_a[:, None] * g_a)
+        return b, 1.0 - float(np.sum(b[active] * g_a)) / m
+
+    def cost(self, b: Array, units: int, eps_l2: float) -> Array:
+        """What each unit's share of the L2 term is, times w^2: [n]."""
+        return np.asarray(eps_l2 / self.g.size * np.bincount(self.unit_of, np.sum(b**2, axis=1), minlength=units))
+
+    def correlation(self, units: int) -> Array:
+        """Each unit's largest absolute covariance with an output: [n]."""
+        found = np.zeros(units)
+        np.maximum.at(found, self.unit_of, np.abs(self.g).max(axis=1))
+        return found
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The standardised regression: correlations r [n, n] of inputs, g [n, m] of inputs with outputs."""
+    """Layers that share w over `units` units."""
 
-    r: Array
-    g: Array
+    layers: tuple[Regression, ...]
+    units: int
     eps_w: float
     eps_l2: float
     sign: int
 
-    def ridge(self, w: Array) -> tuple[Array, float]:
-        """B = Q^T [n, m] that is best for fixed w [n], and the objective there.
+    def ridge(self, w: Array) -> tuple[list[Array], float]:
+        """Every layer's B that is best for fixed w [n], and the objective there."""
+        solved = [layer.ridge(w, self.eps_l2) for layer in self.layers]
+        kept = w[w > 0]
+        entropy = self.sign * self.eps_w * float(np.sum(kept * np.log(kept)))
+        return [b for b, _ in solved], float(np.mean([value for _, value in solved])) + entropy
 
-        Solved in Lambda = Q / w, where the matrix D r D + (eps_l2 / n) I stays well conditioned as w goes to zero.
-        The normal equations give data term + L2 term = 1 - <B, g> / m.
+    def weights(self, bs: Sequence[Array], w: Array) -> Array:
+        """w [n] that lowers the objective for fixed B of every layer, starting from w; units without any B get zero.
+
+        When all of B is zero (outputs that no unit correlates with), w stays.
         """
-        n, m = self.g.shape
-        b = np.zeros_like(self.g)
-        active = np.flatnonzero(w)
-        w_a = w[active]
-        matrix = self.r[np.ix_(active, active)] * np.outer(w_a, w_a)
-        matrix[np.diag_indices_from(matrix)] += self.eps_l2 / n
-        g_a = self.g[active]
-        b[active] = w_a[:, None] * solve_positive(matrix, w_a[:, None] * g_a)
-        objective = 1.0 - float(np.sum(b[active] * g_a)) / m
-        return b, objective + self.sign * self.eps_w * float(np.sum(w_a * np.log(w_a)))
-
-    def weights(self, b: Array, w: Array) -> Array:
-        """w [n] that lowers the objective for fixed B [n, m], starting from w; channels with B_i = 0 get zero.
-
-        When all of B is zero (outputs that no channel correlates with), w stays.
-        """
-        n, m = self.g.shape
-        cost = self.eps_l2 / (n * m) * np.sum(b**2, axis=1)
+        costs = [layer.cost(b, self.units, self.eps_l2) for layer, b in zip(self.layers, bs, strict=True)]
+        cost = np.mean(costs, axis=0)
         active = np.flatnonzero(cost)
         if len(active) == 0:
             return w
-        out = np.zeros(n)
+        out = np.zeros(self.units)
         out[active] = simplex_weights(cost[active], w[active], self.eps_w, self.sign)
         return out
 
@@ -235,38 +165,75 @@ def simplex_weights(cost: Array, w: Array, eps_w: float, sign: int) -> Array:
 
 @dataclass(frozen=True)
 class _Descent:
-    """Where one start ended: w [n], B [n, m], the objective after each iteration."""
+    """Where one start ended: w [n], B of every layer, the objective after each iteration."""
 
     w: Array
-    b: Array
+    bs: list[Array]
     history: list[float]
     converged: bool
 
 
 def _descend(problem: Problem, w: Array, max_iterations: int, tolerance: float) -> _Descent:
     """Alternate from w [n] until the objective settles."""
-    b, objective = problem.ridge(w)
+    bs, objective = problem.ridge(w)
     history = [objective]
     for _ in range(max_iterations):
-        candidate = problem.weights(b, w)
+        candidate = problem.weights(bs, w)
         trimmed = np.where(candidate > SUPPORT_FLOOR * candidate.max(), candidate, 0.0)
         trimmed /= trimmed.sum()
-        b_next, objective = problem.ridge(trimmed)
+        next_bs, objective = problem.ridge(trimmed)
         if objective > history[-1] and np.any(trimmed != candidate):
-            trimmed = candidate  # the cut channels still carried something: keep them another round
-            b_next, objective = problem.ridge(candidate)
+            trimmed = candidate  # the cut units still carried something: keep them another round
+            next_bs, objective = problem.ridge(candidate)
         if objective > history[-1]:
-            return _Descent(w, b, history, converged=True)  # neither step can rise but by rounding
-        w, b = trimmed, b_next
+            return _Descent(w, bs, history, converged=True)  # neither step can rise but by rounding
+        w, bs = trimmed, next_bs
         history.append(objective)
         if history[-2] - objective <= tolerance * abs(objective):
-            return _Descent(w, b, history, converged=True)
-    return _Descent(w, b, history, converged=False)
+            return _Descent(w, bs, history, converged=True)
+    return _Descent(w, bs, history, converged=False)
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """A layer's regression, and the way back to its own scales."""
+
+    layer: Layer
+    regression: Regression
+    columns: Indices  # those that vary, which `regression` is of
+    scale_x: Array  # of these columns
+    scale_y: float
+
+    @classmethod
+    def of(cls, layer: Layer) -> "_Scaled":
+        moments = layer.moments
+        columns = np.flatnonzero(moments.varying)
+        level_y = (moments.var_y + moments.mean_y**2).mean()  # mean square of the outputs, the offset included
+        scale_y = float(np.sqrt(moments.var_y.mean()))
+        if len(columns) == 0 or scale_y**2 <= CONSTANT_RATIO * level_y:
+            raise LodesetError(
+                f"{layer.name}: {len(columns)} of {len(moments.mean_x)} inputs vary and the outputs' standard deviation is "
+                f"{scale_y:.2g} over {moments.count} positions: calibrate on images that differ, or leave this layer out"
+            )
+        scale_x = np.sqrt(np.diag(moments.xx)[columns])
+        regression = Regression(
+            r=moments.xx[np.ix_(columns, columns)] / np.outer(scale_x, scale_x),
+            g=moments.xy[columns] / (scale_x[:, None] * scale_y),
+            unit_of=layer.unit_of[columns],
+        )
+        return cls(layer, regression, columns, scale_x, scale_y)
+
+    def rewritten(self, b: Array) -> Rewritten:
+        moments = self.layer.moments
+        q = np.zeros((len(moments.mean_y), len(moments.mean_x)))
+        q[:, self.columns] = (b * (self.scale_y / self.scale_x[:, None])).T
+        bias = moments.mean_y - q @ moments.mean_x
+        return Rewritten(q, bias, moments.unexplained(q, bias))
 
 
 def solve(
-    gram: Gram,
-    name: str,
+    layers: Sequence[Layer],
+    units: int,
     *,
     eps_w: float,
     eps_l2: float,
@@ -275,66 +242,44 @@ def solve(
     tolerance: float,
     warm_start: Array | None = None,
 ) -> Solution:
-    """Minimise over Lambda [m, n] and w [n] on the simplex, X and Y standardised as the module says:
+    """Minimise over w [n] on the simplex and Lambda [m, c] of every layer, X and Y standardised as the module says:
 
-        1 / (T m) ||Y - Lambda D(w) X||^2 + sign * eps_w * sum_i w_i log w_i + eps_l2 / (n m) ||Lambda||^2
+        mean over layers of (1 / (T m) ||Y - Lambda D(w) X||^2 + eps_l2 / (c m) ||Lambda||^2) + sign * eps_w * sum_i w_i log w_i
 
-    Descends from uniform weights, from each channel's largest absolute covariance with an output, and from
+    Descends from uniform weights, from each unit's largest absolute covariance with an output, and from
     `warm_start` [n] when given; the lowest objective wins. The problem is not convex: the result is a local minimum.
-    `name` is the layer, for messages.
 
     Raises:
-        LodesetError: moments that cannot be used (see `Gram.moments`), a layer whose inputs or outputs are constant, or
+        LodesetError: a layer whose inputs or outputs are constant, or
             an eps_l2 too small for units that depend on one another.
     """
-    moments = gram.moments(name)
-    n = len(moments.mean_x)
-    varying = np.flatnonzero(moments.varying)
-    level_y = gram.yy.mean() / gram.count  # mean square of the outputs, the offset included
-    scale_y = float(np.sqrt(moments.var_y.mean()))
-    if len(varying) == 0 or scale_y**2 <= CONSTANT_RATIO * level_y:
-        raise LodesetError(
-            f"{name}: {len(varying)} of {n} units vary and the outputs' standard deviation is {scale_y:.2g} over "
-            f"{gram.count} positions: calibrate on images that differ, or leave this layer out"
-        )
-    scale_x = np.sqrt(np.diag(moments.xx)[varying])
-    problem = Problem(
-        r=moments.xx[np.ix_(varying, varying)] / np.outer(scale_x, scale_x),
-        g=moments.xy[varying] / (scale_x[:, None] * scale_y),
-        eps_w=eps_w,
-        eps_l2=eps_l2,
-        sign=sign,
-    )
-    starts = [np.ones(len(varying)), np.max(np.abs(problem.g), axis=1)]
+    scaled = [_Scaled.of(layer) for layer in layers]
+    problem = Problem(tuple(one.regression for one in scaled), units, eps_w, eps_l2, sign)
+    seen = np.bincount(np.concatenate([one.regression.unit_of for one in scaled]), minlength=units) > 0
+    starts = [seen.astype(float), np.max([one.regression.correlation(units) for one in scaled], axis=0)]
     if warm_start is not None:
-        starts.append(warm_start[varying])
+        starts.append(np.where(seen, warm_start, 0.0))
     try:
         descents = [
             _descend(problem, start / start.sum(), max_iterations, tolerance) for start in starts if start.sum() > 0.0
         ]
     except np.linalg.LinAlgError as error:
         raise LodesetError(
-            f"{name}: units that repeat one another leave the regression singular at eps_L2 = {eps_l2:.2g}: "
-            "raise l2_ratio"
+            f"{', '.join(layer.name for layer in layers)}: units that repeat one another leave the regression singular at "
+            f"eps_L2 = {eps_l2:.2g}: raise l2_ratio"
         ) from error
     best = min(descents, key=lambda descent: descent.history[-1])
-    w, q = np.zeros(n), np.zeros((len(moments.mean_y), n))
-    w[varying] = best.w
-    q[:, varying] = (best.b * (scale_y / scale_x[:, None])).T
-    bias = moments.mean_y - q @ moments.mean_x
     return Solution(
-        w=w,
-        q=q,
-        bias=bias,
-        support=np.flatnonzero(w).astype(np.int64),
+        w=best.w,
+        support=np.flatnonzero(best.w).astype(np.int64),
+        layers=tuple(one.rewritten(b) for one, b in zip(scaled, best.bs, strict=True)),
         history=tuple(best.history),
         converged=best.converged,
-        unexplained=moments.unexplained(q, bias),
     )
 
 
-def path(gram: Gram, name: str, job: PruneJob) -> dict[float, Solution]:
-    """Solutions of one layer by eps_w, weakest penalty first, each started from the one before as well.
+def path(layers: Sequence[Layer], units: int, job: PruneJob) -> dict[float, Solution]:
+    """Solutions by eps_w, weakest penalty first, each started from the one before as well.
 
     eps_L2 is `job.l2_ratio * eps_w`: the sweep scales the whole penalty and keeps its shape.
     """
@@ -342,8 +287,8 @@ def path(gram: Gram, name: str, job: PruneJob) -> dict[float, Solution]:
     warm_start: Array | None = None
     for eps_w in sorted(job.sweep):
         solutions[eps_w] = solve(
-            gram,
-            name,
+            layers,
+            units,
             eps_w=eps_w,
             eps_l2=job.l2_ratio * eps_w,
             sign=job.entropy_sign,

@@ -1,61 +1,62 @@
-"""What can be removed from a model, the moments that decide it, and the removal itself.
+"""Which units of a model can be removed, and who makes and reads them.
 
-A group is the hidden units of a two-layer MLP `fc2(activation(fc1(x)))`: removing unit i removes row i of fc1 and
-column i of fc2, and nothing else in the network sees it.
+Units that depend on one another are found by Torch-Pruning's dependency graph (Fang et al. 2023, arXiv:2301.12900): hidden neurons,
+channels of convolutions, channels that a residual stream couples. Attention heads are found by their layers' names. What a model
+returns keeps its width, so the embedding of a transformer does too.
 
-Shapes: B images, N tokens, n hidden units, m outputs, k units kept.
+Shapes: n units; of a layer that reads them: c columns, one for each value under a kernel.
 """
 
 import copy
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch_pruning as tp
 from torch import Tensor, nn
 
 from pipeline.errors import LodesetError
-from pruning.entropic import Array, Gram, Indices
-from training.config import ModelConfig
-from training.vit import DinoVisionTransformer
+from pruning.moments import Indices
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# Removing units and zeroing them differ by the order of float32 sums alone; more means that something else reads them.
-REMOVAL_TOLERANCE = 1e-4
-# Not called config.json: no reader of dense checkpoints may take a pruned one for its own.
-WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
+TOLERANCE = 1e-4  # removing units and zeroing them differ by the order of float32 sums alone
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A layer (nn.Linear or nn.Conv2d) that reads the units, and the unit of each of its columns [c]."""
+
+    name: str
+    unit_of: Indices
 
 
 @dataclass(frozen=True)
 class Group:
-    """Hidden units of one MLP; `name` is the module that holds fc1 and fc2."""
+    """Units that can only be removed together with what makes them.
+
+    makers: layers whose outputs are the units, by name, with the unit of each of their rows. sliced: nothing but these rows and
+    columns goes with a unit, and the dependency graph does not know the group. heads: the attention module, where the units are its heads.
+    """
 
     name: str
     units: int
+    makers: tuple[Reader, ...]
+    readers: tuple[Reader, ...]
+    sliced: bool = False
+    heads: str | None = None
 
 
 @dataclass(frozen=True)
 class Groups:
-    """The prunable groups of a model, and why other modules with weights are left whole, by name."""
+    """The prunable groups of a model in the order in which they are first read, and why other layers are left whole, by name."""
 
     prunable: tuple[Group, ...]
     skipped: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Replacement:
-    """What becomes of one group: the units kept [k] (ascending), and the new fc2 weight [m, k] and bias [m]."""
-
-    keep: Indices
-    weight: Array
-    bias: Array
 
 
 @contextmanager
@@ -71,210 +72,225 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def linears(model: nn.Module, name: str) -> tuple[nn.Linear, nn.Linear]:
-    """(fc1, fc2) of the group called `name`.
-
-    Raises:
-        LodesetError: the model has no such MLP.
-    """
-    mlp = dict(model.named_modules()).get(name)
-    fc1, fc2 = getattr(mlp, "fc1", None), getattr(mlp, "fc2", None)
-    if not (isinstance(fc1, nn.Linear) and isinstance(fc2, nn.Linear)):
-        raise LodesetError(f"the model has no MLP with linear layers fc1 and fc2 called {name!r}")
-    return fc1, fc2
+def outputs_of(out: Any) -> list[Tensor]:
+    """The tensors that a model returned: one, or the values of a dataclass, mapping or sequence, at any depth."""
+    if isinstance(out, Tensor):
+        return [out] if out.numel() else []
+    if is_dataclass(out) and not isinstance(out, Mapping):
+        out = [getattr(out, f.name) for f in fields(out)]
+    if isinstance(out, Mapping):
+        out = list(out.values())
+    return [tensor for one in out for tensor in outputs_of(one)] if isinstance(out, Sequence) else []
 
 
-def find_groups(model: nn.Module) -> Groups:
-    """Every two-layer MLP of the model, in order, and the reason for each other module with weights of its own.
+def find_groups(model: nn.Module, example: Tensor) -> Groups:
+    """What can be pruned of a model; `example` is a batch of two or more images that it takes.
+
+    Each group is tried: with its first unit removed, a copy must give what it gives with that unit zeroed.
 
     Raises:
         LodesetError: there is nothing to prune.
     """
+    order = _called(model, example)
     prunable: list[Group] = []
     skipped: dict[str, str] = {}
-    covered: list[str] = []
+    named = [*_attentions(model), *_gated(model)]
+    known = {maker.name for group in named for maker in group.makers}
+    for group in [*_coupled(model, example, order, skipped, known), *named]:
+        reason = _refusal(model, group, example)
+        if reason is None:
+            prunable.append(group)
+        else:
+            skipped[group.name] = reason
     for name, module in model.named_modules():
-        if any(name.startswith(prefix) for prefix in covered):
-            continue
-        if isinstance(fc1 := getattr(module, "fc1", None), nn.Linear) and isinstance(
-            fc2 := getattr(module, "fc2", None), nn.Linear
-        ):
-            if fc1.out_features == fc2.in_features:
-                prunable.append(Group(name, fc1.out_features))
-            else:
-                skipped[name] = (
-                    f"fc1 gives {fc1.out_features} values and fc2 takes {fc2.in_features}: units do not pair up"
-                )
-            covered.append(name + ".")
-        elif isinstance(getattr(module, "w12", None), nn.Linear):
-            skipped[name] = "gated feed-forward layer: a hidden unit is two rows of w12, and only plain MLPs are pruned"
-            covered.append(name + ".")
-        elif isinstance(getattr(module, "qkv", None), nn.Linear):
-            skipped[name] = "attention: heads are left whole, only hidden units of MLPs are pruned"
-            covered.append(name + ".")
-        elif isinstance(module, nn.Linear | nn.Conv2d):
-            skipped[name] = "writes to the residual stream, whose width every block shares"
+        if isinstance(module, nn.Linear | nn.Conv2d) and name not in order:
+            skipped[name] = "not used by the model's forward pass"
     if not prunable:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
-        raise LodesetError(f"nothing to prune in this model ({reasons}): use a checkpoint with `ffn: mlp`")
-    return Groups(tuple(prunable), skipped)
+        raise LodesetError(f"nothing to prune in this model ({reasons})")
+    return Groups(tuple(sorted(prunable, key=lambda group: min(order[one.name] for one in group.readers))), skipped)
 
 
-def sample_positions(image: int, tokens: int, count: int | None, seed: int) -> Indices:
-    """Tokens of one image to measure on, ascending; the seed and the image's number decide, not the batches."""
-    if count is None or count >= tokens:
-        return np.arange(tokens)
-    return np.sort(np.random.default_rng((seed, image)).choice(tokens, size=count, replace=False))
-
-
-def collect_grams(
-    model: nn.Module,
-    groups: Groups,
-    batches: Iterable[Tensor],
-    *,
-    positions_per_image: int | None,
-    seed: int,
-    first_image: int = 0,
-) -> dict[str, Gram]:
-    """Moments of every prunable group over batches of images [B, 3, height, width], by group name.
-
-    x is what fc2 receives, n wide; y is what it gives, m wide, its bias included; both a row a token, image by image
-    ([B, N, n] or packed, [B N, n]). One pass through the dense
-    model in evaluation mode. A worker that starts at image number `first_image` draws the tokens that a single worker
-    would have drawn, so its moments add up to the same total.
+def graph_of(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
+    """Torch-Pruning's dependency graph; the model is left in evaluation mode for it.
 
     Raises:
-        LodesetError: there are no images.
+        LodesetError: the model cannot be traced.
     """
-    grams: dict[str, Gram] = {}
-    image, count = first_image, 0
+    model.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of parameters outside layers, which no group that is kept holds
+        try:
+            return tp.DependencyGraph().build_dependency(model, example, output_transform=outputs_of, verbose=False)
+        except Exception as error:  # whatever a stranger's forward pass raises
+            raise LodesetError(f"the model's layers cannot be traced: {type(error).__name__}: {error}") from error
 
-    def measure(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
-            x, y = (rows.reshape(count, -1, rows.shape[-1]) for rows in (args[0], y))
-            drawn = [sample_positions(image + i, x.shape[1], positions_per_image, seed) for i in range(len(x))]
-            tokens = torch.from_numpy(np.stack(drawn)).to(x.device)
-            rows = torch.arange(len(x), device=x.device)[:, None]
-            gram = Gram.from_activations(x[rows, tokens].flatten(0, 1), y[rows, tokens].flatten(0, 1))
-            grams[name] = grams[name] + gram if name in grams else gram
 
-        return hook
+def _called(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """When each layer with weights is first called."""
+    order: dict[str, int] = {}
 
-    handles = [linears(model, group.name)[1].register_forward_hook(measure(group.name)) for group in groups.prunable]
+    def note(name: str) -> None:
+        order.setdefault(name, len(order))
+
+    handles = [
+        module.register_forward_pre_hook(lambda _m, _a, name=name: note(name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
     try:
         with evaluating(model):
-            for images in batches:
-                count = len(images)
-                model(images)
-                image += count
+            model(example)
     finally:
         for handle in handles:
             handle.remove()
-    if image == first_image:
-        raise LodesetError("no calibration images: pruning needs some to see what the units do")
-    return grams
+    return order
 
 
-def _like(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer with this weight and bias, on the device and in the precision of `linear`."""
-    out = nn.Linear(
-        weight.shape[1],
-        weight.shape[0],
-        bias=bias is not None,
-        device=linear.weight.device,
-        dtype=linear.weight.dtype,
-    )
-    with torch.no_grad():
-        out.weight.copy_(weight)
-        if bias is not None:
-            out.bias.copy_(bias)
-    return out
+def _coupled(
+    model: nn.Module, example: Tensor, order: Mapping[str, int], skipped: dict[str, str], known: set[str]
+) -> Iterator[Group]:
+    """Groups of the dependency graph, without those of the makers `known`; what cannot be one is told in `skipped`."""
+    twin = copy.deepcopy(model)
+    names = {module: name for name, module in twin.named_modules()}
+    graph = graph_of(twin, example)
+    for found in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]):
+        makers: list[Reader] = []
+        readers: list[Reader] = []
+        reason: str | None = None
+        units = len(found[0].idxs)
+        for item in found:
+            module, writes = item.dep.target.module, graph.is_out_channel_pruning_fn(item.dep.handler)
+            if isinstance(module, tp.ops._OutputOp):
+                reason = "its width is that of what the model returns"
+            elif isinstance(module, nn.Linear | nn.Conv2d):
+                width = module.weight.shape[0 if writes else 1]
+                unit_of = np.full(width, -1)
+                traced = max(item.idxs) < width  # else tokens and channels are taken for one another
+                if traced:
+                    unit_of[list(item.idxs)] = list(item.root_idxs)
+                if isinstance(module, nn.Conv2d) and module.groups > 1:
+                    reason = reason or f"{names[module]} is a grouped convolution"
+                elif not traced:
+                    reason = reason or f"its channels cannot be followed to {names[module]}"
+                elif (unit_of < 0).any():
+                    reason = reason or f"{names[module]} reads other layers' channels beside these"
+                kernel = module.weight[0, 0].numel() if isinstance(module, nn.Conv2d) and not writes else 1
+                (makers if writes else readers).append(Reader(names[module], np.repeat(unit_of, kernel)))
+            elif isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.InstanceNorm2d):
+                reason = reason or f"{names[module]} normalises over the units"
+        if known & {maker.name for maker in makers}:
+            continue
+        makers.sort(key=lambda maker: order[maker.name])
+        name = " + ".join(maker.name for maker in makers)
+        if reason is None and not readers:
+            reason = "no layer reads it: its width is that of what the model returns"
+        if reason is not None:
+            skipped[name] = reason
+        else:
+            yield Group(name, units, tuple(makers), tuple(readers))
 
 
-def _set(model: nn.Module, name: str, fc1: nn.Linear, fc2: nn.Linear) -> None:
-    mlp = model.get_submodule(name)
-    mlp.register_module("fc1", fc1)
-    mlp.register_module("fc2", fc2)
+def _attentions(model: nn.Module) -> list[Group]:
+    """Heads of the modules that have a linear `qkv` and `proj` and say in `heads` how many they are."""
+    found = []
+    for name, module in model.named_modules():
+        qkv, proj, heads = (getattr(module, key, None) for key in ("qkv", "proj", "heads"))
+        if isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear) and isinstance(heads, int) and heads > 1:
+            of_head = np.repeat(np.arange(heads), proj.in_features // heads)
+            makers, readers = Reader(f"{name}.qkv", np.tile(of_head, 3)), Reader(f"{name}.proj", of_head)
+            found.append(Group(name, heads, (makers,), (readers,), sliced=True, heads=name))
+    return found
 
 
-def apply(model: Model, replacements: Mapping[str, Replacement]) -> Model:
-    """A copy of the model that holds only the units kept; its fc2 layers always have a bias."""
-    pruned = copy.deepcopy(model)
-    for name, new in replacements.items():
-        fc1, fc2 = linears(pruned, name)
-        keep = torch.from_numpy(new.keep).to(fc1.weight.device)
-        smaller = _like(fc1, fc1.weight[keep], None if fc1.bias is None else fc1.bias[keep])
-        _set(pruned, name, smaller, _like(fc2, torch.from_numpy(new.weight), torch.from_numpy(new.bias)))
-    return pruned
+def _gated(model: nn.Module) -> list[Group]:
+    """Hidden units of the modules whose linear `w12` gives gates and values side by side, and whose `w3` reads their product."""
+    found = []
+    for name, module in model.named_modules():
+        w12, w3 = getattr(module, "w12", None), getattr(module, "w3", None)
+        if isinstance(w12, nn.Linear) and isinstance(w3, nn.Linear) and w12.out_features == 2 * w3.in_features:
+            units = np.arange(w3.in_features)
+            maker, reader = Reader(f"{name}.w12", np.tile(units, 2)), Reader(f"{name}.w3", units)
+            found.append(Group(maker.name, len(units), (maker,), (reader,), sliced=True))
+    return found
 
 
-def masked(model: Model, replacements: Mapping[str, Replacement]) -> Model:
-    """A copy of the model at full size that computes what `apply` computes: removed units have zero columns in fc2."""
-    dense = copy.deepcopy(model)
-    for name, new in replacements.items():
-        fc1, fc2 = linears(dense, name)
-        weight = torch.zeros(fc2.weight.shape, dtype=torch.float64)
-        weight[:, torch.from_numpy(new.keep)] = torch.from_numpy(new.weight)
-        _set(dense, name, fc1, _like(fc2, weight, torch.from_numpy(new.bias)))
-    return dense
+def _refusal(model: nn.Module, group: Group, example: Tensor) -> str | None:
+    """Why a group cannot be pruned, if so: one unit is removed from a copy and zeroed in another."""
+    if group.units < 2:
+        return "it has one unit"
+    keep = np.arange(1, group.units)
+    try:
+        zeroed = copy.deepcopy(model)
+        for reader in group.readers:
+            columns(layer_of(zeroed, reader.name))[:, torch.from_numpy(reader.unit_of == 0)] = 0.0
+        difference = max_difference(shrunk(zeroed, [(group, keep)], example), zeroed, example)
+    except Exception as error:  # whatever a stranger's forward pass raises
+        return f"removing a unit breaks the model: {type(error).__name__}: {str(error).splitlines()[0]}"
+    if not difference <= TOLERANCE:
+        return f"a unit removed and the same unit zeroed differ by {difference:.2g}: something else depends on it"
+    return None
 
 
-def _outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """The tensors that a model returns, as such or as the fields of a dataclass, in evaluation mode."""
-    with evaluating(model):
-        out = model(images)
-    values = [getattr(out, f.name) for f in fields(out)] if is_dataclass(out) else [out]
-    return [value for value in values if value.numel()]
+def layer_of(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
+    """The layer called `name`.
+
+    Raises:
+        LodesetError: the model has no such layer.
+    """
+    layer = dict(model.named_modules()).get(name)
+    if not isinstance(layer, nn.Linear | nn.Conv2d):
+        raise LodesetError(f"the model has no linear layer or convolution called {name!r}: find its groups again")
+    return layer
+
+
+def columns(layer: nn.Linear | nn.Conv2d) -> Tensor:
+    """The weight of a layer as a matrix [m, c] that shares its memory, without its gradient."""
+    return layer.weight.detach().flatten(1)
 
 
 def max_difference(one: nn.Module, other: nn.Module, images: Tensor) -> float:
-    """Largest absolute difference between two models' outputs on images [B, 3, height, width]."""
-    pairs = zip(_outputs(one, images), _outputs(other, images), strict=True)
-    return max((a - b).abs().max().item() for a, b in pairs)
+    """Largest absolute difference between two models' outputs on images [B, 3, height, width], as a share of the largest output of
+    the second where that is above 1."""
+    with evaluating(one), evaluating(other):
+        pairs = list(zip(outputs_of(one(images)), outputs_of(other(images)), strict=True))
+    return max((a - b).abs().max().item() / max(1.0, b.abs().max().item()) for a, b in pairs)
 
 
-def check_removal(
-    pruned: nn.Module, dense: nn.Module, replacements: Mapping[str, Replacement], images: Tensor
-) -> float:
-    """`max_difference` between the pruned model and `masked(dense)` on images [B, 3, height, width].
-
-    Raises:
-        LodesetError: it exceeds REMOVAL_TOLERANCE: removing units changed more than those units' own contribution.
-    """
-    difference = max_difference(pruned, masked(dense, replacements), images)
-    if not difference <= REMOVAL_TOLERANCE:
-        raise LodesetError(
-            f"the pruned model and the same model with units zeroed differ by {difference:.2g} (allowed: "
-            f"{REMOVAL_TOLERANCE:g}): prune only MLPs fc2(activation(fc1(x))) whose activation acts unit by unit"
-        )
-    return difference
-
-
-def save_pruned(model: DinoVisionTransformer, folder: Path) -> None:
-    """Write `model.safetensors` and `architecture.json` (the dense architecture, the hidden units left in each MLP)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    architecture = {
-        "model": model.config.model_dump(mode="json"),
-        "image_size": model.image_size,
-        "hidden": {group.name: group.units for group in find_groups(model).prunable},
-    }
-    (folder / ARCHITECTURE).write_text(json.dumps(architecture, indent=2) + "\n")
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
-
-
-def load_pruned(folder: Path) -> DinoVisionTransformer:
-    """The model that `save_pruned` wrote, in evaluation mode on the CPU.
+def shrunk(model: Model, kept: Sequence[tuple[Group, Indices]], example: Tensor) -> Model:
+    """A copy of the model that holds of each group only the units kept, ascending; nothing else changes.
 
     Raises:
-        LodesetError: a file is missing or damaged, or the two do not belong together.
+        LodesetError: the model cannot be traced.
     """
-    try:
-        architecture = json.loads((folder / ARCHITECTURE).read_text())
-        model = DinoVisionTransformer(ModelConfig.model_validate(architecture["model"]), architecture["image_size"])
-        for name, units in architecture["hidden"].items():
-            fc1, fc2 = linears(model, name)
-            _set(model, name, nn.Linear(fc1.in_features, units), nn.Linear(units, fc2.out_features))
-        model.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise LodesetError(f"{folder} does not hold a pruned model: {error}") from error
-    return model.eval()
+    small = copy.deepcopy(model)
+    graph = None if all(group.sliced for group, _ in kept) else graph_of(small, example)
+    for group, keep in kept:
+        if len(keep) == group.units:
+            continue
+        if group.sliced:
+            for one, axis in [(maker, 0) for maker in group.makers] + [(reader, 1) for reader in group.readers]:
+                _slice(small, one.name, np.flatnonzero(np.isin(one.unit_of, keep)), axis)
+            if group.heads is not None:
+                small.get_submodule(group.heads).heads = len(keep)  # type: ignore[assignment]
+            continue
+        assert graph is not None
+        root = layer_of(small, group.makers[0].name)
+        prune = tp.prune_conv_out_channels if isinstance(root, nn.Conv2d) else tp.prune_linear_out_channels
+        removed = np.setdiff1d(np.arange(group.units), keep)
+        graph.get_pruning_group(root, prune, idxs=removed.tolist()).prune()
+    return small
+
+
+def _slice(model: nn.Module, name: str, keep: Indices, axis: int) -> None:
+    """Only some rows (axis 0) or columns (1) of a linear layer."""
+    layer = layer_of(model, name)
+    assert isinstance(layer, nn.Linear)
+    rows = torch.from_numpy(keep)
+    layer.weight = nn.Parameter(layer.weight.detach().index_select(axis, rows))
+    if axis == 0:
+        layer.out_features = len(keep)
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(layer.bias.detach()[rows])
+    else:
+        layer.in_features = len(keep)

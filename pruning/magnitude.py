@@ -1,24 +1,31 @@
 """Baselines that choose units without a regression: by the size of their weights, or at random.
 
-Shapes: n hidden units, m outputs, k units kept.
+Shapes: n units.
 """
 
 import hashlib
 
 import numpy as np
-import torch
+from torch import nn
 
-from pruning.entropic import Array, Indices
+from pruning.groups import Group, Reader, columns, layer_of
+from pruning.moments import Array, Indices
 
 
-def magnitude_scores(fc1: torch.nn.Linear, fc2: torch.nn.Linear) -> Array:
-    """Score [n] of each hidden unit: L2 norm of its row of fc1 (without the bias) times L2 norm of its column of fc2.
+def magnitude_scores(model: nn.Module, group: Group) -> Array:
+    """Score [n] of each unit: L2 norm of the rows that make it (without biases) times L2 norm of the columns that read it.
 
-    The product does not change when a unit's scale is moved between the two layers, as each norm by itself would.
+    The product does not change when a unit's scale is moved between the layers, as each norm by itself would.
     """
-    into = torch.linalg.vector_norm(fc1.weight.detach().double(), dim=1)
-    out_of = torch.linalg.vector_norm(fc2.weight.detach().double(), dim=0)
-    return np.asarray((into * out_of).cpu().numpy(), dtype=np.float64)
+
+    def squares(side: tuple[Reader, ...], axis: int) -> Array:
+        total = np.zeros(group.units)
+        for one in side:
+            weight = columns(layer_of(model, one.name)).double().cpu().numpy()
+            total += np.bincount(one.unit_of, (weight**2).sum(axis=axis), minlength=group.units)
+        return total
+
+    return np.asarray(np.sqrt(squares(group.makers, 1) * squares(group.readers, 0)))
 
 
 def random_scores(units: int, name: str, seed: int) -> Array:

@@ -35,6 +35,11 @@ class ModelConfig(Strict):
     )
     drop_path: float = Field(0.0, ge=0, lt=1, description="share of samples that skip a residual branch (0.3 to 0.4)")
 
+    @property
+    def hidden(self) -> int:
+        """Hidden width of a feed-forward layer: 4 x dim; with a gate two thirds of that, rounded up to a multiple of 8."""
+        return 4 * self.dim if self.ffn == "mlp" else (int(4 * self.dim * 2 / 3) + 7) // 8 * 8
+
     @model_validator(mode="before")
     @classmethod
     def _sized(cls, values: Any) -> Any:

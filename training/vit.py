@@ -149,7 +149,7 @@ class Block(nn.Module):
         self.attn = Attention(dim, config.heads)
         self.ls1 = LayerScale(dim, config.layerscale)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = Mlp(dim, 4 * dim) if config.ffn == "mlp" else SwiGlu(dim, swiglu_hidden(dim))
+        self.mlp = (Mlp if config.ffn == "mlp" else SwiGlu)(dim, config.hidden)
         self.ls2 = LayerScale(dim, config.layerscale)
 
     def forward(self, x: Tensor, shapes: Shapes) -> Tensor:
@@ -280,8 +280,3 @@ class DinoVisionTransformer(nn.Module):
             grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", antialias=True)
         patches = grid.permute(0, 2, 3, 1).flatten(1, 2).to(stored.dtype)
         return torch.cat([stored[:, :1], patches], dim=1)
-
-
-def swiglu_hidden(dim: int) -> int:
-    """Hidden width of the SwiGLU layer: two thirds of 4 x dim, rounded up to a multiple of 8."""
-    return (int(4 * dim * 2 / 3) + 7) // 8 * 8

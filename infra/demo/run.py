@@ -14,7 +14,7 @@ from infra.report.render import write_report
 from pipeline.dag.runner import Event
 from pipeline.dag.store import Artifact, Store
 from pipeline.errors import ConfigError, GateError
-from pruning.report import METHODS
+from pruning.variants import METHODS
 
 Lines = dict[str, list[str]]
 JUDGED = ("dedup/pool", "retrieve/alpha", "retrieve/beta", "train/all", "evaluate/all", "prune/all")

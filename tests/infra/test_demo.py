@@ -9,7 +9,7 @@ from commands import typed
 
 from infra import api
 from infra.demo.world import Truth, load_truth, make_world, write_config
-from pruning.report import METHODS
+from pruning.variants import METHODS
 
 
 def demo(folder: Path) -> tuple[int, dict[str, Any]]:

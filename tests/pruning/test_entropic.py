@@ -1,25 +1,32 @@
 """The entropic solver against loops, brute force and a planted truth."""
 
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
 from scipy.optimize import minimize
 
 from pipeline.errors import LodesetError
 from pruning.config import PruneJob
-from pruning.entropic import Array, Gram, Indices, Problem, Solution, path, simplex_weights, solve
+from pruning.entropic import Layer, Problem, Regression, Solution, path, simplex_weights, solve
+from pruning.moments import Array, Gram, Indices
 
 
 def gram_of(x: Array, y: Array) -> Gram:
     return Gram.from_activations(torch.from_numpy(x), torch.from_numpy(y))
 
 
-def quick(x: Array, y: Array, eps_w: float, eps_l2: float, sign: int) -> Solution:
-    return solve(gram_of(x, y), "layer", eps_w=eps_w, eps_l2=eps_l2, sign=sign, max_iterations=500, tolerance=1e-12)
+def layer(x: Array, y: Array, columns_a_unit: int = 1) -> Layer:
+    return Layer(
+        "layer", gram_of(x, y).moments("layer"), np.repeat(np.arange(x.shape[1] // columns_a_unit), columns_a_unit)
+    )
+
+
+def quick(x: Array, y: Array, eps_w: float, eps_l2: float, sign: int, max_iterations: int = 500) -> Solution:
+    return solve(
+        [layer(x, y)], x.shape[1], eps_w=eps_w, eps_l2=eps_l2, sign=sign, max_iterations=max_iterations, tolerance=1e-12
+    )
 
 
 def planted(seed: int) -> tuple[Array, Array, Indices, Array]:
@@ -58,28 +65,6 @@ def small_problem(seed: int) -> tuple[Array, Array]:
     return x, y
 
 
-def test_gram_equals_loops_and_adds_up() -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(11, 3)), rng.normal(size=(11, 2))
-    gram = gram_of(x[:4], y[:4]) + gram_of(x[4:], y[4:])
-    assert gram.count == 11
-    np.testing.assert_allclose(gram.xx, sum(np.outer(v, v) for v in x))
-    np.testing.assert_allclose(gram.xy, sum(np.outer(v, u) for v, u in zip(x, y, strict=True)))
-    np.testing.assert_allclose(gram.yy, sum(u * u for u in y))
-    np.testing.assert_allclose(gram.sum_x, sum(x))
-    np.testing.assert_allclose(gram.sum_y, sum(y))
-
-
-def test_gram_survives_saving(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    gram = gram_of(rng.normal(size=(11, 3)), rng.normal(size=(11, 2)))
-    save_file(gram.arrays(), tmp_path / "gram.safetensors")
-    again = Gram.from_arrays(load_file(tmp_path / "gram.safetensors"))
-    assert again.count == 11
-    for name, array in gram.arrays().items():
-        np.testing.assert_array_equal(again.arrays()[name], array)
-
-
 @pytest.mark.parametrize("sign", [-1, 0, 1])
 def test_final_objective_is_the_published_one(sign: int) -> None:
     """What the solver minimises on Gram matrices equals the objective summed over positions."""
@@ -88,8 +73,8 @@ def test_final_objective_is_the_published_one(sign: int) -> None:
     solution = quick(x, y, eps_w, 0.01, sign)
     xs, ys = standardised(x, y)
     scale = x.std(0) / np.sqrt(((y - y.mean(0)) ** 2).mean())
-    lam = np.zeros_like(solution.q)
-    lam[:, solution.support] = (solution.q * scale)[:, solution.support] / solution.w[solution.support]
+    lam = np.zeros_like(solution.layers[0].q)
+    lam[:, solution.support] = (solution.layers[0].q * scale)[:, solution.support] / solution.w[solution.support]
     assert solution.history[-1] == pytest.approx(objective(xs, ys, lam, solution.w, eps_w, 0.01, sign), abs=1e-12)
 
 
@@ -113,7 +98,7 @@ def test_against_a_generic_solver_on_lambda_and_w(sign: int) -> None:
         solution = quick(x, y, eps_w, eps_l2, sign)
         reached = solution.history[-1]
         w = np.maximum(solution.w, 1e-12)
-        lam = solution.q * x.std(0) / np.sqrt(((y - y.mean(0)) ** 2).mean()) / w
+        lam = solution.layers[0].q * x.std(0) / np.sqrt(((y - y.mean(0)) ** 2).mean()) / w
         assert reached <= float(minimize(value, np.concatenate([lam.ravel(), np.log(w)])).fun) * (1 + 1e-6)
         rng = np.random.default_rng(seed)
         found = min(float(minimize(value, rng.normal(size=12)).fun) for _ in range(8))
@@ -160,7 +145,8 @@ def test_each_half_step_lowers_the_objective(sign: int) -> None:
     """The plain alternation, without the solver's own acceptance test."""
     x, y, _, _ = planted(1)
     xs, ys = standardised(x, y)
-    problem = Problem(xs.T @ xs / len(xs), xs.T @ ys / len(xs), eps_w=1e-3, eps_l2=1e-3, sign=sign)
+    regression = Regression(xs.T @ xs / len(xs), xs.T @ ys / len(xs), np.arange(64))
+    problem = Problem((regression,), 64, eps_w=1e-3, eps_l2=1e-3, sign=sign)
     w, values = np.full(64, 1 / 64), []
     for _ in range(12):
         b, value = problem.ridge(w)
@@ -174,16 +160,16 @@ def test_each_half_step_lowers_the_objective(sign: int) -> None:
 def test_planted_support_is_recovered(seed: int) -> None:
     """8 true channels of 64 at correlation 0.7 and 5 % noise, the number of channels unknown to the solver."""
     x, y, support, q = planted(seed)
-    solution = path(gram_of(x, y), "layer", PruneJob())[1e-3]
+    solution = path([layer(x, y)], 64, PruneJob())[1e-3]
     np.testing.assert_array_equal(solution.support, support)
     assert solution.converged
-    assert solution.unexplained < 1.2 * 0.05**2
-    assert np.abs(solution.q - q).max() < 0.05 * np.abs(q).max()
+    assert solution.layers[0].unexplained < 1.2 * 0.05**2
+    assert np.abs(solution.layers[0].q - q).max() < 0.05 * np.abs(q).max()
 
 
 def test_a_stronger_penalty_keeps_fewer_channels() -> None:
     x, y, _, _ = planted(0)
-    kept = [len(s.support) for s in path(gram_of(x, y), "layer", PruneJob(sweep=(1e-2, 1e-5, 1e-4, 0.3))).values()]
+    kept = [len(s.support) for s in path([layer(x, y)], 64, PruneJob(sweep=(1e-2, 1e-5, 1e-4, 0.3))).values()]
     assert kept == sorted(kept, reverse=True)
     assert kept[0] == 64
     assert kept[-1] < 8
@@ -194,7 +180,7 @@ def test_channels_that_still_carry_output_survive_the_floor() -> None:
     x, y, _, _ = planted(0)
     solution = quick(x, y, 1e-3, 1e-19, -1)
     assert np.sort(solution.w)[-2] < 1e-6
-    assert solution.unexplained < 1.2 * 0.05**2
+    assert solution.layers[0].unexplained < 1.2 * 0.05**2
 
 
 def test_units_and_offsets_of_the_channels_do_not_matter() -> None:
@@ -204,8 +190,8 @@ def test_units_and_offsets_of_the_channels_do_not_matter() -> None:
     plain = quick(x, y, 1e-3, 1e-3, -1)
     moved = quick((x + offset) * scale, 100 * y + 7, 1e-3, 1e-3, -1)
     np.testing.assert_array_equal(moved.support, support)
-    np.testing.assert_allclose(moved.q * scale, 100 * plain.q, atol=1e-4 * 100 * np.abs(q).max())
-    predicted = ((x + offset) * scale) @ moved.q.T + moved.bias
+    np.testing.assert_allclose(moved.layers[0].q * scale, 100 * plain.layers[0].q, atol=1e-4 * 100 * np.abs(q).max())
+    predicted = ((x + offset) * scale) @ moved.layers[0].q.T + moved.layers[0].bias
     assert np.mean((predicted - 100 * y - 7) ** 2) < 1.2 * 0.05**2 * np.var(100 * y)
 
 
@@ -217,15 +203,15 @@ def test_constant_and_duplicate_channels() -> None:
     assert 64 not in solution.support
     assert 65 not in solution.support
     assert set(solution.support) - {66} <= set(support)
-    assert np.isfinite(solution.q).all()
-    assert np.mean((x @ solution.q.T + solution.bias - y) ** 2) / y.var() < 0.01
+    assert np.isfinite(solution.layers[0].q).all()
+    assert np.mean((x @ solution.layers[0].q.T + solution.layers[0].bias - y) ** 2) / y.var() < 0.01
 
 
 def test_too_few_positions_are_refused_with_the_number() -> None:
     x, y, _, _ = planted(0)
     with pytest.raises(LodesetError, match=r"layer: 65 calibration positions cannot determine 64 .* more than 65"):
         quick(x[:65], y[:65], 1e-3, 1e-3, -1)
-    assert np.isfinite(quick(x[:66], y[:66], 1e-3, 1e-3, -1).q).all()
+    assert np.isfinite(quick(x[:66], y[:66], 1e-3, 1e-3, -1).layers[0].q).all()
 
 
 def test_unusable_activations_are_refused() -> None:
@@ -234,7 +220,7 @@ def test_unusable_activations_are_refused() -> None:
         quick(np.where(x > 3, np.inf, x), y, 1e-3, 1e-3, -1)
     with pytest.raises(LodesetError, match="outputs' standard deviation is 0"):
         quick(x, np.zeros_like(y), 1e-3, 1e-3, -1)
-    with pytest.raises(LodesetError, match="0 of 64 units vary"):
+    with pytest.raises(LodesetError, match="0 of 64 inputs vary"):
         quick(np.ones_like(x), y, 1e-3, 1e-3, -1)
 
 
@@ -249,12 +235,63 @@ def test_outputs_that_no_channel_explains() -> None:
     x = np.array([[a, b] for a in (-1.0, 1.0) for b in (-1.0, 1.0)])
     solution = quick(x, x[:, :1] * x[:, 1:], 1e-3, 1e-3, -1)
     assert solution.converged
-    assert solution.unexplained == 1.0
-    assert not solution.q.any()
+    assert solution.layers[0].unexplained == 1.0
+    assert not solution.layers[0].q.any()
 
 
 def test_an_unfinished_solve_says_so() -> None:
     x, y, _, _ = planted(0)
-    short = solve(gram_of(x, y), "l", eps_w=1e-3, eps_l2=1e-3, sign=-1, max_iterations=2, tolerance=1e-12)
+    short = quick(x, y, 1e-3, 1e-3, -1, max_iterations=2)
     assert not short.converged
     assert len(short.history) == 3
+
+
+def test_units_of_several_columns_are_kept_or_dropped_whole() -> None:
+    """3 columns a unit, of which one may do by itself: the others of a kept unit keep their weights too."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3000, 20, 3)) + 0.7 * rng.normal(size=(3000, 20, 1))
+    q = np.zeros((6, 20, 3))
+    support = np.array([2, 5, 11, 17])
+    q[:, support] = rng.normal(size=(6, 4, 3))
+    y = x.reshape(3000, 60) @ q.reshape(6, 60).T
+    y += 0.05 * y.std() * rng.normal(size=y.shape)
+    solution = path([layer(x.reshape(3000, 60), y, 3)], 20, PruneJob())[1e-3]
+    np.testing.assert_array_equal(solution.support, support)
+    np.testing.assert_allclose(solution.layers[0].q.reshape(6, 20, 3), q, atol=0.05 * np.abs(q).max())
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_layers_that_read_the_same_units_share_their_weights(sign: int) -> None:
+    """The objective is the mean over the layers; a unit that one layer alone needs is kept for both."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(2000, 30))
+    first, second = np.zeros((5, 30)), np.zeros((7, 30))
+    first[:, [1, 4, 8]], second[:, [4, 20]] = rng.normal(size=(5, 3)), rng.normal(size=(7, 2))
+    ys = [x @ q.T + 0.02 * rng.normal(size=(2000, len(q))) for q in (first, second)]
+    found = solve(
+        [layer(x, y) for y in ys], 30, eps_w=1e-3, eps_l2=1e-3, sign=sign, max_iterations=500, tolerance=1e-12
+    )
+    if sign < 0:
+        np.testing.assert_array_equal(found.support, [1, 4, 8, 20])
+    total = sign * 1e-3 * np.sum(found.w[found.support] * np.log(found.w[found.support]))
+    for y, rewritten in zip(ys, found.layers, strict=True):
+        xs, scaled = standardised(x, y)
+        lam = np.zeros_like(rewritten.q)
+        scale = x.std(0) / np.sqrt(((y - y.mean(0)) ** 2).mean())
+        lam[:, found.support] = (rewritten.q * scale)[:, found.support] / found.w[found.support]
+        total += objective(xs, scaled, lam, found.w, 0.0, 1e-3, sign) / 2
+    assert found.history[-1] == pytest.approx(total, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_planted_support_is_found_without_its_size(seed: int) -> None:
+    """256 channels, 32 true, 64 outputs, 4,096 positions, correlation .7 between neighbours, 5 % noise."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(4096, 256))
+    for i in range(1, 256):
+        x[:, i] = 0.7 * x[:, i - 1] + np.sqrt(1 - 0.7**2) * x[:, i]
+    support = np.sort(rng.choice(256, 32, replace=False))
+    y = x[:, support] @ rng.normal(size=(32, 64))
+    y += 0.05 * y.std() * rng.normal(size=y.shape)
+    solution = path([layer(x, y)], 256, PruneJob(sweep=(1e-3,)))[1e-3]
+    np.testing.assert_array_equal(solution.support, support)

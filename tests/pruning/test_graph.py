@@ -1,5 +1,6 @@
 """`prune` as a stage, without an engine."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from pipeline.dag.stage import Context, Outcome, Stage
 from pipeline.dag.store import File, Rows, Store
 from pruning import graph
 from pruning.config import PruneJob
-from pruning.report import METHODS
+from pruning.variants import METHODS
 from training.config import TrainingConfig
 from training.export import export
 from training.ssl import student_and_teacher
@@ -40,25 +41,34 @@ def test_a_sweep_over_a_target_set_of_images_that_training_would_skip(
     store = Store(str(tmp_path / "store"))
     above = {
         id_: Stage(id_.split("/")[0], id_.split("/")[1], 1, "ray", never, {})
-        for id_ in ("ingest/target", "train/all", "write_shards/all")
+        for id_ in ("ingest/target", "train/all", "finish/all", "write_shards/all")
     }
+    for id_ in ("train/all", "finish/all"):
+        above[id_] = replace(above[id_], speed={"training": CONFIG})
     job = PruneJob(sweep=(1e-3, 1e-2), calibration_images=32)
-    stage = graph.build([job], CONFIG, [TargetSet(name="target", uri="target/")], above, SIDE**2)["prune/all"]
+    heads = PruneJob(checkpoint="finish", targets=("heads",), sweep=(1e-3,), calibration_images=32)
+    stage = graph.build([job, heads], [TargetSet(name="target", uri="target/")], above, SIDE**2)["prune/all"]
 
     _, teacher = student_and_teacher(CONFIG)
     export(teacher.backbone, Path(store.path("training/model")))
     index = Path(write_shards(Path(store.path("shards")), [picture(n, width=24, height=20) for n in range(32)]))
     files = {"index": (File("shards/index.parquet", 32, index.stat().st_size, ""),)}
     inputs = {
-        "train/all": artifact("train", "all", Outcome({}, Rows(32, 32), details={"folder": "training/model"})),
+        **{
+            f"{name}/all": artifact(name, "all", Outcome({}, Rows(32, 32), details={"folder": "training/model"}))
+            for name in ("train", "finish")
+        },
         "write_shards/all": artifact("write_shards", "all", Outcome(files, Rows(32, 32))),
         **target_set(store, tmp_path / "target", SIDE),
     }
     pruned = ran(store, stage, inputs)
-    (told,) = pruned.details["jobs"]
+    told, of_heads = pruned.details["jobs"]
+    assert told["knn_dense"] == of_heads["knn_dense"]
+    assert "blocks.0.attn" in told["skipped_modules"] and "blocks.0.mlp.fc1" in of_heads["skipped_modules"]
+    assert [set(v["units"]) for v in of_heads["variants"]] == [{"blocks.0.attn"}] * 6
     assert told["calibration_images"] == 32
     assert [(v["eps_w"], v["method"]) for v in told["variants"]] == [(e, m) for e in job.sweep for m in METHODS]
     assert all(set(v["knn"]["target"]) == {"8"} for v in told["variants"])
-    assert stage.work == pruned.details["work"] == 12
+    assert stage.work == pruned.details["work"] == 18
     # The models are not larger than they were before, so what is planned for is enough.
     assert 0 < sum(file.size_bytes for file in pruned.tables["models"]) < (stage.size_bytes or 0)

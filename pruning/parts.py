@@ -1,0 +1,262 @@
+"""The parts of a pruning job, which workers make each by itself: moments of some calibration images, one group's solutions over the
+whole sweep, one variant (method x strength), measured and evaluated.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.algorithms.images import Unreadable, decode
+from pipeline.algorithms.sampling import seeded_order
+from pipeline.dag.fingerprint import file_digest
+from pipeline.dag.store import File, Part, Store
+from pipeline.errors import LodesetError
+from pipeline.sources.reading import read_images
+from pruning.activations import collect_grams
+from pruning.config import PruneJob
+from pruning.entropic import Rewritten, Solution, path
+from pruning.groups import Group, find_groups
+from pruning.moments import Gram
+from pruning.removal import apply
+from pruning.report import row
+from pruning.saving import save_pruned
+from pruning.variants import Method, layers_of, variant
+from training.augment import normalised
+from training.evaluate import centre_square, features
+from training.export import load_backbone
+from training.index import open_index
+from training.targets import Target, accuracies
+from training.vit import DinoVisionTransformer
+
+GRAMS, SOLVED, VARIANT = "prune_moments", "prune_solved", "prune_variant"
+IMAGES_PER_PART = 64
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every worker of a stage needs."""
+
+    store: Store
+    model_folder: str
+    index_url: str
+    size: int
+    calibration_max_pixels: int  # what training skipped, calibration skips
+    target_max_pixels: int
+    targets: tuple[Target, ...]
+    folder: str  # of the pruned models, relative to the store
+
+    def model(self) -> DinoVisionTransformer:
+        torch.set_num_threads(1)
+        return load_backbone(Path(self.model_folder))
+
+    def example(self) -> torch.Tensor:
+        """Two images of noise, to trace models with and to compare them on."""
+        return torch.randn(2, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
+
+    def groups(self, model: DinoVisionTransformer, job: PruneJob) -> tuple[tuple[Group, ...], dict[str, str]]:
+        """What the job prunes, and why the rest is left whole.
+
+        Raises:
+            LodesetError: nothing of what the job is to prune is there.
+        """
+        found = find_groups(model, self.example())
+        wanted = {"heads": [g for g in found.prunable if g.heads], "units": [g for g in found.prunable if not g.heads]}
+        skipped = dict(found.skipped)
+        for kind, groups in wanted.items():
+            if kind not in job.targets:
+                skipped |= {group.name: f"targets are {', '.join(job.targets)}" for group in groups}
+        chosen = tuple(g for g in found.prunable if any(g in wanted[kind] for kind in job.targets))
+        if not chosen:
+            raise LodesetError(f"the model has none of what targets asks for ({', '.join(job.targets)}): {skipped}")
+        return chosen, skipped
+
+
+def told(setting: Setting) -> list[Any]:
+    """What the evaluation of a variant depends on."""
+    return [[t.name, list(t.ids), list(t.labels), list(t.splits)] for t in setting.targets]
+
+
+# -- step 1: moments
+
+
+def calibration(index_url: str, job: PruneJob) -> list[list[int]]:
+    """Rows of the index in runs of one part, chosen by a seed and the image_ids."""
+    index = open_index([index_url])
+    order = seeded_order([index.image_id(row) for row in range(len(index))], job.seed)[: job.calibration_images]
+    return [order[i : i + IMAGES_PER_PART] for i in range(0, len(order), IMAGES_PER_PART)]
+
+
+def measurer(setting: Setting, job: PruneJob) -> Callable[[tuple[str, int, list[int]]], Part]:
+    model, index = setting.model(), open_index([setting.index_url])
+    groups, _ = setting.groups(model, job)
+
+    def measure(item: tuple[str, int, list[int]]) -> Part:
+        key, first, rows = item
+        started = time.time()
+        pixels = []
+        for data in index.read(rows):
+            try:
+                pixels.append(
+                    centre_square(np.asarray(decode(data or b"", setting.calibration_max_pixels)), setting.size)
+                )
+            except Unreadable:
+                continue  # counted: the part says how many images it holds
+        batches = (normalised(torch.from_numpy(np.stack(pixels[i : i + BATCH]))) for i in range(0, len(pixels), BATCH))
+        grams: dict[str, Gram] = {}
+        if pixels:
+            grams = collect_grams(
+                model, groups, batches, positions_per_image=job.positions_per_image, seed=job.seed, first_image=first
+            )
+        arrays = {f"{name}/{field}": array for name, gram in grams.items() for field, array in gram.arrays().items()}
+        return commit_arrays(setting.store, GRAMS, key, "moments", arrays, len(pixels), started)
+
+    return measure
+
+
+def commit_arrays(
+    store: Store, stage: str, key: str, name: str, arrays: Mapping[str, Any], images: int, started: float
+) -> Part:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    relative = f"parts/{stage}/{key}/{uuid.uuid4().hex[:12]}-{name}.npz"
+    with store.writing(relative) as sink:
+        sink.write(buffer.getvalue())
+    file = File(relative, len(arrays), sink.size_bytes, sink.sha256())
+    return store.commit_part(stage, key, {}, {"images": images}, time.time() - started, files={name: file})
+
+
+def _arrays(store: Store, file: File) -> dict[str, Any]:
+    with store.fs.open(store.path(file.path), "rb") as raw, np.load(raw, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _total(store: Store, files: Sequence[File]) -> dict[str, Gram]:
+    """The moments of all calibration images, by layer: the parts' sums, added in their order, so that workers do not matter."""
+    total: dict[str, Gram] = {}
+    for file in files:
+        split: dict[str, dict[str, Any]] = {}
+        for name, array in _arrays(store, file).items():
+            layer, field = name.rsplit("/", 1)
+            split.setdefault(layer, {})[field] = array
+        for layer, arrays in split.items():
+            gram = Gram.from_arrays(arrays)
+            total[layer] = total[layer] + gram if layer in total else gram
+    return total
+
+
+# -- step 2: solutions
+
+
+def solver(store: Store, files: Sequence[File], job: PruneJob) -> Callable[[tuple[str, Group]], Part]:
+    torch.set_num_threads(1)
+    grams = _total(store, files)
+
+    def solve(item: tuple[str, Group]) -> Part:
+        key, group = item
+        started = time.time()
+        arrays: dict[str, Any] = {"name": np.asarray(group.name)}
+        for eps, solution in path(layers_of(group, grams), group.units, job).items():
+            for field in ("w", "support", "history", "converged"):
+                arrays[f"{eps!r}/{field}"] = np.asarray(getattr(solution, field))
+            for number, layer in enumerate(solution.layers):
+                for field in ("q", "bias", "unexplained"):
+                    arrays[f"{eps!r}/{number}/{field}"] = np.asarray(getattr(layer, field))
+        return commit_arrays(store, SOLVED, key, "solution", arrays, 0, started)
+
+    return solve
+
+
+def solutions(store: Store, files: Sequence[File]) -> dict[str, dict[float, Solution]]:
+    solved: dict[str, dict[float, Solution]] = {}
+    for file in files:
+        arrays = _arrays(store, file)
+        name = str(arrays.pop("name"))
+        strengths = dict.fromkeys(label.split("/")[0] for label in arrays)
+        solved[name] = {float(eps): _solution(arrays, eps) for eps in strengths}
+    return solved
+
+
+def _solution(arrays: Mapping[str, Any], eps: str) -> Solution:
+    layers: list[Rewritten] = []
+    while f"{eps}/{len(layers)}/q" in arrays:
+        q, bias, unexplained = (arrays[f"{eps}/{len(layers)}/{field}"] for field in ("q", "bias", "unexplained"))
+        layers.append(Rewritten(q, bias, float(unexplained)))
+    return Solution(
+        w=arrays[f"{eps}/w"],
+        support=arrays[f"{eps}/support"],
+        layers=tuple(layers),
+        history=tuple(float(v) for v in arrays[f"{eps}/history"]),
+        converged=bool(arrays[f"{eps}/converged"]),
+    )
+
+
+# -- step 3: variants
+
+
+def pruner(
+    setting: Setting, moments: Sequence[File], solved_in: Sequence[File], job: PruneJob, number: int
+) -> Callable[[tuple[str, float, Method]], Part]:
+    store, dense, example = setting.store, setting.model(), setting.example()
+    groups, _ = setting.groups(dense, job)
+    grams, solved = _total(store, moments), solutions(store, solved_in)
+
+    def prune(item: tuple[str, float, Method]) -> Part:
+        key, eps, method = item
+        started = time.time()
+        chosen = variant(dense, groups, grams, job, eps, method, solved)
+        pruned, difference = apply(dense, groups, chosen.layers, example)
+        told = {
+            **row(chosen, groups, pruned, dense, example),
+            "knn": accuracies_of(pruned, setting),
+            "removal_difference": difference,
+            "model": f"{setting.folder}/job-{number}/{method}-{eps!r}",
+            "seconds": round(time.time() - started, 3),
+        }
+        files = _publish_model(store, pruned, str(told["model"]))
+        relative = f"parts/{VARIANT}/{key}/{uuid.uuid4().hex[:12]}-row.json"
+        with store.writing(relative) as sink:
+            sink.write(json.dumps(told, indent=1).encode())
+        files["row"] = File(relative, 1, sink.size_bytes, sink.sha256())
+        return store.commit_part(VARIANT, key, {}, {"images": 0}, time.time() - started, files=files)
+
+    return prune
+
+
+def _publish_model(store: Store, model: DinoVisionTransformer, relative: str) -> dict[str, File]:
+    """The model's folder, which appears whole. One that is there already (of an attempt that was killed) stays."""
+    folder = Path(store.path(relative))
+    attempt = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    save_pruned(model, attempt)
+    try:
+        os.rename(attempt, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        shutil.rmtree(attempt)
+    return {
+        path.name: File(f"{relative}/{path.name}", 0, path.stat().st_size, file_digest(str(path)))
+        for path in sorted(folder.iterdir())
+    }
+
+
+def accuracies_of(model: DinoVisionTransformer, setting: Setting) -> dict[str, dict[str, float]]:
+    """kNN accuracy on every target set, by k."""
+    found: dict[str, dict[str, float]] = {}
+    for target in setting.targets:
+        images = (np.asarray(decode(data, setting.target_max_pixels)) for _, data in read_images(target.places))
+        found[target.name] = dict(accuracies(target, features(model, images, setting.size, BATCH)))
+    return found

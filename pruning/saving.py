@@ -1,0 +1,63 @@
+"""Pruned models on disk: `model.safetensors`, and `architecture.json`, which says what to build for it."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipeline.errors import LodesetError
+from training.config import ModelConfig
+from training.vit import Attention, DinoVisionTransformer
+
+# Not called config.json: no reader of dense checkpoints may take a pruned one for its own.
+WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
+
+
+def save_pruned(model: DinoVisionTransformer, folder: Path) -> None:
+    """Write the weights, and the dense architecture with the attention heads that are left; other widths are those of the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    architecture = {
+        "model": model.config.model_dump(mode="json"),
+        "image_size": model.image_size,
+        "heads": {name: module.heads for name, module in model.named_modules() if isinstance(module, Attention)},
+    }
+    (folder / ARCHITECTURE).write_text(json.dumps(architecture, indent=2) + "\n")
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
+
+
+def load_pruned(folder: Path) -> DinoVisionTransformer:
+    """The model that `save_pruned` wrote, in evaluation mode on the CPU.
+
+    Raises:
+        LodesetError: a file is missing or damaged, or the two do not belong together.
+    """
+    try:
+        architecture = json.loads((folder / ARCHITECTURE).read_text())
+        model = DinoVisionTransformer(ModelConfig.model_validate(architecture["model"]), architecture["image_size"])
+        weights = load_file(folder / WEIGHTS)
+        for name, heads in architecture["heads"].items():
+            module = model.get_submodule(name)
+            if not isinstance(module, Attention) or not isinstance(heads, int) or not 0 < heads <= module.heads:
+                raise LodesetError(f"{folder} does not hold a pruned model: {heads!r} attention heads in {name}")
+            module.heads = heads
+        _fit(model, weights)
+        model.load_state_dict(weights)
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise LodesetError(f"{folder} does not hold a pruned model: {error}") from error
+    return model.eval()
+
+
+def _fit(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Gives linear layers the widths of their weights; none is wider than in the dense model."""
+    for name, module in model.named_modules():
+        weight = weights.get(f"{name}.weight")
+        if not isinstance(module, nn.Linear) or weight is None or weight.shape == module.weight.shape:
+            continue
+        rows, cols = weight.shape
+        if rows > module.out_features or cols > module.in_features:
+            raise ValueError(f"{name} is {rows} x {cols}, wider than {module.out_features} x {module.in_features}")
+        parent, _, own = name.rpartition(".")
+        bias = f"{name}.bias" in weights
+        setattr(model.get_submodule(parent), own, nn.Linear(cols, rows, bias=bias))

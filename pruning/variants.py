@@ -1,0 +1,116 @@
+"""Every way of choosing and rewriting units at one sparsity.
+
+The penalty's strength decides how many units the entropic method keeps in each group; the baselines then keep exactly
+as many in that group, so that only the choice of units and of weights differs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from torch import nn
+
+from pipeline.errors import LodesetError
+from pruning.config import PruneJob
+from pruning.entropic import Layer, Solution
+from pruning.groups import Group, columns, layer_of
+from pruning.magnitude import magnitude_scores, random_scores, top
+from pruning.moments import Gram, Indices
+from pruning.refit import refit
+from pruning.removal import Replacement, Weights
+
+# `entropic` uses the weights that the penalised objective gives (shrunk by the L2 term); `magnitude` and `random` keep
+# the dense model's; `+refit` solves least squares on the units kept.
+Method = Literal["entropic", "entropic+refit", "magnitude", "magnitude+refit", "random", "random+refit"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One pruned model to be: what becomes of every group, and how well that rebuilds the dense layers."""
+
+    eps_w: float
+    method: Method
+    layers: dict[str, Replacement]  # by group
+    unexplained: dict[
+        str, float
+    ]  # share of the output variance lost on the calibration positions, by layer that reads units
+    converged: bool  # whether every group's solve settled within max_iterations
+
+
+def layers_of(group: Group, grams: Mapping[str, Gram]) -> list[Layer]:
+    """The layers that read a group, with their moments.
+
+    Raises:
+        LodesetError: the moments are not of this model or cannot be used.
+    """
+    found = []
+    for reader in group.readers:
+        gram = grams.get(reader.name)
+        seen = 0 if gram is None else len(gram.sum_x)
+        if gram is None or seen != len(reader.unit_of):
+            raise LodesetError(
+                f"{reader.name}: the moments cover {seen} inputs and the layer takes {len(reader.unit_of)}: "
+                "measure them again on this checkpoint"
+            )
+        found.append(Layer(reader.name, gram.moments(reader.name), reader.unit_of))
+    return found
+
+
+def variant(
+    model: nn.Module,
+    groups: Sequence[Group],
+    grams: Mapping[str, Gram],
+    job: PruneJob,
+    eps_w: float,
+    method: Method,
+    solved: Mapping[str, Mapping[float, Solution]],
+) -> Variant:
+    """One variant by itself, whoever computes it and in whatever order.
+
+    `solved` are the entropic solutions (`entropic.path`) by group and eps_w: the costly part, shared by all variants.
+
+    Raises:
+        LodesetError: eps_w is not in the sweep, or the moments are not of this model or cannot be used.
+    """
+    if eps_w not in job.sweep:
+        raise LodesetError(f"eps_w {eps_w:g} is not in the sweep {list(job.sweep)}: choose one of these")
+    replacements: dict[str, Replacement] = {}
+    unexplained: dict[str, float] = {}
+    for group in groups:
+        solution = solved[group.name][eps_w]
+        layers = layers_of(group, grams)
+        new = _replacement(model, group, layers, job, solution, method)
+        replacements[group.name] = new
+        for layer in layers:
+            of = new.readers[layer.name]
+            unexplained[layer.name] = layer.moments.unexplained(of.weight, of.bias)
+    converged = all(solved[group.name][eps_w].converged for group in groups)
+    return Variant(eps_w, method, replacements, unexplained, converged)
+
+
+def _replacement(
+    model: nn.Module, group: Group, layers: Sequence[Layer], job: PruneJob, solution: Solution, method: Method
+) -> Replacement:
+    criterion, _, rewrite = method.partition("+")
+    keep: Indices
+    if criterion == "entropic":
+        keep = solution.support
+    elif criterion == "magnitude":
+        keep = top(magnitude_scores(model, group), len(solution.support))
+    else:
+        keep = top(random_scores(group.units, group.name, job.seed), len(solution.support))
+    readers = {}
+    for layer, rewritten in zip(layers, solution.layers, strict=True):
+        kept = np.isin(layer.unit_of, keep)
+        if rewrite:
+            readers[layer.name] = Weights(*refit(layer.moments, np.flatnonzero(kept)))
+        elif criterion == "entropic":
+            readers[layer.name] = Weights(rewritten.q, rewritten.bias)
+        else:
+            module = layer_of(model, layer.name)
+            weight = columns(module).double().cpu().numpy() * kept
+            bias = np.zeros(len(weight)) if module.bias is None else module.bias.detach().double().cpu().numpy()
+            readers[layer.name] = Weights(weight, bias)
+    return Replacement(keep, readers)
