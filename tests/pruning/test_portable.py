@@ -1,0 +1,115 @@
+"""Models that come back without the code that defined them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks import LeNet, Residual, images, replaced_at_random, shaken
+from torch import Tensor, nn
+
+from pipeline.errors import LodesetError
+from pruning.groups import find_groups, max_difference
+from pruning.portable import GRAPH, load_portable, save_portable
+from pruning.removal import apply
+
+
+class Sequence(nn.Module):
+    """Parameters of its own, slices, methods and tuples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(1, 4, 6))
+        self.stem, self.norm = nn.Conv2d(3, 6, 8, 8), nn.Sequential(nn.LayerNorm(6), nn.GELU())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.norm(self.stem(x).flatten(2).transpose(1, 2) + self.position)
+        return tokens[:, 0], torch.cat([tokens[:, 1:, ...], tokens], dim=1).mean(1)
+
+
+@pytest.mark.parametrize("kind", [LeNet, Residual])
+def test_a_pruned_model_comes_back_without_its_class(kind: type[nn.Module], tmp_path: Path) -> None:
+    model = shaken(kind())
+    groups = find_groups(model, images(2)).prunable
+    pruned, _ = apply(model, groups, replaced_at_random(model, groups, 3), images(2))
+    save_portable(pruned, tmp_path / "model")
+    again = load_portable(tmp_path / "model")
+    assert max_difference(again, pruned, images(4)) == 0.0
+    assert not again.training
+    assert again.state_dict().keys() == pruned.state_dict().keys()
+    # What came back is a model like any other: it can be pruned again, and stored.
+    save_portable(apply(again, *pruned_again(again), images(2))[0], tmp_path / "again")
+    load_portable(tmp_path / "again")
+
+
+def pruned_again(model: nn.Module) -> Any:
+    groups = find_groups(model, images(2)).prunable
+    return groups, replaced_at_random(model, groups, 2)
+
+
+def test_parameters_slices_and_several_outputs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Sequence().train()
+    save_portable(model, tmp_path)
+    assert model.training
+    assert max_difference(load_portable(tmp_path), model.eval(), images(3)) == 0.0
+
+
+class Strange(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.layer = kind, nn.LSTM(3, 3) if kind == "layer" else nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        if self.kind == "branch" and x.sum() > 0:
+            return x
+        if self.kind == "function":
+            return torch.fft.fft(x)
+        return x.exp() if self.kind == "method" else self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("layer", "layer is a LSTM"),
+        ("branch", "cannot be traced"),
+        ("function", "calls .*fft"),
+        ("method", "method exp"),
+    ],
+)
+def test_what_a_file_cannot_tell_is_refused(kind: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(LodesetError, match=told):
+        save_portable(Strange(kind), tmp_path)
+
+
+def test_files_of_strangers_run_nothing(tmp_path: Path) -> None:
+    save_portable(shaken(LeNet()), tmp_path)
+    good = (tmp_path / GRAPH).read_text()
+
+    def refused(change: Any) -> None:
+        tree = json.loads(good)
+        change(tree)
+        (tmp_path / GRAPH).write_text(json.dumps(tree))
+        with pytest.raises(LodesetError, match="does not hold a model"):
+            load_portable(tmp_path)
+
+    call = next(i for i, node in enumerate(json.loads(good)["nodes"]) if node["op"] == "call_function")
+    refused(lambda t: t["nodes"][call].update(target="os.system"))
+    refused(lambda t: t["nodes"][call].update(op="call_method", target="__class__"))
+    refused(lambda t: t["nodes"][call].update(op="call_module", target="conv1; import os"))
+    refused(lambda t: t["nodes"][call].update(op="eval"))
+    refused(lambda t: t["nodes"][call].update(name="x = __import__('os')"))
+    refused(lambda t: t["nodes"][call].update(kwargs={"a, b": 1}))
+    refused(lambda t: t["nodes"][call].update(args={"tuple": [{"node": "nowhere"}]}))
+    refused(lambda t: t["nodes"][0].update(target="x=print(1)"))
+    refused(lambda t: t["layers"]["conv1"].update(layer="Module"))
+    refused(lambda t: t["layers"]["conv1"].update(nowhere=1))
+    refused(lambda t: t["layers"]["conv1"].update(in_channels=7))
+    refused(lambda t: t["layers"].update({"a..b": t["layers"]["conv1"]}))
+    refused(lambda t: t.pop("nodes"))
+    (tmp_path / GRAPH).write_text(good)
+    load_portable(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(LodesetError, match="does not hold a model"):
+        load_portable(tmp_path)
