@@ -29,8 +29,8 @@ from training.metrics import FILE as METRICS
 from training.ssl import student_and_teacher
 
 GALLERY, K = 10_000, (10, 20, 100, 200)
-BATCH, CHECKPOINT = 128, 500
-STEPS = 7_000
+BATCH, CHECKPOINT = 64, 1_000
+STEPS = 14_000
 
 
 def config_of(steps: int) -> TrainingConfig:
@@ -42,9 +42,20 @@ def config_of(steps: int) -> TrainingConfig:
             "checkpoint_every": CHECKPOINT,
             "keep_checkpoints": 1000,
             "log_every": 50,
-            "model": {"patch_size": 4, "dim": 128, "depth": 6, "heads": 2, "drop_path": 0.3},
-            "crops": {"global_size": 32, "local_size": 16, "local_count": 4},
-            "teacher": {"momentum_start": 0.99},
+            "model": {"patch_size": 4, "dim": 128, "depth": 6, "heads": 2, "drop_path": 0.1},
+            "heads": {"prototypes": 512},
+            # What helped in runs of 64,000 images (docs/log.md).
+            "crops": {
+                "global_size": 32,
+                "local_size": 16,
+                "local_count": 4,
+                "global_scale": (0.5, 1.0),
+                "local_scale": (0.2, 0.6),
+                "blur": (0.0, 0.0, 0.0),
+                "solarise": 0.0,
+            },
+            "teacher": {"momentum_start": 0.99, "temperature_end": 0.04},
+            "optimiser": {"layer_decay": 1.0, "patch_embed_lr": 1.0},
         }
     )
 
