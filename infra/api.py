@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import multiprocessing
-import os
 import uuid
 from collections.abc import Callable, Container, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.config import Config, read
+from infra.config import Config, cpus_of, read
+from infra.models import export as export
+from infra.models import prune as prune
+from infra.models import train as train
 from infra.template import TEMPLATE
 from pipeline.errors import ConfigError, GateError, LodesetError
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from pipeline.dag.runner import Event
     from pipeline.dag.stage import Stage
     from pipeline.dag.store import Artifact, Store
-    from training.config import TrainingConfig
-    from training.index import Shards
 
 DEDUP, SHARDS = "dedup/pool", "write_shards/all"
 
@@ -105,16 +103,6 @@ def open_config(
     if until is not None and until not in names:
         raise ConfigError(f"--until {until}: no such stage in this configuration; there are: {', '.join(names)}")
     return Opened(Path(path), config, closure(stages, until), Store(config.store))
-
-
-def cpus_of(config: Config) -> int:
-    """The budget of cores: as configured, or what this process may use."""
-    return config.resources.cpus if config.resources.cpus != "auto" else usable_cpus()
-
-
-def usable_cpus() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def plan(opened: Opened, fresh: bool = False) -> list[tuple[Decision, Estimate]]:
@@ -295,70 +283,6 @@ def demo(folder: str | Path, watch: Callable[[Event], None]) -> dict[str, Any]:
     from infra.demo.run import run_demo
 
     return run_demo(Path(folder), watch)
-
-
-def train(
-    shards: Sequence[str],
-    folder: str | Path,
-    config: str | Path | None = None,
-    overrides: tuple[str, ...] = (),
-    ray_address: str = "local",
-    cpus: int | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Trains on shards that are there already: lodeset's (`index.parquet`), or any WebDataset.
-
-    `config` is a file with the keys of `training`; without it, and where it says nothing, the recipe's values hold. Returns each run's summary.
-
-    Raises:
-        ConfigError: the configuration names no such key, or a value that cannot be.
-        LodesetError: no images there, or a run failed.
-    """
-    from pipeline.config import load
-    from training.config import TrainingConfig
-    from training.webdataset import shards_of
-
-    settings, target = load(TrainingConfig, config, overrides), Path(folder).resolve()
-    if settings.mix:
-        raise ConfigError("mix weighs curated sets, and shards alone do not say which set wants what: remove it")
-    if settings.weights is not None:
-        from training.weights import check_weights  # loads torch
-
-        check_weights(settings.weights.path, settings.model)  # now, not when all tars have been read
-    found = shards_of(shards, target / "index")
-    # A process of its own, as each stage of a run: Ray reads the token of its cluster when it is imported.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-        return apart.submit(_train, settings, found, target, ray_address, cpus or usable_cpus()).result()
-
-
-def _train(
-    config: TrainingConfig, shards: Shards, folder: Path, ray_address: str, cpus: int
-) -> dict[str, dict[str, Any]]:
-    from pipeline.engines.ray import cluster, job
-
-    with cluster(ray_address, cpus) as address:
-        from training.standalone import train
-
-        with job(address):
-            return train(config, shards, folder, cpus)
-
-
-def export(folder: str | Path, path: str | Path, size: int | None = None) -> dict[str, Any]:
-    """Writes the backbone in `folder` (`model.safetensors`, `config.json`) as an ONNX network for images of `size` pixels.
-
-    `size` is by default the side that the model's positions are for. Returns path, size, dim and bytes.
-
-    Raises:
-        LodesetError: no model there, a size that is no multiple of the patch, or the `onnx` extra is not installed.
-    """
-    from training.export import export_onnx, load_backbone
-
-    model, target = load_backbone(Path(folder)), Path(path)
-    side = size or model.image_size
-    try:
-        export_onnx(model, target, side)
-    except OSError as error:
-        raise LodesetError(f"cannot write {target}: {error.strerror or error}") from error
-    return {"path": str(target), "size": side, "dim": model.config.dim, "size_bytes": target.stat().st_size}
 
 
 def doctor() -> list[Check]:

@@ -12,27 +12,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from infra import api
+from infra.cli_models import models
+from infra.options import Json, Set, err, out, print_json
 from infra.tables import composition_tree, show_changes, show_composition, show_retrieval
 from pipeline.errors import LodesetError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-out = Console()
-err = Console(stderr=True)
+app.add_typer(models)
 MISSING_SHOWN = 5  # sources that are not there, of which `plan` tells
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a lodeset.yaml (`lodeset init` writes one)")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="a.b=c", help="override a key of the configuration; repeatable")
-]
 Until = Annotated[str | None, typer.Option(help="stop after this stage, e.g. dedup")]
 Limit = Annotated[int | None, typer.Option(min=1, help="take a seeded sample of N pool images first")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="ignore what earlier runs fitted")]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON document on standard output")]
 
 
 def main() -> None:
@@ -54,10 +50,6 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1))
-
-
 def _open(config: Path, set_: list[str] | None, limit: int | None, until: str | None = None) -> api.Opened:
     return api.open_config(config, tuple(set_ or ()), until, limit)
 
@@ -71,7 +63,7 @@ def init(
     """Write a commented configuration."""
     target = api.init(path, force)
     if as_json:
-        _print_json({"path": str(target)})
+        print_json({"path": str(target)})
     else:
         out.print(
             f"wrote {escape(str(target))}: set `pool`, then `lodeset plan {escape(str(target))}`", highlight=False
@@ -81,7 +73,7 @@ def init(
 @app.command()
 def schema(as_json: Json = False) -> None:
     """Print the configuration's JSON schema (always JSON), for editors."""
-    _print_json(api.schema())
+    print_json(api.schema())
 
 
 @app.command()
@@ -97,7 +89,7 @@ def plan(
     opened = api.open_config(config, tuple(set_ or ()), until, limit, without_sources=True)
     rows, composed = api.plan(opened, fresh), api.composition(opened)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "stages": [
                     {"stage": d.stage.name, "set": d.stage.set, "action": d.action, "reason": d.reason, "images": e.images,
@@ -197,7 +189,7 @@ def compact(
     with watching(err) as watch:
         done = api.compact(opened, watch, delete)
     if as_json:
-        _print_json(vars(done))
+        print_json(vars(done))
         return
     out.print(
         f"{done.images:,} images in {done.shards} shards of {_size(done.size_bytes)[1:]}, in {done.folder}; "
@@ -219,7 +211,7 @@ def forget(
     """Take images out of every table, cache and shard, and never take them in again."""
     done = api.forget(config, what, copies, tuple(set_ or ()))
     if as_json:
-        _print_json(vars(done))
+        print_json(vars(done))
         return
     rows = ", ".join(f"{name} {count}" for name, count in sorted(done.rows.items()) if count) or "none"
     out.print(f"forgotten: {', '.join(done.image_ids)}; rows: {rows}; shards rewritten: {done.shards}", soft_wrap=True)
@@ -240,7 +232,7 @@ def status(config: ConfigPath, set_: Set = None, limit: Limit = None, as_json: J
 
 def _show_status(entries: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
-        _print_json({"artifacts": entries})
+        print_json({"artifacts": entries})
         return
     table = Table("stage", "in", "kept", "dropped", "seconds", box=None, pad_edge=False)
     for entry in entries:
@@ -274,7 +266,7 @@ def report(
     """Write one self-contained HTML page: funnel, examples with pictures, curves."""
     page = api.report(_open(config, set_, limit), to)
     if as_json:
-        _print_json({"path": str(page)})
+        print_json({"path": str(page)})
     else:
         out.print(escape(str(page)), highlight=False, soft_wrap=True)
 
@@ -295,7 +287,7 @@ def dedup_preview(
     with watching(err) as watch:
         done = api.dedup_preview(opened, watch, to, pairs)
     if as_json:
-        _print_json(done)
+        print_json(done)
         return
     table = Table("pairs", "judged", box=None, pad_edge=False)
     for section in done["sections"]:
@@ -311,56 +303,13 @@ def trace(config: ConfigPath, image_id: str, set_: Set = None, limit: Limit = No
     """Tell one image's way from its source to its shard."""
     steps = api.trace(_open(config, set_, limit), image_id)
     if as_json:
-        _print_json({"image_id": image_id.lower(), "steps": steps})
+        print_json({"image_id": image_id.lower(), "steps": steps})
         return
     for step in steps:
         rest = {k: v for k, v in step.items() if k not in ("stage", "table", "image_id")}
         out.print(f"[bold]{step['stage']}[/] {step['table']}", highlight=False)
         for key, value in rest.items():
             out.print(f"    {key}: {escape(str(value))}", highlight=False, soft_wrap=True)
-
-
-@app.command()
-def train(
-    folder: Annotated[Path, typer.Argument(help="where checkpoints, metrics and the exported model go")],
-    shards: Annotated[
-        list[str], typer.Argument(help="WebDataset tars (globs, URLs, `{000..099}`) or an index.parquet")
-    ],
-    config: Annotated[Path | None, typer.Option(help="a YAML file with the keys of `training`")] = None,
-    overrides: Set = None,
-    cpus: Annotated[int | None, typer.Option(min=1, help="cores [default: all]")] = None,
-    ray_address: Annotated[str, typer.Option(help="a Ray cluster to join; local: one of its own")] = "local",
-    as_json: Json = False,
-) -> None:
-    """Train on shards that are there already, without curation; run again, it goes on where it was."""
-    from infra.progress import following
-
-    with following(err, folder):
-        told = api.train(shards, folder, config, tuple(overrides or ()), ray_address, cpus)
-    if as_json:
-        _print_json(told)
-        return
-    for name, one in told.items():
-        line = f"{name}: {one['images_seen']:,} images seen of {one['images']:,}, {one['skipped']} skipped -> {one['folder']}"
-        out.print(escape(line), highlight=False, soft_wrap=True)
-
-
-@app.command()
-def export(
-    folder: Annotated[Path, typer.Argument(help="where model.safetensors and config.json lie")],
-    path: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="file to write")],
-    size: Annotated[
-        int | None, typer.Option(min=1, help="side of its images, pixels [default: the model's own]")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Write a trained model as an ONNX network, CLS and patch features out."""
-    made = api.export(folder, path, size)
-    if as_json:
-        _print_json(made)
-    else:
-        told = f"wrote {made['path']}: image [B, 3, {made['size']}, {made['size']}] -> embedding [B, {made['dim']}], patches"
-        out.print(escape(told), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -374,7 +323,7 @@ def demo(
     with watching(err) as watch:
         result = api.demo(folder, watch)
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     table = Table("what", "figure", box=None, pad_edge=False, show_header=False)
     for name, figure in _flat(result):
@@ -392,7 +341,7 @@ def doctor(as_json: Json = False) -> None:
     checks = api.doctor()
     broken = [c.name for c in checks if c.needed and not c.works]
     if as_json:
-        _print_json({"checks": [vars(c) for c in checks], "works": not broken})
+        print_json({"checks": [vars(c) for c in checks], "works": not broken})
     else:
         for check in checks:
             mark = "[green]works[/]" if check.works else "[red]broken[/]" if check.needed else "[yellow]absent[/]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from fsspec.utils import get_protocol
@@ -74,3 +75,13 @@ class Config(CurationConfig):
 def read(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
     """Raises ConfigError: names the key, the value and what is allowed."""
     return load(Config, path, overrides)
+
+
+def cpus_of(config: Config) -> int:
+    """The budget of cores: as configured, or what this process may use."""
+    return config.resources.cpus if config.resources.cpus != "auto" else usable_cpus()
+
+
+def usable_cpus() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

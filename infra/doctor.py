@@ -61,8 +61,7 @@ def _tried(name: str, needed: bool, attempt: Callable[[], str], way_out: str) ->
 
 
 def _machine() -> Check:
-    from infra.api import cpus_of
-    from infra.config import Config
+    from infra.config import Config, cpus_of
 
     cores = cpus_of(Config(pool="."))
     memory = psutil.virtual_memory()

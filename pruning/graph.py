@@ -94,7 +94,7 @@ def run(context: Context) -> Outcome:
         name: Setting(
             store,
             store.path(str(context.inputs[name].details["folder"])),
-            store.full_url(context.inputs["shards"].tables["index"][0].path),
+            (store.full_url(context.inputs["shards"].tables["index"][0].path),),
             config.crops.global_size,
             config.max_pixels,
             context.speed["max_pixels"],
@@ -106,8 +106,9 @@ def run(context: Context) -> Outcome:
     dense = {name: accuracies_of(setting.model(), setting) for name, setting in settings.items()}
     reports, files, parts_made, parts = [], [], 0, 0
     for number, job in enumerate(context.speed["jobs"]):
-        report, models, job_parts, job_made = _run_job(
-            context, settings[job.checkpoint], job, number, dense[job.checkpoint]
+        basis = (context.inputs[job.checkpoint].fingerprint, context.inputs["shards"].content[IMAGES])
+        report, models, job_parts, job_made = run_job(
+            context, settings[job.checkpoint], basis, job, number, dense[job.checkpoint]
         )
         reports.append(report)
         files += models
@@ -127,20 +128,29 @@ def run(context: Context) -> Outcome:
     )
 
 
-def _run_job(
-    context: Context, setting: Setting, job: PruneJob, number: int, dense: Mapping[str, Mapping[str, float]]
+def run_job(
+    context: Context,
+    setting: Setting,
+    basis: tuple[str, str],
+    job: PruneJob,
+    number: int,
+    dense: Mapping[str, Mapping[str, float]],
 ) -> tuple[dict[str, Any], list[File], int, int]:
+    """Report, models, parts, and parts that this run made; `basis` is which model on which images.
+
+    Raises:
+        LodesetError: no image can be read, or the model or the moments cannot be used.
+    """
     started = time.time()
     store = context.store
-    basis = (context.inputs[job.checkpoint].fingerprint, context.inputs["shards"].content[IMAGES], setting.size)
     share = functools.partial(map_with_state, cpus=context.cpus, address=context.ray_address)
 
-    runs = calibration(setting.index_url, job)
+    runs, compared = calibration(setting.index, job)
     sampled = (job.calibration_images, job.positions_per_image, job.seed, job.targets)
     work = [
         (key, (key, i * IMAGES_PER_PART, run), len(run))
         for i, run in enumerate(runs)
-        if (key := digest(GRAMS, VERSION, *basis, *sampled, i))
+        if (key := digest(GRAMS, VERSION, *basis, setting.size, *sampled, i))
     ]
     moments, new_moments = made(
         context, GRAMS, work, functools.partial(share, functools.partial(measurer, setting, job))
@@ -163,7 +173,7 @@ def _run_job(
         for eps, method in wanted
         if (key := digest(VARIANT, VERSION, solve, eps, method, told(setting)))
     ]
-    make = functools.partial(pruner, setting, files, tuple(p.files["solution"] for p in solved), job, number)
+    make = functools.partial(pruner, setting, files, tuple(p.files["solution"] for p in solved), compared, job, number)
     done, new_done = made(context, VARIANT, variants, functools.partial(share, make), unit="variants")
     rows = [json.loads(store.read(p.files["row"].path) or b"{}") for p in done]
     report = {

@@ -11,13 +11,15 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import nn
 
 from pipeline.algorithms.images import Unreadable, decode
 from pipeline.algorithms.sampling import seeded_order
@@ -28,15 +30,15 @@ from pipeline.sources.reading import read_images
 from pruning.activations import collect_grams
 from pruning.config import PruneJob
 from pruning.entropic import Rewritten, Solution, path
-from pruning.groups import Group, find_groups
+from pruning.folding import folded
+from pruning.groups import Group, evaluating, find_groups, outputs_of
 from pruning.moments import Gram
 from pruning.removal import apply
 from pruning.report import row
-from pruning.saving import save_pruned
+from pruning.saving import load_model, save_pruned
 from pruning.variants import Method, layers_of, variant
 from training.augment import normalised
 from training.evaluate import centre_square, features
-from training.export import load_backbone
 from training.index import open_index
 from training.targets import Target, accuracies
 from training.vit import DinoVisionTransformer
@@ -44,6 +46,7 @@ from training.vit import DinoVisionTransformer
 GRAMS, SOLVED, VARIANT = "prune_moments", "prune_solved", "prune_variant"
 IMAGES_PER_PART = 64
 BATCH = 32
+COMPARED = 256  # images that were not calibrated on, on which outputs are compared
 
 
 @dataclass(frozen=True)
@@ -52,22 +55,35 @@ class Setting:
 
     store: Store
     model_folder: str
-    index_url: str
+    index: tuple[str, ...]  # of the shards that calibration images come from
     size: int
     calibration_max_pixels: int  # what training skipped, calibration skips
     target_max_pixels: int
     targets: tuple[Target, ...]
     folder: str  # of the pruned models, relative to the store
 
-    def model(self) -> DinoVisionTransformer:
+    def model(self) -> nn.Module:
+        """The dense model; of networks that are not lodeset's, BatchNorms are part of their convolutions."""
         torch.set_num_threads(1)
-        return load_backbone(Path(self.model_folder))
+        model = load_model(Path(self.model_folder))
+        return model if isinstance(model, DinoVisionTransformer) else folded(model, self.example())
 
     def example(self) -> torch.Tensor:
         """Two images of noise, to trace models with and to compare them on."""
         return torch.randn(2, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
 
-    def groups(self, model: DinoVisionTransformer, job: PruneJob) -> tuple[tuple[Group, ...], dict[str, str]]:
+    def pixels(self, rows: Sequence[int]) -> list[NDArray[np.uint8]]:
+        """The images of these rows of the index that can be read: the centre square, [size, size, 3]."""
+        found = []
+        for data in open_index(self.index).read(list(rows)):
+            try:
+                image = decode(data or b"", self.calibration_max_pixels)
+            except Unreadable:
+                continue
+            found.append(centre_square(np.asarray(image), self.size))
+        return found
+
+    def groups(self, model: nn.Module, job: PruneJob) -> tuple[tuple[Group, ...], dict[str, str]]:
         """What the job prunes, and why the rest is left whole.
 
         Raises:
@@ -93,33 +109,36 @@ def told(setting: Setting) -> list[Any]:
 # -- step 1: moments
 
 
-def calibration(index_url: str, job: PruneJob) -> list[list[int]]:
-    """Rows of the index in runs of one part, chosen by a seed and the image_ids."""
-    index = open_index([index_url])
-    order = seeded_order([index.image_id(row) for row in range(len(index))], job.seed)[: job.calibration_images]
-    return [order[i : i + IMAGES_PER_PART] for i in range(0, len(order), IMAGES_PER_PART)]
+def calibration(urls: Sequence[str], job: PruneJob) -> tuple[list[list[int]], list[int]]:
+    """Rows of the index, chosen by a seed and the image_ids: those to calibrate on in runs of one part, and others to compare models on."""
+    index = open_index(urls)
+    order = seeded_order([index.image_id(row) for row in range(len(index))], job.seed)
+    chosen, rest = order[: job.calibration_images], order[job.calibration_images :]
+    return [chosen[i : i + IMAGES_PER_PART] for i in range(0, len(chosen), IMAGES_PER_PART)], rest[:COMPARED]
+
+
+def batched(pixels: Sequence[NDArray[np.uint8]]) -> Iterator[torch.Tensor]:
+    for i in range(0, len(pixels), BATCH):
+        yield normalised(torch.from_numpy(np.stack(pixels[i : i + BATCH])))
 
 
 def measurer(setting: Setting, job: PruneJob) -> Callable[[tuple[str, int, list[int]]], Part]:
-    model, index = setting.model(), open_index([setting.index_url])
+    model = setting.model()
     groups, _ = setting.groups(model, job)
 
     def measure(item: tuple[str, int, list[int]]) -> Part:
         key, first, rows = item
         started = time.time()
-        pixels = []
-        for data in index.read(rows):
-            try:
-                pixels.append(
-                    centre_square(np.asarray(decode(data or b"", setting.calibration_max_pixels)), setting.size)
-                )
-            except Unreadable:
-                continue  # counted: the part says how many images it holds
-        batches = (normalised(torch.from_numpy(np.stack(pixels[i : i + BATCH]))) for i in range(0, len(pixels), BATCH))
+        pixels = setting.pixels(rows)  # the part says how many could be read
         grams: dict[str, Gram] = {}
         if pixels:
             grams = collect_grams(
-                model, groups, batches, positions_per_image=job.positions_per_image, seed=job.seed, first_image=first
+                model,
+                groups,
+                batched(pixels),
+                positions_per_image=job.positions_per_image,
+                seed=job.seed,
+                first_image=first,
             )
         arrays = {f"{name}/{field}": array for name, gram in grams.items() for field, array in gram.arrays().items()}
         return commit_arrays(setting.store, GRAMS, key, "moments", arrays, len(pixels), started)
@@ -208,11 +227,18 @@ def _solution(arrays: Mapping[str, Any], eps: str) -> Solution:
 
 
 def pruner(
-    setting: Setting, moments: Sequence[File], solved_in: Sequence[File], job: PruneJob, number: int
+    setting: Setting,
+    moments: Sequence[File],
+    solved_in: Sequence[File],
+    compared: Sequence[int],
+    job: PruneJob,
+    number: int,
 ) -> Callable[[tuple[str, float, Method]], Part]:
     store, dense, example = setting.store, setting.model(), setting.example()
     groups, _ = setting.groups(dense, job)
     grams, solved = _total(store, moments), solutions(store, solved_in)
+    pixels = setting.pixels(compared)
+    dense_outputs = first_outputs(dense, pixels) if pixels else torch.empty(0)
 
     def prune(item: tuple[str, float, Method]) -> Part:
         key, eps, method = item
@@ -222,6 +248,7 @@ def pruner(
         told = {
             **row(chosen, groups, pruned, dense, example),
             "knn": accuracies_of(pruned, setting),
+            "agreement": agreement(pruned, dense_outputs, pixels),
             "removal_difference": difference,
             "model": f"{setting.folder}/job-{number}/{method}-{eps!r}",
             "seconds": round(time.time() - started, 3),
@@ -236,7 +263,7 @@ def pruner(
     return prune
 
 
-def _publish_model(store: Store, model: DinoVisionTransformer, relative: str) -> dict[str, File]:
+def _publish_model(store: Store, model: nn.Module, relative: str) -> dict[str, File]:
     """The model's folder, which appears whole. One that is there already (of an attempt that was killed) stays."""
     folder = Path(store.path(relative))
     attempt = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
@@ -253,10 +280,24 @@ def _publish_model(store: Store, model: DinoVisionTransformer, relative: str) ->
     }
 
 
-def accuracies_of(model: DinoVisionTransformer, setting: Setting) -> dict[str, dict[str, float]]:
+def first_outputs(model: nn.Module, pixels: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+    """What a model returns first (CLS features, scores of classes) for each image: [n, D]."""
+    with evaluating(model):
+        return torch.cat([outputs_of(model(images))[0].flatten(1) for images in batched(pixels)])
+
+
+def agreement(model: nn.Module, expected: torch.Tensor, pixels: Sequence[NDArray[np.uint8]]) -> float | None:
+    """Mean cosine of a model's first outputs with `expected` [n, D]; None where there are no images."""
+    if not pixels:
+        return None
+    return round(float(torch.cosine_similarity(first_outputs(model, pixels), expected).mean()), 5)
+
+
+def accuracies_of(model: nn.Module, setting: Setting) -> dict[str, dict[str, float]]:
     """kNN accuracy on every target set, by k."""
     found: dict[str, dict[str, float]] = {}
     for target in setting.targets:
+        assert isinstance(model, DinoVisionTransformer)  # others are pruned without target sets
         images = (np.asarray(decode(data, setting.target_max_pixels)) for _, data in read_images(target.places))
         found[target.name] = dict(accuracies(target, features(model, images, setting.size, BATCH)))
     return found

@@ -1,4 +1,6 @@
-"""Pruned models on disk: `model.safetensors`, and `architecture.json`, which says what to build for it."""
+"""Pruned models on disk: `model.safetensors`, and beside it what to build for it: `architecture.json` for lodeset's transformers,
+`graph.json` for other models.
+"""
 
 import json
 from pathlib import Path
@@ -8,15 +10,43 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.errors import LodesetError
+from pruning.portable import GRAPH, load_portable, save_portable
 from training.config import ModelConfig
+from training.export import CONFIG, load_backbone
 from training.vit import Attention, DinoVisionTransformer
 
 # Not called config.json: no reader of dense checkpoints may take a pruned one for its own.
 WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
 
 
-def save_pruned(model: DinoVisionTransformer, folder: Path) -> None:
-    """Write the weights, and the dense architecture with the attention heads that are left; other widths are those of the weights."""
+def load_model(folder: Path) -> nn.Module:
+    """A dense or pruned model in evaluation mode on the CPU: what `export` or `save_pruned` wrote, or a DINOv2 in Hugging Face's form.
+
+    Raises:
+        LodesetError: there is none, or it is damaged.
+    """
+    if (folder / ARCHITECTURE).is_file():
+        return _transformer(folder)
+    if (folder / GRAPH).is_file():
+        return load_portable(folder)
+    if (folder / CONFIG).is_file():
+        return load_backbone(folder)
+    raise LodesetError(
+        f"{folder} holds no model: looked for {CONFIG} (a DINOv2 that lodeset or Hugging Face wrote), {ARCHITECTURE} (a pruned one) "
+        f"and {GRAPH} (`pruning.portable.save_portable` writes any other)"
+    )
+
+
+def save_pruned(model: nn.Module, folder: Path) -> None:
+    """Write a model so that `load_model` reads it.
+
+    Raises:
+        LodesetError: it computes something that no file can tell (see `save_portable`).
+    """
+    if not isinstance(model, DinoVisionTransformer):
+        save_portable(model, folder)
+        return
+    # The dense architecture, and the attention heads that are left; other widths are those of the weights.
     folder.mkdir(parents=True, exist_ok=True)
     architecture = {
         "model": model.config.model_dump(mode="json"),
@@ -27,12 +57,7 @@ def save_pruned(model: DinoVisionTransformer, folder: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
 
 
-def load_pruned(folder: Path) -> DinoVisionTransformer:
-    """The model that `save_pruned` wrote, in evaluation mode on the CPU.
-
-    Raises:
-        LodesetError: a file is missing or damaged, or the two do not belong together.
-    """
+def _transformer(folder: Path) -> DinoVisionTransformer:
     try:
         architecture = json.loads((folder / ARCHITECTURE).read_text())
         model = DinoVisionTransformer(ModelConfig.model_validate(architecture["model"]), architecture["image_size"])

@@ -11,7 +11,7 @@ from torch import nn
 from pipeline.errors import LodesetError
 from pruning.groups import find_groups, layer_of, max_difference
 from pruning.removal import Replacement, Weights, apply, masked
-from pruning.saving import load_pruned, save_pruned
+from pruning.saving import load_model, save_pruned
 
 MODELS = {
     "lenet": lambda: shaken(LeNet()),
@@ -66,19 +66,19 @@ def test_a_unit_that_something_else_reads_is_noticed() -> None:
 
 
 def test_saved_models_come_back_equal(tmp_path: Path) -> None:
-    for number, model in enumerate((vit(registers=2, heads=4), vit("swiglu"))):
+    for number, model in enumerate((vit(registers=2, heads=4), vit("swiglu"), shaken(LeNet()))):
         groups = find_groups(model, images(2)).prunable
         pruned, _ = apply(model, groups, replaced_at_random(model, groups, 3), images(2))
         save_pruned(pruned, tmp_path / str(number))
-        again = load_pruned(tmp_path / str(number))
+        again = load_model(tmp_path / str(number))
         assert max_difference(again, pruned, images(4)) == 0.0
         assert not again.training
 
 
 def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     model = vit()
-    with pytest.raises(LodesetError, match="does not hold a pruned model"):
-        load_pruned(tmp_path)
+    with pytest.raises(LodesetError, match="holds no model"):
+        load_model(tmp_path)
     save_pruned(model, tmp_path)
     told = json.loads((tmp_path / "architecture.json").read_text())
 
@@ -87,12 +87,12 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
 
     described(model=told["model"] | {"dim": 8})
     with pytest.raises(LodesetError, match="wider than"):
-        load_pruned(tmp_path)
+        load_model(tmp_path)
     for heads in ({"blocks.0.attn": 0}, {"blocks.0.attn": 3}, {"blocks.0.attn": "2"}, {"blocks.0": 1}, {"nowhere": 1}):
         described(heads=heads)
         with pytest.raises(LodesetError, match="does not hold a pruned model"):
-            load_pruned(tmp_path)
+            load_model(tmp_path)
     described()
     (tmp_path / "model.safetensors").write_bytes(b"short")
     with pytest.raises(LodesetError, match="does not hold a pruned model"):
-        load_pruned(tmp_path)
+        load_model(tmp_path)

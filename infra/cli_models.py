@@ -1,0 +1,101 @@
+"""The commands on models by themselves: train, prune, export."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from infra import api
+from infra.options import Json, Set, err, out, print_json
+
+models = typer.Typer()
+
+
+@models.command()
+def train(
+    folder: Annotated[Path, typer.Argument(help="where checkpoints, metrics and the exported model go")],
+    shards: Annotated[
+        list[str], typer.Argument(help="WebDataset tars (globs, URLs, `{000..099}`) or an index.parquet")
+    ],
+    config: Annotated[Path | None, typer.Option(help="a YAML file with the keys of `training`")] = None,
+    overrides: Set = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="cores [default: all]")] = None,
+    ray_address: Annotated[str, typer.Option(help="a Ray cluster to join; local: one of its own")] = "local",
+    as_json: Json = False,
+) -> None:
+    """Train on shards that are there already, without curation; run again, it goes on where it was."""
+    from infra.progress import following
+
+    with following(err, folder):
+        told = api.train(shards, folder, config, tuple(overrides or ()), ray_address, cpus)
+    if as_json:
+        print_json(told)
+        return
+    for name, one in told.items():
+        line = f"{name}: {one['images_seen']:,} images seen of {one['images']:,}, {one['skipped']} skipped -> {one['folder']}"
+        out.print(escape(line), highlight=False, soft_wrap=True)
+
+
+@models.command()
+def prune(
+    model: Annotated[
+        Path, typer.Argument(help="where model.safetensors lies, with config.json or graph.json beside it")
+    ],
+    folder: Annotated[Path, typer.Argument(help="where pruned models and report.json go")],
+    shards: Annotated[
+        list[str],
+        typer.Argument(help="images to calibrate on: WebDataset tars (globs, URLs, `{000..099}`) or an index.parquet"),
+    ],
+    config: Annotated[Path | None, typer.Option(help="a YAML file with the keys of a job of `pruning`")] = None,
+    overrides: Set = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="side of its images, pixels [default: a transformer's own]")
+    ] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="cores [default: all]")] = None,
+    ray_address: Annotated[str, typer.Option(help="a Ray cluster to join; local: one of its own")] = "local",
+    as_json: Json = False,
+) -> None:
+    """Prune a model without labels; run again, it goes on where it was."""
+    with err.status("pruning") if err.is_terminal else nullcontext():
+        told = api.prune(model, folder, shards, config, tuple(overrides or ()), size, ray_address, cpus)
+    if as_json:
+        print_json(told)
+        return
+    table = Table("method", "eps_w", "parameters", "MACs", "ms, batch 1", "agreement", box=None, pad_edge=False)
+    for one in told["variants"]:
+        table.add_row(
+            one["method"],
+            f"{one['eps_w']:g}",
+            f"-{one['parameters_removed']:.1%}",
+            f"-{one['macs_removed']:.1%}",
+            f"{one['latency_ms']['batch_1']['median']:.2f}",
+            "" if one["agreement"] is None else f"{one['agreement']:.4f}",
+        )
+    out.print(table)
+    (parent,) = {str(Path(one["model"]).parent) for one in told["variants"]}
+    out.print(escape(f"models: {folder / parent}/<method>-<eps_w>"), highlight=False, soft_wrap=True)
+    for name, why in told["skipped_modules"].items():
+        err.print(f"left whole: {escape(name)}: {escape(why)}", highlight=False, soft_wrap=True)
+
+
+@models.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="where model.safetensors and config.json lie")],
+    path: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="file to write")],
+    size: Annotated[
+        int | None, typer.Option(min=1, help="side of its images, pixels [default: the model's own]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a trained model as an ONNX network, CLS and patch features out."""
+    made = api.export(folder, path, size)
+    if as_json:
+        print_json(made)
+    else:
+        told = f"wrote {made['path']}: image [B, 3, {made['size']}, {made['size']}] -> embedding [B, {made['dim']}], patches"
+        out.print(escape(told), highlight=False, soft_wrap=True)

@@ -1,0 +1,130 @@
+"""What is done to models by themselves, without a configuration of a whole run: train, prune, export."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infra.config import usable_cpus
+from pipeline.errors import ConfigError, LodesetError
+
+LOG = "log.txt"
+
+if TYPE_CHECKING:
+    from pruning.config import PruneJob
+    from training.config import TrainingConfig
+    from training.index import Shards
+
+
+def train(
+    shards: Sequence[str],
+    folder: str | Path,
+    config: str | Path | None = None,
+    overrides: tuple[str, ...] = (),
+    ray_address: str = "local",
+    cpus: int | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Trains on shards that are there already: lodeset's (`index.parquet`), or any WebDataset.
+
+    `config` is a file with the keys of `training`; without it, and where it says nothing, the recipe's values hold. Returns each run's summary.
+
+    Raises:
+        ConfigError: the configuration names no such key, or a value that cannot be.
+        LodesetError: no images there, or a run failed.
+    """
+    from pipeline.config import load
+    from training.config import TrainingConfig
+    from training.webdataset import shards_of
+
+    settings, target = load(TrainingConfig, config, overrides), Path(folder).resolve()
+    if settings.mix:
+        raise ConfigError("mix weighs curated sets, and shards alone do not say which set wants what: remove it")
+    if settings.weights is not None:
+        from training.weights import check_weights  # loads torch
+
+        check_weights(settings.weights.path, settings.model)  # now, not when all tars have been read
+    found = shards_of(shards, target / "index")
+    # A process of its own, as each stage of a run: Ray reads the token of its cluster when it is imported.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+        return apart.submit(_train, settings, found, target, ray_address, cpus or usable_cpus()).result()
+
+
+def _train(
+    config: TrainingConfig, shards: Shards, folder: Path, ray_address: str, cpus: int
+) -> dict[str, dict[str, Any]]:
+    from pipeline.engines.ray import cluster, job
+
+    with cluster(ray_address, cpus) as address:
+        from training.standalone import train
+
+        with job(address):
+            return train(config, shards, folder, cpus)
+
+
+def prune(
+    model: str | Path,
+    folder: str | Path,
+    shards: Sequence[str],
+    config: str | Path | None = None,
+    overrides: tuple[str, ...] = (),
+    size: int | None = None,
+    ray_address: str = "local",
+    cpus: int | None = None,
+) -> dict[str, Any]:
+    """Prunes the model in a folder, calibrated on images of shards; the job's report (see `pruning.byhand.prune`).
+
+    `config` is a file with the keys of one job of `pruning`.
+
+    Raises:
+        ConfigError: the configuration names no such key, or a value that cannot be.
+        LodesetError: no model or no images there, or the job cannot be done.
+    """
+    from pipeline.config import load
+    from pruning.config import PruneJob
+    from training.webdataset import shards_of
+
+    job, target, source = load(PruneJob, config, overrides), Path(folder).resolve(), Path(model).resolve()
+    if job.checkpoint != "train":
+        raise ConfigError(f"checkpoint {job.checkpoint} names a stage of a run, and here the model is given: remove it")
+    if not source.is_dir():
+        raise LodesetError(f"{source} is no folder: give the one in which model.safetensors lies")
+    found = shards_of(shards, target / "index")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+        return apart.submit(_prune, source, found, target, job, size, ray_address, cpus or usable_cpus()).result()
+
+
+def _prune(
+    model: Path, shards: Shards, folder: Path, settings: PruneJob, size: int | None, ray_address: str, cpus: int
+) -> dict[str, Any]:
+    from pipeline.engines.ray import cluster
+    from pruning.byhand import prune
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOG).open("ab") as log:
+        os.dup2(log.fileno(), sys.stderr.fileno())  # what Ray and its workers have to say
+    with cluster(ray_address, cpus) as address:
+        return prune(model, shards, folder, settings, size, cpus, address)
+
+
+def export(folder: str | Path, path: str | Path, size: int | None = None) -> dict[str, Any]:
+    """Writes the backbone in `folder` (`model.safetensors`, `config.json`) as an ONNX network for images of `size` pixels.
+
+    `size` is by default the side that the model's positions are for. Returns path, size, dim and bytes.
+
+    Raises:
+        LodesetError: no model there, a size that is no multiple of the patch, or the `onnx` extra is not installed.
+    """
+    from training.export import export_onnx, load_backbone
+
+    model, target = load_backbone(Path(folder)), Path(path)
+    side = size or model.image_size
+    try:
+        export_onnx(model, target, side)
+    except OSError as error:
+        raise LodesetError(f"cannot write {target}: {error.strerror or error}") from error
+    return {"path": str(target), "size": side, "dim": model.config.dim, "size_bytes": target.stat().st_size}

@@ -1,0 +1,59 @@
+"""One pruning job without the DAG: a model's folder, images that are there already, a folder for what comes out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Ingest
+from pipeline.dag.claims import claim
+from pipeline.dag.fingerprint import file_digest
+from pipeline.dag.stage import Context, Outcome, Stage
+from pipeline.dag.store import Rows, Store
+from pipeline.errors import LodesetError
+from pruning.config import PruneJob
+from pruning.graph import VERSION, run_job
+from pruning.parts import Setting
+from pruning.saving import WEIGHTS, load_model
+from training.index import Shards, open_index
+from training.vit import DinoVisionTransformer
+
+REPORT = "report.json"
+MOST_PIXELS = Ingest().max_pixels
+
+
+def prune(
+    model: Path,
+    shards: Shards,
+    folder: Path,
+    job: PruneJob,
+    size: int | None,
+    cpus: int,
+    ray_address: str | None,
+) -> dict[str, Any]:
+    """Prunes into `folder`: `models/job-0/<method>-<eps_w>/`, and `report.json`, which is returned. A job that was stopped goes on.
+
+    `size`: side of the images that the model takes, pixels; by default the one that a transformer's positions are for.
+
+    Raises:
+        HeldError: another job prunes into this folder.
+        LodesetError: no model there, or the job cannot be done.
+    """
+    dense = load_model(model)
+    if size is None:
+        if not isinstance(dense, DinoVisionTransformer):
+            raise LodesetError(f"{model} does not say how large its images are: give --size")
+        size = dense.image_size
+    store = Store(str(folder))
+    with claim(store, "prune", f"a pruning job in {folder}"):
+        setting = Setting(store, str(model), shards.index, size, MOST_PIXELS, MOST_PIXELS, (), "models")
+        basis = (file_digest(str(model / WEIGHTS)), open_index(shards.index).digest())
+        stage = Stage("prune", "all", VERSION, "ray", _run, {}, speed={"job": job, "setting": setting, "basis": basis})
+        context = Context(store, stage, "by-hand", {}, cpus, lambda _: None, ray_address=ray_address)
+        told: dict[str, Any] = dict(stage.function(context).details)
+        (folder / REPORT).write_text(json.dumps(told, indent=1) + "\n")
+    return told
+
+
+def _run(context: Context) -> Outcome:
+    told, models, _, _ = run_job(context, context.speed["setting"], context.speed["basis"], context.speed["job"], 0, {})
+    return Outcome({"models": tuple(models)}, Rows(1, 1), details=told)

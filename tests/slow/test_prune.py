@@ -1,0 +1,77 @@
+"""`lodeset prune` as a user types it, on a transformer and on a network of another hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from builders import picture, write_tar
+from commands import lodeset
+from networks import LeNet, images, shaken, vit
+
+from pruning.groups import max_difference
+from pruning.saving import load_model, save_pruned
+from pruning.variants import METHODS
+from training.export import export
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_tar(tmp_path / "images-0.tar", [(f"{n}.png", picture(n, width=24, height=20)) for n in range(80)])
+    export(vit(heads=4), tmp_path / "vit")
+    save_pruned(shaken(LeNet()), tmp_path / "lenet")
+    (tmp_path / "job.yaml").write_text("sweep: [1.0e-2]\ncalibration_images: 60\n")
+    return tmp_path
+
+
+def test_models_get_smaller(folder: Path) -> None:
+    shards, config = folder / "images-{0..0}.tar", ("--config", folder / "job.yaml", "--cpus", "2", "--json")
+    told = json.loads(
+        lodeset("prune", folder / "vit", folder / "out", shards, *config, "--set", "targets=[units,heads]")[0]
+    )
+    assert [one["method"] for one in told["variants"]] == list(METHODS)
+    assert told == json.loads((folder / "out/report.json").read_text())
+    assert told["calibration_images"] == 60 and any("patch_embed" in name for name in told["skipped_modules"])
+    by_method = {one["method"]: one for one in told["variants"]}
+    assert by_method["entropic+refit"]["agreement"] > by_method["random"]["agreement"]
+    for one in told["variants"]:
+        model = load_model(folder / "out" / one["model"])
+        assert sum(p.numel() for p in model.parameters()) == one["parameters"] < one["dense"]["parameters"]
+
+    # A job that is asked for again makes nothing again; a pruned model can be pruned.
+    again = json.loads(
+        lodeset("prune", folder / "vit", folder / "out", shards, *config, "--set", "targets=[units,heads]")[0]
+    )
+    assert again["variants"] == told["variants"]
+    smaller = folder / "out" / by_method["entropic+refit"]["model"]
+    lodeset("prune", smaller, folder / "twice", shards, *config)
+
+
+def test_a_network_of_another_hand(folder: Path) -> None:
+    shards, config = folder / "images-0.tar", ("--config", folder / "job.yaml", "--cpus", "2")
+    told = json.loads(lodeset("prune", folder / "lenet", folder / "out", shards, *config, "--size", "16", "--json")[0])
+    assert set(told["variants"][0]["units"]) == {"conv1", "conv2", "fc1"}
+    kept = load_model(folder / "out" / told["variants"][0]["model"])
+    with torch.no_grad():
+        assert kept(images(3)).shape == (3, 5)
+    assert max_difference(kept, load_model(folder / "lenet"), images(3)) > 0
+    assert "agreement" in lodeset("prune", folder / "lenet", folder / "out", shards, *config, "--size", "16")[0]
+
+
+def test_mistakes_are_told(folder: Path) -> None:
+    shards = folder / "images-0.tar"
+    assert "give --size" in lodeset("prune", folder / "lenet", folder / "out", shards, code=1)[1]
+    assert "is no folder" in lodeset("prune", folder / "nowhere", folder / "out", shards, code=1)[1]
+    assert "holds no model" in lodeset("prune", folder, folder / "out", shards, code=1)[1]
+    assert (
+        "did you mean `sweep`"
+        in lodeset("prune", folder / "vit", folder / "out", shards, "--set", "swep=[1]", code=2)[1]
+    )
+    told = lodeset("prune", folder / "vit", folder / "out", shards, "--set", "checkpoint=distill", code=2)[1]
+    assert "names a stage of a run" in told
+    few = lodeset("prune", folder / "vit", folder / "out", shards, "--set", "calibration_images=1", code=1)[1]
+    assert "cannot determine" in few
