@@ -28,13 +28,14 @@ def config(tmp_path: Path) -> Path:
 
 
 def test_every_command_is_a_function() -> None:
-    commands = {command.callback.__name__ for command in cli.app.registered_commands if command.callback}
+    registered = [*cli.app.registered_commands, *cli.models.registered_commands]
+    commands = {command.callback.__name__ for command in registered if command.callback}
     assert commands == {
-        "init", "schema", "plan", "run", "status", "report", "trace", "dedup_preview", "compact", "forget", "demo", "train", "export",
-        "doctor",
+        "init", "schema", "plan", "run", "status", "report", "trace", "dedup_preview", "compact", "forget", "demo", "train", "prune",
+        "export", "doctor",
     }  # fmt: skip
     for name in commands:
-        assert getattr(api, name).__module__ == "infra.api" and getattr(api, name).__doc__
+        assert getattr(api, name).__module__ in ("infra.api", "infra.models") and getattr(api, name).__doc__
 
 
 def test_starting_loads_neither_torch_nor_an_engine() -> None:
