@@ -78,7 +78,7 @@ def prune(
         )
     out.print(table)
     (parent,) = {str(Path(one["model"]).parent) for one in told["variants"]}
-    out.print(escape(f"models: {folder / parent}/<method>-<eps_w>"), highlight=False, soft_wrap=True)
+    out.print(escape(f"models: {folder / parent}/<method>-<eps_w>-*"), highlight=False, soft_wrap=True)
     for name, why in told["skipped_modules"].items():
         err.print(f"left whole: {escape(name)}: {escape(why)}", highlight=False, soft_wrap=True)
 

@@ -4,7 +4,7 @@ Shapes: B images, P positions of an image (tokens; places of a kernel), c column
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,18 +23,18 @@ def sample_positions(image: int, positions: int, count: int | None, seed: int) -
     return np.sort(np.random.default_rng((seed, image)).choice(positions, size=count, replace=False))
 
 
-def unfolded(layer: nn.Module, x: Tensor, images: int) -> Tensor:
-    """What a layer takes, one row a position: [B, P, c], from [B, .., c] or packed [B P, c], or maps of a convolution."""
+def unfolded(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer takes, one row a position, [P, c]: from [.., c], or from maps [.., channels, height, width] of a convolution."""
     if not isinstance(layer, nn.Conv2d):
-        return x.reshape(images, -1, x.shape[-1])
+        return x.reshape(-1, x.shape[-1])
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-    return F.unfold(x, layer.kernel_size, layer.dilation, 0, layer.stride).transpose(1, 2)
+    return F.unfold(x, layer.kernel_size, layer.dilation, 0, layer.stride).transpose(1, 2).flatten(0, 1)
 
 
-def given(layer: nn.Module, y: Tensor, images: int) -> Tensor:
-    """What a layer gives, bias included, as `unfolded` orders it: [B, P, m]."""
-    return y.flatten(2).transpose(1, 2) if isinstance(layer, nn.Conv2d) else y.reshape(images, -1, y.shape[-1])
+def given(layer: nn.Module, y: Tensor) -> Tensor:
+    """What a layer gives, bias included, as `unfolded` orders it: [P, m]."""
+    return y.flatten(2).transpose(1, 2).flatten(0, 1) if isinstance(layer, nn.Conv2d) else y.reshape(-1, y.shape[-1])
 
 
 def collect_grams(
@@ -45,55 +45,47 @@ def collect_grams(
     positions_per_image: int | None,
     seed: int,
     first_image: int = 0,
-    outputs_of: nn.Module | None = None,
 ) -> dict[str, Gram]:
     """Moments of every layer that reads one of the groups, over batches of images [B, 3, height, width], by its name.
 
-    x is what the layer takes in `model`, y is what it gives in `outputs_of`, the dense model, where `model` is pruned in part, else
-    in `model` too. One pass in evaluation mode. A worker that starts at image number `first_image` draws the positions that a single
-    worker would have drawn, so its moments add up to the same total.
+    x is what the layer takes, y what it gives. One pass in evaluation mode. A worker that starts at image number `first_image` draws
+    the positions that a single worker would have drawn, so its moments add up to the same total. An image's positions are unfolded by
+    themselves, so that memory does not grow with the batch.
 
     Raises:
         LodesetError: there are no images.
     """
-    names = list(dict.fromkeys(reader.name for group in groups for reader in group.readers))
-    dense = model if outputs_of is None else outputs_of
-    layers = {name: model.get_submodule(name) for name in names}
     grams: dict[str, Gram] = {}
-    image = first_image
-    taken: dict[str, list[Tensor]] = {name: [] for name in names}
-    gave: dict[str, list[Tensor]] = {name: [] for name in names}
+    image, count = first_image, 0
 
-    def take(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, args: taken[name].append(args[0])
+    def measure(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
+            x = args[0] if args else kwargs["input"]
+            # Packed or not, what belongs to an image lies together.
+            xs, ys = (one.reshape(count, -1, *one.shape[1:]) for one in (x, y))
+            rows_x, rows_y = [], []
+            for number, (of_x, of_y) in enumerate(zip(xs, ys, strict=True)):
+                whole_x, whole_y = unfolded(layer, of_x), given(layer, of_y)
+                drawn = sample_positions(image + number, len(whole_x), positions_per_image, seed)
+                at = torch.from_numpy(drawn).to(x.device)
+                rows_x.append(whole_x[at])
+                rows_y.append(whole_y[at])
+            gram = Gram.from_activations(torch.cat(rows_x), torch.cat(rows_y))
+            grams[name] = grams[name] + gram if name in grams else gram
 
-    def give(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda _, args, y: gave[name].append(y)
+        return hook
 
-    with ExitStack() as stack:
-        for one in {model, dense}:
-            stack.enter_context(evaluating(one))
-        for name in names:
-            stack.callback(layers[name].register_forward_pre_hook(take(name)).remove)
-            stack.callback(dense.get_submodule(name).register_forward_hook(give(name)).remove)
-        for images in batches:
-            for one in {model, dense}:
-                one(images)
-            for name in names:
-                # A layer that is called twice has two of each.
-                for x, y in zip(taken[name], gave[name], strict=True):
-                    rows_x, rows_y = unfolded(layers[name], x, len(images)), given(layers[name], y, len(images))
-                    drawn = [
-                        sample_positions(image + i, rows_x.shape[1], positions_per_image, seed)
-                        for i in range(len(images))
-                    ]
-                    at = torch.from_numpy(np.stack(drawn)).to(rows_x.device)
-                    of = torch.arange(len(images), device=rows_x.device)[:, None]
-                    gram = Gram.from_activations(rows_x[of, at].flatten(0, 1), rows_y[of, at].flatten(0, 1))
-                    grams[name] = grams[name] + gram if name in grams else gram
-                taken[name].clear()
-                gave[name].clear()
-            image += len(images)
+    names = dict.fromkeys(reader.name for group in groups for reader in group.readers)
+    handles = [model.get_submodule(n).register_forward_hook(measure(n), with_kwargs=True) for n in names]
+    try:
+        with evaluating(model):
+            for images in batches:
+                count = len(images)
+                model(images)
+                image += count
+    finally:
+        for handle in handles:
+            handle.remove()
     if image == first_image:
         raise LodesetError("no calibration images: pruning needs some to see what the units do")
     return grams

@@ -6,14 +6,13 @@ from typing import Any
 
 from pipeline.config import Ingest
 from pipeline.dag.claims import claim
-from pipeline.dag.fingerprint import file_digest
 from pipeline.dag.stage import Context, Outcome, Stage
 from pipeline.dag.store import Rows, Store
 from pipeline.errors import LodesetError
 from pruning.config import PruneJob
 from pruning.graph import VERSION, run_job
 from pruning.parts import Setting
-from pruning.saving import WEIGHTS, load_model
+from pruning.saving import digest_of, load_model
 from training.index import Shards, open_index
 from training.vit import DinoVisionTransformer
 
@@ -46,10 +45,15 @@ def prune(
     store = Store(str(folder))
     with claim(store, "prune", f"a pruning job in {folder}"):
         setting = Setting(store, str(model), shards.index, size, MOST_PIXELS, MOST_PIXELS, (), "models")
-        basis = (file_digest(str(model / WEIGHTS)), open_index(shards.index).digest())
+        basis = (digest_of(model), open_index(shards.index).digest())
         stage = Stage("prune", "all", VERSION, "ray", _run, {}, speed={"job": job, "setting": setting, "basis": basis})
         context = Context(store, stage, "by-hand", {}, cpus, lambda _: None, ray_address=ray_address)
         told: dict[str, Any] = dict(stage.function(context).details)
+        gone = [one["model"] for one in told["variants"] if not (folder / one["model"]).is_dir()]
+        if gone:
+            raise LodesetError(
+                f"{folder / gone[0]} was made and is gone: prune into another folder, or remove {folder / 'parts'} too"
+            )
         (folder / REPORT).write_text(json.dumps(told, indent=1) + "\n")
     return told
 

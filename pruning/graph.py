@@ -30,6 +30,7 @@ from pruning.parts import (
     calibration,
     measurer,
     pruner,
+    refusals,
     solver,
     told,
 )
@@ -167,19 +168,23 @@ def run_job(
         context, SOLVED, layers, functools.partial(share, functools.partial(solver, store, files, job)), unit="groups"
     )
 
+    solutions = tuple(p.files["solution"] for p in solved)
+    refused = refusals(store, solutions)
+    if len(refused) == len(groups):
+        raise LodesetError(f"nothing can be pruned: {'; '.join(refused.values())}")
     wanted = [(eps, method) for eps in sorted(job.sweep) for method in METHODS]
     variants = [
         (key, (key, eps, method), 1)
         for eps, method in wanted
         if (key := digest(VARIANT, VERSION, solve, eps, method, told(setting)))
     ]
-    make = functools.partial(pruner, setting, files, tuple(p.files["solution"] for p in solved), compared, job, number)
+    make = functools.partial(pruner, setting, files, solutions, compared, job, number)
     done, new_done = made(context, VARIANT, variants, functools.partial(share, make), unit="variants")
     rows = [json.loads(store.read(p.files["row"].path) or b"{}") for p in done]
     report = {
         "job": job.model_dump(mode="json"),
         "calibration_images": images,
-        "skipped_modules": skipped,
+        "skipped_modules": skipped | refused,
         "knn_dense": dense,
         "variants": rows,
         "seconds": round(time.time() - started, 2),

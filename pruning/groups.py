@@ -8,6 +8,7 @@ Shapes: n units; of a layer that reads them: c columns, one for each value under
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -91,20 +92,28 @@ def find_groups(model: nn.Module, example: Tensor) -> Groups:
     Raises:
         LodesetError: there is nothing to prune.
     """
-    order = _called(model, example)
+    taken, of_one = taken_by(model, example), taken_by(model, example[:1])
+    order = {name: number for number, name in enumerate(taken)}
     prunable: list[Group] = []
     skipped: dict[str, str] = {}
     named = [*_attentions(model), *_gated(model)]
     known = {maker.name for group in named for maker in group.makers}
     for group in [*_coupled(model, example, order, skipped, known), *named]:
-        reason = _refusal(model, group, example)
+        together = [one.name for one in (*group.makers, *group.readers)]
+        apart = [one.name for one in group.readers if taken.get(one.name) != len(example) * of_one.get(one.name, 0)]
+        if any(name not in order for name in together):
+            reason: str | None = "the model's forward pass does not use all of it"
+        elif apart:
+            reason = f"what {apart[0]} takes does not grow with the number of images"
+        else:
+            reason = _refusal(model, group, example)
         if reason is None:
             prunable.append(group)
         else:
             skipped[group.name] = reason
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and name not in order:
-            skipped[name] = "not used by the model's forward pass"
+            skipped[name] = "the model's forward pass does not call it"
     if not prunable:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise LodesetError(f"nothing to prune in this model ({reasons})")
@@ -112,12 +121,12 @@ def find_groups(model: nn.Module, example: Tensor) -> Groups:
 
 
 def graph_of(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
-    """Torch-Pruning's dependency graph; the model is left in evaluation mode for it.
+    """Torch-Pruning's dependency graph; the model is left in evaluation mode, its weights open to gradients, as tracing needs it.
 
     Raises:
         LodesetError: the model cannot be traced.
     """
-    model.eval()
+    model.eval().requires_grad_(True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of parameters outside layers, which no group that is kept holds
         try:
@@ -126,25 +135,35 @@ def graph_of(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
             raise LodesetError(f"the model's layers cannot be traced: {type(error).__name__}: {error}") from error
 
 
-def _called(model: nn.Module, example: Tensor) -> dict[str, int]:
-    """When each layer with weights is first called."""
-    order: dict[str, int] = {}
+def taken_by(model: nn.Module, images: Tensor) -> dict[str, int]:
+    """How many values each layer that is called takes for a batch of images, by name, in the order of the first calls.
 
-    def note(name: str) -> None:
-        order.setdefault(name, len(order))
+    Raises:
+        LodesetError: the model does not take such images.
+    """
+    taken: dict[str, int] = {}
+
+    def note(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        taken[name] = taken.get(name, 0) + int((args[0] if args else kwargs["input"]).numel())
 
     handles = [
-        module.register_forward_pre_hook(lambda _m, _a, name=name: note(name))
+        module.register_forward_pre_hook(lambda _m, args, kwargs, name=name: note(name, args, kwargs), with_kwargs=True)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
     ]
     try:
         with evaluating(model):
-            model(example)
+            model(images)
+    except Exception as error:  # whatever a stranger's forward pass raises
+        size = " x ".join(map(str, images.shape[1:]))
+        raise LodesetError(
+            f"the model does not take images of {size} values: give the size it was made for ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else ''})"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
-    return order
+    return taken
 
 
 def _coupled(
@@ -179,6 +198,8 @@ def _coupled(
                 (makers if writes else readers).append(Reader(names[module], np.repeat(unit_of, kernel)))
             elif isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.InstanceNorm2d):
                 reason = reason or f"{names[module]} normalises over the units"
+            elif module in names and not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.PReLU):
+                reason = reason or f"{names[module]} is a {type(module).__name__}, which is not rewritten"
         if known & {maker.name for maker in makers}:
             continue
         makers.sort(key=lambda maker: order[maker.name])
@@ -250,11 +271,26 @@ def columns(layer: nn.Linear | nn.Conv2d) -> Tensor:
 
 
 def max_difference(one: nn.Module, other: nn.Module, images: Tensor) -> float:
-    """Largest absolute difference between two models' outputs on images [B, 3, height, width], as a share of the largest output of
-    the second where that is above 1."""
+    """Largest difference between two models' outputs on images [B, 3, height, width], each as a share of the second's largest value;
+    infinite where shapes differ, where a value is not finite, or where outputs that are no fractions differ at all.
+
+    Raises:
+        LodesetError: the models return no tensor.
+    """
     with evaluating(one), evaluating(other):
-        pairs = list(zip(outputs_of(one(images)), outputs_of(other(images)), strict=True))
-    return max((a - b).abs().max().item() / max(1.0, b.abs().max().item()) for a, b in pairs)
+        ours, theirs = outputs_of(one(images)), outputs_of(other(images))
+    if not theirs:
+        raise LodesetError("the model returns no tensor: nothing can be compared")
+    return max(map(_difference, ours, theirs)) if len(ours) == len(theirs) else math.inf
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    if a.shape != b.shape:
+        return math.inf
+    if not b.is_floating_point() or torch.equal(a, b):
+        return 0.0 if torch.equal(a, b) else math.inf
+    share = ((a - b).abs().max() / b.abs().max()).item()
+    return share if math.isfinite(share) else math.inf
 
 
 def shrunk(model: Model, kept: Sequence[tuple[Group, Indices]], example: Tensor) -> Model:
@@ -264,6 +300,7 @@ def shrunk(model: Model, kept: Sequence[tuple[Group, Indices]], example: Tensor)
         LodesetError: the model cannot be traced.
     """
     small = copy.deepcopy(model)
+    training, frozen = model.training, {name for name, p in model.named_parameters() if not p.requires_grad}
     graph = None if all(group.sliced for group, _ in kept) else graph_of(small, example)
     for group, keep in kept:
         if len(keep) == group.units:
@@ -279,7 +316,9 @@ def shrunk(model: Model, kept: Sequence[tuple[Group, Indices]], example: Tensor)
         prune = tp.prune_conv_out_channels if isinstance(root, nn.Conv2d) else tp.prune_linear_out_channels
         removed = np.setdiff1d(np.arange(group.units), keep)
         graph.get_pruning_group(root, prune, idxs=removed.tolist()).prune()
-    return small
+    for name, parameter in small.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    return small.train(training)
 
 
 def _slice(model: nn.Module, name: str, keep: Indices, axis: int) -> None:

@@ -31,7 +31,7 @@ from pruning.activations import collect_grams
 from pruning.config import PruneJob
 from pruning.entropic import Rewritten, Solution, path
 from pruning.folding import folded
-from pruning.groups import Group, evaluating, find_groups, outputs_of
+from pruning.groups import Group, evaluating, find_groups, outputs_of, taken_by
 from pruning.moments import Gram
 from pruning.removal import apply
 from pruning.report import row
@@ -66,6 +66,7 @@ class Setting:
         """The dense model; of networks that are not lodeset's, BatchNorms are part of their convolutions."""
         torch.set_num_threads(1)
         model = load_model(Path(self.model_folder))
+        taken_by(model, self.example())  # says now what is wrong
         return model if isinstance(model, DinoVisionTransformer) else folded(model, self.example())
 
     def example(self) -> torch.Tensor:
@@ -188,7 +189,11 @@ def solver(store: Store, files: Sequence[File], job: PruneJob) -> Callable[[tupl
         key, group = item
         started = time.time()
         arrays: dict[str, Any] = {"name": np.asarray(group.name)}
-        for eps, solution in path(layers_of(group, grams), group.units, job).items():
+        try:
+            found = path(layers_of(group, grams), group.units, job)
+        except LodesetError as error:
+            found, arrays["refused"] = {}, np.asarray(str(error))
+        for eps, solution in found.items():
             for field in ("w", "support", "history", "converged"):
                 arrays[f"{eps!r}/{field}"] = np.asarray(getattr(solution, field))
             for number, layer in enumerate(solution.layers):
@@ -204,9 +209,21 @@ def solutions(store: Store, files: Sequence[File]) -> dict[str, dict[float, Solu
     for file in files:
         arrays = _arrays(store, file)
         name = str(arrays.pop("name"))
+        if "refused" in arrays:
+            continue
         strengths = dict.fromkeys(label.split("/")[0] for label in arrays)
         solved[name] = {float(eps): _solution(arrays, eps) for eps in strengths}
     return solved
+
+
+def refusals(store: Store, files: Sequence[File]) -> dict[str, str]:
+    """Why groups could not be solved, by their names."""
+    found = {}
+    for file in files:
+        arrays = _arrays(store, file)
+        if "refused" in arrays:
+            found[str(arrays["name"])] = str(arrays["refused"])
+    return found
 
 
 def _solution(arrays: Mapping[str, Any], eps: str) -> Solution:
@@ -235,25 +252,26 @@ def pruner(
     number: int,
 ) -> Callable[[tuple[str, float, Method]], Part]:
     store, dense, example = setting.store, setting.model(), setting.example()
-    groups, _ = setting.groups(dense, job)
     grams, solved = _total(store, moments), solutions(store, solved_in)
+    groups = [group for group in setting.groups(dense, job)[0] if group.name in solved]
     pixels = setting.pixels(compared)
     dense_outputs = first_outputs(dense, pixels) if pixels else torch.empty(0)
+    seen = next(batched(pixels)) if len(pixels) > 1 else example  # what the pruned model is compared on
 
     def prune(item: tuple[str, float, Method]) -> Part:
         key, eps, method = item
         started = time.time()
         chosen = variant(dense, groups, grams, job, eps, method, solved)
-        pruned, difference = apply(dense, groups, chosen.layers, example)
+        pruned, difference = apply(dense, groups, chosen.layers, seen)
         told = {
             **row(chosen, groups, pruned, dense, example),
             "knn": accuracies_of(pruned, setting),
             "agreement": agreement(pruned, dense_outputs, pixels),
             "removal_difference": difference,
-            "model": f"{setting.folder}/job-{number}/{method}-{eps!r}",
+            "model": f"{setting.folder}/job-{number}/{method}-{eps!r}-{key[:8]}",
             "seconds": round(time.time() - started, 3),
         }
-        files = _publish_model(store, pruned, str(told["model"]))
+        files = _publish_model(store, pruned, str(told["model"]), example)
         relative = f"parts/{VARIANT}/{key}/{uuid.uuid4().hex[:12]}-row.json"
         with store.writing(relative) as sink:
             sink.write(json.dumps(told, indent=1).encode())
@@ -263,11 +281,11 @@ def pruner(
     return prune
 
 
-def _publish_model(store: Store, model: nn.Module, relative: str) -> dict[str, File]:
+def _publish_model(store: Store, model: nn.Module, relative: str, example: torch.Tensor) -> dict[str, File]:
     """The model's folder, which appears whole. One that is there already (of an attempt that was killed) stays."""
     folder = Path(store.path(relative))
     attempt = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    save_pruned(model, attempt)
+    save_pruned(model, attempt, example)
     try:
         os.rename(attempt, folder)
     except OSError as error:

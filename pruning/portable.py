@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from pipeline.errors import LodesetError
+from pruning.groups import TOLERANCE, max_difference
 
 WEIGHTS, GRAPH = "model.safetensors", "graph.json"
 
@@ -50,15 +50,16 @@ METHODS = frozenset({
     "chunk", "split", "add", "mul", "mean", "sum", "size", "expand", "clamp",
 })  # fmt: skip
 _NAMES = {function: name for name, function in FUNCTIONS.items()}
+PLACES = {"device", "dtype"}  # arguments of layers that are not theirs to tell
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 
-def save_portable(model: nn.Module, folder: Path) -> None:
-    """Write `model.safetensors` and `graph.json`.
+def save_portable(model: nn.Module, folder: Path, example: Tensor) -> None:
+    """Write `model.safetensors` and `graph.json`; what they give for `example`, a batch of images, must be what the model gives.
 
     Raises:
-        LodesetError: the model computes something that the file cannot tell.
+        LodesetError: the model computes something that the files cannot tell.
     """
     training = model.training
     try:
@@ -78,13 +79,22 @@ def save_portable(model: nn.Module, folder: Path) -> None:
     }
     used = {str(node.target) for node in traced.nodes if node.op == "get_attr"}
     weights = {
-        name: tensor.contiguous()
+        name: tensor.detach().clone().contiguous()
         for name, tensor in model.state_dict().items()
         if name in used or name.rpartition(".")[0] in layers
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / GRAPH).write_text(json.dumps(tree, indent=1) + "\n")
     save_file(weights, folder / WEIGHTS)
+    try:
+        difference = max_difference(load_portable(folder), model, example)
+    except Exception as error:  # of a model that is not what was traced
+        raise LodesetError(f"the model as stored in {folder} does not run: {type(error).__name__}: {error}") from error
+    if not difference <= TOLERANCE:
+        raise LodesetError(
+            f"the model as stored in {folder} gives something else ({difference:.2g} of its largest output): hooks, buffers that are not "
+            "saved, and branches on what it is given cannot be stored"
+        )
 
 
 def load_portable(folder: Path) -> fx.GraphModule:
@@ -97,14 +107,20 @@ def load_portable(folder: Path) -> fx.GraphModule:
         tree = json.loads((folder / GRAPH).read_text())
         weights = load_file(folder / WEIGHTS)
         root = nn.Module()
-        for name, told in tree["layers"].items():
-            _place(root, name, _built(told))
+        called = {told["target"] for told in tree["nodes"] if told["op"] == "call_module"}
+        if called != tree["layers"].keys():
+            raise ValueError("layers are not those that the graph calls")
+        # Without memory: the weights, which are there, bring their own.
+        with torch.device("meta"):
+            for name, told in tree["layers"].items():
+                _place(root, name, _built(told))
         for told in tree["nodes"]:
             if told["op"] == "get_attr":
-                _place(root, told["target"], nn.Parameter(weights[told["target"]]))
+                weight = weights[told["target"]]
+                _place(root, told["target"], nn.Parameter(weight, requires_grad=weight.is_floating_point()))
         model = fx.GraphModule(root, _graph(tree["nodes"]))
-        model.load_state_dict(weights)
-    except (OSError, AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        model.load_state_dict(weights, assign=True)
+    except Exception as error:  # a file may hold anything
         raise LodesetError(f"{folder} does not hold a model: {type(error).__name__}: {error}") from error
     return model.eval()
 
@@ -122,7 +138,7 @@ def _described(name: str, layer: nn.Module) -> dict[str, Any]:
     for argument in inspect.signature(type(layer)).parameters:
         if argument == "bias":
             told[argument] = layer.bias is not None
-        elif hasattr(layer, argument):
+        elif hasattr(layer, argument) and argument not in PLACES:
             told[argument] = _plain(getattr(layer, argument), name)
     return told
 
@@ -167,6 +183,8 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _built(told: dict[str, Any]) -> nn.Module:
+    if PLACES & told.keys():
+        raise ValueError(f"{', '.join(PLACES & told.keys())} is not a layer's own")
     arguments = {name: _value(value, {}) for name, value in told.items() if name != "layer"}
     return LAYERS[told["layer"]](**arguments)
 

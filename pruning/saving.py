@@ -3,12 +3,14 @@
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pipeline.dag.fingerprint import digest, file_digest
 from pipeline.errors import LodesetError
 from pruning.portable import GRAPH, load_portable, save_portable
 from training.config import ModelConfig
@@ -25,26 +27,33 @@ def load_model(folder: Path) -> nn.Module:
     Raises:
         LodesetError: there is none, or it is damaged.
     """
-    if (folder / ARCHITECTURE).is_file():
-        return _transformer(folder)
-    if (folder / GRAPH).is_file():
-        return load_portable(folder)
-    if (folder / CONFIG).is_file():
-        return load_backbone(folder)
+    for name, load in FORMS.items():
+        if (folder / name).is_file():
+            try:
+                return load(folder)
+            except LodesetError:
+                raise
+            except Exception as error:  # files of strangers may hold anything
+                raise LodesetError(f"{folder} does not hold a model: {type(error).__name__}: {error}") from error
     raise LodesetError(
         f"{folder} holds no model: looked for {CONFIG} (a DINOv2 that lodeset or Hugging Face wrote), {ARCHITECTURE} (a pruned one) "
         f"and {GRAPH} (`pruning.portable.save_portable` writes any other)"
     )
 
 
-def save_pruned(model: nn.Module, folder: Path) -> None:
-    """Write a model so that `load_model` reads it.
+def digest_of(folder: Path) -> str:
+    """SHA-256 of the files that `load_model` reads."""
+    return digest([file_digest(str(folder / name)) for name in (WEIGHTS, *FORMS) if (folder / name).is_file()])
+
+
+def save_pruned(model: nn.Module, folder: Path, example: Tensor) -> None:
+    """Write a model that takes images like those of `example` [B, 3, height, width], so that `load_model` reads it.
 
     Raises:
         LodesetError: it computes something that no file can tell (see `save_portable`).
     """
     if not isinstance(model, DinoVisionTransformer):
-        save_portable(model, folder)
+        save_portable(model, folder, example)
         return
     # The dense architecture, and the attention heads that are left; other widths are those of the weights.
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,19 +67,21 @@ def save_pruned(model: nn.Module, folder: Path) -> None:
 
 
 def _transformer(folder: Path) -> DinoVisionTransformer:
-    try:
-        architecture = json.loads((folder / ARCHITECTURE).read_text())
-        model = DinoVisionTransformer(ModelConfig.model_validate(architecture["model"]), architecture["image_size"])
-        weights = load_file(folder / WEIGHTS)
+    architecture, weights = json.loads((folder / ARCHITECTURE).read_text()), load_file(folder / WEIGHTS)
+    config, side = ModelConfig.model_validate(architecture["model"]), architecture["image_size"]
+    blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
+    if config.depth != len(blocks) or not isinstance(side, int) or side < config.patch_size:
+        raise ValueError(f"{config.depth} blocks, images of {side!r} pixels; the weights are of {len(blocks)} blocks")
+    # Without memory: the weights, which are there, bring their own.
+    with torch.device("meta"):
+        model = DinoVisionTransformer(config, side)
         for name, heads in architecture["heads"].items():
             module = model.get_submodule(name)
             if not isinstance(module, Attention) or not isinstance(heads, int) or not 0 < heads <= module.heads:
-                raise LodesetError(f"{folder} does not hold a pruned model: {heads!r} attention heads in {name}")
+                raise ValueError(f"{heads!r} attention heads in {name}")
             module.heads = heads
         _fit(model, weights)
-        model.load_state_dict(weights)
-    except (OSError, AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise LodesetError(f"{folder} does not hold a pruned model: {error}") from error
+    model.load_state_dict(weights, assign=True)
     return model.eval()
 
 
@@ -86,3 +97,10 @@ def _fit(model: nn.Module, weights: dict[str, Tensor]) -> None:
         parent, _, own = name.rpartition(".")
         bias = f"{name}.bias" in weights
         setattr(model.get_submodule(parent), own, nn.Linear(cols, rows, bias=bias))
+
+
+FORMS: dict[str, Callable[[Path], nn.Module]] = {
+    ARCHITECTURE: _transformer,
+    GRAPH: load_portable,
+    CONFIG: load_backbone,
+}

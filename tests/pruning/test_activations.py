@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from networks import LeNet, Residual, images, replaced_at_random, shaken, vit
+from networks import Residual, images, shaken, vit
 from torch import nn
 
 from pipeline.errors import LodesetError
 from pruning.activations import collect_grams, sample_positions
 from pruning.groups import find_groups
 from pruning.moments import Gram
-from pruning.removal import masked
 
 
 def assert_same(one: Gram, other: Gram) -> None:
@@ -66,16 +65,35 @@ def test_drawn_positions_do_not_depend_on_batches_or_workers() -> None:
             assert name == "head" or not np.allclose(other[name].xx, gram.xx, rtol=1e-4, atol=1e-3)
 
 
-def test_behind_a_pruned_prefix_the_dense_outputs_are_asked_for() -> None:
-    model, batch = shaken(LeNet()), images(6)
-    groups = find_groups(model, images(2)).prunable
-    cut = masked(model, {"conv1": replaced_at_random(model, groups, 3)["conv1"]})
-    dense, pruned = (collect_grams(one, groups, [batch], positions_per_image=None, seed=0) for one in (model, cut))
-    mixed = collect_grams(cut, groups, [batch], positions_per_image=None, seed=0, outputs_of=model)
-    for name in ("fc1", "fc2"):
-        np.testing.assert_allclose(mixed[name].xx, pruned[name].xx)
-        np.testing.assert_allclose(mixed[name].sum_y, dense[name].sum_y)
-    assert not np.allclose(pruned["fc1"].sum_y, dense["fc1"].sum_y)
+class Twice(nn.Module):
+    """A layer that sees two views of each image, a layer called by keyword, and one that sees no image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3)
+        self.fc1, self.fc2 = nn.Linear(4, 8), nn.Linear(8, 4)
+        self.place1, self.place2 = nn.Linear(2, 8), nn.Linear(8, 4)
+        self.register_buffer("places", torch.randn(5, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([x, 3 * x.flip(-1)])
+        x = self.conv2(torch.relu(self.conv1(x))).mean((2, 3))
+        x = x[: len(x) // 2] + x[len(x) // 2 :]
+        places = self.place2(torch.relu(self.place1(self.places))).mean(0)
+        out: torch.Tensor = self.fc2(input=torch.relu(self.fc1(x))) + places
+        return out
+
+
+def test_every_call_and_every_view_is_measured() -> None:
+    model = shaken(Twice())
+    groups = find_groups(model, images(2))
+    assert [group.name for group in groups.prunable] == ["conv1", "fc1"]
+    assert "does not grow with the number of images" in groups.skipped["place1"]
+    grams = collect_grams(model, groups.prunable, [images(4)], positions_per_image=None, seed=0)
+    assert (grams["conv2"].count, grams["fc2"].count) == (2 * 4 * 12 * 12, 4)
+    halves = [torch.relu(model.get_submodule("conv1")(view)) for view in (images(4), 3 * images(4).flip(-1))]
+    expected = sum(torch.nn.functional.unfold(half, 3).double().sum((0, 2)) for half in halves)
+    np.testing.assert_allclose(grams["conv2"].sum_x, expected.detach().numpy(), rtol=1e-5)
 
 
 def test_drawn_positions_are_distinct_and_reach_every_token() -> None:

@@ -7,7 +7,7 @@ from networks import LeNet, Residual, images, shaken, vit
 from torch import Tensor, nn
 
 from pipeline.errors import LodesetError
-from pruning.groups import find_groups, outputs_of
+from pruning.groups import find_groups, max_difference, outputs_of
 
 
 def found(model: nn.Module) -> dict[str, tuple[int, dict[str, int]]]:
@@ -127,6 +127,55 @@ def test_finding_leaves_the_model_as_it_was() -> None:
     assert model.training and not model.norm.training
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+
+
+def test_small_outputs_hide_nothing() -> None:
+    model = shaken(Odd(Softmax()))
+    with torch.no_grad():
+        model.fc2.weight.mul_(1e-7)
+        model.fc2.bias.mul_(1e-7)
+    assert [group.name for group in find_groups(model, images(2)).prunable] == ["second", "fc1"]
+
+
+def test_frozen_weights_and_unused_layers() -> None:
+    model = vit("swiglu").requires_grad_(False)
+    model.spare = nn.ModuleDict({"w12": nn.Linear(4, 12), "w3": nn.Linear(6, 4)})
+    groups = find_groups(model, images(2))
+    assert len(groups.prunable) == 4
+    assert "does not call it" in groups.skipped["spare.w3"]
+    assert not any(
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and "spare" not in name
+    )
+
+
+def test_images_that_the_model_does_not_take() -> None:
+    with pytest.raises(LodesetError, match="does not take images of 3 x 8 x 8 values"):
+        find_groups(LeNet(), torch.randn(2, 3, 8, 8))
+
+
+class Answers(nn.Module):
+    def __init__(self, *answers: Tensor) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.answers
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ([torch.ones(2, 1)], [torch.ones(2, 4)], float("inf")),
+        ([torch.ones(2), torch.tensor([1.0, float("nan")])], [torch.ones(2), torch.ones(2)], float("inf")),
+        ([torch.ones(2)], [torch.ones(2), torch.ones(2)], float("inf")),
+        ([torch.ones(2), torch.tensor([True])], [torch.ones(2), torch.tensor([True])], 0.0),
+        ([torch.ones(2), torch.tensor([3])], [torch.ones(2), torch.tensor([4])], float("inf")),
+        ([torch.tensor([1.0e-6, 0])], [torch.tensor([2.0e-6, 0])], 0.5),
+        ([torch.zeros(2)], [torch.zeros(2)], 0.0),
+    ],
+)
+def test_how_much_outputs_differ(one: list[Tensor], other: list[Tensor], expected: float) -> None:
+    assert max_difference(Answers(*one), Answers(*other), images(2)) == pytest.approx(expected)
 
 
 def test_outputs_of_every_kind() -> None:

@@ -69,7 +69,7 @@ def test_saved_models_come_back_equal(tmp_path: Path) -> None:
     for number, model in enumerate((vit(registers=2, heads=4), vit("swiglu"), shaken(LeNet()))):
         groups = find_groups(model, images(2)).prunable
         pruned, _ = apply(model, groups, replaced_at_random(model, groups, 3), images(2))
-        save_pruned(pruned, tmp_path / str(number))
+        save_pruned(pruned, tmp_path / str(number), images(2))
         again = load_model(tmp_path / str(number))
         assert max_difference(again, pruned, images(4)) == 0.0
         assert not again.training
@@ -79,7 +79,7 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     model = vit()
     with pytest.raises(LodesetError, match="holds no model"):
         load_model(tmp_path)
-    save_pruned(model, tmp_path)
+    save_pruned(model, tmp_path, images(2))
     told = json.loads((tmp_path / "architecture.json").read_text())
 
     def described(**changes: object) -> None:
@@ -90,9 +90,9 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
         load_model(tmp_path)
     for heads in ({"blocks.0.attn": 0}, {"blocks.0.attn": 3}, {"blocks.0.attn": "2"}, {"blocks.0": 1}, {"nowhere": 1}):
         described(heads=heads)
-        with pytest.raises(LodesetError, match="does not hold a pruned model"):
+        with pytest.raises(LodesetError, match="does not hold a model"):
             load_model(tmp_path)
     described()
     (tmp_path / "model.safetensors").write_bytes(b"short")
-    with pytest.raises(LodesetError, match="does not hold a pruned model"):
+    with pytest.raises(LodesetError, match="does not hold a model"):
         load_model(tmp_path)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 def folder(tmp_path: Path) -> Path:
     write_tar(tmp_path / "images-0.tar", [(f"{n}.png", picture(n, width=24, height=20)) for n in range(80)])
     export(vit(heads=4), tmp_path / "vit")
-    save_pruned(shaken(LeNet()), tmp_path / "lenet")
+    save_pruned(shaken(LeNet()), tmp_path / "lenet", images(2))
     (tmp_path / "job.yaml").write_text("sweep: [1.0e-2]\ncalibration_images: 60\n")
     return tmp_path
 

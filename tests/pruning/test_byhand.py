@@ -1,0 +1,101 @@
+"""One job by hand, without an engine: what is reported is what lies on disk, whatever was there before."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import picture, write_shards
+from inline import without_engine
+from networks import LeNet, Residual, images, shaken
+from torch import nn
+
+from pipeline.errors import LodesetError
+from pruning import graph
+from pruning.byhand import prune
+from pruning.config import PruneJob
+from pruning.parts import Setting, batched
+from pruning.saving import load_model, save_pruned
+from training.index import Shards
+
+JOB = PruneJob(sweep=(1e-2,), calibration_images=40)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    without_engine(graph, monkeypatch)
+    write_shards(tmp_path / "shards", [picture(n, width=24, height=20) for n in range(60)])
+    save_pruned(shaken(LeNet()), tmp_path / "lenet", images(2))
+    return tmp_path
+
+
+def pruned(folder: Path, job: PruneJob = JOB, model: str = "lenet", size: int | None = 16) -> dict[str, Any]:
+    told = prune(
+        folder / model, Shards(index=(str(folder / "shards/index.parquet"),)), folder / "out", job, size, 1, None
+    )
+    for one in told["variants"]:
+        small = load_model(folder / "out" / one["model"])
+        assert sum(p.numel() for p in small.parameters()) == one["parameters"]
+    return told
+
+
+def test_another_job_into_the_same_folder(folder: Path) -> None:
+    first, again = pruned(folder), pruned(folder)
+    assert again["variants"] == first["variants"]
+    other = pruned(folder, JOB.model_copy(update={"sweep": (1e-2,), "l2_ratio": 0.01}))
+    assert other["variants"][0]["parameters"] != first["variants"][0]["parameters"]
+    description = folder / "lenet/graph.json"
+    description.write_text(description.read_text().replace("torch.relu", "torch.tanh"))
+    changed = pruned(folder)
+    assert changed["variants"] != first["variants"]
+    shutil.rmtree(folder / "out/models")
+    with pytest.raises(LodesetError, match="was made and is gone"):
+        pruned(folder)
+
+
+def test_agreement_is_the_mean_cosine_on_images_that_were_not_calibrated_on(folder: Path) -> None:
+    told = pruned(folder)
+    setting = Setting(None, str(folder / "lenet"), (str(folder / "shards/index.parquet"),), 16, 10**6, 10**6, (), "")  # type: ignore[arg-type]
+    _, rest = graph.calibration(setting.index, JOB)
+    assert len(rest) == 20
+    (batch,) = batched(setting.pixels(rest))
+    for one in told["variants"]:
+        small = load_model(folder / "out" / one["model"])
+        with torch.no_grad():
+            a, b = (model(batch).double().numpy() for model in (small, setting.model()))
+        cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+        assert one["agreement"] == pytest.approx(cosine.mean(), abs=2e-5)
+    assert pruned(folder, JOB.model_copy(update={"calibration_images": 60}))["variants"][0]["agreement"] is None
+
+
+def test_a_layer_that_cannot_be_solved_is_left_whole(folder: Path) -> None:
+    """As residual networks begin: the last convolution of a branch gives nothing."""
+    model = Residual()
+    layer = model.get_submodule("first.3")
+    assert isinstance(layer, nn.Conv2d)
+    nn.init.zeros_(layer.weight)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.5, 1)
+    save_pruned(model.eval(), folder / "residual", images(2))
+    told = pruned(folder, model="residual")
+    assert "first.3: " in told["skipped_modules"]["first.0"]
+    assert {tuple(one["units"]) for one in told["variants"]} == {("stem.0 + first.3", "second.0", "short.0 + second.3")}
+    nothing = prune_error(folder, JOB.model_copy(update={"calibration_images": 2}))
+    assert "nothing can be pruned: " in nothing and "cannot determine" in nothing
+
+
+def prune_error(folder: Path, job: PruneJob, size: int = 16) -> str:
+    with pytest.raises(LodesetError) as told:
+        pruned(folder, job, size=size)
+    return str(told.value)
+
+
+def test_images_of_another_size(folder: Path) -> None:
+    assert "does not take images of 3 x 8 x 8 values" in prune_error(folder, JOB, size=8)
+    assert json.loads((folder / "lenet/graph.json").read_text())
