@@ -127,9 +127,14 @@ def load_backbone(folder: Path) -> DinoVisionTransformer:
         tensors = load_file(folder / WEIGHTS)
     except FileNotFoundError as error:
         raise LodesetError(f"{error.filename or folder} does not exist: export a model there first") from error
-    except (json.JSONDecodeError, SafetensorError) as error:
+    except (ValueError, SafetensorError) as error:
         raise LodesetError(f"{folder} holds no readable {WEIGHTS} and {CONFIG}: {error}") from error
     try:
+        side, blocks = config["image_size"], {n.split(".")[2] for n in tensors if n.startswith("encoder.layer.")}
+        if config["num_hidden_layers"] != len(blocks) or not isinstance(side, int) or side < config["patch_size"]:
+            raise ValueError(
+                f"{config['num_hidden_layers']} layers of images of {side!r} pixels, and weights of {len(blocks)} layers"
+            )
         model = DinoVisionTransformer(
             ModelConfig(
                 patch_size=config["patch_size"],
@@ -140,12 +145,12 @@ def load_backbone(folder: Path) -> DinoVisionTransformer:
                 registers=config.get("num_register_tokens", 0),
                 layerscale=config["layerscale_value"],
             ),
-            config["image_size"],
+            side,
         )
         model.load_state_dict(_join_qkv({_rename(name, to_hugging_face=False): t for name, t in tensors.items()}))
     except KeyError as error:
         raise LodesetError(f"{folder / CONFIG} lacks {error}: it is no DINOv2 configuration") from error
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         raise LodesetError(f"{folder}: the weights do not fit the configuration: {error}") from error
     return model.eval()
 

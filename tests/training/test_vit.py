@@ -1,5 +1,6 @@
 """Names, shapes and arithmetic of the backbone, and its Hugging Face form."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -188,3 +189,28 @@ def test_a_damaged_or_missing_export_is_told_without_a_traceback(tmp_path: Path)
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(LodesetError, match="no readable"):
         load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_size": -16},
+        {"image_size": "16"},
+        {"num_hidden_layers": 10**6},
+        {"hidden_size": 24},
+        {"hidden_size": None},
+        {"patch_size": 5},
+        {"use_swiglu_ffn": True},
+    ],
+)
+def test_descriptions_that_do_not_fit_are_refused(change: dict[str, object], tmp_path: Path) -> None:
+    export(DinoVisionTransformer(ModelConfig(patch_size=4, dim=16, depth=1, heads=2), 16), tmp_path)
+    path = tmp_path / "config.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps(told | change))
+    with pytest.raises(LodesetError, match="do not fit the configuration"):
+        load_backbone(tmp_path)
+    for text in ("[]", "{", "null"):
+        path.write_text(text)
+        with pytest.raises(LodesetError):
+            load_backbone(tmp_path)
