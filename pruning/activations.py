@@ -45,12 +45,13 @@ def collect_grams(
     positions_per_image: int | None,
     seed: int,
     first_image: int = 0,
+    dense: nn.Module | None = None,
 ) -> dict[str, Gram]:
     """Moments of every layer that reads one of the groups, over batches of images [B, 3, height, width], by its name.
 
-    x is what the layer takes, y what it gives. One pass in evaluation mode. A worker that starts at image number `first_image` draws
-    the positions that a single worker would have drawn, so its moments add up to the same total. An image's positions are unfolded by
-    themselves, so that memory does not grow with the batch.
+    x is what the layer takes, y what it gives: in `dense`, where `model` is a copy of it that is pruned in part. One pass in
+    evaluation mode. A worker that starts at image number `first_image` draws the positions that a single worker would have drawn, so
+    its moments add up to the same total. An image's positions are unfolded by themselves, so that memory does not grow with the batch.
 
     Raises:
         LodesetError: there are no images.
@@ -61,6 +62,8 @@ def collect_grams(
     def measure(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
             x = args[0] if args else kwargs["input"]
+            if dense is not None:
+                y = expected[name].pop(0)
             # Packed or not, what belongs to an image lies together.
             xs, ys = (one.reshape(count, -1, *one.shape[1:]) for one in (x, y))
             rows_x, rows_y = [], []
@@ -76,11 +79,18 @@ def collect_grams(
         return hook
 
     names = dict.fromkeys(reader.name for group in groups for reader in group.readers)
+    expected: dict[str, list[Tensor]] = {name: [] for name in names}
     handles = [model.get_submodule(n).register_forward_hook(measure(n), with_kwargs=True) for n in names]
+    if dense is not None:
+        handles += [
+            dense.get_submodule(n).register_forward_hook(lambda _m, _a, y, n=n: expected[n].append(y)) for n in names
+        ]
     try:
-        with evaluating(model):
+        with evaluating(model), evaluating(dense if dense is not None else model):
             for images in batches:
                 count = len(images)
+                if dense is not None:
+                    dense(images)
                 model(images)
                 image += count
     finally:

@@ -17,6 +17,11 @@ class PruneJob(Strict):
         description="what is removed: hidden units of feed-forward layers and channels of convolutions (units), attention heads",
     )
     checkpoint: Literal["train", "finish", "distill"] = Field("train", description="the stage whose model is pruned")
+    mode: Literal["one_pass", "sequential"] = Field(
+        "one_pass",
+        description="what a layer is measured on: one_pass, what it takes in the dense model, so that images are seen once for all "
+        "strengths; sequential, what it takes behind the layers pruned so far, measured anew for every strength and method",
+    )
     sweep: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(
         (1e-5, 1e-4, 1e-3),
         min_length=1,

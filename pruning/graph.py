@@ -20,6 +20,7 @@ from pipeline.errors import LodesetError
 from pipeline.stages.parts import made
 from pipeline.stages.write_shards import IMAGES
 from pruning.config import PruneJob
+from pruning.groups import Group
 from pruning.parts import (
     GRAMS,
     IMAGES_PER_PART,
@@ -30,7 +31,7 @@ from pruning.parts import (
     calibration,
     measurer,
     pruner,
-    refusals,
+    solutions,
     solver,
     told,
 )
@@ -39,7 +40,7 @@ from training import cost
 from training.config import TrainingConfig
 from training.targets import read_target
 
-VERSION = 2
+VERSION = 3
 STAGE = "prune"
 SECONDS_A_VARIANT = 1.4  # the demo's 18 variants, moments and solutions included, 2 CPU cores
 
@@ -163,13 +164,19 @@ def run_job(
 
     groups, skipped = setting.groups(setting.model(), job)
     solve = digest(SOLVED, VERSION, [p.key for p in moments], job)
-    layers = [(key, (key, group), 1) for group in groups if (key := digest(solve, group.name))]
-    solved, new_solved = made(
-        context, SOLVED, layers, functools.partial(share, functools.partial(solver, store, files, job)), unit="groups"
-    )
+    rows = [row for run in runs for row in run]
+    # A group by itself over the whole sweep, or all of them one after the other at one strength.
+    pieces: list[tuple[tuple[Group, ...], float | None]] = [((group,), None) for group in groups]
+    if job.mode == "sequential":
+        pieces = [(groups, eps) for eps in sorted(job.sweep)]
+    layers = [
+        (key, (key, *piece), 1) for piece in pieces if (key := digest(solve, [g.name for g in piece[0]], piece[1]))
+    ]
+    make_solutions = functools.partial(solver, setting, files, rows, job)
+    solved, new_solved = made(context, SOLVED, layers, functools.partial(share, make_solutions), unit="groups")
 
-    solutions = tuple(p.files["solution"] for p in solved)
-    refused = refusals(store, solutions)
+    solved_in = tuple(p.files["solution"] for p in solved)
+    _, refused = solutions(store, solved_in)
     if len(refused) == len(groups):
         raise LodesetError(f"nothing can be pruned: {'; '.join(refused.values())}")
     wanted = [(eps, method) for eps in sorted(job.sweep) for method in METHODS]
@@ -178,7 +185,7 @@ def run_job(
         for eps, method in wanted
         if (key := digest(VARIANT, VERSION, solve, eps, method, told(setting)))
     ]
-    make = functools.partial(pruner, setting, files, solutions, compared, job, number)
+    make = functools.partial(pruner, setting, files, solved_in, rows, compared, job, number)
     done, new_done = made(context, VARIANT, variants, functools.partial(share, make), unit="variants")
     rows = [json.loads(store.read(p.files["row"].path) or b"{}") for p in done]
     report = {

@@ -29,14 +29,14 @@ from pipeline.errors import LodesetError
 from pipeline.sources.reading import read_images
 from pruning.activations import collect_grams
 from pruning.config import PruneJob
-from pruning.entropic import Rewritten, Solution, path
+from pruning.entropic import Rewritten, Solution
 from pruning.folding import folded
 from pruning.groups import Group, evaluating, find_groups, outputs_of, taken_by
 from pruning.moments import Gram
 from pruning.removal import apply
 from pruning.report import row
 from pruning.saving import load_model, save_pruned
-from pruning.variants import Method, layers_of, variant
+from pruning.variants import Measure, Method, Solutions, solved_at_once, solved_in_turn, variant, variant_in_turn
 from training.augment import normalised
 from training.evaluate import centre_square, features
 from training.index import open_index
@@ -181,62 +181,73 @@ def _total(store: Store, files: Sequence[File]) -> dict[str, Gram]:
 # -- step 2: solutions
 
 
-def solver(store: Store, files: Sequence[File], job: PruneJob) -> Callable[[tuple[str, Group]], Part]:
-    torch.set_num_threads(1)
-    grams = _total(store, files)
+def behind(setting: Setting, model: nn.Module, rows: Sequence[int], job: PruneJob) -> Measure:
+    """Measures layers on the calibration images in a copy of the dense model that is pruned in part."""
+    pixels = setting.pixels(rows)
 
-    def solve(item: tuple[str, Group]) -> Part:
-        key, group = item
+    def measure(cut: nn.Module, group: Group) -> dict[str, Gram]:
+        return collect_grams(
+            cut, [group], batched(pixels), positions_per_image=job.positions_per_image, seed=job.seed, dense=model
+        )
+
+    return measure
+
+
+def solver(
+    setting: Setting, files: Sequence[File], rows: Sequence[int], job: PruneJob
+) -> Callable[[tuple[str, tuple[Group, ...], float | None]], Part]:
+    """Solves some groups: over the whole sweep, or one after the other at one strength."""
+    store = setting.store
+    if job.mode == "sequential":
+        model = setting.model()
+        measure = behind(setting, model, rows, job)
+    else:
+        torch.set_num_threads(1)
+        grams = _total(store, files)
+
+    def solve(item: tuple[str, tuple[Group, ...], float | None]) -> Part:
+        key, groups, eps_w = item
         started = time.time()
-        arrays: dict[str, Any] = {"name": np.asarray(group.name)}
-        try:
-            found = path(layers_of(group, grams), group.units, job)
-        except LodesetError as error:
-            found, arrays["refused"] = {}, np.asarray(str(error))
-        for eps, solution in found.items():
-            for field in ("w", "support", "history", "converged"):
-                arrays[f"{eps!r}/{field}"] = np.asarray(getattr(solution, field))
-            for number, layer in enumerate(solution.layers):
-                for field in ("q", "bias", "unexplained"):
-                    arrays[f"{eps!r}/{number}/{field}"] = np.asarray(getattr(layer, field))
+        if eps_w is None:
+            solved, refused = solved_at_once(groups, grams, job)
+        else:
+            solved, refused = solved_in_turn(model, groups, measure, job, eps_w)
+        arrays: dict[str, Any] = {f"{name}/refused": np.asarray(reason) for name, reason in refused.items()}
+        for name, by_eps in solved.items():
+            for eps, solution in by_eps.items():
+                for field in ("w", "support", "history", "converged"):
+                    arrays[f"{name}/{eps!r}/{field}"] = np.asarray(getattr(solution, field))
+                for number, layer in enumerate(solution.layers):
+                    for field in ("q", "bias", "unexplained"):
+                        arrays[f"{name}/{eps!r}/{number}/{field}"] = np.asarray(getattr(layer, field))
         return commit_arrays(store, SOLVED, key, "solution", arrays, 0, started)
 
     return solve
 
 
-def solutions(store: Store, files: Sequence[File]) -> dict[str, dict[float, Solution]]:
-    solved: dict[str, dict[float, Solution]] = {}
+def solutions(store: Store, files: Sequence[File]) -> tuple[Solutions, dict[str, str]]:
+    """What was solved, but for groups that could not be solved at every strength; and why those could not."""
+    solved: Solutions = {}
+    refused: dict[str, str] = {}
     for file in files:
         arrays = _arrays(store, file)
-        name = str(arrays.pop("name"))
-        if "refused" in arrays:
-            continue
-        strengths = dict.fromkeys(label.split("/")[0] for label in arrays)
-        solved[name] = {float(eps): _solution(arrays, eps) for eps in strengths}
-    return solved
+        refused |= {label.split("/")[0]: str(a) for label, a in arrays.items() if label.endswith("/refused")}
+        for name, eps in dict.fromkeys(tuple(label.split("/")[:2]) for label in arrays if label.endswith("/w")):
+            solved.setdefault(name, {})[float(eps)] = _solution(arrays, f"{name}/{eps}")
+    return {name: by_eps for name, by_eps in solved.items() if name not in refused}, refused
 
 
-def refusals(store: Store, files: Sequence[File]) -> dict[str, str]:
-    """Why groups could not be solved, by their names."""
-    found = {}
-    for file in files:
-        arrays = _arrays(store, file)
-        if "refused" in arrays:
-            found[str(arrays["name"])] = str(arrays["refused"])
-    return found
-
-
-def _solution(arrays: Mapping[str, Any], eps: str) -> Solution:
+def _solution(arrays: Mapping[str, Any], of: str) -> Solution:
     layers: list[Rewritten] = []
-    while f"{eps}/{len(layers)}/q" in arrays:
-        q, bias, unexplained = (arrays[f"{eps}/{len(layers)}/{field}"] for field in ("q", "bias", "unexplained"))
+    while f"{of}/{len(layers)}/q" in arrays:
+        q, bias, unexplained = (arrays[f"{of}/{len(layers)}/{field}"] for field in ("q", "bias", "unexplained"))
         layers.append(Rewritten(q, bias, float(unexplained)))
     return Solution(
-        w=arrays[f"{eps}/w"],
-        support=arrays[f"{eps}/support"],
+        w=arrays[f"{of}/w"],
+        support=arrays[f"{of}/support"],
         layers=tuple(layers),
-        history=tuple(float(v) for v in arrays[f"{eps}/history"]),
-        converged=bool(arrays[f"{eps}/converged"]),
+        history=tuple(float(v) for v in arrays[f"{of}/history"]),
+        converged=bool(arrays[f"{of}/converged"]),
     )
 
 
@@ -247,12 +258,17 @@ def pruner(
     setting: Setting,
     moments: Sequence[File],
     solved_in: Sequence[File],
+    rows: Sequence[int],
     compared: Sequence[int],
     job: PruneJob,
     number: int,
 ) -> Callable[[tuple[str, float, Method]], Part]:
     store, dense, example = setting.store, setting.model(), setting.example()
-    grams, solved = _total(store, moments), solutions(store, solved_in)
+    solved, _ = solutions(store, solved_in)
+    if job.mode == "sequential":
+        measure = behind(setting, dense, rows, job)
+    else:
+        grams = _total(store, moments)
     groups = [group for group in setting.groups(dense, job)[0] if group.name in solved]
     pixels = setting.pixels(compared)
     dense_outputs = first_outputs(dense, pixels) if pixels else torch.empty(0)
@@ -261,7 +277,10 @@ def pruner(
     def prune(item: tuple[str, float, Method]) -> Part:
         key, eps, method = item
         started = time.time()
-        chosen = variant(dense, groups, grams, job, eps, method, solved)
+        if job.mode == "sequential":
+            chosen = variant_in_turn(dense, groups, measure, job, eps, method, solved)
+        else:
+            chosen = variant(dense, groups, grams, job, eps, method, solved)
         pruned, difference = apply(dense, groups, chosen.layers, seen)
         told = {
             **row(chosen, groups, pruned, dense, example),

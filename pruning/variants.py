@@ -4,7 +4,7 @@ The penalty's strength decides how many units the entropic method keeps in each 
 as many in that group, so that only the choice of units and of weights differs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,12 +13,12 @@ from torch import nn
 
 from pipeline.errors import LodesetError
 from pruning.config import PruneJob
-from pruning.entropic import Layer, Solution
+from pruning.entropic import Layer, Solution, path
 from pruning.groups import Group, columns, layer_of
 from pruning.magnitude import magnitude_scores, random_scores, top
 from pruning.moments import Gram, Indices
 from pruning.refit import refit
-from pruning.removal import Replacement, Weights
+from pruning.removal import Replacement, Weights, masked
 
 # `entropic` uses the weights that the penalised objective gives (shrunk by the L2 term); `magnitude` and `random` keep
 # the dense model's; `+refit` solves least squares on the units kept.
@@ -58,6 +58,73 @@ def layers_of(group: Group, grams: Mapping[str, Gram]) -> list[Layer]:
     return found
 
 
+Solutions = dict[str, dict[float, Solution]]  # by group and eps_w
+Measure = Callable[
+    [nn.Module, Group], Mapping[str, Gram]
+]  # moments of what reads a group, in a model that is pruned in part
+
+
+def solved_at_once(
+    groups: Sequence[Group], grams: Mapping[str, Gram], job: PruneJob
+) -> tuple[Solutions, dict[str, str]]:
+    """Every group over the whole sweep, each by itself; and why groups cannot be solved."""
+    solved: Solutions = {}
+    refused: dict[str, str] = {}
+    for group in groups:
+        try:
+            solved[group.name] = path(layers_of(group, grams), group.units, job)
+        except LodesetError as error:
+            refused[group.name] = str(error)
+    return solved, refused
+
+
+def solved_in_turn(
+    model: nn.Module, groups: Sequence[Group], measure: Measure, job: PruneJob, eps_w: float
+) -> tuple[Solutions, dict[str, str]]:
+    """Every group at one strength, measured behind those before it, pruned and refitted; and why groups cannot be solved."""
+    solved: Solutions = {}
+    refused: dict[str, str] = {}
+    done: dict[str, Replacement] = {}
+    at = job.model_copy(update={"sweep": (eps_w,)})
+    for group in groups:
+        try:
+            layers = layers_of(group, measure(masked(model, done), group))
+            solved[group.name] = path(layers, group.units, at)
+        except LodesetError as error:
+            refused[group.name] = str(error)
+            continue
+        done[group.name] = _replacement(model, group, layers, job, solved[group.name][eps_w], "entropic+refit")
+    return solved, refused
+
+
+def variant_in_turn(
+    model: nn.Module,
+    groups: Sequence[Group],
+    measure: Measure,
+    job: PruneJob,
+    eps_w: float,
+    method: Method,
+    solved: Mapping[str, Mapping[float, Solution]],
+) -> Variant:
+    """As `variant`, each group measured behind those before it, as this method prunes them.
+
+    Raises:
+        LodesetError: the moments cannot be used.
+    """
+    done: dict[str, Replacement] = {}
+    unexplained: dict[str, float] = {}
+    for group in groups:
+        layers = layers_of(group, measure(masked(model, done), group))
+        done[group.name] = _replacement(model, group, layers, job, solved[group.name][eps_w], method)
+        unexplained |= _unexplained(layers, done[group.name])
+    return Variant(eps_w, method, done, unexplained, all(solved[group.name][eps_w].converged for group in groups))
+
+
+def _unexplained(layers: Sequence[Layer], new: Replacement) -> dict[str, float]:
+    of = new.readers
+    return {one.name: one.moments.unexplained(of[one.name].weight, of[one.name].bias) for one in layers}
+
+
 def variant(
     model: nn.Module,
     groups: Sequence[Group],
@@ -83,9 +150,7 @@ def variant(
         layers = layers_of(group, grams)
         new = _replacement(model, group, layers, job, solution, method)
         replacements[group.name] = new
-        for layer in layers:
-            of = new.readers[layer.name]
-            unexplained[layer.name] = layer.moments.unexplained(of.weight, of.bias)
+        unexplained |= _unexplained(layers, new)
     converged = all(solved[group.name][eps_w].converged for group in groups)
     return Variant(eps_w, method, replacements, unexplained, converged)
 

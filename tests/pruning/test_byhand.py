@@ -58,6 +58,16 @@ def test_another_job_into_the_same_folder(folder: Path) -> None:
         pruned(folder)
 
 
+def test_groups_in_turn(folder: Path) -> None:
+    told = pruned(folder, JOB.model_copy(update={"mode": "sequential", "sweep": (1e-2, 1e-3)}))
+    assert [one["eps_w"] for one in told["variants"]] == [1e-3] * 6 + [1e-2] * 6
+    at_once = pruned(folder)
+    by_method = [{one["method"]: one for one in report["variants"][-6:]} for report in (told, at_once)]
+    units = [one["random+refit"]["units"] for one in by_method]
+    assert units[0]["conv1"] == units[1]["conv1"]
+    assert by_method[0]["entropic+refit"]["unexplained"]["fc2"] != by_method[1]["entropic+refit"]["unexplained"]["fc2"]
+
+
 def test_agreement_is_the_mean_cosine_on_images_that_were_not_calibrated_on(folder: Path) -> None:
     told = pruned(folder)
     setting = Setting(None, str(folder / "lenet"), (str(folder / "shards/index.parquet"),), 16, 10**6, 10**6, (), "")  # type: ignore[arg-type]

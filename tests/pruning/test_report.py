@@ -64,9 +64,10 @@ def solved() -> dict[str, dict[float, Solution]]:
         store = Store(folder)
         arrays = {f"{name}/{field}": array for name, gram in grams().items() for field, array in gram.arrays().items()}
         moments = parts.commit_arrays(store, parts.GRAMS, "all", "moments", arrays, 64, 0.0).files["moments"]
-        solve = parts.solver(store, [moments], JOB)
-        made = [solve((f"key-{n}", group)) for n, group in enumerate(groups())]
-        return parts.solutions(store, [part.files["solution"] for part in made])
+        setting = parts.Setting(store, "", (), 16, 1, 1, (), "")
+        solve = parts.solver(setting, [moments], (), JOB)
+        made = [solve((f"key-{n}", (group,), None)) for n, group in enumerate(groups())]
+        return parts.solutions(store, [part.files["solution"] for part in made])[0]
 
 
 def test_every_method_at_every_level() -> None:
@@ -152,8 +153,8 @@ def test_macs_by_hand() -> None:
 
 def test_latencies_of_every_model() -> None:
     small = DinoVisionTransformer(ModelConfig(patch_size=8, dim=16, depth=1, heads=2), 16)
-    large = DinoVisionTransformer(ModelConfig(patch_size=4, dim=128, depth=6, heads=2), 16)
-    taken = latencies_ms({"small": small, "large": large}, images(1), batch=2, rounds=3)
+    large = DinoVisionTransformer(ModelConfig(patch_size=4, dim=384, depth=8, heads=2), 16)
+    taken = latencies_ms({"small": small, "large": large}, images(1), batch=8, rounds=5)
     assert 0 < taken["small"]["median"] < taken["large"]["median"]
     assert taken["small"]["spread"] >= 0
 
