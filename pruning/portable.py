@@ -28,17 +28,19 @@ LAYERS: dict[str, type[nn.Module]] = {
         nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm,
         nn.InstanceNorm2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid,
         nn.Sigmoid, nn.Tanh, nn.Softmax, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten,
-        nn.Dropout, nn.Dropout2d, nn.Identity, nn.Upsample, nn.PixelShuffle, nn.ZeroPad2d,
+        nn.Dropout, nn.Dropout2d, nn.Identity, nn.Upsample, nn.PixelShuffle, nn.ZeroPad2d, nn.PReLU, nn.Softplus, nn.Hardtanh,
+        nn.Unflatten,
     )
 }  # fmt: skip
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f"operator.{f.__name__}": f for f in (
         operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.neg, operator.iadd,
-        operator.imul, operator.matmul, operator.getitem,
+        operator.imul, operator.matmul, operator.getitem, operator.pow,
     )},
     **{f"torch.{name}": getattr(torch, name) for name in (
         "relu", "sigmoid", "tanh", "softmax", "log_softmax", "flatten", "reshape", "transpose", "permute", "unsqueeze", "squeeze",
-        "cat", "stack", "chunk", "split", "add", "sub", "mul", "div", "matmul", "bmm", "mean", "sum", "max_pool2d", "clamp",
+        "cat", "stack", "chunk", "split", "add", "sub", "mul", "div", "matmul", "bmm", "mean", "sum", "max_pool2d", "clamp", "flip", "pow",
+        "sqrt", "exp",
     )},
     **{f"F.{name}": getattr(F, name) for name in (
         "relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish", "hardswish", "softmax", "log_softmax", "max_pool2d", "avg_pool2d",
@@ -47,7 +49,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 METHODS = frozenset({
     "relu", "sigmoid", "tanh", "softmax", "flatten", "view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "contiguous",
-    "chunk", "split", "add", "mul", "mean", "sum", "size", "expand", "clamp",
+    "chunk", "split", "add", "mul", "mean", "sum", "size", "expand", "clamp", "flip", "pow", "sqrt", "repeat", "unflatten",
 })  # fmt: skip
 _NAMES = {function: name for name, function in FUNCTIONS.items()}
 PLACES = {"device", "dtype"}  # arguments of layers that are not theirs to tell
@@ -145,6 +147,9 @@ def _described(name: str, layer: nn.Module) -> dict[str, Any]:
 
 def _told(node: fx.Node) -> dict[str, Any]:
     told: dict[str, Any] = {"op": node.op, "name": node.name}
+    if node.op == "call_function" and node.target is getattr and node.args[1] == "shape":
+        told |= {"op": "call_method", "target": "size"}
+        return told | {"args": _plain((node.args[0],), node.name), "kwargs": {}}
     if node.op == "call_function":
         if node.target not in _NAMES:
             raise LodesetError(
@@ -176,6 +181,8 @@ def _plain(value: Any, where: str) -> Any:
         return {"tuple": [_plain(v, where) for v in value]}
     if isinstance(value, list):
         return [_plain(v, where) for v in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {"dict": {key: _plain(v, where) for key, v in value.items()}}
     raise LodesetError(f"{where} takes a {type(value).__name__}, which cannot be stored")
 
 
@@ -239,4 +246,6 @@ def _value(told: Any, made: dict[str, fx.Node]) -> Any:
         return ...
     if kind == "tuple":
         return tuple(_value(one, made) for one in value)
+    if kind == "dict":
+        return {key: _value(one, made) for key, one in value.items()}
     raise ValueError(f"{kind!r} is not a kind of value")

@@ -23,9 +23,10 @@ class Sequence(nn.Module):
         self.position = nn.Parameter(torch.randn(1, 4, 6))
         self.stem, self.norm = nn.Conv2d(3, 6, 8, 8), nn.Sequential(nn.LayerNorm(6), nn.GELU())
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> dict[str, Any]:
         tokens = self.norm(self.stem(x).flatten(2).transpose(1, 2) + self.position)
-        return tokens[:, 0], torch.cat([tokens[:, 1:, ...], tokens], dim=1).mean(1)
+        mixed = torch.cat([tokens[:, 1:, ...], tokens], dim=1).mean(1)
+        return {"first": tokens[:, 0] ** 2, "rest": (mixed, tokens.flip(1).view(x.shape[0], -1))}
 
 
 @pytest.mark.parametrize("kind", [LeNet, Residual])
@@ -48,7 +49,7 @@ def pruned_again(model: nn.Module) -> Any:
     return groups, replaced_at_random(model, groups, 2)
 
 
-def test_parameters_slices_and_several_outputs(tmp_path: Path) -> None:
+def test_parameters_slices_shapes_and_several_outputs(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Sequence().train()
     save_portable(model, tmp_path, images(2))
