@@ -85,17 +85,18 @@ def prune(
 
 @models.command()
 def export(
-    folder: Annotated[Path, typer.Argument(help="where model.safetensors and config.json lie")],
+    folder: Annotated[Path, typer.Argument(help="where model.safetensors lies, of a trained or a pruned model")],
     path: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="file to write")],
     size: Annotated[
         int | None, typer.Option(min=1, help="side of its images, pixels [default: the model's own]")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a trained model as an ONNX network, CLS and patch features out."""
+    """Write a trained or pruned model as an ONNX network; of a transformer, CLS and patch features come out."""
     made = api.export(folder, path, size)
     if as_json:
         print_json(made)
     else:
-        told = f"wrote {made['path']}: image [B, 3, {made['size']}, {made['size']}] -> embedding [B, {made['dim']}], patches"
+        gives = f" -> embedding [B, {made['dim']}], patches" if "dim" in made else ""
+        told = f"wrote {made['path']}: image [B, 3, {made['size']}, {made['size']}]{gives}"
         out.print(escape(told), highlight=False, soft_wrap=True)

@@ -112,19 +112,24 @@ def _prune(
 
 
 def export(folder: str | Path, path: str | Path, size: int | None = None) -> dict[str, Any]:
-    """Writes the backbone in `folder` (`model.safetensors`, `config.json`) as an ONNX network for images of `size` pixels.
+    """Writes the model in `folder`, trained or pruned (see `pruning.saving.load_model`), as an ONNX network for images of `size` pixels.
 
-    `size` is by default the side that the model's positions are for. Returns path, size, dim and bytes.
+    `size` is by default the side that a transformer's positions are for. Returns path, size and bytes; of a transformer dim too.
 
     Raises:
         LodesetError: no model there, a size that is no multiple of the patch, or the `onnx` extra is not installed.
     """
-    from training.export import export_onnx, load_backbone
+    from pruning.saving import load_model
+    from training.export import export_onnx
+    from training.vit import DinoVisionTransformer
 
-    model, target = load_backbone(Path(folder)), Path(path)
-    side = size or model.image_size
+    model, target = load_model(Path(folder)), Path(path)
+    side = model.image_size if size is None and isinstance(model, DinoVisionTransformer) else size
+    if side is None:
+        raise LodesetError(f"{folder} does not say how large its images are: give --size")
     try:
         export_onnx(model, target, side)
     except OSError as error:
         raise LodesetError(f"cannot write {target}: {error.strerror or error}") from error
-    return {"path": str(target), "size": side, "dim": model.config.dim, "size_bytes": target.stat().st_size}
+    told: dict[str, Any] = {"path": str(target), "size": side, "size_bytes": target.stat().st_size}
+    return told | ({"dim": model.config.dim} if isinstance(model, DinoVisionTransformer) else {})

@@ -67,8 +67,9 @@ def export(model: DinoVisionTransformer, folder: Path) -> None:
     os.replace(config, folder / CONFIG)
 
 
-def export_onnx(model: DinoVisionTransformer, path: Path, size: int) -> None:
-    """Writes an ONNX network: `image` float32 [B, 3, size, size] in, `embedding` [B, D] (CLS) and `patches` [B, N, D] out.
+def export_onnx(model: nn.Module, path: Path, size: int) -> None:
+    """Writes an ONNX network: `image` float32 [B, 3, size, size] in, `embedding` [B, D] (CLS) and `patches` [B, N, D] out; of another
+    network than lodeset's transformers, what it returns.
 
     B is free. It is an embedder of kind `onnx` as it stands, normalised with ImageNet's mean and deviation.
 
@@ -77,11 +78,14 @@ def export_onnx(model: DinoVisionTransformer, path: Path, size: int) -> None:
     """
     if importlib.util.find_spec("onnxscript") is None:
         raise LodesetError("exporting to ONNX needs onnxscript: pip install 'lodeset[onnx]'")
-    patch = model.config.patch_size
-    if size < patch or size % patch:
-        raise LodesetError(
-            f"size {size} is not a multiple of patch size {patch}: use {max(patch, size // patch * patch)}"
-        )
+    whole, names = copy.deepcopy(model).cpu().float().eval(), None
+    if isinstance(whole, DinoVisionTransformer):
+        patch = whole.config.patch_size
+        if size < patch or size % patch:
+            raise LodesetError(
+                f"size {size} is not a multiple of patch size {patch}: use {max(patch, size // patch * patch)}"
+            )
+        whole, names = _Outputs(whole), ["embedding", "patches"]
     size_bytes = sum(parameter.numel() for parameter in model.parameters()) * 4
     if size_bytes >= ONNX_LIMIT:
         raise LodesetError(
@@ -93,12 +97,12 @@ def export_onnx(model: DinoVisionTransformer, path: Path, size: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own code
         torch.onnx.export(
-            _Outputs(copy.deepcopy(model).cpu().float().eval()),
+            whole,
             (torch.zeros(2, 3, size, size),),
             temporary,
             input_names=["image"],
-            output_names=["embedding", "patches"],
-            dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+            output_names=names,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
             external_data=False,
             dynamo=True,
             verbose=False,

@@ -70,8 +70,31 @@ def test_a_trained_model_becomes_an_onnx_network(tmp_path: Path) -> None:
     assert told == {"path": str(path), "size": 24, "dim": 16, "size_bytes": path.stat().st_size}
     with pytest.raises(LodesetError, match="size 20 is not a multiple of patch size 8: use 16"):
         api.export(tmp_path / "model", path, 20)
-    with pytest.raises(LodesetError, match=r"config\.json does not exist"):
+    with pytest.raises(LodesetError, match="holds no model: looked for"):
         api.export(tmp_path / "nowhere", path)
+
+
+def test_pruned_models_become_onnx_networks(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="the onnx extra is not installed")
+    import onnxruntime
+    from networks import LeNet, images, replaced_at_random, shaken, vit
+
+    from pruning.groups import find_groups, outputs_of
+    from pruning.removal import apply
+    from pruning.saving import save_pruned
+
+    for name, model in (("vit", vit(registers=2, heads=4)), ("lenet", shaken(LeNet()))):
+        groups = find_groups(model, images(2)).prunable
+        pruned, _ = apply(model, groups, replaced_at_random(model, groups, 3), images(2))
+        save_pruned(pruned, tmp_path / name, images(2))
+        told = lodeset("export", tmp_path / name, tmp_path / f"{name}.onnx", "--size", 16, "--json")
+        assert told["size"] == 16
+        session = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx")
+        found = session.run(None, {session.get_inputs()[0].name: images(3).numpy()})
+        expected = [one.detach().numpy() for one in outputs_of(pruned(images(3)))]
+        assert max(abs(a - b).max() for a, b in zip(found, expected, strict=False)) < 1e-4
+    with pytest.raises(LodesetError, match="give --size"):
+        api.export(tmp_path / "lenet", tmp_path / "lenet.onnx")
 
 
 def test_init_writes_a_configuration_that_is_valid_and_overwrites_none(tmp_path: Path) -> None:
