@@ -40,6 +40,11 @@ class PruneJob(Strict):
         description="eps_L2 / eps_w: how strong the L2 penalty on Lambda is beside the entropy; with w on the simplex "
         "the L2 term by itself is sparse, and it decides most of the sparsity of wide layers",
     )
+    round_to: int = Field(
+        1,
+        ge=1,
+        description="units kept are rounded up to a multiple of this: 8 or 16 suit fast kernels (not attention heads)",
+    )
     calibration_images: int = Field(512, ge=1, description="images that the layers' moments are measured on")
     positions_per_image: int | None = Field(
         None, ge=1, description="tokens drawn at random of each calibration image; null takes all of them"

@@ -38,6 +38,15 @@ class Layer:
     moments: Moments
     unit_of: Indices
 
+    def correlation(self, units: int) -> Array:
+        """Each unit's largest absolute correlation of a column with an output: [n], 0 to 1."""
+        moments = self.moments
+        spread = np.sqrt(np.outer(np.diag(moments.xx), moments.var_y))
+        found = np.zeros(units)
+        of_column = np.abs(np.divide(moments.xy, spread, out=np.zeros_like(spread), where=spread > 0)).max(axis=1)
+        np.maximum.at(found, self.unit_of[moments.varying], of_column[moments.varying])
+        return found
+
 
 @dataclass(frozen=True)
 class Rewritten:
@@ -88,7 +97,7 @@ class Regression:
         """What each unit's share of the L2 term is, times w^2: [n]."""
         return np.asarray(eps_l2 / self.g.size * np.bincount(self.unit_of, np.sum(b**2, axis=1), minlength=units))
 
-    def correlation(self, units: int) -> Array:
+    def covariance(self, units: int) -> Array:
         """Each unit's largest absolute covariance with an output: [n]."""
         found = np.zeros(units)
         np.maximum.at(found, self.unit_of, np.abs(self.g).max(axis=1))
@@ -256,7 +265,7 @@ def solve(
     scaled = [_Scaled.of(layer) for layer in layers]
     problem = Problem(tuple(one.regression for one in scaled), units, eps_w, eps_l2, sign)
     seen = np.bincount(np.concatenate([one.regression.unit_of for one in scaled]), minlength=units) > 0
-    starts = [seen.astype(float), np.max([one.regression.correlation(units) for one in scaled], axis=0)]
+    starts = [seen.astype(float), np.max([one.regression.covariance(units) for one in scaled], axis=0)]
     if warm_start is not None:
         starts.append(np.where(seen, warm_start, 0.0))
     try:

@@ -16,7 +16,7 @@ from pruning.config import PruneJob
 from pruning.entropic import Layer, Solution, path
 from pruning.groups import Group, columns, layer_of
 from pruning.magnitude import magnitude_scores, random_scores, top
-from pruning.moments import Gram, Indices
+from pruning.moments import Gram
 from pruning.refit import refit
 from pruning.removal import Replacement, Weights, masked
 
@@ -159,13 +159,17 @@ def _replacement(
     model: nn.Module, group: Group, layers: Sequence[Layer], job: PruneJob, solution: Solution, method: Method
 ) -> Replacement:
     criterion, _, rewrite = method.partition("+")
-    keep: Indices
+    multiple = 1 if group.heads is not None else job.round_to
+    count = min(group.units, -(-len(solution.support) // multiple) * multiple)
     if criterion == "entropic":
-        keep = solution.support
+        # What fills up the last multiple: the units that say most of an output by themselves.
+        keep = top(
+            np.where(solution.w > 0, 2.0, np.max([one.correlation(group.units) for one in layers], axis=0)), count
+        )
     elif criterion == "magnitude":
-        keep = top(magnitude_scores(model, group), len(solution.support))
+        keep = top(magnitude_scores(model, group), count)
     else:
-        keep = top(random_scores(group.units, group.name, job.seed), len(solution.support))
+        keep = top(random_scores(group.units, group.name, job.seed), count)
     readers = {}
     for layer, rewritten in zip(layers, solution.layers, strict=True):
         kept = np.isin(layer.unit_of, keep)

@@ -84,6 +84,18 @@ def test_methods_are_compared_at_the_same_number_of_units_in_each_layer() -> Non
         assert all(0 < kept < 64 for kept in counts[0].values())
 
 
+def test_units_are_kept_by_the_dozen_where_that_is_asked_for() -> None:
+    rounded = JOB.model_copy(update={"round_to": 12})
+    for method in METHODS:
+        plain = all_variants()[1e-2, method]
+        chosen = variant(vit(), groups(), grams(), rounded, 1e-2, method, solved())
+        for name, new in chosen.layers.items():
+            before = plain.layers[name].keep
+            assert len(new.keep) == -(-len(before) // 12) * 12 and set(before) <= set(new.keep)
+        for reader, lost in chosen.unexplained.items():
+            assert not method.endswith("+refit") or lost <= plain.unexplained[reader] + 1e-9
+
+
 def test_solutions_read_back_are_those_of_the_path() -> None:
     assert list(solved()) == [group.name for group in groups()]
     for group in groups():
