@@ -28,6 +28,7 @@ from pruning.moments import CONSTANT_RATIO, Array, Indices, Moments, solve_posit
 
 # Units on their way out shrink as w -> w^(4/3), so the exact cut matters little; it saves solving for dead units.
 SUPPORT_FLOOR = 1e-6
+FIRST_RUNG = 1e-5  # of the strengths at which a path is followed, each twice the one before
 
 
 @dataclass(frozen=True)
@@ -255,8 +256,8 @@ def solve(
 
         mean over layers of (1 / (T m) ||Y - Lambda D(w) X||^2 + eps_l2 / (c m) ||Lambda||^2) + sign * eps_w * sum_i w_i log w_i
 
-    Descends from uniform weights, from each unit's largest absolute covariance with an output, and from
-    `warm_start` [n] when given; the lowest objective wins. The problem is not convex: the result is a local minimum.
+    Descends from `warm_start` [n] where it is given, and keeps none but its units; else from uniform weights and from each unit's
+    largest absolute covariance with an output, and the lower objective wins. The problem is not convex: the result is a local minimum.
 
     Raises:
         LodesetError: a layer whose inputs or outputs are constant, or
@@ -265,9 +266,10 @@ def solve(
     scaled = [_Scaled.of(layer) for layer in layers]
     problem = Problem(tuple(one.regression for one in scaled), units, eps_w, eps_l2, sign)
     seen = np.bincount(np.concatenate([one.regression.unit_of for one in scaled]), minlength=units) > 0
-    starts = [seen.astype(float), np.max([one.regression.covariance(units) for one in scaled], axis=0)]
-    if warm_start is not None:
-        starts.append(np.where(seen, warm_start, 0.0))
+    if warm_start is None:
+        starts = [seen.astype(float), np.max([one.regression.covariance(units) for one in scaled], axis=0)]
+    else:
+        starts = [warm_start]
     try:
         descents = [
             _descend(problem, start / start.sum(), max_iterations, tolerance) for start in starts if start.sum() > 0.0
@@ -288,14 +290,17 @@ def solve(
 
 
 def path(layers: Sequence[Layer], units: int, job: PruneJob) -> dict[float, Solution]:
-    """Solutions by eps_w, weakest penalty first, each started from the one before as well.
+    """Solutions by eps_w, weakest penalty first.
+
+    The penalty grows along a ladder of fixed rungs, and each strength is solved from the rung below it. Growing it slowly ends in lower
+    minima than starting at a strength (LeNet's 500 units: by 3 to 7 %, benchmarks/lenet_2core-cpu_202611.md), a sweep shares the
+    ladder, and what a strength gives does not depend on the others of the sweep. A unit that is gone does not come back.
 
     eps_L2 is `job.l2_ratio * eps_w`: the sweep scales the whole penalty and keeps its shape.
     """
-    solutions: dict[float, Solution] = {}
-    warm_start: Array | None = None
-    for eps_w in sorted(job.sweep):
-        solutions[eps_w] = solve(
+
+    def solved(eps_w: float, below: Solution | None) -> Solution:
+        return solve(
             layers,
             units,
             eps_w=eps_w,
@@ -303,7 +308,14 @@ def path(layers: Sequence[Layer], units: int, job: PruneJob) -> dict[float, Solu
             sign=job.entropy_sign,
             max_iterations=job.max_iterations,
             tolerance=job.tolerance,
-            warm_start=warm_start,
+            warm_start=None if below is None else below.w,
         )
-        warm_start = solutions[eps_w].w
+
+    solutions: dict[float, Solution] = {}
+    rung, below = FIRST_RUNG, None
+    for eps_w in sorted(job.sweep):
+        while rung < eps_w:
+            below = solved(rung, below)
+            rung *= 2
+        solutions[eps_w] = solved(eps_w, below)
     return solutions

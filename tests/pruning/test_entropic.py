@@ -175,6 +175,26 @@ def test_a_stronger_penalty_keeps_fewer_channels() -> None:
     assert kept[-1] < 8
 
 
+def test_a_strength_gives_the_same_whatever_else_is_swept() -> None:
+    x, y, _, _ = planted(4)
+    alone = path([layer(x, y)], 64, PruneJob(sweep=(3e-2,)))[3e-2]
+    swept = path([layer(x, y)], 64, PruneJob(sweep=(1e-6, 1e-3, 2e-3, 3e-2, 0.3)))
+    np.testing.assert_array_equal(alone.w, swept[3e-2].w)
+    supports = [set(swept[eps].support) for eps in sorted(swept)]
+    assert all(stronger <= weaker for weaker, stronger in pairwise(supports)) and supports[-1] < supports[0]
+
+
+def test_growing_the_penalty_ends_as_low_as_starting_at_it() -> None:
+    gains = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        x = np.maximum(rng.normal(size=(1500, 12)) @ rng.normal(size=(12, 60)) + rng.normal(size=60), 0)
+        y = x @ rng.normal(size=(60, 4)) + rng.normal(size=(1500, 4))
+        along = path([layer(x, y)], 60, PruneJob(sweep=(1e-2,)))[1e-2].history[-1]
+        gains.append(1 - along / quick(x, y, 1e-2, 1e-2, -1).history[-1])
+    assert min(gains) > -0.02 and np.mean(gains) > -0.005
+
+
 def test_channels_that_still_carry_output_survive_the_floor() -> None:
     """Almost no L2 penalty: one channel takes the simplex, the others' tiny w are compensated by a large Lambda."""
     x, y, _, _ = planted(0)
