@@ -115,9 +115,8 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(2) as two:
         found = two.starmap(one_seed, [(path, seed) for seed in range(seeds)], chunksize=1)
     dense = np.array([one["dense"] for one in found])
-    print(
-        f"dense {100 * dense.mean():.2f} +- {100 * dense.std(ddof=1):.2f} %, moments {found[0]['moments_s']} s, {len(STRENGTHS)} strengths {found[0]['sweep_s']} s"
-    )
+    print(f"dense {100 * dense.mean():.2f} +- {100 * dense.std(ddof=1):.2f} %")
+    print(f"moments {found[0]['moments_s']} s, {len(STRENGTHS)} strengths {found[0]['sweep_s']} s")
     for target in TARGETS:
         at = [one[str(target)] for one in found]
         print(f"{100 * np.mean([one['removed'] for one in at]):.2f} % removed, units {[one['units'] for one in at]}")
