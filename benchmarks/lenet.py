@@ -68,9 +68,9 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
         return float(np.mean(torch.cat([model(part) for part in x.split(500)]).argmax(1).eq(y).numpy()))
 
 
-def one_seed(path: str, seed: int) -> dict[str, Any]:
+def one_seed(file: str, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
-    with np.load(path) as data:
+    with np.load(file) as data:
         x, x_test = (
             ((torch.from_numpy(data[k]).float() / 255) - 0.1307)[:, None] / 0.3081 for k in ("x_train", "x_test")
         )
@@ -110,10 +110,10 @@ def one_seed(path: str, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    path, seeds = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 5
+    file, seeds = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 5
     os.environ["OMP_NUM_THREADS"] = "1"
     with multiprocessing.get_context("spawn").Pool(2) as two:
-        found = two.starmap(one_seed, [(path, seed) for seed in range(seeds)], chunksize=1)
+        found = two.starmap(one_seed, [(file, seed) for seed in range(seeds)], chunksize=1)
     dense = np.array([one["dense"] for one in found])
     print(f"dense {100 * dense.mean():.2f} +- {100 * dense.std(ddof=1):.2f} %")
     print(f"moments {found[0]['moments_s']} s, {len(STRENGTHS)} strengths {found[0]['sweep_s']} s")
