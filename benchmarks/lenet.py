@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pruning.activations import collect_grams
 from pruning.config import PruneJob
+from pruning.entropic import path
 from pruning.groups import find_groups
 from pruning.removal import apply
 from pruning.variants import METHODS, Method, layers_of, variant
