@@ -293,7 +293,7 @@ def path(layers: Sequence[Layer], units: int, job: PruneJob) -> dict[float, Solu
     """Solutions by eps_w, weakest penalty first.
 
     The penalty grows along a ladder of fixed rungs, and each strength is solved from the rung below it. Growing it slowly ends in lower
-    minima than starting at a strength (LeNet's 500 units: by 3 to 7 %, benchmarks/lenet_2core-cpu_202611.md), a sweep shares the
+    minima than starting at a strength (LeNet's 500 units: by 2 to 5 %, benchmarks/lenet_2core-cpu_202611.md), a sweep shares the
     ladder, and what a strength gives does not depend on the others of the sweep. A unit that is gone does not come back.
 
     eps_L2 is `job.l2_ratio * eps_w`: the sweep scales the whole penalty and keeps its shape.
