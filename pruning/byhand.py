@@ -29,7 +29,7 @@ def prune(
     cpus: int,
     ray_address: str | None,
 ) -> dict[str, Any]:
-    """Prunes into `folder`: `models/job-0/<method>-<eps_w>/`, and `report.json`, which is returned. A job that was stopped goes on.
+    """Prunes into `folder`: `models/job-0/<method>-<eps_w>-<part>/`, and `report.json`, which is returned. A job that was stopped goes on.
 
     `size`: side of the images that the model takes, pixels; by default the one that a transformer's positions are for.
 

@@ -39,13 +39,14 @@ class Layer:
     moments: Moments
     unit_of: Indices
 
-    def correlation(self, units: int) -> Array:
-        """Each unit's largest absolute correlation of a column with an output: [n], 0 to 1."""
-        moments = self.moments
-        spread = np.sqrt(np.outer(np.diag(moments.xx), moments.var_y))
-        found = np.zeros(units)
-        of_column = np.abs(np.divide(moments.xy, spread, out=np.zeros_like(spread), where=spread > 0)).max(axis=1)
-        np.maximum.at(found, self.unit_of[moments.varying], of_column[moments.varying])
+    def covariance(self, units: int) -> Array:
+        """Each unit's largest absolute covariance with an output, both scaled as the module says: [n]."""
+        moments, found = self.moments, np.zeros(units)
+        columns = np.flatnonzero(moments.varying)
+        of_column = np.abs(moments.xy[columns]).max(axis=1) / np.sqrt(
+            np.diag(moments.xx)[columns] * moments.var_y.mean()
+        )
+        np.maximum.at(found, self.unit_of[columns], of_column)
         return found
 
 
@@ -97,12 +98,6 @@ class Regression:
     def cost(self, b: Array, units: int, eps_l2: float) -> Array:
         """What each unit's share of the L2 term is, times w^2: [n]."""
         return np.asarray(eps_l2 / self.g.size * np.bincount(self.unit_of, np.sum(b**2, axis=1), minlength=units))
-
-    def covariance(self, units: int) -> Array:
-        """Each unit's largest absolute covariance with an output: [n]."""
-        found = np.zeros(units)
-        np.maximum.at(found, self.unit_of, np.abs(self.g).max(axis=1))
-        return found
 
 
 @dataclass(frozen=True)
@@ -223,7 +218,7 @@ class _Scaled:
         if len(columns) == 0 or scale_y**2 <= CONSTANT_RATIO * level_y:
             raise LodesetError(
                 f"{layer.name}: {len(columns)} of {len(moments.mean_x)} inputs vary and the outputs' standard deviation is "
-                f"{scale_y:.2g} over {moments.count} positions: calibrate on images that differ, or leave this layer out"
+                f"{scale_y:.2g} over {moments.count} positions: calibrate on images that differ"
             )
         scale_x = np.sqrt(np.diag(moments.xx)[columns])
         regression = Regression(
@@ -241,6 +236,45 @@ class _Scaled:
         return Rewritten(q, bias, moments.unexplained(q, bias))
 
 
+def _best(
+    scaled: Sequence[_Scaled],
+    units: int,
+    eps_w: float,
+    eps_l2: float,
+    sign: int,
+    max_iterations: int,
+    tolerance: float,
+    below: Array | None,
+) -> _Descent:
+    """From the weights `below` where they are given; else from uniform ones and from covariances, whichever ends lower."""
+    problem = Problem(tuple(one.regression for one in scaled), units, eps_w, eps_l2, sign)
+    if below is not None:
+        starts = [below]
+    else:
+        seen = np.bincount(np.concatenate([one.regression.unit_of for one in scaled]), minlength=units) > 0
+        starts = [seen.astype(float), np.max([one.layer.covariance(units) for one in scaled], axis=0)]
+    try:
+        ends = [
+            _descend(problem, start / start.sum(), max_iterations, tolerance) for start in starts if start.sum() > 0.0
+        ]
+    except np.linalg.LinAlgError as error:
+        raise LodesetError(
+            f"{', '.join(one.layer.name for one in scaled)}: units that repeat one another leave the regression singular at "
+            f"eps_L2 = {eps_l2:.2g}: raise l2_ratio"
+        ) from error
+    return min(ends, key=lambda end: end.history[-1])
+
+
+def _solution(scaled: Sequence[_Scaled], end: _Descent) -> Solution:
+    return Solution(
+        w=end.w,
+        support=np.flatnonzero(end.w).astype(np.int64),
+        layers=tuple(one.rewritten(b) for one, b in zip(scaled, end.bs, strict=True)),
+        history=tuple(end.history),
+        converged=end.converged,
+    )
+
+
 def solve(
     layers: Sequence[Layer],
     units: int,
@@ -250,43 +284,19 @@ def solve(
     sign: int,
     max_iterations: int,
     tolerance: float,
-    warm_start: Array | None = None,
 ) -> Solution:
     """Minimise over w [n] on the simplex and Lambda [m, c] of every layer, X and Y standardised as the module says:
 
         mean over layers of (1 / (T m) ||Y - Lambda D(w) X||^2 + eps_l2 / (c m) ||Lambda||^2) + sign * eps_w * sum_i w_i log w_i
 
-    Descends from `warm_start` [n] where it is given, and keeps none but its units; else from uniform weights and from each unit's
-    largest absolute covariance with an output, and the lower objective wins. The problem is not convex: the result is a local minimum.
+    Descends from uniform weights and from each unit's largest absolute covariance with an output; the lower objective wins. The
+    problem is not convex: the result is a local minimum.
 
     Raises:
-        LodesetError: a layer whose inputs or outputs are constant, or
-            an eps_l2 too small for units that depend on one another.
+        LodesetError: a layer whose inputs or outputs are constant, or an eps_l2 too small for units that depend on one another.
     """
     scaled = [_Scaled.of(layer) for layer in layers]
-    problem = Problem(tuple(one.regression for one in scaled), units, eps_w, eps_l2, sign)
-    seen = np.bincount(np.concatenate([one.regression.unit_of for one in scaled]), minlength=units) > 0
-    if warm_start is None:
-        starts = [seen.astype(float), np.max([one.regression.covariance(units) for one in scaled], axis=0)]
-    else:
-        starts = [warm_start]
-    try:
-        descents = [
-            _descend(problem, start / start.sum(), max_iterations, tolerance) for start in starts if start.sum() > 0.0
-        ]
-    except np.linalg.LinAlgError as error:
-        raise LodesetError(
-            f"{', '.join(layer.name for layer in layers)}: units that repeat one another leave the regression singular at "
-            f"eps_L2 = {eps_l2:.2g}: raise l2_ratio"
-        ) from error
-    best = min(descents, key=lambda descent: descent.history[-1])
-    return Solution(
-        w=best.w,
-        support=np.flatnonzero(best.w).astype(np.int64),
-        layers=tuple(one.rewritten(b) for one, b in zip(scaled, best.bs, strict=True)),
-        history=tuple(best.history),
-        converged=best.converged,
-    )
+    return _solution(scaled, _best(scaled, units, eps_w, eps_l2, sign, max_iterations, tolerance, None))
 
 
 def path(layers: Sequence[Layer], units: int, job: PruneJob) -> dict[float, Solution]:
@@ -297,25 +307,22 @@ def path(layers: Sequence[Layer], units: int, job: PruneJob) -> dict[float, Solu
     ladder, and what a strength gives does not depend on the others of the sweep. A unit that is gone does not come back.
 
     eps_L2 is `job.l2_ratio * eps_w`: the sweep scales the whole penalty and keeps its shape.
-    """
 
-    def solved(eps_w: float, below: Solution | None) -> Solution:
-        return solve(
-            layers,
-            units,
-            eps_w=eps_w,
-            eps_l2=job.l2_ratio * eps_w,
-            sign=job.entropy_sign,
-            max_iterations=job.max_iterations,
-            tolerance=job.tolerance,
-            warm_start=None if below is None else below.w,
-        )
+    Raises:
+        LodesetError: as `solve`.
+    """
+    scaled = [_Scaled.of(layer) for layer in layers]
+    below: Array | None = None
+
+    def from_below(eps_w: float) -> _Descent:
+        eps_l2 = job.l2_ratio * eps_w
+        return _best(scaled, units, eps_w, eps_l2, job.entropy_sign, job.max_iterations, job.tolerance, below)
 
     solutions: dict[float, Solution] = {}
-    rung, below = FIRST_RUNG, None
+    rung = FIRST_RUNG
     for eps_w in sorted(job.sweep):
         while rung < eps_w:
-            below = solved(rung, below)
+            below = from_below(rung).w
             rung *= 2
-        solutions[eps_w] = solved(eps_w, below)
+        solutions[eps_w] = _solution(scaled, from_below(eps_w))
     return solutions

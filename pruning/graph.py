@@ -154,15 +154,14 @@ def run_job(
         for i, run in enumerate(runs)
         if (key := digest(GRAMS, VERSION, *basis, setting.size, *sampled, i))
     ]
-    moments, new_moments = made(
-        context, GRAMS, work, functools.partial(share, functools.partial(measurer, setting, job))
-    )
+    groups, skipped = setting.groups(setting.model(), job)
+    measure = functools.partial(measurer, setting, groups, job)
+    moments, new_moments = made(context, GRAMS, work, functools.partial(share, measure))
     images = sum(p.counts["images"] for p in moments)
     if images == 0:
         raise LodesetError(f"none of the {sum(map(len, runs))} calibration images could be read: check the shards")
     files = tuple(p.files["moments"] for p in moments)
 
-    groups, skipped = setting.groups(setting.model(), job)
     solve = digest(SOLVED, VERSION, [p.key for p in moments], job)
     rows = [row for run in runs for row in run]
     # A group by itself over the whole sweep, or all of them one after the other at one strength.
@@ -185,7 +184,7 @@ def run_job(
         for eps, method in wanted
         if (key := digest(VARIANT, VERSION, solve, eps, method, told(setting)))
     ]
-    make = functools.partial(pruner, setting, files, solved_in, rows, compared, job, number)
+    make = functools.partial(pruner, setting, groups, files, solved_in, rows, compared, job, number)
     done, new_done = made(context, VARIANT, variants, functools.partial(share, make), unit="variants")
     rows = [json.loads(store.read(p.files["row"].path) or b"{}") for p in done]
     report = {

@@ -39,7 +39,7 @@ from pruning.saving import load_model, save_pruned
 from pruning.variants import Measure, Method, Solutions, solved_at_once, solved_in_turn, variant, variant_in_turn
 from training.augment import normalised
 from training.evaluate import centre_square, features
-from training.index import open_index
+from training.index import ShardIndex, open_index
 from training.targets import Target, accuracies
 from training.vit import DinoVisionTransformer
 
@@ -73,10 +73,10 @@ class Setting:
         """Two images of noise, to trace models with and to compare them on."""
         return torch.randn(2, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
 
-    def pixels(self, rows: Sequence[int]) -> list[NDArray[np.uint8]]:
+    def pixels(self, index: ShardIndex, rows: Sequence[int]) -> list[NDArray[np.uint8]]:
         """The images of these rows of the index that can be read: the centre square, [size, size, 3]."""
         found = []
-        for data in open_index(self.index).read(list(rows)):
+        for data in index.read(rows):
             try:
                 image = decode(data or b"", self.calibration_max_pixels)
             except Unreadable:
@@ -123,14 +123,13 @@ def batched(pixels: Sequence[NDArray[np.uint8]]) -> Iterator[torch.Tensor]:
         yield normalised(torch.from_numpy(np.stack(pixels[i : i + BATCH])))
 
 
-def measurer(setting: Setting, job: PruneJob) -> Callable[[tuple[str, int, list[int]]], Part]:
-    model = setting.model()
-    groups, _ = setting.groups(model, job)
+def measurer(setting: Setting, groups: Sequence[Group], job: PruneJob) -> Callable[[tuple[str, int, list[int]]], Part]:
+    model, index = setting.model(), open_index(setting.index)
 
     def measure(item: tuple[str, int, list[int]]) -> Part:
         key, first, rows = item
         started = time.time()
-        pixels = setting.pixels(rows)  # the part says how many could be read
+        pixels = setting.pixels(index, rows)  # the part says how many could be read
         grams: dict[str, Gram] = {}
         if pixels:
             grams = collect_grams(
@@ -183,7 +182,7 @@ def _total(store: Store, files: Sequence[File]) -> dict[str, Gram]:
 
 def behind(setting: Setting, model: nn.Module, rows: Sequence[int], job: PruneJob) -> Measure:
     """Measures layers on the calibration images in a copy of the dense model that is pruned in part."""
-    pixels = setting.pixels(rows)
+    pixels = setting.pixels(open_index(setting.index), rows)
 
     def measure(cut: nn.Module, group: Group) -> dict[str, Gram]:
         return collect_grams(
@@ -256,6 +255,7 @@ def _solution(arrays: Mapping[str, Any], of: str) -> Solution:
 
 def pruner(
     setting: Setting,
+    groups: Sequence[Group],
     moments: Sequence[File],
     solved_in: Sequence[File],
     rows: Sequence[int],
@@ -269,8 +269,8 @@ def pruner(
         measure = behind(setting, dense, rows, job)
     else:
         grams = _total(store, moments)
-    groups = [group for group in setting.groups(dense, job)[0] if group.name in solved]
-    pixels = setting.pixels(compared)
+    groups = [group for group in groups if group.name in solved]
+    pixels = setting.pixels(open_index(setting.index), compared)
     dense_outputs = first_outputs(dense, pixels) if pixels else torch.empty(0)
     seen = next(batched(pixels)) if len(pixels) > 1 else example  # what the pruned model is compared on
 

@@ -163,9 +163,8 @@ def _replacement(
     count = min(group.units, -(-len(solution.support) // multiple) * multiple)
     if criterion == "entropic":
         # What fills up the last multiple: the units that say most of an output by themselves.
-        keep = top(
-            np.where(solution.w > 0, 2.0, np.max([one.correlation(group.units) for one in layers], axis=0)), count
-        )
+        by_themselves = np.max([one.covariance(group.units) for one in layers], axis=0)
+        keep = top(np.where(solution.w > 0, np.inf, by_themselves), count)
     elif criterion == "magnitude":
         keep = top(magnitude_scores(model, group), count)
     else:

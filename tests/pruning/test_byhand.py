@@ -21,7 +21,7 @@ from pruning.byhand import prune
 from pruning.config import PruneJob
 from pruning.parts import Setting, batched
 from pruning.saving import load_model, save_pruned
-from training.index import Shards
+from training.index import Shards, open_index
 
 JOB = PruneJob(sweep=(1e-2,), calibration_images=40)
 
@@ -73,7 +73,7 @@ def test_agreement_is_the_mean_cosine_on_images_that_were_not_calibrated_on(fold
     setting = Setting(None, str(folder / "lenet"), (str(folder / "shards/index.parquet"),), 16, 10**6, 10**6, (), "")  # type: ignore[arg-type]
     _, rest = graph.calibration(setting.index, JOB)
     assert len(rest) == 20
-    (batch,) = batched(setting.pixels(rest))
+    (batch,) = batched(setting.pixels(open_index(setting.index), rest))
     for one in told["variants"]:
         small = load_model(folder / "out" / one["model"])
         with torch.no_grad():

@@ -73,9 +73,9 @@ def test_sharded_networks_learn_what_whole_ones_learn(tmp_path: Path, shards: Sh
         trained_by_two(tmp_path / name, config.model_copy(update={"precision": "bf16"}), shards)
     half_sharded, half = (np.array(told(tmp_path / name)) for name in ("half_sharded", "half"))
     np.testing.assert_allclose(half_sharded[:, 0], half[:, 0], rtol=0.03)
-    np.testing.assert_allclose(
-        half_sharded[0], half[0], rtol=0.005
-    )  # later gradients: KoLeo's, of images that lie close
+    np.testing.assert_allclose(half_sharded[0], half[0], rtol=0.005)
+    # Later gradients are mostly KoLeo's, of images that lie close: bf16 moves them by up to 6 %.
+    np.testing.assert_allclose(half_sharded, half, rtol=0.1)
 
 
 def test_a_run_goes_on_with_as_many_workers_or_others(tmp_path: Path, shards: Shards, steady: TrainingConfig) -> None:
