@@ -1,0 +1,162 @@
+"""What a network is trained to do while masks of its weights are sought: tell labels or rotations apart, or see that two views are of
+one image. A task is a loss, and has the head that it needs.
+
+Features are what a network returns first, flattened. Both views of an image are used by every task: as two examples by those that look
+at one at a time.
+
+Shapes: b images, S side in pixels, D width of the features, C classes, K prototypes.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pruning.groups import outputs_of
+from training.heads import DinoHead
+from training.losses.dino import dino_loss
+from training.losses.sinkhorn import sinkhorn_knopp
+from training.schedules import cosine
+
+TaskName = Literal["labels", "rotation", "dino", "swav"]
+Features = Callable[[Tensor], Tensor]  # normalised pixels [B, 3, S, S] -> [B, D]
+
+HIDDEN, BOTTLENECK = 256, 64  # of the heads of dino and swav: small, as the networks are that many rounds of training suit
+STUDENT_TEMPERATURE = 0.1
+DINO_TEMPERATURE, DINO_PROTOTYPES, DINO_MOMENTUM = 0.04, 512, 0.99
+SWAV_EPSILON = 0.05
+
+
+def features_of(network: nn.Module, pixels: Tensor) -> Tensor:
+    """[B, D] of normalised pixels [B, 3, S, S]."""
+    return outputs_of(network(pixels))[0].flatten(1)
+
+
+class Task(nn.Module):
+    """A loss of what a network makes of images, with its head."""
+
+    def forward(self, features: Features, views: Tensor, codes: Tensor, rng: torch.Generator, share: float) -> Tensor:
+        """A scalar. views: normalised [2, b, 3, S, S]; codes: classes [b] (none are -1); share of the steps that are done."""
+        raise NotImplementedError
+
+    def begin(self, network: nn.Module) -> None:
+        """Called before the first step on a network."""
+
+    def follow(self, network: nn.Module, share: float) -> None:
+        """Called after every step."""
+
+
+class Labels(Task):
+    """Cross-entropy of a linear layer."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, features: Features, views: Tensor, codes: Tensor, rng: torch.Generator, share: float) -> Tensor:
+        return F.cross_entropy(self.head(features(views.flatten(0, 1))), codes.repeat(2))
+
+
+class Rotation(Task):
+    """By how many quarter turns an image was rotated (Gidaris et al. 2018, arXiv:1803.07728); one draw a view, where they take all four."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, features: Features, views: Tensor, codes: Tensor, rng: torch.Generator, share: float) -> Tensor:
+        pixels = views.flatten(0, 1)
+        turns = torch.randint(4, (len(pixels),), generator=rng).to(pixels.device)
+        turned = torch.empty_like(pixels)
+        for k in range(4):
+            turned[turns == k] = pixels[turns == k].rot90(k, dims=(2, 3))
+        return F.cross_entropy(self.head(features(turned)), turns)
+
+
+class Dino(Task):
+    """Self-distillation of two whole views (Caron et al. 2021, arXiv:2104.14294), the teacher's scores centred by Sinkhorn-Knopp.
+
+    Local views are left out: a network of any kind may take one size alone.
+    """
+
+    def __init__(self, network: nn.Module, width: int) -> None:
+        super().__init__()
+        self.head = DinoHead(width, HIDDEN, BOTTLENECK, DINO_PROTOTYPES)
+        self.teacher = copy.deepcopy(network).requires_grad_(False)
+        self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
+
+    def forward(self, features: Features, views: Tensor, codes: Tensor, rng: torch.Generator, share: float) -> Tensor:
+        pixels, images = views.flatten(0, 1), views.shape[1]
+        with torch.no_grad():
+            scores = self.teacher_head(features_of(self.teacher, pixels))
+            targets = sinkhorn_knopp(scores, DINO_TEMPERATURE).view(2, images, -1)
+        student = self.head(features(pixels)).view(2, images, -1)
+        return dino_loss(student, targets, STUDENT_TEMPERATURE, skip_same_view=True) / 2
+
+    def begin(self, network: nn.Module) -> None:
+        self.teacher.load_state_dict(network.state_dict())
+        self.teacher_head.load_state_dict(self.head.state_dict())
+
+    @torch.no_grad()
+    def follow(self, network: nn.Module, share: float) -> None:
+        momentum = cosine(round(share * 1000), 1000, DINO_MOMENTUM, 1.0)
+        for teacher, student in ((self.teacher, network), (self.teacher_head, self.head)):
+            torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
+            for buffer, new in zip(teacher.buffers(), student.buffers(), strict=True):
+                buffer.copy_(new)
+
+
+class Swav(Task):
+    """Each view predicts to which prototypes the other is assigned (Caron et al. 2020, arXiv:2006.09882).
+
+    Assignments are evened out over the batch and, from the share `queue_from` of the steps on, over `queue` features seen before.
+    """
+
+    queued: Tensor
+
+    def __init__(self, width: int, prototypes: int, queue: int, queue_from: float) -> None:
+        super().__init__()
+        self.head = DinoHead(width, HIDDEN, BOTTLENECK, prototypes)
+        self.queue_from = queue_from
+        # Scores of features that the prototypes have left behind would not be theirs: features wait, not scores.
+        self.register_buffer("queued", torch.zeros(2, queue, BOTTLENECK))
+        self.filled = 0
+
+    def forward(self, features: Features, views: Tensor, codes: Tensor, rng: torch.Generator, share: float) -> Tensor:
+        images = views.shape[1]
+        found = F.normalize(self.head.mlp(features(views.flatten(0, 1))), dim=-1).view(2, images, -1)
+        prototypes = F.normalize(self.head.prototypes, dim=-1)
+        scores = found @ prototypes.T  # [2, b, K]
+        with torch.no_grad():
+            targets = torch.stack([self._assigned(view, scores, prototypes, share) for view in (0, 1)])
+            self._wait(found)
+        return dino_loss(scores, targets, STUDENT_TEMPERATURE, skip_same_view=True) / 2
+
+    def _assigned(self, view: int, scores: Tensor, prototypes: Tensor, share: float) -> Tensor:
+        """[b, K] of the scores [2, b, K] of one view."""
+        waiting = self.queued[view, : self.filled if share >= self.queue_from else 0] @ prototypes.T
+        return sinkhorn_knopp(torch.cat([scores[view], waiting]), SWAV_EPSILON)[: scores.shape[1]]
+
+    def _wait(self, found: Tensor) -> None:
+        """The newest come first, the oldest leave."""
+        size = self.queued.shape[1]
+        self.queued = torch.cat([found.detach(), self.queued], dim=1)[:, :size]
+        self.filled = min(size, self.filled + found.shape[1])
+
+
+def make_task(
+    name: TaskName, network: nn.Module, width: int, classes: int, seed: int, prototypes: int = 500, queue: int = 1024
+) -> Task:
+    """With a head drawn by the seed; `width` of the features, `classes` of the labels. prototypes and queue are those of swav."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        if name == "labels":
+            return Labels(width, classes)
+        if name == "rotation":
+            return Rotation(width)
+        if name == "dino":
+            return Dino(network, width)
+        return Swav(width, prototypes, queue, queue_from=0.2)
