@@ -56,29 +56,47 @@ def prune(
     size: Annotated[
         int | None, typer.Option(min=1, help="side of its images, pixels [default: a transformer's own]")
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="labelled images to judge on: folder, tar or Parquet with the fields `label` and `split` (gallery or test)"
+        ),
+    ] = None,
     cpus: Annotated[int | None, typer.Option(min=1, help="cores [default: all]")] = None,
     ray_address: Annotated[str, typer.Option(help="a Ray cluster to join; local: one of its own")] = "local",
     as_json: Json = False,
 ) -> None:
-    """Prune a model without labels; run again, it goes on where it was."""
+    """Prune a model, without labels but where a method is told to learn from them; run again, it goes on where it was."""
     with err.status("pruning") if err.is_terminal else nullcontext():
-        told = api.prune(model, folder, shards, config, tuple(overrides or ()), size, ray_address, cpus)
+        told = api.prune(model, folder, shards, config, tuple(overrides or ()), size, target, ray_address, cpus)
     if as_json:
         print_json(told)
         return
-    table = Table("method", "eps_w", "parameters", "MACs", "ms, batch 1", "agreement", box=None, pad_edge=False)
+    first = told["variants"][0]
+    at = next(key for key in ("eps_w", "round", "lr") if key in first)
+    ks = {name: min(by_k, key=int) for name, by_k in first["knn"].items()}
+    scores = [f"kNN of {name}, k = {k}" for name, k in ks.items()] or ["agreement"]
+    table = Table(
+        "method", at, "density", "parameters", "MACs", "ms, batch 1", *map(escape, scores), box=None, pad_edge=False
+    )
     for one in told["variants"]:
+        judged = [f"{one['knn'][name][k]:.3f}" for name, k in ks.items()]
+        agreement = one.get("agreement")
         table.add_row(
-            one["method"],
-            f"{one['eps_w']:g}",
+            escape(one["method"]),
+            f"{one[at]:g}",
+            f"{one['density']:.1%}",
             f"-{one['parameters_removed']:.1%}",
             f"-{one['macs_removed']:.1%}",
             f"{one['latency_ms']['batch_1']['median']:.2f}",
-            "" if one["agreement"] is None else f"{one['agreement']:.4f}",
+            *(judged or ["" if agreement is None else f"{agreement:.4f}"]),
         )
     out.print(table)
+    for one in told.get("overlaps", []):
+        line = f"round {one['round']}: masks of {one['one']} and {one['other']} overlap by {one['jaccard']:.3f}, by chance {one['by_chance']:.3f}"
+        out.print(escape(line), highlight=False, soft_wrap=True)
     (parent,) = {str(Path(one["model"]).parent) for one in told["variants"]}
-    out.print(escape(f"models: {folder / parent}/<method>-<eps_w>-*"), highlight=False, soft_wrap=True)
+    out.print(escape(f"models: {folder / parent}"), highlight=False, soft_wrap=True)
     for name, why in told["skipped_modules"].items():
         err.print(f"left whole: {escape(name)}: {escape(why)}", highlight=False, soft_wrap=True)
 

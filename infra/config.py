@@ -9,7 +9,7 @@ from fsspec.utils import get_protocol
 from pydantic import Field, model_validator
 
 from pipeline.config import CurationConfig, load
-from pruning.config import PruneJob
+from pruning.config import AnyJob, LotteryJob, PruneJob
 from training.config import TrainingConfig, distilling, finishing
 
 
@@ -17,7 +17,7 @@ class Config(CurationConfig):
     """Everything a run is made of. Without `training`, a run ends with the shards."""
 
     training: TrainingConfig | None = Field(None, description="DINOv2 pretraining on the shards; absent: curation only")
-    pruning: tuple[PruneJob, ...] = Field((), description="sparsification jobs on the trained model")
+    pruning: tuple[AnyJob, ...] = Field((), description="sparsification jobs on the trained model")
 
     @model_validator(mode="after")
     def _trains_where_workers_can_write(self) -> Config:
@@ -55,6 +55,9 @@ class Config(CurationConfig):
                     f"pruning.{number}.checkpoint {job.checkpoint}: nothing makes it: add `training.{job.checkpoint}`, "
                     f"or use {' or '.join(runs)}"
                 )
+            self._labels_are_there(number, job)
+            if not isinstance(job, PruneJob):
+                continue
             model, crops = runs[job.checkpoint].model, runs[job.checkpoint].crops
             if job.targets == ("heads",) and model.heads == 1:
                 raise ValueError(f"pruning.{number}.targets heads: the model has one attention head: add units")
@@ -70,6 +73,18 @@ class Config(CurationConfig):
                     f"use calibration_images {-(-needed // drawn)} or more"
                 )
         return self
+
+    def _labels_are_there(self, number: int, job: AnyJob) -> None:
+        """Raises ValueError: a job is to learn from labels, or names a target set, that are not there."""
+        known = [target.name for target in self.targets]
+        if isinstance(job, PruneJob):
+            return
+        if job.target is not None and job.target not in known:
+            there = ", ".join(known) or "there is none"
+            raise ValueError(f"pruning.{number}.target {job.target}: no target set has this name: {there}")
+        from_labels = "labels" in job.tasks if isinstance(job, LotteryJob) else job.task == "labels"
+        if from_labels and not known:
+            raise ValueError(f"pruning.{number}: labels are those of a target set: add `targets`, or learn without")
 
 
 def read(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:

@@ -16,7 +16,8 @@ from pipeline.errors import ConfigError, LodesetError
 LOG = "log.txt"
 
 if TYPE_CHECKING:
-    from pruning.config import PruneJob
+    from pipeline.config import TargetSet
+    from pruning.config import Job
     from training.config import TrainingConfig
     from training.index import Shards
 
@@ -73,33 +74,44 @@ def prune(
     config: str | Path | None = None,
     overrides: tuple[str, ...] = (),
     size: int | None = None,
+    target: str | None = None,
     ray_address: str = "local",
     cpus: int | None = None,
 ) -> dict[str, Any]:
     """Prunes the model in a folder, calibrated on images of shards; the job's report (see `pruning.byhand.prune`).
 
-    `config` is a file with the keys of one job of `pruning`.
+    `config` is a file with the keys of one job of `pruning`. `target`: where labelled images lie, with the metadata fields `label` and
+    `split` (gallery or test).
 
     Raises:
         ConfigError: the configuration names no such key, or a value that cannot be.
         LodesetError: no model or no images there, or the job cannot be done.
     """
-    from pipeline.config import load
-    from pruning.config import PruneJob
+    from pipeline.config import TargetSet, load, resolve
+    from pruning.config import METHODS, WhichMethod
     from training.webdataset import shards_of
 
-    job, target, source = load(PruneJob, config, overrides), Path(folder).resolve(), Path(model).resolve()
+    method = load(WhichMethod, config, overrides).method
+    job, out, source = load(METHODS[method], config, overrides), Path(folder).resolve(), Path(model).resolve()
     if job.checkpoint != "train":
         raise ConfigError(f"checkpoint {job.checkpoint} names a stage of a run, and here the model is given: remove it")
     if not source.is_dir():
         raise LodesetError(f"{source} is no folder: give the one in which model.safetensors lies")
-    found = shards_of(shards, target / "index")
+    judged = None if target is None else TargetSet(name="target", uri=resolve(target, Path.cwd()))
+    found = shards_of(shards, out / "index")
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-        return apart.submit(_prune, source, found, target, job, size, ray_address, cpus or usable_cpus()).result()
+        return apart.submit(_prune, source, found, out, job, size, judged, ray_address, cpus or usable_cpus()).result()
 
 
 def _prune(
-    model: Path, shards: Shards, folder: Path, settings: PruneJob, size: int | None, ray_address: str, cpus: int
+    model: Path,
+    shards: Shards,
+    folder: Path,
+    settings: Job,
+    size: int | None,
+    target: TargetSet | None,
+    ray_address: str,
+    cpus: int,
 ) -> dict[str, Any]:
     from pipeline.engines.ray import cluster
     from pruning.byhand import prune
@@ -108,7 +120,7 @@ def _prune(
     with (folder / LOG).open("ab") as log:
         os.dup2(log.fileno(), sys.stderr.fileno())  # what Ray and its workers have to say
     with cluster(ray_address, cpus) as address:
-        return prune(model, shards, folder, settings, size, cpus, address)
+        return prune(model, shards, folder, settings, size, target, cpus, address)
 
 
 def export(folder: str | Path, path: str | Path, size: int | None = None) -> dict[str, Any]:

@@ -254,7 +254,7 @@ class CurationConfig(Strict):
         return self
 
 
-Config = TypeVar("Config", bound=Strict)
+Config = TypeVar("Config", bound=BaseModel)
 
 
 def load(model: type[Config], path: str | Path | None, overrides: tuple[str, ...] = ()) -> Config:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.algorithms import closeup, evidence
-from pipeline.config import Balance, CurationConfig, Source
+from pipeline.config import Balance, CurationConfig, Ingest, Source
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Follows, Input, Stage
 from pipeline.embedders.config import PatchDictionary, PrecomputedEmbedder
@@ -66,7 +66,9 @@ def build(config: CurationConfig) -> dict[str, Stage]:
         return stage
 
     sets = sets_of(config)
-    ingested = {name: add(_ingest(config, name, sources)) for name, sources in sets.items()}
+    ingested = {
+        name: add(ingest_stage(config.ingest, config.resources.beam, name, sources)) for name, sources in sets.items()
+    }
     if config.filter.faces is not None:
         ingested["pool"] = add(filters.blur_faces_stage(config, config.filter.faces, ingested["pool"]))
     pool = ingested["pool"]
@@ -134,12 +136,17 @@ def _history(config: CurationConfig) -> dict[str, Any]:
     return {"limit": config.ingest.limit, "name": config.name}
 
 
-def _ingest(config: CurationConfig, name: str, sources: Sequence[Source]) -> Stage:
+def ingest_stage(settings: Ingest, beam: Mapping[str, str], name: str, sources: Sequence[Source]) -> Stage:
+    """Reads the images of one set; it is below no other stage.
+
+    Raises:
+        LodesetError: a source is not there.
+    """
     files = tuple(expand(sources, name))
     size = sum(f.size_bytes for f in files)
     # The sample is one of the pool: other sets are small, and say what to look for.
-    limits = config.ingest if name == "pool" else config.ingest.model_copy(update={"limit": None})
-    slices = max(1, round(size / (config.ingest.slice_mb * 2**20)))
+    limits = settings if name == "pool" else settings.model_copy(update={"limit": None})
+    slices = max(1, round(size / (limits.slice_mb * 2**20)))
     return Stage(
         "ingest",
         name,
@@ -147,8 +154,8 @@ def _ingest(config: CurationConfig, name: str, sources: Sequence[Source]) -> Sta
         "beam",
         ingest.run,
         config={
-            "max_pixels": config.ingest.max_pixels,
-            "max_bytes": config.ingest.max_bytes,
+            "max_pixels": limits.max_pixels,
+            "max_bytes": limits.max_bytes,
             "files": len(files),
             "size_bytes": size,
             # All that decides what is read: the draw of a limit goes by relative path and namesakes.
@@ -157,7 +164,7 @@ def _ingest(config: CurationConfig, name: str, sources: Sequence[Source]) -> Sta
             ),
             **({"limit": limits.limit} if limits.limit is not None else {}),
         },
-        speed={"files": files, "limits": limits, "beam": config.resources.beam},
+        speed={"files": files, "limits": limits, "beam": beam},
         max_cpus=slices,
         seconds_per_image=0.0004,
     )

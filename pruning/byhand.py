@@ -4,16 +4,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Ingest
+from pipeline.config import Ingest, Resources, TargetSet
 from pipeline.dag.claims import claim
 from pipeline.dag.stage import Context, Outcome, Stage
-from pipeline.dag.store import Rows, Store
+from pipeline.dag.store import Artifact, Rows, Store
 from pipeline.errors import LodesetError
-from pruning.config import PruneJob
-from pruning.graph import VERSION, run_job
-from pruning.parts import Setting
+from pipeline.graph import ingest_stage
+from pruning.config import Job
+from pruning.graph import run_job
 from pruning.saving import digest_of, load_model
+from pruning.setting import VERSION, Setting
+from training.config import CropsConfig
 from training.index import Shards, open_index
+from training.targets import Target, read_target
 from training.vit import DinoVisionTransformer
 
 REPORT = "report.json"
@@ -24,14 +27,16 @@ def prune(
     model: Path,
     shards: Shards,
     folder: Path,
-    job: PruneJob,
+    job: Job,
     size: int | None,
+    target: TargetSet | None,
     cpus: int,
     ray_address: str | None,
 ) -> dict[str, Any]:
-    """Prunes into `folder`: `models/job-0/<method>-<eps_w>-<part>/`, and `report.json`, which is returned. A job that was stopped goes on.
+    """Prunes into `folder`: models under `models/job-0`, and `report.json`, which is returned. A job that was stopped goes on.
 
-    `size`: side of the images that the model takes, pixels; by default the one that a transformer's positions are for.
+    `target`: labelled images that models are judged on, and that jobs learn labels from. `size`: side of the images that the model
+    takes, pixels; by default the one that a transformer's positions are for.
 
     Raises:
         HeldError: another job prunes into this folder.
@@ -44,7 +49,10 @@ def prune(
         size = dense.image_size
     store = Store(str(folder))
     with claim(store, "prune", f"a pruning job in {folder}"):
-        setting = Setting(store, str(model), shards.index, size, MOST_PIXELS, MOST_PIXELS, (), "models")
+        targets = () if target is None else (_read(store, target, cpus),)
+        setting = Setting(
+            store, str(model), shards.index, size, MOST_PIXELS, MOST_PIXELS, targets, "models", CropsConfig()
+        )
         basis = (digest_of(model), open_index(shards.index).digest())
         stage = Stage("prune", "all", VERSION, "ray", _run, {}, speed={"job": job, "setting": setting, "basis": basis})
         context = Context(store, stage, "by-hand", {}, cpus, lambda _: None, ray_address=ray_address)
@@ -58,6 +66,14 @@ def prune(
     return told
 
 
+def _read(store: Store, target: TargetSet, cpus: int) -> Target:
+    """What a run's `ingest` makes of the set, and evaluation takes of it."""
+    stage = ingest_stage(Ingest(), Resources().beam, target.name, (target,))
+    made = stage.function(Context(store, stage, str(stage.fingerprint({})), {}, cpus, lambda _: None))
+    ingested = Artifact(stage.name, stage.set, stage.version, "by-hand", {}, {}, made.tables, made.rows)
+    return read_target(store, ingested, target.name, target.label, target.split)[0]
+
+
 def _run(context: Context) -> Outcome:
-    told, models, _, _ = run_job(context, context.speed["setting"], context.speed["basis"], context.speed["job"], 0, {})
-    return Outcome({"models": tuple(models)}, Rows(1, 1), details=told)
+    done = run_job(context, context.speed["setting"], context.speed["basis"], context.speed["job"], 0)
+    return Outcome({"models": tuple(done.models)}, Rows(1, 1), details=done.report)

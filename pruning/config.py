@@ -1,14 +1,22 @@
-"""Every knob of a pruning job."""
+"""Every knob of a pruning job, by its method."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from pipeline.config import Strict
+from training.config import CropsConfig, Fraction, Positive
 
 
-class PruneJob(Strict):
-    """One method, swept over strengths of its penalty on one checkpoint, without fine-tuning."""
+class Job(Strict):
+    """What every job has."""
+
+    checkpoint: Literal["train", "finish", "distill"] = Field("train", description="the stage whose model is pruned")
+    seed: int = Field(0, ge=0, description="of all that is drawn: images, baselines, new weights, crops")
+
+
+class PruneJob(Job):
+    """Entropic sparsification, swept over strengths of its penalty on one checkpoint, without fine-tuning."""
 
     method: Literal["entropic"] = Field("entropic", description="how the units to keep are chosen")
     targets: tuple[Literal["units", "heads"], ...] = Field(
@@ -16,7 +24,6 @@ class PruneJob(Strict):
         min_length=1,
         description="what is removed: hidden units of feed-forward layers and channels of convolutions (units), attention heads",
     )
-    checkpoint: Literal["train", "finish", "distill"] = Field("train", description="the stage whose model is pruned")
     mode: Literal["one_pass", "sequential"] = Field(
         "one_pass",
         description="what a layer is measured on: one_pass, what it takes in the dense model, so that images are seen once for all "
@@ -49,8 +56,101 @@ class PruneJob(Strict):
     positions_per_image: int | None = Field(
         None, ge=1, description="tokens drawn at random of each calibration image; null takes all of them"
     )
-    seed: int = Field(0, ge=0, description="of the tokens drawn and of the random baseline")
     max_iterations: int = Field(500, ge=1, description="alternations of (Q, w) a start, at most")
     tolerance: float = Field(
         1e-6, gt=0.0, description="stop when an alternation lowers the objective by less than this share of it"
     )
+
+
+class Learned(Job):
+    """What jobs have that train."""
+
+    target: str | None = Field(
+        None, description="target set whose gallery gives the labels to train on; none: the first of `targets`"
+    )
+    steps: int = Field(1000, ge=2, description="optimiser steps of one training")
+    batch: int = Field(64, ge=2, description="images a step; two views are taken of each")
+    warmup: Fraction = Field(
+        0.1, description="linear warm-up of the learning rate, share of steps; then half a cosine to 0"
+    )
+    crops: CropsConfig | None = Field(
+        None,
+        description="augmentation of the two views; none: what the model was trained with. Their size is the model's; local crops are not taken",
+    )
+
+
+class LotteryJob(Learned):
+    """Iterative magnitude pruning with late rewinding (arXiv:2001.03554), of networks trained with labels or without."""
+
+    method: Literal["lottery"] = Field(description="how the weights to keep are chosen")
+    tasks: tuple[Literal["labels", "rotation", "dino"], ...] = Field(
+        ("dino", "rotation"),
+        min_length=1,
+        description="what networks are trained to do, each by itself; their masks are compared",
+    )
+    start: Literal["fresh", "model"] = Field(
+        "fresh", description="the first weights: drawn anew (fresh), or those of the model"
+    )
+    rounds: int = Field(5, ge=1, description="how often weights are taken away")
+    rate: float = Field(0.2, gt=0, lt=1, description="share of the weights left that a round takes away")
+    scope: Literal["global", "layer"] = Field(
+        "global", description="among which the smallest are sought: all weights together, or those of each layer"
+    )
+    structured: bool = Field(
+        False,
+        description="whole units go (rows that make and columns that read them; scores are divided by their mean in each group), and models "
+        "really shrink; otherwise single weights are set to 0",
+    )
+    rewind: Fraction = Field(0.1, description="to where weights are set back after each round, share of steps")
+    transfer: bool = Field(
+        True,
+        description="train every ticket on labels, too, where there are any: from its rewound weights, with its mask",
+    )
+    lr: Positive = Field(1e-3, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.05, ge=0, description="decoupled weight decay of convolutions and linear layers")
+
+    @model_validator(mode="after")
+    def _rewinds_into_the_run(self) -> Self:
+        if round(self.rewind * self.steps) >= self.steps:
+            raise ValueError(f"rewind {self.rewind} of {self.steps} steps leaves none to train: lower it")
+        return self
+
+
+class SelfMaskingJob(Learned):
+    """Masks learned for a frozen network (arXiv:2409.07577)."""
+
+    method: Literal["self_masking"] = Field(description="how the weights to keep are chosen")
+    task: Literal["labels", "swav"] = Field("swav", description="what masks are learned from")
+    lr: tuple[Positive, ...] = Field(
+        (0.15,),
+        min_length=1,
+        description="peak learning rates of the scores, swept; published: 0.15 for swav, 50 for labels (ResNet-50)",
+    )
+    head_lr: Positive = Field(0.1, description="peak learning rate of the head (and of prototypes)")
+    prototypes: int = Field(500, ge=2, description="of swav (published)")
+    queue: int = Field(1024, ge=0, description="of swav: earlier features that assignments are evened out over, a view")
+
+
+class WhichMethod(BaseModel):
+    """What decides which keys a job has; it passes over them."""
+
+    method: Literal["entropic", "lottery", "self_masking"] = "entropic"
+
+
+METHODS: dict[str, type[Job]] = {"entropic": PruneJob, "lottery": LotteryJob, "self_masking": SelfMaskingJob}
+
+
+def _method(job: Any) -> str:
+    return str(job.get("method", "entropic")) if isinstance(job, dict) else str(getattr(job, "method", "entropic"))
+
+
+AnyJob = Annotated[
+    Annotated[PruneJob, Tag("entropic")]
+    | Annotated[LotteryJob, Tag("lottery")]
+    | Annotated[SelfMaskingJob, Tag("self_masking")],
+    Discriminator(
+        _method,
+        custom_error_type="unknown_method",
+        custom_error_message=f"no such method: use one of {', '.join(METHODS)}",
+    ),
+]

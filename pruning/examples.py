@@ -49,7 +49,9 @@ def gallery_of(target: Target) -> Gallery:
     """The images that evaluation looks neighbours up in; classes are numbered in the order of all the set's labels, sorted."""
     names, codes = np.unique(np.asarray(target.labels), return_inverse=True)
     rows = target.rows(GALLERY)
-    by_place = sorted(rows, key=lambda row: (target.places[row].uri, target.places[row].offset, target.places[row].member))
+    by_place = sorted(
+        rows, key=lambda row: (target.places[row].uri, target.places[row].offset, target.places[row].member)
+    )
     data = tuple(found for _, found in read_images([target.places[row] for row in by_place]))
     return Gallery(data, codes[by_place].astype(np.int64), len(names))
 

@@ -59,7 +59,7 @@ def descend(
                 f"{type(task).__name__.lower()}: the loss is {value} at step {step} of {recipe.steps}: lower lr ({peaks[0]:g})"
             )
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         after((step + 1) / recipe.steps)
         if step >= last:

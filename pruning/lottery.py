@@ -67,9 +67,7 @@ def state_of(module: nn.Module) -> State:
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
-def begin(
-    network: nn.Module, task: Task, examples: Examples, recipe: Recipe, rewind: int
-) -> tuple[Start, float]:
+def begin(network: nn.Module, task: Task, examples: Examples, recipe: Recipe, rewind: int) -> tuple[Start, float]:
     """Trains the dense network, in place: where later rounds start from, after `rewind` steps, and the last loss.
 
     Raises:

@@ -31,7 +31,7 @@ class Overlap:
     by_chance: float
 
 
-def maskable(network: nn.Module) -> dict[str, nn.Parameter]:
+def maskable(network: nn.Module) -> dict[str, Tensor]:
     """The weights of convolutions and linear layers, by name; one that two layers share is there once."""
     found = {
         f"{name}.weight" if name else "weight": module.weight

@@ -11,8 +11,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,90 +20,25 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.algorithms.images import Unreadable, decode
 from pipeline.algorithms.sampling import seeded_order
 from pipeline.dag.fingerprint import file_digest
 from pipeline.dag.store import File, Part, Store
-from pipeline.errors import LodesetError
-from pipeline.sources.reading import read_images
 from pruning.activations import collect_grams
 from pruning.config import PruneJob
 from pruning.entropic import Rewritten, Solution
-from pruning.folding import folded
-from pruning.groups import Group, evaluating, find_groups, outputs_of, taken_by
+from pruning.groups import Group
+from pruning.judging import batched, seen
 from pruning.moments import Gram
 from pruning.removal import apply
 from pruning.report import row
-from pruning.saving import load_model, save_pruned
+from pruning.saving import save_pruned
+from pruning.setting import Setting
 from pruning.variants import Measure, Method, Solutions, solved_at_once, solved_in_turn, variant, variant_in_turn
-from training.augment import normalised
-from training.evaluate import centre_square, features
-from training.index import ShardIndex, open_index
-from training.targets import Target, accuracies
-from training.vit import DinoVisionTransformer
+from training.index import open_index
 
 GRAMS, SOLVED, VARIANT = "prune_moments", "prune_solved", "prune_variant"
 IMAGES_PER_PART = 64
-BATCH = 32
 COMPARED = 256  # images that were not calibrated on, on which outputs are compared
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What every worker of a stage needs."""
-
-    store: Store
-    model_folder: str
-    index: tuple[str, ...]  # of the shards that calibration images come from
-    size: int
-    calibration_max_pixels: int  # what training skipped, calibration skips
-    target_max_pixels: int
-    targets: tuple[Target, ...]
-    folder: str  # of the pruned models, relative to the store
-
-    def model(self) -> nn.Module:
-        """The dense model; of networks that are not lodeset's, BatchNorms are part of their convolutions."""
-        torch.set_num_threads(1)
-        model = load_model(Path(self.model_folder))
-        taken_by(model, self.example())  # says now what is wrong
-        return model if isinstance(model, DinoVisionTransformer) else folded(model, self.example())
-
-    def example(self) -> torch.Tensor:
-        """Two images of noise, to trace models with and to compare them on."""
-        return torch.randn(2, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
-
-    def pixels(self, index: ShardIndex, rows: Sequence[int]) -> list[NDArray[np.uint8]]:
-        """The images of these rows of the index that can be read: the centre square, [size, size, 3]."""
-        found = []
-        for data in index.read(rows):
-            try:
-                image = decode(data or b"", self.calibration_max_pixels)
-            except Unreadable:
-                continue
-            found.append(centre_square(np.asarray(image), self.size))
-        return found
-
-    def groups(self, model: nn.Module, job: PruneJob) -> tuple[tuple[Group, ...], dict[str, str]]:
-        """What the job prunes, and why the rest is left whole.
-
-        Raises:
-            LodesetError: nothing of what the job is to prune is there.
-        """
-        found = find_groups(model, self.example())
-        wanted = {"heads": [g for g in found.prunable if g.heads], "units": [g for g in found.prunable if not g.heads]}
-        skipped = dict(found.skipped)
-        for kind, groups in wanted.items():
-            if kind not in job.targets:
-                skipped |= {group.name: f"targets are {', '.join(job.targets)}" for group in groups}
-        chosen = tuple(g for g in found.prunable if any(g in wanted[kind] for kind in job.targets))
-        if not chosen:
-            raise LodesetError(f"the model has none of what targets asks for ({', '.join(job.targets)}): {skipped}")
-        return chosen, skipped
-
-
-def told(setting: Setting) -> list[Any]:
-    """What the evaluation of a variant depends on."""
-    return [[t.name, list(t.ids), list(t.labels), list(t.splits)] for t in setting.targets]
 
 
 # -- step 1: moments
@@ -116,11 +50,6 @@ def calibration(urls: Sequence[str], job: PruneJob) -> tuple[list[list[int]], li
     order = seeded_order([index.image_id(row) for row in range(len(index))], job.seed)
     chosen, rest = order[: job.calibration_images], order[job.calibration_images :]
     return [chosen[i : i + IMAGES_PER_PART] for i in range(0, len(chosen), IMAGES_PER_PART)], rest[:COMPARED]
-
-
-def batched(pixels: Sequence[NDArray[np.uint8]]) -> Iterator[torch.Tensor]:
-    for i in range(0, len(pixels), BATCH):
-        yield normalised(torch.from_numpy(np.stack(pixels[i : i + BATCH])))
 
 
 def measurer(setting: Setting, groups: Sequence[Group], job: PruneJob) -> Callable[[tuple[str, int, list[int]]], Part]:
@@ -151,11 +80,16 @@ def commit_arrays(
 ) -> Part:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    relative = f"parts/{stage}/{key}/{uuid.uuid4().hex[:12]}-{name}.npz"
-    with store.writing(relative) as sink:
-        sink.write(buffer.getvalue())
-    file = File(relative, len(arrays), sink.size_bytes, sink.sha256())
+    file = kept_file(store, stage, key, f"{name}.npz", buffer.getvalue(), len(arrays))
     return store.commit_part(stage, key, {}, {"images": images}, time.time() - started, files={name: file})
+
+
+def kept_file(store: Store, stage: str, key: str, name: str, data: bytes, rows: int = 1) -> File:
+    """A file of a part that is about to be committed."""
+    relative = f"parts/{stage}/{key}/{uuid.uuid4().hex[:12]}-{name}"
+    with store.writing(relative) as sink:
+        sink.write(data)
+    return File(relative, rows, sink.size_bytes, sink.sha256())
 
 
 def _arrays(store: Store, file: File) -> dict[str, Any]:
@@ -271,8 +205,8 @@ def pruner(
         grams = _total(store, moments)
     groups = [group for group in groups if group.name in solved]
     pixels = setting.pixels(open_index(setting.index), compared)
-    dense_outputs = first_outputs(dense, pixels) if pixels else torch.empty(0)
-    seen = next(batched(pixels)) if len(pixels) > 1 else example  # what the pruned model is compared on
+    dense_outputs = seen(dense, pixels)
+    compared_on = next(batched(pixels)) if len(pixels) > 1 else example  # what the pruned model is compared on
 
     def prune(item: tuple[str, float, Method]) -> Part:
         key, eps, method = item
@@ -281,30 +215,27 @@ def pruner(
             chosen = variant_in_turn(dense, groups, measure, job, eps, method, solved)
         else:
             chosen = variant(dense, groups, grams, job, eps, method, solved)
-        pruned, difference = apply(dense, groups, chosen.layers, seen)
+        pruned, difference = apply(dense, groups, chosen.layers, compared_on)
         told = {
             **row(chosen, groups, pruned, dense, example),
-            "knn": accuracies_of(pruned, setting),
+            "knn": setting.knn(pruned),
             "agreement": agreement(pruned, dense_outputs, pixels),
             "removal_difference": difference,
             "model": f"{setting.folder}/job-{number}/{method}-{eps!r}-{key[:8]}",
             "seconds": round(time.time() - started, 3),
         }
-        files = _publish_model(store, pruned, str(told["model"]), example)
-        relative = f"parts/{VARIANT}/{key}/{uuid.uuid4().hex[:12]}-row.json"
-        with store.writing(relative) as sink:
-            sink.write(json.dumps(told, indent=1).encode())
-        files["row"] = File(relative, 1, sink.size_bytes, sink.sha256())
+        files = publish(store, str(told["model"]), lambda folder: save_pruned(pruned, folder, example))
+        files["row"] = kept_file(store, VARIANT, key, "row.json", json.dumps(told, indent=1).encode())
         return store.commit_part(VARIANT, key, {}, {"images": 0}, time.time() - started, files=files)
 
     return prune
 
 
-def _publish_model(store: Store, model: nn.Module, relative: str, example: torch.Tensor) -> dict[str, File]:
-    """The model's folder, which appears whole. One that is there already (of an attempt that was killed) stays."""
+def publish(store: Store, relative: str, write: Callable[[Path], None]) -> dict[str, File]:
+    """A folder in the store that `write` fills, and that appears whole. One that is there already (of an attempt that was killed) stays."""
     folder = Path(store.path(relative))
     attempt = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    save_pruned(model, attempt, example)
+    write(attempt)
     try:
         os.rename(attempt, folder)
     except OSError as error:
@@ -317,24 +248,8 @@ def _publish_model(store: Store, model: nn.Module, relative: str, example: torch
     }
 
 
-def first_outputs(model: nn.Module, pixels: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
-    """What a model returns first (CLS features, scores of classes) for each image: [n, D]."""
-    with evaluating(model):
-        return torch.cat([outputs_of(model(images))[0].flatten(1) for images in batched(pixels)])
-
-
 def agreement(model: nn.Module, expected: torch.Tensor, pixels: Sequence[NDArray[np.uint8]]) -> float | None:
     """Mean cosine of a model's first outputs with `expected` [n, D]; None where there are no images."""
     if not pixels:
         return None
-    return round(float(torch.cosine_similarity(first_outputs(model, pixels), expected).mean()), 5)
-
-
-def accuracies_of(model: nn.Module, setting: Setting) -> dict[str, dict[str, float]]:
-    """kNN accuracy on every target set, by k."""
-    found: dict[str, dict[str, float]] = {}
-    for target in setting.targets:
-        assert isinstance(model, DinoVisionTransformer)  # others are pruned without target sets
-        images = (np.asarray(decode(data, setting.target_max_pixels)) for _, data in read_images(target.places))
-        found[target.name] = dict(accuracies(target, features(model, images, setting.size, BATCH)))
-    return found
+    return round(float(torch.cosine_similarity(seen(model, pixels), expected).mean()), 5)

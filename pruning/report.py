@@ -111,28 +111,35 @@ def measure(
     }
 
 
-def row(
-    chosen: Variant, groups: Sequence[Group], pruned: nn.Module, dense: nn.Module, example: Tensor
-) -> dict[str, object]:
-    """The report's row of one variant, as plain values for JSON; shares lie between 0 and 1.
+def shares(pruned: nn.Module, dense: nn.Module, channels: Mapping[str, int], example: Tensor) -> dict[str, object]:
+    """What every row of the report has, as plain values for JSON; shares lie between 0 and 1. `channels` of `pruned` and `dense`.
 
     The `Cost` of the pruned model, and under `dense` that of the dense one, timed beside it; the shares of parameters,
     MACs and channels removed; `density`, the share of the dense model's parameters that are left and not zero.
     """
-    units = {name: len(new.keep) for name, new in chosen.layers.items()}
-    channels = {"pruned": sum(units.values()), "dense": sum(group.units for group in groups)}
     cost = measure({"pruned": pruned, "dense": dense}, channels, example)
     after, before = cost["pruned"], cost["dense"]
     return {
-        "method": chosen.method,
-        "eps_w": chosen.eps_w,
         **asdict(after),
         "parameters_removed": 1.0 - after.parameters / before.parameters,
         "macs_removed": 1.0 - after.macs / before.macs,
-        "channels_removed": 1.0 - after.channels / before.channels,
+        "channels_removed": 1.0 - after.channels / before.channels if before.channels else 0.0,
         "density": after.nonzero / before.parameters,
+        "dense": asdict(before),
+    }
+
+
+def row(
+    chosen: Variant, groups: Sequence[Group], pruned: nn.Module, dense: nn.Module, example: Tensor
+) -> dict[str, object]:
+    """The report's row of one variant of a sweep (see `shares`)."""
+    units = {name: len(new.keep) for name, new in chosen.layers.items()}
+    channels = {"pruned": sum(units.values()), "dense": sum(group.units for group in groups)}
+    return {
+        "method": chosen.method,
+        "eps_w": chosen.eps_w,
+        **shares(pruned, dense, channels, example),
         "units": units,
         "unexplained": chosen.unexplained,
         "converged": chosen.converged,
-        "dense": asdict(before),
     }

@@ -82,7 +82,9 @@ def masked_network(network: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module
     for name, mask in masks.items():
         if name not in weights or weights[name].shape != mask.shape:
             found = tuple(weights[name].shape) if name in weights else "nothing"
-            raise LodesetError(f"masks are for {tuple(mask.shape)} weights in {name}, and the network has {found} there")
+            raise LodesetError(
+                f"masks are for {tuple(mask.shape)} weights in {name}, and the network has {found} there"
+            )
         with torch.no_grad():
             weights[name].copy_(scaled(weights[name], mask.to(weights[name].dtype)))
     return made

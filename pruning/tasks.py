@@ -9,7 +9,7 @@ Shapes: b images, S side in pixels, D width of the features, C classes, K protot
 
 import copy
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,13 +24,16 @@ from training.schedules import cosine
 TaskName = Literal["labels", "rotation", "dino", "swav"]
 Features = Callable[[Tensor], Tensor]  # normalised pixels [B, 3, S, S] -> [B, D]
 
-HIDDEN, BOTTLENECK = 256, 64  # of the heads of dino and swav: small, as the networks are that many rounds of training suit
+HIDDEN, BOTTLENECK = (
+    256,
+    64,
+)  # of the heads of dino and swav: small, as the networks are that many rounds of training suit
 STUDENT_TEMPERATURE = 0.1
 DINO_TEMPERATURE, DINO_PROTOTYPES, DINO_MOMENTUM = 0.04, 512, 0.99
 SWAV_EPSILON = 0.05
 
 
-def features_of(network: nn.Module, pixels: Tensor) -> Tensor:
+def features_of(network: Callable[[Tensor], Any], pixels: Tensor) -> Tensor:
     """[B, D] of normalised pixels [B, 3, S, S]."""
     return outputs_of(network(pixels))[0].flatten(1)
 

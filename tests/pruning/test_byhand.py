@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from builders import picture, write_shards
@@ -15,12 +17,17 @@ from inline import without_engine
 from networks import LeNet, Residual, images, shaken
 from torch import nn
 
+from pipeline.config import TargetSet
 from pipeline.errors import LodesetError
 from pruning import graph
 from pruning.byhand import prune
-from pruning.config import PruneJob
-from pruning.parts import Setting, batched
+from pruning.config import LotteryJob, PruneJob
+from pruning.judging import batched
+from pruning.parts import calibration
 from pruning.saving import load_model, save_pruned
+from pruning.setting import Setting
+from pruning.trained import trainings
+from training.config import CropsConfig
 from training.index import Shards, open_index
 
 JOB = PruneJob(sweep=(1e-2,), calibration_images=40)
@@ -36,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def pruned(folder: Path, job: PruneJob = JOB, model: str = "lenet", size: int | None = 16) -> dict[str, Any]:
     told = prune(
-        folder / model, Shards(index=(str(folder / "shards/index.parquet"),)), folder / "out", job, size, 1, None
+        folder / model, Shards(index=(str(folder / "shards/index.parquet"),)), folder / "out", job, size, None, 1, None
     )
     for one in told["variants"]:
         small = load_model(folder / "out" / one["model"])
@@ -70,8 +77,10 @@ def test_groups_in_turn(folder: Path) -> None:
 
 def test_agreement_is_the_mean_cosine_on_images_that_were_not_calibrated_on(folder: Path) -> None:
     told = pruned(folder)
-    setting = Setting(None, str(folder / "lenet"), (str(folder / "shards/index.parquet"),), 16, 10**6, 10**6, (), "")  # type: ignore[arg-type]
-    _, rest = graph.calibration(setting.index, JOB)
+    setting = Setting(
+        None, str(folder / "lenet"), (str(folder / "shards/index.parquet"),), 16, 10**6, 10**6, (), "", CropsConfig()
+    )  # type: ignore[arg-type]
+    _, rest = calibration(setting.index, JOB)
     assert len(rest) == 20
     (batch,) = batched(setting.pixels(open_index(setting.index), rest))
     for one in told["variants"]:
@@ -109,3 +118,25 @@ def prune_error(folder: Path, job: PruneJob, size: int = 16) -> str:
 def test_images_of_another_size(folder: Path) -> None:
     assert "does not take images of 3 x 8 x 8 values" in prune_error(folder, JOB, size=8)
     assert json.loads((folder / "lenet/graph.json").read_text())
+
+
+@pytest.mark.filterwarnings("ignore::ImportWarning")  # Beam, when it is first imported
+def test_tickets_of_units_on_images_alone_and_on_labels(folder: Path) -> None:
+    """Of a network of somebody else's; half of the rounds are made already when it is asked for all."""
+    rows = [{"image": picture(n), "label": "ab"[n % 2], "split": ("gallery", "test")[n % 3 == 0]} for n in range(24)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "labelled.parquet")
+    target = TargetSet(name="target", uri=str(folder / "labelled.parquet"))
+    job = LotteryJob(
+        method="lottery", tasks=("rotation", "labels"), rounds=1, rate=0.4, structured=True, steps=5, batch=8
+    )
+    save_pruned(shaken(Residual()), folder / "residual", images(2))
+    shards = Shards(index=(str(folder / "shards/index.parquet"),))
+    first = prune(folder / "residual", shards, folder / "out", job, 16, target, 1, None)
+    told = prune(folder / "residual", shards, folder / "out", job.model_copy(update={"rounds": 2}), 16, target, 1, None)
+    of = {(v["method"], v["round"]): v for v in told["variants"]}
+    assert all(of[v["method"], v["round"]] == v for v in first["variants"]) and len(of) == trainings(job) + 5
+    for one in told["variants"]:
+        small = load_model(folder / "out" / one["model"])
+        assert sum(p.numel() for p in small.parameters()) == one["parameters"]
+        assert one["parameters_removed"] > 0.4 * one["round"] ** 0.5 or not one["round"]
+        assert set(one["knn"]) == set(one["linear"]) == {"target"}

@@ -12,7 +12,10 @@ from pipeline.config import TargetSet
 from pipeline.dag.stage import Context, Outcome, Stage
 from pipeline.dag.store import File, Rows, Store
 from pruning import graph
-from pruning.config import PruneJob
+from pruning.config import LotteryJob, PruneJob, SelfMaskingJob
+from pruning.masks import density, load_masks
+from pruning.saving import digest_of, load_model
+from pruning.trained import trainings
 from pruning.variants import METHODS
 from training.config import TrainingConfig
 from training.export import export
@@ -47,7 +50,11 @@ def test_a_sweep_over_a_target_set_of_images_that_training_would_skip(
         above[id_] = replace(above[id_], speed={"training": CONFIG})
     job = PruneJob(sweep=(1e-3, 1e-2), calibration_images=32)
     heads = PruneJob(checkpoint="finish", targets=("heads",), sweep=(1e-3,), calibration_images=32)
-    stage = graph.build([job, heads], [TargetSet(name="target", uri="target/")], above, SIDE**2)["prune/all"]
+    tickets = LotteryJob(method="lottery", tasks=("labels", "rotation", "dino"), rounds=2, steps=6, batch=8)
+    masks = SelfMaskingJob(method="self_masking", task="labels", steps=4, batch=8, lr=(1.0, 0.1))
+    stage = graph.build([job, heads, tickets, masks], [TargetSet(name="target", uri="target/")], above, SIDE**2)[
+        "prune/all"
+    ]
 
     _, teacher = student_and_teacher(CONFIG)
     export(teacher.backbone, Path(store.path("training/model")))
@@ -62,13 +69,37 @@ def test_a_sweep_over_a_target_set_of_images_that_training_would_skip(
         **target_set(store, tmp_path / "target", SIDE),
     }
     pruned = ran(store, stage, inputs)
-    told, of_heads = pruned.details["jobs"]
+    told, of_heads, of_tickets, of_masks = pruned.details["jobs"]
     assert told["knn_dense"] == of_heads["knn_dense"]
     assert "blocks.0.attn" in told["skipped_modules"] and "blocks.0.mlp.fc1" in of_heads["skipped_modules"]
     assert [set(v["units"]) for v in of_heads["variants"]] == [{"blocks.0.attn"}] * 6
     assert told["calibration_images"] == 32
     assert [(v["eps_w"], v["method"]) for v in told["variants"]] == [(e, m) for e in job.sweep for m in METHODS]
     assert all(set(v["knn"]["target"]) == {"8"} for v in told["variants"])
-    assert stage.work == pruned.details["work"] == 18
+    assert stage.work == pruned.details["work"] == 18 + 2
+
+    assert len(of_tickets["variants"]) == trainings(tickets) == 3 * (1 + 2 * 2) + 2 * 3
+    methods = {"labels", "rotation", "dino"}
+    methods |= {f"{task}, at random" for task in methods} | {"rotation, then labels", "dino, then labels"}
+    by_method = {name: [v for v in of_tickets["variants"] if v["method"] == name] for name in methods}
+    for name, rows in by_method.items():
+        kept = [round(row["kept"], 2) for row in sorted(rows, key=lambda row: row["round"])]
+        assert kept == ([0.8, 0.64] if "random" in name else [1.0, 0.8, 0.64])
+    assert [(o["round"], o["one"], o["other"]) for o in of_tickets["overlaps"]] == [
+        (turn, *pair) for turn in (1, 2) for pair in (("labels", "rotation"), ("labels", "dino"), ("rotation", "dino"))
+    ]
+    for one in (*of_tickets["variants"], *of_masks["variants"]):
+        assert set(one["knn"]["target"]) == {"8"} and 0 <= one["linear"]["target"] <= 1
+        folder_of = Path(store.path(one["model"]))
+        masks_of, digest = load_masks(folder_of / "masks.safetensors")
+        assert digest == digest_of(Path(store.path("training/model")))
+        weights = dict(load_model(folder_of).named_parameters())
+        assert density(masks_of) == pytest.approx(one["kept"])
+        assert all((weights[name][~mask] == 0).all() for name, mask in masks_of.items())
+    assert [(v["lr"], v["method"]) for v in of_masks["variants"]] == [
+        (lr, how) for lr in (0.1, 1.0) for how in ("masks, labels", "masks, at random")
+    ]
+    for learned, drawn in zip(of_masks["variants"][::2], of_masks["variants"][1::2], strict=True):
+        assert learned["kept"] == drawn["kept"] and 30 * learned["masks_bytes"] < 1.7 * learned["weights_bytes"] + 10**5
     # The models are not larger than they were before, so what is planned for is enough.
     assert 0 < sum(file.size_bytes for file in pruned.tables["models"]) < (stage.size_bytes or 0)

@@ -32,7 +32,9 @@ from pruning.self_masking import learn_masks, masked_network, scaled
 from pruning.tasks import TaskName, features_of, make_task
 from training.config import CropsConfig
 
-CROPS = CropsConfig(global_size=16, local_count=0, global_scale=(0.8, 1.0), blur=(0.0, 0.0, 0.0), solarise=0.0, grey=0.0, hue=0.0)
+CROPS = CropsConfig(
+    global_size=16, local_count=0, global_scale=(0.8, 1.0), blur=(0.0, 0.0, 0.0), solarise=0.0, grey=0.0, hue=0.0
+)
 RECIPE = Recipe(steps=30, lr=3e-3, weight_decay=0.01, warmup=0.1, seed=0)
 
 
@@ -109,10 +111,15 @@ def test_units_that_are_masked_can_be_taken_out(model: nn.Module, scope: str) ->
     for _ in range(3):
         cut(model, masks)
         fewer = next_masks(model, masks, 0.3, scope, groups)  # type: ignore[arg-type]
-        assert all(set(new) <= set(old) for new, old in zip(units_kept(fewer, groups).values(), units_kept(masks, groups).values(), strict=True))
+        assert all(
+            set(new) <= set(old)
+            for new, old in zip(units_kept(fewer, groups).values(), units_kept(masks, groups).values(), strict=True)
+        )
         masks = fewer
     kept = units_kept(masks, groups)
-    assert all(1 <= len(units) for units in kept.values()) and sum(map(len, kept.values())) < 0.5 * sum(g.units for g in groups)
+    assert all(len(units) >= 1 for units in kept.values()) and sum(map(len, kept.values())) < 0.5 * sum(
+        g.units for g in groups
+    )
     cut(model, masks)
     small, _ = apply(model, groups, without_units(groups, masks), images(3))  # compares the two
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
@@ -139,7 +146,7 @@ def test_networks_that_cannot_be_drawn_anew() -> None:
 def test_a_loss_that_is_not_finite(gallery: Gallery) -> None:
     network = fresh(LeNet(), 0)
     task = make_task("labels", network, 5, 5, 0)
-    with pytest.raises(LodesetError, match="labels: the loss is nan at step [0-9]+ of 30: lower lr"):
+    with pytest.raises(LodesetError, match=r"labels: the loss is nan at step [0-9]+ of 30: lower lr"):
         begin(network, task, examples_of(gallery), Recipe(30, 1e30, 0.0, 0.0, 0), rewind=30)
 
 

@@ -1,0 +1,73 @@
+"""What the features of any network are worth on labelled target sets, and what a network costs.
+
+Features are what a network returns first, flattened: the CLS token of a transformer. Shapes: n images, D width.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.algorithms.images import decode
+from pipeline.sources.reading import read_images
+from pruning.groups import evaluating
+from pruning.tasks import features_of
+from training.augment import normalised
+from training.evaluate import centre_square
+from training.linear import linear_probe
+from training.targets import GALLERY, TEST, Target, accuracies
+
+BATCH = 32
+PROBE_STEPS = 500
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Accuracies by target set: kNN by k, and of a linear probe."""
+
+    knn: dict[str, dict[str, float]]
+    linear: dict[str, float]
+
+
+def batched(pixels: Iterable[NDArray[np.uint8]]) -> Iterator[torch.Tensor]:
+    """Normalised [b, 3, S, S] of squares [3, S, S]."""
+    remaining = iter(pixels)
+    while some := list(islice(remaining, BATCH)):
+        yield normalised(torch.from_numpy(np.stack(some)))
+
+
+def seen(network: nn.Module, pixels: Iterable[NDArray[np.uint8]]) -> torch.Tensor:
+    """Features [n, D] of squares [3, S, S]."""
+    with evaluating(network):
+        found = [features_of(network, images) for images in batched(pixels)]
+    return torch.cat(found) if found else torch.empty(0, 0)
+
+
+def features_on(network: nn.Module, target: Target, size: int, max_pixels: int) -> NDArray[np.float32]:
+    """Features [n, D] of a target's images, each the centre square at `size` pixels, of length 1."""
+    images = (np.asarray(decode(data, max_pixels)) for _, data in read_images(target.places))
+    return np.asarray(
+        F.normalize(seen(network, (centre_square(image, size) for image in images)).float(), dim=1).numpy()
+    )
+
+
+def knn_of(network: nn.Module, targets: Sequence[Target], size: int, max_pixels: int) -> dict[str, dict[str, float]]:
+    """kNN accuracy on every target set, by k."""
+    return {t.name: dict(accuracies(t, features_on(network, t, size, max_pixels))) for t in targets}
+
+
+def judged(network: nn.Module, targets: Sequence[Target], size: int, max_pixels: int, seed: int) -> Judged:
+    knn: dict[str, dict[str, float]] = {}
+    linear: dict[str, float] = {}
+    for target in targets:
+        vectors = features_on(network, target, size, max_pixels)
+        knn[target.name] = dict(accuracies(target, vectors))
+        inputs: Mapping[str, NDArray[np.float32]] = {"features": vectors * np.float32(vectors.shape[1] ** 0.5)}
+        probe = linear_probe(inputs, target.labels, target.rows(GALLERY), target.rows(TEST), PROBE_STEPS, seed)
+        linear[target.name] = round(probe.accuracy, 4)
+    return Judged(knn, linear)

@@ -1,0 +1,134 @@
+"""What every worker of a pruning job needs: a model, images to look at, and labelled sets to judge it on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.algorithms.images import Unreadable, decode
+from pipeline.dag.stage import Context
+from pipeline.dag.store import File, Part, Store
+from pipeline.errors import LodesetError
+from pruning.config import PruneJob
+from pruning.folding import folded
+from pruning.groups import Group, find_groups, taken_by
+from pruning.judging import knn_of
+from pruning.saving import load_model
+from training.config import CropsConfig
+from training.evaluate import centre_square
+from training.index import ShardIndex
+from training.targets import Target
+from training.vit import DinoVisionTransformer
+
+VERSION = 4  # of all that jobs make
+
+# Has workers make parts of items; each worker calls the first argument once.
+Share = Callable[[Callable[[], Callable[[Any], Part]], Iterable[Any]], Iterator[Part]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every worker of a stage needs."""
+
+    store: Store
+    model_folder: str
+    index: tuple[str, ...]  # of the shards that calibration images come from
+    size: int
+    calibration_max_pixels: int  # what training skipped, calibration skips
+    target_max_pixels: int
+    targets: tuple[Target, ...]
+    folder: str  # of the pruned models, relative to the store
+    crops: CropsConfig  # what the model was trained with
+
+    def stored(self) -> nn.Module:
+        """The dense model as it is."""
+        torch.set_num_threads(1)
+        model = load_model(Path(self.model_folder))
+        taken_by(model, self.example())  # says now what is wrong
+        return model
+
+    def model(self) -> nn.Module:
+        """The dense model; of networks that are not lodeset's, BatchNorms are part of their convolutions."""
+        model = self.stored()
+        return model if isinstance(model, DinoVisionTransformer) else folded(model, self.example())
+
+    def target(self, name: str | None) -> Target:
+        """The target set of this name, or the first.
+
+        Raises:
+            LodesetError: there is none.
+        """
+        found = [target for target in self.targets if name in (None, target.name)]
+        if not found:
+            there = ", ".join(target.name for target in self.targets) or "none"
+            raise LodesetError(
+                f"no target set {'' if name is None else name + ' '}with labels to train on (there: {there})"
+            )
+        return found[0]
+
+    def knn(self, model: nn.Module) -> dict[str, dict[str, float]]:
+        return knn_of(model, self.targets, self.size, self.target_max_pixels)
+
+    def example(self) -> torch.Tensor:
+        """Two images of noise, to trace models with and to compare them on."""
+        return torch.randn(2, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
+
+    def pixels(self, index: ShardIndex, rows: Sequence[int]) -> list[NDArray[np.uint8]]:
+        """The images of these rows of the index that can be read: the centre square, [size, size, 3]."""
+        found = []
+        for data in index.read(rows):
+            try:
+                image = decode(data or b"", self.calibration_max_pixels)
+            except Unreadable:
+                continue
+            found.append(centre_square(np.asarray(image), self.size))
+        return found
+
+    def groups(self, model: nn.Module, job: PruneJob) -> tuple[tuple[Group, ...], dict[str, str]]:
+        """What the job prunes, and why the rest is left whole.
+
+        Raises:
+            LodesetError: nothing of what the job is to prune is there.
+        """
+        found = find_groups(model, self.example())
+        wanted = {"heads": [g for g in found.prunable if g.heads], "units": [g for g in found.prunable if not g.heads]}
+        skipped = dict(found.skipped)
+        for kind, groups in wanted.items():
+            if kind not in job.targets:
+                skipped |= {group.name: f"targets are {', '.join(job.targets)}" for group in groups}
+        chosen = tuple(g for g in found.prunable if any(g in wanted[kind] for kind in job.targets))
+        if not chosen:
+            raise LodesetError(f"the model has none of what targets asks for ({', '.join(job.targets)}): {skipped}")
+        return chosen, skipped
+
+
+def told(setting: Setting) -> list[Any]:
+    """What the evaluation of a variant depends on."""
+    return [[t.name, list(t.ids), list(t.labels), list(t.splits)] for t in setting.targets]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a job is done; `basis` is which model on which images."""
+
+    context: Context
+    setting: Setting
+    share: Share
+    basis: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a job left: its report, the models' files, how many parts it is of, and how many of these this run made."""
+
+    report: dict[str, Any]
+    models: list[File]
+    parts: int
+    parts_made: int

@@ -1,0 +1,81 @@
+"""A sweep of the entropic method: parts in three steps, each of which Ray workers share: moments, solutions, variants. No part reads what
+another of its step makes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+
+from pipeline.dag.fingerprint import digest
+from pipeline.errors import LodesetError
+from pipeline.stages.parts import made
+from pruning.config import PruneJob
+from pruning.groups import Group
+from pruning.parts import GRAMS, IMAGES_PER_PART, SOLVED, VARIANT, calibration, measurer, pruner, solutions, solver
+from pruning.setting import VERSION, Done, Workplace, told
+from pruning.variants import METHODS
+
+
+def sweep(work: Workplace, job: PruneJob, number: int) -> Done:
+    """All variants of a job.
+
+    Raises:
+        LodesetError: no image can be read, or the model or the moments cannot be used.
+    """
+    started = time.time()
+    context, setting, share, basis = work.context, work.setting, work.share, work.basis
+    store = context.store
+
+    runs, compared = calibration(setting.index, job)
+    sampled = (job.calibration_images, job.positions_per_image, job.seed, job.targets)
+    blocks = [
+        (key, (key, i * IMAGES_PER_PART, run), len(run))
+        for i, run in enumerate(runs)
+        if (key := digest(GRAMS, VERSION, *basis, setting.size, *sampled, i))
+    ]
+    groups, skipped = setting.groups(setting.model(), job)
+    measure = functools.partial(measurer, setting, groups, job)
+    moments, new_moments = made(context, GRAMS, blocks, functools.partial(share, measure))
+    images = sum(p.counts["images"] for p in moments)
+    if images == 0:
+        raise LodesetError(f"none of the {sum(map(len, runs))} calibration images could be read: check the shards")
+    files = tuple(p.files["moments"] for p in moments)
+
+    solve = digest(SOLVED, VERSION, [p.key for p in moments], job)
+    rows = [row for run in runs for row in run]
+    # A group by itself over the whole sweep, or all of them one after the other at one strength.
+    pieces: list[tuple[tuple[Group, ...], float | None]] = [((group,), None) for group in groups]
+    if job.mode == "sequential":
+        pieces = [(groups, eps) for eps in sorted(job.sweep)]
+    layers = [
+        (key, (key, *piece), 1) for piece in pieces if (key := digest(solve, [g.name for g in piece[0]], piece[1]))
+    ]
+    make_solutions = functools.partial(solver, setting, files, rows, job)
+    solved, new_solved = made(context, SOLVED, layers, functools.partial(share, make_solutions), unit="groups")
+
+    solved_in = tuple(p.files["solution"] for p in solved)
+    _, refused = solutions(store, solved_in)
+    if len(refused) == len(groups):
+        raise LodesetError(f"nothing can be pruned: {'; '.join(refused.values())}")
+    wanted = [(eps, method) for eps in sorted(job.sweep) for method in METHODS]
+    variants = [
+        (key, (key, eps, method), 1)
+        for eps, method in wanted
+        if (key := digest(VARIANT, VERSION, solve, eps, method, told(setting)))
+    ]
+    make = functools.partial(pruner, setting, groups, files, solved_in, rows, compared, job, number)
+    done, new_done = made(context, VARIANT, variants, functools.partial(share, make), unit="variants")
+    rows = [json.loads(store.read(p.files["row"].path) or b"{}") for p in done]
+    report = {
+        "job": job.model_dump(mode="json"),
+        "calibration_images": images,
+        "skipped_modules": skipped | refused,
+        "knn_dense": setting.knn(setting.model()),
+        "variants": rows,
+        "seconds": round(time.time() - started, 2),
+    }
+    models = [file for p in done for name, file in sorted(p.files.items()) if name != "row"]
+    parts = len(moments) + len(solved) + len(done)
+    return Done(report, models, parts, len(new_moments) + len(new_solved) + len(new_done))
