@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from infra.config import usable_cpus
 from pipeline.errors import ConfigError, LodesetError
 
-LOG = "log.txt"
+LOG, PAGE = "log.txt", "report.html"
 
 if TYPE_CHECKING:
     from pipeline.config import TargetSet
@@ -113,6 +113,8 @@ def _prune(
     ray_address: str,
     cpus: int,
 ) -> dict[str, Any]:
+    from infra.report.render import write_pruned
+    from pipeline.dag.store import Store
     from pipeline.engines.ray import cluster
     from pruning.byhand import prune
 
@@ -120,7 +122,9 @@ def _prune(
     with (folder / LOG).open("ab") as log:
         os.dup2(log.fileno(), sys.stderr.fileno())  # what Ray and its workers have to say
     with cluster(ray_address, cpus) as address:
-        return prune(model, shards, folder, settings, size, target, cpus, address)
+        told = prune(model, shards, folder, settings, size, target, cpus, address)
+    write_pruned(told, Store(str(folder)).read, folder / PAGE, f"{model.name}, pruned")
+    return told
 
 
 def export(folder: str | Path, path: str | Path, size: int | None = None) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def prune(
         size = dense.image_size
     store = Store(str(folder))
     with claim(store, "prune", f"a pruning job in {folder}"):
-        targets = () if target is None else (_read(store, target, cpus),)
+        targets = () if target is None else (read_labelled(store, target, cpus),)
         setting = Setting(
             store, str(model), shards.index, size, MOST_PIXELS, MOST_PIXELS, targets, "models", CropsConfig()
         )
@@ -66,8 +66,12 @@ def prune(
     return told
 
 
-def _read(store: Store, target: TargetSet, cpus: int) -> Target:
-    """What a run's `ingest` makes of the set, and evaluation takes of it."""
+def read_labelled(store: Store, target: TargetSet, cpus: int) -> Target:
+    """What a run's `ingest` makes of a set, and evaluation takes of it.
+
+    Raises:
+        LodesetError: there are no such images, or none that are labelled.
+    """
     stage = ingest_stage(Ingest(), Resources().beam, target.name, (target,))
     made = stage.function(Context(store, stage, str(stage.fingerprint({})), {}, cpus, lambda _: None))
     ingested = Artifact(stage.name, stage.set, stage.version, "by-hand", {}, {}, made.tables, made.rows)

@@ -299,8 +299,10 @@ def solve(
     return _solution(scaled, _best(scaled, units, eps_w, eps_l2, sign, max_iterations, tolerance, None))
 
 
-def path(layers: Sequence[Layer], units: int, job: PruneJob) -> dict[float, Solution]:
-    """Solutions by eps_w, weakest penalty first.
+def path(
+    layers: Sequence[Layer], units: int, job: PruneJob, followed: dict[float, Array] | None = None
+) -> dict[float, Solution]:
+    """Solutions by eps_w, weakest penalty first. w [n] at every strength on the way is put into `followed`.
 
     The penalty grows along a ladder of fixed rungs, and each strength is solved from the rung below it. Growing it slowly ends in lower
     minima than starting at a strength (LeNet's 500 units: by 2 to 5 %, benchmarks/lenet_2core-cpu_202611.md), a sweep shares the
@@ -323,6 +325,10 @@ def path(layers: Sequence[Layer], units: int, job: PruneJob) -> dict[float, Solu
     for eps_w in sorted(job.sweep):
         while rung < eps_w:
             below = from_below(rung).w
+            if followed is not None:
+                followed[rung] = below
             rung *= 2
         solutions[eps_w] = _solution(scaled, from_below(eps_w))
+        if followed is not None:
+            followed[eps_w] = solutions[eps_w].w
     return solutions

@@ -33,7 +33,7 @@ from pruning.removal import apply
 from pruning.report import row
 from pruning.saving import save_pruned
 from pruning.setting import Setting
-from pruning.variants import Measure, Method, Solutions, solved_at_once, solved_in_turn, variant, variant_in_turn
+from pruning.variants import Measure, Method, Paths, Solutions, solved_at_once, solved_in_turn, variant, variant_in_turn
 from training.index import open_index
 
 GRAMS, SOLVED, VARIANT = "prune_moments", "prune_solved", "prune_variant"
@@ -142,10 +142,12 @@ def solver(
         key, groups, eps_w = item
         started = time.time()
         if eps_w is None:
-            solved, refused = solved_at_once(groups, grams, job)
+            solved, paths, refused = solved_at_once(groups, grams, job)
         else:
             solved, refused = solved_in_turn(model, groups, measure, job, eps_w)
+            paths = {name: {eps_w: by_eps[eps_w].w} for name, by_eps in solved.items()}
         arrays: dict[str, Any] = {f"{name}/refused": np.asarray(reason) for name, reason in refused.items()}
+        arrays |= {f"{name}/{eps!r}/followed": w for name, path in paths.items() for eps, w in path.items()}
         for name, by_eps in solved.items():
             for eps, solution in by_eps.items():
                 for field in ("w", "support", "history", "converged"):
@@ -168,6 +170,17 @@ def solutions(store: Store, files: Sequence[File]) -> tuple[Solutions, dict[str,
         for name, eps in dict.fromkeys(tuple(label.split("/")[:2]) for label in arrays if label.endswith("/w")):
             solved.setdefault(name, {})[float(eps)] = _solution(arrays, f"{name}/{eps}")
     return {name: by_eps for name, by_eps in solved.items() if name not in refused}, refused
+
+
+def paths_of(store: Store, files: Sequence[File]) -> Paths:
+    """w by group and strength, at every strength that was solved on the way."""
+    found: Paths = {}
+    for file in files:
+        for label, w in _arrays(store, file).items():
+            if label.endswith("/followed"):
+                name, eps, _ = label.split("/")
+                found.setdefault(name, {})[float(eps)] = w
+    return found
 
 
 def _solution(arrays: Mapping[str, Any], of: str) -> Solution:

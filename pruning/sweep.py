@@ -7,15 +7,32 @@ from __future__ import annotations
 import functools
 import json
 import time
+from collections.abc import Sequence
 
 from pipeline.dag.fingerprint import digest
+from pipeline.dag.store import File
 from pipeline.errors import LodesetError
 from pipeline.stages.parts import made
 from pruning.config import PruneJob
 from pruning.groups import Group
-from pruning.parts import GRAMS, IMAGES_PER_PART, SOLVED, VARIANT, calibration, measurer, pruner, solutions, solver
+from pruning.parts import (
+    GRAMS,
+    IMAGES_PER_PART,
+    SOLVED,
+    VARIANT,
+    calibration,
+    kept_file,
+    measurer,
+    paths_of,
+    pruner,
+    solutions,
+    solver,
+)
+from pruning.pictures import path_picture
 from pruning.setting import VERSION, Done, Workplace, told
 from pruning.variants import METHODS
+
+PICTURED = "prune_paths"
 
 
 def sweep(work: Workplace, job: PruneJob, number: int) -> Done:
@@ -77,5 +94,21 @@ def sweep(work: Workplace, job: PruneJob, number: int) -> Done:
         "seconds": round(time.time() - started, 2),
     }
     models = [file for p in done for name, file in sorted(p.files.items()) if name != "row"]
+    drawn = paths_drawn(work, solve, solved_in)
+    report["paths"] = {name: file.path for name, file in drawn.items()}
+    models += drawn.values()
     parts = len(moments) + len(solved) + len(done)
     return Done(report, models, parts, len(new_moments) + len(new_solved) + len(new_done))
+
+
+def paths_drawn(work: Workplace, solve: str, solved: Sequence[File]) -> dict[str, File]:
+    """The path of w of every group, a PNG each, made once."""
+    store, key = work.context.store, digest(solve, "paths")
+    found = store.part(PICTURED, key)
+    if found is None:
+        files = {
+            name: kept_file(store, PICTURED, key, "path.png", path_picture(followed))
+            for name, followed in paths_of(store, solved).items()
+        }
+        found = store.commit_part(PICTURED, key, {}, {"images": 0}, files=files)
+    return dict(found.files)

@@ -16,7 +16,7 @@ from pruning.config import PruneJob
 from pruning.entropic import Layer, Solution, path
 from pruning.groups import Group, columns, layer_of
 from pruning.magnitude import magnitude_scores, random_scores, top
-from pruning.moments import Gram
+from pruning.moments import Array, Gram
 from pruning.refit import refit
 from pruning.removal import Replacement, Weights, masked
 
@@ -64,18 +64,25 @@ Measure = Callable[
 ]  # moments of what reads a group, in a model that is pruned in part
 
 
+Paths = dict[str, dict[float, Array]]  # w [n] by group and strength
+
+
 def solved_at_once(
     groups: Sequence[Group], grams: Mapping[str, Gram], job: PruneJob
-) -> tuple[Solutions, dict[str, str]]:
-    """Every group over the whole sweep, each by itself; and why groups cannot be solved."""
+) -> tuple[Solutions, Paths, dict[str, str]]:
+    """Every group over the whole sweep, each by itself; w on the way there; and why groups cannot be solved."""
     solved: Solutions = {}
+    paths: Paths = {}
     refused: dict[str, str] = {}
     for group in groups:
+        followed: dict[float, Array] = {}
         try:
-            solved[group.name] = path(layers_of(group, grams), group.units, job)
+            solved[group.name] = path(layers_of(group, grams), group.units, job, followed)
         except LodesetError as error:
             refused[group.name] = str(error)
-    return solved, refused
+        else:
+            paths[group.name] = followed
+    return solved, paths, refused
 
 
 def solved_in_turn(

@@ -29,8 +29,9 @@ from infra.report.contents import (
     Step,
 )
 from infra.report.pictures import public, short_name
+from infra.report.pruned import report_of
 from infra.report.scored import scored
-from infra.report.trained import pruned_of, scores_of, training_of
+from infra.report.trained import scores_of, training_of
 from pipeline import records
 from pipeline.dag.stage import Stage
 from pipeline.dag.store import Artifact, File, Store
@@ -78,7 +79,7 @@ def collect(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, A
         shards=_shards(store, written) if written else None,
         training=tuple(training_of(store, artifacts[f"{name}/all"]) for name in TRAINED if f"{name}/all" in artifacts),
         scores=scores_of(store, evaluated) if evaluated else (),
-        pruned=pruned_of(pruned) if pruned else (),
+        pruned=tuple(map(report_of, pruned.details["jobs"])) if pruned else (),
         absent={names[0]: _absent(stages, artifacts, names) for names in SECTIONS},
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from infra.report.pruned import SweepReport, TrainedReport
 from pipeline.dag.store import File
 
 
@@ -207,36 +208,6 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One pruned model; shares lie between 0 and 1. `dense` is the cost of the model that it came from."""
-
-    method: str
-    eps_w: float
-    parameters: int
-    parameters_removed: float
-    macs: int
-    macs_removed: float
-    channels: int
-    channels_removed: float
-    density: float
-    latency_ms: Mapping[str, Mapping[str, float]]
-    unexplained: Mapping[str, float]
-    converged: bool
-    removal_difference: float
-    knn: Mapping[str, Mapping[str, float]]
-    dense: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class PruneReport:
-    job: Mapping[str, Any]
-    calibration_images: int
-    skipped_modules: Mapping[str, str]
-    knn_dense: Mapping[str, Mapping[str, float]]
-    variants: tuple[Variant, ...]
-
-
-@dataclass(frozen=True)
 class Report:
     """The whole page. What is None or empty is not finished; `absent` says so, by section."""
 
@@ -254,5 +225,5 @@ class Report:
     shards: Shards | None
     training: tuple[Training, ...]  # in the order of their runs
     scores: tuple[Scores, ...]
-    pruned: tuple[PruneReport, ...]
+    pruned: tuple[SweepReport | TrainedReport, ...]
     absent: Mapping[str, str]

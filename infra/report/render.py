@@ -7,24 +7,26 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from infra.report import charts
 from infra.report.collect import collect, pictured
-from infra.report.contents import Calibration, Clusters, Dedup, PruneReport, Report, Scored, Step, Training
+from infra.report.contents import Calibration, Clusters, Dedup, Report, Scored, Step, Training
 from infra.report.pictures import Picture, load
+from infra.report.pruned import Drawn, drawn, report_of, smallest_k
 from pipeline.dag.stage import Stage
 from pipeline.dag.store import Artifact, Store
 from pipeline.errors import LodesetError
 
-TEMPLATE = "page.html.jinja"
+TEMPLATE, PRUNED = "page.html.jinja", "pruned.html.jinja"
 
 # Why rows are dropped, in words. A reason that is not listed here is shown by its name alone.
 REASONS = {
@@ -74,7 +76,6 @@ SIGNS_OF_COLLAPSE = (
     ("feature_std", "feature deviation (1 = spread)"),
     ("koleo_distance", "distance to nearest feature"),
 )
-CRITERIA = ("entropic", "magnitude", "random")  # each with a colour; solid with `+refit`, dashed without
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,18 @@ def write_report(
     """
     report = collect(store, stages, artifacts)
     found = load(store, artifacts, pictured(report), _max_pixels(stages))
-    page = render(report, found, title)
+    page = render(report, found, title, [drawn(one, store.read) for one in report.pruned])
     return save(page, path)
+
+
+def write_pruned(job: Mapping[str, Any], read: Callable[[str], bytes | None], path: Path, title: str) -> Path:
+    """A page of one pruning job by itself, of what it reported; `read` gives the bytes of a file that the report names.
+
+    Raises:
+        LodesetError: `path` cannot be written.
+    """
+    template = _environment().get_template(PRUNED)
+    return save(template.render(title=title, jobs=[drawn(report_of(job), read)], smallest_k=smallest_k), path)
 
 
 def save(page: str, path: Path) -> Path:
@@ -120,9 +131,12 @@ def save(page: str, path: Path) -> Path:
     return path
 
 
-def render(report: Report, found: Mapping[str, Picture], title: str) -> str:
-    """The page; `found` holds the pictures by image_id."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+def _environment() -> Environment:
+    folder = resources.files("infra.report")
+    loader = FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {
         "count": _count,
         "compact": _compact,
@@ -133,25 +147,32 @@ def render(report: Report, found: Mapping[str, Picture], title: str) -> str:
         "date": _date,
         "tree": _tree,
     }
-    template = environment.from_string(resources.files("infra.report").joinpath(TEMPLATE).read_text(encoding="utf-8"))
-    return template.render(
-        title=title,
-        report=report,
-        pictures=found,
-        reasons=REASONS | {one.filter: _classifies(one) for one in report.scored if one.filter not in REASONS},
-        score_charts=[(one, _score_chart(one)) for one in report.scored],
-        tiles=tiles(report),
-        flow=flow(report.steps),
-        sets=list(dict.fromkeys(step.set for step in report.steps)),
-        seen_reasons=list(dict.fromkeys(reason for step in report.steps for reason in step.dropped)),
-        ks={one.target: sorted({k for by_k in one.knn.values() for k in by_k}, key=int) for one in report.scores},
-        smallest_k=smallest_k,
-        calibration_chart=_calibration_chart(report.calibration, report.dedup),
-        cluster_chart=_cluster_chart(report.clusters),
-        loss_charts=[_curves(one, LOSS_TERMS) for one in report.training],
-        collapse_charts=[_curves(one, SIGNS_OF_COLLAPSE) for one in report.training],
-        pruning_charts=[_pruning_charts(one) for one in report.pruned],
-        legend=[(m, _method_key(m)) for m in dict.fromkeys(v.method for one in report.pruned for v in one.variants)],
+    return environment
+
+
+def render(report: Report, found: Mapping[str, Picture], title: str, jobs: Sequence[Drawn]) -> str:
+    """The page; `found` holds the pictures by image_id, `jobs` are those of pruning."""
+    return (
+        _environment()
+        .get_template(TEMPLATE)
+        .render(
+            title=title,
+            report=report,
+            pictures=found,
+            reasons=REASONS | {one.filter: _classifies(one) for one in report.scored if one.filter not in REASONS},
+            score_charts=[(one, _score_chart(one)) for one in report.scored],
+            tiles=tiles(report),
+            flow=flow(report.steps),
+            sets=list(dict.fromkeys(step.set for step in report.steps)),
+            seen_reasons=list(dict.fromkeys(reason for step in report.steps for reason in step.dropped)),
+            ks={one.target: sorted({k for by_k in one.knn.values() for k in by_k}, key=int) for one in report.scores},
+            smallest_k=smallest_k,
+            calibration_chart=_calibration_chart(report.calibration, report.dedup),
+            cluster_chart=_cluster_chart(report.clusters),
+            loss_charts=[_curves(one, LOSS_TERMS) for one in report.training],
+            collapse_charts=[_curves(one, SIGNS_OF_COLLAPSE) for one in report.training],
+            jobs=jobs,
+        )
     )
 
 
@@ -238,38 +259,6 @@ def _curves(training: Training, wanted: Sequence[tuple[str, str]]) -> list[Marku
         points = [(line["step"], line[name]) for line in training.lines if name in line]
         drawn.append(charts.line_chart([charts.Series(label, points, colour)], "step", label))
     return [chart for chart in drawn if chart]
-
-
-def _style_of(method: str) -> tuple[int, bool]:
-    """A method's colour, and whether its line is dashed."""
-    criterion, _, refit = method.partition("+")
-    return (CRITERIA.index(criterion) if criterion in CRITERIA else len(CRITERIA)), not refit
-
-
-def _method_key(method: str) -> Markup:
-    return charts.key(*_style_of(method))
-
-
-def smallest_k(accuracies: Mapping[str, float]) -> str:
-    """The smallest k that a target was evaluated with."""
-    return min(accuracies, key=int)
-
-
-def _pruning_charts(one: PruneReport) -> list[Markup]:
-    """For each target: kNN accuracy against the share of parameters removed, a line a method."""
-    drawn = []
-    for target, dense in one.knn_dense.items():
-        k = smallest_k(dense)
-        series = []
-        for method in dict.fromkeys(v.method for v in one.variants):
-            points = sorted(
-                (100 * v.parameters_removed, 100 * v.knn[target][k]) for v in one.variants if v.method == method
-            )
-            series.append(charts.Series(method, points, *_style_of(method)))
-        marks = [charts.Mark(f"dense {_percent(dense[k])}", 100 * dense[k])]
-        label = f"kNN accuracy on {target}, k = {k}, %"
-        drawn.append(charts.line_chart(series, "parameters removed, %", label, marks, width=560, height=320))
-    return drawn
 
 
 # -- words

@@ -1,11 +1,11 @@
-"""What training, evaluation and pruning left in the store -> what the page shows of them."""
+"""What training and evaluation left in the store -> what the page shows of them."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import fields
 
-from infra.report.contents import PruneReport, Scores, Training, Variant
+from infra.report.contents import Scores, Training
 from infra.report.pictures import png_uri
 from pipeline import records
 from pipeline.dag.store import Artifact, Store
@@ -32,14 +32,3 @@ def scores_of(store: Store, artifact: Artifact) -> tuple[Scores, ...]:
         pictured = rows[0]["network"] if rows else ""
         found.append(Scores(target=target, pictures=pictures, pictured=pictured, **{n: tree[n] for n in names}))
     return tuple(found)
-
-
-def pruned_of(artifact: Artifact) -> tuple[PruneReport, ...]:
-    names = [f.name for f in fields(Variant)]
-    plain = [f.name for f in fields(PruneReport) if f.name != "variants"]
-    return tuple(
-        PruneReport(
-            **{n: tree[n] for n in plain}, variants=tuple(Variant(**{n: v[n] for n in names}) for v in tree["variants"])
-        )
-        for tree in artifact.details["jobs"]
-    )

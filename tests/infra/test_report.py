@@ -357,6 +357,6 @@ def test_an_image_that_several_parts_of_the_page_show_is_read_once(world: World)
     report = world.report()
     wanted = collect.pictured(report)
     found = pictures.load(world.store, world.artifacts, wanted, 10_000)
-    page = render(report, found, "a run")
+    page = render(report, found, "a run", [])
     assert all(picture.uri in page for picture in found.values())
     assert page.count(found[world.ids["00.jpg"]].uri) == 2  # kept of its group, and in its cluster

@@ -20,7 +20,7 @@ from pruning.moments import Gram
 from pruning.removal import apply
 from pruning.report import count_macs, latencies_ms, row
 from pruning.variants import METHODS, Variant, layers_of, variant
-from training.config import ModelConfig
+from training.config import CropsConfig, ModelConfig
 from training.vit import DinoVisionTransformer
 
 JOB = PruneJob(sweep=(1e-4, 1e-2), seed=1)
@@ -64,7 +64,7 @@ def solved() -> dict[str, dict[float, Solution]]:
         store = Store(folder)
         arrays = {f"{name}/{field}": array for name, gram in grams().items() for field, array in gram.arrays().items()}
         moments = parts.commit_arrays(store, parts.GRAMS, "all", "moments", arrays, 64, 0.0).files["moments"]
-        setting = parts.Setting(store, "", (), 16, 1, 1, (), "")
+        setting = parts.Setting(store, "", (), 16, 1, 1, (), "", CropsConfig())
         solve = parts.solver(setting, [moments], (), JOB)
         made = [solve((f"key-{n}", (group,), None)) for n, group in enumerate(groups())]
         return parts.solutions(store, [part.files["solution"] for part in made])[0]

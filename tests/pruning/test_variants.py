@@ -46,6 +46,6 @@ def test_what_is_lost_is_what_the_pruned_model_gets_wrong(method: Method) -> Non
         assert chosen.unexplained["fc2"] == pytest.approx(lost.item(), rel=1e-3)
     if method == "entropic+refit":
         grams = collect_grams(model, groups, BATCH.split(64), positions_per_image=None, seed=0)
-        at_once, _ = solved_at_once(groups, grams, JOB)
+        at_once, _, _ = solved_at_once(groups, grams, JOB)
         np.testing.assert_array_equal(at_once["conv1"][EPS].support, solved["conv1"][EPS].support)
         assert at_once["fc1"][EPS].history[-1] != pytest.approx(solved["fc1"][EPS].history[-1], rel=1e-3)
