@@ -17,9 +17,7 @@ def explained(model: type[BaseModel], problems: list[Any]) -> list[str]:
         path = _path(schema, problem["loc"])
         where = ".".join(path) or "(top level)"
         if problem["type"] == "extra_forbidden":
-            known = _keys_near(schema, problem["loc"][:-1])
-            near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-            hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(known))}"
+            hint = _hint(path[-1], _keys_near(schema, problem["loc"][:-1]))
             line, message = where, f"unknown key; {hint}"
         elif problem["type"] == "missing":
             line, message = where, "required, and missing"
@@ -30,6 +28,14 @@ def explained(model: type[BaseModel], problems: list[Any]) -> list[str]:
         if message not in told.setdefault(line, []):
             told[line].append(message)
     return [f"  {line}: {', or '.join(messages)}" for line, messages in told.items()]
+
+
+def _hint(key: str, known: list[str]) -> str:
+    """What may be meant by a key that is not known where it is; `known` are those of all members of a union."""
+    if key in known:
+        return "it belongs to another kind or method than the one chosen"
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(known))}"
 
 
 def _path(schema: dict[str, Any], location: tuple[Any, ...]) -> list[str]:

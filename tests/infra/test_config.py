@@ -43,6 +43,23 @@ from pipeline.errors import ConfigError
             "training: {}\npruning: [{positions_per_image: 1}]",
             "(its model's dim is 128): use calibration_images 514 or more",
         ),
+        (
+            "training: {}\npruning: [{method: lottery, tasks: [rotation, labels]}]",
+            "pruning.0: labels are those of a target set: add `targets`",
+        ),
+        (
+            "training: {}\ntargets: [{name: birds, uri: b}]\npruning: [{method: self_masking, target: bird}]",
+            "pruning.0.target bird: no target set has this name: birds",
+        ),
+        ("training: {}\npruning: [{method: lotery}]", "no such method: use one of entropic, lottery, self_masking"),
+        (
+            "training: {}\npruning: [{method: lottery, sweep: [1]}]",
+            "pruning.0.sweep: unknown key; it belongs to another",
+        ),
+        (
+            "training: {}\npruning: [{method: lottery, steps: 4, rewind: 0.9}]",
+            "rewind 0.9 of 4 steps leaves none to train: lower it",
+        ),
         ("pruning: [{sweep: [.inf]}]\ntraining: {}", "pruning.0.sweep.0 = inf: Input should be a finite number"),
     ],
 )
@@ -64,6 +81,8 @@ def test_what_cannot_work_is_refused(tmp_path: Path, text: str, told: str) -> No
         "training: {workers: 1, batch: 3}",
         "training: {model: {ffn: swiglu}}\npruning: [{targets: [units, heads]}]",
         "training: {}\nstore: 'file:///tmp/runs'",
+        "training: {}\npruning: [{method: lottery}, {method: self_masking}, {}]",
+        "training: {}\ntargets: [{name: birds, uri: b}]\npruning: [{method: lottery, tasks: [labels], target: birds}]",
         "training: {}\npruning: [{calibration_images: 8}, {calibration_images: 514, positions_per_image: 1}]",
     ],
 )
