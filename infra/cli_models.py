@@ -75,7 +75,7 @@ def prune(
     first = told["variants"][0]
     at = next(key for key in ("eps_w", "round", "lr") if key in first)
     ks = {name: min(by_k, key=int) for name, by_k in first["knn"].items()}
-    scores = [f"kNN of {name}, k = {k}" for name, k in ks.items()] or ["agreement"]
+    scores = [f"kNN, k={k}" for k in ks.values()] or ["agreement"]
     table = Table(
         "method", at, "density", "parameters", "MACs", "ms, batch 1", *map(escape, scores), box=None, pad_edge=False
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from builders import picture, write_tar
@@ -60,6 +62,20 @@ def test_a_network_of_another_hand(folder: Path) -> None:
         assert kept(images(3)).shape == (3, 5)
     assert max_difference(kept, load_model(folder / "lenet"), images(3)) > 0
     assert "agreement" in lodeset("prune", folder / "lenet", folder / "out", shards, *config, "--size", "16")[0]
+
+
+def test_tickets_judged_on_labelled_images(folder: Path) -> None:
+    rows = [{"image": picture(n), "label": "ab"[n % 2], "split": ("gallery", "test")[n % 3 == 0]} for n in range(24)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "labelled.parquet")
+    (folder / "job.yaml").write_text("method: lottery\ntasks: [rotation, labels]\nrounds: 1\nsteps: 5\nbatch: 8\n")
+    command = ("prune", folder / "lenet", folder / "out", folder / "images-0.tar", "--config", folder / "job.yaml")
+    told = lodeset(*command, "--cpus", "2", "--size", "16", "--target", folder / "labelled.parquet")[0]
+    assert "kNN, k=10" in told and "masks of rotation and labels overlap by" in told
+    report = json.loads((folder / "out/report.json").read_text())
+    assert [one["kept"] for one in report["variants"] if one["round"]] == pytest.approx([0.8] * 5, abs=0.01)
+    page = (folder / "out/report.html").read_text()
+    assert "rotation, then labels" in page and "by chance" in page
+    assert "there: none" in lodeset(*command, "--size", "16", code=1)[1]
 
 
 def test_mistakes_are_told(folder: Path) -> None:
