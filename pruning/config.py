@@ -12,7 +12,7 @@ class Job(Strict):
     """What every job has."""
 
     checkpoint: Literal["train", "finish", "distill"] = Field("train", description="the stage whose model is pruned")
-    seed: int = Field(0, ge=0, description="of all that is drawn: images, baselines, new weights, crops")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="of all that is drawn: images, baselines, new weights, crops")
 
 
 class PruneJob(Job):
@@ -110,6 +110,12 @@ class LotteryJob(Learned):
     weight_decay: float = Field(0.05, ge=0, description="decoupled weight decay of convolutions and linear layers")
 
     @model_validator(mode="after")
+    def _each_task_once(self) -> Self:
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks {', '.join(self.tasks)}: each of them once")
+        return self
+
+    @model_validator(mode="after")
     def _rewinds_into_the_run(self) -> Self:
         if round(self.rewind * self.steps) >= self.steps:
             raise ValueError(f"rewind {self.rewind} of {self.steps} steps leaves none to train: lower it")
@@ -129,6 +135,12 @@ class SelfMaskingJob(Learned):
     head_lr: Positive = Field(0.1, description="peak learning rate of the head (and of prototypes)")
     prototypes: int = Field(500, ge=2, description="of swav (published)")
     queue: int = Field(1024, ge=0, description="of swav: earlier features that assignments are evened out over, a view")
+
+    @model_validator(mode="after")
+    def _each_rate_once(self) -> Self:
+        if len(set(self.lr)) < len(self.lr):
+            raise ValueError(f"lr {list(self.lr)}: each of them once")
+        return self
 
 
 class WhichMethod(BaseModel):

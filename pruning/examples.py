@@ -77,6 +77,8 @@ class Examples:
         Raises:
             LodesetError: fewer than two images of the batch can be read.
         """
+        if len(self.images) < 2:
+            raise LodesetError(f"{len(self.images)} images to train on: give two at least")
         rows = self.order.rows(step).tolist()
         views, codes = [], []
         for place, (row, data) in enumerate(zip(rows, self.images.read(rows), strict=True)):

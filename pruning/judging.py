@@ -50,10 +50,11 @@ def seen(network: nn.Module, pixels: Iterable[NDArray[np.uint8]]) -> torch.Tenso
 
 def features_on(network: nn.Module, target: Target, size: int, max_pixels: int) -> NDArray[np.float32]:
     """Features [n, D] of a target's images, each the centre square at `size` pixels, of length 1."""
-    images = (np.asarray(decode(data, max_pixels)) for _, data in read_images(target.places))
-    return np.asarray(
-        F.normalize(seen(network, (centre_square(image, size) for image in images)).float(), dim=1).numpy()
-    )
+    by_place = sorted(target.places, key=lambda p: (p.uri, p.offset, p.member))  # each file from its start to its end
+    images = (np.asarray(decode(data, max_pixels)) for _, data in read_images(by_place))
+    found = F.normalize(seen(network, (centre_square(image, size) for image in images)).float(), dim=1).numpy()
+    row_of = {place.image_id: row for row, place in enumerate(by_place)}
+    return np.asarray(found[[row_of[image_id] for image_id in target.ids]])
 
 
 def knn_of(network: nn.Module, targets: Sequence[Target], size: int, max_pixels: int) -> dict[str, dict[str, float]]:

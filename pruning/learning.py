@@ -12,7 +12,12 @@ from pipeline.errors import LodesetError
 from pruning.examples import Examples
 from pruning.masks import Masks, cut, maskable
 from pruning.tasks import Features, Task, features_of
+from training.order import generator
 from training.schedules import cosine, linear
+
+
+class NotLearnedError(LodesetError):
+    """A training went nowhere; another learning rate may not."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ def descend(
     """These steps of the recipe's; `after` each one is given the share that is done. The mean loss of the last tenth of them.
 
     Raises:
-        LodesetError: a loss that is not finite; too few images can be read.
+        NotLearnedError: a loss that is not finite.
+        LodesetError: too few images can be read.
     """
     peaks = [group["lr"] for group in optimiser.param_groups]
     last = steps.stop - max(1, len(steps) // 10)
@@ -52,10 +58,13 @@ def descend(
         views, codes = examples.at(step)
         for group, peak in zip(optimiser.param_groups, peaks, strict=True):
             group["lr"] = peak * recipe.factor(step)
-        rng = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        loss = task(features, views, codes, rng, step / recipe.steps)
+        drawn = generator(recipe.seed, "steps", step).integers(2**63, size=2).tolist()
+        rng = torch.Generator().manual_seed(drawn[0])
+        with torch.random.fork_rng(devices=()):  # dropout draws from torch's own generator
+            torch.manual_seed(drawn[1])
+            loss = task(features, views, codes, rng, step / recipe.steps)
         if not math.isfinite(value := float(loss.detach())):
-            raise LodesetError(
+            raise NotLearnedError(
                 f"{type(task).__name__.lower()}: the loss is {value} at step {step} of {recipe.steps}: lower lr ({peaks[0]:g})"
             )
         optimiser.zero_grad(set_to_none=True)

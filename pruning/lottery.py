@@ -95,20 +95,20 @@ def again(
 def next_masks(
     network: nn.Module,
     masks: Masks,
-    rate: float,
+    share: float,
     scope: Literal["global", "layer"],
     groups: Sequence[Group] | None,
 ) -> Masks:
-    """Masks of the next round, of a trained network; by units where groups are given."""
+    """Masks of the next round, of a trained network, that keep a share of all its weights, or of its units where groups are given."""
     if groups is None:
-        return by_magnitude(network, masks, rate, scope)
+        return by_magnitude(network, masks, share, scope)
     before = units_kept(masks, groups)
     scores = {group.name: _on_average_one(magnitude_scores(network, group), before[group.name]) for group in groups}
     if scope == "layer":
-        kept = {name: top(one, _count(len(before[name]), rate)) for name, one in scores.items()}
+        kept = {name: top(one, max(1, round(len(one) * share))) for name, one in scores.items()}
     else:
         together = np.concatenate([scores[name][units] for name, units in before.items()])
-        bar = np.sort(together)[::-1][_count(len(together), rate) - 1]
+        bar = np.sort(together)[::-1][max(1, round(sum(map(len, scores.values())) * share)) - 1]
         kept = {
             name: top(scores[name], max(1, int((scores[name][units] >= bar).sum()))) for name, units in before.items()
         }
@@ -122,10 +122,6 @@ def random_masks(network: nn.Module, masks: Masks, groups: Sequence[Group] | Non
     counts = {name: len(units) for name, units in units_kept(masks, groups).items()}
     kept = {group.name: top(random_scores(group.units, group.name, seed), counts[group.name]) for group in groups}
     return unit_masks(network, groups, kept)
-
-
-def _count(units: int, rate: float) -> int:
-    return max(1, round(units * (1 - rate)))
 
 
 def _on_average_one(scores: Array, kept: Indices) -> Array:

@@ -3,6 +3,7 @@
 Shapes: a mask has the shape of its weight.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,17 +47,17 @@ def everything(network: nn.Module) -> Masks:
     return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in maskable(network).items()}
 
 
-def by_magnitude(network: nn.Module, masks: Masks, rate: float, scope: Literal["global", "layer"]) -> Masks:
-    """`masks` less the share `rate` of the weights that they keep: those of smallest magnitude, of all layers together or of each.
+def by_magnitude(network: nn.Module, masks: Masks, share: float, scope: Literal["global", "layer"]) -> Masks:
+    """Of the weights that `masks` keep those of largest magnitude, until the share `share` of all is left: of all layers together, or of each.
 
     No layer loses its last weight. Of equal magnitudes the later one goes, by the layers' order and within a layer.
     """
     weights = {name: parameter.detach() for name, parameter in maskable(network).items()}
     sizes = {name: weights[name].abs().masked_fill(~mask, -1.0) for name, mask in masks.items()}
     if scope == "layer":
-        return {name: _largest(sizes[name], round(int(mask.sum()) * (1 - rate))) for name, mask in masks.items()}
+        return {name: _largest(sizes[name], round(mask.numel() * share)) for name, mask in masks.items()}
     together = torch.cat([size.flatten() for size in sizes.values()])
-    kept = _largest(together, round(int((together >= 0).sum()) * (1 - rate)))
+    kept = _largest(together, round(together.numel() * share))
     parts = torch.split(kept, [size.numel() for size in sizes.values()])
     return {
         name: part.view_as(size) if part.any() else _largest(size, 1)
@@ -94,6 +95,15 @@ def overlap(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Overlap:
     return Overlap(both / either, expected / (total - expected))
 
 
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors, names and shapes."""
+    told = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        told.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        told.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return told.hexdigest()
+
+
 @torch.no_grad()
 def cut(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Sets the weights that do not count to 0."""
@@ -103,7 +113,7 @@ def cut(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
 
 def save_masks(path: Path, masks: Mapping[str, Tensor], of: str) -> None:
-    """A safetensors file with a bit a weight; `of` is the digest of the weights that they are for."""
+    """A safetensors file with a bit a weight; `of` is the digest of the network that they are for (`digest_of`)."""
     packed = {name: torch.from_numpy(np.packbits(mask.flatten().cpu().numpy())) for name, mask in masks.items()}
     shapes = json.dumps({name: list(mask.shape) for name, mask in masks.items()})
     save_file(packed, path, {"format": FORMAT, "of": of, "shapes": shapes})

@@ -10,6 +10,7 @@ never are, and BatchNorms stay in evaluation mode: a network and its masks are a
 import copy
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from torch.func import functional_call
 
 from pipeline.errors import LodesetError
 from pruning.examples import Examples
-from pruning.learning import Recipe, descend
-from pruning.masks import Masks, maskable
+from pruning.learning import NotLearnedError, Recipe, descend
+from pruning.masks import Masks, digest_of, load_masks, maskable
 from pruning.tasks import Task, features_of
 
 MOMENTUM = 0.9
@@ -46,7 +47,8 @@ def learn_masks(
     """Masks of a network, which stays as it is, and the mean loss of the last steps; `recipe.lr` is that of the scores.
 
     Raises:
-        LodesetError: as `descend`; a layer lost all of its weights.
+        NotLearnedError: as `descend`; or a layer lost all of its weights.
+        LodesetError: as `descend`.
     """
     frozen = copy.deepcopy(network).requires_grad_(False).eval()
     weights = {name: weight.detach() for name, weight in maskable(frozen).items()}
@@ -67,7 +69,7 @@ def learn_masks(
     masks = {name: score.detach() > 0 for name, score in scores.items()}
     empty = [name for name, mask in masks.items() if not mask.any()]
     if empty:
-        raise LodesetError(f"masking left nothing of {', '.join(empty)}: lower lr ({recipe.lr:g})")
+        raise NotLearnedError(f"masking left nothing of {', '.join(empty)}: lower lr ({recipe.lr:g})")
     return masks, loss
 
 
@@ -88,3 +90,16 @@ def masked_network(network: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module
         with torch.no_grad():
             weights[name].copy_(scaled(weights[name], mask.to(weights[name].dtype)))
     return made
+
+
+def load_masked(network: nn.Module, path: Path) -> nn.Module:
+    """A copy of the network under the masks that lie in a file.
+
+    Raises:
+        LodesetError: there are no masks, or they are for other weights.
+    """
+    masks, of = load_masks(path)
+    found = digest_of(network.state_dict())
+    if found != of:
+        raise LodesetError(f"{path} holds masks for the weights {of[:12]}, and the network's are {found[:12]}")
+    return masked_network(network, masks)

@@ -69,7 +69,7 @@ class Setting:
         if not found:
             there = ", ".join(target.name for target in self.targets) or "none"
             raise LodesetError(
-                f"no target set {'' if name is None else name + ' '}with labels to train on (there: {there})"
+                f"no target set {'' if name is None else name + ' '}with labels to train on (there: {there}); `lodeset prune` takes one as --target"
             )
         return found[0]
 

@@ -19,19 +19,20 @@ from torch import Tensor, nn
 
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.store import File, Part, Store
+from pipeline.errors import LodesetError
 from pipeline.stages.parts import made
 from pruning.config import Learned, LotteryJob, SelfMaskingJob
 from pruning.examples import Examples, Gallery, Images, gallery_of
 from pruning.groups import evaluating, find_groups
 from pruning.judging import judged
-from pruning.learning import Recipe
+from pruning.learning import NotLearnedError, Recipe
 from pruning.learning import train as learn
 from pruning.lottery import Start, again, begin, fresh, next_masks, random_masks, state_of, units_kept, without_units
-from pruning.masks import Masks, at_random, density, everything, maskable, overlap, save_masks
+from pruning.masks import Masks, at_random, density, digest_of, everything, maskable, overlap, save_masks
 from pruning.parts import kept_file, publish
 from pruning.removal import apply
 from pruning.report import shares
-from pruning.saving import digest_of, save_pruned
+from pruning.saving import save_pruned
 from pruning.self_masking import learn_masks, masked_network
 from pruning.setting import VERSION, Done, Setting, Workplace, told
 from pruning.tasks import TaskName, features_of, make_task
@@ -47,8 +48,8 @@ Chosen = Literal["dense", "magnitude", "random"]
 def trainings(job: Learned) -> int:
     """How many networks a job trains."""
     if isinstance(job, LotteryJob):
-        on_labels = len([task for task in job.tasks if task != "labels"]) * (1 + job.rounds) if job.transfer else 0
-        return len(job.tasks) * (1 + 2 * job.rounds) + on_labels
+        on_labels = len([task for task in job.tasks if task != "labels"]) if job.transfer else 0
+        return (len(job.tasks) + on_labels) * (1 + 2 * job.rounds)
     return len(job.lr) if isinstance(job, SelfMaskingJob) else 1
 
 
@@ -93,10 +94,11 @@ def _row(
     dense: nn.Module,
     channels: Mapping[str, int],
     masks: Masks,
+    of: str,
     folder: str,
     seed: int,
 ) -> tuple[dict[str, Any], dict[str, File]]:
-    """What the report says of a network whose weights are masked, and the files of that network and its masks."""
+    """What the report says of a network whose weights are masked, and the files of that network and its masks; `of`: see `save_masks`."""
     found = judged(pruned, setting.targets, setting.size, setting.target_max_pixels, seed)
     row = {
         **shares(pruned, dense, channels, setting.example()),
@@ -108,7 +110,7 @@ def _row(
 
     def write(to: Path) -> None:
         save_pruned(pruned, to, setting.example())
-        save_masks(to / MASKS, masks, digest_of(Path(setting.model_folder)))
+        save_masks(to / MASKS, masks, of)
 
     return row, publish(setting.store, folder, write)
 
@@ -149,7 +151,6 @@ def draw_tickets(work: Workplace, job: LotteryJob, number: int) -> Done:
     started = time.time()
     setting, stage = work.setting, TICKETS
     labelled = "labels" in job.tasks or (job.transfer and bool(setting.targets))
-    of_target = told(setting) if labelled else None
     basis = digest(
         stage,
         VERSION,
@@ -157,7 +158,7 @@ def draw_tickets(work: Workplace, job: LotteryJob, number: int) -> Done:
         setting.size,
         setting.crops,
         job.model_copy(update={"rounds": 1, "transfer": True, "tasks": ("labels",)}),
-        of_target,
+        told(setting),
     )
     make = functools.partial(trainer, setting, job, number)
     found: list[tuple[Ticket, Part]] = []
@@ -193,11 +194,12 @@ def draw_tickets(work: Workplace, job: LotteryJob, number: int) -> Done:
             before = drawn(last)
         for ticket, part, start in zip(last, before, starts, strict=True):
             files = part.files["state"], start.files["state"]
+            kinds: tuple[Chosen, ...] = (ticket.chosen, "random") if turn else (ticket.chosen,)
             if turn:
                 controls.append(Ticket(digest(ticket.key, "random"), ticket.chain, ticket.task, "random", turn, *files))
             if job.transfer and labelled and ticket.chain != "labels":
-                key = digest(ticket.key, "labels")
-                controls.append(Ticket(key, ticket.chain, "labels", ticket.chosen, turn, *files))
+                keys = {kind: digest(ticket.key, "labels", kind) for kind in kinds}
+                controls += [Ticket(keys[kind], ticket.chain, "labels", kind, turn, *files) for kind in kinds]
     drawn(controls)
     rows = [json.loads(work.context.store.read(part.files["row"].path) or b"{}") for _, part in found]
     masks = {
@@ -207,7 +209,7 @@ def draw_tickets(work: Workplace, job: LotteryJob, number: int) -> Done:
         "job": job.model_dump(mode="json"),
         "images": len(open_index(setting.index)),
         "knn_dense": {},
-        "skipped_modules": {},
+        "skipped_modules": rows[0]["left_whole"],
         "variants": rows,
         "overlaps": _overlaps(work.context.store, job, masks),
         "seconds": round(time.time() - started, 2),
@@ -231,7 +233,8 @@ def trainer(setting: Setting, job: LotteryJob, number: int) -> Callable[[Ticket]
     dense = setting.stored()
     if job.start == "fresh":
         dense = fresh(dense, job.seed)
-    groups = find_groups(dense, example).prunable if job.structured else None
+    found = find_groups(dense, example) if job.structured else None
+    groups = found.prunable if found is not None else None
     school = School(setting, job)
     recipe = Recipe(job.steps, job.lr, job.weight_decay, job.warmup, job.seed)
     rewind = round(job.rewind * job.steps)
@@ -251,18 +254,19 @@ def trainer(setting: Setting, job: LotteryJob, number: int) -> Callable[[Ticket]
             first, left = _tensors(store, ticket.start), _tensors(store, ticket.before)
             start = Start(_under(first, "start.network."), _under(first, "start.task."))
             masks = _masks_in(left)
-            if ticket.task != ticket.chain:  # the ticket, with a head of its own
+            if ticket.chosen == "random":
+                masks = random_masks(network, masks, groups, job.seed)
+            elif ticket.task == ticket.chain:
+                network.load_state_dict(_under(left, "network."))
+                masks = next_masks(network, masks, (1 - job.rate) ** ticket.round, job.scope, groups)
+            if ticket.task == ticket.chain:
+                loss = again(network, task, start, masks, examples, recipe, rewind)
+            else:  # the ticket, with a head of its own
                 network.load_state_dict(start.network)
                 loss = learn(network, task, masks, examples, recipe, range(job.steps))
-            else:
-                if ticket.chosen == "random":
-                    masks = random_masks(network, masks, groups, job.seed)
-                else:
-                    network.load_state_dict(_under(left, "network."))
-                    masks = next_masks(network, masks, job.rate, job.scope, groups)
-                loss = again(network, task, start, masks, examples, recipe, rewind)
-        state |= {f"network.{name}": tensor for name, tensor in state_of(network).items()}
-        state |= {f"mask.{name}": mask for name, mask in masks.items()}
+        if ticket.task == ticket.chain and ticket.chosen != "random":  # the next round goes on from it
+            state |= {f"network.{name}": tensor for name, tensor in state_of(network).items()}
+            state |= {f"mask.{name}": mask for name, mask in masks.items()}
         pruned, difference = network, 0.0
         channels = {"pruned": 0, "dense": 0}
         if groups is not None:
@@ -270,7 +274,7 @@ def trainer(setting: Setting, job: LotteryJob, number: int) -> Callable[[Ticket]
             left_units = sum(map(len, units_kept(masks, groups).values()))
             channels = {"pruned": left_units, "dense": sum(group.units for group in groups)}
         folder = f"{setting.folder}/job-{number}/{ticket.name}-{ticket.key[:8]}"
-        row, files = _row(setting, pruned, network, channels, masks, folder, job.seed)
+        row, files = _row(setting, pruned, dense, channels, masks, digest_of(start.network), folder, job.seed)
         row = {
             "method": ticket.method,
             "task": ticket.task,
@@ -279,9 +283,11 @@ def trainer(setting: Setting, job: LotteryJob, number: int) -> Callable[[Ticket]
             **row,
             "loss": loss,
             "removal_difference": difference,
+            "left_whole": found.skipped if found is not None else {},
             "seconds": round(time.time() - started, 2),
         }
-        files["state"] = kept_file(store, TICKETS, ticket.key, "state.safetensors", safetensors.torch.save(state))
+        if state:
+            files["state"] = kept_file(store, TICKETS, ticket.key, "state.safetensors", safetensors.torch.save(state))
         files["row"] = kept_file(store, TICKETS, ticket.key, "row.json", json.dumps(row, indent=1).encode())
         return store.commit_part(TICKETS, ticket.key, {}, {"images": 0}, time.time() - started, files=files)
 
@@ -317,16 +323,20 @@ def learn_all(work: Workplace, job: SelfMaskingJob, number: int) -> Done:
     wanted = [(key, (key, lr), 1) for lr in sorted(job.lr) if (key := digest(basis, lr))]
     make = functools.partial(masker, setting, job, number)
     parts, new = made(work.context, LEARNED, wanted, functools.partial(work.share, make), unit="trainings")
+    told_by = [json.loads(work.context.store.read(part.files["rows"].path) or b"{}") for part in parts]
+    refused = {
+        f"lr {lr:g}": one["refused"] for lr, one in zip(sorted(job.lr), told_by, strict=True) if "refused" in one
+    }
+    if len(refused) == len(parts):
+        raise LodesetError(f"no masks were learned: {'; '.join(refused.values())}")
     before = judged(setting.stored(), setting.targets, setting.size, setting.target_max_pixels, job.seed)
     report = {
         "job": job.model_dump(mode="json"),
         "images": len(open_index(setting.index)),
         "knn_dense": before.knn,
         "linear_dense": before.linear,
-        "skipped_modules": {},
-        "variants": [
-            one for part in parts for one in json.loads(work.context.store.read(part.files["rows"].path) or b"[]")
-        ],
+        "skipped_modules": refused,
+        "variants": [row for one in told_by for row in one["rows"]],
         "seconds": round(time.time() - started, 2),
     }
     models = [file for part in parts for name, file in sorted(part.files.items()) if name != "rows"]
@@ -336,6 +346,7 @@ def learn_all(work: Workplace, job: SelfMaskingJob, number: int) -> Done:
 def masker(setting: Setting, job: SelfMaskingJob, number: int) -> Callable[[tuple[str, float]], Part]:
     store, school = setting.store, School(setting, job)
     network = setting.stored()
+    of = digest_of(state_of(network))
 
     def learned(item: tuple[str, float]) -> Part:
         key, lr = item
@@ -343,14 +354,19 @@ def masker(setting: Setting, job: SelfMaskingJob, number: int) -> Callable[[tupl
         examples, classes = school.examples(job.task)
         task = make_task(job.task, network, school.width(network), classes, job.seed, job.prototypes, job.queue)
         recipe = Recipe(job.steps, lr, 0.0, job.warmup, job.seed)
-        masks, loss = learn_masks(network, task, examples, recipe, job.head_lr)
         rows: list[dict[str, Any]] = []
         files: dict[str, File] = {}
+        try:
+            masks, loss = learn_masks(network, task, examples, recipe, job.head_lr)
+        except NotLearnedError as error:  # a sweep is there to find such rates
+            told_why = json.dumps({"rows": rows, "refused": str(error)}).encode()
+            files["rows"] = kept_file(store, LEARNED, key, "rows.json", told_why)
+            return store.commit_part(LEARNED, key, {}, {"images": 0}, time.time() - started, files=files)
         for method, chosen in ((f"masks, {job.task}", masks), ("masks, at random", at_random(masks, job.seed))):
             name = f"masks-{job.task}" if chosen is masks else "masks-random"
             folder = f"{setting.folder}/job-{number}/{name}-{lr!r}-{key[:8]}"
             made_of = masked_network(network, chosen)
-            row, its = _row(setting, made_of, network, {"pruned": 0, "dense": 0}, chosen, folder, job.seed)
+            row, its = _row(setting, made_of, network, {"pruned": 0, "dense": 0}, chosen, of, folder, job.seed)
             files |= {f"{name}/{file}": at for file, at in its.items()}
             sizes = {
                 "masks_bytes": its[MASKS].size_bytes,
@@ -358,7 +374,9 @@ def masker(setting: Setting, job: SelfMaskingJob, number: int) -> Callable[[tupl
             }
             rows.append({"method": method, "lr": lr, **row, **sizes, "loss": loss if chosen is masks else None})
         rows[0]["seconds"] = rows[1]["seconds"] = round(time.time() - started, 2)
-        files["rows"] = kept_file(store, LEARNED, key, "rows.json", json.dumps(rows, indent=1).encode(), len(rows))
+        files["rows"] = kept_file(
+            store, LEARNED, key, "rows.json", json.dumps({"rows": rows}, indent=1).encode(), len(rows)
+        )
         return store.commit_part(LEARNED, key, {}, {"images": 0}, time.time() - started, files=files)
 
     return learned

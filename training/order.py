@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Rows = NDArray[np.integer]
 
-PURPOSES = ("order", "crops", "mask_counts", "masks", "times", "blocks")
-Purpose = Literal["order", "crops", "mask_counts", "masks", "times", "blocks"]
+PURPOSES = ("order", "crops", "mask_counts", "masks", "times", "blocks", "steps")
+Purpose = Literal["order", "crops", "mask_counts", "masks", "times", "blocks", "steps"]
 
 
 def generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:

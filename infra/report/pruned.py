@@ -49,6 +49,8 @@ class Masked(Variant):
     kept: float
     linear: Mapping[str, float]
     loss: float | None = None
+    masks_bytes: int | None = None  # on disk; and of the weights that they are for, as float32
+    weights_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def _style_of(method: str, methods: Sequence[str]) -> tuple[int, bool]:
         return CRITERIA.index(criterion), not refit
     of, _, how = method.partition(", ")
     tasks = list(dict.fromkeys(one.partition(", ")[0] for one in methods))
-    return tasks.index(of) % charts.COLOURS, how == "at random"
+    return tasks.index(of) % charts.COLOURS, how.startswith("at random")
 
 
 def _by_parameters(one: SweepReport, methods: Sequence[str]) -> list[Markup]:
@@ -180,7 +182,9 @@ def _by_weights(one: TrainedReport, methods: Sequence[str]) -> list[Markup]:
     for target in one.variants[0].knn if one.variants else ():
         for name, score in scores:
             for then in (False, True):
-                wanted = [method for method in methods if method.endswith(", then labels") is then]
+                wanted = [
+                    m for m in methods if m.endswith(", then labels") is then or (then and m.startswith("labels"))
+                ]
                 series = [
                     charts.Series(
                         method,
@@ -191,6 +195,8 @@ def _by_weights(one: TrainedReport, methods: Sequence[str]) -> list[Markup]:
                     )
                     for method in wanted
                 ]
+                if not any(method.endswith(", then labels") is then for method in wanted):
+                    continue
                 label = f"{name} accuracy on {target}, %{', then trained on labels' if then else ''}"
                 found.append(charts.line_chart(series, "weights removed, %", label, width=560, height=320))
     return [chart for chart in found if chart]

@@ -44,7 +44,17 @@ def test_tickets_and_the_overlap_of_their_masks(tmp_path: Path) -> None:
 
 def test_masks_without_labelled_images(tmp_path: Path) -> None:
     rows = [
-        SHARES | {"method": m, "lr": 0.15, "kept": 0.9, "knn": {}, "linear": {}, "loss": loss}
+        SHARES
+        | {
+            "method": m,
+            "lr": 0.15,
+            "kept": 0.9,
+            "knn": {},
+            "linear": {},
+            "loss": loss,
+            "masks_bytes": 2160,
+            "weights_bytes": 65_432,
+        }
         for m, loss in (("masks, swav", 2.0), ("masks, at random", None))
     ]
     tree = {
@@ -55,7 +65,13 @@ def test_masks_without_labelled_images(tmp_path: Path) -> None:
         "variants": rows,
     }
     text = page(tree, tmp_path)
-    assert "masks, swav" in text and "learning rate" in text and '<svg class="chart"' not in text
+    assert (
+        "masks, swav" in text
+        and "2,160" in text
+        and "65,432" in text
+        and "learning rate" in text
+        and '<svg class="chart"' not in text
+    )
 
 
 def test_a_sweep_shows_agreement_and_paths_where_there_is_nothing_else(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pipeline.config import TargetSet
 from pipeline.errors import LodesetError
 from pruning import graph
 from pruning.byhand import prune
-from pruning.config import LotteryJob, PruneJob
+from pruning.config import LotteryJob, PruneJob, SelfMaskingJob
 from pruning.judging import batched
 from pruning.parts import calibration
 from pruning.saving import load_model, save_pruned
@@ -134,9 +134,23 @@ def test_tickets_of_units_on_images_alone_and_on_labels(folder: Path) -> None:
     first = prune(folder / "residual", shards, folder / "out", job, 16, target, 1, None)
     told = prune(folder / "residual", shards, folder / "out", job.model_copy(update={"rounds": 2}), 16, target, 1, None)
     of = {(v["method"], v["round"]): v for v in told["variants"]}
-    assert all(of[v["method"], v["round"]] == v for v in first["variants"]) and len(of) == trainings(job) + 5
+    assert all(of[v["method"], v["round"]] == v for v in first["variants"]) and len(of) == trainings(job) + 6
     for one in told["variants"]:
         small = load_model(folder / "out" / one["model"])
         assert sum(p.numel() for p in small.parameters()) == one["parameters"]
         assert one["parameters_removed"] > 0.4 * one["round"] ** 0.5 or not one["round"]
         assert set(one["knn"]) == set(one["linear"]) == {"target"}
+        assert one["left_whole"] == told["skipped_modules"] and "head" in told["skipped_modules"]
+
+
+def test_rates_that_learn_nothing_are_told(folder: Path) -> None:
+    job = SelfMaskingJob(method="self_masking", steps=3, batch=8, lr=(0.1, 1e38), prototypes=4, queue=8)
+    shards = Shards(index=(str(folder / "shards/index.parquet"),))
+    told = prune(folder / "lenet", shards, folder / "out", job, 16, None, 1, None)
+    assert {one["lr"] for one in told["variants"]} == {0.1}
+    assert list(told["skipped_modules"]) == ["lr 1e+38"]
+    with pytest.raises(LodesetError, match="no masks were learned: "):
+        prune(folder / "lenet", shards, folder / "out", job.model_copy(update={"lr": (1e38,)}), 16, None, 1, None)
+    labels = LotteryJob(method="lottery", tasks=("labels",), steps=3, batch=8)
+    with pytest.raises(LodesetError, match="takes one as --target"):
+        prune(folder / "lenet", shards, folder / "out", labels, 16, None, 1, None)
