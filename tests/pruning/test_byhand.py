@@ -19,13 +19,18 @@ from torch import nn
 
 from pipeline.config import TargetSet
 from pipeline.errors import LodesetError
-from pruning import graph
+from pruning import graph, trained
 from pruning.byhand import prune
 from pruning.config import LotteryJob, PruneJob, SelfMaskingJob
+from pruning.examples import Examples
 from pruning.judging import batched
+from pruning.learning import NotLearnedError, Recipe
+from pruning.masks import Masks
 from pruning.parts import calibration
 from pruning.saving import load_model, save_pruned
+from pruning.self_masking import learn_masks
 from pruning.setting import Setting
+from pruning.tasks import Task
 from pruning.trained import trainings
 from training.config import CropsConfig
 from training.index import Shards, open_index
@@ -36,6 +41,7 @@ JOB = PruneJob(sweep=(1e-2,), calibration_images=40)
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     without_engine(graph, monkeypatch)
+    torch.manual_seed(0)
     write_shards(tmp_path / "shards", [picture(n, width=24, height=20) for n in range(60)])
     save_pruned(shaken(LeNet()), tmp_path / "lenet", images(2))
     return tmp_path
@@ -143,14 +149,22 @@ def test_tickets_of_units_on_images_alone_and_on_labels(folder: Path) -> None:
         assert one["left_whole"] == told["skipped_modules"] and "head" in told["skipped_modules"]
 
 
-def test_rates_that_learn_nothing_are_told(folder: Path) -> None:
-    job = SelfMaskingJob(method="self_masking", steps=3, batch=8, lr=(0.1, 1e38), prototypes=4, queue=8)
+def test_rates_that_learn_nothing_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def learned(
+        network: nn.Module, task: Task, examples: Examples, recipe: Recipe, head_lr: float
+    ) -> tuple[Masks, float]:
+        if recipe.lr > 1:
+            raise NotLearnedError(f"lower lr ({recipe.lr:g})")
+        return learn_masks(network, task, examples, recipe, head_lr)
+
+    monkeypatch.setattr(trained, "learn_masks", learned)
+    job = SelfMaskingJob(method="self_masking", steps=3, batch=8, lr=(0.1, 5), prototypes=4, queue=8)
     shards = Shards(index=(str(folder / "shards/index.parquet"),))
     told = prune(folder / "lenet", shards, folder / "out", job, 16, None, 1, None)
     assert {one["lr"] for one in told["variants"]} == {0.1}
-    assert list(told["skipped_modules"]) == ["lr 1e+38"]
+    assert list(told["skipped_modules"]) == ["lr 5"]
     with pytest.raises(LodesetError, match="no masks were learned: "):
-        prune(folder / "lenet", shards, folder / "out", job.model_copy(update={"lr": (1e38,)}), 16, None, 1, None)
+        prune(folder / "lenet", shards, folder / "out", job.model_copy(update={"lr": (5.0,)}), 16, None, 1, None)
     labels = LotteryJob(method="lottery", tasks=("labels",), steps=3, batch=8)
     with pytest.raises(LodesetError, match="takes one as --target"):
         prune(folder / "lenet", shards, folder / "out", labels, 16, None, 1, None)

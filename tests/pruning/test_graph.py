@@ -53,7 +53,7 @@ def test_a_sweep_over_a_target_set_of_images_that_training_would_skip(
     job = PruneJob(sweep=(1e-3, 1e-2), calibration_images=32)
     heads = PruneJob(checkpoint="finish", targets=("heads",), sweep=(1e-3,), calibration_images=32)
     tickets = LotteryJob(method="lottery", tasks=("labels", "rotation", "dino"), rounds=2, steps=6, batch=8)
-    masks = SelfMaskingJob(method="self_masking", task="labels", steps=4, batch=8, lr=(1.0, 0.1))
+    masks = SelfMaskingJob(method="self_masking", task="labels", steps=4, batch=8, lr=(1000.0, 50.0))
     stage = graph.build([job, heads, tickets, masks], [TargetSet(name="target", uri="target/")], above, SIDE**2)[
         "prune/all"
     ]
@@ -101,13 +101,13 @@ def test_a_sweep_over_a_target_set_of_images_that_training_would_skip(
         assert density(masks_of) == pytest.approx(one["kept"])
         assert all((weights[name][~mask] == 0).all() for name, mask in masks_of.items())
     dense = load_model(Path(store.path("training/model")))
-    path = Path(store.path(of_masks["variants"][0]["model"]))
+    path = Path(store.path(of_masks["variants"][2]["model"]))
     same = load_masked(dense, path / "masks.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(same.parameters(), load_model(path).parameters(), strict=True))
     with pytest.raises(LodesetError, match="holds masks for the weights"):
         load_masked(load_model(path), path / "masks.safetensors")
     assert [(v["lr"], v["method"]) for v in of_masks["variants"]] == [
-        (lr, how) for lr in (0.1, 1.0) for how in ("masks, labels", "masks, at random")
+        (lr, how) for lr in (50.0, 1000.0) for how in ("masks, labels", "masks, at random")
     ]
     for learned, drawn in zip(of_masks["variants"][::2], of_masks["variants"][1::2], strict=True):
         assert learned["kept"] == drawn["kept"] and 30 * learned["masks_bytes"] < 1.7 * learned["weights_bytes"] + 10**5
