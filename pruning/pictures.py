@@ -11,6 +11,7 @@ import numpy as np
 from pruning.moments import Array, Indices
 
 HEIGHT, WIDTH = 320, 420  # pixels, at most and about
+ROW = 24  # pixels, the tallest
 DECADES = 2.0  # of w n, to either side of 1, that colours tell apart
 GONE = (228, 228, 224)  # BGR
 
@@ -31,6 +32,6 @@ def path_picture(followed: Mapping[float, Array]) -> bytes:
     level = (np.log10(np.maximum(shown * w.shape[1], 1e-12)) + DECADES) / (2 * DECADES)
     picture = cv2.applyColorMap((255 * level.clip(0, 1)).astype(np.uint8), cv2.COLORMAP_VIRIDIS)
     picture[shown == 0] = GONE
-    tall, wide = max(1, HEIGHT // len(shown)), max(1, WIDTH // len(w))
+    tall, wide = max(1, min(ROW, HEIGHT // len(shown))), max(1, WIDTH // len(w))
     drawn = picture.repeat(tall, axis=0).repeat(wide, axis=1)
     return bytes(cv2.imencode(".png", drawn)[1].tobytes())
