@@ -266,7 +266,9 @@ def layer_of(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
 
 
 def columns(layer: nn.Linear | nn.Conv2d) -> Tensor:
-    """The weight of a layer as a matrix [m, c] that shares its memory, without its gradient."""
+    """The weight of a layer as a matrix [m, c] that shares its memory, without its gradient; it is laid out row by row from here on."""
+    if not layer.weight.is_contiguous():  # channels last: a matrix of it would be a copy
+        layer.weight.data = layer.weight.data.contiguous()
     return layer.weight.detach().flatten(1)
 
 

@@ -44,7 +44,10 @@ def maskable(network: nn.Module) -> dict[str, Tensor]:
 
 
 def everything(network: nn.Module) -> Masks:
-    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in maskable(network).items()}
+    return {
+        name: torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+        for name, weight in maskable(network).items()
+    }
 
 
 def by_magnitude(network: nn.Module, masks: Masks, share: float, scope: Literal["global", "layer"]) -> Masks:

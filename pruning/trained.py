@@ -287,7 +287,13 @@ def trainer(setting: Setting, job: LotteryJob, number: int) -> Callable[[Ticket]
             "seconds": round(time.time() - started, 2),
         }
         if state:
-            files["state"] = kept_file(store, TICKETS, ticket.key, "state.safetensors", safetensors.torch.save(state))
+            files["state"] = kept_file(
+                store,
+                TICKETS,
+                ticket.key,
+                "state.safetensors",
+                safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()}),
+            )
         files["row"] = kept_file(store, TICKETS, ticket.key, "row.json", json.dumps(row, indent=1).encode())
         return store.commit_part(TICKETS, ticket.key, {}, {"images": 0}, time.time() - started, files=files)
 

@@ -1,13 +1,16 @@
 """What can be removed from networks of several kinds, and why the rest is left whole."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
-from networks import LeNet, Residual, images, shaken, vit
+from networks import LeNet, Residual, images, replaced_at_random, shaken, vit
 from torch import Tensor, nn
 
 from pipeline.errors import LodesetError
 from pruning.groups import find_groups, max_difference, outputs_of
+from pruning.removal import apply
 
 
 def found(model: nn.Module) -> dict[str, tuple[int, dict[str, int]]]:
@@ -182,3 +185,14 @@ def test_outputs_of_every_kind() -> None:
     one, two = torch.ones(2), torch.zeros(3)
     assert len(outputs_of({"a": one, "b": (two, None, [one])})) == 3
     assert len(outputs_of(vit()(images(2)))) == 2  # no registers: an empty tensor
+
+
+def test_weights_whose_channels_come_last() -> None:
+    """The memory format that convolutions are fastest in; a matrix of such a weight would be a copy of it."""
+    for model in (LeNet(), Residual()):
+        expected = find_groups(shaken(copy.deepcopy(model)), images(2))
+        last = shaken(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        found = find_groups(last, images(2))
+        assert [group.name for group in found.prunable] == [group.name for group in expected.prunable]
+        pruned, _ = apply(last, found.prunable, replaced_at_random(last, found.prunable, 3), images(3))
+        assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in last.parameters())
