@@ -30,7 +30,7 @@ from training.ssl import student_and_teacher
 
 GALLERY, K = 10_000, (10, 20, 100, 200)
 BATCH, CHECKPOINT = 64, 1_000
-STEPS = 14_000
+STEPS = 7_500
 
 
 def config_of(steps: int) -> TrainingConfig:
