@@ -53,6 +53,27 @@ def test_models_get_smaller(folder: Path) -> None:
     lodeset("prune", smaller, folder / "twice", shards, *config)
 
 
+def test_workers_do_not_matter(folder: Path) -> None:
+    """Moments are sums of two parts, added in their order whoever made them."""
+    (folder / "job.yaml").write_text("sweep: [1.0e-3, 1.0e-2]\ncalibration_images: 70\n")
+    made = []
+    for cpus in ("1", "2"):
+        command = (
+            "prune",
+            folder / "vit",
+            folder / cpus,
+            folder / "images-0.tar",
+            "--config",
+            folder / "job.yaml",
+            "--json",
+        )
+        told = json.loads(lodeset(*command, "--cpus", cpus)[0])
+        made.append([load_model(folder / cpus / one["model"]).state_dict() for one in told["variants"]])
+    for one, other in zip(*made, strict=True):
+        for name, tensor in one.items():
+            torch.testing.assert_close(tensor, other[name], rtol=0, atol=1e-9)
+
+
 def test_a_network_of_another_hand(folder: Path) -> None:
     shards, config = folder / "images-0.tar", ("--config", folder / "job.yaml", "--cpus", "2")
     told = json.loads(lodeset("prune", folder / "lenet", folder / "out", shards, *config, "--size", "16", "--json")[0])
