@@ -2,8 +2,8 @@
 
     python benchmarks/convnets.py resnet18|vgg16 TRAIN.parquet TEST.parquet FOLDER [EPOCHS]
 
-TRAIN and TEST have `image` and `label`. The network is trained on all of TRAIN (bf16, both cores; a run that was stopped goes on from its last
-epoch), then moments are measured once on 4,000 of these images, without labels, and every strength of the sweep is judged on TEST. Every
+TRAIN and TEST have `image` and `label`. The network is trained on all of TRAIN (bf16, as many threads as OMP_NUM_THREADS allows; a run that was stopped
+goes on from its last epoch), then moments are measured once on 4,000 of these images, without labels, and every strength of the sweep is judged on TEST. Every
 method keeps as many units in every group. The dense accuracy that so many epochs reach is told beside what is lost.
 """
 
@@ -156,7 +156,6 @@ def main() -> None:
     epochs = int(sys.argv[5]) if len(sys.argv) > 5 else 12
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    torch.set_num_threads(2)
     (x, y), (x_test, y_test) = labelled(train), labelled(test)
     network = trained(NETWORKS[name](), x, y, folder, epochs)
     example = normalised(x[:2])
