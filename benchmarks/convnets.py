@@ -2,9 +2,10 @@
 
     python benchmarks/convnets.py resnet18|vgg16 TRAIN.parquet TEST.parquet FOLDER [EPOCHS]
 
-TRAIN and TEST have `image` and `label`. The network is trained on all of TRAIN (bf16, as many threads as OMP_NUM_THREADS allows; a run that was stopped
-goes on from its last epoch), then moments are measured once on 4,000 of these images, without labels, and every strength of the sweep is judged on TEST. Every
-method keeps as many units in every group. The dense accuracy that so many epochs reach is told beside what is lost.
+TRAIN and TEST have `image` and `label`. The network is trained on all of TRAIN (bf16, as many threads as OMP_NUM_THREADS allows; a run
+that was stopped goes on from its last epoch), then moments are measured once on 4,000 of these images, without labels, and every strength of
+the sweep is judged on TEST. Every method keeps as many units in every group. The dense accuracy that so many epochs reach is told beside what
+is lost.
 """
 
 from __future__ import annotations

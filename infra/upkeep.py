@@ -104,4 +104,4 @@ def sweep(store: Store) -> None:
 
 
 # Data under the names that a store, or a take-down, gives it; anything else somebody put there.
-_LEFT = re.compile(r"\.(parquet|tar|npy|faiss)(\.clean-[0-9a-f]+)?(\.[0-9a-f]{32})?$")
+_LEFT = re.compile(r"(^[0-9a-f]{12}-.+|\.(parquet|tar|npy|faiss)(\.clean-[0-9a-f]+)?)(\.[0-9a-f]{32})?$")

@@ -116,6 +116,12 @@ class LotteryJob(Learned):
         return self
 
     @model_validator(mode="after")
+    def _labels_are_learned(self) -> Self:
+        if self.target is not None and "labels" not in self.tasks and not self.transfer:
+            raise ValueError(f"target {self.target}: nothing learns its labels: add labels to tasks, or transfer: true")
+        return self
+
+    @model_validator(mode="after")
     def _rewinds_into_the_run(self) -> Self:
         if round(self.rewind * self.steps) >= self.steps:
             raise ValueError(f"rewind {self.rewind} of {self.steps} steps leaves none to train: lower it")
@@ -140,6 +146,14 @@ class SelfMaskingJob(Learned):
     def _each_rate_once(self) -> Self:
         if len(set(self.lr)) < len(self.lr):
             raise ValueError(f"lr {list(self.lr)}: each of them once")
+        return self
+
+    @model_validator(mode="after")
+    def _is_read(self) -> Self:
+        others = ("target",) if self.task == "swav" else ("prototypes", "queue")
+        unread = [name for name in others if name in self.model_fields_set]
+        if unread:
+            raise ValueError(f"{', '.join(unread)}: not for task {self.task}: remove it, or choose another task")
         return self
 
 

@@ -1,11 +1,10 @@
-"""What the features of any network are worth on labelled target sets, and what a network costs.
+"""What the features of any network are worth on labelled target sets.
 
 Features are what a network returns first, flattened: the CLS token of a transformer. Shapes: n images, D width.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from pipeline.sources.reading import read_images
 from pruning.groups import evaluating
 from pruning.tasks import features_of
 from training.augment import normalised
-from training.evaluate import centre_square
+from training.evaluate import centre_square, in_batches
 from training.linear import linear_probe
 from training.targets import GALLERY, TEST, Target, accuracies
 
@@ -36,8 +35,7 @@ class Judged:
 
 def batched(pixels: Iterable[NDArray[np.uint8]]) -> Iterator[torch.Tensor]:
     """Normalised [b, 3, S, S] of squares [3, S, S]."""
-    remaining = iter(pixels)
-    while some := list(islice(remaining, BATCH)):
+    for some in in_batches(pixels, BATCH):
         yield normalised(torch.from_numpy(np.stack(some)))
 
 

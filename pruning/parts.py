@@ -32,7 +32,7 @@ from pruning.moments import Gram
 from pruning.removal import apply
 from pruning.report import row
 from pruning.saving import save_pruned
-from pruning.setting import Setting
+from pruning.setting import Setting, kept_file
 from pruning.variants import Measure, Method, Paths, Solutions, solved_at_once, solved_in_turn, variant, variant_in_turn
 from training.index import open_index
 
@@ -82,14 +82,6 @@ def commit_arrays(
     np.savez(buffer, **arrays)
     file = kept_file(store, stage, key, f"{name}.npz", buffer.getvalue(), len(arrays))
     return store.commit_part(stage, key, {}, {"images": images}, time.time() - started, files={name: file})
-
-
-def kept_file(store: Store, stage: str, key: str, name: str, data: bytes, rows: int = 1) -> File:
-    """A file of a part that is about to be committed."""
-    relative = f"parts/{stage}/{key}/{uuid.uuid4().hex[:12]}-{name}"
-    with store.writing(relative) as sink:
-        sink.write(data)
-    return File(relative, rows, sink.size_bytes, sink.sha256())
 
 
 def _arrays(store: Store, file: File) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.algorithms.images import Unreadable, decode
+from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context
 from pipeline.dag.store import File, Part, Store
 from pipeline.errors import LodesetError
@@ -28,6 +31,7 @@ from training.targets import Target
 from training.vit import DinoVisionTransformer
 
 VERSION = 4  # of all that jobs make
+DENSE = "prune_dense"
 
 # Has workers make parts of items; each worker calls the first argument once.
 Share = Callable[[Callable[[], Callable[[Any], Part]], Iterable[Any]], Iterator[Part]]
@@ -122,6 +126,28 @@ class Workplace:
     setting: Setting
     share: Share
     basis: tuple[str, str]
+
+    def once(self, stage: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `make` gives, made once and kept as JSON."""
+        store = self.context.store
+        found = store.part(stage, key)
+        if found is None:
+            file = kept_file(store, stage, key, "found.json", json.dumps(make()).encode())
+            found = store.commit_part(stage, key, {}, {"images": 0}, files={"found": file})
+        return dict(json.loads(store.read(found.files["found"].path) or b"{}"))
+
+    def knn_dense(self) -> dict[str, dict[str, float]]:
+        """Of the dense model: once for all jobs on it."""
+        key = digest(DENSE, VERSION, self.basis[0], self.setting.size, told(self.setting))
+        return self.once(DENSE, key, lambda: self.setting.knn(self.setting.model()))
+
+
+def kept_file(store: Store, stage: str, key: str, name: str, data: bytes, rows: int = 1) -> File:
+    """A file of a part that is about to be committed."""
+    relative = f"parts/{stage}/{key}/{uuid.uuid4().hex[:12]}-{name}"
+    with store.writing(relative) as sink:
+        sink.write(data)
+    return File(relative, rows, sink.size_bytes, sink.sha256())
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from pruning.parts import (
     SOLVED,
     VARIANT,
     calibration,
-    kept_file,
     measurer,
     paths_of,
     pruner,
@@ -29,7 +28,7 @@ from pruning.parts import (
     solver,
 )
 from pruning.pictures import path_picture
-from pruning.setting import VERSION, Done, Workplace, told
+from pruning.setting import VERSION, Done, Workplace, kept_file, told
 from pruning.variants import METHODS
 
 PICTURED = "prune_paths"
@@ -89,7 +88,7 @@ def sweep(work: Workplace, job: PruneJob, number: int) -> Done:
         "job": job.model_dump(mode="json"),
         "calibration_images": images,
         "skipped_modules": skipped | refused,
-        "knn_dense": setting.knn(setting.model()),
+        "knn_dense": work.knn_dense(),
         "variants": rows,
         "seconds": round(time.time() - started, 2),
     }

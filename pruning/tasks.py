@@ -24,10 +24,8 @@ from training.schedules import cosine
 TaskName = Literal["labels", "rotation", "dino", "swav"]
 Features = Callable[[Tensor], Tensor]  # normalised pixels [B, 3, S, S] -> [B, D]
 
-HIDDEN, BOTTLENECK = (
-    256,
-    64,
-)  # of the heads of dino and swav: small, as the networks are that many rounds of training suit
+# Of the heads of dino and swav: small, as the networks are that many rounds of training suit.
+HIDDEN, BOTTLENECK = 256, 64
 STUDENT_TEMPERATURE = 0.1
 DINO_TEMPERATURE, DINO_PROTOTYPES, DINO_MOMENTUM = 0.04, 512, 0.99
 SWAV_EPSILON = 0.05

@@ -29,12 +29,12 @@ from pruning.learning import NotLearnedError, Recipe
 from pruning.learning import train as learn
 from pruning.lottery import Start, again, begin, fresh, next_masks, random_masks, state_of, units_kept, without_units
 from pruning.masks import Masks, at_random, density, digest_of, everything, maskable, overlap, save_masks
-from pruning.parts import kept_file, publish
+from pruning.parts import publish
 from pruning.removal import apply
 from pruning.report import shares
 from pruning.saving import save_pruned
 from pruning.self_masking import learn_masks, masked_network
-from pruning.setting import VERSION, Done, Setting, Workplace, told
+from pruning.setting import VERSION, Done, Setting, Workplace, kept_file, told
 from pruning.tasks import TaskName, features_of, make_task
 from training.config import CropsConfig
 from training.index import ShardIndex, open_index
@@ -335,12 +335,16 @@ def learn_all(work: Workplace, job: SelfMaskingJob, number: int) -> Done:
     }
     if len(refused) == len(parts):
         raise LodesetError(f"no masks were learned: {'; '.join(refused.values())}")
-    before = judged(setting.stored(), setting.targets, setting.size, setting.target_max_pixels, job.seed)
+    before = work.once(
+        LEARNED,
+        digest(basis, "dense"),
+        lambda: asdict(judged(setting.stored(), setting.targets, setting.size, setting.target_max_pixels, job.seed)),
+    )
     report = {
         "job": job.model_dump(mode="json"),
         "images": len(open_index(setting.index)),
-        "knn_dense": before.knn,
-        "linear_dense": before.linear,
+        "knn_dense": before["knn"],
+        "linear_dense": before["linear"],
         "skipped_modules": refused,
         "variants": [row for one in told_by for row in one["rows"]],
         "seconds": round(time.time() - started, 2),

@@ -64,7 +64,7 @@ def _seen(
     model.eval()
     found = []
     with torch.inference_mode():
-        for group in _groups(images, batch):
+        for group in in_batches(images, batch):
             pixels = torch.from_numpy(np.stack([centre_square(image, size) for image in group])).to(device)
             found.append(look(normalised(pixels)).cpu().numpy())
     model.train(training)
@@ -111,7 +111,8 @@ def knn_accuracy(
     return float(np.mean(knn(gallery, gallery_labels, queries, k, temperature) == np.asarray(query_labels)))
 
 
-def _groups(images: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[NDArray[np.uint8]]]:
+def in_batches(images: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[NDArray[np.uint8]]]:
+    """`size` images at a time, fewer at the end."""
     remaining = iter(images)
     while group := list(islice(remaining, size)):
         yield group

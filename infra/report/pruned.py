@@ -145,26 +145,23 @@ def _by_parameters(one: SweepReport, methods: Sequence[str]) -> list[Markup]:
     for target, dense in one.knn_dense.items():
         k = smallest_k(dense)
         marks = [charts.Mark(f"dense {100 * dense[k]:.1f} %", 100 * dense[k])]
-        label = f"kNN accuracy on {target}, k = {k}, %"
-        found.append(_chart(one, methods, lambda v, t=target, k=k: 100 * v.knn[t][k], label, marks))  # type: ignore[misc]
-    if not found and all(v.agreement is not None for v in one.variants):
-        found.append(
-            _chart(one, methods, lambda v: v.agreement or 0.0, "agreement with the dense model, mean cosine", [])
-        )
+        scores = [100 * v.knn[target][k] for v in one.variants]
+        found.append(_chart(one, methods, scores, f"kNN accuracy on {target}, k = {k}, %", marks))
+    agreements = [v.agreement for v in one.variants if v.agreement is not None]
+    if not found and len(agreements) == len(one.variants):
+        found.append(_chart(one, methods, agreements, "agreement with the dense model, mean cosine", []))
     return found
 
 
 def _chart(
-    one: SweepReport,
-    methods: Sequence[str],
-    score: Callable[[Swept], float],
-    label: str,
-    marks: Sequence[charts.Mark],
+    one: SweepReport, methods: Sequence[str], scores: Sequence[float], label: str, marks: Sequence[charts.Mark]
 ) -> Markup:
+    """`scores` are those of the variants, in their order."""
+    scored = list(zip(one.variants, scores, strict=True))
     series = [
         charts.Series(
             method,
-            sorted((100 * v.parameters_removed, score(v)) for v in one.variants if v.method == method),
+            sorted((100 * v.parameters_removed, score) for v, score in scored if v.method == method),
             *_style_of(method, methods),
         )
         for method in methods

@@ -48,8 +48,20 @@ from pipeline.errors import ConfigError
             "pruning.0: labels are those of a target set: add `targets`",
         ),
         (
-            "training: {}\ntargets: [{name: birds, uri: b}]\npruning: [{method: self_masking, target: bird}]",
+            "training: {}\ntargets: [{name: birds, uri: b}]\npruning: [{method: self_masking, task: labels, target: bird}]",
             "pruning.0.target bird: no target set has this name: birds",
+        ),
+        (
+            "training: {}\ntargets: [{name: birds, uri: b}]\npruning: [{method: self_masking, target: birds}]",
+            "target: not for task swav: remove it",
+        ),
+        (
+            "training: {}\npruning: [{method: self_masking, task: labels, queue: 8, prototypes: 9}]",
+            "prototypes, queue: not for task labels",
+        ),
+        (
+            "training: {}\npruning: [{method: lottery, target: birds, transfer: false}]",
+            "target birds: nothing learns its labels",
         ),
         ("training: {}\npruning: [{method: lotery}]", "no such method: use one of entropic, lottery, self_masking"),
         (

@@ -14,7 +14,7 @@ from pipeline.dag.store import File, Rows, Store
 from pipeline.errors import LodesetError
 from pruning import graph
 from pruning.config import LotteryJob, PruneJob, SelfMaskingJob
-from pruning.masks import density, load_masks
+from pruning.masks import density, digest_of, load_masks
 from pruning.saving import load_model
 from pruning.self_masking import load_masked
 from pruning.trained import trainings
@@ -92,15 +92,20 @@ def test_a_sweep_over_a_target_set_of_images_that_training_would_skip(
     assert [(o["round"], o["one"], o["other"]) for o in of_tickets["overlaps"]] == [
         (turn, *pair) for turn in (1, 2) for pair in (("labels", "rotation"), ("labels", "dino"), ("rotation", "dino"))
     ]
+    made_for: dict[str, str] = {}
     for one in (*of_tickets["variants"], *of_masks["variants"]):
         assert set(one["knn"]["target"]) == {"8"} and 0 <= one["linear"]["target"] <= 1
         folder_of = Path(store.path(one["model"]))
-        masks_of, digest = load_masks(folder_of / "masks.safetensors")
-        assert len(digest) == 64
+        masks_of, made_for[one["model"]] = load_masks(folder_of / "masks.safetensors")
         weights = dict(load_model(folder_of).named_parameters())
         assert density(masks_of) == pytest.approx(one["kept"])
         assert all((weights[name][~mask] == 0).all() for name, mask in masks_of.items())
     dense = load_model(Path(store.path("training/model")))
+    assert {made_for[one["model"]] for one in of_masks["variants"]} == {digest_of(dense.state_dict())}
+    started = [
+        {made_for[v["model"]] for v in of_tickets["variants"] if v["masks_of"] == task} for task in tickets.tasks
+    ]
+    assert [len(weights) for weights in started] == [1, 1, 1] and len(set.union(*started)) == 3
     path = Path(store.path(of_masks["variants"][2]["model"]))
     same = load_masked(dense, path / "masks.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(same.parameters(), load_model(path).parameters(), strict=True))
