@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from fsspec.utils import get_protocol
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.config import CurationConfig, load
-from pruning.config import AnyJob, LotteryJob, PruneJob
+from pruning.config import AnyJob, LotteryJob, PruneJob, run_of
 from training.config import TrainingConfig, distilling, finishing
 
 
@@ -58,6 +58,12 @@ class Config(CurationConfig):
             self._labels_are_there(number, job)
             if not isinstance(job, PruneJob):
                 continue
+            if job.recover is not None:
+                try:
+                    run_of(runs[job.checkpoint], job.recover)
+                except ValidationError as error:
+                    why = "; ".join(one["msg"] for one in error.errors())
+                    raise ValueError(f"pruning.{number}.recover: {why}") from None
             model, crops = runs[job.checkpoint].model, runs[job.checkpoint].crops
             if job.targets == ("heads",) and model.heads == 1:
                 raise ValueError(f"pruning.{number}.targets heads: the model has one attention head: add units")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from pipeline.config import Strict
-from training.config import CropsConfig, Fraction, Positive
+from training.config import CropsConfig, Fraction, Positive, TrainingConfig, recovering
 
 
 class Job(Strict):
@@ -13,6 +13,31 @@ class Job(Strict):
 
     checkpoint: Literal["train", "finish", "distill"] = Field("train", description="the stage whose model is pruned")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="of all that is drawn: images, baselines, new weights, crops")
+
+
+class RecoverConfig(Strict):
+    """Training after pruning, by the run that trained the dense model: one for each strength and each way of choosing units."""
+
+    how: Literal["distill", "finetune"] = Field(
+        "distill",
+        description="distill: the dense model stays as it is and teaches (DINO and iBOT terms, on all patches); finetune: the run goes on "
+        "with the pruned model as student and teacher",
+    )
+    steps: int = Field(ge=1, description="optimiser steps; all schedules are compressed into them")
+    batch: int | None = Field(None, ge=2, description="images a step, over all workers; none: as the dense model's run")
+    base_lr: Positive = Field(1e-4, description="learning rate at batch 1024; used: base_lr * sqrt(batch / 1024)")
+    sweep: tuple[float, ...] | None = Field(
+        None, min_length=1, description="strengths whose models are trained; none: all of the job's"
+    )
+
+
+def run_of(dense: TrainingConfig, recover: RecoverConfig) -> TrainingConfig:
+    """The configuration of a recovery.
+
+    Raises:
+        pydantic.ValidationError: it does not fit the dense model's run.
+    """
+    return recovering(dense, recover.steps, recover.batch, recover.base_lr, recover.how == "distill")
 
 
 class PruneJob(Job):
@@ -60,6 +85,21 @@ class PruneJob(Job):
     tolerance: float = Field(
         1e-6, gt=0.0, description="stop when an alternation lowers the objective by less than this share of it"
     )
+    recover: RecoverConfig | None = Field(
+        None, description="training of what pruning and refit left, random and magnitude beside it; none: as they are"
+    )
+
+    @model_validator(mode="after")
+    def _recovers_what_is_swept(self) -> Self:
+        strange = [eps for eps in (self.recover and self.recover.sweep) or () if eps not in self.sweep]
+        if strange:
+            raise ValueError(f"recover.sweep {strange}: not among the strengths of sweep, {list(self.sweep)}")
+        return self
+
+    @property
+    def recovered(self) -> list[float]:
+        """The strengths whose models are trained again."""
+        return sorted(self.recover.sweep or self.sweep) if self.recover is not None else []
 
 
 class Learned(Job):

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import functools
 import json
+import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.config import TargetSet
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Input, Outcome, Stage
-from pipeline.dag.store import File, Rows, Store
+from pipeline.dag.store import Artifact, File, Rows, Store
 from pipeline.engines.ray import map_with_state
 from pipeline.stages.write_shards import IMAGES
-from pruning.config import Job, Learned, LotteryJob, PruneJob, SelfMaskingJob
+from pruning.config import Job, Learned, LotteryJob, PruneJob, SelfMaskingJob, run_of
 from pruning.parts import IMAGES_PER_PART
+from pruning.recover import METHODS as RECOVERED
 from pruning.setting import VERSION, Done, Setting, Workplace
 from pruning.sweep import sweep
 from pruning.trained import draw_tickets, learn_all, trainings
 from pruning.variants import METHODS
 from training import cost
+from training.checkpoint import MARKER
 from training.config import TrainingConfig
+from training.origin import Origin
 from training.targets import read_target
 
 STAGE = "prune"
@@ -61,10 +65,18 @@ def build(
 def _variants(job: Job, training: TrainingConfig) -> int:
     """How long a job takes, in variants of a sweep."""
     if isinstance(job, PruneJob):
-        return len(job.sweep) * len(METHODS)
+        return len(job.sweep) * len(METHODS) + round(_recovery_seconds(job, training) / SECONDS_A_VARIANT)
     assert isinstance(job, Learned)
     seconds = trainings(job) * job.steps * job.batch * cost.seconds_per_image(training)
     return max(1, round(seconds / SECONDS_A_VARIANT))
+
+
+def _recovery_seconds(job: PruneJob, dense: TrainingConfig) -> float:
+    if job.recover is None:
+        return 0.0
+    run = run_of(dense, job.recover)
+    teacher = dense if job.recover.how == "distill" else None
+    return len(job.recovered) * len(RECOVERED) * run.steps * run.batch * cost.seconds_per_image(run, teacher)
 
 
 def _stored_bytes(job: Job, training: TrainingConfig) -> int:
@@ -78,7 +90,9 @@ def _stored_bytes(job: Job, training: TrainingConfig) -> int:
     model = training.model
     read = [{"units": model.hidden, "heads": model.dim}[target] for target in job.targets]
     moments = -(-job.calibration_images // IMAGES_PER_PART) * model.depth * sum(n * (n + model.dim) * 8 for n in read)
-    return moments + len(job.sweep) * len(METHODS) * whole
+    models = len(job.sweep) * len(METHODS) + len(job.recovered) * len(RECOVERED)
+    checkpoints = 0 if job.recover is None else cost.stored_bytes(run_of(training, job.recover))  # of one run at a time
+    return moments + models * whole + checkpoints
 
 
 def run(context: Context) -> Outcome:
@@ -100,6 +114,7 @@ def run(context: Context) -> Outcome:
             targets,
             folder,
             config.crops,
+            _checkpoint(store, context.inputs[name], config),
         )
         for name, config in configs.items()
     }
@@ -120,6 +135,15 @@ def run(context: Context) -> Outcome:
             "work": context.stage.work,
         },
     )
+
+
+def _checkpoint(store: Store, trained: Artifact, config: TrainingConfig) -> Origin | None:
+    """A run's last one, to go on from; artifacts of other hands need not have any."""
+    files = trained.tables.get("checkpoints", ())
+    marker = next((file for file in files if posixpath.basename(file.path) == MARKER), None)
+    if marker is None:
+        return None
+    return Origin(path=posixpath.dirname(store.path(marker.path)), digest=marker.sha256, of=config)
 
 
 def run_job(context: Context, setting: Setting, basis: tuple[str, str], job: Job, number: int) -> Done:

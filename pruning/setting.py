@@ -27,6 +27,7 @@ from pruning.saving import load_model
 from training.config import CropsConfig
 from training.evaluate import centre_square
 from training.index import ShardIndex
+from training.origin import Origin
 from training.targets import Target
 from training.vit import DinoVisionTransformer
 
@@ -50,6 +51,7 @@ class Setting:
     targets: tuple[Target, ...]
     folder: str  # of the pruned models, relative to the store
     crops: CropsConfig  # what the model was trained with
+    trained: Origin | None = None  # its run's last checkpoint
 
     def stored(self) -> nn.Module:
         """The dense model as it is."""

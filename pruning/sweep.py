@@ -28,6 +28,7 @@ from pruning.parts import (
     solver,
 )
 from pruning.pictures import path_picture
+from pruning.recover import recovered, run_to_recover_by
 from pruning.setting import VERSION, Done, Workplace, kept_file, told
 from pruning.variants import METHODS
 
@@ -41,6 +42,8 @@ def sweep(work: Workplace, job: PruneJob, number: int) -> Done:
         LodesetError: no image can be read, or the model or the moments cannot be used.
     """
     started = time.time()
+    if job.recover is not None:
+        run_to_recover_by(work.setting)
     context, setting, share, basis = work.context, work.setting, work.share, work.basis
     store = context.store
 
@@ -59,7 +62,7 @@ def sweep(work: Workplace, job: PruneJob, number: int) -> Done:
         raise LodesetError(f"none of the {sum(map(len, runs))} calibration images could be read: check the shards")
     files = tuple(p.files["moments"] for p in moments)
 
-    solve = digest(SOLVED, VERSION, [p.key for p in moments], job)
+    solve = digest(SOLVED, VERSION, [p.key for p in moments], job.model_copy(update={"recover": None}))
     rows = [row for run in runs for row in run]
     # A group by itself over the whole sweep, or all of them one after the other at one strength.
     pieces: list[tuple[tuple[Group, ...], float | None]] = [((group,), None) for group in groups]
@@ -83,21 +86,24 @@ def sweep(work: Workplace, job: PruneJob, number: int) -> Done:
     ]
     make = functools.partial(pruner, setting, groups, files, solved_in, rows, compared, job, number)
     done, new_done = made(context, VARIANT, variants, functools.partial(share, make), unit="variants")
-    rows = [json.loads(store.read(p.files["row"].path) or b"{}") for p in done]
+    told_of = [json.loads(store.read(p.files["row"].path) or b"{}") for p in done]
+    again, trained, new_trained = recovered(work, job, zip(done, told_of, strict=True), compared, number)
     report = {
         "job": job.model_dump(mode="json"),
         "calibration_images": images,
         "skipped_modules": skipped | refused,
         "knn_dense": work.knn_dense(),
-        "variants": rows,
+        "variants": sorted([*told_of, *again], key=lambda row: float(row["eps_w"])),
         "seconds": round(time.time() - started, 2),
     }
-    models = [file for p in done for name, file in sorted(p.files.items()) if name != "row"]
+    models = [
+        file for p in (*done, *trained) for name, file in sorted(p.files.items()) if name not in ("row", "summary")
+    ]
     drawn = paths_drawn(work, solve, solved_in)
     report["paths"] = {name: file.path for name, file in drawn.items()}
     models += drawn.values()
-    parts = len(moments) + len(solved) + len(done)
-    return Done(report, models, parts, len(new_moments) + len(new_solved) + len(new_done))
+    parts = len(moments) + len(solved) + len(done) + len(trained)
+    return Done(report, models, parts, len(new_moments) + len(new_solved) + len(new_done) + new_trained)
 
 
 def paths_drawn(work: Workplace, solve: str, solved: Sequence[File]) -> dict[str, File]:

@@ -332,6 +332,7 @@ class TrainingConfig(Strict):
         return self
 
 
+_EVERY_PATCH: dict[str, Any] = {"probability": 1.0, "ratio": (1.0, 1.0)}
 ALONE: dict[str, Any] = {"weights": None, "finish": None, "distill": None}
 _SPEED = (
     "workers",
@@ -384,15 +385,27 @@ def distilling(config: TrainingConfig) -> TrainingConfig:
     if config.distill is None:
         raise ValueError("config.distill is not set")
     optimiser = config.optimiser.model_dump() | {"base_lr": config.distill.base_lr}
-    every_patch = {"probability": 1.0, "ratio": (1.0, 1.0)}
     return _derived(
         config,
         steps=config.distill.steps,
         batch=config.distill.batch or config.batch,
         model=config.distill.model.model_dump(),
         optimiser=optimiser,
-        masking=every_patch,
+        masking=_EVERY_PATCH,
     )
+
+
+def recovering(config: TrainingConfig, steps: int, batch: int | None, base_lr: float, distil: bool) -> TrainingConfig:
+    """The run that goes on with what pruning left of the networks of `config`; distil: the dense model stays and teaches.
+
+    Raises:
+        pydantic.ValidationError: it does not fit `config`.
+    """
+    optimiser = config.optimiser.model_dump() | {"base_lr": base_lr}
+    changed: dict[str, Any] = {"steps": steps, "batch": batch or config.batch, "mix": {}, "optimiser": optimiser}
+    if distil:
+        changed |= {"model": config.model.model_dump() | {"drop_path": 0.0}, "masking": _EVERY_PATCH}
+    return _derived(config, **changed)
 
 
 def _derived(config: TrainingConfig, **changed: Any) -> TrainingConfig:

@@ -21,6 +21,7 @@ from training.data import Batch, Batches, load_batches
 from training.export import export
 from training.index import Shards, open_index, weights_of
 from training.metrics import MetricsLog, feature_metrics
+from training.narrow import heads_of, narrow, save_narrow
 from training.origin import Origin, networks
 from training.parallel import recompute_activations, shard
 from training.schedules import StepValues, step_values
@@ -135,7 +136,7 @@ def train_loop(
     if log is not None:
         log.close()
         assert checkpoint is not None  # of the last step
-        _finish(checkpoint, DinoVisionTransformer(config.model, nets.average.backbone.image_size), folder, summary)
+        _finish(checkpoint, nets.average.backbone, folder, summary)
     return summary
 
 
@@ -149,10 +150,17 @@ def _resumed(
     return found[0]
 
 
-def _finish(checkpoint: Path, backbone: DinoVisionTransformer, folder: Path, summary: dict[str, Any]) -> None:
-    """Exports the moving mean as the last checkpoint holds it: whole, however it was trained."""
-    backbone.load_state_dict(read_checkpoint(checkpoint, "teacher.backbone."))
-    export(backbone, folder)
+def _finish(checkpoint: Path, trained: DinoVisionTransformer, folder: Path, summary: dict[str, Any]) -> None:
+    """Exports the moving mean as the last checkpoint holds it: whole, however it was trained; or narrow, where it was pruned."""
+    backbone = DinoVisionTransformer(trained.config, trained.image_size)
+    weights = read_checkpoint(checkpoint, "teacher.backbone.")
+    dense = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
+    narrow(backbone, heads_of(trained), weights)
+    backbone.load_state_dict(weights)
+    if dense == {name: tensor.shape for name, tensor in weights.items()}:
+        export(backbone, folder)
+    else:
+        save_narrow(backbone, folder)
     (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
 
 

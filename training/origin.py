@@ -1,4 +1,6 @@
-"""What a run starts from: nothing, the weights of a backbone, or an earlier run's networks, to go on with or to learn from."""
+"""What a run starts from: nothing, the weights of a backbone, or an earlier run's networks, to go on with, as they were or pruned, or
+to learn from.
+"""
 
 import copy
 from collections.abc import Mapping
@@ -6,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.config import Strict
+from pipeline.errors import LodesetError
 from training.checkpoint import check_checkpoint, read_checkpoint
 from training.config import TrainingConfig
+from training.narrow import heads_of, load_narrow, narrow
 from training.ssl import Network, Networks, fresh
 from training.vit import DinoVisionTransformer
 from training.weights import load_weights
@@ -25,12 +30,14 @@ class Origin(Strict):
     digest: of these bytes; a checkpoint belongs to it.
     of: the configuration of that earlier run; none for a backbone alone.
     distil: its teacher stays as it is, and another student learns from it (DINOv2, section 5, "model distillation").
+    pruned: folder of what pruning left of its backbone (see `load_narrow`), which goes on, with the heads of its teacher.
     """
 
     path: str
     digest: str
     of: TrainingConfig | None = None
     distil: bool = False
+    pruned: str | None = None
 
 
 def networks(config: TrainingConfig, origin: Origin | None) -> Networks:
@@ -51,11 +58,27 @@ def networks(config: TrainingConfig, origin: Origin | None) -> Networks:
     check_checkpoint(folder)
     _fill(nets.centers, read_checkpoint(folder, "centers."))
     teacher = read_checkpoint(folder, "teacher.")
+    if origin.pruned is not None:
+        left = _left(Path(origin.pruned))
+        heads = {name: tensor for name, tensor in teacher.items() if not name.startswith("backbone.")}
+        state = heads | {f"backbone.{name}": tensor for name, tensor in left.state_dict().items()}
+        for network in (nets.student, nets.average):
+            narrow(network.backbone, heads_of(left), left.state_dict())
+            _fill(network, _on_grid_of(network.backbone, state))
     if origin.distil:
         return replace(nets, teacher=_as_stored(origin.of, teacher))
+    if origin.pruned is not None:
+        return nets
     for network, its in ((nets.student, read_checkpoint(folder, "student.")), (nets.average, teacher)):
         _fill(network, _on_grid_of(network.backbone, its))
     return nets
+
+
+def _left(folder: Path) -> DinoVisionTransformer:
+    try:
+        return load_narrow(folder)
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise LodesetError(f"{folder} does not hold a pruned transformer: {error}") from error
 
 
 @torch.no_grad()

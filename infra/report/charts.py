@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from markupsafe import Markup, escape
 
@@ -17,14 +18,17 @@ TOP, RIGHT, BOTTOM = 16, 14, 40  # pixels around the plot; the left side depends
 CHARACTER = 6.2  # pixels, the mean width of a character at the style sheet's 11 px
 
 
+Line = Literal["solid", "dashed", "dotted"]
+
+
 @dataclass(frozen=True)
 class Series:
-    """One line: points (x, y) in the order of x, a colour (0 to COLOURS - 1), and whether it is dashed."""
+    """One line: points (x, y) in the order of x, a colour (0 to COLOURS - 1), and how it is drawn."""
 
     name: str
     points: Sequence[tuple[float, float]]
     colour: int = 0
-    dashed: bool = False
+    line: Line = "solid"
 
 
 @dataclass(frozen=True)
@@ -113,9 +117,8 @@ def line_chart(
         )
     for one, some in lines:
         path = " ".join(f"{frame.u(x)},{frame.v(y)}" for x, y in some)
-        dash = " dashed" if one.dashed else ""
         shapes = "".join(_marker(frame.u(x), frame.v(y), one) for x, y in some) if len(some) <= 16 else ""
-        body.append(f'<g class="c{one.colour}"><polyline class="line{dash}" points="{path}"/>{shapes}</g>')
+        body.append(f'<g class="c{one.colour}"><polyline class="line {one.line}" points="{path}"/>{shapes}</g>')
     names = ", ".join(one.name for one, _ in lines)
     return _svg(width, height, f"{y_label} by {x_label}: {names}", body)
 
@@ -181,13 +184,11 @@ def range_chart(spans: Sequence[Span], x_label: str, marks: Sequence[Mark] = (),
     return _svg(width, height, f"{x_label}: {', '.join(one.name for one in spans)}", body)
 
 
-def key(colour: int, dashed: bool = False) -> Markup:
+def key(colour: int, line: Line = "solid") -> Markup:
     """A series' line and marker for a legend."""
-    one = Series("", (), colour, dashed)
-    dash = " dashed" if dashed else ""
-    line = f'<polyline class="line{dash}" points="1,6 27,6"/>{_marker(14, 6, one)}'
+    drawn = f'<polyline class="line {line}" points="1,6 27,6"/>{_marker(14, 6, Series("", (), colour, line))}'
     return Markup(
-        f'<svg class="key" width="28" height="12" viewBox="0 0 28 12" aria-hidden="true"><g class="c{colour}">{line}</g></svg>'
+        f'<svg class="key" width="28" height="12" viewBox="0 0 28 12" aria-hidden="true"><g class="c{colour}">{drawn}</g></svg>'
     )
 
 
@@ -226,7 +227,7 @@ def _marker(u: float, v: float, one: Series) -> str:
         f'<path class="dot" d="M{u} {v - 4.2:.1f}L{u + 4.2:.1f} {v}L{u} {v + 4.2:.1f}L{u - 4.2:.1f} {v}Z"/>',
     )
     shape = shapes[one.colour]
-    return shape.replace('class="dot"', 'class="dot hollow"') if one.dashed else shape
+    return shape.replace('class="dot"', 'class="dot hollow"') if one.line == "dashed" else shape
 
 
 def _svg(width: int, height: int, title: str, body: Sequence[str]) -> Markup:

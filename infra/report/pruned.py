@@ -11,7 +11,11 @@ from markupsafe import Markup
 from infra.report import charts
 from infra.report.pictures import png_uri
 
-CRITERIA = ("entropic", "magnitude", "random")  # each with a colour; solid with `+refit`, dashed without
+CRITERIA = (
+    "entropic",
+    "magnitude",
+    "random",
+)  # each with a colour; solid with `+refit`, dashed without, dotted where it was trained again
 PATHS_SHOWN = 24  # groups whose path of w a page draws
 
 
@@ -129,14 +133,14 @@ def smallest_k(accuracies: Mapping[str, float]) -> str:
     return min(accuracies, key=int)
 
 
-def _style_of(method: str, methods: Sequence[str]) -> tuple[int, bool]:
-    """A method's colour, and whether its line is dashed."""
+def _style_of(method: str, methods: Sequence[str]) -> tuple[int, charts.Line]:
+    """A method's colour, and how its line is drawn."""
     criterion, _, refit = method.partition("+")
     if criterion in CRITERIA:
-        return CRITERIA.index(criterion), not refit
+        return CRITERIA.index(criterion), "dashed" if not refit else "dotted" if ", " in refit else "solid"
     of, _, how = method.partition(", ")
     tasks = list(dict.fromkeys(one.partition(", ")[0] for one in methods))
-    return tasks.index(of) % charts.COLOURS, how.startswith("at random")
+    return tasks.index(of) % charts.COLOURS, "dashed" if how.startswith("at random") else "solid"
 
 
 def _by_parameters(one: SweepReport, methods: Sequence[str]) -> list[Markup]:

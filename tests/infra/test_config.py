@@ -63,6 +63,14 @@ from pipeline.errors import ConfigError
             "training: {}\npruning: [{method: lottery, target: birds, transfer: false}]",
             "target birds: nothing learns its labels",
         ),
+        (
+            "training: {}\npruning: [{sweep: [0.1, 0.2], recover: {steps: 5, sweep: [0.3]}}]",
+            "recover.sweep [0.3]: not among the strengths of sweep, [0.1, 0.2]",
+        ),
+        (
+            "training: {workers: 2}\npruning: [{recover: {steps: 5, batch: 7}}]",
+            "pruning.0.recover: Value error, workers 2 cannot share a batch of 7",
+        ),
         ("training: {}\npruning: [{method: lotery}]", "no such method: use one of entropic, lottery, self_masking"),
         (
             "training: {}\npruning: [{method: lottery, sweep: [1]}]",
@@ -95,6 +103,7 @@ def test_what_cannot_work_is_refused(tmp_path: Path, text: str, told: str) -> No
         "training: {}\nstore: 'file:///tmp/runs'",
         "training: {}\npruning: [{method: lottery}, {method: self_masking}, {}]",
         "training: {}\ntargets: [{name: birds, uri: b}]\npruning: [{method: lottery, tasks: [labels], target: birds}]",
+        "training: {model: {drop_path: 0.1}}\npruning: [{recover: {steps: 5}}, {recover: {steps: 5, how: finetune}}]",
         "training: {}\npruning: [{calibration_images: 8}, {calibration_images: 514, positions_per_image: 1}]",
     ],
 )

@@ -1,0 +1,145 @@
+"""What pruning and refit left, trained again through `training`: by distillation from the dense model, or on with its own run.
+
+Each model is one run of all of the budget's workers, with checkpoints of its own: one that was stopped goes on. The three refitted
+ways of choosing units are recovered alike, so that the choice still stands beside its baselines.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.dag.fingerprint import digest
+from pipeline.dag.store import Part
+from pipeline.engines.ray import job as ray_job
+from pipeline.errors import LodesetError
+from pipeline.stages.parts import made
+from pruning.config import PruneJob, RecoverConfig, run_of
+from pruning.judging import seen
+from pruning.parts import agreement, publish
+from pruning.saving import load_model
+from pruning.setting import VERSION, Setting, Workplace, kept_file, told
+from pruning.variants import Method
+from training.config import TrainingConfig, identity_of
+from training.export import WEIGHTS
+from training.index import Shards, open_index
+from training.launch import launch
+from training.metrics import FILE as METRICS
+from training.narrow import ARCHITECTURE
+from training.origin import Origin
+
+TRAINED, JUDGED = "prune_recovered", "prune_recovered_rows"
+METHODS: tuple[Method, ...] = ("entropic+refit", "magnitude+refit", "random+refit")
+HOW = {"distill": "distilled", "finetune": "fine-tuned"}
+
+Row = Mapping[str, Any]
+
+
+def run_to_recover_by(setting: Setting) -> tuple[Origin, TrainingConfig]:
+    """The dense model's checkpoint and configuration.
+
+    Raises:
+        LodesetError: it is not of a run.
+    """
+    if setting.trained is None or setting.trained.of is None:
+        raise LodesetError(
+            "recover goes on with the networks of a run and their heads, and this is a model alone: configure it under "
+            "`pruning` of a run, or remove it"
+        )
+    return setting.trained, setting.trained.of
+
+
+def recovered(
+    work: Workplace, job: PruneJob, variants: Iterable[tuple[Part, Row]], compared: list[int], number: int
+) -> tuple[list[Row], list[Part], int]:
+    """A row more for each refitted variant of the strengths to recover; the parts, and how many of them this run made.
+
+    Raises:
+        LodesetError: the model is not of a run, or training failed.
+    """
+    if job.recover is None:
+        return [], [], 0
+    origin, dense = run_to_recover_by(work.setting)
+    config = run_of(dense, job.recover)
+    basis = digest(TRAINED, VERSION, *work.basis, origin.digest, identity_of(config), job.recover.how)
+    wanted = [(part, row) for part, row in variants if row["method"] in METHODS and row["eps_w"] in job.recovered]
+    runs = [(digest(basis, part.key), (digest(basis, part.key), row), 1) for part, row in wanted]
+    in_turn = functools.partial(_trained, work, job.recover, config, origin, number)
+    trained, new = made(work.context, TRAINED, runs, in_turn, unit="trainings")
+    rows = [
+        (key, (key, part, row), 1)
+        for part, (_, row) in zip(trained, wanted, strict=True)
+        if (key := digest(JUDGED, part.key, told(work.setting), compared))
+    ]
+    judge = functools.partial(judged, work.setting, compared)
+    parts, new_rows = made(work.context, JUDGED, rows, functools.partial(work.share, judge), unit="variants")
+    found = [json.loads(work.context.store.read(part.files["row"].path) or b"{}") for part in parts]
+    return found, [*trained, *parts], len(new) + len(new_rows)
+
+
+def _trained(
+    work: Workplace,
+    recover: RecoverConfig,
+    config: TrainingConfig,
+    origin: Origin,
+    number: int,
+    items: Iterable[tuple[str, Row]],
+) -> Iterator[Part]:
+    """One run after the other: each has all workers."""
+    store, setting = work.context.store, work.setting
+    with ray_job(work.context.ray_address):
+        for key, row in items:
+            started = time.time()
+            folder = Path(store.path(f"training/{key[:16]}"))
+            pruned = store.path(str(row["model"]))
+            start = origin.model_copy(
+                update={"digest": digest(origin.digest, key), "distil": recover.how == "distill", "pruned": pruned}
+            )
+            summary = launch(config, Shards(index=setting.index), folder, work.context.cpus, start)
+            name = f"{setting.folder}/job-{number}/{row['method']}-{row['eps_w']!r}-{HOW[recover.how]}-{key[:8]}"
+            files = publish(store, name, lambda to, folder=folder: _copied(folder, to))  # type: ignore[misc]
+            run = {"how": HOW[recover.how], "model": name} | {
+                of: summary[of] for of in ("steps", "images_seen", "losses")
+            }
+            files["summary"] = kept_file(store, TRAINED, key, "summary.json", json.dumps(run).encode())
+            yield store.commit_part(TRAINED, key, {}, {"images": 0}, time.time() - started, files=files)
+            shutil.rmtree(folder)  # what it left is published, and nothing goes on from its checkpoints
+
+
+def _copied(folder: Path, to: Path) -> None:
+    to.mkdir(parents=True)
+    for name in (WEIGHTS, ARCHITECTURE, METRICS):
+        shutil.copyfile(folder / name, to / name)
+
+
+def judged(setting: Setting, compared: list[int]) -> Callable[[tuple[str, Part, Row]], Part]:
+    store, dense = setting.store, setting.model()
+    pixels = setting.pixels(open_index(setting.index), compared)
+    expected = seen(dense, pixels)
+
+    def judge(item: tuple[str, Part, Row]) -> Part:
+        key, trained, row = item
+        started = time.time()
+        run = json.loads(store.read(trained.files["summary"].path) or b"{}")
+        model = load_model(Path(store.path(run["model"])))
+        nonzero = sum(int((p != 0).sum()) for p in model.parameters())
+        found = {
+            **row,
+            "method": f"{row['method']}, {run['how']}",
+            "nonzero": nonzero,
+            "density": nonzero / row["dense"]["parameters"],
+            "unexplained": {},  # of layers that are no longer a least-squares copy of the dense ones
+            "knn": setting.knn(model),
+            "agreement": agreement(model, expected, pixels),
+            "seconds": round(row["seconds"] + trained.seconds + time.time() - started, 3),
+            **run,
+        }
+        files = {"row": kept_file(store, JUDGED, key, "row.json", json.dumps(found, indent=1).encode())}
+        return store.commit_part(JUDGED, key, {}, {"images": 0}, time.time() - started, files=files)
+
+    return judge

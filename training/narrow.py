@@ -1,0 +1,78 @@
+"""Transformers narrower than their configuration says, which pruning leaves: on disk, and to train on.
+
+`architecture.json` holds the dense architecture and the attention heads that are left; other widths are those of the weights.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from training.config import ModelConfig
+from training.export import WEIGHTS
+from training.vit import Attention, DinoVisionTransformer
+
+# Not called config.json: no reader of dense checkpoints may take a pruned one for its own.
+ARCHITECTURE = "architecture.json"
+
+
+def heads_of(model: DinoVisionTransformer) -> dict[str, int]:
+    """Attention heads, by module."""
+    return {name: module.heads for name, module in model.named_modules() if isinstance(module, Attention)}
+
+
+def save_narrow(model: DinoVisionTransformer, folder: Path) -> None:
+    """Writes `model.safetensors` and `architecture.json` into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    architecture = {
+        "model": model.config.model_dump(mode="json"),
+        "image_size": model.image_size,
+        "heads": heads_of(model),
+    }
+    (folder / ARCHITECTURE).write_text(json.dumps(architecture, indent=2) + "\n")
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
+
+
+def load_narrow(folder: Path) -> DinoVisionTransformer:
+    """What `save_narrow` wrote, in evaluation mode, on the CPU.
+
+    Raises:
+        OSError, KeyError, ValueError, RuntimeError: it is damaged.
+    """
+    architecture, weights = json.loads((folder / ARCHITECTURE).read_text()), load_file(folder / WEIGHTS)
+    config, side = ModelConfig.model_validate(architecture["model"]), architecture["image_size"]
+    blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
+    if config.depth != len(blocks) or not isinstance(side, int) or side < config.patch_size:
+        raise ValueError(f"{config.depth} blocks, images of {side!r} pixels; the weights are of {len(blocks)} blocks")
+    # Without memory: the weights, which are there, bring their own.
+    with torch.device("meta"):
+        model = DinoVisionTransformer(config, side)
+        narrow(model, architecture["heads"], weights)
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
+
+
+def narrow(model: DinoVisionTransformer, heads: Mapping[str, int], weights: Mapping[str, Tensor]) -> None:
+    """Gives a dense transformer so many attention heads, and its linear layers the widths of `weights`, which it does not take over.
+
+    Raises:
+        ValueError: something is wider than it was.
+    """
+    for name, count in heads.items():
+        module = model.get_submodule(name)
+        if not isinstance(module, Attention) or not isinstance(count, int) or not 0 < count <= module.heads:
+            raise ValueError(f"{count!r} attention heads in {name}")
+        module.heads = count
+    for name, module in list(model.named_modules()):
+        weight = weights.get(f"{name}.weight")
+        if not isinstance(module, nn.Linear) or weight is None or weight.shape == module.weight.shape:
+            continue
+        rows, cols = weight.shape
+        if rows > module.out_features or cols > module.in_features:
+            raise ValueError(f"{name} is {rows} x {cols}, wider than {module.out_features} x {module.in_features}")
+        parent, _, own = name.rpartition(".")
+        made = nn.Linear(cols, rows, bias=f"{name}.bias" in weights).requires_grad_(module.weight.requires_grad)
+        setattr(model.get_submodule(parent), own, made)
