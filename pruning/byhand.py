@@ -16,6 +16,7 @@ from pruning.saving import digest_of, load_model
 from pruning.setting import VERSION, Setting
 from training.config import CropsConfig
 from training.index import Shards, open_index
+from training.origin import finished
 from training.targets import Target, read_target
 from training.vit import DinoVisionTransformer
 
@@ -36,7 +37,8 @@ def prune(
     """Prunes into `folder`: models under `models/job-0`, and `report.json`, which is returned. A job that was stopped goes on.
 
     `target`: labelled images that models are judged on, and that jobs learn labels from. `size`: side of the images that the model
-    takes, pixels; by default the one that a transformer's positions are for.
+    takes, pixels; by default the one that a transformer's positions are for. Where `model` is the folder of a run that has its last
+    checkpoint still, jobs can go on with that run (`recover`), and its augmentation is theirs.
 
     Raises:
         HeldError: another job prunes into this folder.
@@ -50,8 +52,10 @@ def prune(
     store = Store(str(folder))
     with claim(store, "prune", f"a pruning job in {folder}"):
         targets = () if target is None else (read_labelled(store, target, cpus),)
+        trained = finished(model)
+        crops = CropsConfig() if trained is None or trained.of is None else trained.of.crops
         setting = Setting(
-            store, str(model), shards.index, size, MOST_PIXELS, MOST_PIXELS, targets, "models", CropsConfig()
+            store, str(model), shards.index, size, MOST_PIXELS, MOST_PIXELS, targets, "models", crops, trained
         )
         basis = (digest_of(model), open_index(shards.index).digest())
         stage = Stage("prune", "all", VERSION, "ray", _run, {}, speed={"job": job, "setting": setting, "basis": basis})

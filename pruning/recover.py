@@ -48,8 +48,8 @@ def run_to_recover_by(setting: Setting) -> tuple[Origin, TrainingConfig]:
     """
     if setting.trained is None or setting.trained.of is None:
         raise LodesetError(
-            "recover goes on with the networks of a run and their heads, and this is a model alone: configure it under "
-            "`pruning` of a run, or remove it"
+            "recover goes on with the networks of a run and their heads, and this is a model alone: give the folder of a run, with its "
+            "last checkpoint, or remove `recover`"
         )
     return setting.trained, setting.trained.of
 

@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.config import Strict
+from pipeline.dag.fingerprint import file_digest
 from pipeline.errors import LodesetError
-from training.checkpoint import check_checkpoint, read_checkpoint
+from training.checkpoint import MARKER, Marker, check_checkpoint, newest_step, read_checkpoint
 from training.config import TrainingConfig
 from training.narrow import heads_of, load_narrow, narrow
 from training.ssl import Network, Networks, fresh
@@ -38,6 +40,17 @@ class Origin(Strict):
     of: TrainingConfig | None = None
     distil: bool = False
     pruned: str | None = None
+
+
+def finished(folder: Path) -> Origin | None:
+    """The last checkpoint of a run that ended in `folder`, by what it says of itself; None where there is none."""
+    path = folder / f"step-{newest_step(folder):07d}"
+    try:
+        marker = Marker.model_validate_json((path / MARKER).read_bytes())
+        of = TrainingConfig.model_validate(marker.identity["training"])
+    except (OSError, KeyError, ValidationError):
+        return None
+    return Origin(path=str(path), digest=file_digest(str(path / MARKER)), of=of) if marker.step == of.steps else None
 
 
 def networks(config: TrainingConfig, origin: Origin | None) -> Networks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipeline.dag.stage import Context, Outcome, Stage
 from pipeline.dag.store import Artifact, File, Rows, Store
 from pipeline.errors import LodesetError
 from pruning import graph, recover
+from pruning.byhand import prune
 from pruning.config import PruneJob, RecoverConfig, run_of
 from pruning.saving import load_model
 from pruning.variants import METHODS
@@ -27,7 +29,7 @@ from training.export import export
 from training.index import Shards
 from training.launch import train_inline
 from training.narrow import load_narrow
-from training.origin import Origin, networks
+from training.origin import Origin, finished, networks
 from training.vit import DinoVisionTransformer
 
 CONFIG = TrainingConfig.model_validate(
@@ -191,3 +193,18 @@ def test_narrow_transformers_are_never_wider(tmp_path: Path) -> None:
         narrow(model, {}, {"blocks.0.mlp.fc1.weight": torch.zeros(65, 16)})
     with pytest.raises(ValueError, match="3 attention heads"):
         narrow(model, {"blocks.0.attn": 3}, {})
+
+
+def test_by_hand_on_the_folder_of_a_run(world: World, tmp_path: Path) -> None:
+    run, out = Path(world.store.path("training/run")), tmp_path / "out"
+    told = prune(run, world.shards, out, job("distill", sweep=[EPS]), None, None, 1, None)
+    assert len(told["variants"]) == 12 + 3 and len(world.runs) == 3
+    assert load_narrow(out / told["variants"][-1]["model"]).image_size == 16
+    assert not list((out / "training").iterdir())
+
+    of = finished(run)
+    assert of is not None and of.of == CONFIG and of.path == world.runs[0][1].path
+    shutil.rmtree(run / "step-0000002")
+    assert finished(run) is None
+    with pytest.raises(LodesetError, match="give the folder of a run"):
+        prune(run, world.shards, tmp_path / "other", job("distill"), None, None, 1, None)
