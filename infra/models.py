@@ -116,12 +116,13 @@ def _prune(
     from infra.report.render import write_pruned
     from pipeline.dag.store import Store
     from pipeline.engines.ray import cluster
-    from pruning.byhand import prune
 
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOG).open("ab") as log:
         os.dup2(log.fileno(), sys.stderr.fileno())  # what Ray and its workers have to say
     with cluster(ray_address, cpus) as address:
+        from pruning.byhand import prune  # imports Ray, which reads the cluster's token then
+
         told = prune(model, shards, folder, settings, size, target, cpus, address)
     write_pruned(told, Store(str(folder)).read, folder / PAGE, f"{model.name}, pruned")
     return told
