@@ -99,6 +99,21 @@ def test_tickets_judged_on_labelled_images(folder: Path) -> None:
     assert "there: none" in lodeset(*command, "--size", "16", code=1)[1]
 
 
+def test_a_pruned_model_is_trained_again(folder: Path) -> None:
+    shards, run, out = folder / "images-{0..0}.tar", folder / "run/train", folder / "out"
+    tiny = "steps=2", "batch=8", "model={dim: 16, depth: 1, heads: 2}", "crops={global_size: 32, local_size: 16}"
+    lodeset("train", folder / "run", shards, "--cpus", "2", *(part for one in tiny for part in ("--set", one)))
+    again = ("--config", folder / "job.yaml", "--cpus", "2", "--set", "recover={steps: 2}")
+    told = json.loads(lodeset("prune", run, out, shards, *again, "--json")[0])
+    distilled = [one for one in told["variants"] if one["method"].endswith(", distilled")]
+    assert len(distilled) == 3 and len(told["variants"]) == len(METHODS) + 3
+    for one in distilled:
+        assert sum(p.numel() for p in load_model(out / one["model"]).parameters()) == one["parameters"]
+        assert (out / one["model"] / "metrics.jsonl").is_file()
+    assert "line dotted" in (out / "report.html").read_text() and not list((out / "training").iterdir())
+    assert "give the folder of a run" in lodeset("prune", folder / "vit", folder / "other", shards, *again, code=1)[1]
+
+
 def test_mistakes_are_told(folder: Path) -> None:
     shards = folder / "images-0.tar"
     assert "give --size" in lodeset("prune", folder / "lenet", folder / "out", shards, code=1)[1]
