@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from networks import images, replaced_at_random
+from torch import Tensor, nn
 
 from pipeline.dag.store import Store
 from pipeline.errors import LodesetError
@@ -161,6 +162,30 @@ def test_macs_by_hand() -> None:
     patches = 16 * dim * 3 * 4 * 4
     attention = tokens * dim * 3 * dim + tokens * dim * dim + 2 * tokens * tokens * dim
     assert count_macs(vit(), images(2)) == patches + 2 * (attention + 2 * tokens * dim * hidden)
+
+
+class Mixer(nn.Module):
+    """Attention as others write it: three layers, and products that no module stands for."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused, self.embed = fused, nn.Conv2d(3, 12, 4, 4, groups=3)
+        self.query, self.key, self.value = (nn.Linear(12, 12, bias=False) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        query, key, value = (
+            layer(tokens).unflatten(2, (2, 6)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        if self.fused:
+            return nn.functional.scaled_dot_product_attention(query, key, value)
+        return torch.einsum("bhqk,bhkd->bhqd", torch.softmax(query @ key.transpose(2, 3), dim=-1), value)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_macs_of_attention_of_another_hand(fused: bool) -> None:
+    tokens, dim = 16, 12
+    assert count_macs(Mixer(fused), images(2)) == tokens * dim * 16 + 3 * tokens * dim**2 + 2 * tokens**2 * dim
 
 
 def test_latencies_of_every_model() -> None:
