@@ -61,8 +61,9 @@ class Config(CurationConfig):
             if job.recover is not None:
                 try:
                     run_of(runs[job.checkpoint], job.recover)
-                except ValidationError as error:
-                    why = "; ".join(one["msg"] for one in error.errors())
+                except ValueError as error:
+                    told = error.errors() if isinstance(error, ValidationError) else [{"msg": str(error)}]
+                    why = "; ".join(str(one["msg"]) for one in told)
                     raise ValueError(f"pruning.{number}.recover: {why}") from None
             model, crops = runs[job.checkpoint].model, runs[job.checkpoint].crops
             if job.targets == ("heads",) and model.heads == 1:

@@ -99,9 +99,11 @@ def sweep(store: Store) -> None:
     folders |= {f"shards/{name}" for name in store.names("shards")}
     for folder in folders:
         for name in store.names(folder):
-            if f"{folder}/{name}" not in listed and _LEFT.search(name):
+            left = _LEFT.search(name) or (folder.startswith("parts/") and _OF_AN_ATTEMPT.match(name))
+            if left and f"{folder}/{name}" not in listed:
                 store.delete(f"{folder}/{name}")
 
 
 # Data under the names that a store, or a take-down, gives it; anything else somebody put there.
-_LEFT = re.compile(r"(^[0-9a-f]{12}-.+|\.(parquet|tar|npy|faiss)(\.clean-[0-9a-f]+)?)(\.[0-9a-f]{32})?$")
+_LEFT = re.compile(r"\.(parquet|tar|npy|faiss)(\.clean-[0-9a-f]+)?(\.[0-9a-f]{32})?$")
+_OF_AN_ATTEMPT = re.compile(r"[0-9a-f]{12}-")

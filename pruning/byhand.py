@@ -53,10 +53,9 @@ def prune(
     with claim(store, "prune", f"a pruning job in {folder}"):
         targets = () if target is None else (read_labelled(store, target, cpus),)
         trained = finished(model)
-        crops = CropsConfig() if trained is None or trained.of is None else trained.of.crops
-        setting = Setting(
-            store, str(model), shards.index, size, MOST_PIXELS, MOST_PIXELS, targets, "models", crops, trained
-        )
+        of = None if trained is None else trained.of
+        crops, limit = (CropsConfig(), MOST_PIXELS) if of is None else (of.crops, of.max_pixels)
+        setting = Setting(store, str(model), shards.index, size, limit, MOST_PIXELS, targets, "models", crops, trained)
         basis = (digest_of(model), open_index(shards.index).digest())
         stage = Stage("prune", "all", VERSION, "ray", _run, {}, speed={"job": job, "setting": setting, "basis": basis})
         context = Context(store, stage, "by-hand", {}, cpus, lambda _: None, ray_address=ray_address)

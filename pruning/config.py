@@ -16,7 +16,10 @@ class Job(Strict):
 
 
 class RecoverConfig(Strict):
-    """Training after pruning, by the run that trained the dense model: one for each strength and each way of choosing units."""
+    """Training after pruning, by the run that trained the dense model: one for each strength and each way of choosing units.
+
+    Settings are those of that run but for what is given here, and for `mix`: every image is shown once an epoch.
+    """
 
     how: Literal["distill", "finetune"] = Field(
         "distill",
@@ -35,13 +38,13 @@ def run_of(dense: TrainingConfig, recover: RecoverConfig) -> TrainingConfig:
     """The configuration of a recovery.
 
     Raises:
-        pydantic.ValidationError: it does not fit the dense model's run.
+        ValueError: it does not fit the dense model's run.
     """
     return recovering(dense, recover.steps, recover.batch, recover.base_lr, recover.how == "distill")
 
 
 class PruneJob(Job):
-    """Entropic sparsification, swept over strengths of its penalty on one checkpoint, without fine-tuning."""
+    """Entropic sparsification, swept over strengths of its penalty on one checkpoint."""
 
     method: Literal["entropic"] = Field("entropic", description="how the units to keep are chosen")
     targets: tuple[Literal["units", "heads"], ...] = Field(

@@ -10,11 +10,12 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.dag.fingerprint import digest
+from pipeline.dag.stage import Progress
 from pipeline.dag.store import Part
 from pipeline.engines.ray import job as ray_job
 from pipeline.errors import LodesetError
@@ -27,6 +28,7 @@ from pruning.setting import VERSION, Setting, Workplace, kept_file, told
 from pruning.variants import Method
 from training.config import TrainingConfig, identity_of
 from training.export import WEIGHTS
+from training.graph import following
 from training.index import Shards, open_index
 from training.launch import launch
 from training.metrics import FILE as METRICS
@@ -40,18 +42,21 @@ HOW = {"distill": "distilled", "finetune": "fine-tuned"}
 Row = Mapping[str, Any]
 
 
-def run_to_recover_by(setting: Setting) -> tuple[Origin, TrainingConfig]:
-    """The dense model's checkpoint and configuration.
+def run_to_recover_by(setting: Setting, recover: RecoverConfig) -> tuple[Origin, TrainingConfig]:
+    """The dense model's last checkpoint, and the configuration to go on with.
 
     Raises:
-        LodesetError: it is not of a run.
+        LodesetError: it is not of a run, or of one that `recover` does not fit.
     """
     if setting.trained is None or setting.trained.of is None:
         raise LodesetError(
             "recover goes on with the networks of a run and their heads, and this is a model alone: give the folder of a run, with its "
             "last checkpoint, or remove `recover`"
         )
-    return setting.trained, setting.trained.of
+    try:
+        return setting.trained, run_of(setting.trained.of, recover)
+    except ValueError as error:
+        raise LodesetError(f"recover does not fit the dense model's run: {error}") from error
 
 
 def recovered(
@@ -60,26 +65,34 @@ def recovered(
     """A row more for each refitted variant of the strengths to recover; the parts, and how many of them this run made.
 
     Raises:
-        LodesetError: the model is not of a run, or training failed.
+        LodesetError: as `run_to_recover_by`, or training failed.
     """
     if job.recover is None:
         return [], [], 0
-    origin, dense = run_to_recover_by(work.setting)
-    config = run_of(dense, job.recover)
+    origin, config = run_to_recover_by(work.setting, job.recover)
     basis = digest(TRAINED, VERSION, *work.basis, origin.digest, identity_of(config), job.recover.how)
     wanted = [(part, row) for part, row in variants if row["method"] in METHODS and row["eps_w"] in job.recovered]
-    runs = [(digest(basis, part.key), (digest(basis, part.key), row), 1) for part, row in wanted]
+    # What a run starts from is told by its bytes: on what models are judged does not matter.
+    keys = [digest(basis, *(part.files[name].sha256 for name in (WEIGHTS, ARCHITECTURE))) for part, _ in wanted]
+    runs = [(key, (key, row), 1) for key, (_, row) in zip(keys, wanted, strict=True)]
     in_turn = functools.partial(_trained, work, job.recover, config, origin, number)
     trained, new = made(work.context, TRAINED, runs, in_turn, unit="trainings")
+    for key in keys:  # what they left is published, and nothing goes on from their checkpoints
+        shutil.rmtree(_folder(work, key), ignore_errors=True)
     rows = [
-        (key, (key, part, row), 1)
-        for part, (_, row) in zip(trained, wanted, strict=True)
-        if (key := digest(JUDGED, part.key, told(work.setting), compared))
+        (key, (key, run, row), 1)
+        for run, (variant, row) in zip(trained, wanted, strict=True)
+        if (key := digest(JUDGED, run.key, variant.key, told(work.setting), compared))
     ]
     judge = functools.partial(judged, work.setting, compared)
     parts, new_rows = made(work.context, JUDGED, rows, functools.partial(work.share, judge), unit="variants")
     found = [json.loads(work.context.store.read(part.files["row"].path) or b"{}") for part in parts]
     return found, [*trained, *parts], len(new) + len(new_rows)
+
+
+def _folder(work: Workplace, key: str) -> Path:
+    """Of a run's checkpoints: not that of another stage that makes the same part at the same time."""
+    return Path(work.context.store.path(f"training/{digest(key, work.context.fingerprint)[:16]}"))
 
 
 def _trained(
@@ -88,27 +101,35 @@ def _trained(
     config: TrainingConfig,
     origin: Origin,
     number: int,
-    items: Iterable[tuple[str, Row]],
+    items: Collection[tuple[str, Row]],
 ) -> Iterator[Part]:
     """One run after the other: each has all workers."""
     store, setting = work.context.store, work.setting
     with ray_job(work.context.ray_address):
-        for key, row in items:
+        for done, (key, row) in enumerate(items):
             started = time.time()
-            folder = Path(store.path(f"training/{key[:16]}"))
-            pruned = store.path(str(row["model"]))
+            folder = _folder(work, key)
             start = origin.model_copy(
-                update={"digest": digest(origin.digest, key), "distil": recover.how == "distill", "pruned": pruned}
+                update={
+                    "digest": digest(origin.digest, key),
+                    "distil": recover.how == "distill",
+                    "pruned": store.path(str(row["model"])),
+                }
             )
-            summary = launch(config, Shards(index=setting.index), folder, work.context.cpus, start)
+
+            def report(share: float, images: int, done: int = done) -> None:
+                work.context.report(Progress((done + share) / len(items), images))
+
+            with following(report, folder, config):
+                summary = launch(config, Shards(index=setting.index), folder, work.context.cpus, start)
             name = f"{setting.folder}/job-{number}/{row['method']}-{row['eps_w']!r}-{HOW[recover.how]}-{key[:8]}"
-            files = publish(store, name, lambda to, folder=folder: _copied(folder, to))  # type: ignore[misc]
-            run = {"how": HOW[recover.how], "model": name} | {
-                of: summary[of] for of in ("steps", "images_seen", "losses")
+            files = publish(store, name, functools.partial(_copied, folder))
+            run = {of: summary[of] for of in ("steps", "images_seen", "losses")} | {
+                "how": HOW[recover.how],
+                "model": name,
             }
             files["summary"] = kept_file(store, TRAINED, key, "summary.json", json.dumps(run).encode())
             yield store.commit_part(TRAINED, key, {}, {"images": 0}, time.time() - started, files=files)
-            shutil.rmtree(folder)  # what it left is published, and nothing goes on from its checkpoints
 
 
 def _copied(folder: Path, to: Path) -> None:
@@ -133,7 +154,10 @@ def judged(setting: Setting, compared: list[int]) -> Callable[[tuple[str, Part, 
             "method": f"{row['method']}, {run['how']}",
             "nonzero": nonzero,
             "density": nonzero / row["dense"]["parameters"],
-            "unexplained": {},  # of layers that are no longer a least-squares copy of the dense ones
+            # No longer a least-squares copy of the dense layers, nor what removal was compared on.
+            "unexplained": {},
+            "converged": None,
+            "removal_difference": None,
             "knn": setting.knn(model),
             "agreement": agreement(model, expected, pixels),
             "seconds": round(row["seconds"] + trained.seconds + time.time() - started, 3),

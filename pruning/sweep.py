@@ -43,7 +43,7 @@ def sweep(work: Workplace, job: PruneJob, number: int) -> Done:
     """
     started = time.time()
     if job.recover is not None:
-        run_to_recover_by(work.setting)
+        run_to_recover_by(work.setting, job.recover)  # says now what is wrong
     context, setting, share, basis = work.context, work.setting, work.share, work.basis
     store = context.store
 

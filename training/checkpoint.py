@@ -47,6 +47,7 @@ class Marker(Strict):
     step: int
     files: dict[str, StoredFile]
     identity: dict[str, Any]
+    config: dict[str, Any] | None = None  # the whole configuration of the run, what only changes its speed included
 
 
 def save_checkpoint(
@@ -56,11 +57,12 @@ def save_checkpoint(
     identity: Mapping[str, Any],
     keep: int,
     group: dist.ProcessGroup | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Path:
     """Commits `tensors` as `folder/step-<step>`, then removes all but the newest `keep` checkpoints; all of `group` call this.
 
     Tensors share no memory; those that are sharded over the group are written by whoever holds a shard, others by one of it.
-    `identity` is what a run must share to go on from here (see `newest_checkpoint`); it must survive JSON unchanged.
+    `identity` is what a run must share to go on from here (see `newest_checkpoint`); it must survive JSON unchanged, as must `config`.
     """
     final = folder / f"step-{step:07d}"
     temporary = folder / f".{final.name}.tmp"
@@ -75,22 +77,28 @@ def save_checkpoint(
     with _alone_or_not():
         save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
     if first:
-        _commit(folder, step, temporary, final, identity, keep)
+        _commit(
+            folder,
+            temporary,
+            Marker(step=step, files={}, identity=dict(identity), config=config and dict(config)),
+            keep,
+        )
     return final
 
 
-def _commit(folder: Path, step: int, temporary: Path, final: Path, identity: Mapping[str, Any], keep: int) -> None:
+def _commit(folder: Path, temporary: Path, marker: Marker, keep: int) -> None:
+    final = folder / f"step-{marker.step:07d}"
     files = {
         path.name: StoredFile(size_bytes=path.stat().st_size, sha256=_sha256(path))
         for path in sorted(temporary.iterdir())
     }
     with open(temporary / MARKER, "w") as file_text:
-        file_text.write(Marker(step=step, files=files, identity=dict(identity)).model_dump_json(indent=2))
+        file_text.write(marker.model_copy(update={"files": files}).model_dump_json(indent=2))
         file_text.flush()
         os.fsync(file_text.fileno())
     # The run went on from before them, so checkpoints of this step or a later one are damaged.
     for other, path in _checkpoints(folder):
-        if other >= step:
+        if other >= marker.step:
             shutil.rmtree(path)
     _sync(temporary)
     os.rename(temporary, final)

@@ -399,8 +399,12 @@ def recovering(config: TrainingConfig, steps: int, batch: int | None, base_lr: f
     """The run that goes on with what pruning left of the networks of `config`; distil: the dense model stays and teaches.
 
     Raises:
-        pydantic.ValidationError: it does not fit `config`.
+        ValueError: it does not fit `config` (pydantic's), or that run hid every patch, as distillation does.
     """
+    if not distil and config.masking.model_dump() == MaskingConfig.model_validate(_EVERY_PATCH).model_dump():
+        raise ValueError(
+            "the dense model was distilled, and has no objective of its own to go on with: use `how: distill`"
+        )
     optimiser = config.optimiser.model_dump() | {"base_lr": base_lr}
     changed: dict[str, Any] = {"steps": steps, "batch": batch or config.batch, "mix": {}, "optimiser": optimiser}
     if distil:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,11 @@ def run_train(context: Context) -> Outcome:
         index=(store.full_url(shards.tables["index"][0].path),),
         selected=tuple(store.full_url(file.path) for file in selected),
     )
-    with job(context.ray_address), _reporting(context, folder, config):
+
+    def report(share: float, images: int) -> None:
+        context.report(Progress(share, images))
+
+    with job(context.ray_address), following(report, folder, config):
         summary = launch(config, found, folder, context.cpus, _origin(context))
     names = ("model.safetensors", "config.json", METRICS, "summary.json")
     files = {name: _file(store, folder / name, rows=0) for name in names}
@@ -198,8 +202,9 @@ def _checkpoint(store: Store, folder: Path, step: int) -> tuple[File, ...]:
 
 
 @contextlib.contextmanager
-def _reporting(context: Context, folder: Path, config: TrainingConfig) -> Iterator[None]:
-    """Reports progress from the last line of metrics.jsonl, which worker 0 writes wherever it runs."""
+def following(report: Callable[[float, int], None], folder: Path, config: TrainingConfig) -> Iterator[None]:
+    """Reports the share of the steps that is done, and images since it looked first, from the last line of metrics.jsonl, which worker 0
+    writes wherever it runs."""
     start: int | None = None
 
     def look() -> float:
@@ -207,7 +212,7 @@ def _reporting(context: Context, folder: Path, config: TrainingConfig) -> Iterat
         line = last_line(folder / METRICS)
         step = line["step"] if line is not None else 0
         start = step if start is None else start
-        context.report(Progress(step / config.steps, max(0, step - start) * config.batch))
+        report(step / config.steps, max(0, step - start) * config.batch)
         return 1.0
 
     with repeating(look, 1.0):

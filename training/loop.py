@@ -50,8 +50,8 @@ def train_loop(
 ) -> dict[str, Any]:
     """Trains to `config.steps`, from the newest checkpoint in `folder` if there is one, else from `origin`; every worker calls this.
 
-    Worker 0 writes `metrics.jsonl`, `step-*/`, and in the end the backbone of the student's moving mean (`model.safetensors`,
-    `config.json`) and `summary.json`. Where world_size > 1 the default process group must be up. Returns
+    Worker 0 writes `metrics.jsonl`, `step-*/`, and in the end the backbone of the student's moving mean (see `export`; of
+    a pruned one `save_narrow`) and `summary.json`. Where world_size > 1 the default process group must be up. Returns
     the summary: steps, images (in the index), images_seen, skipped (unreadable; since the last resume), resumed_step,
     seconds, images_per_s, losses (the last logged line).
 
@@ -75,6 +75,7 @@ def train_loop(
         nets = nets.to(device)
     optimiser = make_optimiser(student, config.optimiser)
     identity = {"training": identity_of(config), "images": index.digest()}
+    told = config.model_dump(mode="json")
     if origin is not None:
         identity["origin"] = origin.digest
     if weights is not None:
@@ -119,7 +120,7 @@ def train_loop(
             if log is not None:
                 log.append(line)
         if done % config.checkpoint_every == 0 or done == config.steps:
-            checkpoint = save_checkpoint(folder, done, state, identity, config.keep_checkpoints, group)
+            checkpoint = save_checkpoint(folder, done, state, identity, config.keep_checkpoints, group, told)
 
     seconds, steps_made = time.perf_counter() - started, config.steps - first_step
     summary = {
@@ -136,7 +137,8 @@ def train_loop(
     if log is not None:
         log.close()
         assert checkpoint is not None  # of the last step
-        _finish(checkpoint, nets.average.backbone, folder, summary)
+        pruned = origin is not None and origin.pruned is not None
+        _finish(checkpoint, nets.average.backbone, pruned, folder, summary)
     return summary
 
 
@@ -150,17 +152,18 @@ def _resumed(
     return found[0]
 
 
-def _finish(checkpoint: Path, trained: DinoVisionTransformer, folder: Path, summary: dict[str, Any]) -> None:
-    """Exports the moving mean as the last checkpoint holds it: whole, however it was trained; or narrow, where it was pruned."""
+def _finish(
+    checkpoint: Path, trained: DinoVisionTransformer, pruned: bool, folder: Path, summary: dict[str, Any]
+) -> None:
+    """Exports the moving mean as the last checkpoint holds it: whole, however it was trained; in the form of what it was pruned from."""
     backbone = DinoVisionTransformer(trained.config, trained.image_size)
     weights = read_checkpoint(checkpoint, "teacher.backbone.")
-    dense = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
     narrow(backbone, heads_of(trained), weights)
     backbone.load_state_dict(weights)
-    if dense == {name: tensor.shape for name, tensor in weights.items()}:
-        export(backbone, folder)
-    else:
+    if pruned:
         save_narrow(backbone, folder)
+    else:
+        export(backbone, folder)
     (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
 
 

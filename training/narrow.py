@@ -74,5 +74,5 @@ def narrow(model: DinoVisionTransformer, heads: Mapping[str, int], weights: Mapp
         if rows > module.out_features or cols > module.in_features:
             raise ValueError(f"{name} is {rows} x {cols}, wider than {module.out_features} x {module.in_features}")
         parent, _, own = name.rpartition(".")
-        made = nn.Linear(cols, rows, bias=f"{name}.bias" in weights).requires_grad_(module.weight.requires_grad)
+        made = nn.Linear(cols, rows, bias=f"{name}.bias" in weights)
         setattr(model.get_submodule(parent), own, made)

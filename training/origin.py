@@ -47,7 +47,7 @@ def finished(folder: Path) -> Origin | None:
     path = folder / f"step-{newest_step(folder):07d}"
     try:
         marker = Marker.model_validate_json((path / MARKER).read_bytes())
-        of = TrainingConfig.model_validate(marker.identity["training"])
+        of = TrainingConfig.model_validate(marker.config or marker.identity["training"])
     except (OSError, KeyError, ValidationError):
         return None
     return Origin(path=str(path), digest=file_digest(str(path / MARKER)), of=of) if marker.step == of.steps else None
@@ -75,9 +75,13 @@ def networks(config: TrainingConfig, origin: Origin | None) -> Networks:
         left = _left(Path(origin.pruned))
         heads = {name: tensor for name, tensor in teacher.items() if not name.startswith("backbone.")}
         state = heads | {f"backbone.{name}": tensor for name, tensor in left.state_dict().items()}
-        for network in (nets.student, nets.average):
-            narrow(network.backbone, heads_of(left), left.state_dict())
-            _fill(network, _on_grid_of(network.backbone, state))
+        for network, trains in ((nets.student, True), (nets.average, False)):
+            backbone = DinoVisionTransformer(
+                config.model, left.image_size
+            )  # positions stay on the grid they are stored for
+            narrow(backbone, heads_of(left), left.state_dict())
+            network.backbone = backbone.train(trains).requires_grad_(trains)
+            _fill(network, state)
     if origin.distil:
         return replace(nets, teacher=_as_stored(origin.of, teacher))
     if origin.pruned is not None:
@@ -91,7 +95,9 @@ def _left(folder: Path) -> DinoVisionTransformer:
     try:
         return load_narrow(folder)
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        raise LodesetError(f"{folder} does not hold a pruned transformer: {error}") from error
+        raise LodesetError(
+            f"{folder} does not hold a pruned transformer: {error}: remove what prunes into it, and prune again"
+        ) from error
 
 
 @torch.no_grad()

@@ -40,8 +40,7 @@ class Variant:
 class Swept(Variant):
     eps_w: float
     unexplained: Mapping[str, float]
-    converged: bool
-    removal_difference: float
+    converged: bool | None
     agreement: float | None = None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infra.upkeep import superseded
+from infra.upkeep import superseded, sweep
 from pipeline.dag.claims import claim
 from pipeline.dag.store import Artifact, File, Rows, Store
 from pipeline.errors import HeldError
@@ -92,3 +92,22 @@ def test_nothing_is_deleted_under_a_run(shards: Shards) -> None:
         superseded(shards.store, new, delete=True)
     assert len(shards.left()) == 2
     assert len(superseded(shards.store, new, delete=False)) == 1
+
+
+def test_what_a_killed_run_left_goes_and_nothing_else(shards: Shards) -> None:
+    shards.run("shards/a/0.tar")
+    kept = "parts/prune_tickets/key/0123456789ab-state.safetensors"
+    shards.store.put_absent(kept, b"of a part")
+    shards.store.commit_part("prune_tickets", "key", {}, files={"state": File(kept, 1, 9, "")})
+    stay = ("parts/prune_tickets/key/notes.txt", "shards/a/0123456789ab-notes.txt")
+    go = (
+        "parts/prune_tickets/key/ba9876543210-state.safetensors",
+        "parts/prune_tickets/other/ba9876543210-path.png",
+        "shards/a/1.tar",
+    )
+    for path in (*stay, *go):
+        shards.store.put_absent(path, b"somebody's")
+    sweep(shards.store)
+    assert all(shards.store.read(path) is not None for path in (kept, "shards/a/0.tar", *stay))
+    assert all(shards.store.read(path) is None for path in go)
+    assert shards.store.part("prune_tickets", "key") is not None

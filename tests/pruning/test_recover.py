@@ -24,11 +24,11 @@ from pruning.config import PruneJob, RecoverConfig, run_of
 from pruning.saving import load_model
 from pruning.variants import METHODS
 from training.checkpoint import MARKER, read_checkpoint
-from training.config import TrainingConfig
+from training.config import TrainingConfig, distilling, finishing
 from training.export import export
 from training.index import Shards
 from training.launch import train_inline
-from training.narrow import load_narrow
+from training.narrow import load_narrow, narrow, save_narrow
 from training.origin import Origin, finished, networks
 from training.vit import DinoVisionTransformer
 
@@ -54,6 +54,7 @@ class World:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         without_engine(graph, patch)
         self.runs: list[tuple[Path, Origin]] = []
+        self.summaries: list[dict[str, Any]] = []
         self.lost = 0  # how many runs are still to be stopped at their first step
         patch.setattr(recover, "ray_job", lambda _: nullcontext())
         patch.setattr(recover, "launch", self.launch)
@@ -82,15 +83,18 @@ class World:
             for left in (*folder.glob("step-*2"), folder / "summary.json"):
                 left.rename(left.with_name(f"gone-{left.name}"))
             raise LodesetError("the machine went away")
-        return train_inline(config, shards, folder, origin)
+        self.summaries.append(train_inline(config, shards, folder, origin))
+        return self.summaries[-1]
 
-    def prune(self, job: PruneJob) -> Artifact:
+    def prune(self, job: PruneJob, targets: tuple[str, ...] = ("target",)) -> Artifact:
         above = {
             id_: Stage(id_.split("/")[0], id_.split("/")[1], 1, "ray", never, {})
             for id_ in ("ingest/target", "train/all", "write_shards/all")
         }
         above["train/all"] = replace(above["train/all"], speed={"training": CONFIG})
-        stage = graph.build([job], [TargetSet(name="target", uri="target/")], above, 24**2)["prune/all"]
+        stage = graph.build([job], [TargetSet(name=name, uri=f"{name}/") for name in targets], above, 24**2)[
+            "prune/all"
+        ]
         return ran(self.store, stage, self.inputs)
 
 
@@ -163,16 +167,56 @@ def test_the_student_learns_what_the_dense_model_says(world: World) -> None:
 
 
 def test_a_recovery_that_was_stopped_goes_on(world: World) -> None:
-    (whole,) = world.prune(job("distill", sweep=[EPS])).details["jobs"]
     world.lost = 1
     with pytest.raises(LodesetError, match="went away"):
-        world.prune(job("distill", sweep=[1e-3]))
+        world.prune(job("distill", sweep=[EPS]))
     folder, _ = world.runs[-1]
     assert (folder / "step-0000001").is_dir()
-    (found,) = world.prune(job("distill", sweep=[1e-3])).details["jobs"]
-    assert world.runs[-3][0] == folder and not folder.exists()
-    assert len([v for v in found["variants"] if "distilled" in v["method"]]) == 3
-    assert len([v for v in whole["variants"] if "distilled" in v["method"]]) == 3
+    world.prune(job("distill", sweep=[EPS]))
+    assert [run[0] for run in world.runs].count(folder) == 2 and len(world.runs) == 4
+    assert [one["resumed_step"] for one in world.summaries] == [1, 0, 0] and not folder.exists()
+    folder.mkdir()  # as if it had been stopped after the part was there, and before this went
+    world.prune(job("distill", sweep=[EPS]))
+    assert not folder.exists() and len(world.runs) == 4
+
+
+def test_on_what_models_are_judged_does_not_train_them_again(world: World) -> None:
+    (first,) = world.prune(job("distill", sweep=[EPS])).details["jobs"]
+    (again,) = world.prune(job("distill", sweep=[EPS]), targets=()).details["jobs"]
+    assert len(world.runs) == 3 and len(again["variants"]) == len(first["variants"]) == 15
+    assert all(v["knn"] == {} for v in again["variants"])
+
+
+def test_a_strength_that_removes_nothing(world: World) -> None:
+    (found,) = world.prune(job("distill", sweep=[EPS]).model_copy(update={"round_to": 512})).details["jobs"]
+    distilled = [v for v in found["variants"] if v["method"].endswith("distilled")]
+    assert len(distilled) == 3 and {v["parameters_removed"] for v in distilled} == {0.0}
+    assert len(world.runs) == len({v["model"] for v in distilled})  # the same weights are not trained twice
+
+
+def test_what_a_run_cannot_go_on_with() -> None:
+    smaller = {"model": {"dim": 8, "depth": 1, "heads": 1}, "steps": 2}
+    with_both = TrainingConfig.model_validate(
+        CONFIG.model_dump() | {"distill": smaller, "finish": {"global_size": 32, "steps": 2}}
+    )
+    for how in ("distill", "finetune"):
+        run = run_of(finishing(with_both), RecoverConfig.model_validate({"how": how, "steps": 2}))
+        assert run.crops.global_size == 32 and run.finish is None and run.distill is None
+    assert run_of(distilling(with_both), RecoverConfig(steps=2)).model.dim == 8
+    with pytest.raises(ValueError, match="use `how: distill`"):
+        run_of(distilling(with_both), RecoverConfig(how="finetune", steps=2))
+
+
+def test_positions_stay_on_the_grid_that_they_are_stored_for(world: World, tmp_path: Path) -> None:
+    """As those of released weights, which are larger than the crops'."""
+    model = DinoVisionTransformer(CONFIG.model, 32)
+    save_narrow(model, tmp_path / "left")
+    run = Path(world.store.path("training/run/step-0000002"))
+    origin = Origin(path=str(run), digest="run", of=CONFIG, distil=True, pruned=str(tmp_path / "left"))
+    config = run_of(CONFIG, RecoverConfig(steps=1))
+    assert networks(config, origin).student.backbone.image_size == 32
+    train_inline(config, world.shards, tmp_path / "again", origin)
+    assert load_narrow(tmp_path / "again").image_size == 32
 
 
 def test_a_damaged_model_is_told(world: World) -> None:
@@ -185,8 +229,6 @@ def test_a_damaged_model_is_told(world: World) -> None:
 
 
 def test_narrow_transformers_are_never_wider(tmp_path: Path) -> None:
-    from training.narrow import narrow
-
     model = DinoVisionTransformer(CONFIG.model, 16)
     export(model, tmp_path)
     with pytest.raises(ValueError, match="wider than"):
