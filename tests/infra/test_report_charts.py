@@ -32,7 +32,7 @@ def test_ticks_of_a_single_value_surround_it(value: float) -> None:
 def test_a_line_lies_where_its_points_say() -> None:
     points = [(0.0, 0.0), (5.0, 10.0), (10.0, 5.0), (7.0, math.nan), (math.inf, 3.0)]
     svg = charts.line_chart([charts.Series("a & b", points, 1)], "x <m>", "y")
-    drawn = re.search(r'<polyline class="line" points="([^"]+)"', svg)
+    drawn = re.search(r'<polyline class="line solid" points="([^"]+)"', svg)
     assert drawn is not None
     uv = np.array([pair.split(",") for pair in drawn[1].split()], np.float64)
     assert len(uv) == 3  # the points that are not finite are left out
