@@ -11,8 +11,10 @@ is lost.
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from pruning.config import PruneJob
 from pruning.folding import folded
 from pruning.groups import find_groups
 from pruning.removal import apply
-from pruning.variants import METHODS, solved_at_once, variant
+from pruning.variants import METHODS, Solutions, solved_at_once, variant
 
 BATCH, LR, MOMENTUM, DECAY, SMOOTHING, PAD = 128, 0.1, 0.9, 5e-4, 0.1, 4
 CALIBRATION, POSITIONS = 4_000, 16
@@ -152,6 +154,14 @@ def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
         return float((torch.cat([network(normalised(part)).argmax(1) for part in x.split(250)]) == y).float().mean())
 
 
+def kept_at(path: Path, make: Callable[[], Any]) -> Any:
+    """What `make` gives, made once."""
+    if not path.is_file():
+        path.with_suffix(".new").write_bytes(pickle.dumps(make(), pickle.HIGHEST_PROTOCOL))
+        path.with_suffix(".new").replace(path)
+    return pickle.loads(path.read_bytes())
+
+
 def main() -> None:
     name, train, test, folder = sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4])
     epochs = int(sys.argv[5]) if len(sys.argv) > 5 else 12
@@ -166,18 +176,23 @@ def main() -> None:
 
     groups = find_groups(model, example).prunable
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:CALIBRATION]
-    job = PruneJob(sweep=STRENGTHS)
+    job = PruneJob(sweep=STRENGTHS, tolerance=1e-5)
     started = time.perf_counter()
-    grams = collect_grams(
-        model, groups, (normalised(x[part]) for part in rows.split(100)), positions_per_image=POSITIONS, seed=0
+    batches = (normalised(x[part]) for part in rows.split(100))
+    grams = kept_at(
+        folder / "moments.pickle", lambda: collect_grams(model, groups, batches, positions_per_image=POSITIONS, seed=0)
     )
     measured = time.perf_counter() - started
-    solved, _, refused = solved_at_once(groups, grams, job)
-    print(
-        json.dumps(
-            {"moments_s": round(measured, 1), "all_s": round(time.perf_counter() - started, 1), "refused": refused}
+    solved: Solutions = {}
+    for number, group in enumerate(groups):
+        began = time.perf_counter()
+        found, _, refused = kept_at(
+            folder / f"solved-{number}.pickle", lambda group=group: solved_at_once([group], grams, job)
         )
-    )
+        solved |= found
+        told = {"group": group.name, "units": group.units, "seconds": round(time.perf_counter() - began, 1)}
+        print(json.dumps(told | {"refused": refused}), flush=True)
+    print(json.dumps({"moments_s": round(measured, 1), "all_s": round(time.perf_counter() - started, 1)}))
     kept = [group for group in groups if group.name in solved]
     for eps in STRENGTHS:
         scores: dict[str, float] = {}

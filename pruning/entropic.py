@@ -10,7 +10,8 @@ grouped by channel; entropy of w, L2 penalty). Here:
 - Several layers may read the same units (a residual stream): they share w, and each has a Lambda of its own; data and L2 terms are
   means over the layers. With one layer this is the published objective.
 - The problem is alternated in (Q, w) instead of (Lambda, w): for fixed w a group-weighted ridge on the active units, for fixed Q a
-  separable problem on the simplex. Both steps are exact or majorising, so the objective never rises.
+  separable problem on the simplex. Both steps are exact or majorising, so the objective never rises. Iterates are extrapolated
+  (`_ahead`); what that gives is kept where the objective is lower.
 
 Shapes: n units, k of them kept; of a layer: c columns (inputs: c = n for a linear layer behind n neurons, 9 n for a 3 x 3
 convolution, H W n for a linear layer behind flattened maps), m outputs.
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import wrightomega
 
 from pipeline.errors import LodesetError
@@ -28,7 +30,10 @@ from pruning.moments import CONSTANT_RATIO, Array, Indices, Moments, solve_posit
 
 # Units on their way out shrink as w -> w^(4/3), so the exact cut matters little; it saves solving for dead units.
 SUPPORT_FLOOR = 1e-6
+LONGEST = 64.0  # steps that `_ahead` may take at once
 FIRST_RUNG = 1e-5  # of the strengths at which a path is followed, each twice the one before
+# Tolerance at the rungs, where a path only passes. With 1e-6 there LeNet's 500 units end .15 % lower to .8 % higher, for three times as many solves.
+ON_THE_WAY = 1e-3
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,9 @@ class Regression:
         of_column = w[self.unit_of]
         active = np.flatnonzero(of_column)
         w_a = of_column[active]
-        matrix = self.r[np.ix_(active, active)] * np.outer(w_a, w_a)
+        matrix = self.r[np.ix_(active, active)]
+        matrix *= w_a
+        matrix *= w_a[:, None]
         matrix[np.diag_indices_from(matrix)] += eps_l2 / c
         g_a = self.g[active]
         b[active] = w_a[:, None] * solve_positive(matrix, w_a[:, None] * g_a)
@@ -161,10 +168,17 @@ def simplex_weights(cost: Array, w: Array, eps_w: float, sign: int) -> Array:
 
         low = float(np.max(2.0 * cost - slope))
         high = float(np.max(2.0 * cost * n**3 - slope))
+
+    def excess(t: float) -> float:
+        # Where costs rule, w falls as t^(-1/3): this is nearly linear in t.
+        return float(at(t).sum()) ** -3 - 1.0
+
     # At `low` one weight is 1, at `high` none exceeds 1 / n, and every weight falls as t grows.
-    while low < (middle := 0.5 * (low + high)) < high:
-        low, high = (middle, high) if at(middle).sum() > 1.0 else (low, middle)
-    found = at(high)
+    found = at(low)
+    if excess(low) < 0.0 < excess(high):
+        found = at(brentq(excess, low, high, xtol=np.finfo(float).tiny, rtol=4 * np.finfo(float).eps))
+    elif excess(high) <= 0.0:
+        found = at(high)
     return np.asarray(found / found.sum())
 
 
@@ -179,13 +193,21 @@ class _Descent:
 
 
 def _descend(problem: Problem, w: Array, max_iterations: int, tolerance: float) -> _Descent:
-    """Alternate from w [n] until the objective settles."""
+    """Alternate from w [n] until the objective settles; every third step is `_ahead` of the two before it, where that ends lower."""
     bs, objective = problem.ridge(w)
-    history = [objective]
+    history, steps = [objective], [w]
     for _ in range(max_iterations):
+        if len(steps) == 3:
+            candidate = _ahead(*steps)
+            steps = [w]
+            if candidate is not None:
+                next_bs, objective = problem.ridge(candidate)
+                if objective < history[-1]:
+                    w, bs, steps = candidate, next_bs, [candidate]
+                    history.append(objective)
+                    continue
         candidate = problem.weights(bs, w)
-        trimmed = np.where(candidate > SUPPORT_FLOOR * candidate.max(), candidate, 0.0)
-        trimmed /= trimmed.sum()
+        trimmed = _trimmed(candidate)
         next_bs, objective = problem.ridge(trimmed)
         if objective > history[-1] and np.any(trimmed != candidate):
             trimmed = candidate  # the cut units still carried something: keep them another round
@@ -194,9 +216,34 @@ def _descend(problem: Problem, w: Array, max_iterations: int, tolerance: float) 
             return _Descent(w, bs, history, converged=True)  # neither step can rise but by rounding
         w, bs = trimmed, next_bs
         history.append(objective)
+        steps.append(w)
         if history[-2] - objective <= tolerance * abs(objective):
             return _Descent(w, bs, history, converged=True)
     return _Descent(w, bs, history, converged=False)
+
+
+def _trimmed(w: Array) -> Array:
+    """Without the units that are on their way out; on the simplex."""
+    left = np.where(w > SUPPORT_FLOOR * w.max(), w, 0.0)
+    return np.asarray(left / left.sum())
+
+
+def _ahead(first: Array, second: Array, third: Array) -> Array | None:
+    """Where three iterates lead, or None where they do not hurry: one step of SQUAREM (Varadhan & Roland 2008, scheme S3), in log w.
+
+    The alternation converges linearly. With r the first step and v how much the second differs from it, the sequence goes to
+    first + 2 a r + a^2 v, a = ||r|| / ||v||.
+    """
+    left = np.flatnonzero(third)
+    one, two, three = (np.log(w[left]) for w in (first, second, third))
+    r, v = two - one, three - 2 * two + one
+    turn = float(np.linalg.norm(v))
+    if turn == 0.0 or (a := min(LONGEST, float(np.linalg.norm(r)) / turn)) <= 1.0:
+        return None
+    log_w = one + 2 * a * r + a**2 * v
+    w = np.zeros_like(third)
+    w[left] = np.exp(log_w - log_w.max())
+    return _trimmed(w)
 
 
 @dataclass(frozen=True)
@@ -316,19 +363,19 @@ def path(
     scaled = [_Scaled.of(layer) for layer in layers]
     below: Array | None = None
 
-    def from_below(eps_w: float) -> _Descent:
+    def from_below(eps_w: float, tolerance: float) -> _Descent:
         eps_l2 = job.l2_ratio * eps_w
-        return _best(scaled, units, eps_w, eps_l2, job.entropy_sign, job.max_iterations, job.tolerance, below)
+        return _best(scaled, units, eps_w, eps_l2, job.entropy_sign, job.max_iterations, tolerance, below)
 
     solutions: dict[float, Solution] = {}
     rung = FIRST_RUNG
     for eps_w in sorted(job.sweep):
         while rung < eps_w:
-            below = from_below(rung).w
+            below = from_below(rung, max(job.tolerance, ON_THE_WAY)).w
             if followed is not None:
                 followed[rung] = below
             rung *= 2
-        solutions[eps_w] = _solution(scaled, from_below(eps_w))
+        solutions[eps_w] = _solution(scaled, from_below(eps_w, job.tolerance))
         if followed is not None:
             followed[eps_w] = solutions[eps_w].w
     return solutions

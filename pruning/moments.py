@@ -112,7 +112,9 @@ class Moments:
 
     def unexplained(self, q: Array, bias: Array) -> float:
         """Mean square error of q [m, n] and bias [m] as a share of the outputs' variance; 1 is what the mean scores."""
-        spread = self.var_y.sum() - 2.0 * np.sum(q.T * self.xy) + np.sum(q.T * (self.xx @ q.T))
+        used = np.flatnonzero(q.any(axis=0))  # the rest adds nothing, and is most of a pruned layer
+        b = q[:, used].T
+        spread = self.var_y.sum() - 2.0 * np.sum(b * self.xy[used]) + np.sum(b * (self.xx[np.ix_(used, used)] @ b))
         shift = self.mean_y - q @ self.mean_x - bias
         return float((spread + np.sum(shift**2)) / self.var_y.sum())
 

@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 
 from pipeline.errors import LodesetError
 from pruning.config import PruneJob
-from pruning.entropic import Layer, Problem, Regression, Solution, path, simplex_weights, solve
+from pruning.entropic import Layer, Problem, Regression, Solution, _ahead, path, simplex_weights, solve
 from pruning.moments import Array, Gram, Indices
 
 
@@ -315,3 +315,31 @@ def test_a_planted_support_is_found_without_its_size(seed: int) -> None:
     y += 0.05 * y.std() * rng.normal(size=y.shape)
     solution = path([layer(x, y)], 256, PruneJob(sweep=(1e-3,)))[1e-3]
     np.testing.assert_array_equal(solution.support, support)
+
+
+def test_extrapolation_of_what_converges_linearly_is_its_limit() -> None:
+    rng = np.random.default_rng(0)
+    limit, offset = rng.normal(size=7), rng.normal(size=7)
+    iterates = [np.exp(limit + offset * 0.9**k) for k in range(3)]
+    found = _ahead(*(np.append(w, 0.0) for w in iterates))
+    assert found is not None and found[-1] == 0
+    np.testing.assert_allclose(found[:-1], np.exp(limit) / np.exp(limit).sum(), rtol=1e-9)
+    assert _ahead(*(np.append(np.exp(limit), 0.0),) * 3) is None  # what stands still is not hurried
+
+
+def test_extrapolation_saves_solves_and_ends_as_low(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every channel says a little of every output, the alternation is slow."""
+    ends = []
+    for ahead in (_ahead, lambda *_: None):
+        monkeypatch.setattr("pruning.entropic._ahead", ahead)
+        solved = []
+        for seed in range(3):
+            x, _, _, _ = planted(seed)
+            rng = np.random.default_rng(seed)
+            y = x @ (rng.normal(size=(64, 10)) * rng.random((64, 1))) + rng.normal(size=(2000, 10))
+            solved.append(quick(x, y, 1e-3, 1e-3, -1))
+        assert all(all(b <= a for a, b in pairwise(one.history)) for one in solved)
+        ends.append((sum(len(one.history) for one in solved), [one.history[-1] for one in solved]))
+    (quickly, low), (slowly, as_low) = ends
+    assert quickly < 0.8 * slowly
+    np.testing.assert_allclose(low, as_low, rtol=1e-3)
