@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import wrightomega
 
 from pipeline.errors import LodesetError
@@ -77,19 +76,19 @@ class Solution:
 
 @dataclass(frozen=True)
 class Regression:
-    """One layer, standardised: correlations r [c, c] of inputs, g [c, m] of inputs with outputs, the columns' units [c]."""
+    """One layer, standardised: correlations r [a, a] of inputs, g [a, m] of inputs with outputs, of a columns whose units [a] may be kept."""
 
     r: Array
     g: Array
     unit_of: Indices
+    c: int  # columns of the layer: the L2 term is a mean over them all
 
     def ridge(self, w: Array, eps_l2: float) -> tuple[Array, float]:
-        """B = Q^T [c, m] that is best for fixed w [n], and the data and L2 terms there.
+        """B = Q^T [a, m] that is best for fixed w [n], and the data and L2 terms there.
 
         Solved in Lambda = Q / w, where the matrix D r D + (eps_l2 / c) I stays well conditioned as w goes to zero.
         The normal equations give data term + L2 term = 1 - <B, g> / m.
         """
-        c, m = self.g.shape
         b = np.zeros_like(self.g)
         of_column = w[self.unit_of]
         active = np.flatnonzero(of_column)
@@ -97,14 +96,15 @@ class Regression:
         matrix = self.r[np.ix_(active, active)]
         matrix *= w_a
         matrix *= w_a[:, None]
-        matrix[np.diag_indices_from(matrix)] += eps_l2 / c
+        matrix.ravel()[:: len(active) + 1] += eps_l2 / self.c
         g_a = self.g[active]
         b[active] = w_a[:, None] * solve_positive(matrix, w_a[:, None] * g_a)
-        return b, 1.0 - float(np.sum(b[active] * g_a)) / m
+        return b, 1.0 - float(np.sum(b[active] * g_a)) / self.g.shape[1]
 
     def cost(self, b: Array, units: int, eps_l2: float) -> Array:
         """What each unit's share of the L2 term is, times w^2: [n]."""
-        return np.asarray(eps_l2 / self.g.size * np.bincount(self.unit_of, np.sum(b**2, axis=1), minlength=units))
+        squares = np.bincount(self.unit_of, np.sum(b**2, axis=1), minlength=units)
+        return np.asarray(eps_l2 / (self.c * self.g.shape[1]) * squares)
 
 
 @dataclass(frozen=True)
@@ -148,37 +148,33 @@ def simplex_weights(cost: Array, w: Array, eps_w: float, sign: int) -> Array:
     if eps_w == 0.0:
         root = np.cbrt(cost / cost.max())
         return np.asarray(root / root.sum())
-    n = len(cost)
+    # t is the multiplier; `at` gives the weights and how fast the logarithm of each falls as t grows. At `t` as it stands their sum is 1 or more.
     if sign > 0:
         # Stationary: -2 cost / w^3 + eps_w (log w + t) = 0, t = 1 + multiplier / eps_w.
         log_k = np.log(6.0 * cost / eps_w)
+        t = float(np.max(2.0 * cost / eps_w))
 
-        def at(t: float) -> Array:
-            return np.asarray(np.exp(-t + wrightomega(3.0 * t + log_k) / 3.0))
+        def at(t: float) -> tuple[Array, Array]:
+            omega = wrightomega(3.0 * t + log_k)
+            return np.exp(omega / 3.0 - t), 1.0 / (1.0 + omega)
 
-        low = float(np.max(2.0 * cost / eps_w))
-        high = float(np.max(2.0 * cost * n**3 / eps_w)) + np.log(n)
     else:
         # Stationary: -2 cost / w^3 + slope + t = 0, slopes shifted so that the smallest is 0 and t > 0.
         slope = -eps_w * np.log(w)
         slope -= slope.min()
+        t = max(float(np.max(2.0 * cost - slope)), float(np.cbrt(2.0 * cost).sum() ** 3 - slope.max()))
 
-        def at(t: float) -> Array:
-            return np.asarray(np.cbrt(2.0 * cost / (slope + t)))
+        def at(t: float) -> tuple[Array, Array]:
+            return np.cbrt(2.0 * cost / (slope + t)), 1.0 / (3.0 * (slope + t))
 
-        low = float(np.max(2.0 * cost - slope))
-        high = float(np.max(2.0 * cost * n**3 - slope))
-
-    def excess(t: float) -> float:
-        # Where costs rule, w falls as t^(-1/3): this is nearly linear in t.
-        return float(at(t).sum()) ** -3 - 1.0
-
-    # At `low` one weight is 1, at `high` none exceeds 1 / n, and every weight falls as t grows.
-    found = at(low)
-    if excess(low) < 0.0 < excess(high):
-        found = at(brentq(excess, low, high, xtol=np.finfo(float).tiny, rtol=4 * np.finfo(float).eps))
-    elif excess(high) <= 0.0:
-        found = at(high)
+    # The logarithm of every weight is convex in t, so that of their sum is too: Newton's steps from the left never pass the root.
+    found, fall = at(t)
+    while (total := float(found.sum())) > 1.0:
+        ahead = t + float(np.log(total) * total / (found @ fall))
+        if ahead <= t:
+            break
+        t = ahead
+        found, fall = at(t)
     return np.asarray(found / found.sum())
 
 
@@ -252,7 +248,7 @@ class _Scaled:
 
     layer: Layer
     regression: Regression
-    columns: Indices  # those that vary, which `regression` is of
+    columns: Indices  # those that `regression` is of: that vary, and whose units may be kept
     scale_x: Array  # of these columns
     scale_y: float
 
@@ -272,8 +268,18 @@ class _Scaled:
             r=moments.xx[np.ix_(columns, columns)] / np.outer(scale_x, scale_x),
             g=moments.xy[columns] / (scale_x[:, None] * scale_y),
             unit_of=layer.unit_of[columns],
+            c=len(columns),
         )
         return cls(layer, regression, columns, scale_x, scale_y)
+
+    def within(self, w: Array) -> "_Scaled":
+        """Of the units with weight alone: a unit that is gone does not come back, and what is small is solved faster."""
+        whole = self.regression
+        left = np.flatnonzero(w[whole.unit_of])
+        if len(left) == len(whole.unit_of):
+            return self
+        regression = Regression(whole.r[np.ix_(left, left)], whole.g[left], whole.unit_of[left], whole.c)
+        return _Scaled(self.layer, regression, self.columns[left], self.scale_x[left], self.scale_y)
 
     def rewritten(self, b: Array) -> Rewritten:
         moments = self.layer.moments
@@ -364,6 +370,8 @@ def path(
     below: Array | None = None
 
     def from_below(eps_w: float, tolerance: float) -> _Descent:
+        if below is not None:
+            scaled[:] = [one.within(below) for one in scaled]
         eps_l2 = job.l2_ratio * eps_w
         return _best(scaled, units, eps_w, eps_l2, job.entropy_sign, job.max_iterations, tolerance, below)
 

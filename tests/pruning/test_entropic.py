@@ -145,7 +145,7 @@ def test_each_half_step_lowers_the_objective(sign: int) -> None:
     """The plain alternation, without the solver's own acceptance test."""
     x, y, _, _ = planted(1)
     xs, ys = standardised(x, y)
-    regression = Regression(xs.T @ xs / len(xs), xs.T @ ys / len(xs), np.arange(64))
+    regression = Regression(xs.T @ xs / len(xs), xs.T @ ys / len(xs), np.arange(64), c=64)
     problem = Problem((regression,), 64, eps_w=1e-3, eps_l2=1e-3, sign=sign)
     w, values = np.full(64, 1 / 64), []
     for _ in range(12):
