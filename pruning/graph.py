@@ -15,7 +15,7 @@ from pipeline.dag.store import Artifact, File, Rows, Store
 from pipeline.engines.ray import map_with_state
 from pipeline.stages.write_shards import IMAGES
 from pruning.config import Job, Learned, LotteryJob, PruneJob, SelfMaskingJob, run_of
-from pruning.parts import IMAGES_PER_PART
+from pruning.parts import images_per_part
 from pruning.recover import METHODS as RECOVERED
 from pruning.setting import VERSION, Done, Setting, Workplace
 from pruning.sweep import sweep
@@ -89,7 +89,8 @@ def _stored_bytes(job: Job, training: TrainingConfig) -> int:
     assert isinstance(job, PruneJob)
     model = training.model
     read = [{"units": model.hidden, "heads": model.dim}[target] for target in job.targets]
-    moments = -(-job.calibration_images // IMAGES_PER_PART) * model.depth * sum(n * (n + model.dim) * 8 for n in read)
+    parts = -(-job.calibration_images // images_per_part(job.calibration_images))
+    moments = parts * model.depth * sum(n * (n + model.dim) * 8 for n in read)
     models = len(job.sweep) * len(METHODS) + len(job.recovered) * len(RECOVERED)
     checkpoints = 0 if job.recover is None else cost.stored_bytes(run_of(training, job.recover))  # of one run at a time
     return moments + models * whole + checkpoints

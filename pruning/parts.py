@@ -37,11 +37,17 @@ from pruning.variants import Measure, Method, Paths, Solutions, solved_at_once, 
 from training.index import open_index
 
 GRAMS, SOLVED, VARIANT = "prune_moments", "prune_solved", "prune_variant"
-IMAGES_PER_PART = 64
 COMPARED = 256  # images that were not calibrated on, on which outputs are compared
 
 
 # -- step 1: moments
+
+
+def images_per_part(images: int) -> int:
+    """Parts are few, since each holds every layer's moments (170 MB for a 3 x 3 convolution of 512 channels), and hold what fits in memory
+    (1,024 images of 224 pixels: 150 MB). What they are does not depend on how many workers make them.
+    """
+    return min(1_024, max(64, -(-images // 16)))
 
 
 def calibration(urls: Sequence[str], job: PruneJob) -> tuple[list[list[int]], list[int]]:
@@ -49,7 +55,8 @@ def calibration(urls: Sequence[str], job: PruneJob) -> tuple[list[list[int]], li
     index = open_index(urls)
     order = seeded_order([index.image_id(row) for row in range(len(index))], job.seed)
     chosen, rest = order[: job.calibration_images], order[job.calibration_images :]
-    return [chosen[i : i + IMAGES_PER_PART] for i in range(0, len(chosen), IMAGES_PER_PART)], rest[:COMPARED]
+    size = images_per_part(job.calibration_images)
+    return [chosen[i : i + size] for i in range(0, len(chosen), size)], rest[:COMPARED]
 
 
 def measurer(setting: Setting, groups: Sequence[Group], job: PruneJob) -> Callable[[tuple[str, int, list[int]]], Part]:

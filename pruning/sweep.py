@@ -17,10 +17,10 @@ from pruning.config import PruneJob
 from pruning.groups import Group
 from pruning.parts import (
     GRAMS,
-    IMAGES_PER_PART,
     SOLVED,
     VARIANT,
     calibration,
+    images_per_part,
     measurer,
     paths_of,
     pruner,
@@ -50,7 +50,7 @@ def sweep(work: Workplace, job: PruneJob, number: int) -> Done:
     runs, compared = calibration(setting.index, job)
     sampled = (job.calibration_images, job.positions_per_image, job.seed, job.targets)
     blocks = [
-        (key, (key, i * IMAGES_PER_PART, run), len(run))
+        (key, (key, i * images_per_part(job.calibration_images), run), len(run))
         for i, run in enumerate(runs)
         if (key := digest(GRAMS, VERSION, *basis, setting.size, *sampled, i))
     ]

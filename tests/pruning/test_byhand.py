@@ -26,7 +26,7 @@ from pruning.examples import Examples
 from pruning.judging import batched
 from pruning.learning import NotLearnedError, Recipe
 from pruning.masks import Masks
-from pruning.parts import calibration
+from pruning.parts import calibration, images_per_part
 from pruning.saving import load_model, save_pruned
 from pruning.self_masking import learn_masks
 from pruning.setting import Setting
@@ -79,6 +79,12 @@ def test_groups_in_turn(folder: Path) -> None:
     units = [one["random+refit"]["units"] for one in by_method]
     assert units[0]["conv1"] == units[1]["conv1"]
     assert by_method[0]["entropic+refit"]["unexplained"]["fc2"] != by_method[1]["entropic+refit"]["unexplained"]["fc2"]
+
+
+def test_calibration_images_are_split_into_few_parts_that_fit_in_memory() -> None:
+    sizes = {images: images_per_part(images) for images in (1, 64, 512, 1_024, 10_000, 100_000)}
+    assert all(64 <= size <= 1_024 for size in sizes.values())
+    assert all(-(-images // size) <= 16 for images, size in sizes.items() if images <= 16_384)
 
 
 def test_agreement_is_the_mean_cosine_on_images_that_were_not_calibrated_on(folder: Path) -> None:
