@@ -4,8 +4,8 @@
 
 TRAIN and TEST have `image` and `label`. The network is trained on all of TRAIN (bf16, as many threads as OMP_NUM_THREADS allows; a run
 that was stopped goes on from its last epoch), then moments are measured once on 4,000 of these images, without labels, and every strength of
-the sweep is judged on TEST. Every method keeps as many units in every group. The dense accuracy that so many epochs reach is told beside what
-is lost.
+the sweep is judged on TEST, and every share of the parameters to remove, with a strength for each group. Every method keeps as many units in
+every group. The dense accuracy that so many epochs reach is told beside what is lost. What was measured and solved is kept in FOLDER.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from torch import Tensor, nn
 
 from pipeline.algorithms.images import decode
 from pruning.activations import collect_grams
+from pruning.allocation import Level, Sizes, allocate
 from pruning.config import PruneJob
 from pruning.folding import folded
 from pruning.groups import find_groups
 from pruning.removal import apply
-from pruning.variants import METHODS, Solutions, solved_at_once, variant
+from pruning.variants import METHODS, Solutions, lost_alone, solved_at_once, variant
 
 BATCH, LR, MOMENTUM, DECAY, SMOOTHING, PAD = 128, 0.1, 0.9, 5e-4, 0.1, 4
-CALIBRATION, POSITIONS = 4_000, 16
+CALIBRATION, POSITIONS, PROBED = 4_000, 16, 256
 STRENGTHS = tuple(float(eps) for eps in np.geomspace(1e-3, 1e-1, 8))
+SHARES = (0.5, 0.7, 0.8, 0.85, 0.89, 0.9, 0.92, 0.95)
 MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 STAGES = {"vgg16": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")}
 
@@ -162,6 +164,18 @@ def kept_at(path: Path, make: Callable[[], Any]) -> Any:
     return pickle.loads(path.read_bytes())
 
 
+def changed(model: nn.Module, images: Tensor) -> Callable[[nn.Module], float]:
+    """By how much another model's outputs differ on images: the mean square, over the dense outputs' variance."""
+    with torch.no_grad():
+        expected = model(images)
+
+    def change(other: nn.Module) -> float:
+        with torch.no_grad():
+            return float((other(images) - expected).square().mean() / expected.var(dim=0).mean())
+
+    return change
+
+
 def main() -> None:
     name, train, test, folder = sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4])
     epochs = int(sys.argv[5]) if len(sys.argv) > 5 else 12
@@ -194,14 +208,27 @@ def main() -> None:
         print(json.dumps(told | {"refused": refused}), flush=True)
     print(json.dumps({"moments_s": round(measured, 1), "all_s": round(time.perf_counter() - started, 1)}))
     kept = [group for group in groups if group.name in solved]
-    for eps in STRENGTHS:
+    change = changed(model, normalised(x[rows[:PROBED]]))
+    levels = {}
+    for number, group in enumerate(kept):
+        of = solved[group.name]
+        lost = kept_at(
+            folder / f"lost-{number}.pickle",
+            lambda group=group, of=of: lost_alone(model, group, grams, job, of, change),
+        )
+        levels[group.name] = [Level(eps, len(of[eps].support) / group.units, lost[eps]) for eps in STRENGTHS]
+    points = [({"eps_w": eps}, dict.fromkeys(solved, eps)) for eps in STRENGTHS]
+    points += [({"remove": share}, allocate(Sizes.of(model, kept), levels, share)) for share in SHARES]
+    for asked, strengths in points:
         scores: dict[str, float] = {}
+        at = {name: solved[name][eps] for name, eps in strengths.items()}
         for method in METHODS:
-            chosen = variant(model, kept, grams, job, eps, method, solved)
+            chosen = variant(model, kept, grams, job, method, at)
             pruned, _ = apply(model, kept, chosen.layers, example)
             scores[method] = round(accuracy(pruned, x_test, y_test), 4)
         removed = 1 - sum(p.numel() for p in pruned.parameters()) / size
-        print(json.dumps({"eps_w": eps, "removed": round(removed, 4), "accuracy": scores}), flush=True)
+        units = [len(new.keep) for new in chosen.layers.values()]
+        print(json.dumps(asked | {"removed": round(removed, 4), "accuracy": scores, "units": units}), flush=True)
 
 
 if __name__ == "__main__":

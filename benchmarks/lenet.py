@@ -94,7 +94,7 @@ def one_seed(file: str, seed: int) -> dict[str, Any]:
     }
 
     def at(eps: float, method: Method) -> tuple[float, float, list[int]]:
-        chosen = variant(model, groups, grams, job, eps, method, solved)
+        chosen = variant(model, groups, grams, job, method, {name: by_eps[eps] for name, by_eps in solved.items()})
         pruned, _ = apply(model, groups, chosen.layers, example)
         left = sum(p.numel() for p in pruned.parameters())
         return 1 - left / size, accuracy(pruned, x_test, y_test), [len(new.keep) for new in chosen.layers.values()]

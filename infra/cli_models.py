@@ -73,7 +73,7 @@ def prune(
         print_json(told)
         return
     first = told["variants"][0]
-    at = next(key for key in ("eps_w", "round", "lr") if key in first)
+    at = next(key for key in ("eps_w", "remove", "round", "lr") if key in first)
     ks = {name: min(by_k, key=int) for name, by_k in first["knn"].items()}
     scores = [f"kNN, k={k}" for k in ks.values()] or ["agreement"]
     table = Table(

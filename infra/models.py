@@ -50,7 +50,7 @@ def train(
 
         check_weights(settings.weights.path, settings.model)  # now, not when all tars have been read
     found = shards_of(shards, target / "index")
-    # A process of its own, as each stage of a run: Ray reads the token of its cluster when it is imported.
+    # A process of its own, as each stage of a run: Ray reads the token of its cluster when it is imported, once a process.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
         return apart.submit(_train, settings, found, target, ray_address, cpus or usable_cpus()).result()
 
@@ -59,12 +59,10 @@ def _train(
     config: TrainingConfig, shards: Shards, folder: Path, ray_address: str, cpus: int
 ) -> dict[str, dict[str, Any]]:
     from pipeline.engines.ray import cluster, job
+    from training.standalone import train
 
-    with cluster(ray_address, cpus) as address:
-        from training.standalone import train
-
-        with job(address):
-            return train(config, shards, folder, cpus)
+    with cluster(ray_address, cpus) as address, job(address):
+        return train(config, shards, folder, cpus)
 
 
 def prune(
@@ -116,13 +114,12 @@ def _prune(
     from infra.report.render import write_pruned
     from pipeline.dag.store import Store
     from pipeline.engines.ray import cluster
+    from pruning.byhand import prune
 
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOG).open("ab") as log:
         os.dup2(log.fileno(), sys.stderr.fileno())  # what Ray and its workers have to say
     with cluster(ray_address, cpus) as address:
-        from pruning.byhand import prune  # imports Ray, which reads the cluster's token then
-
         told = prune(model, shards, folder, settings, size, target, cpus, address)
     write_pruned(told, Store(str(folder)).read, folder / PAGE, f"{model.name}, pruned")
     return told

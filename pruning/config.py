@@ -7,6 +7,8 @@ from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 from pipeline.config import Strict
 from training.config import CropsConfig, Fraction, Positive, TrainingConfig, recovering
 
+LADDER = tuple(1e-5 * 2**rung for rung in range(15))  # strengths that `remove` chooses from: to .16
+
 
 class Job(Strict):
     """What every job has."""
@@ -30,7 +32,9 @@ class RecoverConfig(Strict):
     batch: int | None = Field(None, ge=2, description="images a step, over all workers; none: as the dense model's run")
     base_lr: Positive = Field(1e-4, description="learning rate at batch 1024; used: base_lr * sqrt(batch / 1024)")
     sweep: tuple[float, ...] | None = Field(
-        None, min_length=1, description="strengths whose models are trained; none: all of the job's"
+        None,
+        min_length=1,
+        description="points of the sweep (or of remove) whose models are trained; none: all of the job's",
     )
 
 
@@ -61,7 +65,13 @@ class PruneJob(Job):
         (1e-5, 1e-4, 1e-3),
         min_length=1,
         description="eps_w, the strengths of the sparsity penalty, as shares of a layer's output variance; "
-        "a larger one keeps fewer units",
+        "a larger one keeps fewer units; with `remove`, those to choose from [there: 1e-5 to .16, each twice the one before]",
+    )
+    remove: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = Field(
+        (),
+        description="shares of the model's parameters to remove, at least, one model each for every method; every group then has a strength "
+        "of its own from `sweep`, such that a parameter saved costs as much of a layer's output as anywhere else [default: one strength "
+        "in all groups, a model for each of sweep]",
     )
     entropy_sign: Literal[-1, 1] = Field(
         -1,
@@ -92,17 +102,38 @@ class PruneJob(Job):
         None, description="training of what pruning and refit left, random and magnitude beside it; none: as they are"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _remove_has_a_ladder(cls, given: Any) -> Any:
+        return {"sweep": LADDER, **given} if isinstance(given, dict) and given.get("remove") else given
+
     @model_validator(mode="after")
-    def _recovers_what_is_swept(self) -> Self:
-        strange = [eps for eps in (self.recover and self.recover.sweep) or () if eps not in self.sweep]
+    def _recovers_what_is_made(self) -> Self:
+        strange = [at for at in (self.recover and self.recover.sweep) or () if at not in self.points]
         if strange:
-            raise ValueError(f"recover.sweep {strange}: not among the strengths of sweep, {list(self.sweep)}")
+            field = "shares of remove" if self.remove else "strengths of sweep"
+            raise ValueError(f"recover.sweep {strange}: not among the {field}, {list(self.points)}")
         return self
 
     @property
+    def points(self) -> tuple[float, ...]:
+        """What models are made for, ascending: shares of the parameters to remove, or else strengths."""
+        return tuple(sorted(set(self.remove or self.sweep)))
+
+    @property
+    def swept(self) -> Literal["eps_w", "remove"]:
+        """What `points` are."""
+        return "remove" if self.remove else "eps_w"
+
+    @property
+    def solved_in_turn(self) -> bool:
+        """Whether groups are solved behind those before them; units are chosen at once where a share of all parameters is to go."""
+        return self.mode == "sequential" and not self.remove
+
+    @property
     def recovered(self) -> list[float]:
-        """The strengths whose models are trained again."""
-        return sorted(self.recover.sweep or self.sweep) if self.recover is not None else []
+        """The points whose models are trained again."""
+        return sorted(self.recover.sweep or self.points) if self.recover is not None else []
 
 
 class Learned(Job):

@@ -65,7 +65,7 @@ def build(
 def _variants(job: Job, training: TrainingConfig) -> int:
     """How long a job takes, in variants of a sweep."""
     if isinstance(job, PruneJob):
-        return len(job.sweep) * len(METHODS) + round(_recovery_seconds(job, training) / SECONDS_A_VARIANT)
+        return len(job.points) * len(METHODS) + round(_recovery_seconds(job, training) / SECONDS_A_VARIANT)
     assert isinstance(job, Learned)
     seconds = trainings(job) * job.steps * job.batch * cost.seconds_per_image(training)
     return max(1, round(seconds / SECONDS_A_VARIANT))
@@ -91,7 +91,7 @@ def _stored_bytes(job: Job, training: TrainingConfig) -> int:
     read = [{"units": model.hidden, "heads": model.dim}[target] for target in job.targets]
     parts = -(-job.calibration_images // images_per_part(job.calibration_images))
     moments = parts * model.depth * sum(n * (n + model.dim) * 8 for n in read)
-    models = len(job.sweep) * len(METHODS) + len(job.recovered) * len(RECOVERED)
+    models = len(job.points) * len(METHODS) + len(job.recovered) * len(RECOVERED)
     checkpoints = 0 if job.recover is None else cost.stored_bytes(run_of(training, job.recover))  # of one run at a time
     return moments + models * whole + checkpoints
 

@@ -12,6 +12,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,31 @@ from pipeline.algorithms.sampling import seeded_order
 from pipeline.dag.fingerprint import file_digest
 from pipeline.dag.store import File, Part, Store
 from pruning.activations import collect_grams
+from pruning.allocation import Level, Sizes, allocate
 from pruning.config import PruneJob
 from pruning.entropic import Rewritten, Solution
 from pruning.groups import Group
 from pruning.judging import batched, seen
-from pruning.moments import Gram
+from pruning.moments import Gram, Indices
 from pruning.removal import apply
 from pruning.report import row
 from pruning.saving import save_pruned
 from pruning.setting import Setting, kept_file
-from pruning.variants import Measure, Method, Paths, Solutions, solved_at_once, solved_in_turn, variant, variant_in_turn
+from pruning.variants import (
+    Measure,
+    Method,
+    Paths,
+    lost_alone,
+    solved_at_once,
+    solved_in_turn,
+    units_kept,
+    variant,
+    variant_in_turn,
+)
 from training.index import open_index
 
 GRAMS, SOLVED, VARIANT = "prune_moments", "prune_solved", "prune_variant"
+PROBED = 128  # calibration images on which what a group's pruning alone changes is measured
 COMPARED = 256  # images that were not calibrated on, on which outputs are compared
 
 
@@ -91,9 +104,9 @@ def commit_arrays(
     return store.commit_part(stage, key, {}, {"images": images}, time.time() - started, files={name: file})
 
 
-def _arrays(store: Store, file: File) -> dict[str, Any]:
+def _arrays(store: Store, file: File, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, Any]:
     with store.fs.open(store.path(file.path), "rb") as raw, np.load(raw, allow_pickle=False) as arrays:
-        return dict(arrays)
+        return {name: arrays[name] for name in arrays.files if wanted(name)}
 
 
 def _total(store: Store, files: Sequence[File]) -> dict[str, Gram]:
@@ -130,12 +143,15 @@ def solver(
 ) -> Callable[[tuple[str, tuple[Group, ...], float | None]], Part]:
     """Solves some groups: over the whole sweep, or one after the other at one strength."""
     store = setting.store
-    if job.mode == "sequential":
+    if job.solved_in_turn:
         model = setting.model()
         measure = behind(setting, model, rows, job)
     else:
         torch.set_num_threads(1)
         grams = _total(store, files)
+        if job.remove:
+            model = setting.model()
+            change = changer(setting, model, rows)
 
     def solve(item: tuple[str, tuple[Group, ...], float | None]) -> Part:
         key, groups, eps_w = item
@@ -154,49 +170,112 @@ def solver(
                 for number, layer in enumerate(solution.layers):
                     for field in ("q", "bias", "unexplained"):
                         arrays[f"{name}/{eps!r}/{number}/{field}"] = np.asarray(getattr(layer, field))
+        if job.remove:
+            for group in groups:
+                alone = lost_alone(model, group, grams, job, solved.get(group.name, {}), change)
+                arrays |= {f"{group.name}/{eps!r}/lost": np.asarray(lost) for eps, lost in alone.items()}
         return commit_arrays(store, SOLVED, key, "solution", arrays, 0, started)
 
     return solve
 
 
-def solutions(store: Store, files: Sequence[File]) -> tuple[Solutions, dict[str, str]]:
+def changer(setting: Setting, model: nn.Module, rows: Sequence[int]) -> Callable[[nn.Module], float]:
+    """By how much another model's features differ from the dense one's on some calibration images: the mean square, over their variance."""
+    pixels = setting.pixels(open_index(setting.index), rows[:PROBED])
+    expected = seen(model, pixels).double()
+    variance = float(expected.var(dim=0, correction=0).mean()) if len(expected) else 0.0
+
+    def change(other: nn.Module) -> float:
+        return float((seen(other, pixels).double() - expected).square().mean()) / variance if variance > 0.0 else 0.0
+
+    return change
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a group was solved at a strength: the units kept, and what the model's outputs lose where that was measured."""
+
+    support: Indices
+    lost: float
+
+
+def outcomes(store: Store, files: Sequence[File]) -> tuple[dict[str, dict[float, Outcome]], dict[str, str]]:
     """What was solved, but for groups that could not be solved at every strength; and why those could not."""
-    solved: Solutions = {}
+    solved: dict[str, dict[float, Outcome]] = {}
     refused: dict[str, str] = {}
     for file in files:
-        arrays = _arrays(store, file)
+        arrays = _arrays(store, file, lambda label: label.endswith(("/support", "/lost", "/refused")))
         refused |= {label.split("/")[0]: str(a) for label, a in arrays.items() if label.endswith("/refused")}
-        for name, eps in dict.fromkeys(tuple(label.split("/")[:2]) for label in arrays if label.endswith("/w")):
-            solved.setdefault(name, {})[float(eps)] = _solution(arrays, f"{name}/{eps}")
+        for name, eps in (label.split("/")[:2] for label in arrays if label.endswith("/support")):
+            lost = float(arrays.get(f"{name}/{eps}/lost", np.nan))
+            solved.setdefault(name, {})[float(eps)] = Outcome(arrays[f"{name}/{eps}/support"], lost)
     return {name: by_eps for name, by_eps in solved.items() if name not in refused}, refused
+
+
+def solutions(store: Store, files: Sequence[File], strengths: Mapping[str, float]) -> dict[str, Solution]:
+    """Each group's solution at its strength."""
+    of = {name: f"{name}/{eps!r}/" for name, eps in strengths.items()}
+    arrays: dict[str, Any] = {}
+    for file in files:
+        arrays |= _arrays(store, file, lambda label: label.startswith(tuple(of.values())))
+    return {name: _solution(arrays, start) for name, start in of.items()}
 
 
 def paths_of(store: Store, files: Sequence[File]) -> Paths:
     """w by group and strength, at every strength that was solved on the way."""
     found: Paths = {}
     for file in files:
-        for label, w in _arrays(store, file).items():
-            if label.endswith("/followed"):
-                name, eps, _ = label.split("/")
-                found.setdefault(name, {})[float(eps)] = w
+        for label, w in _arrays(store, file, lambda label: label.endswith("/followed")).items():
+            name, eps, _ = label.split("/")
+            found.setdefault(name, {})[float(eps)] = w
     return found
 
 
 def _solution(arrays: Mapping[str, Any], of: str) -> Solution:
     layers: list[Rewritten] = []
-    while f"{of}/{len(layers)}/q" in arrays:
-        q, bias, unexplained = (arrays[f"{of}/{len(layers)}/{field}"] for field in ("q", "bias", "unexplained"))
+    while f"{of}{len(layers)}/q" in arrays:
+        q, bias, unexplained = (arrays[f"{of}{len(layers)}/{field}"] for field in ("q", "bias", "unexplained"))
         layers.append(Rewritten(q, bias, float(unexplained)))
     return Solution(
-        w=arrays[f"{of}/w"],
-        support=arrays[f"{of}/support"],
+        w=arrays[f"{of}w"],
+        support=arrays[f"{of}support"],
         layers=tuple(layers),
-        history=tuple(float(v) for v in arrays[f"{of}/history"]),
-        converged=bool(arrays[f"{of}/converged"]),
+        history=tuple(float(v) for v in arrays[f"{of}history"]),
+        converged=bool(arrays[f"{of}converged"]),
     )
 
 
 # -- step 3: variants
+
+
+@dataclass(frozen=True)
+class Point:
+    """What models are made for, one a method: a strength, or a share of the parameters to remove; and the strength of each group there."""
+
+    at: float
+    strengths: Mapping[str, float]
+
+
+def points(
+    job: PruneJob, model: nn.Module, groups: Sequence[Group], solved: Mapping[str, Mapping[float, Outcome]]
+) -> list[Point]:
+    """In the order of the job's points.
+
+    Raises:
+        LodesetError: a share cannot be removed at the strengths of the sweep.
+    """
+    if not job.remove:
+        return [Point(eps, dict.fromkeys(solved, eps)) for eps in job.points]
+    groups = [group for group in groups if group.name in solved]
+    levels = {
+        group.name: [
+            Level(eps, units_kept(group, len(one.support), job.round_to) / group.units, one.lost)
+            for eps, one in sorted(solved[group.name].items())
+        ]
+        for group in groups
+    }
+    sizes = Sizes.of(model, groups)
+    return [Point(share, allocate(sizes, levels, share)) for share in job.points]
 
 
 def pruner(
@@ -208,32 +287,34 @@ def pruner(
     compared: Sequence[int],
     job: PruneJob,
     number: int,
-) -> Callable[[tuple[str, float, Method]], Part]:
+) -> Callable[[tuple[str, Point, Method]], Part]:
     store, dense, example = setting.store, setting.model(), setting.example()
-    solved, _ = solutions(store, solved_in)
     if job.mode == "sequential":
         measure = behind(setting, dense, rows, job)
     else:
         grams = _total(store, moments)
-    groups = [group for group in groups if group.name in solved]
     pixels = setting.pixels(open_index(setting.index), compared)
     dense_outputs = seen(dense, pixels)
     compared_on = next(batched(pixels)) if len(pixels) > 1 else example  # what the pruned model is compared on
 
-    def prune(item: tuple[str, float, Method]) -> Part:
-        key, eps, method = item
+    def prune(item: tuple[str, Point, Method]) -> Part:
+        key, point, method = item
         started = time.time()
+        of = [group for group in groups if group.name in point.strengths]
+        solved = solutions(store, solved_in, point.strengths)
         if job.mode == "sequential":
-            chosen = variant_in_turn(dense, groups, measure, job, eps, method, solved)
+            chosen = variant_in_turn(dense, of, measure, job, method, solved)
         else:
-            chosen = variant(dense, groups, grams, job, eps, method, solved)
-        pruned, difference = apply(dense, groups, chosen.layers, compared_on)
+            chosen = variant(dense, of, grams, job, method, solved)
+        pruned, difference = apply(dense, of, chosen.layers, compared_on)
         told = {
-            **row(chosen, groups, pruned, dense, example),
+            job.swept: point.at,
+            **({"strengths": point.strengths} if job.remove else {}),
+            **row(chosen, of, pruned, dense, example),
             "knn": setting.knn(pruned),
             "agreement": agreement(pruned, dense_outputs, pixels),
             "removal_difference": difference,
-            "model": f"{setting.folder}/job-{number}/{method}-{eps!r}-{key[:8]}",
+            "model": f"{setting.folder}/job-{number}/{method}-{point.at!r}-{key[:8]}",
             "seconds": round(time.time() - started, 3),
         }
         files = publish(store, str(told["model"]), lambda folder: save_pruned(pruned, folder, example))

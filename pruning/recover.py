@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import posixpath
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -71,7 +72,7 @@ def recovered(
         return [], [], 0
     origin, config = run_to_recover_by(work.setting, job.recover)
     basis = digest(TRAINED, VERSION, *work.basis, origin.digest, identity_of(config), job.recover.how)
-    wanted = [(part, row) for part, row in variants if row["method"] in METHODS and row["eps_w"] in job.recovered]
+    wanted = [(part, row) for part, row in variants if row["method"] in METHODS and row[job.swept] in job.recovered]
     # What a run starts from is told by its bytes: on what models are judged does not matter.
     keys = [digest(basis, *(part.files[name].sha256 for name in (WEIGHTS, ARCHITECTURE))) for part, _ in wanted]
     runs = [(key, (key, row), 1) for key, (_, row) in zip(keys, wanted, strict=True)]
@@ -122,7 +123,8 @@ def _trained(
 
             with following(report, folder, config):
                 summary = launch(config, Shards(index=setting.index), folder, work.context.cpus, start)
-            name = f"{setting.folder}/job-{number}/{row['method']}-{row['eps_w']!r}-{HOW[recover.how]}-{key[:8]}"
+            stem = posixpath.basename(str(row["model"])).rpartition("-")[0]
+            name = f"{setting.folder}/job-{number}/{stem}-{HOW[recover.how]}-{key[:8]}"
             files = publish(store, name, functools.partial(_copied, folder))
             run = {of: summary[of] for of in ("steps", "images_seen", "losses")} | {
                 "how": HOW[recover.how],

@@ -118,7 +118,6 @@ def row(
     channels = {"pruned": sum(units.values()), "dense": sum(group.units for group in groups)}
     return {
         "method": chosen.method,
-        "eps_w": chosen.eps_w,
         **shares(pruned, dense, channels, example),
         "units": units,
         "unexplained": chosen.unexplained,

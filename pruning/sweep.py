@@ -22,9 +22,10 @@ from pruning.parts import (
     calibration,
     images_per_part,
     measurer,
+    outcomes,
     paths_of,
+    points,
     pruner,
-    solutions,
     solver,
 )
 from pruning.pictures import path_picture
@@ -54,7 +55,8 @@ def sweep(work: Workplace, job: PruneJob, number: int) -> Done:
         for i, run in enumerate(runs)
         if (key := digest(GRAMS, VERSION, *basis, setting.size, *sampled, i))
     ]
-    groups, skipped = setting.groups(setting.model(), job)
+    model = setting.model()
+    groups, skipped = setting.groups(model, job)
     measure = functools.partial(measurer, setting, groups, job)
     moments, new_moments = made(context, GRAMS, blocks, functools.partial(share, measure))
     images = sum(p.counts["images"] for p in moments)
@@ -62,11 +64,12 @@ def sweep(work: Workplace, job: PruneJob, number: int) -> Done:
         raise LodesetError(f"none of the {sum(map(len, runs))} calibration images could be read: check the shards")
     files = tuple(p.files["moments"] for p in moments)
 
-    solve = digest(SOLVED, VERSION, [p.key for p in moments], job.model_copy(update={"recover": None}))
+    asked = job.model_copy(update={"recover": None, "remove": ()})
+    solve = digest(SOLVED, VERSION, [p.key for p in moments], asked, bool(job.remove))
     rows = [row for run in runs for row in run]
     # A group by itself over the whole sweep, or all of them one after the other at one strength.
     pieces: list[tuple[tuple[Group, ...], float | None]] = [((group,), None) for group in groups]
-    if job.mode == "sequential":
+    if job.solved_in_turn:
         pieces = [(groups, eps) for eps in sorted(job.sweep)]
     layers = [
         (key, (key, *piece), 1) for piece in pieces if (key := digest(solve, [g.name for g in piece[0]], piece[1]))
@@ -75,14 +78,14 @@ def sweep(work: Workplace, job: PruneJob, number: int) -> Done:
     solved, new_solved = made(context, SOLVED, layers, functools.partial(share, make_solutions), unit="groups")
 
     solved_in = tuple(p.files["solution"] for p in solved)
-    _, refused = solutions(store, solved_in)
+    found, refused = outcomes(store, solved_in)
     if len(refused) == len(groups):
         raise LodesetError(f"nothing can be pruned: {'; '.join(refused.values())}")
-    wanted = [(eps, method) for eps in sorted(job.sweep) for method in METHODS]
     variants = [
-        (key, (key, eps, method), 1)
-        for eps, method in wanted
-        if (key := digest(VARIANT, VERSION, solve, eps, method, told(setting)))
+        (key, (key, point, method), 1)
+        for point in points(job, model, groups, found)
+        for method in METHODS
+        if (key := digest(VARIANT, VERSION, solve, job.swept, point.at, method, told(setting)))
     ]
     make = functools.partial(pruner, setting, groups, files, solved_in, rows, compared, job, number)
     done, new_done = made(context, VARIANT, variants, functools.partial(share, make), unit="variants")
@@ -93,7 +96,7 @@ def sweep(work: Workplace, job: PruneJob, number: int) -> Done:
         "calibration_images": images,
         "skipped_modules": skipped | refused,
         "knn_dense": work.knn_dense(),
-        "variants": sorted([*told_of, *again], key=lambda row: float(row["eps_w"])),
+        "variants": sorted([*told_of, *again], key=lambda row: float(row[job.swept])),
         "seconds": round(time.time() - started, 2),
     }
     models = [

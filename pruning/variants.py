@@ -1,7 +1,7 @@
 """Every way of choosing and rewriting units at one sparsity.
 
-The penalty's strength decides how many units the entropic method keeps in each group; the baselines then keep exactly
-as many in that group, so that only the choice of units and of weights differs.
+The penalty's strength in a group decides how many units the entropic method keeps there; the baselines then keep exactly as many in that
+group, so that only the choice of units and of weights differs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,6 @@ METHODS: tuple[Method, ...] = get_args(Method)
 class Variant:
     """One pruned model to be: what becomes of every group, and how well that rebuilds the dense layers."""
 
-    eps_w: float
     method: Method
     layers: dict[str, Replacement]  # by group
     unexplained: dict[
@@ -109,9 +108,8 @@ def variant_in_turn(
     groups: Sequence[Group],
     measure: Measure,
     job: PruneJob,
-    eps_w: float,
     method: Method,
-    solved: Mapping[str, Mapping[float, Solution]],
+    chosen: Mapping[str, Solution],
 ) -> Variant:
     """As `variant`, each group measured behind those before it, as this method prunes them.
 
@@ -122,9 +120,9 @@ def variant_in_turn(
     unexplained: dict[str, float] = {}
     for group in groups:
         layers = layers_of(group, measure(masked(model, done), group))
-        done[group.name] = _replacement(model, group, layers, job, solved[group.name][eps_w], method)
+        done[group.name] = _replacement(model, group, layers, job, chosen[group.name], method)
         unexplained |= _unexplained(layers, done[group.name])
-    return Variant(eps_w, method, done, unexplained, all(solved[group.name][eps_w].converged for group in groups))
+    return Variant(method, done, unexplained, all(chosen[group.name].converged for group in groups))
 
 
 def _unexplained(layers: Sequence[Layer], new: Replacement) -> dict[str, float]:
@@ -137,37 +135,52 @@ def variant(
     groups: Sequence[Group],
     grams: Mapping[str, Gram],
     job: PruneJob,
-    eps_w: float,
     method: Method,
-    solved: Mapping[str, Mapping[float, Solution]],
+    chosen: Mapping[str, Solution],
 ) -> Variant:
-    """One variant by itself, whoever computes it and in whatever order.
-
-    `solved` are the entropic solutions (`entropic.path`) by group and eps_w: the costly part, shared by all variants.
+    """One variant by itself, whoever computes it and in whatever order; `chosen`: each group's solution at its strength.
 
     Raises:
-        LodesetError: eps_w is not in the sweep, or the moments are not of this model or cannot be used.
+        LodesetError: the moments are not of this model or cannot be used.
     """
-    if eps_w not in job.sweep:
-        raise LodesetError(f"eps_w {eps_w:g} is not in the sweep {list(job.sweep)}: choose one of these")
     replacements: dict[str, Replacement] = {}
     unexplained: dict[str, float] = {}
     for group in groups:
-        solution = solved[group.name][eps_w]
         layers = layers_of(group, grams)
-        new = _replacement(model, group, layers, job, solution, method)
+        new = _replacement(model, group, layers, job, chosen[group.name], method)
         replacements[group.name] = new
         unexplained |= _unexplained(layers, new)
-    converged = all(solved[group.name][eps_w].converged for group in groups)
-    return Variant(eps_w, method, replacements, unexplained, converged)
+    return Variant(method, replacements, unexplained, all(chosen[group.name].converged for group in groups))
+
+
+def lost_alone(
+    model: nn.Module,
+    group: Group,
+    grams: Mapping[str, Gram],
+    job: PruneJob,
+    solved: Mapping[float, Solution],
+    change: Callable[[nn.Module], float],
+) -> dict[float, float]:
+    """What `change` says of the model with this group alone pruned and refitted, by strength."""
+    layers = layers_of(group, grams)
+    lost = {}
+    for eps, solution in solved.items():
+        new = _replacement(model, group, layers, job, solution, "entropic+refit")
+        lost[eps] = change(masked(model, {group.name: new})) if len(new.keep) < group.units else 0.0
+    return lost
+
+
+def units_kept(group: Group, support: int, round_to: int) -> int:
+    """How many units are kept for so many that have weight: these, filled up to a multiple; attention heads as they are."""
+    multiple = 1 if group.heads is not None else round_to
+    return min(group.units, -(-support // multiple) * multiple)
 
 
 def _replacement(
     model: nn.Module, group: Group, layers: Sequence[Layer], job: PruneJob, solution: Solution, method: Method
 ) -> Replacement:
     criterion, _, rewrite = method.partition("+")
-    multiple = 1 if group.heads is not None else job.round_to
-    count = min(group.units, -(-len(solution.support) // multiple) * multiple)
+    count = units_kept(group, len(solution.support), job.round_to)
     if criterion == "entropic":
         # What fills up the last multiple: the units that say most of an output by themselves.
         by_themselves = np.max([one.covariance(group.units) for one in layers], axis=0)

@@ -57,3 +57,15 @@ def test_no_file_grows_too_long() -> None:
     for package in ORDER:
         for file in files(package):
             assert len(file.read_text().splitlines()) <= 420, f"{file.relative_to(ROOT)}: split it by noun"
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_ray_is_imported_where_it_is_used(package: str) -> None:
+    """It reads its cluster's token when it is imported, and that is there only once the cluster is."""
+    for file in files(package):
+        for node in ast.parse(file.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "ray" for name in names), (
+                f"{file.relative_to(ROOT)} imports ray at once"
+            )

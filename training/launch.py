@@ -1,4 +1,7 @@
-"""Starts a training run: in this process, or on many processes with Ray Train."""
+"""Starts a training run: in this process, or on many processes with Ray Train.
+
+Ray is imported where it is used: it reads the token of its cluster then, and `pipeline.engines.ray.cluster` sets one.
+"""
 
 import ctypes
 import json
@@ -10,10 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import cv2
-import ray
-import ray.train
 import torch
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from pipeline.dag.child import last_line
 from pipeline.errors import LodesetError
@@ -76,6 +76,10 @@ def _fit(config: TrainingConfig, arguments: dict[str, Any], cpus: int) -> str | 
 
     Ray Train's own `FailureConfig` would start again after any error, one that is the user's to mend among them.
     """
+    import ray
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
     resources: dict[str, float] = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     workers = plan_workers(config, cpus, gpus)
@@ -128,6 +132,9 @@ def plan_workers(config: TrainingConfig, cpus: int, gpus: int) -> int:
 
 def _worker(arguments: dict[str, Any]) -> None:
     """Metrics go to metrics.jsonl; ray.train.report would add nothing, and block until Ray's controller polls (2 s)."""
+    import ray.train
+    from ray.train.torch import get_device
+
     torch.set_num_threads(arguments["threads"])
     cv2.setNumThreads(0)
     _keep_memory()

@@ -38,10 +38,14 @@ class Variant:
 
 @dataclass(frozen=True)
 class Swept(Variant):
-    eps_w: float
+    """`at`: a strength, or the share of the parameters that was asked to go; then `strengths` by group, and the units kept there."""
+
+    at: float
+    units: Mapping[str, int]
     unexplained: Mapping[str, float]
     converged: bool | None
     agreement: float | None = None
+    strengths: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,12 @@ class Drawn:
         return "learning rate" if self.report.job["method"] == "self_masking" else "round"
 
     @property
+    def allocations(self) -> Sequence[Swept]:
+        """A variant for each share of the parameters that was asked to go: what its groups keep, all methods keep."""
+        swept = [one for one in self.report.variants if isinstance(one, Swept) and one.strengths]
+        return list({one.at: one for one in reversed(swept)}.values())[::-1]
+
+    @property
     def targets(self) -> Sequence[str]:
         return list(self.report.variants[0].knn) if self.report.variants else []
 
@@ -104,7 +114,8 @@ Kind = TypeVar("Kind")
 def report_of(tree: Mapping[str, Any]) -> SweepReport | TrainedReport:
     """What a job reported, as it lies in `report.json`."""
     if "calibration_images" in tree:
-        return _of(SweepReport, tree, tuple(_of(Swept, row) for row in tree["variants"]))
+        rows = [row | {"at": row["remove"] if "remove" in row else row["eps_w"]} for row in tree["variants"]]
+        return _of(SweepReport, tree, tuple(_of(Swept, row) for row in rows))
     rows = [row | {"at": row["round"] if "round" in row else row["lr"]} for row in tree["variants"]]
     return _of(TrainedReport, tree, tuple(_of(Masked, row) for row in sorted(rows, key=lambda row: row["at"])))
 

@@ -68,6 +68,11 @@ from pipeline.errors import ConfigError
             "recover.sweep [0.3]: not among the strengths of sweep, [0.1, 0.2]",
         ),
         (
+            "training: {}\npruning: [{remove: [0.4], recover: {steps: 5, sweep: [0.01]}}]",
+            "recover.sweep [0.01]: not among the shares of remove, [0.4]",
+        ),
+        ("training: {}\npruning: [{remove: [40]}]", "pruning.0.remove.0 = 40: Input should be less than 1"),
+        (
             "training: {workers: 2}\npruning: [{recover: {steps: 5, batch: 7}}]",
             "pruning.0.recover: Value error, workers 2 cannot share a batch of 7",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,21 @@ def test_a_sweep_shows_agreement_and_paths_where_there_is_nothing_else(tmp_path:
     }  # fmt: skip
     text = page(tree, tmp_path, {"path.png": path_picture(followed)})
     assert "0.9877" in text and "agreement with the dense model" in text and text.count("data:image/png") == 1
+
+
+def test_shares_to_remove_and_what_each_group_keeps(tmp_path: Path) -> None:
+    rows = [
+        SHARES | {"method": m, "remove": at, "strengths": {"<fc>": eps}, "units": {"<fc>": units}, "unexplained": {}, "converged": True,
+            "knn": {}, "removal_difference": 0.0, "agreement": 0.9}
+        for at, eps, units in ((0.25, 0.005, 2_345), (0.5, 0.01, 1_234)) for m in ("entropic", "random+refit")
+    ]  # fmt: skip
+    tree = {
+        "job": {"method": "entropic"}, "calibration_images": 8, "skipped_modules": {}, "knn_dense": {}, "variants": rows,
+    }  # fmt: skip
+    text = page(tree, tmp_path)
+    told = re.sub(r"<[^>]*>", " ", text[text.index("What each group keeps") :])
+    assert "&lt;fc&gt;" in told and text.count("2,345") == text.count("1,234") == 1 and "0.005" in told
+    assert "eps_w" in told and "to remove" in text and "25.0 %" in told and "50.0 %" in told
 
 
 def test_a_path_shows_when_units_go() -> None:

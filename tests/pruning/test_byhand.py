@@ -81,6 +81,28 @@ def test_groups_in_turn(folder: Path) -> None:
     assert by_method[0]["entropic+refit"]["unexplained"]["fc2"] != by_method[1]["entropic+refit"]["unexplained"]["fc2"]
 
 
+@pytest.mark.parametrize("mode", ["one_pass", "sequential"])
+def test_shares_of_the_parameters_to_remove(folder: Path, mode: str) -> None:
+    job = PruneJob.model_validate({"remove": [0.7, 0.4], "calibration_images": 40, "mode": mode})
+    told = pruned(folder, job)
+    assert [one["remove"] for one in told["variants"]] == [0.4] * 6 + [0.7] * 6
+    for one in told["variants"]:
+        assert one["remove"] <= one["parameters_removed"] < one["remove"] + 0.15
+        assert set(one["strengths"]) == set(one["units"]) == {"conv1", "conv2", "fc1"}
+        assert set(one["strengths"].values()) <= set(job.sweep)
+        assert one["units"] == told["variants"][0 if one["remove"] == 0.4 else 6]["units"]
+    assert len({tuple(sorted(one["strengths"].items())) for one in told["variants"]}) == 2
+
+    def solved() -> set[Path]:
+        return set((folder / "out/parts/prune_solved").iterdir())
+
+    before = solved()
+    assert [one["remove"] for one in pruned(folder, job.model_copy(update={"remove": (0.5,)}))["variants"]] == [0.5] * 6
+    assert solved() == before and len(before) == 3
+    with pytest.raises(LodesetError, match=r"remove 0\.99: at the strongest penalty of sweep, 0\.1638"):
+        pruned(folder, job.model_copy(update={"remove": (0.99,)}))
+
+
 def test_calibration_images_are_split_into_few_parts_that_fit_in_memory() -> None:
     sizes = {images: images_per_part(images) for images in (1, 64, 512, 1_024, 10_000, 100_000)}
     assert all(64 <= size <= 1_024 for size in sizes.values())

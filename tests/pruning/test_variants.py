@@ -38,7 +38,9 @@ def test_what_is_lost_is_what_the_pruned_model_gets_wrong(method: Method) -> Non
 
     solved, refused = solved_in_turn(model, groups, measure, JOB, EPS)
     assert not refused and sum(len(solved[group.name][EPS].support) for group in groups) < 6 + 8 + 12 - 3
-    chosen = variant_in_turn(model, groups, measure, JOB, EPS, method, solved)
+    chosen = variant_in_turn(
+        model, groups, measure, JOB, method, {name: by_eps[EPS] for name, by_eps in solved.items()}
+    )
     pruned, _ = apply(model, groups, chosen.layers, images(2))
     expected, found = given_by(model, "fc2"), given_by(pruned, "fc2")
     lost = (found - expected).square().sum() / (expected - expected.mean(0)).square().sum()
