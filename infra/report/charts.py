@@ -227,7 +227,8 @@ def _marker(u: float, v: float, one: Series) -> str:
         f'<path class="dot" d="M{u} {v - 4.2:.1f}L{u + 4.2:.1f} {v}L{u} {v + 4.2:.1f}L{u - 4.2:.1f} {v}Z"/>',
     )
     shape = shapes[one.colour]
-    return shape.replace('class="dot"', 'class="dot hollow"') if one.line == "dashed" else shape
+    filled = {"solid": "dot", "dashed": "dot hollow", "dotted": "dot pale"}
+    return shape.replace('class="dot"', f'class="{filled[one.line]}"')
 
 
 def _svg(width: int, height: int, title: str, body: Sequence[str]) -> Markup:
