@@ -4,9 +4,10 @@ One strength everywhere prunes a layer of 64 channels as hard as one of 512, tho
 alike that matter little and much to what the model returns. Here a group gets the strength at which a parameter saved changes the model's
 outputs as much as it does in the others: steps from strength to strength are taken in the order of what they save for what they lose,
 until the share is reached (marginal analysis, as bits are allocated in coding: Shoham & Gersho 1988). What a strength loses is measured with the
-group pruned alone; losses are taken to add up.
+group pruned alone; losses are taken to add up. A group may also be left whole.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ LEAST_LOSS = 1e-9  # of the outputs' variance; less is rounding, and costs nothi
 
 @dataclass(frozen=True)
 class Level:
-    """A strength that a group was solved at: the share of its units that is kept, and what the model's outputs lose."""
+    """A strength that a group was solved at, or 0 for what is left whole: the share of its units that is kept, and what the model's outputs lose."""
 
     eps_w: float
     kept: float
@@ -71,31 +72,38 @@ class Sizes:
 
 
 def allocate(sizes: Sizes, levels: Mapping[str, Sequence[Level]], share: float) -> dict[str, float]:
-    """A strength for each group, of those that it was solved at (ascending), such that at least `share` of the model's parameters go.
+    """A strength for each group, of those that it was solved at, or 0, such that at least `share` of the model's parameters go.
 
     Raises:
         LodesetError: less goes at the strongest of them.
     """
-    at = dict.fromkeys(levels, 0)
-    kept = {name: of[0].kept for name, of in levels.items()}
-    while (removed := 1.0 - sizes.parameters(kept) / sizes.dense) < share:
+    at = dict.fromkeys(levels, Level(0.0, 1.0, 0.0))
+    while True:
+        kept = {name: level.kept for name, level in at.items()}
+        left = sizes.parameters(kept)
+        missing = left - (1.0 - share) * sizes.dense
+        if missing <= 0.0:
+            return {name: level.eps_w for name, level in at.items()}
+        # Parameters saved, what is lost, and where to; always to fewer units, so that this ends.
         steps = [
-            (_gain(sizes, kept, name, of[at[name]], of[to]), name, to)
-            for name, of in levels.items()
-            for to in range(at[name] + 1, len(of))
-        ]
-        gain, name, to = max(steps, key=lambda step: step[0], default=(0.0, "", 0))
-        if gain <= 0.0:
-            strongest = max(level.eps_w for of in levels.values() for level in of)
-            raise LodesetError(
-                f"remove {share:g}: at the strongest penalty of sweep, {strongest:g}, {removed:.1%} of the parameters go: ask for less, or put "
-                "stronger ones into sweep"
+            (
+                sizes.parameters(kept, name) - sizes.parameters({**kept, name: to.kept}, name),
+                to.lost - now.lost,
+                name,
+                to,
             )
-        at[name], kept[name] = to, levels[name][to].kept
-    return {name: of[at[name]].eps_w for name, of in levels.items()}
-
-
-def _gain(sizes: Sizes, kept: Mapping[str, float], name: str, now: Level, to: Level) -> float:
-    """Parameters saved for what is lost by a step of one group."""
-    saved = sizes.parameters(kept, name) - sizes.parameters({**kept, name: to.kept}, name)
-    return saved / max(to.lost - now.lost, LEAST_LOSS)
+            for name, now in at.items()
+            for to in levels[name]
+            if to.kept < now.kept and math.isfinite(to.lost)
+        ]
+        if not steps:
+            strongest = max((level.eps_w for of in levels.values() for level in of), default=0.0)
+            raise LodesetError(
+                f"remove {share:g}: at the strongest penalty of sweep, {strongest:g}, {1.0 - left / sizes.dense:.1%} of the parameters go: ask for "
+                "less, put stronger ones into sweep, or take attention heads in (targets)"
+            )
+        enough = [step for step in steps if step[0] >= missing]
+        best = max(steps, key=lambda step: step[0] / max(step[1], LEAST_LOSS))
+        if best[0] >= missing:  # the last step: of all that suffice the one that loses least
+            best = min(enough, key=lambda step: step[1])
+        at[best[2]] = best[3]

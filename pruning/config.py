@@ -59,7 +59,8 @@ class PruneJob(Job):
     mode: Literal["one_pass", "sequential"] = Field(
         "one_pass",
         description="what a layer is measured on: one_pass, what it takes in the dense model, so that images are seen once for all "
-        "strengths; sequential, what it takes behind the layers pruned so far, measured anew for every strength and method",
+        "strengths; sequential, what it takes behind the layers pruned so far, measured anew for every strength and method "
+        "(with remove units are chosen in one pass, and layers refitted behind those pruned)",
     )
     sweep: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(
         (1e-5, 1e-4, 1e-3),
@@ -70,7 +71,7 @@ class PruneJob(Job):
     remove: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = Field(
         (),
         description="shares of the model's parameters to remove, at least, one model each for every method; every group then has a strength "
-        "of its own from `sweep`, such that a parameter saved costs as much of a layer's output as anywhere else [default: one strength "
+        "of its own from `sweep`, such that a parameter saved changes the model's outputs as much as anywhere else [default: one strength "
         "in all groups, a model for each of sweep]",
     )
     entropy_sign: Literal[-1, 1] = Field(

@@ -96,7 +96,7 @@ class Regression:
         matrix = self.r[np.ix_(active, active)]
         matrix *= w_a
         matrix *= w_a[:, None]
-        matrix.ravel()[:: len(active) + 1] += eps_l2 / self.c
+        np.einsum("ii->i", matrix)[:] += eps_l2 / self.c
         g_a = self.g[active]
         b[active] = w_a[:, None] * solve_positive(matrix, w_a[:, None] * g_a)
         return b, 1.0 - float(np.sum(b[active] * g_a)) / self.g.shape[1]
@@ -381,7 +381,7 @@ def path(
         while rung < eps_w:
             below = from_below(rung, max(job.tolerance, ON_THE_WAY)).w
             if followed is not None:
-                followed[rung] = below
+                followed.setdefault(rung, below)  # a strength of the sweep that is a rung was solved closely
             rung *= 2
         solutions[eps_w] = _solution(scaled, from_below(eps_w, job.tolerance))
         if followed is not None:

@@ -24,6 +24,7 @@ from torch import nn
 from pipeline.algorithms.sampling import seeded_order
 from pipeline.dag.fingerprint import file_digest
 from pipeline.dag.store import File, Part, Store
+from pipeline.errors import LodesetError
 from pruning.activations import collect_grams
 from pruning.allocation import Level, Sizes, allocate
 from pruning.config import PruneJob
@@ -171,8 +172,8 @@ def solver(
                     for field in ("q", "bias", "unexplained"):
                         arrays[f"{name}/{eps!r}/{number}/{field}"] = np.asarray(getattr(layer, field))
         if job.remove:
-            for group in groups:
-                alone = lost_alone(model, group, grams, job, solved.get(group.name, {}), change)
+            for group in (one for one in groups if one.name in solved):
+                alone = lost_alone(model, group, grams, job, solved[group.name], change)
                 arrays |= {f"{group.name}/{eps!r}/lost": np.asarray(lost) for eps, lost in alone.items()}
         return commit_arrays(store, SOLVED, key, "solution", arrays, 0, started)
 
@@ -180,13 +181,27 @@ def solver(
 
 
 def changer(setting: Setting, model: nn.Module, rows: Sequence[int]) -> Callable[[nn.Module], float]:
-    """By how much another model's features differ from the dense one's on some calibration images: the mean square, over their variance."""
-    pixels = setting.pixels(open_index(setting.index), rows[:PROBED])
+    """By how much another model's features differ from the dense one's on some calibration images: the mean square, over their variance.
+
+    Raises:
+        LodesetError: features do not vary, so that no change can be weighed.
+    """
+    index, pixels = open_index(setting.index), []
+    for first in range(0, len(rows), PROBED):
+        pixels += setting.pixels(index, rows[first : first + PROBED])
+        if len(pixels) >= PROBED:
+            break
+    del pixels[PROBED:]
     expected = seen(model, pixels).double()
     variance = float(expected.var(dim=0, correction=0).mean()) if len(expected) else 0.0
+    if not variance > 0.0:
+        raise LodesetError(
+            f"remove weighs what pruning changes in the model's outputs, and these do not vary over the {len(pixels)} calibration images that "
+            "could be read: raise calibration_images, or give strengths (sweep) without remove"
+        )
 
     def change(other: nn.Module) -> float:
-        return float((seen(other, pixels).double() - expected).square().mean()) / variance if variance > 0.0 else 0.0
+        return float((seen(other, pixels).double() - expected).square().mean()) / variance
 
     return change
 
@@ -250,7 +265,8 @@ def _solution(arrays: Mapping[str, Any], of: str) -> Solution:
 
 @dataclass(frozen=True)
 class Point:
-    """What models are made for, one a method: a strength, or a share of the parameters to remove; and the strength of each group there."""
+    """What models are made for, one a method: a strength, or a share of the parameters to remove; and the strength of each group there, 0 where it
+    stays whole."""
 
     at: float
     strengths: Mapping[str, float]
@@ -301,11 +317,12 @@ def pruner(
         key, point, method = item
         started = time.time()
         of = [group for group in groups if group.name in point.strengths]
-        solved = solutions(store, solved_in, point.strengths)
+        solved = solutions(store, solved_in, {name: eps for name, eps in point.strengths.items() if eps > 0.0})
+        cut = [group for group in of if group.name in solved]
         if job.mode == "sequential":
-            chosen = variant_in_turn(dense, of, measure, job, method, solved)
+            chosen = variant_in_turn(dense, cut, measure, job, method, solved)
         else:
-            chosen = variant(dense, of, grams, job, method, solved)
+            chosen = variant(dense, cut, grams, job, method, solved)
         pruned, difference = apply(dense, of, chosen.layers, compared_on)
         told = {
             job.swept: point.at,

@@ -113,8 +113,8 @@ def shares(pruned: nn.Module, dense: nn.Module, channels: Mapping[str, int], exa
 def row(
     chosen: Variant, groups: Sequence[Group], pruned: nn.Module, dense: nn.Module, example: Tensor
 ) -> dict[str, object]:
-    """The report's row of one variant of a sweep (see `shares`)."""
-    units = {name: len(new.keep) for name, new in chosen.layers.items()}
+    """The report's row of one variant of a sweep (see `shares`); groups that it does not prune are whole."""
+    units = {g.name: len(chosen.layers[g.name].keep) if g.name in chosen.layers else g.units for g in groups}
     channels = {"pruned": sum(units.values()), "dense": sum(group.units for group in groups)}
     return {
         "method": chosen.method,

@@ -64,7 +64,7 @@ def sweep(work: Workplace, job: PruneJob, number: int) -> Done:
         raise LodesetError(f"none of the {sum(map(len, runs))} calibration images could be read: check the shards")
     files = tuple(p.files["moments"] for p in moments)
 
-    asked = job.model_copy(update={"recover": None, "remove": ()})
+    asked = job.model_copy(update={"recover": None, "remove": (), **({"mode": "one_pass"} if job.remove else {})})
     solve = digest(SOLVED, VERSION, [p.key for p in moments], asked, bool(job.remove))
     rows = [row for run in runs for row in run]
     # A group by itself over the whole sweep, or all of them one after the other at one strength.

@@ -82,7 +82,7 @@ def test_what_loses_nothing_goes_first() -> None:
         "g0": [Level(0.1, 1.0, 0.0), Level(0.2, 0.5, 0.0)],
         "g1": [Level(0.1, 1.0, 0.0), Level(0.2, 0.1, 0.3)],
     }
-    assert allocate(Sizes.of(model, groups), levels, 0.01) == {"g0": 0.2, "g1": 0.1}
+    assert allocate(Sizes.of(model, groups), levels, 0.01) == {"g0": 0.2, "g1": 0.0}
 
 
 def test_more_than_the_strongest_penalty_removes_is_refused() -> None:
@@ -94,7 +94,24 @@ def test_more_than_the_strongest_penalty_removes_is_refused() -> None:
         allocate(Sizes.of(model, groups), levels, 0.9)
 
 
-def test_a_group_that_was_not_pruned_has_one_level() -> None:
-    model, groups = branches((10, 20))
-    levels = {"g0": [Level(0.1, 1.0, 0.0)], "g1": [Level(0.1, 1.0, 0.0), Level(0.2, 0.5, 0.1)]}
-    assert allocate(Sizes.of(model, groups), levels, 0.2) == {"g0": 0.1, "g1": 0.2}
+def test_the_last_step_is_the_cheapest_that_suffices() -> None:
+    """And what is not needed stays whole."""
+    model, groups = branches((10, 10))
+    levels = {name: [Level(0.1, 0.6, 0.1), Level(0.2, 0.1, 0.11)] for name in ("g0", "g1")}
+    sizes = Sizes.of(model, groups)
+    saved = 1 - sizes.parameters({"g0": 0.6, "g1": 1.0}) / sizes.dense
+    assert sorted(allocate(sizes, levels, saved - 0.01).values()) == [0.0, 0.1]
+    assert sorted(allocate(sizes, levels, saved + 0.01).values()) == [0.0, 0.2]
+
+
+def test_levels_that_cannot_be_used_or_keep_more_at_a_stronger_penalty() -> None:
+    model, groups = branches((10, 10))
+    levels = {
+        "g0": [Level(0.1, 0.5, float("nan")), Level(0.2, 0.4, float("inf"))],
+        "g1": [Level(0.1, 0.2, 0.5), Level(0.2, 0.3, 0.1)],
+    }
+    sizes = Sizes.of(model, groups)
+    least = 1 - sizes.parameters({"g0": 1.0, "g1": 0.2}) / sizes.dense
+    assert allocate(sizes, levels, least) == {"g0": 0.0, "g1": 0.1}
+    with pytest.raises(LodesetError, match="ask for less"):
+        allocate(sizes, levels, least + 0.01)

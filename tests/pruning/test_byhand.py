@@ -89,7 +89,10 @@ def test_shares_of_the_parameters_to_remove(folder: Path, mode: str) -> None:
     for one in told["variants"]:
         assert one["remove"] <= one["parameters_removed"] < one["remove"] + 0.15
         assert set(one["strengths"]) == set(one["units"]) == {"conv1", "conv2", "fc1"}
-        assert set(one["strengths"].values()) <= set(job.sweep)
+        assert set(one["strengths"].values()) <= {0.0, *job.sweep}
+        full = {"conv1": 6, "conv2": 8, "fc1": 12}
+        assert all(one["units"][name] == full[name] for name, eps in one["strengths"].items() if eps == 0.0)
+        assert one["dense"]["channels"] == sum(full.values())
         assert one["units"] == told["variants"][0 if one["remove"] == 0.4 else 6]["units"]
     assert len({tuple(sorted(one["strengths"].items())) for one in told["variants"]}) == 2
 
@@ -139,6 +142,11 @@ def test_a_layer_that_cannot_be_solved_is_left_whole(folder: Path) -> None:
     told = pruned(folder, model="residual")
     assert "first.3: " in told["skipped_modules"]["first.0"]
     assert {tuple(one["units"]) for one in told["variants"]} == {("stem.0 + first.3", "second.0", "short.0 + second.3")}
+    told = pruned(folder, PruneJob(remove=(0.2,), sweep=(1e-2, 1e-1), calibration_images=40), "residual")
+    assert "first.3: " in told["skipped_modules"]["first.0"]
+    assert all("first.0" not in one["units"] and one["parameters_removed"] >= 0.2 for one in told["variants"])
+    one_image = prune_error(folder, PruneJob(remove=(0.2,), calibration_images=1))
+    assert "do not vary over the 1 calibration images" in one_image and "raise calibration_images" in one_image
     nothing = prune_error(folder, JOB.model_copy(update={"calibration_images": 2}))
     assert "nothing can be pruned: " in nothing and "cannot determine" in nothing
 
