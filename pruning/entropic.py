@@ -156,7 +156,9 @@ def simplex_weights(cost: Array, w: Array, eps_w: float, sign: int) -> Array:
 
         def at(t: float) -> tuple[Array, Array]:
             omega = wrightomega(3.0 * t + log_k)
-            return np.exp(omega / 3.0 - t), 1.0 / (1.0 + omega)
+            # omega + log(omega) = 3 t + log_k: the second form is exact where omega is tiny, the first where it is large.
+            log_w = np.where(omega > 1.0, (log_k - np.log(np.maximum(omega, 1.0))) / 3.0, omega / 3.0 - t)
+            return np.exp(log_w), 1.0 / (1.0 + omega)
 
     else:
         # Stationary: -2 cost / w^3 + slope + t = 0, slopes shifted so that the smallest is 0 and t > 0.

@@ -130,6 +130,22 @@ def test_simplex_weights_against_brute_force(sign: int) -> None:
             assert value(w) <= value(w + step * np.array(direction))
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_simplex_weights_are_stationary_over_60_orders_of_magnitude(sign: int) -> None:
+    """The derivative in every weight is the same, which rescaling a point that is not the minimum onto the simplex would not give."""
+    rng = np.random.default_rng(0)
+    for eps_w in (1e-5, 1e-2, 1.0):
+        cost, before = 10 ** rng.uniform(-60, 0, 512), 10 ** rng.uniform(-12, 0, 512)
+        before /= before.sum()
+        w = simplex_weights(cost, before, eps_w, sign)
+        assert w.min() > 0 and w.sum() == pytest.approx(1.0)
+        terms = -2 * cost / w**3, sign * eps_w * np.log(w if sign > 0 else before)
+        size = np.abs(terms[0]) + np.abs(terms[1])
+        slopes = terms[0] + terms[1]
+        multiplier = np.median(slopes)
+        assert np.abs(slopes - multiplier).max() <= 1e-9 * (size.max() + abs(multiplier))
+
+
 def test_closed_form_without_entropy_is_the_two_thirds_power() -> None:
     """eps_w = 0: w ~ ||Q_i||^(2/3) and the penalty becomes (sum ||Q_i||^(2/3))^3, below every other point tried."""
     norms = np.array([3.0, 1.0, 0.2])
