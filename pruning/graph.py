@@ -80,7 +80,9 @@ def _recovery_seconds(job: PruneJob, dense: TrainingConfig) -> float:
 
 
 def _stored_bytes(job: Job, training: TrainingConfig) -> int:
-    """The moments of every part (float64: inputs x inputs, inputs x outputs), and a model a variant, whole at the most."""
+    """The moments of every part (float64: inputs x inputs, inputs x outputs), the weights of every solution, and a model a variant, whole at
+    the most.
+    """
     whole = cost.BYTES_A_WEIGHT * cost.backbone_parameters(training)
     if isinstance(job, LotteryJob):
         return 3 * trainings(job) * whole  # the weights, where they started, and the model
@@ -91,9 +93,10 @@ def _stored_bytes(job: Job, training: TrainingConfig) -> int:
     read = [{"units": model.hidden, "heads": model.dim}[target] for target in job.targets]
     parts = -(-job.calibration_images // images_per_part(job.calibration_images))
     moments = parts * model.depth * sum(n * (n + model.dim) * 8 for n in read)
+    solutions = len(job.sweep) * model.depth * sum(n * model.dim * 8 for n in read)
     models = len(job.points) * len(METHODS) + len(job.recovered) * len(RECOVERED)
     checkpoints = 0 if job.recover is None else cost.stored_bytes(run_of(training, job.recover))  # of one run at a time
-    return moments + models * whole + checkpoints
+    return moments + solutions + models * whole + checkpoints
 
 
 def run(context: Context) -> Outcome:
