@@ -30,6 +30,7 @@ from pruning.allocation import Level, Sizes, allocate
 from pruning.config import PruneJob
 from pruning.folding import folded
 from pruning.groups import find_groups
+from pruning.judging import output_change
 from pruning.removal import apply
 from pruning.variants import METHODS, Solutions, lost_alone, solved_at_once, variant
 
@@ -165,13 +166,13 @@ def kept_at(path: Path, make: Callable[[], Any]) -> Any:
 
 
 def changed(model: nn.Module, images: Tensor) -> Callable[[nn.Module], float]:
-    """By how much another model's outputs differ on images: the mean square, over the dense outputs' variance."""
+    """By how much another model's outputs differ on images."""
     with torch.no_grad():
         expected = model(images)
 
     def change(other: nn.Module) -> float:
         with torch.no_grad():
-            return float((other(images) - expected).square().mean() / expected.var(dim=0).mean())
+            return output_change(other(images), expected)
 
     return change
 
@@ -221,13 +222,14 @@ def main() -> None:
     points += [({"remove": share}, allocate(Sizes.of(model, kept), levels, share)) for share in SHARES]
     for asked, strengths in points:
         scores: dict[str, float] = {}
-        at = {name: solved[name][eps] for name, eps in strengths.items()}
+        at = {name: solved[name][eps] for name, eps in strengths.items() if eps > 0.0}  # the others stay whole
+        cut = [group for group in kept if group.name in at]
         for method in METHODS:
-            chosen = variant(model, kept, grams, job, method, at)
-            pruned, _ = apply(model, kept, chosen.layers, example)
+            chosen = variant(model, cut, grams, job, method, at)
+            pruned, _ = apply(model, cut, chosen.layers, example)
             scores[method] = round(accuracy(pruned, x_test, y_test), 4)
         removed = 1 - sum(p.numel() for p in pruned.parameters()) / size
-        units = [len(new.keep) for new in chosen.layers.values()]
+        units = [len(at[group.name].support) if group.name in at else group.units for group in kept]
         print(json.dumps(asked | {"removed": round(removed, 4), "accuracy": scores, "units": units}), flush=True)
 
 

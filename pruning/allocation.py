@@ -61,14 +61,18 @@ class Sizes:
         dense = sum(p.numel() for p in model.parameters())
         return cls(tuple(layers), dense, dense - held)
 
-    def parameters(self, kept: Mapping[str, float], of: str | None = None) -> float:
-        """Parameters of the layers that make or read a group, or of the whole model; `kept`: shares of the units, by group."""
-        total = 0.0 if of else float(self.rest)
+    def parameters(self, kept: Mapping[str, float]) -> float:
+        """`kept`: shares of the units, by group."""
+        total = float(self.rest)
         for one in self.layers:
-            if of is None or of in (one.made, one.read):
-                rows = kept[one.made] if one.made else 1.0
-                total += one.count * rows * (kept[one.read] if one.read else 1.0) + one.rows * rows
+            rows = kept[one.made] if one.made else 1.0
+            total += one.count * rows * (kept[one.read] if one.read else 1.0) + one.rows * rows
         return total
+
+    def near(self, group: str) -> "Sizes":
+        """Only the layers that make or read a group: what changes with it."""
+        layers = tuple(one for one in self.layers if group in (one.made, one.read))
+        return Sizes(layers, self.dense, 0)
 
 
 def allocate(sizes: Sizes, levels: Mapping[str, Sequence[Level]], share: float) -> dict[str, float]:
@@ -78,6 +82,7 @@ def allocate(sizes: Sizes, levels: Mapping[str, Sequence[Level]], share: float) 
         LodesetError: less goes at the strongest of them.
     """
     at = dict.fromkeys(levels, Level(0.0, 1.0, 0.0))
+    near = {name: sizes.near(name) for name in levels}
     while True:
         kept = {name: level.kept for name, level in at.items()}
         left = sizes.parameters(kept)
@@ -87,7 +92,7 @@ def allocate(sizes: Sizes, levels: Mapping[str, Sequence[Level]], share: float) 
         # Parameters saved, what is lost, and where to; always to fewer units, so that this ends.
         steps = [
             (
-                sizes.parameters(kept, name) - sizes.parameters({**kept, name: to.kept}, name),
+                near[name].parameters(kept) - near[name].parameters({**kept, name: to.kept}),
                 to.lost - now.lost,
                 name,
                 to,
@@ -102,8 +107,7 @@ def allocate(sizes: Sizes, levels: Mapping[str, Sequence[Level]], share: float) 
                 f"remove {share:g}: at the strongest penalty of sweep, {strongest:g}, {1.0 - left / sizes.dense:.1%} of the parameters go: ask for "
                 "less, put stronger ones into sweep, or take attention heads in (targets)"
             )
-        enough = [step for step in steps if step[0] >= missing]
         best = max(steps, key=lambda step: step[0] / max(step[1], LEAST_LOSS))
         if best[0] >= missing:  # the last step: of all that suffice the one that loses least
-            best = min(enough, key=lambda step: step[1])
+            best = min((step for step in steps if step[0] >= missing), key=lambda step: step[1])
         at[best[2]] = best[3]

@@ -46,6 +46,12 @@ def seen(network: nn.Module, pixels: Iterable[NDArray[np.uint8]]) -> torch.Tenso
     return torch.cat(found) if found else torch.empty(0, 0)
 
 
+def output_change(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Mean square difference of outputs [n, D], over the variance of those expected; infinite or NaN where these do not vary."""
+    expected = expected.double()
+    return float((found.double() - expected).square().mean() / expected.var(dim=0, correction=0).mean())
+
+
 def features_on(network: nn.Module, target: Target, size: int, max_pixels: int) -> NDArray[np.float32]:
     """Features [n, D] of a target's images, each the centre square at `size` pixels, of length 1."""
     by_place = sorted(target.places, key=lambda p: (p.uri, p.offset, p.member))  # each file from its start to its end

@@ -30,7 +30,7 @@ from pruning.allocation import Level, Sizes, allocate
 from pruning.config import PruneJob
 from pruning.entropic import Rewritten, Solution
 from pruning.groups import Group
-from pruning.judging import batched, seen
+from pruning.judging import batched, output_change, seen
 from pruning.moments import Gram, Indices
 from pruning.removal import apply
 from pruning.report import row
@@ -192,18 +192,14 @@ def changer(setting: Setting, model: nn.Module, rows: Sequence[int]) -> Callable
         if len(pixels) >= PROBED:
             break
     del pixels[PROBED:]
-    expected = seen(model, pixels).double()
-    variance = float(expected.var(dim=0, correction=0).mean()) if len(expected) else 0.0
-    if not variance > 0.0:
+    expected = seen(model, pixels)
+    if not len(expected) or not expected.double().var(dim=0, correction=0).any():
         raise LodesetError(
             f"remove weighs what pruning changes in the model's outputs, and these do not vary over the {len(pixels)} calibration images that "
             "could be read: raise calibration_images, or give strengths (sweep) without remove"
         )
 
-    def change(other: nn.Module) -> float:
-        return float((seen(other, pixels).double() - expected).square().mean()) / variance
-
-    return change
+    return lambda other: output_change(seen(other, pixels), expected)
 
 
 @dataclass(frozen=True)
