@@ -1,11 +1,13 @@
 """ResNet18 and VGG-16 on CIFAR-10: what pruning without fine-tuning and without labels costs.
 
-    python benchmarks/convnets.py resnet18|vgg16 TRAIN.parquet TEST.parquet FOLDER [EPOCHS]
+    python benchmarks/convnets.py resnet18|vgg16 TRAIN.parquet TEST.parquet FOLDER [EPOCHS [IN_TURN]]
 
-TRAIN and TEST have `image` and `label`. The network is trained on all of TRAIN (bf16, as many threads as OMP_NUM_THREADS allows; a run
-that was stopped goes on from its last epoch), then moments are measured once on 4,000 of these images, without labels, and every strength of
-the sweep is judged on TEST, and every share of the parameters to remove, with a strength for each group. Every method keeps as many units in
-every group. The dense accuracy that so many epochs reach is told beside what is lost. What was measured and solved is kept in FOLDER.
+TRAIN and TEST have `image` and `label`. The network is trained on all of TRAIN for EPOCHS: a number, or numbers of epochs with the pixels of a
+side, `12@16,6@24,5@32` (small images first, which take a quarter of the time; VGG-16 needs 32). It is trained in bf16, on as many threads as
+OMP_NUM_THREADS allows, and a run that was stopped goes on from its last epoch. Then moments are measured once on 4,000 of these images,
+without labels, and every strength of the sweep is judged on TEST, and every share of the parameters to remove, with a strength for each group.
+Every method keeps as many units in every group. At the shares IN_TURN (`0.89,0.9`) layers are also rewritten behind the layers pruned before
+them. The dense accuracy that so many epochs reach is told beside what is lost. What was measured and solved is kept in FOLDER.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import json
 import pickle
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,11 @@ from pruning.activations import collect_grams
 from pruning.allocation import Level, Sizes, allocate
 from pruning.config import PruneJob
 from pruning.folding import folded
-from pruning.groups import find_groups
+from pruning.groups import Group, find_groups
 from pruning.judging import output_change
+from pruning.moments import Gram
 from pruning.removal import apply
-from pruning.variants import METHODS, Solutions, lost_alone, solved_at_once, variant
+from pruning.variants import METHODS, Method, Solutions, lost_alone, solved_at_once, variant, variant_in_turn
 
 BATCH, LR, MOMENTUM, DECAY, SMOOTHING, PAD = 128, 0.1, 0.9, 5e-4, 0.1, 4
 CALIBRATION, POSITIONS, PROBED = 4_000, 16, 256
@@ -112,14 +115,21 @@ def moved(pixels: Tensor, rng: torch.Generator) -> Tensor:
     return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def trained(network: nn.Module, x: Tensor, y: Tensor, folder: Path, epochs: int) -> nn.Module:
+def sides_of(epochs: str) -> list[int]:
+    """`2@16,1@32`: 16, 16, 32: the side of the images in each epoch."""
+    parts = [part.partition("@") for part in epochs.split(",")]
+    return [int(side or 32) for number, _, side in parts for _ in range(int(number))]
+
+
+def trained(network: nn.Module, x: Tensor, y: Tensor, folder: Path, sides: list[int]) -> nn.Module:
+    """After one epoch at each side, in pixels; the learning rate rises and falls once over all of them."""
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     decayed = [p for p in network.parameters() if p.dim() > 1]
     others = [p for p in network.parameters() if p.dim() < 2]
     parts: list[dict[str, Any]] = [{"params": decayed, "weight_decay": DECAY}, {"params": others}]
     optimiser = torch.optim.SGD(parts, lr=LR, momentum=MOMENTUM, nesterov=True)
     steps = len(x) // BATCH
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LR, total_steps=epochs * steps, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LR, total_steps=len(sides) * steps, pct_start=0.2)
     kept, first = folder / "training.pt", 0
     if kept.is_file():
         state = torch.load(kept, weights_only=True)
@@ -127,12 +137,15 @@ def trained(network: nn.Module, x: Tensor, y: Tensor, folder: Path, epochs: int)
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
         first = state["epoch"]
-    for epoch in range(first, epochs):
+    for epoch, side in list(enumerate(sides))[first:]:
         rng, started, total = torch.Generator().manual_seed(epoch), time.perf_counter(), 0.0
         network.train()
         for rows in torch.randperm(len(x), generator=rng)[: steps * BATCH].view(steps, BATCH):
+            images = normalised(moved(x[rows], rng))
+            if side < images.shape[-1]:
+                images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                scores = network(normalised(moved(x[rows], rng)))
+                scores = network(images.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(scores.float(), y[rows], label_smoothing=SMOOTHING)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -146,7 +159,12 @@ def trained(network: nn.Module, x: Tensor, y: Tensor, folder: Path, epochs: int)
         }
         torch.save(state | {"epoch": epoch + 1}, kept.with_suffix(".new"))
         kept.with_suffix(".new").replace(kept)
-        told = {"epoch": epoch + 1, "loss": round(total / steps, 4), "seconds": round(time.perf_counter() - started, 1)}
+        told = {
+            "epoch": epoch + 1,
+            "side": side,
+            "loss": round(total / steps, 4),
+            "seconds": round(time.perf_counter() - started, 1),
+        }
         print(json.dumps(told), flush=True)
     return network.eval()
 
@@ -177,26 +195,12 @@ def changed(model: nn.Module, images: Tensor) -> Callable[[nn.Module], float]:
     return change
 
 
-def main() -> None:
-    name, train, test, folder = sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4])
-    epochs = int(sys.argv[5]) if len(sys.argv) > 5 else 12
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
-    (x, y), (x_test, y_test) = labelled(train), labelled(test)
-    network = trained(NETWORKS[name](), x, y, folder, epochs)
-    example = normalised(x[:2])
-    model = folded(network, example)
-    dense, size = accuracy(model, x_test, y_test), sum(p.numel() for p in model.parameters())
-    print(json.dumps({"network": name, "epochs": epochs, "dense": dense, "parameters": size}), flush=True)
-
-    groups = find_groups(model, example).prunable
-    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:CALIBRATION]
-    job = PruneJob(sweep=STRENGTHS, tolerance=1e-5)
+def measured_and_solved(
+    model: nn.Module, groups: list[Group], images: list[Tensor], job: PruneJob, folder: Path
+) -> tuple[dict[str, Gram], Solutions]:
+    """The moments, and every group's solutions that could be found, at every strength."""
     started = time.perf_counter()
-    batches = (normalised(x[part]) for part in rows.split(100))
-    grams = kept_at(
-        folder / "moments.pickle", lambda: collect_grams(model, groups, batches, positions_per_image=POSITIONS, seed=0)
-    )
+    grams = kept_at(folder / "moments.pickle", lambda: moments_of(model, groups, images))
     measured = time.perf_counter() - started
     solved: Solutions = {}
     for number, group in enumerate(groups):
@@ -207,30 +211,73 @@ def main() -> None:
         solved |= found
         told = {"group": group.name, "units": group.units, "seconds": round(time.perf_counter() - began, 1)}
         print(json.dumps(told | {"refused": refused}), flush=True)
-    print(json.dumps({"moments_s": round(measured, 1), "all_s": round(time.perf_counter() - started, 1)}))
-    kept = [group for group in groups if group.name in solved]
+    print(json.dumps({"moments_s": round(measured, 1), "all_s": round(time.perf_counter() - started, 1)}), flush=True)
+    return grams, solved
+
+
+def moments_of(
+    model: nn.Module, groups: list[Group], images: list[Tensor], dense: nn.Module | None = None
+) -> dict[str, Gram]:
+    batches = (normalised(part) for part in images)
+    return collect_grams(model, groups, batches, positions_per_image=POSITIONS, seed=0, dense=dense)
+
+
+def main() -> None:
+    name, train, test, folder = sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4])
+    epochs = sys.argv[5] if len(sys.argv) > 5 else "12"
+    in_turn = [float(share) for share in sys.argv[6].split(",")] if len(sys.argv) > 6 else []
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    (x, y), (x_test, y_test) = labelled(train), labelled(test)
+    network = trained(NETWORKS[name](), x, y, folder, sides_of(epochs))
+    example = normalised(x[:2])
+    model = folded(network, example)
+    dense, size = accuracy(model, x_test, y_test), sum(p.numel() for p in model.parameters())
+    print(json.dumps({"network": name, "epochs": epochs, "dense": dense, "parameters": size}), flush=True)
+
+    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:CALIBRATION]
+    images = [x[part] for part in rows.split(100)]
+    job = PruneJob(sweep=STRENGTHS, tolerance=1e-5)
+    found = find_groups(model, example).prunable
+    grams, solved = measured_and_solved(model, found, images, job, folder)
+    groups = [group for group in found if group.name in solved]
     change = changed(model, normalised(x[rows[:PROBED]]))
     levels = {}
-    for number, group in enumerate(kept):
+    for number, group in enumerate(groups):
         of = solved[group.name]
         lost = kept_at(
             folder / f"lost-{number}.pickle",
             lambda group=group, of=of: lost_alone(model, group, grams, job, of, change),
         )
         levels[group.name] = [Level(eps, len(of[eps].support) / group.units, lost[eps]) for eps in STRENGTHS]
-    points = [({"eps_w": eps}, dict.fromkeys(solved, eps)) for eps in STRENGTHS]
-    points += [({"remove": share}, allocate(Sizes.of(model, kept), levels, share)) for share in SHARES]
-    for asked, strengths in points:
-        scores: dict[str, float] = {}
+    sizes = Sizes.of(model, groups)
+
+    def judged(asked: dict[str, float], strengths: Mapping[str, float], method: Method, behind: bool = False) -> None:
+        started = time.perf_counter()
         at = {name: solved[name][eps] for name, eps in strengths.items() if eps > 0.0}  # the others stay whole
-        cut = [group for group in kept if group.name in at]
-        for method in METHODS:
+        cut = [group for group in groups if group.name in at]
+        if behind:
+            chosen = variant_in_turn(model, cut, lambda cut, of: moments_of(cut, [of], images, model), job, method, at)
+        else:
             chosen = variant(model, cut, grams, job, method, at)
-            pruned, _ = apply(model, cut, chosen.layers, example)
-            scores[method] = round(accuracy(pruned, x_test, y_test), 4)
-        removed = 1 - sum(p.numel() for p in pruned.parameters()) / size
-        units = [len(at[group.name].support) if group.name in at else group.units for group in kept]
-        print(json.dumps(asked | {"removed": round(removed, 4), "accuracy": scores, "units": units}), flush=True)
+        pruned, _ = apply(model, cut, chosen.layers, example)
+        told = {
+            "method": method,
+            "removed": round(1 - sum(p.numel() for p in pruned.parameters()) / size, 4),
+            "lost": round(100 * (dense - accuracy(pruned, x_test, y_test)), 2),  # percentage points
+            "units": [len(at[group.name].support) if group.name in at else group.units for group in groups],
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+        print(json.dumps(asked | told), flush=True)
+
+    for share in SHARES:
+        for method in METHODS:
+            judged({"remove": share}, allocate(sizes, levels, share), method)
+    for eps in STRENGTHS:
+        for method in METHODS:
+            judged({"eps_w": eps}, dict.fromkeys(solved, eps), method)
+    for share in in_turn:
+        judged({"in_turn": share}, allocate(sizes, levels, share), "entropic+refit", behind=True)
 
 
 if __name__ == "__main__":

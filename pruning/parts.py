@@ -203,23 +203,23 @@ def changer(setting: Setting, model: nn.Module, rows: Sequence[int]) -> Callable
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a group was solved at a strength: the units kept, and what the model's outputs lose where that was measured."""
+class Choice:
+    """What a strength keeps of a group, and what the model's outputs lose where that was measured."""
 
     support: Indices
     lost: float
 
 
-def outcomes(store: Store, files: Sequence[File]) -> tuple[dict[str, dict[float, Outcome]], dict[str, str]]:
+def choices(store: Store, files: Sequence[File]) -> tuple[dict[str, dict[float, Choice]], dict[str, str]]:
     """What was solved, but for groups that could not be solved at every strength; and why those could not."""
-    solved: dict[str, dict[float, Outcome]] = {}
+    solved: dict[str, dict[float, Choice]] = {}
     refused: dict[str, str] = {}
     for file in files:
         arrays = _arrays(store, file, lambda label: label.endswith(("/support", "/lost", "/refused")))
         refused |= {label.split("/")[0]: str(a) for label, a in arrays.items() if label.endswith("/refused")}
         for name, eps in (label.split("/")[:2] for label in arrays if label.endswith("/support")):
             lost = float(arrays.get(f"{name}/{eps}/lost", np.nan))
-            solved.setdefault(name, {})[float(eps)] = Outcome(arrays[f"{name}/{eps}/support"], lost)
+            solved.setdefault(name, {})[float(eps)] = Choice(arrays[f"{name}/{eps}/support"], lost)
     return {name: by_eps for name, by_eps in solved.items() if name not in refused}, refused
 
 
@@ -269,7 +269,7 @@ class Point:
 
 
 def points(
-    job: PruneJob, model: nn.Module, groups: Sequence[Group], solved: Mapping[str, Mapping[float, Outcome]]
+    job: PruneJob, model: nn.Module, groups: Sequence[Group], solved: Mapping[str, Mapping[float, Choice]]
 ) -> list[Point]:
     """In the order of the job's points.
 

@@ -20,9 +20,9 @@ from pruning.parts import (
     SOLVED,
     VARIANT,
     calibration,
+    choices,
     images_per_part,
     measurer,
-    outcomes,
     paths_of,
     points,
     pruner,
@@ -78,7 +78,7 @@ def sweep(work: Workplace, job: PruneJob, number: int) -> Done:
     solved, new_solved = made(context, SOLVED, layers, functools.partial(share, make_solutions), unit="groups")
 
     solved_in = tuple(p.files["solution"] for p in solved)
-    found, refused = outcomes(store, solved_in)
+    found, refused = choices(store, solved_in)
     if len(refused) == len(groups):
         raise LodesetError(f"nothing can be pruned: {'; '.join(refused.values())}")
     variants = [

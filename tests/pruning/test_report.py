@@ -71,7 +71,7 @@ def solved(eps: float) -> dict[str, Solution]:
         solve = parts.solver(setting, [moments], (), JOB)
         made = [solve((f"key-{n}", (group,), None)) for n, group in enumerate(groups())]
         files = [part.files["solution"] for part in made]
-        found, refused = parts.outcomes(store, files)
+        found, refused = parts.choices(store, files)
         assert list(found) == [group.name for group in groups()] and not refused
         return parts.solutions(store, files, dict.fromkeys(found, eps))
 
