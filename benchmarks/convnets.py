@@ -16,7 +16,7 @@ import json
 import pickle
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.algorithms.images import decode
-from pruning.activations import collect_grams
+from pruning.activations import collect_behind, collect_grams
 from pruning.allocation import Level, Sizes, allocate
 from pruning.config import PruneJob
 from pruning.folding import folded
-from pruning.groups import Group, find_groups
+from pruning.groups import Group, find_groups, taken_by
+from pruning.in_turn import variant_in_turn
 from pruning.judging import output_change
 from pruning.moments import Gram
 from pruning.removal import apply
-from pruning.variants import METHODS, Method, Solutions, lost_alone, solved_at_once, variant, variant_in_turn
+from pruning.variants import METHODS, Method, Solutions, lost_alone, solved_at_once, variant
 
 BATCH, LR, MOMENTUM, DECAY, SMOOTHING, PAD = 128, 0.1, 0.9, 5e-4, 0.1, 4
 CALIBRATION, POSITIONS, PROBED = 4_000, 16, 256
@@ -200,7 +201,10 @@ def measured_and_solved(
 ) -> tuple[dict[str, Gram], Solutions]:
     """The moments, and every group's solutions that could be found, at every strength."""
     started = time.perf_counter()
-    grams = kept_at(folder / "moments.pickle", lambda: moments_of(model, groups, images))
+    batches = (normalised(part) for part in images)
+    grams = kept_at(
+        folder / "moments.pickle", lambda: collect_grams(model, groups, batches, positions_per_image=POSITIONS, seed=0)
+    )
     measured = time.perf_counter() - started
     solved: Solutions = {}
     for number, group in enumerate(groups):
@@ -213,13 +217,6 @@ def measured_and_solved(
         print(json.dumps(told | {"refused": refused}), flush=True)
     print(json.dumps({"moments_s": round(measured, 1), "all_s": round(time.perf_counter() - started, 1)}), flush=True)
     return grams, solved
-
-
-def moments_of(
-    model: nn.Module, groups: list[Group], images: list[Tensor], dense: nn.Module | None = None
-) -> dict[str, Gram]:
-    batches = (normalised(part) for part in images)
-    return collect_grams(model, groups, batches, positions_per_image=POSITIONS, seed=0, dense=dense)
 
 
 def main() -> None:
@@ -252,12 +249,16 @@ def main() -> None:
         levels[group.name] = [Level(eps, len(of[eps].support) / group.units, lost[eps]) for eps in STRENGTHS]
     sizes = Sizes.of(model, groups)
 
+    def measure(cut: nn.Module, names: Sequence[str]) -> dict[str, Gram]:
+        batches = (normalised(part) for part in images)
+        return collect_behind(cut, model, names, batches, positions_per_image=POSITIONS, seed=0)
+
     def judged(asked: dict[str, float], strengths: Mapping[str, float], method: Method, behind: bool = False) -> None:
         started = time.perf_counter()
         at = {name: solved[name][eps] for name, eps in strengths.items() if eps > 0.0}  # the others stay whole
         cut = [group for group in groups if group.name in at]
         if behind:
-            chosen = variant_in_turn(model, cut, lambda cut, of: moments_of(cut, [of], images, model), job, method, at)
+            chosen = variant_in_turn(model, cut, list(taken_by(model, example)), measure, job, method, at)
         else:
             chosen = variant(model, cut, grams, job, method, at)
         pruned, _ = apply(model, cut, chosen.layers, example)

@@ -4,6 +4,8 @@ Shapes: B images, P positions of an image (tokens; places of a kernel), c column
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,9 @@ from torch import Tensor, nn
 from pipeline.errors import LodesetError
 from pruning.groups import Group, evaluating
 from pruning.moments import Gram, Indices
+from pruning.watching import watched
+
+NO_IMAGES = "no calibration images: pruning needs some to see what the units do"
 
 
 def sample_positions(image: int, positions: int, count: int | None, seed: int) -> Indices:
@@ -37,6 +42,29 @@ def given(layer: nn.Module, y: Tensor) -> Tensor:
     return y.flatten(2).transpose(1, 2).flatten(0, 1) if isinstance(layer, nn.Conv2d) else y.reshape(-1, y.shape[-1])
 
 
+@dataclass(frozen=True)
+class Draw:
+    """The positions of a batch of images, the first of which has a number: drawn alike whichever worker has the batch."""
+
+    first: int
+    images: int
+    per_image: int | None
+    seed: int
+
+    def rows(self, order: Callable[[nn.Module, Tensor], Tensor], layer: nn.Module, values: Tensor) -> Tensor:
+        """What `order` (`unfolded`, `given`) makes of a layer's input or output, at these positions. A copy.
+
+        An image's positions are unfolded by themselves, so that memory does not grow with the batch.
+        """
+        rows = []
+        # Packed or not, what belongs to an image lies together.
+        for number, of_one in enumerate(values.reshape(self.images, -1, *values.shape[1:])):
+            whole = order(layer, of_one)
+            drawn = sample_positions(self.first + number, len(whole), self.per_image, self.seed)
+            rows.append(whole[torch.from_numpy(drawn).to(whole.device)])
+        return torch.cat(rows)
+
+
 def collect_grams(
     model: nn.Module,
     groups: Sequence[Group],
@@ -45,57 +73,79 @@ def collect_grams(
     positions_per_image: int | None,
     seed: int,
     first_image: int = 0,
-    dense: nn.Module | None = None,
 ) -> dict[str, Gram]:
     """Moments of every layer that reads one of the groups, over batches of images [B, 3, height, width], by its name.
 
-    x is what the layer takes, y what it gives: in `dense`, where `model` is a copy of it that is pruned in part. One pass in
-    evaluation mode. A worker that starts at image number `first_image` draws the positions that a single worker would have drawn, so
-    its moments add up to the same total. An image's positions are unfolded by themselves, so that memory does not grow with the batch.
+    x is what the layer takes, y what it gives. One pass in evaluation mode. A worker that starts at image number `first_image` draws the
+    positions that a single worker would have drawn, so its moments add up to the same total.
 
     Raises:
         LodesetError: there are no images.
     """
     grams: dict[str, Gram] = {}
-    image, count = first_image, 0
+    draw = Draw(first_image, 0, positions_per_image, seed)
 
     def measure(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
             x = args[0] if args else kwargs["input"]
-            if dense is not None:
-                y = expected[name].pop(0)
-            # Packed or not, what belongs to an image lies together.
-            xs, ys = (one.reshape(count, -1, *one.shape[1:]) for one in (x, y))
-            rows_x, rows_y = [], []
-            for number, (of_x, of_y) in enumerate(zip(xs, ys, strict=True)):
-                whole_x, whole_y = unfolded(layer, of_x), given(layer, of_y)
-                drawn = sample_positions(image + number, len(whole_x), positions_per_image, seed)
-                at = torch.from_numpy(drawn).to(x.device)
-                rows_x.append(whole_x[at])
-                rows_y.append(whole_y[at])
-            gram = Gram.from_activations(torch.cat(rows_x), torch.cat(rows_y))
-            grams[name] = grams[name] + gram if name in grams else gram
+            _add(grams, name, draw.rows(unfolded, layer, x), draw.rows(given, layer, y))
 
         return hook
 
     names = dict.fromkeys(reader.name for group in groups for reader in group.readers)
-    expected: dict[str, list[Tensor]] = {name: [] for name in names}
     handles = [model.get_submodule(n).register_forward_hook(measure(n), with_kwargs=True) for n in names]
-    if dense is not None:
-        handles += [
-            dense.get_submodule(n).register_forward_hook(lambda _m, _a, y, n=n: expected[n].append(y)) for n in names
-        ]
     try:
-        with evaluating(model), evaluating(dense if dense is not None else model):
+        with evaluating(model):
             for images in batches:
-                count = len(images)
-                if dense is not None:
-                    dense(images)
+                draw = replace(draw, first=draw.first + draw.images, images=len(images))
                 model(images)
-                image += count
     finally:
         for handle in handles:
             handle.remove()
-    if image == first_image:
-        raise LodesetError("no calibration images: pruning needs some to see what the units do")
+    if not draw.images:
+        raise LodesetError(NO_IMAGES)
     return grams
+
+
+def collect_behind(
+    cut: nn.Module,
+    dense: nn.Module,
+    names: Sequence[str],
+    batches: Iterable[Tensor],
+    *,
+    positions_per_image: int | None,
+    seed: int,
+) -> dict[str, Gram]:
+    """Moments of layers in a copy of the dense model that is pruned in part, by name.
+
+    x is what the layer takes there; y what it would have to give so that the dense model's values follow: what the dense layer gives,
+    and, where its output is added to a residual stream, what the stream has lost before (as He et al. 2017, arXiv:1707.06168, section 3.2, have
+    the last layer of a branch make up for its shortcut).
+
+    Raises:
+        LodesetError: there are no images.
+    """
+    grams: dict[str, Gram] = {}
+    draw = Draw(0, 0, positions_per_image, seed)
+    enough: int | None = None  # the first batch says when a forward pass has shown everything
+    for images in batches:
+        draw = replace(draw, first=draw.first + draw.images, images=len(images))
+        given_at, taken_at = partial(draw.rows, given), partial(draw.rows, unfolded)
+        expected, seen = watched(dense, names, images, given_at, enough=enough)
+        found, _ = watched(cut, names, images, given_at, taken_at, enough)
+        enough = seen
+        for name in names:
+            for dense_call, call in zip(expected[name], found[name], strict=True):
+                y = dense_call.y
+                if dense_call.added is not None and call.added is not None:
+                    y = y + (dense_call.added - call.added)
+                assert call.x is not None
+                _add(grams, name, call.x, y)
+    if not draw.images:
+        raise LodesetError(NO_IMAGES)
+    return grams
+
+
+def _add(grams: dict[str, Gram], name: str, x: Tensor, y: Tensor) -> None:
+    gram = Gram.from_activations(x, y)
+    grams[name] = grams[name] + gram if name in grams else gram

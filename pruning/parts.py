@@ -25,28 +25,19 @@ from pipeline.algorithms.sampling import seeded_order
 from pipeline.dag.fingerprint import file_digest
 from pipeline.dag.store import File, Part, Store
 from pipeline.errors import LodesetError
-from pruning.activations import collect_grams
+from pruning.activations import collect_behind, collect_grams
 from pruning.allocation import Level, Sizes, allocate
 from pruning.config import PruneJob
 from pruning.entropic import Rewritten, Solution
-from pruning.groups import Group
+from pruning.groups import Group, taken_by
+from pruning.in_turn import Measure, solved_in_turn, variant_in_turn
 from pruning.judging import batched, output_change, seen
 from pruning.moments import Gram, Indices
 from pruning.removal import apply
 from pruning.report import row
 from pruning.saving import save_pruned
 from pruning.setting import Setting, kept_file
-from pruning.variants import (
-    Measure,
-    Method,
-    Paths,
-    lost_alone,
-    solved_at_once,
-    solved_in_turn,
-    units_kept,
-    variant,
-    variant_in_turn,
-)
+from pruning.variants import Method, Paths, lost_alone, solved_at_once, units_kept, variant
 from training.index import open_index
 
 GRAMS, SOLVED, VARIANT = "prune_moments", "prune_solved", "prune_variant"
@@ -131,9 +122,9 @@ def behind(setting: Setting, model: nn.Module, rows: Sequence[int], job: PruneJo
     """Measures layers on the calibration images in a copy of the dense model that is pruned in part."""
     pixels = setting.pixels(open_index(setting.index), rows)
 
-    def measure(cut: nn.Module, group: Group) -> dict[str, Gram]:
-        return collect_grams(
-            cut, [group], batched(pixels), positions_per_image=job.positions_per_image, seed=job.seed, dense=model
+    def measure(cut: nn.Module, names: Sequence[str]) -> dict[str, Gram]:
+        return collect_behind(
+            cut, model, names, batched(pixels), positions_per_image=job.positions_per_image, seed=job.seed
         )
 
     return measure
@@ -146,7 +137,7 @@ def solver(
     store = setting.store
     if job.solved_in_turn:
         model = setting.model()
-        measure = behind(setting, model, rows, job)
+        measure, order = behind(setting, model, rows, job), list(taken_by(model, setting.example()))
     else:
         torch.set_num_threads(1)
         grams = _total(store, files)
@@ -160,7 +151,7 @@ def solver(
         if eps_w is None:
             solved, paths, refused = solved_at_once(groups, grams, job)
         else:
-            solved, refused = solved_in_turn(model, groups, measure, job, eps_w)
+            solved, refused = solved_in_turn(model, groups, order, measure, job, eps_w)
             paths = {name: {eps_w: by_eps[eps_w].w} for name, by_eps in solved.items()}
         arrays: dict[str, Any] = {f"{name}/refused": np.asarray(reason) for name, reason in refused.items()}
         arrays |= {f"{name}/{eps!r}/followed": w for name, path in paths.items() for eps, w in path.items()}
@@ -302,7 +293,7 @@ def pruner(
 ) -> Callable[[tuple[str, Point, Method]], Part]:
     store, dense, example = setting.store, setting.model(), setting.example()
     if job.mode == "sequential":
-        measure = behind(setting, dense, rows, job)
+        measure, order = behind(setting, dense, rows, job), list(taken_by(dense, example))
     else:
         grams = _total(store, moments)
     pixels = setting.pixels(open_index(setting.index), compared)
@@ -316,7 +307,7 @@ def pruner(
         solved = solutions(store, solved_in, {name: eps for name, eps in point.strengths.items() if eps > 0.0})
         cut = [group for group in of if group.name in solved]
         if job.mode == "sequential":
-            chosen = variant_in_turn(dense, cut, measure, job, method, solved)
+            chosen = variant_in_turn(dense, cut, order, measure, job, method, solved)
         else:
             chosen = variant(dense, cut, grams, job, method, solved)
         pruned, difference = apply(dense, of, chosen.layers, compared_on)

@@ -13,10 +13,10 @@ from torch import nn
 
 from pipeline.errors import LodesetError
 from pruning.config import PruneJob
-from pruning.entropic import Layer, Solution, path
+from pruning.entropic import Layer, Rewritten, Solution, path
 from pruning.groups import Group, columns, layer_of
 from pruning.magnitude import magnitude_scores, random_scores, top
-from pruning.moments import Array, Gram
+from pruning.moments import Array, Gram, Indices
 from pruning.refit import refit
 from pruning.removal import Replacement, Weights, masked
 
@@ -58,11 +58,6 @@ def layers_of(group: Group, grams: Mapping[str, Gram]) -> list[Layer]:
 
 
 Solutions = dict[str, dict[float, Solution]]  # by group and eps_w
-Measure = Callable[
-    [nn.Module, Group], Mapping[str, Gram]
-]  # moments of what reads a group, in a model that is pruned in part
-
-
 Paths = dict[str, dict[float, Array]]  # w [n] by group and strength
 
 
@@ -84,48 +79,8 @@ def solved_at_once(
     return solved, paths, refused
 
 
-def solved_in_turn(
-    model: nn.Module, groups: Sequence[Group], measure: Measure, job: PruneJob, eps_w: float
-) -> tuple[Solutions, dict[str, str]]:
-    """Every group at one strength, measured behind those before it, pruned and refitted; and why groups cannot be solved."""
-    solved: Solutions = {}
-    refused: dict[str, str] = {}
-    done: dict[str, Replacement] = {}
-    at = job.model_copy(update={"sweep": (eps_w,)})
-    for group in groups:
-        try:
-            layers = layers_of(group, measure(masked(model, done), group))
-            solved[group.name] = path(layers, group.units, at)
-        except LodesetError as error:
-            refused[group.name] = str(error)
-            continue
-        done[group.name] = _replacement(model, group, layers, job, solved[group.name][eps_w], "entropic+refit")
-    return solved, refused
-
-
-def variant_in_turn(
-    model: nn.Module,
-    groups: Sequence[Group],
-    measure: Measure,
-    job: PruneJob,
-    method: Method,
-    chosen: Mapping[str, Solution],
-) -> Variant:
-    """As `variant`, each group measured behind those before it, as this method prunes them.
-
-    Raises:
-        LodesetError: the moments cannot be used.
-    """
-    done: dict[str, Replacement] = {}
-    unexplained: dict[str, float] = {}
-    for group in groups:
-        layers = layers_of(group, measure(masked(model, done), group))
-        done[group.name] = _replacement(model, group, layers, job, chosen[group.name], method)
-        unexplained |= _unexplained(layers, done[group.name])
-    return Variant(method, done, unexplained, all(chosen[group.name].converged for group in groups))
-
-
-def _unexplained(layers: Sequence[Layer], new: Replacement) -> dict[str, float]:
+def unexplained(layers: Sequence[Layer], new: Replacement) -> dict[str, float]:
+    """Share of the variance that rewritten layers lose on the calibration positions, by name."""
     of = new.readers
     return {one.name: one.moments.unexplained(of[one.name].weight, of[one.name].bias) for one in layers}
 
@@ -144,13 +99,13 @@ def variant(
         LodesetError: the moments are not of this model or cannot be used.
     """
     replacements: dict[str, Replacement] = {}
-    unexplained: dict[str, float] = {}
+    lost: dict[str, float] = {}
     for group in groups:
         layers = layers_of(group, grams)
         new = _replacement(model, group, layers, job, chosen[group.name], method)
         replacements[group.name] = new
-        unexplained |= _unexplained(layers, new)
-    return Variant(method, replacements, unexplained, all(chosen[group.name].converged for group in groups))
+        lost |= unexplained(layers, new)
+    return Variant(method, replacements, lost, all(chosen[group.name].converged for group in groups))
 
 
 def lost_alone(
@@ -176,29 +131,37 @@ def units_kept(group: Group, support: int, round_to: int) -> int:
     return min(group.units, -(-support // multiple) * multiple)
 
 
-def _replacement(
+def units_of(
     model: nn.Module, group: Group, layers: Sequence[Layer], job: PruneJob, solution: Solution, method: Method
-) -> Replacement:
-    criterion, _, rewrite = method.partition("+")
+) -> Indices:
+    """The units [k] that a method keeps of a group, ascending: as many as the solution."""
     count = units_kept(group, len(solution.support), job.round_to)
+    criterion = method.partition("+")[0]
     if criterion == "entropic":
         # What fills up the last multiple: the units that say most of an output by themselves.
         by_themselves = np.max([one.covariance(group.units) for one in layers], axis=0)
-        keep = top(np.where(solution.w > 0, np.inf, by_themselves), count)
-    elif criterion == "magnitude":
-        keep = top(magnitude_scores(model, group), count)
-    else:
-        keep = top(random_scores(group.units, group.name, job.seed), count)
-    readers = {}
-    for layer, rewritten in zip(layers, solution.layers, strict=True):
-        kept = np.isin(layer.unit_of, keep)
-        if rewrite:
-            readers[layer.name] = Weights(*refit(layer.moments, np.flatnonzero(kept)))
-        elif criterion == "entropic":
-            readers[layer.name] = Weights(rewritten.q, rewritten.bias)
-        else:
-            module = layer_of(model, layer.name)
-            weight = columns(module).double().cpu().numpy() * kept
-            bias = np.zeros(len(weight)) if module.bias is None else module.bias.detach().double().cpu().numpy()
-            readers[layer.name] = Weights(weight, bias)
-    return Replacement(keep, readers)
+        return top(np.where(solution.w > 0, np.inf, by_themselves), count)
+    if criterion == "magnitude":
+        return top(magnitude_scores(model, group), count)
+    return top(random_scores(group.units, group.name, job.seed), count)
+
+
+def rewritten(model: nn.Module, layer: Layer, keep: Indices, solved: Rewritten, method: Method) -> Weights:
+    """What a method makes of a layer when only the units `keep` are left for it to read."""
+    kept = np.isin(layer.unit_of, keep)
+    if method.endswith("+refit"):
+        return Weights(*refit(layer.moments, np.flatnonzero(kept)))
+    if method == "entropic":
+        return Weights(solved.q, solved.bias)
+    module = layer_of(model, layer.name)
+    weight = columns(module).double().cpu().numpy() * kept
+    bias = np.zeros(len(weight)) if module.bias is None else module.bias.detach().double().cpu().numpy()
+    return Weights(weight, bias)
+
+
+def _replacement(
+    model: nn.Module, group: Group, layers: Sequence[Layer], job: PruneJob, solution: Solution, method: Method
+) -> Replacement:
+    keep = units_of(model, group, layers, job, solution, method)
+    pairs = zip(layers, solution.layers, strict=True)
+    return Replacement(keep, {one.name: rewritten(model, one, keep, solved, method) for one, solved in pairs})
