@@ -271,14 +271,14 @@ def main() -> None:
         }
         print(json.dumps(asked | told), flush=True)
 
+    for share in in_turn:
+        judged({"in_turn": share}, allocate(sizes, levels, share), "entropic+refit", behind=True)
     for share in SHARES:
         for method in METHODS:
             judged({"remove": share}, allocate(sizes, levels, share), method)
     for eps in STRENGTHS:
         for method in METHODS:
             judged({"eps_w": eps}, dict.fromkeys(solved, eps), method)
-    for share in in_turn:
-        judged({"in_turn": share}, allocate(sizes, levels, share), "entropic+refit", behind=True)
 
 
 if __name__ == "__main__":

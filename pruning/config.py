@@ -59,8 +59,8 @@ class PruneJob(Job):
     mode: Literal["one_pass", "sequential"] = Field(
         "one_pass",
         description="what a layer is measured on: one_pass, what it takes in the dense model, so that images are seen once for all "
-        "strengths; sequential, what it takes behind the layers pruned so far, measured anew for every strength and method "
-        "(with remove units are chosen in one pass, and layers refitted behind those pruned)",
+        "strengths; sequential, layer after layer what it takes behind those pruned before it, measured anew for every strength and method; "
+        "what a residual stream has lost is made up for (with remove units are chosen in one pass, and layers refitted in turn)",
     )
     sweep: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(
         (1e-5, 1e-4, 1e-3),
