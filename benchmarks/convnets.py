@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.algorithms.images import decode
-from pruning.activations import collect_behind, collect_grams
+from pruning.activations import Behind, collect_behind, collect_grams
 from pruning.allocation import Level, Sizes, allocate
 from pruning.config import PruneJob
 from pruning.folding import folded
@@ -249,19 +249,22 @@ def main() -> None:
         levels[group.name] = [Level(eps, len(of[eps].support) / group.units, lost[eps]) for eps in STRENGTHS]
     sizes = Sizes.of(model, groups)
 
-    def measure(cut: nn.Module, names: Sequence[str]) -> dict[str, Gram]:
+    readers = {one.name for group in groups for one in group.readers}
+    order = [name for name in taken_by(model, example) if name in readers]
+
+    def measure(cut: nn.Module, names: Sequence[str]) -> dict[str, Behind]:
         batches = (normalised(part) for part in images)
-        return collect_behind(cut, model, names, batches, positions_per_image=POSITIONS, seed=0)
+        return collect_behind(cut, model, order, names, batches, positions_per_image=POSITIONS, seed=0)
 
     def judged(asked: dict[str, float], strengths: Mapping[str, float], method: Method, behind: bool = False) -> None:
         started = time.perf_counter()
         at = {name: solved[name][eps] for name, eps in strengths.items() if eps > 0.0}  # the others stay whole
         cut = [group for group in groups if group.name in at]
         if behind:
-            chosen = variant_in_turn(model, cut, list(taken_by(model, example)), measure, job, method, at)
+            chosen = variant_in_turn(model, groups, order, measure, job, method, at)
         else:
             chosen = variant(model, cut, grams, job, method, at)
-        pruned, _ = apply(model, cut, chosen.layers, example)
+        pruned, _ = apply(model, groups if behind else cut, chosen.layers, example)
         told = {
             "method": method,
             "removed": round(1 - sum(p.numel() for p in pruned.parameters()) / size, 4),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline.errors import LodesetError
 from pruning.groups import Group, evaluating
 from pruning.moments import Gram, Indices
-from pruning.watching import watched
+from pruning.watching import Call, Event, watched
 
 NO_IMAGES = "no calibration images: pruning needs some to see what the units do"
 
@@ -52,10 +52,7 @@ class Draw:
     seed: int
 
     def rows(self, order: Callable[[nn.Module, Tensor], Tensor], layer: nn.Module, values: Tensor) -> Tensor:
-        """What `order` (`unfolded`, `given`) makes of a layer's input or output, at these positions. A copy.
-
-        An image's positions are unfolded by themselves, so that memory does not grow with the batch.
-        """
+        """What `order` (`unfolded`, `given`) makes of a layer's input or output, at these positions; an image after the other. A copy."""
         rows = []
         # Packed or not, what belongs to an image lies together.
         for number, of_one in enumerate(values.reshape(self.images, -1, *values.shape[1:])):
@@ -107,43 +104,75 @@ def collect_grams(
     return grams
 
 
+@dataclass(frozen=True)
+class Behind:
+    """Moments of what a layer takes in a model that is pruned in part: with what it gives in the dense model, and with what it would have
+    to give there so that the sum which its output goes into is the dense one.
+    """
+
+    dense: Gram
+    needed: Gram
+
+
 def collect_behind(
     cut: nn.Module,
     dense: nn.Module,
+    order: Sequence[str],
     names: Sequence[str],
     batches: Iterable[Tensor],
     *,
     positions_per_image: int | None,
     seed: int,
-) -> dict[str, Gram]:
+) -> dict[str, Behind]:
     """Moments of layers in a copy of the dense model that is pruned in part, by name.
 
-    x is what the layer takes there; y what it would have to give so that the dense model's values follow: what the dense layer gives,
-    and, where its output is added to a residual stream, what the stream has lost before (as He et al. 2017, arXiv:1707.06168, section 3.2, have
-    the last layer of a branch make up for its shortcut).
+    `order`: all layers that are rewritten, one after the other. Where a layer's output is added to a residual stream, and goes nowhere else, what
+    the stream has lost before is what the layer lacks (as He et al. 2017, arXiv:1707.06168, have the last layer of a branch make up for
+    its shortcut). All drawn positions of a batch are held, for the layers asked for.
 
     Raises:
-        LodesetError: there are no images.
+        LodesetError: there are no images, or the two models call a layer a different number of times.
     """
     grams: dict[str, Gram] = {}
     draw = Draw(0, 0, positions_per_image, seed)
-    enough: int | None = None  # the first batch says when a forward pass has shown everything
+    until: Event | None = (
+        None  # the first batch says when a forward pass has shown everything, and which outputs go into sums
+    )
+    lacking: set[tuple[str, int]] = set()
     for images in batches:
+        first = not draw.images
         draw = replace(draw, first=draw.first + draw.images, images=len(images))
         given_at, taken_at = partial(draw.rows, given), partial(draw.rows, unfolded)
-        expected, seen = watched(dense, names, images, given_at, enough=enough)
-        found, _ = watched(cut, names, images, given_at, taken_at, enough)
-        enough = seen
+        expected, last = watched(dense, order, names, images, given_at, None, until)
+        found, _ = watched(cut, order, names, images, given_at, taken_at, until)
         for name in names:
-            for dense_call, call in zip(expected[name], found[name], strict=True):
-                y = dense_call.y
-                if dense_call.added is not None and call.added is not None:
-                    y = y + (dense_call.added - call.added)
-                assert call.x is not None
-                _add(grams, name, call.x, y)
+            if not len(expected[name]) == len(found[name]) > 0:
+                raise LodesetError(
+                    f"{name}: called {len(expected[name])} times in the dense model and {len(found[name])} times in the pruned one for the same "
+                    "images: prune in one pass (mode: one_pass)"
+                )
+            for number, (one, other) in enumerate(zip(expected[name], found[name], strict=True)):
+                if first and one.added is not None and other.added is not None and not (one.shared or other.shared):
+                    lacking.add((name, number))
+                lost = _lost(one, other) if (name, number) in lacking else torch.zeros(1, dtype=torch.float64)
+                assert other.x is not None
+                y = one.y.double()
+                _add(grams, name, other.x, torch.cat([y, y + lost.to(y.device)], dim=1))
+        until = last
     if not draw.images:
         raise LodesetError(NO_IMAGES)
-    return grams
+    half = {name: gram.xy.shape[1] // 2 for name, gram in grams.items()}
+    return {
+        name: Behind(gram.outputs(slice(half[name])), gram.outputs(slice(half[name], None)))
+        for name, gram in grams.items()
+    }
+
+
+def _lost(dense: Call, cut: Call) -> Tensor:
+    """By how much a layer's output would have to grow for the sum to be the dense one, [R, m] in float64; none where its factor is 0."""
+    assert dense.added is not None and cut.added is not None and cut.factor is not None
+    factor = cut.factor.double()
+    return torch.where(factor == 0.0, 0.0, (dense.added.double() - cut.added.double()) / factor)
 
 
 def _add(grams: dict[str, Gram], name: str, x: Tensor, y: Tensor) -> None:

@@ -1,26 +1,28 @@
-"""Layers rewritten in the order of the forward pass, each for what it takes when all before it are what they stay.
+"""Layers refitted in the order of the forward pass, each for what it takes when all before it are what they stay.
 
-A group's units are chosen when the first layer that reads them has its turn; layers that read them later, behind other pruned
-layers, are rewritten in a turn of their own. In the finished model each layer is then the best one for what it really takes.
+A group's units are chosen when the first layer that reads them has its turn; layers that read them later, behind other pruned layers, are
+refitted in a turn of their own, and so are those of groups that stay whole. In the finished model each layer is then the best one for
+what it really takes; where it is called more than once, for what it took before. Methods without refit only choose units in turn.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 from torch import nn
 
 from pipeline.errors import LodesetError
+from pruning.activations import Behind
 from pruning.config import PruneJob
-from pruning.entropic import Solution, path
+from pruning.entropic import Layer, Solution, path
 from pruning.groups import Group
 from pruning.moments import Gram
-from pruning.removal import Replacement, masked
-from pruning.variants import Method, Solutions, Variant, layers_of, rewritten, unexplained, units_of
+from pruning.removal import Replacement, Weights, masked
+from pruning.variants import Method, Solutions, Variant, layers_of, rewritten, units_of
 
-Measure = Callable[
-    [nn.Module, Sequence[str]], Mapping[str, Gram]
-]  # moments of layers, in a model that is pruned in part
-# Of a group whose turn comes, by the moments of all that read it; none where it cannot be solved.
+# Moments of layers of the order, in a model that is pruned in part.
+Measure = Callable[[nn.Module, Sequence[str]], Mapping[str, Behind]]
+# Of a group whose turn comes, by what its readers take and the dense model gives; none: it stays whole.
 Solve = Callable[[Group, Mapping[str, Gram]], Solution | None]
 
 
@@ -29,22 +31,18 @@ def solved_in_turn(
 ) -> tuple[Solutions, dict[str, str]]:
     """Every group at one strength, behind those before it, pruned and refitted; and why groups cannot be solved.
 
-    order: names of layers, as a forward pass calls them.
+    order: the layers that read the groups, as a forward pass calls them. Units are chosen by what the dense layers give.
     """
     solved: Solutions = {}
     refused: dict[str, str] = {}
     at = job.model_copy(update={"sweep": (eps_w,)})
 
-    def solve(group: Group, grams: Mapping[str, Gram]) -> Solution | None:
-        try:
-            solved[group.name] = path(layers_of(group, grams), group.units, at)
-        except LodesetError as error:
-            refused[group.name] = str(error)
-            return None
+    def solve(group: Group, grams: Mapping[str, Gram]) -> Solution:
+        solved[group.name] = path(layers_of(group, grams), group.units, at)
         return solved[group.name][eps_w]
 
-    _turns(model, groups, order, measure, job, "entropic+refit", solve)
-    return solved, refused
+    _turns(model, groups, order, measure, job, "entropic+refit", solve, refused)
+    return {name: by_eps for name, by_eps in solved.items() if name not in refused}, refused
 
 
 def variant_in_turn(
@@ -56,13 +54,13 @@ def variant_in_turn(
     method: Method,
     chosen: Mapping[str, Solution],
 ) -> Variant:
-    """As `variants.variant`, each layer measured behind those before it, as this method prunes them.
+    """As `variants.variant`, each layer measured behind those before it, as this method prunes them; groups that are not `chosen` stay whole.
 
     Raises:
         LodesetError: the moments cannot be used.
     """
-    done, lost = _turns(model, groups, order, measure, job, method, lambda group, _: chosen[group.name])
-    return Variant(method, done, lost, all(chosen[group.name].converged for group in groups))
+    done, lost = _turns(model, groups, order, measure, job, method, lambda group, _: chosen.get(group.name), None)
+    return Variant(method, done, lost, all(one.converged for one in chosen.values()))
 
 
 def _turns(
@@ -73,30 +71,54 @@ def _turns(
     job: PruneJob,
     method: Method,
     solve: Solve,
+    refused: dict[str, str] | None,
 ) -> tuple[dict[str, Replacement], dict[str, float]]:
-    """What becomes of every group that `solve` solves, and the share of the variance that each layer loses in its turn."""
+    """What becomes of every group, and what each layer loses in its turn: the mean square error of the sum that its output goes into, or of
+    the output, over the variance of the dense output. `refused` takes why groups cannot be pruned.
+
+    Raises:
+        LodesetError: a group cannot be, and there is no `refused`.
+    """
     group_of = {reader.name: group for group in groups for reader in group.readers}
     solutions: dict[str, Solution | None] = {}
     done: dict[str, Replacement] = {}
     lost: dict[str, float] = {}
-    for name in (one for one in order if one in group_of):
-        group = group_of[name]
+
+    def turn(name: str, group: Group) -> None:
         readers = [one.name for one in group.readers]
         first = group.name not in solutions
-        if not first and solutions[group.name] is None:
-            continue
-        grams = measure(masked(model, done), readers if first else [name])
+        behind = measure(masked(model, done), readers if first else [name])
         if first:  # units are chosen for all that read them
-            solutions[group.name] = solve(group, grams)
-        solution = solutions[group.name]
-        if solution is None:
-            continue
-        if first:
-            keep = units_of(model, group, layers_of(group, grams), job, solution, method)
+            grams = {one: of.dense for one, of in behind.items()}
+            solution = solutions[group.name] = solve(group, grams)
+            layers = layers_of(group, grams)
+            whole = np.arange(group.units)
+            keep = whole if solution is None else units_of(model, group, layers, job, solution, method)
             done[group.name] = Replacement(keep, {})
-        before, number = done[group.name], readers.index(name)
-        layer = layers_of(replace(group, readers=(group.readers[number],)), grams)[0]
-        new = rewritten(model, layer, before.keep, solution.layers[number], method)
-        done[group.name] = Replacement(before.keep, {**before.readers, name: new})
-        lost |= unexplained([layer], done[group.name])
+        solution, keep = solutions[group.name], done[group.name].keep
+        number = readers.index(name)
+        alone = replace(group, readers=(group.readers[number],))
+        dense, needed = (layers_of(alone, {name: gram})[0] for gram in (behind[name].dense, behind[name].needed))
+        if solution is None and not method.endswith("+refit"):
+            return
+        new = rewritten(model, needed, keep, None if solution is None else solution.layers[number], method)
+        done[group.name] = Replacement(keep, {**done[group.name].readers, name: new})
+        lost[name] = _share_lost(new, dense, needed)
+
+    for name in (one for one in order if one in group_of):
+        group = group_of[name]
+        if refused is not None and group.name in refused:
+            continue
+        try:
+            turn(name, group)
+        except LodesetError as error:
+            if refused is None:
+                raise
+            refused[group.name] = str(error)
+            done.pop(group.name, None)
     return done, lost
+
+
+def _share_lost(new: Weights, dense: Layer, needed: Layer) -> float:
+    wrong = needed.moments.unexplained(new.weight, new.bias) * needed.moments.var_y.sum()
+    return float(wrong / dense.moments.var_y.sum())

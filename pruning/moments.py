@@ -6,7 +6,7 @@ Shapes: T positions, n inputs of the layer (for a convolution: the values under 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,10 @@ class Gram:
             self.sum_y + other.sum_y,
             self.count + other.count,
         )
+
+    def outputs(self, which: slice) -> "Gram":
+        """The sums for some of the outputs."""
+        return replace(self, xy=self.xy[:, which], yy=self.yy[which], sum_y=self.sum_y[which])
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Everything by name, for `numpy.savez` or safetensors."""

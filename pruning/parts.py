@@ -25,7 +25,7 @@ from pipeline.algorithms.sampling import seeded_order
 from pipeline.dag.fingerprint import file_digest
 from pipeline.dag.store import File, Part, Store
 from pipeline.errors import LodesetError
-from pruning.activations import collect_behind, collect_grams
+from pruning.activations import Behind, collect_behind, collect_grams
 from pruning.allocation import Level, Sizes, allocate
 from pruning.config import PruneJob
 from pruning.entropic import Rewritten, Solution
@@ -118,16 +118,23 @@ def _total(store: Store, files: Sequence[File]) -> dict[str, Gram]:
 # -- step 2: solutions
 
 
-def behind(setting: Setting, model: nn.Module, rows: Sequence[int], job: PruneJob) -> Measure:
-    """Measures layers on the calibration images in a copy of the dense model that is pruned in part."""
+def behind(
+    setting: Setting, model: nn.Module, groups: Sequence[Group], rows: Sequence[int], job: PruneJob
+) -> tuple[list[str], Measure]:
+    """The layers that read the groups as a forward pass calls them, and what measures some of them on the calibration images in a copy of
+    the dense model that is pruned in part.
+    """
     pixels = setting.pixels(open_index(setting.index), rows)
+    readers = {one.name for group in groups for one in group.readers}
+    order = [name for name in taken_by(model, setting.example()) if name in readers]
 
-    def measure(cut: nn.Module, names: Sequence[str]) -> dict[str, Gram]:
+    def measure(cut: nn.Module, names: Sequence[str]) -> dict[str, Behind]:
+        batches = batched(pixels)
         return collect_behind(
-            cut, model, names, batched(pixels), positions_per_image=job.positions_per_image, seed=job.seed
+            cut, model, order, names, batches, positions_per_image=job.positions_per_image, seed=job.seed
         )
 
-    return measure
+    return order, measure
 
 
 def solver(
@@ -137,7 +144,6 @@ def solver(
     store = setting.store
     if job.solved_in_turn:
         model = setting.model()
-        measure, order = behind(setting, model, rows, job), list(taken_by(model, setting.example()))
     else:
         torch.set_num_threads(1)
         grams = _total(store, files)
@@ -151,6 +157,7 @@ def solver(
         if eps_w is None:
             solved, paths, refused = solved_at_once(groups, grams, job)
         else:
+            order, measure = behind(setting, model, groups, rows, job)
             solved, refused = solved_in_turn(model, groups, order, measure, job, eps_w)
             paths = {name: {eps_w: by_eps[eps_w].w} for name, by_eps in solved.items()}
         arrays: dict[str, Any] = {f"{name}/refused": np.asarray(reason) for name, reason in refused.items()}
@@ -293,7 +300,7 @@ def pruner(
 ) -> Callable[[tuple[str, Point, Method]], Part]:
     store, dense, example = setting.store, setting.model(), setting.example()
     if job.mode == "sequential":
-        measure, order = behind(setting, dense, rows, job), list(taken_by(dense, example))
+        order, measure = behind(setting, dense, groups, rows, job)
     else:
         grams = _total(store, moments)
     pixels = setting.pixels(open_index(setting.index), compared)
@@ -307,7 +314,7 @@ def pruner(
         solved = solutions(store, solved_in, {name: eps for name, eps in point.strengths.items() if eps > 0.0})
         cut = [group for group in of if group.name in solved]
         if job.mode == "sequential":
-            chosen = variant_in_turn(dense, cut, order, measure, job, method, solved)
+            chosen = variant_in_turn(dense, of, order, measure, job, method, solved)
         else:
             chosen = variant(dense, cut, grams, job, method, solved)
         pruned, difference = apply(dense, of, chosen.layers, compared_on)

@@ -85,7 +85,7 @@ def sweep(work: Workplace, job: PruneJob, number: int) -> Done:
         (key, (key, point, method), 1)
         for point in points(job, model, groups, found)
         for method in METHODS
-        if (key := digest(VARIANT, VERSION, solve, job.swept, point.at, method, told(setting)))
+        if (key := digest(VARIANT, VERSION, solve, job.mode, job.swept, point.at, method, told(setting)))
     ]
     make = functools.partial(pruner, setting, groups, files, solved_in, rows, compared, job, number)
     done, new_done = made(context, VARIANT, variants, functools.partial(share, make), unit="variants")

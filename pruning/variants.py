@@ -32,9 +32,9 @@ class Variant:
 
     method: Method
     layers: dict[str, Replacement]  # by group
-    unexplained: dict[
-        str, float
-    ]  # share of the output variance lost on the calibration positions, by layer that reads units
+    # By layer that reads units: mean square error on the calibration positions over the dense output's variance; in turn, of the sum that
+    # the output goes into.
+    unexplained: dict[str, float]
     converged: bool  # whether every group's solve settled within max_iterations
 
 
@@ -79,8 +79,7 @@ def solved_at_once(
     return solved, paths, refused
 
 
-def unexplained(layers: Sequence[Layer], new: Replacement) -> dict[str, float]:
-    """Share of the variance that rewritten layers lose on the calibration positions, by name."""
+def _unexplained(layers: Sequence[Layer], new: Replacement) -> dict[str, float]:
     of = new.readers
     return {one.name: one.moments.unexplained(of[one.name].weight, of[one.name].bias) for one in layers}
 
@@ -104,7 +103,7 @@ def variant(
         layers = layers_of(group, grams)
         new = _replacement(model, group, layers, job, chosen[group.name], method)
         replacements[group.name] = new
-        lost |= unexplained(layers, new)
+        lost |= _unexplained(layers, new)
     return Variant(method, replacements, lost, all(chosen[group.name].converged for group in groups))
 
 
@@ -146,12 +145,12 @@ def units_of(
     return top(random_scores(group.units, group.name, job.seed), count)
 
 
-def rewritten(model: nn.Module, layer: Layer, keep: Indices, solved: Rewritten, method: Method) -> Weights:
-    """What a method makes of a layer when only the units `keep` are left for it to read."""
+def rewritten(model: nn.Module, layer: Layer, keep: Indices, solved: Rewritten | None, method: Method) -> Weights:
+    """What a method makes of a layer when only the units `keep` are left for it to read; `solved` is the penalised problem's."""
     kept = np.isin(layer.unit_of, keep)
     if method.endswith("+refit"):
         return Weights(*refit(layer.moments, np.flatnonzero(kept)))
-    if method == "entropic":
+    if method == "entropic" and solved is not None:
         return Weights(solved.q, solved.bias)
     module = layer_of(model, layer.name)
     weight = columns(module).double().cpu().numpy() * kept

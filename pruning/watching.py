@@ -3,7 +3,7 @@
 Shapes: R rows, the drawn positions of all images of a batch; c columns of a layer, m outputs.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,129 +15,168 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from pruning.groups import evaluating
 
 ADDS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
-SCALES = {"mul", "mul_", "__mul__", "__imul__", "__rmul__"}
+PRODUCTS = {"mul", "mul_", "__mul__", "__imul__", "__rmul__"}
+QUOTIENTS = {"div", "div_", "true_divide", "__truediv__", "__itruediv__"}
+CONSTANT = -1  # stamp of what does not depend on the images; theirs is 0
 
 Rows = Callable[[nn.Module, Tensor], Tensor]  # what a layer takes or gives, at the drawn positions: [R, c] or [R, m]
+Event = tuple[str, int, str]  # of a layer: the number of the call, and what was seen of it
 
 
 @dataclass
 class Call:
-    """One call of a layer: what it took, what it gave, and what its output was added to, in the output's own scale."""
+    """One call of a layer: what it took and gave, and the sum `factor` * y + `added` that this went into."""
 
     x: Tensor | None  # [R, c], where asked for
     y: Tensor  # [R, m]
     added: Tensor | None = None  # [R, m]
+    factor: Tensor | None = None  # [R, m]
+    shared: bool = False  # whether something else takes the output too
 
 
-class _SeenEnough(Exception):
-    """Ends a forward pass whose rest nobody needs."""
+class _SeenEnough(BaseException):
+    """Ends a forward pass whose rest nobody needs; no `except Exception` of a model's keeps it."""
 
 
 @dataclass
 class _Output:
-    """A tensor that is the output of a call times `scale`, as long as nothing has been written into it."""
+    """A tensor that is `scale` times what a layer gave, but for constants added, as long as nothing has been written into it."""
 
-    call: Call
     layer: nn.Module
+    name: str
+    number: int
+    call: Call
+    rank: int
     scale: Tensor | float
-    made: int  # when the layer gave it
     version: int
 
 
 class _Watch(TorchFunctionMode):
     """Follows the outputs of layers to the sums that they go into.
 
-    Only what had been computed before a layer was called counts as what its output is added to: of two branches the later one. Factors
-    (numbers, and parameters such as LayerScale's) and dropout are followed, everything else ends an output.
+    Every tensor has a stamp: the last layer of `order` that it depends on. What is added to a layer's output counts if it depends on
+    earlier layers alone: of two branches, the later one makes up for the earlier one. Constants as factors or addends are followed
+    (LayerScale), everything else ends an output.
     """
 
-    def __init__(self, given: Rows, enough: int | None) -> None:
+    def __init__(self, order: Sequence[str], given: Rows, until: Event | None) -> None:
         super().__init__()
-        self.given, self.enough, self.events, self.clock = given, enough, 0, 0
-        self.made, self.outputs = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+        self.rank = {name: number for number, name in enumerate(order, start=1)}
+        self.given, self.until = given, until
+        self.last: Event | None = None
+        self.stamps, self.outputs = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
 
-    def called(self, layer: nn.Module, call: Call, y: Tensor) -> None:
-        self.outputs[y] = _Output(call, layer, 1.0, self.made.get(y, self.clock), y._version)
-        self._counted()
+    def gave(self, name: str, y: Tensor) -> None:
+        self.stamps[y] = max(self.rank[name], self._stamp(y))
+
+    def called(self, layer: nn.Module, name: str, number: int, call: Call, y: Tensor) -> None:
+        self.outputs[y] = _Output(layer, name, number, call, self.rank[name], 1.0, y._version)
+        self._seen((name, number, "given"))
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        followed = self._followed(name, args, kwargs)
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "").partition(".")[0]
+        taken = list(_tensors((args, tuple(kwargs.values()))))
+        stamp = max(map(self._stamp, taken), default=CONSTANT)
+        of = [(one, output) for one in taken if (output := self._output(one)) is not None]
+        used, followed = self._used(name, args, kwargs) if of else (None, None)
         out = func(*args, **kwargs)
-        self.clock += 1
-        for one in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(one, Tensor):
-                self.made[one] = self.clock
-        if followed is not None:
-            of, scale = followed
-            self.outputs[out] = _Output(of.call, of.layer, of.scale * scale, of.made, out._version)
+        made = list(_tensors((out,)))
+        for one in (*made, *taken[: name == "__setitem__"]):
+            self.stamps[one] = max(stamp, self._stamp(one))
+        for one, output in of:
+            if made and one is not used and not any(one is new for new in made):
+                output.call.shared = True
+        if followed is not None and isinstance(out, Tensor) and used is not None and out.shape == used.shape:
+            self.outputs[out] = _Output(**{**vars(followed), "version": out._version})
         return out
 
-    def _followed(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[_Output, Tensor | float] | None:
-        """Notes a sum; of a product, or of dropout, the output that it scales, and by what."""
-        if name == "dropout":
-            of = self._output(args[0])
-            return None if of is None else (of, 1.0)
-        if len(args) != 2 or kwargs:
-            return None
-        for one, other in (args, args[::-1]):
+    def _used(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor | None, _Output | None]:
+        """The output that goes into a sum, which is noted, or is scaled or shifted: then also what comes of it."""
+        if len(args) != 2 or kwargs.keys() - {"alpha"}:
+            return None, None
+        alpha = kwargs.get("alpha", 1)
+        for first, (one, other) in ((True, args), (False, args[::-1])):
             of = self._output(one)
             if of is None:
                 continue
-            if name in SCALES and isinstance(other, nn.Parameter | int | float):
-                return of, other if isinstance(other, int | float) else other.detach()
-            if name in ADDS and isinstance(other, Tensor) and other.shape == one.shape:
-                self._added(of, other)
-        return None
+            constant = isinstance(other, int | float) or (isinstance(other, Tensor) and self._stamp(other) == CONSTANT)
+            if constant and name in PRODUCTS:
+                return one, _Output(**{**vars(of), "scale": of.scale * other})
+            if constant and first and name in QUOTIENTS:
+                return one, _Output(**{**vars(of), "scale": of.scale / other})
+            scale = of.scale if first else of.scale * alpha
+            if constant and name in ADDS:
+                return one, _Output(**{**vars(of), "scale": scale})
+            if name in ADDS and isinstance(other, Tensor) and other.shape == one.shape and self._stamp(other) < of.rank:
+                if of.call.added is None:
+                    factor = torch.as_tensor(scale, dtype=other.dtype, device=other.device).expand(other.shape)
+                    of.call.added = self.given(of.layer, other * alpha if first else other)
+                    of.call.factor = self.given(of.layer, factor)
+                    self._seen((of.name, of.number, "added"))
+                return one, None
+        return None, None
+
+    def _stamp(self, one: Tensor) -> int:
+        return int(self.stamps.get(one, CONSTANT))
 
     def _output(self, one: Any) -> _Output | None:
         of = self.outputs.get(one) if isinstance(one, Tensor) else None
         return of if of is not None and of.version == one._version else None
 
-    def _added(self, of: _Output, other: Tensor) -> None:
-        if of.call.added is None and self.made.get(other, 0) < of.made:
-            of.call.added = self.given(of.layer, torch.nan_to_num(other / of.scale, posinf=0.0, neginf=0.0))
-            self._counted()
-
-    def _counted(self) -> None:
-        self.events += 1
-        if self.events == self.enough:
+    def _seen(self, event: Event) -> None:
+        self.last = event
+        if event == self.until:
             raise _SeenEnough
+
+
+def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+    for one in values:
+        if isinstance(one, Tensor):
+            yield one
+        elif isinstance(one, tuple | list):
+            yield from _tensors(one)
 
 
 def watched(
     model: nn.Module,
-    names: Iterable[str],
+    order: Sequence[str],
+    names: Sequence[str],
     images: Tensor,
     given: Rows,
     taken: Rows | None = None,
-    enough: int | None = None,
-) -> tuple[dict[str, list[Call]], int]:
-    """The calls of some layers, in evaluation mode, and how many things there were to see; having seen `enough` of them it stops."""
+    until: Event | None = None,
+) -> tuple[dict[str, list[Call]], Event | None]:
+    """The calls of some layers of `order`, in evaluation mode, and the last thing that there was to see of them: given `until`, the forward
+    pass stops there.
+    """
     calls: dict[str, list[Call]] = {name: [] for name in names}
-    watch = _Watch(given, enough)
+    watch = _Watch(order, given, until)
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]:
         def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
-            x = args[0] if args else kwargs["input"]
-            # Rows are copies: what follows may write into a layer's output.
-            call = Call(None if taken is None else taken(layer, x), given(layer, y))
-            calls[name].append(call)
-            watch.called(layer, call, y)
+            watch.gave(name, y)
+            if name in calls:
+                x = args[0] if args else kwargs["input"]
+                # Rows are copies: what follows may write into a layer's output.
+                call = Call(None if taken is None else taken(layer, x), given(layer, y))
+                calls[name].append(call)
+                watch.called(layer, name, len(calls[name]), call, y)
 
         return note
 
-    handles = [model.get_submodule(name).register_forward_hook(hook(name), with_kwargs=True) for name in calls]
+    handles = []
     try:
+        for name in order:
+            handles.append(model.get_submodule(name).register_forward_hook(hook(name), with_kwargs=True))
         with evaluating(model), watch:
+            watch.stamps[images] = 0
             model(images)
     except _SeenEnough:
         pass
     finally:
         for handle in handles:
             handle.remove()
-    return calls, watch.events
+    return calls, watch.last

@@ -102,6 +102,12 @@ def test_shares_of_the_parameters_to_remove(folder: Path, mode: str) -> None:
     before = solved()
     assert [one["remove"] for one in pruned(folder, job.model_copy(update={"remove": (0.5,)}))["variants"]] == [0.5] * 6
     assert solved() == before and len(before) == 3
+    other = pruned(folder, job.model_copy(update={"mode": "one_pass" if mode == "sequential" else "sequential"}))
+    assert solved() == before  # units are chosen in one pass either way, layers rewritten in another
+    for one, in_turn in zip(told["variants"], other["variants"], strict=True):
+        assert one["units"] == in_turn["units"]
+        if one["method"].endswith("+refit"):
+            assert one["unexplained"] != in_turn["unexplained"]
     with pytest.raises(LodesetError, match=r"remove 0\.99: at the strongest penalty of sweep, 0\.1638"):
         pruned(folder, job.model_copy(update={"remove": (0.99,)}))
 
