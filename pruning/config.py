@@ -18,19 +18,28 @@ class Job(Strict):
 
 
 class RecoverConfig(Strict):
-    """Training after pruning, by the run that trained the dense model: one for each strength and each way of choosing units.
+    """Training after pruning: one for each strength and each way of choosing units.
 
-    Settings are those of that run but for what is given here, and for `mix`: every image is shown once an epoch.
+    Of what a run trained: by that run, with its settings but for what is given here, and without `mix`: every image is shown once an epoch. Of
+    a model alone: by the outputs of the dense one.
     """
 
     how: Literal["distill", "finetune"] = Field(
         "distill",
-        description="distill: the dense model stays as it is and teaches (DINO and iBOT terms, on all patches); finetune: the run goes on "
-        "with the pruned model as student and teacher",
+        description="distill: the dense model stays as it is and teaches (a run's: DINO and iBOT terms, on all patches; a model alone: what it "
+        "returns first, mean square difference over its variance); finetune: the run goes on with the pruned model as student and teacher",
     )
     steps: int = Field(ge=1, description="optimiser steps; all schedules are compressed into them")
-    batch: int | None = Field(None, ge=2, description="images a step, over all workers; none: as the dense model's run")
+    batch: int | None = Field(
+        None,
+        ge=2,
+        description="images a step, over all workers; none: as the dense model's run; 64 where it is a model alone",
+    )
     base_lr: Positive = Field(1e-4, description="learning rate at batch 1024; used: base_lr * sqrt(batch / 1024)")
+    crops: CropsConfig | None = Field(
+        None,
+        description="of a model alone: augmentation of the two views of each image [default: DINOv2's global crops]",
+    )
     sweep: tuple[float, ...] | None = Field(
         None,
         min_length=1,
@@ -44,6 +53,8 @@ def run_of(dense: TrainingConfig, recover: RecoverConfig) -> TrainingConfig:
     Raises:
         ValueError: it does not fit the dense model's run.
     """
+    if recover.crops is not None:
+        raise ValueError("crops are those of the dense model's run: remove `crops`")
     return recovering(dense, recover.steps, recover.batch, recover.base_lr, recover.how == "distill")
 
 

@@ -1,6 +1,7 @@
-"""What pruning and refit left, trained again through `training`: by distillation from the dense model, or on with its own run.
+"""What pruning and refit left, trained again: through `training`, by distillation from the dense model, or on with its own run; or, where the
+dense model is no run's, by its outputs (`pruning/distil.py`).
 
-Each model is one run of all of the budget's workers, with checkpoints of its own: one that was stopped goes on. The three refitted
+Each model of a run is one run of all of the budget's workers, with checkpoints of its own: one that was stopped goes on. The three refitted
 ways of choosing units are recovered alike, so that the choice still stands beside its baselines.
 """
 
@@ -22,6 +23,7 @@ from pipeline.engines.ray import job as ray_job
 from pipeline.errors import LodesetError
 from pipeline.stages.parts import made
 from pruning.config import PruneJob, RecoverConfig, run_of
+from pruning.distil import TRAINED, distiller
 from pruning.judging import seen
 from pruning.parts import agreement, publish
 from pruning.saving import load_model
@@ -36,23 +38,25 @@ from training.metrics import FILE as METRICS
 from training.narrow import ARCHITECTURE
 from training.origin import Origin
 
-TRAINED, JUDGED = "prune_recovered", "prune_recovered_rows"
+JUDGED = "prune_recovered_rows"
 METHODS: tuple[Method, ...] = ("entropic+refit", "magnitude+refit", "random+refit")
 HOW = {"distill": "distilled", "finetune": "fine-tuned"}
 
 Row = Mapping[str, Any]
 
 
-def run_to_recover_by(setting: Setting, recover: RecoverConfig) -> tuple[Origin, TrainingConfig]:
-    """The dense model's last checkpoint, and the configuration to go on with.
+def run_to_recover_by(setting: Setting, recover: RecoverConfig) -> tuple[Origin, TrainingConfig] | None:
+    """The dense model's last checkpoint, and the configuration to go on with; none where it is a model alone, whose outputs teach.
 
     Raises:
-        LodesetError: it is not of a run, or of one that `recover` does not fit.
+        LodesetError: it is not of a run, or of one, that `recover` does not fit.
     """
     if setting.trained is None or setting.trained.of is None:
+        if recover.how == "distill":
+            return None
         raise LodesetError(
-            "recover goes on with the networks of a run and their heads, and this is a model alone: give the folder of a run, with its "
-            "last checkpoint, or remove `recover`"
+            "recover: finetune goes on with the networks of a run and their heads, and this is a model alone: give the folder of a run, with its "
+            "last checkpoint, or use `how: distill`"
         )
     try:
         return setting.trained, run_of(setting.trained.of, recover)
@@ -70,20 +74,27 @@ def recovered(
     """
     if job.recover is None:
         return [], [], 0
-    origin, config = run_to_recover_by(work.setting, job.recover)
-    basis = digest(TRAINED, VERSION, *work.basis, origin.digest, identity_of(config), job.recover.how)
+    run = run_to_recover_by(work.setting, job.recover)
+    if run is None:
+        asked: list[Any] = [job.recover.model_dump(exclude={"sweep"}), job.seed, work.setting.crops.model_dump()]
+    else:
+        asked = [run[0].digest, identity_of(run[1]), job.recover.how]
+    basis = digest(TRAINED, VERSION, *work.basis, *asked)
     wanted = [(part, row) for part, row in variants if row["method"] in METHODS and row[job.swept] in job.recovered]
-    # What a run starts from is told by its bytes: on what models are judged does not matter.
-    keys = [digest(basis, *(part.files[name].sha256 for name in (WEIGHTS, ARCHITECTURE))) for part, _ in wanted]
-    runs = [(key, (key, row), 1) for key, (_, row) in zip(keys, wanted, strict=True)]
-    in_turn = functools.partial(_trained, work, job.recover, config, origin, number)
-    trained, new = made(work.context, TRAINED, runs, in_turn, unit="trainings")
+    # What a training starts from is told by its bytes: on what models are judged does not matter.
+    keys = [digest(basis, *sorted(f.sha256 for name, f in part.files.items() if name != "row")) for part, _ in wanted]
+    items = [(key, (key, row), 1) for key, (_, row) in zip(keys, wanted, strict=True)]
+    if run is None:
+        make = functools.partial(work.share, functools.partial(distiller, work.setting, job.recover, job.seed, number))
+    else:
+        make = functools.partial(_trained, work, job.recover, run[1], run[0], number)
+    trained, new = made(work.context, TRAINED, items, make, unit="trainings")
     for key in keys:  # what they left is published, and nothing goes on from their checkpoints
         shutil.rmtree(_folder(work, key), ignore_errors=True)
     rows = [
-        (key, (key, run, row), 1)
-        for run, (variant, row) in zip(trained, wanted, strict=True)
-        if (key := digest(JUDGED, run.key, variant.key, told(work.setting), compared))
+        (key, (key, left, row), 1)
+        for left, (variant, row) in zip(trained, wanted, strict=True)
+        if (key := digest(JUDGED, left.key, variant.key, told(work.setting), compared))
     ]
     judge = functools.partial(judged, work.setting, compared)
     parts, new_rows = made(work.context, JUDGED, rows, functools.partial(work.share, judge), unit="variants")

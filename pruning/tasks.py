@@ -110,6 +110,20 @@ class Dino(Task):
                 buffer.copy_(new)
 
 
+class Outputs(Task):
+    """The features that another network gives, which stays as it is: the mean square difference over their variance in the batch."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        super().__init__()
+        self.teacher = copy.deepcopy(teacher).requires_grad_(False).eval()
+
+    def forward(self, features: Features, views: Tensor, codes: Tensor, rng: torch.Generator, share: float) -> Tensor:
+        pixels = views.flatten(0, 1)
+        with torch.no_grad():
+            expected = features_of(self.teacher, pixels)
+        return (features(pixels) - expected).square().mean() / expected.var(dim=0, correction=0).mean()
+
+
 class Swav(Task):
     """Each view predicts to which prototypes the other is assigned (Caron et al. 2020, arXiv:2006.09882).
 

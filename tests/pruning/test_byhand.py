@@ -112,6 +112,26 @@ def test_shares_of_the_parameters_to_remove(folder: Path, mode: str) -> None:
         pruned(folder, job.model_copy(update={"remove": (0.99,)}))
 
 
+def test_a_model_alone_learns_what_the_dense_one_gives(folder: Path) -> None:
+    """Of any kind, without labels, and from the weights that refit left."""
+    recover = {"steps": 60, "base_lr": 1e-2, "crops": {"global_scale": [0.5, 1.0], "blur": [0, 0, 0], "solarise": 0}}
+    job = PruneJob.model_validate(
+        {"remove": [0.4, 0.6], "calibration_images": 40, "recover": recover | {"sweep": [0.6]}}
+    )
+    told = pruned(folder, job)
+    by_method = {one["method"]: one for one in told["variants"] if one["remove"] == 0.6}
+    assert len(told["variants"]) == 6 + 6 + 3 and len(by_method) == 6 + 3
+    for method in ("entropic+refit", "magnitude+refit", "random+refit"):
+        before, after = by_method[method], by_method[f"{method}, distilled"]
+        assert after["agreement"] > before["agreement"]
+        assert (after["parameters"], after["units"]) == (before["parameters"], before["units"])
+        assert after["steps"] == 60 and 0 < after["losses"]["outputs"] < 1 and after["images_seen"] <= 60 * 64
+        left, learned = (load_model(folder / "out" / one["model"]).state_dict() for one in (before, after))
+        assert {n: t.shape for n, t in left.items()} == {n: t.shape for n, t in learned.items()}
+        assert any(not torch.equal(left[n], learned[n]) for n in left)
+    assert pruned(folder, job)["variants"] == told["variants"]
+
+
 def test_calibration_images_are_split_into_few_parts_that_fit_in_memory() -> None:
     sizes = {images: images_per_part(images) for images in (1, 64, 512, 1_024, 10_000, 100_000)}
     assert all(64 <= size <= 1_024 for size in sizes.values())

@@ -203,6 +203,8 @@ def test_what_a_run_cannot_go_on_with() -> None:
         run = run_of(finishing(with_both), RecoverConfig.model_validate({"how": how, "steps": 2}))
         assert run.crops.global_size == 32 and run.finish is None and run.distill is None
     assert run_of(distilling(with_both), RecoverConfig(steps=2)).model.dim == 8
+    with pytest.raises(ValueError, match="crops are those of the dense model's run"):
+        run_of(CONFIG, RecoverConfig(steps=2, crops=CONFIG.crops))
     with pytest.raises(ValueError, match="use `how: distill`"):
         run_of(distilling(with_both), RecoverConfig(how="finetune", steps=2))
 
@@ -249,4 +251,6 @@ def test_by_hand_on_the_folder_of_a_run(world: World, tmp_path: Path) -> None:
     shutil.rmtree(run / "step-0000002")
     assert finished(run) is None
     with pytest.raises(LodesetError, match="give the folder of a run"):
-        prune(run, world.shards, tmp_path / "other", job("distill"), None, None, 1, None)
+        prune(run, world.shards, tmp_path / "other", job("finetune"), None, None, 1, None)
+    alone = prune(run, world.shards, tmp_path / "other", job("distill", sweep=[EPS]), None, None, 1, None)
+    assert [set(v["losses"]) for v in alone["variants"] if "how" in v] == [{"outputs"}] * 3 and len(world.runs) == 3
