@@ -1,13 +1,14 @@
 """ResNet18 and VGG-16 on CIFAR-10: what pruning without fine-tuning and without labels costs.
 
-    python benchmarks/convnets.py resnet18|vgg16 TRAIN.parquet TEST.parquet FOLDER [EPOCHS [IN_TURN]]
+    python benchmarks/convnets.py resnet18|vgg16 TRAIN.parquet TEST.parquet FOLDER [EPOCHS [IN_TURN [STEPS]]]
 
 TRAIN and TEST have `image` and `label`. The network is trained on all of TRAIN for EPOCHS: a number, or numbers of epochs with the pixels of a
 side, `12@16,6@24,5@32` (small images first, which take a quarter of the time; VGG-16 needs 32). It is trained in bf16, on as many threads as
 OMP_NUM_THREADS allows, and a run that was stopped goes on from its last epoch. Then moments are measured once on 4,000 of these images,
 without labels, and every strength of the sweep is judged on TEST, and every share of the parameters to remove, with a strength for each group.
-Every method keeps as many units in every group. At the shares IN_TURN (`0.89,0.9`) layers are also rewritten behind the layers pruned before
-them. The dense accuracy that so many epochs reach is told beside what is lost. What was measured and solved is kept in FOLDER.
+Every method keeps as many units in every group. At the shares IN_TURN (`0.89,0.9`) layers are also refitted behind the layers pruned before
+them, and then, for STEPS steps, the pruned network learns what the dense one gives for images of TRAIN, without labels. The dense accuracy
+that so many epochs reach is told beside what is lost. What was measured and solved is kept in FOLDER.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +36,16 @@ from pruning.folding import folded
 from pruning.groups import Group, find_groups, taken_by
 from pruning.in_turn import variant_in_turn
 from pruning.judging import output_change
+from pruning.learning import Recipe, train
+from pruning.masks import everything
 from pruning.moments import Gram
 from pruning.removal import apply
+from pruning.tasks import Outputs
 from pruning.variants import METHODS, Method, Solutions, lost_alone, solved_at_once, variant
 
 BATCH, LR, MOMENTUM, DECAY, SMOOTHING, PAD = 128, 0.1, 0.9, 5e-4, 0.1, 4
 CALIBRATION, POSITIONS, PROBED = 4_000, 16, 256
+DISTIL_LR = 3e-4
 STRENGTHS = tuple(float(eps) for eps in np.geomspace(1e-3, 1e-1, 8))
 SHARES = (0.5, 0.7, 0.8, 0.85, 0.89, 0.9, 0.92, 0.95)
 MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
@@ -196,8 +202,21 @@ def changed(model: nn.Module, images: Tensor) -> Callable[[nn.Module], float]:
     return change
 
 
+@dataclass(frozen=True)
+class Shifted:
+    """Batches to distil on: two views of each image, shifted and mirrored as those that the network was trained on."""
+
+    x: Tensor
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        rng = torch.Generator().manual_seed(step)
+        rows = torch.randint(len(self.x), (BATCH // 2,), generator=rng)
+        views = torch.stack([normalised(moved(self.x[rows], rng)) for _ in range(2)])
+        return views, torch.full((len(rows),), -1)
+
+
 def measured_and_solved(
-    model: nn.Module, groups: list[Group], images: list[Tensor], job: PruneJob, folder: Path
+    model: nn.Module, groups: Sequence[Group], images: list[Tensor], job: PruneJob, folder: Path
 ) -> tuple[dict[str, Gram], Solutions]:
     """The moments, and every group's solutions that could be found, at every strength."""
     started = time.perf_counter()
@@ -220,12 +239,13 @@ def measured_and_solved(
 
 
 def main() -> None:
-    name, train, test, folder = sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4])
+    name, train_set, test_set, folder = sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4])
     epochs = sys.argv[5] if len(sys.argv) > 5 else "12"
     in_turn = [float(share) for share in sys.argv[6].split(",")] if len(sys.argv) > 6 else []
+    steps = int(sys.argv[7]) if len(sys.argv) > 7 else 0
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    (x, y), (x_test, y_test) = labelled(train), labelled(test)
+    (x, y), (x_test, y_test) = labelled(train_set), labelled(test_set)
     network = trained(NETWORKS[name](), x, y, folder, sides_of(epochs))
     example = normalised(x[:2])
     model = folded(network, example)
@@ -273,6 +293,15 @@ def main() -> None:
             "seconds": round(time.perf_counter() - started, 1),
         }
         print(json.dumps(asked | told), flush=True)
+        if behind and steps:
+            started = time.perf_counter()
+            recipe = Recipe(steps, DISTIL_LR, 0.0, 0.1, 0)
+            loss = train(
+                pruned.requires_grad_(True), Outputs(model), everything(pruned), Shifted(x), recipe, range(steps)
+            )
+            lost, seconds = 100 * (dense - accuracy(pruned, x_test, y_test)), time.perf_counter() - started
+            told = {"distilled": steps, "loss": round(loss, 4), "lost": round(lost, 2), "seconds": round(seconds, 1)}
+            print(json.dumps(asked | told), flush=True)
 
     for share in in_turn:
         judged({"in_turn": share}, allocate(sizes, levels, share), "entropic+refit", behind=True)

@@ -30,6 +30,12 @@ class Images(Protocol):
     def read(self, rows: Sequence[int]) -> list[bytes | None]: ...
 
 
+class Batches(Protocol):
+    """What networks learn from: normalised views [2, b, 3, S, S] and classes [b] of every step; `Examples` are."""
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]: ...
+
+
 @dataclass(frozen=True)
 class Gallery:
     """The labelled images of a target set, encoded, in memory (tens of thousands: evaluation goes through all of them too)."""

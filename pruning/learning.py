@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import LodesetError
-from pruning.examples import Examples
+from pruning.examples import Batches
 from pruning.masks import Masks, cut, maskable
 from pruning.tasks import Features, Task, features_of
 from training.order import generator
@@ -39,7 +39,7 @@ class Recipe:
 def descend(
     task: Task,
     features: Features,
-    examples: Examples,
+    examples: Batches,
     optimiser: torch.optim.Optimizer,
     recipe: Recipe,
     steps: range,
@@ -76,7 +76,7 @@ def descend(
     return sum(losses) / max(1, len(losses))
 
 
-def train(network: nn.Module, task: Task, masks: Masks, examples: Examples, recipe: Recipe, steps: range) -> float:
+def train(network: nn.Module, task: Task, masks: Masks, examples: Batches, recipe: Recipe, steps: range) -> float:
     """Trains the weights that the masks keep, and all that is never masked, by AdamW; the others are 0 from before the first step on.
 
     Raises:
