@@ -32,15 +32,14 @@ from pipeline.algorithms.images import decode
 from pruning.activations import Behind, collect_behind, collect_grams
 from pruning.allocation import Level, Sizes, allocate
 from pruning.config import PruneJob
+from pruning.distil import towards
 from pruning.folding import folded
 from pruning.groups import Group, find_groups, taken_by
 from pruning.in_turn import variant_in_turn
 from pruning.judging import output_change
-from pruning.learning import Recipe, train
-from pruning.masks import everything
+from pruning.learning import Recipe
 from pruning.moments import Gram
 from pruning.removal import apply
-from pruning.tasks import Outputs
 from pruning.variants import METHODS, Method, Solutions, lost_alone, solved_at_once, variant
 
 BATCH, LR, MOMENTUM, DECAY, SMOOTHING, PAD = 128, 0.1, 0.9, 5e-4, 0.1, 4
@@ -296,9 +295,7 @@ def main() -> None:
         if behind and steps:
             started = time.perf_counter()
             recipe = Recipe(steps, DISTIL_LR, 0.0, 0.1, 0)
-            loss = train(
-                pruned.requires_grad_(True), Outputs(model), everything(pruned), Shifted(x), recipe, range(steps)
-            )
+            loss = towards(model, pruned, Shifted(x), recipe)
             lost, seconds = 100 * (dense - accuracy(pruned, x_test, y_test)), time.perf_counter() - started
             told = {"distilled": steps, "loss": round(loss, 4), "lost": round(lost, 2), "seconds": round(seconds, 1)}
             print(json.dumps(asked | told), flush=True)

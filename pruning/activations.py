@@ -154,6 +154,10 @@ def collect_behind(
             for number, (one, other) in enumerate(zip(expected[name], found[name], strict=True)):
                 if first and one.added is not None and other.added is not None and not (one.shared or other.shared):
                     lacking.add((name, number))
+                if (name, number) in lacking and (one.added is None or other.added is None):
+                    raise LodesetError(
+                        f"{name}: what its output is added to depends on the images: prune in one pass (mode: one_pass)"
+                    )
                 lost = _lost(one, other) if (name, number) in lacking else torch.zeros(1, dtype=torch.float64)
                 assert other.x is not None
                 y = one.y.double()

@@ -38,7 +38,8 @@ class RecoverConfig(Strict):
     base_lr: Positive = Field(1e-4, description="learning rate at batch 1024; used: base_lr * sqrt(batch / 1024)")
     crops: CropsConfig | None = Field(
         None,
-        description="of a model alone: augmentation of the two views of each image [default: DINOv2's global crops]",
+        description="of a model alone: augmentation of the two views of each image [default: DINOv2's global crops]; their size is the "
+        "model's, local crops are not taken",
     )
     sweep: tuple[float, ...] | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""What pruning and refit left of a model of any kind, trained again until it gives what the dense model gives: without labels, and without
+"""What pruning and refit left of a model of any kind, trained again towards what the dense model returns first: without labels, and without
 the heads of a run.
 """
 
@@ -9,60 +9,104 @@ import json
 import math
 import posixpath
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
 from pipeline.dag.store import Part
+from pipeline.errors import LodesetError
 from pruning.config import RecoverConfig
-from pruning.examples import Examples
-from pruning.learning import Recipe, train
-from pruning.masks import everything
+from pruning.examples import Batches, Examples, Images
+from pruning.learning import NotLearnedError, Recipe, descend
 from pruning.parts import publish
 from pruning.saving import load_model, save_pruned
 from pruning.setting import Setting, kept_file
-from pruning.tasks import Outputs
+from pruning.tasks import Outputs, features_of
 from training.config import CropsConfig
 from training.index import open_index
 
-TRAINED = "prune_recovered"
+TRAINED, HOW = "prune_recovered", "distilled by outputs"
 BATCH, WARMUP = 64, 0.1
 
 
-def distiller(
-    setting: Setting, recover: RecoverConfig, seed: int, number: int
-) -> Callable[[tuple[str, dict[str, Any]]], Part]:
-    """Distils pruned models, each on two views of every image; one that was stopped starts again."""
-    store, dense = setting.store, setting.model()
-    crops = (recover.crops or setting.crops).model_dump()
-    size = {"global_size": setting.size, "local_count": 0, "distort": "loader"}
-    batch = recover.batch or BATCH
-    examples = Examples(
-        open_index(setting.index),
-        None,
-        CropsConfig.model_validate(crops | size),
-        batch,
-        seed,
-        setting.calibration_max_pixels,
+@dataclass(frozen=True)
+class Some:
+    """Some of the images, by their rows."""
+
+    images: Images
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, rows: Sequence[int]) -> list[bytes | None]:
+        return self.images.read(self.rows[list(rows)].tolist())
+
+
+def towards(dense: nn.Module, model: nn.Module, batches: Batches, recipe: Recipe) -> float:
+    """Trains a model, in place, to give what another gives first, and returns the mean loss of the last steps: AdamW on all of its parameters.
+
+    In evaluation mode: dropout would ask for what the teacher never gives, and norms that are part of no convolution keep the statistics
+    that the dense model is judged with.
+
+    Raises:
+        NotLearnedError: a loss that is not finite.
+        LodesetError: too few images can be read.
+    """
+    model.eval().requires_grad_(True)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    steps = range(recipe.steps)
+    return descend(
+        Outputs(dense), functools.partial(features_of, model), batches, optimiser, recipe, steps, lambda _: None
     )
+
+
+def crops_of(setting: Setting, recover: RecoverConfig) -> CropsConfig:
+    """How images are augmented: two views at the model's size."""
+    given = (recover.crops or setting.crops).model_dump()
+    return CropsConfig.model_validate(given | {"global_size": setting.size, "local_count": 0, "distort": "loader"})
+
+
+def told_of(setting: Setting, recover: RecoverConfig, seed: int, compared: Sequence[int]) -> list[Any]:
+    """What a distillation depends on, beside the two models and the images."""
+    crops = crops_of(setting, recover).model_dump()
+    batch = recover.batch or BATCH
+    return [HOW, recover.steps, batch, recover.base_lr, crops, setting.calibration_max_pixels, seed, list(compared)]
+
+
+def distiller(
+    setting: Setting, recover: RecoverConfig, seed: int, compared: Sequence[int], number: int
+) -> Callable[[tuple[str, dict[str, Any]]], Part]:
+    """Distils pruned models on two views of every image but those that models are compared on; one that was stopped starts again."""
+    store, dense, index = setting.store, setting.model(), open_index(setting.index)
+    batch = recover.batch or BATCH
+    images = Some(index, np.setdiff1d(np.arange(len(index)), np.asarray(compared, np.int64)))
+    crops, limit = crops_of(setting, recover), setting.calibration_max_pixels
+    examples = Examples(images, None, crops, batch, seed, limit)
     recipe = Recipe(recover.steps, recover.base_lr * math.sqrt(batch / 1024), 0.0, WARMUP, seed)
 
     def distil(item: tuple[str, dict[str, Any]]) -> Part:
         key, row = item
         started = time.time()
-        model = load_model(Path(store.path(str(row["model"])))).requires_grad_(True)
-        loss = train(model, Outputs(dense), everything(model), examples, recipe, range(recipe.steps))
+        model = load_model(Path(store.path(str(row["model"]))))
+        try:
+            loss = towards(dense, model, examples, recipe)
+        except NotLearnedError as error:
+            raise LodesetError(
+                f"recover: the model pruned by {row['method']} could not be distilled ({error}): lower recover.base_lr "
+                f"({recover.base_lr:g}); where the dense model's outputs are the same for all images there is nothing to learn"
+            ) from error
         stem = posixpath.basename(str(row["model"])).rpartition("-")[0]
         name = f"{setting.folder}/job-{number}/{stem}-distilled-{key[:8]}"
         files = publish(store, name, functools.partial(save_pruned, model, example=setting.example()))
-        seen = recipe.steps * min(batch, len(examples.images))
-        run = {
-            "steps": recipe.steps,
-            "images_seen": seen,
-            "losses": {"outputs": loss},
-            "how": "distilled",
-            "model": name,
-        }
+        seen = recipe.steps * min(batch, len(images))
+        run = {"steps": recipe.steps, "images_seen": seen, "losses": {"outputs": loss}, "how": HOW, "model": name}
         files["summary"] = kept_file(store, TRAINED, key, "summary.json", json.dumps(run).encode())
         return store.commit_part(TRAINED, key, {}, {"images": 0}, time.time() - started, files=files)
 

@@ -1,8 +1,9 @@
-"""Layers refitted in the order of the forward pass, each for what it takes when all before it are what they stay.
+"""Layers that read prunable units, refitted in the order of the forward pass, each for what it takes when all before it are what they stay.
 
 A group's units are chosen when the first layer that reads them has its turn; layers that read them later, behind other pruned layers, are
-refitted in a turn of their own, and so are those of groups that stay whole. In the finished model each layer is then the best one for
-what it really takes; where it is called more than once, for what it took before. Methods without refit only choose units in turn.
+refitted in a turn of their own, and so are those of groups that stay whole. In the finished model each of them is then the best one for
+what it really takes; where it is called more than once, for what it took before. Methods without refit only choose units in turn:
+entropic's own weights are those of the problem that was solved, the others the dense model's.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +60,9 @@ def variant_in_turn(
     Raises:
         LodesetError: the moments cannot be used.
     """
-    done, lost = _turns(model, groups, order, measure, job, method, lambda group, _: chosen.get(group.name), None)
+    refits = method.endswith("+refit")
+    of = [group for group in groups if refits or group.name in chosen]  # others would not change
+    done, lost = _turns(model, of, order, measure, job, method, lambda group, _: chosen.get(group.name), None)
     return Variant(method, done, lost, all(one.converged for one in chosen.values()))
 
 
@@ -73,8 +76,9 @@ def _turns(
     solve: Solve,
     refused: dict[str, str] | None,
 ) -> tuple[dict[str, Replacement], dict[str, float]]:
-    """What becomes of every group, and what each layer loses in its turn: the mean square error of the sum that its output goes into, or of
-    the output, over the variance of the dense output. `refused` takes why groups cannot be pruned.
+    """What becomes of every group, and what each layer loses in its turn: the mean square error of the sum that its output goes into, in
+    the output's scale (over LayerScale's gains), or of the output, over the variance of the dense output. `refused` takes why groups
+    cannot be pruned.
 
     Raises:
         LodesetError: a group cannot be, and there is no `refused`.
@@ -91,16 +95,14 @@ def _turns(
         if first:  # units are chosen for all that read them
             grams = {one: of.dense for one, of in behind.items()}
             solution = solutions[group.name] = solve(group, grams)
-            layers = layers_of(group, grams)
-            whole = np.arange(group.units)
-            keep = whole if solution is None else units_of(model, group, layers, job, solution, method)
+            keep = np.arange(group.units)
+            if solution is not None:
+                keep = units_of(model, group, layers_of(group, grams), job, solution, method)
             done[group.name] = Replacement(keep, {})
         solution, keep = solutions[group.name], done[group.name].keep
         number = readers.index(name)
         alone = replace(group, readers=(group.readers[number],))
         dense, needed = (layers_of(alone, {name: gram})[0] for gram in (behind[name].dense, behind[name].needed))
-        if solution is None and not method.endswith("+refit"):
-            return
         new = rewritten(model, needed, keep, None if solution is None else solution.layers[number], method)
         done[group.name] = Replacement(keep, {**done[group.name].readers, name: new})
         lost[name] = _share_lost(new, dense, needed)

@@ -5,6 +5,7 @@ whole sweep, one variant (method x strength), measured and evaluated.
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import json
 import os
@@ -118,23 +119,27 @@ def _total(store: Store, files: Sequence[File]) -> dict[str, Gram]:
 # -- step 2: solutions
 
 
+def order_of(setting: Setting, model: nn.Module, groups: Sequence[Group]) -> list[str]:
+    """The layers that read the groups, as a forward pass calls them."""
+    readers = {one.name for group in groups for one in group.readers}
+    return [name for name in taken_by(model, setting.example()) if name in readers]
+
+
 def behind(
-    setting: Setting, model: nn.Module, groups: Sequence[Group], rows: Sequence[int], job: PruneJob
-) -> tuple[list[str], Measure]:
-    """The layers that read the groups as a forward pass calls them, and what measures some of them on the calibration images in a copy of
-    the dense model that is pruned in part.
+    setting: Setting, model: nn.Module, rows: Sequence[int], job: PruneJob
+) -> Callable[[Sequence[str]], Measure]:
+    """Given the layers in their order: what measures some of them on the calibration images in a copy of the dense model that is pruned
+    in part.
     """
     pixels = setting.pixels(open_index(setting.index), rows)
-    readers = {one.name for group in groups for one in group.readers}
-    order = [name for name in taken_by(model, setting.example()) if name in readers]
 
-    def measure(cut: nn.Module, names: Sequence[str]) -> dict[str, Behind]:
+    def measure(order: Sequence[str], cut: nn.Module, names: Sequence[str]) -> dict[str, Behind]:
         batches = batched(pixels)
         return collect_behind(
             cut, model, order, names, batches, positions_per_image=job.positions_per_image, seed=job.seed
         )
 
-    return order, measure
+    return lambda order: functools.partial(measure, order)
 
 
 def solver(
@@ -144,6 +149,7 @@ def solver(
     store = setting.store
     if job.solved_in_turn:
         model = setting.model()
+        measure_in = behind(setting, model, rows, job)
     else:
         torch.set_num_threads(1)
         grams = _total(store, files)
@@ -157,8 +163,8 @@ def solver(
         if eps_w is None:
             solved, paths, refused = solved_at_once(groups, grams, job)
         else:
-            order, measure = behind(setting, model, groups, rows, job)
-            solved, refused = solved_in_turn(model, groups, order, measure, job, eps_w)
+            order = order_of(setting, model, groups)
+            solved, refused = solved_in_turn(model, groups, order, measure_in(order), job, eps_w)
             paths = {name: {eps_w: by_eps[eps_w].w} for name, by_eps in solved.items()}
         arrays: dict[str, Any] = {f"{name}/refused": np.asarray(reason) for name, reason in refused.items()}
         arrays |= {f"{name}/{eps!r}/followed": w for name, path in paths.items() for eps, w in path.items()}
@@ -300,7 +306,8 @@ def pruner(
 ) -> Callable[[tuple[str, Point, Method]], Part]:
     store, dense, example = setting.store, setting.model(), setting.example()
     if job.mode == "sequential":
-        order, measure = behind(setting, dense, groups, rows, job)
+        order = order_of(setting, dense, groups)
+        measure = behind(setting, dense, rows, job)(order)
     else:
         grams = _total(store, moments)
     pixels = setting.pixels(open_index(setting.index), compared)

@@ -23,7 +23,7 @@ from pipeline.engines.ray import job as ray_job
 from pipeline.errors import LodesetError
 from pipeline.stages.parts import made
 from pruning.config import PruneJob, RecoverConfig, run_of
-from pruning.distil import TRAINED, distiller
+from pruning.distil import TRAINED, distiller, told_of
 from pruning.judging import seen
 from pruning.parts import agreement, publish
 from pruning.saving import load_model
@@ -76,16 +76,17 @@ def recovered(
         return [], [], 0
     run = run_to_recover_by(work.setting, job.recover)
     if run is None:
-        asked: list[Any] = [job.recover.model_dump(exclude={"sweep"}), job.seed, work.setting.crops.model_dump()]
+        asked = told_of(work.setting, job.recover, job.seed, compared)
     else:
         asked = [run[0].digest, identity_of(run[1]), job.recover.how]
-    basis = digest(TRAINED, VERSION, *work.basis, *asked)
+    basis = digest(TRAINED, VERSION, *work.basis, work.setting.size, *asked)
     wanted = [(part, row) for part, row in variants if row["method"] in METHODS and row[job.swept] in job.recovered]
     # What a training starts from is told by its bytes: on what models are judged does not matter.
     keys = [digest(basis, *sorted(f.sha256 for name, f in part.files.items() if name != "row")) for part, _ in wanted]
     items = [(key, (key, row), 1) for key, (_, row) in zip(keys, wanted, strict=True)]
     if run is None:
-        make = functools.partial(work.share, functools.partial(distiller, work.setting, job.recover, job.seed, number))
+        distil = functools.partial(distiller, work.setting, job.recover, job.seed, compared, number)
+        make = functools.partial(work.share, distil)
     else:
         make = functools.partial(_trained, work, job.recover, run[1], run[0], number)
     trained, new = made(work.context, TRAINED, items, make, unit="trainings")

@@ -33,7 +33,7 @@ class Variant:
     method: Method
     layers: dict[str, Replacement]  # by group
     # By layer that reads units: mean square error on the calibration positions over the dense output's variance; in turn, of the sum that
-    # the output goes into.
+    # the output goes into, in the output's scale.
     unexplained: dict[str, float]
     converged: bool  # whether every group's solve settled within max_iterations
 
@@ -150,7 +150,8 @@ def rewritten(model: nn.Module, layer: Layer, keep: Indices, solved: Rewritten |
     kept = np.isin(layer.unit_of, keep)
     if method.endswith("+refit"):
         return Weights(*refit(layer.moments, np.flatnonzero(kept)))
-    if method == "entropic" and solved is not None:
+    if method == "entropic":
+        assert solved is not None
         return Weights(solved.q, solved.bias)
     module = layer_of(model, layer.name)
     weight = columns(module).double().cpu().numpy() * kept

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pruning.groups import evaluating
+from pruning.groups import evaluating, outputs_of
 
 ADDS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 PRODUCTS = {"mul", "mul_", "__mul__", "__imul__", "__rmul__"}
@@ -66,6 +66,12 @@ class _Watch(TorchFunctionMode):
         self.last: Event | None = None
         self.stamps, self.outputs = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
 
+    def returned(self, tensors: Sequence[Tensor]) -> None:
+        """What a model returns is taken by somebody."""
+        for one in tensors:
+            if (of := self._output(one)) is not None:
+                of.call.shared = True
+
     def gave(self, name: str, y: Tensor) -> None:
         self.stamps[y] = max(self.rank[name], self._stamp(y))
 
@@ -84,10 +90,13 @@ class _Watch(TorchFunctionMode):
         used, followed = self._used(name, args, kwargs) if of else (None, None)
         out = func(*args, **kwargs)
         made = list(_tensors((out,)))
-        for one in (*made, *taken[: name == "__setitem__"]):
-            self.stamps[one] = max(stamp, self._stamp(one))
+        written = taken[: name == "__setitem__"]
+        for one in (*made, *written):
+            # Writing into a view writes into what it is a view of.
+            for whole in (one,) if one._base is None else (one, one._base):
+                self.stamps[whole] = max(stamp, self._stamp(whole))
         for one, output in of:
-            if made and one is not used and not any(one is new for new in made):
+            if (made or written) and one is not used and not any(one is new for new in made):
                 output.call.shared = True
         if followed is not None and isinstance(out, Tensor) and used is not None and out.shape == used.shape:
             self.outputs[out] = _Output(**{**vars(followed), "version": out._version})
@@ -111,7 +120,9 @@ class _Watch(TorchFunctionMode):
             if constant and name in ADDS:
                 return one, _Output(**{**vars(of), "scale": scale})
             if name in ADDS and isinstance(other, Tensor) and other.shape == one.shape and self._stamp(other) < of.rank:
-                if of.call.added is None:
+                if of.call.added is not None:  # a second sum
+                    of.call.shared = True
+                else:
                     factor = torch.as_tensor(scale, dtype=other.dtype, device=other.device).expand(other.shape)
                     of.call.added = self.given(of.layer, other * alpha if first else other)
                     of.call.factor = self.given(of.layer, factor)
@@ -173,7 +184,7 @@ def watched(
             handles.append(model.get_submodule(name).register_forward_hook(hook(name), with_kwargs=True))
         with evaluating(model), watch:
             watch.stamps[images] = 0
-            model(images)
+            watch.returned(outputs_of(model(images)))
     except _SeenEnough:
         pass
     finally:

@@ -1,6 +1,7 @@
 """Layers rewritten one after the other, each measured behind those before it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from networks import LeNet, Residual, images, shaken, vit
 from torch import Tensor, nn
 
+from pipeline.errors import LodesetError
 from pruning.activations import Behind, collect_behind, collect_grams, given, unfolded
 from pruning.config import PruneJob
 from pruning.folding import folded
@@ -200,3 +202,78 @@ def test_what_a_layer_loses_is_told_of_its_sum() -> None:
     expected = given_by(model, "out.1").transpose(0, 1).flatten(1)
     lost = wrong.double().square().sum() / (expected - expected.mean(1, keepdim=True)).square().sum()
     assert done.unexplained["out.1"] == pytest.approx(lost.item(), rel=1e-3)
+
+
+class Fickle(nn.Module):
+    """Calls a layer again where the images ask for it; gains of 0 where they do not matter."""
+
+    def __init__(self, again: bool) -> None:
+        super().__init__()
+        self.again, self.calls = again, 0
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 3, 3, padding=1)
+        self.gain = nn.Parameter(torch.tensor([0.0, 1.0, 2.0]).view(3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.gain * self.conv2(torch.relu(self.conv1(x)))
+        return torch.relu(self.conv1(x)).mean((2, 3)) if self.again else x.mean((2, 3))
+
+
+def test_models_that_call_layers_differently_are_refused() -> None:
+    dense, cut = Fickle(True), Fickle(False)
+    with pytest.raises(LodesetError, match="conv1: called 2 times in the dense model and 1 times in the pruned one"):
+        collect_behind(cut, dense, ["conv1"], ["conv1"], [images(4)], positions_per_image=None, seed=0)
+    with pytest.raises(LodesetError, match="no calibration images"):
+        collect_behind(cut, cut, ["conv1"], ["conv1"], [], positions_per_image=None, seed=0)
+
+
+def test_what_a_gain_of_0_hides_is_not_made_up_for() -> None:
+    dense, cut = Fickle(False), Fickle(False)
+    with torch.no_grad():
+        cut.conv1.weight.add_(1.0)
+    (found,) = collect_behind(
+        cut, dense, ["conv1", "conv2"], ["conv2"], [images(8)], positions_per_image=None, seed=0
+    ).values()
+    np.testing.assert_allclose(found.needed.sum_y, found.dense.sum_y)  # the stream is the images themselves
+    with torch.no_grad():
+        moved = collect_behind(
+            Moved(dense),
+            Moved(dense, 0.5),
+            ["of.conv1", "of.conv2"],
+            ["of.conv2"],
+            [images(8)],
+            positions_per_image=None,
+            seed=0,
+        )["of.conv2"]
+    lost = (moved.needed.sum_y - moved.dense.sum_y) / moved.dense.count
+    np.testing.assert_allclose(lost, [0.0, 0.5, 0.25], atol=1e-6)
+
+
+class Moved(nn.Module):
+    def __init__(self, of: nn.Module, by: float = 0.0) -> None:
+        super().__init__()
+        self.of, self.by = of, by
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.of(x + self.by)
+        return out
+
+
+def test_a_group_that_cannot_be_refitted_in_a_later_turn_stays_whole() -> None:
+    """The second layer that reads it sees infinities once the first is rewritten."""
+    torch.manual_seed(0)
+    model = shaken(InPlace())
+    groups = find_groups(model, images(2)).prunable
+    order = [name for name in taken_by(model, images(2)) if any(name == r.name for g in groups for r in g.readers)]
+    several = next(group for group in groups if len(group.readers) > 1)
+
+    def measure(cut: nn.Module, names: Sequence[str]) -> dict[str, Behind]:
+        found = collect_behind(cut, model, order, names, [BATCH], positions_per_image=None, seed=0)
+        last = [name for name in order if name in {reader.name for reader in several.readers}][-1]
+        if names == [last]:
+            broken = replace(found[last].needed, sum_y=np.full_like(found[last].needed.sum_y, np.inf))
+            found[last] = replace(found[last], needed=broken)
+        return found
+
+    solved, refused = solved_in_turn(model, groups, order, measure, JOB, EPS)
+    assert set(refused) == {several.name} and "infinities" in refused[several.name]
+    assert set(solved) == {group.name for group in groups} - {several.name}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from pruning.watching import Call, watched
 
-Forward = Callable[["Layers", Tensor], Tensor]
+Forward = Callable[["Layers", Tensor], Any]
 
 
 class Layers(nn.Module):
@@ -24,7 +25,7 @@ class Layers(nn.Module):
         self.gain = nn.Parameter(torch.rand(4) + 0.5)
         self.given = forward
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.given(self, x)
 
 
@@ -87,7 +88,25 @@ def test_what_is_no_sum_of_a_residual_stream(name: str) -> None:
 
 def test_an_output_that_goes_elsewhere_too() -> None:
     assert seen(lambda m, x: (x + (y := m.a(x))) * y.mean(), ["a"]).shared
-    assert not seen(lambda m, x: x + (y := m.a(x)).view(y.shape[0], 4), ["a"]).added is not None
+    assert seen(lambda m, x: (x + (y := m.a(x)), y), ["a"]).shared
+    assert seen(lambda m, x: (x + (y := m.a(x))) + (x.sigmoid() + y), ["a"]).shared
+    assert seen(into_a_buffer, ["a"]).shared
+    assert not seen(lambda m, x: x + m.a(x), ["a"]).shared
+
+
+def into_a_buffer(m: Layers, x: Tensor) -> Tensor:
+    buffer, y = torch.zeros(5, 8), m.a(x)
+    buffer[:, :4] = y
+    return torch.cat([x + y, buffer], dim=1)
+
+
+def test_a_buffer_that_outputs_are_written_into_is_no_constant() -> None:
+    def forward(m: Layers, x: Tensor) -> Tensor:
+        buffer = torch.zeros(5, 4)
+        buffer[:, :2].add_(m.b(x)[:, :2])
+        return buffer * m.a(x) + x
+
+    assert seen(forward, ["b", "a"]).added is None
 
 
 def seen(forward: Forward, order: list[str]) -> Call:
