@@ -271,7 +271,7 @@ def main() -> None:
     readers = {one.name for group in groups for one in group.readers}
     order = [name for name in taken_by(model, example) if name in readers]
 
-    def measure(cut: nn.Module, names: Sequence[str]) -> dict[str, Behind]:
+    def measure(cut: nn.Module, order: Sequence[str], names: Sequence[str]) -> dict[str, Behind]:
         batches = (normalised(part) for part in images)
         return collect_behind(cut, model, order, names, batches, positions_per_image=POSITIONS, seed=0)
 

@@ -135,9 +135,8 @@ def collect_behind(
     """
     grams: dict[str, Gram] = {}
     draw = Draw(0, 0, positions_per_image, seed)
-    until: Event | None = (
-        None  # the first batch says when a forward pass has shown everything, and which outputs go into sums
-    )
+    # The first batch says when a forward pass has shown everything, and which outputs go into sums.
+    until: Event | None = None
     lacking: set[tuple[str, int]] = set()
     for images in batches:
         first = not draw.images

@@ -28,7 +28,6 @@ from pruning.parts import publish
 from pruning.saving import load_model, save_pruned
 from pruning.setting import Setting, kept_file
 from pruning.tasks import Outputs, features_of
-from training.config import CropsConfig
 from training.index import open_index
 
 TRAINED, HOW = "prune_recovered", "distilled by outputs"
@@ -67,15 +66,9 @@ def towards(dense: nn.Module, model: nn.Module, batches: Batches, recipe: Recipe
     )
 
 
-def crops_of(setting: Setting, recover: RecoverConfig) -> CropsConfig:
-    """How images are augmented: two views at the model's size."""
-    given = (recover.crops or setting.crops).model_dump()
-    return CropsConfig.model_validate(given | {"global_size": setting.size, "local_count": 0, "distort": "loader"})
-
-
 def told_of(setting: Setting, recover: RecoverConfig, seed: int, compared: Sequence[int]) -> list[Any]:
     """What a distillation depends on, beside the two models and the images."""
-    crops = crops_of(setting, recover).model_dump()
+    crops = setting.views(recover.crops).model_dump()
     batch = recover.batch or BATCH
     return [HOW, recover.steps, batch, recover.base_lr, crops, setting.calibration_max_pixels, seed, list(compared)]
 
@@ -87,7 +80,7 @@ def distiller(
     store, dense, index = setting.store, setting.model(), open_index(setting.index)
     batch = recover.batch or BATCH
     images = Some(index, np.setdiff1d(np.arange(len(index)), np.asarray(compared, np.int64)))
-    crops, limit = crops_of(setting, recover), setting.calibration_max_pixels
+    crops, limit = setting.views(recover.crops), setting.calibration_max_pixels
     examples = Examples(images, None, crops, batch, seed, limit)
     recipe = Recipe(recover.steps, recover.base_lr * math.sqrt(batch / 1024), 0.0, WARMUP, seed)
 

@@ -21,8 +21,8 @@ from pruning.moments import Gram
 from pruning.removal import Replacement, Weights, masked
 from pruning.variants import Method, Solutions, Variant, layers_of, rewritten, units_of
 
-# Moments of layers of the order, in a model that is pruned in part.
-Measure = Callable[[nn.Module, Sequence[str]], Mapping[str, Behind]]
+# Moments of some layers (last) of the order, in a model that is pruned in part.
+Measure = Callable[[nn.Module, Sequence[str], Sequence[str]], Mapping[str, Behind]]
 # Of a group whose turn comes, by what its readers take and the dense model gives; none: it stays whole.
 Solve = Callable[[Group, Mapping[str, Gram]], Solution | None]
 
@@ -91,7 +91,7 @@ def _turns(
     def turn(name: str, group: Group) -> None:
         readers = [one.name for one in group.readers]
         first = group.name not in solutions
-        behind = measure(masked(model, done), readers if first else [name])
+        behind = measure(masked(model, done), order, readers if first else [name])
         if first:  # units are chosen for all that read them
             grams = {one: of.dense for one, of in behind.items()}
             solution = solutions[group.name] = solve(group, grams)

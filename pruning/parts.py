@@ -5,7 +5,6 @@ whole sweep, one variant (method x strength), measured and evaluated.
 from __future__ import annotations
 
 import errno
-import functools
 import io
 import json
 import os
@@ -125,21 +124,15 @@ def order_of(setting: Setting, model: nn.Module, groups: Sequence[Group]) -> lis
     return [name for name in taken_by(model, setting.example()) if name in readers]
 
 
-def behind(
-    setting: Setting, model: nn.Module, rows: Sequence[int], job: PruneJob
-) -> Callable[[Sequence[str]], Measure]:
-    """Given the layers in their order: what measures some of them on the calibration images in a copy of the dense model that is pruned
-    in part.
-    """
+def behind(setting: Setting, model: nn.Module, rows: Sequence[int], job: PruneJob) -> Measure:
+    """Measures layers on the calibration images in a copy of the dense model that is pruned in part."""
     pixels = setting.pixels(open_index(setting.index), rows)
 
-    def measure(order: Sequence[str], cut: nn.Module, names: Sequence[str]) -> dict[str, Behind]:
-        batches = batched(pixels)
-        return collect_behind(
-            cut, model, order, names, batches, positions_per_image=job.positions_per_image, seed=job.seed
-        )
+    def measure(cut: nn.Module, order: Sequence[str], names: Sequence[str]) -> dict[str, Behind]:
+        batches, positions = batched(pixels), job.positions_per_image
+        return collect_behind(cut, model, order, names, batches, positions_per_image=positions, seed=job.seed)
 
-    return lambda order: functools.partial(measure, order)
+    return measure
 
 
 def solver(
@@ -149,7 +142,7 @@ def solver(
     store = setting.store
     if job.solved_in_turn:
         model = setting.model()
-        measure_in = behind(setting, model, rows, job)
+        measure = behind(setting, model, rows, job)
     else:
         torch.set_num_threads(1)
         grams = _total(store, files)
@@ -164,7 +157,7 @@ def solver(
             solved, paths, refused = solved_at_once(groups, grams, job)
         else:
             order = order_of(setting, model, groups)
-            solved, refused = solved_in_turn(model, groups, order, measure_in(order), job, eps_w)
+            solved, refused = solved_in_turn(model, groups, order, measure, job, eps_w)
             paths = {name: {eps_w: by_eps[eps_w].w} for name, by_eps in solved.items()}
         arrays: dict[str, Any] = {f"{name}/refused": np.asarray(reason) for name, reason in refused.items()}
         arrays |= {f"{name}/{eps!r}/followed": w for name, path in paths.items() for eps, w in path.items()}
@@ -307,7 +300,7 @@ def pruner(
     store, dense, example = setting.store, setting.model(), setting.example()
     if job.mode == "sequential":
         order = order_of(setting, dense, groups)
-        measure = behind(setting, dense, rows, job)(order)
+        measure = behind(setting, dense, rows, job)
     else:
         grams = _total(store, moments)
     pixels = setting.pixels(open_index(setting.index), compared)

@@ -79,6 +79,11 @@ class Setting:
             )
         return found[0]
 
+    def views(self, crops: CropsConfig | None) -> CropsConfig:
+        """How two views of an image are taken, at the model's size; by default as the model was trained."""
+        size = {"global_size": self.size, "local_count": 0, "distort": "loader"}
+        return CropsConfig.model_validate((crops or self.crops).model_dump() | size)
+
     def knn(self, model: nn.Module) -> dict[str, dict[str, float]]:
         return knn_of(model, self.targets, self.size, self.target_max_pixels)
 

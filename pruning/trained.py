@@ -36,7 +36,6 @@ from pruning.saving import save_pruned
 from pruning.self_masking import learn_masks, masked_network
 from pruning.setting import VERSION, Done, Setting, Workplace, kept_file, told
 from pruning.tasks import TaskName, features_of, make_task
-from training.config import CropsConfig
 from training.index import ShardIndex, open_index
 
 TICKETS, LEARNED = "prune_tickets", "prune_masks"
@@ -58,9 +57,7 @@ class School:
 
     def __init__(self, setting: Setting, job: Learned) -> None:
         self.setting, self.job = setting, job
-        crops = (job.crops or setting.crops).model_dump()
-        size = {"global_size": setting.size, "local_count": 0, "distort": "loader"}
-        self.crops = CropsConfig.model_validate(crops | size)
+        self.crops = setting.views(job.crops)
 
     def examples(self, task: TaskName) -> tuple[Examples, int]:
         """What a task is trained on, and how many classes it has.

@@ -4,7 +4,7 @@ Shapes: R rows, the drawn positions of all images of a batch; c columns of a lay
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -99,7 +99,7 @@ class _Watch(TorchFunctionMode):
             if (made or written) and one is not used and not any(one is new for new in made):
                 output.call.shared = True
         if followed is not None and isinstance(out, Tensor) and used is not None and out.shape == used.shape:
-            self.outputs[out] = _Output(**{**vars(followed), "version": out._version})
+            self.outputs[out] = replace(followed, version=out._version)
         return out
 
     def _used(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor | None, _Output | None]:
@@ -113,12 +113,12 @@ class _Watch(TorchFunctionMode):
                 continue
             constant = isinstance(other, int | float) or (isinstance(other, Tensor) and self._stamp(other) == CONSTANT)
             if constant and name in PRODUCTS:
-                return one, _Output(**{**vars(of), "scale": of.scale * other})
+                return one, replace(of, scale=of.scale * other)
             if constant and first and name in QUOTIENTS:
-                return one, _Output(**{**vars(of), "scale": of.scale / other})
+                return one, replace(of, scale=of.scale / other)
             scale = of.scale if first else of.scale * alpha
             if constant and name in ADDS:
-                return one, _Output(**{**vars(of), "scale": scale})
+                return one, replace(of, scale=scale)
             if name in ADDS and isinstance(other, Tensor) and other.shape == one.shape and self._stamp(other) < of.rank:
                 if of.call.added is not None:  # a second sum
                     of.call.shared = True

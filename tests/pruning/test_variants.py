@@ -39,7 +39,7 @@ def solved_and_measured(model: nn.Module) -> tuple[tuple[Group, ...], list[str],
     readers = {one.name for group in groups for one in group.readers}
     order = [name for name in taken_by(model, images(2)) if name in readers]
 
-    def measure(cut: nn.Module, names: Sequence[str]) -> dict[str, Behind]:
+    def measure(cut: nn.Module, order: Sequence[str], names: Sequence[str]) -> dict[str, Behind]:
         return collect_behind(cut, model, order, names, BATCH.split(64), positions_per_image=None, seed=0)
 
     solved, refused = solved_in_turn(model, groups, order, measure, JOB, EPS)
@@ -266,7 +266,7 @@ def test_a_group_that_cannot_be_refitted_in_a_later_turn_stays_whole() -> None:
     order = [name for name in taken_by(model, images(2)) if any(name == r.name for g in groups for r in g.readers)]
     several = next(group for group in groups if len(group.readers) > 1)
 
-    def measure(cut: nn.Module, names: Sequence[str]) -> dict[str, Behind]:
+    def measure(cut: nn.Module, order: Sequence[str], names: Sequence[str]) -> dict[str, Behind]:
         found = collect_behind(cut, model, order, names, [BATCH], positions_per_image=None, seed=0)
         last = [name for name in order if name in {reader.name for reader in several.readers}][-1]
         if names == [last]:

@@ -24,8 +24,8 @@ def worker(rank: int, folder: Path, config: TrainingConfig, shards: Shards) -> N
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     train_loop(config, shards, folder, rank, 2, torch.device("cpu"))
     dist.destroy_process_group()
-    # Threads that gloo leaves behind abort the process now and then while it takes its C++ objects down ("terminate called without an
-    # active exception", once in some dozens of runs, torch 2.13): there is nothing left to take down.
+    # There is nothing left to take down: a process aborted over a C++ thread while it did ("terminate called without an active
+    # exception", seen once, torch 2.13).
     os._exit(0)
 
 
