@@ -7,8 +7,8 @@ side, `12@16,6@24,5@32` (small images first, which take a quarter of the time; V
 OMP_NUM_THREADS allows, and a run that was stopped goes on from its last epoch. Then moments are measured once on 4,000 of these images,
 without labels, and every strength of the sweep is judged on TEST, and every share of the parameters to remove, with a strength for each group.
 Every method keeps as many units in every group. At the shares IN_TURN (`0.89,0.9`) layers are also refitted behind the layers pruned before
-them, and then, for STEPS steps, the pruned network learns what the dense one gives for images of TRAIN, without labels. The dense accuracy
-that so many epochs reach is told beside what is lost. What was measured and solved is kept in FOLDER.
+them, and then, for STEPS steps in bf16, the pruned network learns what the dense one gives for images of TRAIN, without labels. The dense
+accuracy that so many epochs reach is told beside what is lost. What was measured, solved and refitted in turn is kept in FOLDER.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from pruning.in_turn import variant_in_turn
 from pruning.judging import output_change
 from pruning.learning import Recipe
 from pruning.moments import Gram
+from pruning.recover import METHODS as REFITTED
 from pruning.removal import apply
 from pruning.variants import METHODS, Method, Solutions, lost_alone, solved_at_once, variant
 
@@ -275,39 +276,47 @@ def main() -> None:
         batches = (normalised(part) for part in images)
         return collect_behind(cut, model, order, names, batches, positions_per_image=POSITIONS, seed=0)
 
-    def judged(asked: dict[str, float], strengths: Mapping[str, float], method: Method, behind: bool = False) -> None:
-        started = time.perf_counter()
-        at = {name: solved[name][eps] for name, eps in strengths.items() if eps > 0.0}  # the others stay whole
-        cut = [group for group in groups if group.name in at]
-        if behind:
-            chosen = variant_in_turn(model, groups, order, measure, job, method, at)
-        else:
-            chosen = variant(model, cut, grams, job, method, at)
-        pruned, _ = apply(model, groups if behind else cut, chosen.layers, example)
+    def judged(asked: dict[str, Any], pruned: nn.Module, started: float) -> None:
         told = {
-            "method": method,
             "removed": round(1 - sum(p.numel() for p in pruned.parameters()) / size, 4),
             "lost": round(100 * (dense - accuracy(pruned, x_test, y_test)), 2),  # percentage points
-            "units": [len(at[group.name].support) if group.name in at else group.units for group in groups],
             "seconds": round(time.perf_counter() - started, 1),
         }
         print(json.dumps(asked | told), flush=True)
-        if behind and steps:
-            started = time.perf_counter()
-            recipe = Recipe(steps, DISTIL_LR, 0.0, 0.1, 0)
-            loss = towards(model, pruned, Shifted(x), recipe)
-            lost, seconds = 100 * (dense - accuracy(pruned, x_test, y_test)), time.perf_counter() - started
-            told = {"distilled": steps, "loss": round(loss, 4), "lost": round(lost, 2), "seconds": round(seconds, 1)}
-            print(json.dumps(asked | told), flush=True)
+
+    def at_once(asked: dict[str, Any], strengths: Mapping[str, float], method: Method) -> None:
+        started = time.perf_counter()
+        at = {name: solved[name][eps] for name, eps in strengths.items() if eps > 0.0}  # the others stay whole
+        cut = [group for group in groups if group.name in at]
+        pruned, _ = apply(model, cut, variant(model, cut, grams, job, method, at).layers, example)
+        units = [len(at[group.name].support) if group.name in at else group.units for group in groups]
+        judged(asked | {"method": method, "units": units}, pruned, started)
+
+    def one_by_one(share: float, method: Method) -> None:
+        started, asked = time.perf_counter(), {"in_turn": share, "method": method}
+        at = {name: solved[name][eps] for name, eps in allocate(sizes, levels, share).items() if eps > 0.0}
+        layers = kept_at(
+            folder / f"in-turn-{share:g}-{method}.pickle",
+            lambda: variant_in_turn(model, groups, order, measure, job, method, at).layers,
+        )
+        pruned, _ = apply(model, groups, layers, example)
+        judged(asked, pruned, started)
+        if not steps:
+            return
+        started = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = towards(model, pruned, Shifted(x), Recipe(steps, DISTIL_LR, 0.0, 0.1, 0))
+        judged(asked | {"distilled": steps, "loss": round(loss, 4)}, pruned, started)
 
     for share in in_turn:
-        judged({"in_turn": share}, allocate(sizes, levels, share), "entropic+refit", behind=True)
+        for method in REFITTED:
+            one_by_one(share, method)
     for share in SHARES:
         for method in METHODS:
-            judged({"remove": share}, allocate(sizes, levels, share), method)
+            at_once({"remove": share}, allocate(sizes, levels, share), method)
     for eps in STRENGTHS:
         for method in METHODS:
-            judged({"eps_w": eps}, dict.fromkeys(solved, eps), method)
+            at_once({"eps_w": eps}, dict.fromkeys(solved, eps), method)
 
 
 if __name__ == "__main__":
