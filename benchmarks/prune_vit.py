@@ -1,9 +1,10 @@
 """What is left of a Vision Transformer that is pruned without labels and not trained again: kNN accuracy and speed against size.
 
-    python benchmarks/prune_vit.py MODEL INDEX.parquet GALLERY.parquet TEST.parquet FOLDER
+    python benchmarks/prune_vit.py MODEL INDEX.parquet GALLERY.parquet TEST.parquet FOLDER [SETTING ...]
 
 MODEL is what training exported, INDEX that of shards to calibrate on. Gallery: 10,000 images of GALLERY, drawn by seed; test: all of TEST
-(both with `image` and `label`). Beside every pruned model the gain over the same network untrained that it keeps:
+(both with `image` and `label`). SETTINGs are those of `lodeset prune --set`, such as `remove=[0.4,0.5,0.6]` and `mode=sequential`; without
+any, four strengths. Beside every pruned model the gain over the same network untrained that it keeps:
 (pruned - untrained) / (dense - untrained).
 """
 
@@ -26,8 +27,8 @@ from pruning.saving import load_model
 from training.vit import DinoVisionTransformer
 
 GALLERY, K = 10_000, "20"
-SWEEP = (5e-4, 1e-3, 2e-3, 8e-3)
-TARGETS = "[units, heads]"
+SWEEP = "sweep=[0.0005, 0.001, 0.002, 0.008]"
+ALWAYS = ("targets=[units, heads]", "calibration_images=1024")
 
 
 def labelled(gallery: str, test: str, path: Path) -> None:
@@ -56,7 +57,7 @@ def main() -> None:
     }
     print(f"kNN, k = {K}: untrained {scores['untrained']:.3f}, dense {scores['dense']:.3f}", flush=True)
     gain = scores["dense"] - scores["untrained"]
-    settings = (f"sweep={list(SWEEP)}", f"targets={TARGETS}", "calibration_images=1024")
+    settings = (*ALWAYS, *(sys.argv[6:] or [SWEEP]))
     told = prune(model, Path(folder) / "pruned", [index], None, settings, target=str(target))
     print(f"{told['seconds']:.0f} s\nremoved   MACs  kNN   gain kept  speed at 1, 32  agreement  method")
     for one in told["variants"]:
