@@ -92,7 +92,7 @@ def find_groups(model: nn.Module, example: Tensor) -> Groups:
     Raises:
         LodesetError: there is nothing to prune.
     """
-    taken, of_one = taken_by(model, example), taken_by(model, example[:1])
+    taken, of_one, tied = taken_by(model, example), taken_by(model, example[:1]), _tied(model)
     order = {name: number for number, name in enumerate(taken)}
     prunable: list[Group] = []
     skipped: dict[str, str] = {}
@@ -100,9 +100,12 @@ def find_groups(model: nn.Module, example: Tensor) -> Groups:
     known = {maker.name for group in named for maker in group.makers}
     for group in [*_coupled(model, example, order, skipped, known), *named]:
         together = [one.name for one in (*group.makers, *group.readers)]
+        ties = [f"{name} shares weights with {tied[name]}" for name in together if name in tied]
         apart = [one.name for one in group.readers if taken.get(one.name) != len(example) * of_one.get(one.name, 0)]
         if any(name not in order for name in together):
             reason: str | None = "the model's forward pass does not use all of it"
+        elif ties:
+            reason = ties[0]
         elif apart:
             reason = f"what {apart[0]} takes does not grow with the number of images"
         else:
@@ -164,6 +167,15 @@ def taken_by(model: nn.Module, images: Tensor) -> dict[str, int]:
         for handle in handles:
             handle.remove()
     return taken
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Layers whose weight or bias lies where another module's parameter does: to rewrite one is to rewrite both."""
+    owners: dict[int, set[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in (p for p in module.parameters(recurse=False) if p.numel()):
+            owners.setdefault(parameter.data_ptr(), set()).add(name or "the model itself")
+    return {one: min(of - {one}) for of in owners.values() if len(of) > 1 for one in of}
 
 
 def _coupled(

@@ -1,6 +1,7 @@
 """What can be removed from networks of several kinds, and why the rest is left whole."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -115,6 +116,27 @@ def test_what_cannot_be_grouped_is_left_with_the_reason(odd: nn.Module, reason: 
     assert [group.name for group in groups.prunable][-2:] == ["second", "fc1"]
     (told,) = [why for name, why in groups.skipped.items() if name.split(" + ")[0] == "first" or "first" in name]
     assert reason in told
+
+
+@pytest.mark.parametrize("by_data", [False, True])
+def test_layers_that_share_weights_are_left_with_the_reason(by_data: bool) -> None:
+    widths = (768, 8, 8, 8, 8, 8, 4)
+    layers = [nn.Linear(into, out) for into, out in itertools.pairwise(widths)]
+    model = nn.Sequential(nn.Flatten(), *(one for layer in layers for one in (layer, nn.ReLU())))
+    shaken(model)
+    if by_data:
+        layers[3].weight.data = layers[1].weight.data
+    else:
+        layers[3].weight = layers[1].weight
+    groups = find_groups(model, images(2))  # 1, 3, 5, 7, 9, 11: 3 and 7 are tied
+    assert [group.name for group in groups.prunable] == ["9"]
+    told = {name: why for name, why in groups.skipped.items() if "shares" in why}
+    assert told == {
+        "1": "3 shares weights with 7",
+        "3": "3 shares weights with 7",
+        "5": "7 shares weights with 3",
+        "7": "7 shares weights with 3",
+    }
 
 
 def test_a_model_with_nothing_to_prune_is_refused_with_the_reasons() -> None:
