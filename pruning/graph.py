@@ -15,7 +15,7 @@ from pipeline.dag.store import Artifact, File, Rows, Store
 from pipeline.engines.ray import map_with_state
 from pipeline.stages.write_shards import IMAGES
 from pruning.config import Job, Learned, LotteryJob, PruneJob, SelfMaskingJob, run_of
-from pruning.parts import images_per_part
+from pruning.parts import PROBED, images_per_part
 from pruning.recover import METHODS as RECOVERED
 from pruning.setting import VERSION, Done, Setting, Workplace
 from pruning.sweep import sweep
@@ -65,10 +65,21 @@ def build(
 def _variants(job: Job, training: TrainingConfig) -> int:
     """How long a job takes, in variants of a sweep."""
     if isinstance(job, PruneJob):
-        return len(job.points) * len(METHODS) + round(_recovery_seconds(job, training) / SECONDS_A_VARIANT)
+        seconds = _recovery_seconds(job, training) + _looks(job, training.model.depth) * cost.forward_seconds(training)
+        return len(job.points) * len(METHODS) + round(seconds / SECONDS_A_VARIANT)
     assert isinstance(job, Learned)
     seconds = trainings(job) * job.steps * job.batch * cost.seconds_per_image(training)
     return max(1, round(seconds / SECONDS_A_VARIANT))
+
+
+def _looks(job: PruneJob, depth: int) -> int:
+    """How often an image is seen beyond the one pass for moments, which the seconds of a variant hold: to weigh what every strength of every group
+    changes alone, and behind the layers pruned before, for each layer of each model.
+    """
+    layers = depth * len(job.targets)
+    weighed = layers * len(job.sweep) * min(PROBED, job.calibration_images) if job.remove else 0
+    in_turn = len(METHODS) + job.solved_in_turn if job.mode == "sequential" else 0
+    return weighed + layers * len(job.points) * in_turn * job.calibration_images
 
 
 def _recovery_seconds(job: PruneJob, dense: TrainingConfig) -> float:

@@ -44,8 +44,17 @@ def seconds_per_image(config: TrainingConfig, teacher: TrainingConfig | None = N
     student's own.
     """
     macs = 3 * _block_macs(config) + _block_macs(teacher or config, local=False)  # forward and backward; forward
+    return macs / _macs_a_second()
+
+
+def forward_seconds(config: TrainingConfig) -> float:
+    """A forward pass over one image, as large as a global crop, on 2 CPU cores."""
+    return _block_macs(config, local=False) / 2 / _macs_a_second()
+
+
+def _macs_a_second() -> float:
     tiny = TrainingConfig()
-    return macs / (3 * _block_macs(tiny) + _block_macs(tiny, local=False)) / TINY_IMAGES_PER_S
+    return (3 * _block_macs(tiny) + _block_macs(tiny, local=False)) * TINY_IMAGES_PER_S
 
 
 def _block_macs(config: TrainingConfig, local: bool = True) -> int:

@@ -136,6 +136,18 @@ def test_each_refitted_model_is_trained_once(world: World, how: str, told: str) 
     assert all(any(path.startswith(v["model"]) for path in listed) for v in found["variants"])
 
 
+def test_models_of_a_share_are_trained_again_and_stay_apart_in_size(world: World) -> None:
+    """Groups of a share have strengths, and so widths, of their own, also where layers are refitted in turn."""
+    again = RecoverConfig(steps=2)
+    asked = PruneJob(remove=(0.2,), mode="sequential", targets=("units", "heads"), calibration_images=32, recover=again)
+    (found,) = world.prune(asked).details["jobs"]
+    trained = [v for v in found["variants"] if v["method"].endswith(", distilled")]
+    assert len(trained) == 3 and len(found["variants"]) == len(METHODS) + 3
+    for v in trained:
+        assert v["parameters_removed"] >= 0.2 and v["strengths"] == trained[0]["strengths"]
+        assert sum(p.numel() for p in load_model(Path(world.store.path(v["model"]))).parameters()) == v["parameters"]
+
+
 def test_the_teacher_is_the_dense_model_and_the_student_what_was_left(world: World) -> None:
     world.prune(job("distill", sweep=[EPS]))
     (_, origin), *_ = world.runs
