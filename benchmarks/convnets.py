@@ -45,7 +45,7 @@ from pruning.variants import METHODS, Method, Solutions, lost_alone, solved_at_o
 
 BATCH, LR, MOMENTUM, DECAY, SMOOTHING, PAD = 128, 0.1, 0.9, 5e-4, 0.1, 4
 CALIBRATION, POSITIONS, PROBED = 4_000, 16, 256
-DISTIL_LR = 3e-4
+DISTIL_LR = 1e-4
 STRENGTHS = tuple(float(eps) for eps in np.geomspace(1e-3, 1e-1, 8))
 SHARES = (0.5, 0.7, 0.8, 0.85, 0.89, 0.9, 0.92, 0.95)
 MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)

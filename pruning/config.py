@@ -7,6 +7,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 from pipeline.config import Strict
 from training.config import CropsConfig, Fraction, Positive, TrainingConfig, recovering
 
+BASE_LR = 1e-4  # of a recovery by a run
 LADDER = tuple(1e-5 * 2**rung for rung in range(15))  # strengths that `remove` chooses from: to .16
 
 
@@ -35,7 +36,11 @@ class RecoverConfig(Strict):
         ge=2,
         description="images a step, over all workers; none: as the dense model's run; 64 where it is a model alone",
     )
-    base_lr: Positive = Field(1e-4, description="learning rate at batch 1024; used: base_lr * sqrt(batch / 1024)")
+    base_lr: Positive | None = Field(
+        None,
+        description="learning rate at batch 1024; used: base_lr * sqrt(batch / 1024) "
+        "[default: 1e-4, by a run; 4e-4, by the outputs of a model alone]",
+    )
     crops: CropsConfig | None = Field(
         None,
         description="of a model alone: augmentation of the two views of each image [default: DINOv2's global crops]; their size is the "
@@ -56,7 +61,7 @@ def run_of(dense: TrainingConfig, recover: RecoverConfig) -> TrainingConfig:
     """
     if recover.crops is not None:
         raise ValueError("crops are those of the dense model's run: remove `crops`")
-    return recovering(dense, recover.steps, recover.batch, recover.base_lr, recover.how == "distill")
+    return recovering(dense, recover.steps, recover.batch, recover.base_lr or BASE_LR, recover.how == "distill")
 
 
 class PruneJob(Job):

@@ -9,7 +9,7 @@ import json
 import math
 import posixpath
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.dag.store import Part
 from pipeline.errors import LodesetError
@@ -28,10 +28,12 @@ from pruning.parts import publish
 from pruning.saving import load_model, save_pruned
 from pruning.setting import Setting, kept_file
 from pruning.tasks import Outputs, features_of
+from pruning.whitening import DAMPING, POSITIONS, whitened
 from training.index import open_index
 
 TRAINED, HOW = "prune_recovered", "distilled by outputs"
-BATCH, WARMUP = 64, 0.1
+BATCH, BASE_LR, WARMUP = 64, 4e-4, 0.1
+MEASURED = 2_048  # images that the basis is measured on
 
 
 @dataclass(frozen=True)
@@ -52,25 +54,36 @@ def towards(dense: nn.Module, model: nn.Module, batches: Batches, recipe: Recipe
     """Trains a model, in place, to give what another gives first, and returns the mean loss of the last steps: AdamW on all of its parameters.
 
     In evaluation mode: dropout would ask for what the teacher never gives, and norms that are part of no convolution keep the statistics
-    that the dense model is judged with.
+    that the dense model is judged with. In a basis in which what layers take in the first steps is white (`pruning/whitening.py`).
 
     Raises:
         NotLearnedError: a loss that is not finite.
         LodesetError: too few images can be read.
     """
     model.eval().requires_grad_(True)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    steps = range(recipe.steps)
-    return descend(
-        Outputs(dense), functools.partial(features_of, model), batches, optimiser, recipe, steps, lambda _: None
-    )
+    with whitened(model, _first(batches, recipe.steps), recipe.seed):
+        optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+        features, steps = functools.partial(features_of, model), range(recipe.steps)
+        return descend(Outputs(dense), features, batches, optimiser, recipe, steps, lambda _: None)
+
+
+def _first(batches: Batches, steps: int) -> Iterator[Tensor]:
+    """The images of the first steps, until these are enough to measure what layers take."""
+    seen = 0
+    for step in range(steps):
+        images = batches.at(step)[0].flatten(0, 1)
+        yield images
+        seen += len(images)
+        if seen >= MEASURED:
+            return
 
 
 def told_of(setting: Setting, recover: RecoverConfig, seed: int, compared: Sequence[int]) -> list[Any]:
     """What a distillation depends on, beside the two models and the images."""
     crops = setting.views(recover.crops).model_dump()
-    batch = recover.batch or BATCH
-    return [HOW, recover.steps, batch, recover.base_lr, crops, setting.calibration_max_pixels, seed, list(compared)]
+    batch, base_lr = recover.batch or BATCH, recover.base_lr or BASE_LR
+    basis = MEASURED, POSITIONS, DAMPING
+    return [HOW, basis, recover.steps, batch, base_lr, crops, setting.calibration_max_pixels, seed, list(compared)]
 
 
 def distiller(
@@ -78,11 +91,11 @@ def distiller(
 ) -> Callable[[tuple[str, dict[str, Any]]], Part]:
     """Distils pruned models on two views of every image but those that models are compared on; one that was stopped starts again."""
     store, dense, index = setting.store, setting.model(), open_index(setting.index)
-    batch = recover.batch or BATCH
+    batch, base_lr = recover.batch or BATCH, recover.base_lr or BASE_LR
     images = Some(index, np.setdiff1d(np.arange(len(index)), np.asarray(compared, np.int64)))
     crops, limit = setting.views(recover.crops), setting.calibration_max_pixels
     examples = Examples(images, None, crops, batch, seed, limit)
-    recipe = Recipe(recover.steps, recover.base_lr * math.sqrt(batch / 1024), 0.0, WARMUP, seed)
+    recipe = Recipe(recover.steps, base_lr * math.sqrt(batch / 1024), 0.0, WARMUP, seed)
 
     def distil(item: tuple[str, dict[str, Any]]) -> Part:
         key, row = item
@@ -93,7 +106,7 @@ def distiller(
         except NotLearnedError as error:
             raise LodesetError(
                 f"recover: the model pruned by {row['method']} could not be distilled ({error}): lower recover.base_lr "
-                f"({recover.base_lr:g}); where the dense model's outputs are the same for all images there is nothing to learn"
+                f"({base_lr:g}); where the dense model's outputs are the same for all images there is nothing to learn"
             ) from error
         stem = posixpath.basename(str(row["model"])).rpartition("-")[0]
         name = f"{setting.folder}/job-{number}/{stem}-distilled-{key[:8]}"

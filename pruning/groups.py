@@ -92,7 +92,7 @@ def find_groups(model: nn.Module, example: Tensor) -> Groups:
     Raises:
         LodesetError: there is nothing to prune.
     """
-    taken, of_one, tied = taken_by(model, example), taken_by(model, example[:1]), _tied(model)
+    taken, of_one, shares = taken_by(model, example), taken_by(model, example[:1]), tied(model)
     order = {name: number for number, name in enumerate(taken)}
     prunable: list[Group] = []
     skipped: dict[str, str] = {}
@@ -100,7 +100,7 @@ def find_groups(model: nn.Module, example: Tensor) -> Groups:
     known = {maker.name for group in named for maker in group.makers}
     for group in [*_coupled(model, example, order, skipped, known), *named]:
         together = [one.name for one in (*group.makers, *group.readers)]
-        ties = [f"{name} shares weights with {tied[name]}" for name in together if name in tied]
+        ties = [f"{name} shares weights with {shares[name]}" for name in together if name in shares]
         apart = [one.name for one in group.readers if taken.get(one.name) != len(example) * of_one.get(one.name, 0)]
         if any(name not in order for name in together):
             reason: str | None = "the model's forward pass does not use all of it"
@@ -169,7 +169,7 @@ def taken_by(model: nn.Module, images: Tensor) -> dict[str, int]:
     return taken
 
 
-def _tied(model: nn.Module) -> dict[str, str]:
+def tied(model: nn.Module) -> dict[str, str]:
     """Layers whose weight or bias lies where another module's parameter does: to rewrite one is to rewrite both."""
     owners: dict[int, set[str]] = {}
     for name, module in model.named_modules():
