@@ -1,5 +1,5 @@
 """Weights in a basis in which what their layers take is white: W = s V P, where P is the inverse square root of the second moments of the
-inputs, s the root mean square of the outputs, and V is trained.
+inputs, s the standard deviation of the outputs, and V is trained.
 
 What neighbouring pixels and channels share makes a loss far steeper in some directions than in others, and AdamW, which scales every
 number by itself, then goes slowly along the others. (Desjardins et al. 2015, arXiv:1507.00210, who also centre inputs and measure them again
@@ -8,6 +8,7 @@ while they train. Here what is trained starts near to where it ends: once is eno
 Shapes: c columns of a layer, m outputs.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,14 +31,12 @@ class _White(nn.Module):
     root: Tensor  # s P^-1, [c, c], float64
     inverse: Tensor  # P
 
-    def __init__(self, weight: Tensor, moments: Tensor) -> None:
+    def __init__(self, weight: Tensor, moments: Tensor, scale: float) -> None:
         super().__init__()
         damped = moments + DAMPING * moments.diagonal().mean() * torch.eye(len(moments)).to(moments)
         values, vectors = torch.linalg.eigh(damped)
-        matrix = weight.detach().flatten(1).double()
-        self.scale = float(((matrix @ damped) * matrix).sum().div(len(matrix)).sqrt())
-        self.register_buffer("root", vectors * values.sqrt() @ vectors.T / self.scale)
-        self.register_buffer("inverse", (vectors * values.rsqrt() @ vectors.T * self.scale).to(weight))
+        self.register_buffer("root", vectors * values.sqrt() @ vectors.T / scale)
+        self.register_buffer("inverse", (vectors * values.rsqrt() @ vectors.T * scale).to(weight))
 
     def forward(self, v: Tensor) -> Tensor:
         with torch.autocast(v.device.type, enabled=False):  # bf16 would not bring back the weights that there were
@@ -65,23 +64,29 @@ def whitened(network: nn.Module, batches: Iterable[Tensor], seed: int) -> Iterat
     }
     done = []
     try:
-        for name, moments in second_moments(network, layers, batches, seed).items():
+        for name, (moments, mean) in moments_of(network, layers, batches, seed).items():
             weight = layers[name].weight
-            if not weight.any() or not moments.isfinite().all() or not moments.any():
-                continue
-            parametrize.register_parametrization(layers[name], "weight", _White(weight, moments))
-            done.append(layers[name])
+            scale = _deviation(weight, moments, mean)
+            if math.isfinite(scale) and scale > 0.0:
+                parametrize.register_parametrization(layers[name], "weight", _White(weight, moments, scale))
+                done.append(layers[name])
         yield
     finally:
         for layer in done:
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
 
 
-def second_moments(
+def _deviation(weight: Tensor, moments: Tensor, mean: Tensor) -> float:
+    """Of a layer's outputs: the root of their mean variance."""
+    rows = weight.detach().flatten(1).double()
+    return math.sqrt(max(0.0, float(((rows @ moments) * rows).sum() - (rows @ mean).square().sum()) / len(rows)))
+
+
+def moments_of(
     network: nn.Module, layers: Iterable[str], batches: Iterable[Tensor], seed: int
-) -> dict[str, Tensor]:
-    """The mean of x x^T [c, c] of what layers take, not centred, in float64; none of layers that are not called."""
-    sums: dict[str, Tensor] = {}
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The means of x x^T [c, c] and of x [c] of what layers take, in float64; none of layers that are not called."""
+    sums: dict[str, tuple[Tensor, Tensor]] = {}
     rows: dict[str, int] = {}
     seen = 0  # images before this batch
 
@@ -93,7 +98,8 @@ def second_moments(
         else:
             x = x.reshape(-1, x.shape[-1])
             x = x[sample_positions(seen, len(x), POSITIONS * len(images), seed)].double()
-        sums[name] = x.T @ x + sums.get(name, 0.0)
+        squares, total = sums.get(name, (0.0, 0.0))
+        sums[name] = x.T @ x + squares, x.sum(0) + total
         rows[name] = rows.get(name, 0) + len(x)
 
     handles = [
@@ -110,4 +116,4 @@ def second_moments(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: total / rows[name] for name, total in sums.items()}
+    return {name: (squares / rows[name], total / rows[name]) for name, (squares, total) in sums.items()}

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize
 from pruning.distil import towards
 from pruning.groups import outputs_of
 from pruning.learning import Recipe
-from pruning.whitening import second_moments, whitened
+from pruning.whitening import moments_of, whitened
 
 
 def white(model: nn.Module) -> set[str]:
@@ -49,9 +49,9 @@ def test_a_network_computes_the_same_within_and_is_the_same_after(network: nn.Mo
 def test_moments_are_those_of_all_that_a_layer_takes() -> None:
     layer = nn.Conv2d(3, 2, 3, padding=1)
     batch = images(6)[..., :4, :4]  # 16 positions an image: none is left out
-    (found,) = second_moments(nn.Sequential(layer), ["0"], batch.split(4), seed=0).values()
+    ((squares, mean),) = moments_of(nn.Sequential(layer), ["0"], batch.split(4), seed=0).values()
     rows = nn.functional.unfold(batch, 3, padding=1).transpose(1, 2).flatten(0, 1).double()
-    assert torch.allclose(found, rows.T @ rows / len(rows))
+    assert torch.allclose(squares, rows.T @ rows / len(rows)) and torch.allclose(mean, rows.mean(0))
 
 
 def test_a_square_loss_is_equally_steep_in_all_directions() -> None:
