@@ -28,12 +28,12 @@ from pruning.parts import publish
 from pruning.saving import load_model, save_pruned
 from pruning.setting import Setting, kept_file
 from pruning.tasks import Outputs, features_of
-from pruning.whitening import DAMPING, POSITIONS, whitened
+from pruning.whitening import COLUMNS, DAMPING, POSITIONS, ROWS, whitened
 from training.index import open_index
 
 TRAINED, HOW = "prune_recovered", "distilled by outputs"
 BATCH, BASE_LR, WARMUP = 64, 4e-4, 0.1
-MEASURED = 2_048  # images that the basis is measured on
+MEASURED = 2_048  # views that the basis is measured on
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def towards(dense: nn.Module, model: nn.Module, batches: Batches, recipe: Recipe
 
 
 def _first(batches: Batches, steps: int) -> Iterator[Tensor]:
-    """The images of the first steps, until these are enough to measure what layers take."""
+    """The views of the first steps, until these are enough to measure what layers take."""
     seen = 0
     for step in range(steps):
         images = batches.at(step)[0].flatten(0, 1)
@@ -82,7 +82,7 @@ def told_of(setting: Setting, recover: RecoverConfig, seed: int, compared: Seque
     """What a distillation depends on, beside the two models and the images."""
     crops = setting.views(recover.crops).model_dump()
     batch, base_lr = recover.batch or BATCH, recover.base_lr or BASE_LR
-    basis = MEASURED, POSITIONS, DAMPING
+    basis = MEASURED, POSITIONS, DAMPING, ROWS, COLUMNS
     return [HOW, basis, recover.steps, batch, base_lr, crops, setting.calibration_max_pixels, seed, list(compared)]
 
 

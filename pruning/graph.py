@@ -74,7 +74,7 @@ def _variants(job: Job, training: TrainingConfig) -> int:
 
 def _looks(job: PruneJob, depth: int) -> int:
     """How often an image is seen beyond the one pass for moments, which the seconds of a variant hold: to weigh what every strength of every group
-    changes alone, and behind the layers pruned before, for each layer of each model.
+    changes alone, and behind the layers pruned before, for each layer of each model (in two networks, each half of the way on average).
     """
     layers = depth * len(job.targets)
     weighed = layers * len(job.sweep) * min(PROBED, job.calibration_images) if job.remove else 0

@@ -3,14 +3,15 @@ inputs, s the standard deviation of the outputs, and V is trained.
 
 What neighbouring pixels and channels share makes a loss far steeper in some directions than in others, and AdamW, which scales every
 number by itself, then goes slowly along the others. (Desjardins et al. 2015, arXiv:1507.00210, who also centre inputs and measure them again
-while they train. Here what is trained starts near to where it ends: once is enough.) A learning rate means the same in layers of any scale.
+while they train. Here what is trained starts near to where it ends: once is enough.) A learning rate is relative to what a layer gives.
 
-Shapes: c columns of a layer, m outputs.
+Shapes: c columns of a layer, m outputs, R rows that were measured (positions of all images).
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,34 +23,42 @@ from pruning.groups import evaluating, tied
 
 POSITIONS = 16  # of an image
 DAMPING = 1e-3  # of the mean second moment, added to all: directions that inputs hardly take stay as they are
-COLUMNS = 5_000  # the root of more takes minutes, and each step longer than the layer itself: these layers stay in their own basis
+ROWS = 4  # a column, at least: of fewer, directions that happen not to be measured would be taken for ones that inputs do not take
+COLUMNS = 4_096  # the root of these takes 25 s, and .4 GB
+CONSTANT = 1e-8  # variance of outputs that is rounding, as a share of their mean square
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a layer takes: the means of x x^T [c, c] and of x [c], in float64, the rows that they are of, and those of a whole batch."""
+
+    squares: Tensor
+    mean: Tensor
+    rows: int
+    rows_a_batch: int
 
 
 class _White(nn.Module):
     """V [m, c, ...] to W."""
 
-    root: Tensor  # s P^-1, [c, c], float64
-    inverse: Tensor  # P
+    into: Tensor  # s P, [c, c]
 
-    def __init__(self, weight: Tensor, moments: Tensor, scale: float) -> None:
+    def __init__(self, into: Tensor) -> None:
         super().__init__()
-        damped = moments + DAMPING * moments.diagonal().mean() * torch.eye(len(moments)).to(moments)
-        values, vectors = torch.linalg.eigh(damped)
-        self.register_buffer("root", vectors * values.sqrt() @ vectors.T / scale)
-        self.register_buffer("inverse", (vectors * values.rsqrt() @ vectors.T * scale).to(weight))
+        self.register_buffer("into", into)
 
     def forward(self, v: Tensor) -> Tensor:
         with torch.autocast(v.device.type, enabled=False):  # bf16 would not bring back the weights that there were
-            return (v.flatten(1) @ self.inverse).view_as(v)
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        return (weight.detach().flatten(1).double() @ self.root).to(weight).view_as(weight)
+            return (v.flatten(1) @ self.into).view_as(v)
 
 
 @contextmanager
 def whitened(network: nn.Module, batches: Iterable[Tensor], seed: int) -> Iterator[None]:
-    """Within it the network's linear layers and convolutions, but for grouped ones and those of more than COLUMNS columns, have V as their
-    parameter; afterwards their weights are what V says. Layers that share weights, or whose weights are made of others, stay as they are.
+    """Within it V is the parameter of the network's linear layers and convolutions; afterwards their weights are what V says.
+
+    Left as they are: grouped convolutions; layers that share weights, or whose weights are made of others or are coarser than float32; those of
+    more columns than COLUMNS, than positions in a batch (a step would take twice as long) or than can be measured (ROWS); and those whose
+    outputs do not vary.
 
     batches: images [B, 3, height, width] that the layers' inputs are measured on.
     """
@@ -57,50 +66,74 @@ def whitened(network: nn.Module, batches: Iterable[Tensor], seed: int) -> Iterat
     layers = {
         name: layer
         for name, layer in network.named_modules()
-        if (isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1))
-        and "weight" in layer._parameters
+        if type(layer) in (nn.Linear, nn.Conv2d)  # others may make something else of their weights
+        and getattr(layer, "groups", 1) == 1
         and name not in ties
+        and layer.weight.dtype in (torch.float32, torch.float64)
         and layer.weight[0].numel() <= COLUMNS
     }
     done = []
     try:
-        for name, (moments, mean) in moments_of(network, layers, batches, seed).items():
-            weight = layers[name].weight
-            scale = _deviation(weight, moments, mean)
-            if math.isfinite(scale) and scale > 0.0:
-                parametrize.register_parametrization(layers[name], "weight", _White(weight, moments, scale))
+        measured = moments_of(network, layers, batches, seed)
+        for name in list(measured):
+            taken = measured.pop(name)  # all of them, and all roots, would not fit
+            columns = len(taken.mean)
+            scale = _deviation(layers[name].weight, taken)
+            if scale is not None and columns <= min(taken.rows // ROWS, taken.rows_a_batch):
                 done.append(layers[name])
+                _whiten(layers[name], taken, scale)
         yield
     finally:
         for layer in done:
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
 
 
-def _deviation(weight: Tensor, moments: Tensor, mean: Tensor) -> float:
-    """Of a layer's outputs: the root of their mean variance."""
+def _whiten(layer: nn.Module, taken: Taken, scale: float) -> None:
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    squares = taken.squares
+    squares.diagonal().add_(DAMPING * squares.diagonal().mean())
+    values, vectors = torch.linalg.eigh(squares)
+    v = weight.detach().flatten(1).double() @ (vectors * values.sqrt() @ vectors.T) / scale
+    into = vectors * values.rsqrt() @ vectors.T * scale
+    parametrize.register_parametrization(layer, "weight", _White(into.to(weight)))
+    layer.parametrizations.weight.original.data.copy_(v.view_as(weight))  # type: ignore[union-attr, operator]
+
+
+def _deviation(weight: Tensor, taken: Taken) -> float | None:
+    """Of a layer's outputs: the root of their mean variance, if they vary."""
     rows = weight.detach().flatten(1).double()
-    return math.sqrt(max(0.0, float(((rows @ moments) * rows).sum() - (rows @ mean).square().sum()) / len(rows)))
+    square = float(((rows @ taken.squares) * rows).sum() / len(rows))
+    variance = square - float((rows @ taken.mean).square().sum() / len(rows))
+    return math.sqrt(variance) if math.isfinite(variance) and variance > CONSTANT * square else None
 
 
-def moments_of(
-    network: nn.Module, layers: Iterable[str], batches: Iterable[Tensor], seed: int
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """The means of x x^T [c, c] and of x [c] of what layers take, in float64; none of layers that are not called."""
+def moments_of(network: nn.Module, layers: Iterable[str], batches: Iterable[Tensor], seed: int) -> dict[str, Taken]:
+    """What layers take of images [B, 3, height, width], by name; none of layers that are not called."""
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     rows: dict[str, int] = {}
+    most: dict[str, int] = {}
+    of_batch: dict[str, int] = {}
     seen = 0  # images before this batch
 
-    def note(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         x = args[0] if args else kwargs["input"]
+        if not x.numel():
+            return
         if isinstance(layer, nn.Conv2d):  # one map after the other, since kernels times positions of all would not fit
-            x = x.reshape(-1, *x.shape[-3:])
-            x = Draw(seen, len(x), POSITIONS, seed).rows(unfolded, layer, x).double()
+            maps = x.reshape(-1, *x.shape[-3:])
+            x = Draw(seen, len(maps), POSITIONS, seed).rows(unfolded, layer, maps).double()
+            whole = len(maps) * _positions(layer, maps)
         else:
             x = x.reshape(-1, x.shape[-1])
+            whole = len(x)
             x = x[sample_positions(seen, len(x), POSITIONS * len(images), seed)].double()
-        squares, total = sums.get(name, (0.0, 0.0))
-        sums[name] = x.T @ x + squares, x.sum(0) + total
+        of_batch[name] = of_batch.get(name, 0) + whole
         rows[name] = rows.get(name, 0) + len(x)
+        if name in sums:
+            sums[name][0].add_(x.T @ x)
+            sums[name][1].add_(x.sum(0))
+        else:
+            sums[name] = x.T @ x, x.sum(0)
 
     handles = [
         network.get_submodule(name).register_forward_pre_hook(
@@ -111,9 +144,16 @@ def moments_of(
     try:
         with evaluating(network):
             for images in batches:
+                of_batch.clear()
                 network(images)
                 seen += len(images)
+                most |= {name: max(most.get(name, 0), count) for name, count in of_batch.items()}
     finally:
         for handle in handles:
             handle.remove()
-    return {name: (squares / rows[name], total / rows[name]) for name, (squares, total) in sums.items()}
+    return {n: Taken(sums[n][0].div_(rows[n]), sums[n][1].div_(rows[n]), rows[n], most[n]) for n in sums}
+
+
+def _positions(layer: nn.Conv2d, maps: Tensor) -> int:
+    """Of the kernel on one map."""
+    return len(unfolded(layer, maps[:1]))
