@@ -78,10 +78,15 @@ def _first(batches: Batches, steps: int) -> Iterator[Tensor]:
             return
 
 
+def _rates(recover: RecoverConfig) -> tuple[int, float]:
+    """Images a step, and the learning rate at batch 1024."""
+    return recover.batch or BATCH, recover.base_lr or BASE_LR
+
+
 def told_of(setting: Setting, recover: RecoverConfig, seed: int, compared: Sequence[int]) -> list[Any]:
     """What a distillation depends on, beside the two models and the images."""
     crops = setting.views(recover.crops).model_dump()
-    batch, base_lr = recover.batch or BATCH, recover.base_lr or BASE_LR
+    batch, base_lr = _rates(recover)
     basis = MEASURED, POSITIONS, DAMPING, ROWS, COLUMNS
     return [HOW, basis, recover.steps, batch, base_lr, crops, setting.calibration_max_pixels, seed, list(compared)]
 
@@ -91,7 +96,7 @@ def distiller(
 ) -> Callable[[tuple[str, dict[str, Any]]], Part]:
     """Distils pruned models on two views of every image but those that models are compared on; one that was stopped starts again."""
     store, dense, index = setting.store, setting.model(), open_index(setting.index)
-    batch, base_lr = recover.batch or BATCH, recover.base_lr or BASE_LR
+    batch, base_lr = _rates(recover)
     images = Some(index, np.setdiff1d(np.arange(len(index)), np.asarray(compared, np.int64)))
     crops, limit = setting.views(recover.crops), setting.calibration_max_pixels
     examples = Examples(images, None, crops, batch, seed, limit)

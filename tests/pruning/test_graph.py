@@ -118,3 +118,23 @@ def test_a_sweep_over_a_target_set_of_images_that_training_would_skip(
         assert learned["kept"] == drawn["kept"] and 30 * learned["masks_bytes"] < 1.7 * learned["weights_bytes"] + 10**5
     # The models are not larger than they were before, so what is planned for is enough.
     assert 0 < sum(file.size_bytes for file in pruned.tables["models"]) < (stage.size_bytes or 0)
+
+
+def test_plans_count_the_passes_of_a_job() -> None:
+    both = {"targets": ("units", "heads"), "calibration_images": 200, "sweep": (1e-3, 1e-2)}
+    looks = {
+        key: graph._looks(PruneJob.model_validate(both | more), 3)
+        for key, more in {
+            "at once": {},
+            "in turn": {"mode": "sequential"},
+            "a share": {"remove": [0.5]},
+            "a share in turn": {"remove": [0.5], "mode": "sequential"},
+        }.items()
+    }
+    layers, weighed = 3 * 2, 2 * 128  # two strengths, on 128 images each
+    assert looks == {
+        "at once": 0,
+        "in turn": layers * 2 * (6 + 1) * 200,  # two models of each of six methods, and what they keep
+        "a share": layers * weighed,
+        "a share in turn": layers * (weighed + 6 * 200),
+    }

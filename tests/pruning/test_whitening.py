@@ -134,9 +134,8 @@ class Strange(nn.Module):
         self.made = parametrizations.weight_norm(nn.Linear(6, 6))
         self.zero, self.spare = nn.Linear(6, 6), nn.Linear(6, 6)
         nn.init.zeros_(self.zero.weight)
-        self.attention = nn.MultiheadAttention(
-            6, 2, batch_first=True
-        )  # uses the weights of a layer that it does not call
+        # Uses the weights of a layer that it does not call.
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
         self.token = nn.Parameter(torch.randn(1, 6))
         self.of_token, self.last, self.wide = nn.Linear(6, 6), nn.Linear(6, 4), nn.Linear(300, 4)
 

@@ -39,3 +39,9 @@ def test_time_follows_the_size_of_the_network_and_of_the_crops() -> None:
     assert deep == pytest.approx(2 * tiny)
     assert 3.5 * tiny < wide < 4 * tiny
     assert large > 2 * tiny
+
+
+def test_a_step_without_local_crops_is_four_forward_passes_over_each_of_two_crops() -> None:
+    """Forward and backward are three, and the teacher's one more."""
+    config = TrainingConfig.model_validate({"model": {"dim": 256}, "crops": {"global_size": 64, "local_count": 0}})
+    assert cost.seconds_per_image(config) == pytest.approx(8 * cost.forward_seconds(config))
