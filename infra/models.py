@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infra.apart import apart
 from infra.config import usable_cpus
 from pipeline.errors import ConfigError, LodesetError
 
@@ -51,8 +50,7 @@ def train(
         check_weights(settings.weights.path, settings.model)  # now, not when all tars have been read
     found = shards_of(shards, target / "index")
     # A process of its own, as each stage of a run: Ray reads the token of its cluster when it is imported, once a process.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-        return apart.submit(_train, settings, found, target, ray_address, cpus or usable_cpus()).result()
+    return apart(_train, settings, found, target, ray_address, cpus or usable_cpus())
 
 
 def _train(
@@ -97,8 +95,7 @@ def prune(
         raise LodesetError(f"{source} is no folder: give the one in which model.safetensors lies")
     judged = None if target is None else TargetSet(name="target", uri=resolve(target, Path.cwd()))
     found = shards_of(shards, out / "index")
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-        return apart.submit(_prune, source, found, out, job, size, judged, ray_address, cpus or usable_cpus()).result()
+    return apart(_prune, source, found, out, job, size, judged, ray_address, cpus or usable_cpus())
 
 
 def _prune(

@@ -21,10 +21,9 @@ MARK = "LODESET_TEST_RUN"
 
 @dataclass
 class Run:
-    """One `lodeset run` in a session of its own, whose processes all carry a mark."""
+    """One command of `lodeset` in a session of its own, whose processes all carry a mark."""
 
-    config: Path
-    arguments: tuple[str, ...] = ()
+    arguments: tuple[str | Path, ...]
     slow_commit_s: float = 0.0
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     process: subprocess.Popen[bytes] | None = None
@@ -32,7 +31,7 @@ class Run:
     def start(self) -> Run:
         environment = {**os.environ, MARK: self.mark, "SLOW_COMMIT_SECONDS": str(self.slow_commit_s)}
         environment["PYTHONPATH"] = str(SLOW_COMMIT)
-        command = [sys.executable, "-m", "infra.cli", "run", str(self.config), *self.arguments]
+        command = [sys.executable, "-m", "infra.cli", *map(str, self.arguments)]
         self.process = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
         )

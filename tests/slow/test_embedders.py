@@ -46,7 +46,7 @@ def test_a_run_with_two_embedders(tmp_path: Path) -> None:
     }
     config = tmp_path / "lodeset.yaml"
     config.write_text(yaml.safe_dump(tree))
-    code, err = Run(config, ("--until", "cluster")).start().wait()
+    code, err = Run(("run", config, "--until", "cluster")).start().wait()
     assert code == 0, err
     first = entries(config)
     parts = first["ingest/pool"]["details"]["parts"]
@@ -58,7 +58,7 @@ def test_a_run_with_two_embedders(tmp_path: Path) -> None:
 
     tree["embed"]["dedup"] = {"kind": "huggingface", "model": "export", "pooling": "mean"}
     config.write_text(yaml.safe_dump(tree))
-    code, err = Run(config, ("--until", "cluster")).start().wait()
+    code, err = Run(("run", config, "--until", "cluster")).start().wait()
     assert code == 0, err
     second = entries(config)
     assert second["embed/pool"]["manifest"] == first["embed/pool"]["manifest"]

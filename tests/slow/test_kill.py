@@ -53,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(world: Path) -> dict[str, str]:
-    code, err = Run(world / "lodeset.yaml", ("--set", "store=./undisturbed")).start().wait()
+    code, err = Run(("run", world / "lodeset.yaml", "--set", "store=./undisturbed")).start().wait()
     assert code == 0, err
     counts = {stage: _count_parts(world / "undisturbed", stage) for stage in PARTS}
     assert all(count >= FEWEST_PARTS for count in counts.values()), f"too few parts to be killed among: {counts}"
@@ -71,7 +71,7 @@ def _interrupt(world: Path, store: str, stage: str, victim: str, *until: str) ->
     """Runs until the third part of a stage is committed, kills, and checks what the next run finds."""
     folder, parts = world / store, PARTS[stage]
     before = set(part_manifests(folder, parts))
-    with Run(world / "lodeset.yaml", ("--set", f"store=./{store}", *until), slow_commit_s=COMMIT_S) as run:
+    with Run(("run", world / "lodeset.yaml", "--set", f"store=./{store}", *until), slow_commit_s=COMMIT_S) as run:
         assert run.process is not None
         deadline = time.monotonic() + PATIENCE_S
         while len(set(part_manifests(folder, parts)) - before) < 3:
@@ -107,7 +107,7 @@ def _remember(folder: Path, parts: str, committed: dict[str, tuple[int, str]]) -
 
 
 def _finish(world: Path, store: str, undisturbed: dict[str, str], *until: str) -> None:
-    code, err = Run(world / "lodeset.yaml", ("--set", f"store=./{store}", *until)).start().wait()
+    code, err = Run(("run", world / "lodeset.yaml", "--set", f"store=./{store}", *until)).start().wait()
     assert code == 0, err
     for (folder, parts), committed in _REMEMBERED.items():
         if folder == world / store:
@@ -162,7 +162,7 @@ def test_training_goes_on_from_its_checkpoint(world: Path, undisturbed: dict[str
     shutil.copytree(world / "undisturbed", world / store)
     for name in ("artifacts/train", "artifacts/evaluate", "artifacts/prune", "training"):
         shutil.rmtree(world / store / name)
-    with Run(world / "lodeset.yaml", ("--set", f"store=./{store}")) as run:
+    with Run(("run", world / "lodeset.yaml", "--set", f"store=./{store}")) as run:
         assert run.process is not None
         deadline = time.monotonic() + PATIENCE_S
         # Only the newest checkpoints are kept, so the third is seen by its name.
@@ -179,7 +179,7 @@ def test_training_goes_on_from_its_checkpoint(world: Path, undisturbed: dict[str
             assert code in (0, 1)
             assert "Traceback" not in err, err
         assert run.gone_within(60), run.processes()
-    code, err = Run(world / "lodeset.yaml", ("--set", f"store=./{store}")).start().wait()
+    code, err = Run(("run", world / "lodeset.yaml", "--set", f"store=./{store}")).start().wait()
     assert code == 0, err
     weights = [next((world / s / "training").glob("*/model.safetensors")).read_bytes() for s in (store, "undisturbed")]
     assert weights[0] == weights[1]
