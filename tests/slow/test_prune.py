@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import torch
 from builders import picture, write_tar
 from commands import lodeset
 from networks import LeNet, images, shaken, vit
+from runs import Run, part_manifests
 
 from pruning.groups import max_difference
 from pruning.saving import load_model, save_pruned
@@ -111,6 +113,31 @@ def test_a_pruned_model_is_trained_again(folder: Path) -> None:
         assert sum(p.numel() for p in load_model(out / one["model"]).parameters()) == one["parameters"]
         assert (out / one["model"] / "metrics.jsonl").is_file()
     assert "line dotted" in (out / "report.html").read_text() and not list((out / "training").iterdir())
+
+
+@pytest.mark.parametrize("what", ["train", "prune"])
+def test_a_killed_command_leaves_nothing_behind_and_goes_on(folder: Path, what: str) -> None:
+    """The command alone is killed, as by `kill -9` or for want of memory; what works for it ends too, and holds nothing."""
+    shards, out = folder / "images-0.tar", folder / "out"
+    training = "steps=60", "checkpoint_every=2", "batch=8", "crops={global_size: 32, local_size: 16}"
+    lottery = "method=lottery", "tasks=[rotation]", "rounds=6", "steps=40", "batch=8"
+    settings = {"train": (*training, "model={dim: 16, depth: 1, heads: 2}"), "prune": lottery}[what]
+    begin = {"train": ("train", out, shards), "prune": ("prune", folder / "lenet", out, shards, "--size", "16")}[what]
+    command = (*begin, "--cpus", "2", "--json", *(part for one in settings for part in ("--set", one)))
+    reached = {"train": "train/step-*", "prune": "parts/prune_tickets/*/manifest.json"}[what]
+    with Run(command) as run:
+        assert run.process is not None
+        deadline = time.monotonic() + 300
+        while not list(out.glob(reached)):
+            assert run.process.poll() is None and time.monotonic() < deadline, run.wait()
+            time.sleep(0.02)
+        run.kill_driver()
+        run.wait()
+        assert run.gone_within(60), run.processes()
+    made = part_manifests(out, "prune_tickets")
+    told = json.loads(lodeset(*command)[0])
+    assert told["train"]["steps"] == 60 if what == "train" else told["variants"]
+    assert made.items() <= part_manifests(out, "prune_tickets").items()
 
 
 def test_mistakes_are_told(folder: Path) -> None:
