@@ -31,7 +31,7 @@ from training.origin import Origin
 from training.targets import Target
 from training.vit import DinoVisionTransformer
 
-VERSION = 9  # of all that jobs make
+VERSION = 10  # of all that jobs make
 DENSE = "prune_dense"
 
 # Has workers make parts of items; each worker calls the first argument once.

@@ -127,33 +127,42 @@ class Outputs(Task):
 class Swav(Task):
     """Each view predicts to which prototypes the other is assigned (Caron et al. 2020, arXiv:2006.09882).
 
-    Assignments are evened out over the batch and, from the share `queue_from` of the steps on, over `queue` features seen before.
+    Assignments are evened out over the batch and, from the share `queue_from` of the steps on, over `queue` images seen before. What waits
+    is what the network made of them, not the head, which would have left it behind: the loss then went back to log K (decision 19).
+    The head is the published one. Its BatchNorm takes away what all images share; DINO's head, which has none, ended within 15 steps
+    of SGD at one place for all images.
     """
 
     queued: Tensor
 
     def __init__(self, width: int, prototypes: int, queue: int, queue_from: float) -> None:
         super().__init__()
-        self.head = DinoHead(width, HIDDEN, BOTTLENECK, prototypes)
+        self.projection = nn.Sequential(
+            nn.Linear(width, HIDDEN),
+            nn.BatchNorm1d(HIDDEN, track_running_stats=False),
+            nn.ReLU(),
+            nn.Linear(HIDDEN, BOTTLENECK),
+        )
+        self.prototypes = nn.Parameter(F.normalize(torch.randn(prototypes, BOTTLENECK), dim=-1))
         self.queue_from = queue_from
-        # Scores of features that the prototypes have left behind would not be theirs: features wait, not scores.
-        self.register_buffer("queued", torch.zeros(2, queue, BOTTLENECK))
+        self.register_buffer("queued", torch.zeros(2, queue, width))
         self.filled = 0
 
     def forward(self, features: Features, views: Tensor, codes: Tensor, rng: torch.Generator, share: float) -> Tensor:
         images = views.shape[1]
-        found = F.normalize(self.head.mlp(features(views.flatten(0, 1))), dim=-1).view(2, images, -1)
-        prototypes = F.normalize(self.head.prototypes, dim=-1)
-        scores = found @ prototypes.T  # [2, b, K]
+        found = features(views.flatten(0, 1)).view(2, images, -1)
+        scores = self._scores(found)
         with torch.no_grad():
-            targets = torch.stack([self._assigned(view, scores, prototypes, share) for view in (0, 1)])
+            waiting = self.queued[:, : self.filled if share >= self.queue_from else 0]
+            among = self._scores(torch.cat([found, waiting], dim=1)) if waiting.shape[1] else scores
+            targets = torch.stack([sinkhorn_knopp(view, SWAV_EPSILON)[:images] for view in among])
             self._wait(found)
         return dino_loss(scores, targets, STUDENT_TEMPERATURE, skip_same_view=True) / 2
 
-    def _assigned(self, view: int, scores: Tensor, prototypes: Tensor, share: float) -> Tensor:
-        """[b, K] of the scores [2, b, K] of one view."""
-        waiting = self.queued[view, : self.filled if share >= self.queue_from else 0] @ prototypes.T
-        return sinkhorn_knopp(torch.cat([scores[view], waiting]), SWAV_EPSILON)[: scores.shape[1]]
+    def _scores(self, found: Tensor) -> Tensor:
+        """[2, n, K], each within [-1, 1], of features [2, n, D]."""
+        projected = self.projection(found.flatten(0, 1)).view(*found.shape[:2], -1)
+        return F.normalize(projected, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
 
     def _wait(self, found: Tensor) -> None:
         """The newest come first, the oldest leave."""

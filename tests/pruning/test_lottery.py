@@ -170,7 +170,7 @@ def test_masks_learn_and_the_network_stays(name: TaskName, gallery: Gallery) -> 
     masks, loss = learn_masks(network, task, examples_of(gallery), recipe, head_lr=0.5)
     assert all(torch.equal(before[key], tensor) for key, tensor in network.state_dict().items())
     assert set(masks) == set(maskable(network)) and 0.3 < density(masks) < 1.0
-    assert loss < 0.8 * first or name == "swav"  # whose targets move with what is learned
+    assert loss < {"labels": 0.8, "swav": 0.9}[name] * first
     made = masked_network(network, masks)
     for key, tensor in made.state_dict().items():
         if key in masks:
