@@ -15,7 +15,7 @@ from prune_vit import K, labelled
 
 from infra.api import prune
 
-RATES = {"swav": "[0.15, 1.5, 15.0]", "labels": "[5.0, 50.0, 500.0]"}
+RATES = "[0.5, 2.0, 8.0]"
 
 
 def main() -> None:
@@ -24,8 +24,8 @@ def main() -> None:
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     labelled(gallery, test, out / "labelled.parquet")
-    for task, rates in RATES.items():
-        settings = ("method=self_masking", f"task={task}", f"lr={rates}", f"steps={steps}")
+    for task in ("swav", "labels"):
+        settings = ("method=self_masking", f"task={task}", f"lr={RATES}", f"steps={steps}")
         told = prune(Path(model), out / task, [index], None, settings, target=str(out / "labelled.parquet"))
         dense = told["knn_dense"]["target"][K], told["linear_dense"]["target"]
         print(
