@@ -59,7 +59,7 @@ def test_masks_without_labelled_images(tmp_path: Path) -> None:
         for m, loss in (("masks, swav", 2.0), ("masks, at random", None))
     ]
     tree = {
-        "job": {"method": "self_masking"},
+        "job": {"method": "self_masking", "task": "swav", "steps": 40},
         "knn_dense": {},
         "linear_dense": {},
         "skipped_modules": {},
@@ -71,6 +71,7 @@ def test_masks_without_labelled_images(tmp_path: Path) -> None:
         and "2,160" in text
         and "65,432" in text
         and "learning rate" in text
+        and "learned from images alone (SwAV)" in text
         and '<svg class="chart"' not in text
     )
 
