@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -19,26 +20,24 @@ from pipeline.errors import LodesetError
 
 Result = TypeVar("Result")
 
-LEAVE_SECONDS = 60.0  # what an interrupted process has to give back what it holds; Ray takes up to 20 to end
 
-
-def apart(function: Callable[..., Result], *arguments: Any) -> Result:
-    """What `function` returns, or raises, in a process of its own; both and `arguments` must pickle.
+def apart(function: Callable[..., Result], *arguments: Any, leave_s: float = 60.0) -> Result:
+    """What `function` returns, or raises, in a process of its own; the function and its arguments must pickle.
 
     When this process leaves the call without an answer, interrupted or killed, the other is interrupted, as by Ctrl-C, and
-    ended 60 s later if it still goes on.
+    ended `leave_s` seconds later if it still goes on (a local Ray takes up to 20 to end).
 
     Raises:
         LodesetError: the process was killed.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, function, arguments))
+    process = context.Process(target=_work, args=(theirs, leave_s, function, arguments))
     process.start()
     theirs.close()
     try:
-        answered, answer = ours.recv()
-    except (EOFError, ConnectionError):
+        told = ours.recv_bytes()
+    except (EOFError, OSError):
         process.join()
         code = process.exitcode or 0
         how = f"was killed by signal {-code} (9: often for want of memory)" if code < 0 else f"ended with status {code}"
@@ -46,39 +45,56 @@ def apart(function: Callable[..., Result], *arguments: Any) -> Result:
     finally:
         ours.close()
         process.join()
-    if not answered:
+    done, answer = pickle.loads(told)
+    if not done:
         raise answer
     return answer  # type: ignore[no-any-return]
 
 
-def _work(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, _interrupt)
-    threading.Thread(target=_watch, args=(pipe,), daemon=True).start()
+def _work(pipe: Connection, leave_s: float, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    left = threading.Event()
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as scripts start what they do not wait for
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        """Once: Ctrl-C reaches both processes, and what the first interrupt began to give back is not to be interrupted."""
+        if left.is_set() or not ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            raise KeyboardInterrupt
+
+    def watch() -> None:
+        """Nothing is ever sent this way: the pipe speaks when its other end is closed."""
+        pipe.poll(None)
+        left.set()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(leave_s)
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, interrupt)
     try:
-        told = True, function(*arguments)
-    except LodesetError as error:
-        told = False, error
+        threading.Thread(target=watch, daemon=True).start()
+        told = pickle.dumps((True, function(*arguments)))
     except BaseException as error:
-        error.add_note(f"In a process of its own:\n{traceback.format_exc()}")
-        told = False, error
+        told = _failure(error)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # once told, the other end closes, and that is no interrupt
     with contextlib.suppress(ConnectionError):
-        pipe.send(told)
+        pipe.send_bytes(told)
     sys.stdout.flush()
     sys.stderr.flush()
     # Engines leave threads and atexit hooks that can hang; everything is committed by now.
     os._exit(0)
 
 
-def _watch(pipe: Connection) -> None:
-    """Nothing is ever sent this way: the pipe speaks when its other end is closed."""
-    pipe.poll(None)
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(LEAVE_SECONDS)
-    os._exit(1)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Once: Ctrl-C reaches both processes, and what the first interrupt began to give back is not to be interrupted."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
+def _failure(error: BaseException) -> bytes:
+    """What is told of an error: itself, or its words where it does not survive pickling."""
+    if isinstance(error, SystemExit):  # how Ray Train ends when it is interrupted
+        error = KeyboardInterrupt()
+    if not isinstance(error, LodesetError):
+        error.add_note(f"In a process of its own:\n{''.join(traceback.format_exception(error))}")
+    try:
+        told = pickle.dumps((False, error))
+        pickle.loads(told)
+    except Exception:
+        instead = RuntimeError(f"{type(error).__name__}: {error}")
+        instead.__notes__ = getattr(error, "__notes__", [])
+        told = pickle.dumps((False, instead))
+    return told

@@ -232,7 +232,11 @@ class SelfMaskingJob(Learned):
     )
     head_lr: Positive = Field(0.1, description="peak learning rate of the head (and of prototypes)")
     prototypes: int = Field(500, ge=2, description="of swav (published)")
-    queue: int = Field(1024, ge=0, description="of swav: earlier features that assignments are evened out over, a view")
+    queue: int = Field(
+        1024,
+        ge=0,
+        description="of swav: earlier images that assignments are evened out over; the outputs of two views of each are kept",
+    )
 
     @model_validator(mode="after")
     def _each_rate_once(self) -> Self:

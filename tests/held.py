@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -28,11 +29,36 @@ def killed() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+class OfTwo(Exception):
+    """Pickles, and does not come back."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(f"{one} of {other}")
+
+
+def of_two() -> None:
+    raise OfTwo("half", "it")
+
+
+def unpicklable() -> object:
+    return lambda: None
+
+
+def left() -> None:
+    sys.exit(0)
+
+
+def stubborn(folder: Path) -> None:
+    """Heeds no interrupt."""
+    _mark(folder)
+    while True:
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(600)
+
+
 def hold(folder: Path) -> None:
     """Says which process holds the folder, as long as one does; giving it back takes a moment."""
-    mark = folder / "held"
-    (folder / "being-written").write_text(str(os.getpid()))
-    (folder / "being-written").rename(mark)
+    mark = _mark(folder)
     try:
         time.sleep(600)
     finally:
@@ -40,5 +66,10 @@ def hold(folder: Path) -> None:
         mark.rename(folder / "given-back")
 
 
+def _mark(folder: Path) -> Path:
+    (folder / "being-written").write_text(str(os.getpid()))
+    return (folder / "being-written").rename(folder / "held")
+
+
 if __name__ == "__main__":
-    apart(hold, Path(sys.argv[1]))
+    apart({"hold": hold, "stubborn": stubborn}[sys.argv[1]], Path(sys.argv[2]), leave_s=float(sys.argv[3]))

@@ -3,11 +3,14 @@
 Ray is imported where it is used: it reads the token of its cluster then, and `pipeline.engines.ray.cluster` sets one.
 """
 
+import contextlib
 import ctypes
 import json
 import logging
 import platform
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -99,7 +102,8 @@ def _fit(config: TrainingConfig, arguments: dict[str, Any], cpus: int) -> str | 
             run_config=ray.train.RunConfig(storage_path=scratch, name="train"),
         )
         try:
-            trainer.fit()
+            with _interrupts_kept():
+                trainer.fit()
         except ray.train.WorkerGroupError as error:
             failures = list(error.worker_failures.values())
             told = [failure for failure in map(_cause, failures) if failure is not None]
@@ -113,6 +117,17 @@ def _fit(config: TrainingConfig, arguments: dict[str, Any], cpus: int) -> str | 
                 f"training failed on {len(failures)} of {workers} workers: {type(first).__name__}: {last_line(first)}"
             ) from error
     return None
+
+
+@contextlib.contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Ray's `fit` handles SIGINT its own way and leaves its handler behind (2.60), which then ignores what it is sent."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def plan_workers(config: TrainingConfig, cpus: int, gpus: int) -> int:

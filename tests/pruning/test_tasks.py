@@ -74,9 +74,9 @@ def test_swav_with_and_without_what_was_seen_before() -> None:
 
 def test_swav_tells_images_apart_with_a_queue_while_its_head_learns() -> None:
     """By the optimiser that masks learn with, on features most of which all images share. A queue of what the head made before, and a head
-    without BatchNorm, end at the loss of telling nothing apart, log K."""
+    without BatchNorm, end at the loss of telling nothing apart, log K (.97 and 1.00 of it; this one .65)."""
     torch.manual_seed(0)
-    task = Swav(WIDTH, prototypes=50, queue=64, queue_from=0.2)
+    task = Swav(WIDTH, prototypes=200, queue=512, queue_from=0.2)
     optimiser = torch.optim.SGD(task.parameters(), 0.1, momentum=0.9)
     drawn = torch.Generator().manual_seed(1)
     losses = []
@@ -88,7 +88,7 @@ def test_swav_tells_images_apart_with_a_queue_while_its_head_learns() -> None:
         loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
-    assert sum(losses[-10:]) / 10 < 0.8 * math.log(50)
+    assert sum(losses[-10:]) / 10 < 0.8 * math.log(200)
 
 
 def test_dino_of_two_views_and_a_teacher_that_follows() -> None:
