@@ -34,7 +34,7 @@ def main() -> None:
         for one in told["variants"]:
             score = one["knn"]["target"][K], one["linear"]["target"]
             sizes = f"{one['masks_bytes']:,} of {one['weights_bytes']:,}"
-            print(f"{one['lr']:5g}  {score[0]:.3f}  {score[1]:.3f}  {one['kept']:6.1%}  {sizes}  {one['method']}")
+            print(f"{one['lr']:5g}  {score[0]:.3f}  {score[1]:.3f}  {one['kept']:8.3%}  {sizes}  {one['method']}")
         for rate, why in told["skipped_modules"].items():
             print(f"{rate}: {why}")
 

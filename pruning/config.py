@@ -226,9 +226,9 @@ class SelfMaskingJob(Learned):
     method: Literal["self_masking"] = Field(description="how the weights to keep are chosen")
     task: Literal["labels", "swav"] = Field("swav", description="what masks are learned from")
     lr: tuple[Positive, ...] = Field(
-        (0.15,),
+        (8.0,),
         min_length=1,
-        description="peak learning rates of the scores, swept; published: 0.15 for swav, 50 for labels (ResNet-50)",
+        description="peak learning rates of the scores, swept; published for 100,000 steps and more of a ResNet-50: 0.15 for swav, 50 for labels",
     )
     head_lr: Positive = Field(0.1, description="peak learning rate of the head (and of prototypes)")
     prototypes: int = Field(500, ge=2, description="of swav (published)")
