@@ -72,4 +72,7 @@ def _mark(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    apart({"hold": hold, "stubborn": stubborn}[sys.argv[1]], Path(sys.argv[2]), leave_s=float(sys.argv[3]))
+    what, folder, leave_s, interrupts = sys.argv[1:]
+    # Whoever runs the tests may ignore SIGINT, as what scripts start in the background does; that is inherited.
+    signal.signal(signal.SIGINT, {"heeded": signal.default_int_handler, "ignored": signal.SIG_IGN}[interrupts])
+    apart({"hold": hold, "stubborn": stubborn}[what], Path(folder), leave_s=float(leave_s))

@@ -77,9 +77,8 @@ def asked(
 ) -> Iterator[tuple[subprocess.Popen[bytes], psutil.Process]]:
     """A process that waits for another, and that other one, at work."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, held.__file__, what, str(folder), str(leave_s)]
-    if ignored:
-        command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
+    interrupts = "ignored" if ignored else "heeded"
+    command = [sys.executable, held.__file__, what, str(folder), str(leave_s), interrupts]
     asker = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     worker = None
     try:
