@@ -5,7 +5,9 @@ Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 a gate was breache
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +34,19 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="ignore what earlier runs f
 
 
 def main() -> None:
-    """`lodeset`: runs a command; a user's mistake ends in one message, never in a traceback."""
+    """`lodeset`: runs a command, and leaves without taking native libraries down: one of their threads was seen to abort
+    a demo that had done and told everything, and its exit status said that it had failed."""
+    try:
+        _run()
+    except SystemExit as done:
+        with contextlib.suppress(OSError):  # whoever read this is gone
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(done.code if isinstance(done.code, int) else int(done.code is not None))
+
+
+def _run() -> None:
+    """A user's mistake ends in one message, never in a traceback."""
     try:
         app()
     except LodesetError as error:
