@@ -228,7 +228,7 @@ class SelfMaskingJob(Learned):
     lr: tuple[Positive, ...] = Field(
         (8.0,),
         min_length=1,
-        description="peak learning rates of the scores, swept; published for 100,000 steps and more of a ResNet-50: 0.15 for swav, 50 for labels",
+        description="peak learning rates of the scores, swept; published for a ResNet-50 and many epochs: 0.15 for swav, 50 for labels",
     )
     head_lr: Positive = Field(0.1, description="peak learning rate of the head (and of prototypes)")
     prototypes: int = Field(500, ge=2, description="of swav (published)")

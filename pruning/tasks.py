@@ -129,8 +129,7 @@ class Swav(Task):
 
     Assignments are evened out over the batch and, from the share `queue_from` of the steps on, over `queue` images seen before. What waits
     is what the network made of them, not the head, which would have left it behind: the loss then went back to log K (decision 19).
-    The head is the published one. Its BatchNorm takes away what all images share; DINO's head, which has none, ended within 15 steps
-    of SGD at one place for all images.
+    The head is the published one. Its BatchNorm takes away what all images share; with DINO's head, which has none, SGD ended at log K too.
     """
 
     queued: Tensor
