@@ -13,7 +13,6 @@ A reader follows manifests, so files of an attempt that died are never seen. Not
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -22,13 +21,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any, cast
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
+from pipeline.dag.files import explanation, opened_file_system, published, unreachable
 from pipeline.errors import LodesetError
+from pipeline.shown import shown
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,10 @@ class Store:
     def __init__(self, url: str) -> None:
         """Raises LodesetError where the URL's protocol is unknown or its driver is not installed."""
         self.url = url
-        try:
-            self.fs, self.root = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError) as error:
-            raise LodesetError(f"the store {url} cannot be opened: {error}; choose another `store:`") from error
+        self.fs, self.root = opened_file_system(url, "the store", "choose another `store:`")
         self.local = isinstance(self.fs, LocalFileSystem)
+        # Object stores begin their paths with a bucket; lodeset never makes one, and objects need no folders.
+        self._in_bucket = not self.local and not self.root.startswith("/")
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return Store, (self.url,)
@@ -123,28 +122,43 @@ class Store:
         """Turns what a file system says into what a user can act on."""
         try:
             yield
-        except OSError as error:
-            if error.errno == errno.ENOSPC or error.errno == errno.EDQUOT:
-                raise LodesetError(
-                    f"the store {self.url} is full ({action}): free some space and run again, nothing finished is lost"
-                ) from error
-            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-                raise LodesetError(
-                    f"the store {self.url} cannot be read or written ({action}: {error.strerror}): check `store:` and its permissions"
-                ) from error
-            if error.errno in (errno.ENOTDIR, errno.EEXIST):
-                raise LodesetError(
-                    f"the store {self.url} is not a folder ({action}: {error.strerror}): choose another `store:`"
-                ) from error
+        except Exception as error:
+            told = explanation(error, action, self.url, self.root, self.local)
+            if told is None:
+                raise
+            raise LodesetError(told) from error
+
+    @contextlib.contextmanager
+    def _talking(self, action: str) -> Iterator[None]:
+        """Likewise around one call of a remote file system, where whatever is raised comes from its driver."""
+        try:
+            with self.explained(action):
+                yield
+        except (LodesetError, FileNotFoundError, FileExistsError, NotADirectoryError):
             raise
+        except Exception as error:
+            if self.local:
+                raise
+            raise LodesetError(unreachable(f"the store {shown(self.url)}", error)) from error
 
     def prepare(self) -> None:
-        """Makes the store and proves that it can be written, before any work is spent."""
-        probe = f".probe-{uuid.uuid4().hex}"
-        with self.explained("first write"):
-            self.fs.makedirs(self.root, exist_ok=True)
-            self.fs.pipe_file(self.path(probe), b"")
-            self.fs.rm_file(self.path(probe))
+        """Makes the store's folder and proves that it can be written, before any work is spent. Never makes a bucket."""
+        probe = self.path(f".probe-{uuid.uuid4().hex}")
+        try:
+            with self._talking("first write"):
+                self._make_folder(self.root)
+                self.fs.pipe_file(probe, b"")
+                self.fs.rm_file(probe)
+        except FileNotFoundError as error:
+            bucket = self.root.partition("/")[0]
+            raise LodesetError(
+                f"the store {shown(self.url)} is not there: nothing called `{shown(bucket)}` was found ({type(error).__name__}). "
+                "lodeset makes no buckets: correct `store:`, or create it first"
+            ) from error
+
+    def _make_folder(self, path: str) -> None:
+        if not self._in_bucket:
+            self.fs.makedirs(path, exist_ok=True)
 
     def put_absent(self, relative: str, data: bytes) -> bool:
         """Writes a whole file, visible only when complete; False if it was there already.
@@ -153,33 +167,29 @@ class Store:
         a look followed by a write, and two runs that the claims did not keep apart may both believe they were first.
         """
         path = self.path(relative)
-        with self.explained(f"writing {relative}"):
-            self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        with self._talking(f"writing {relative}"):
+            self._make_folder(path.rsplit("/", 1)[0])
             if not self.local:
                 try:
                     self.fs.pipe_file(path, data, mode="create")
                 except FileExistsError:
                     return False
                 return True
-            # link(2) is O_EXCL for a file that is already complete: a reader never meets half a manifest.
             temporary = f"{path}.{uuid.uuid4().hex}"
             try:
                 with open(temporary, "xb") as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                os.link(temporary, path)
-            except FileExistsError:
-                return False
+                return published(temporary, path)
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(temporary)
-            return True
 
     def read(self, relative: str) -> bytes | None:
         """A file's bytes, None where there is none."""
         try:
-            with self.explained(f"reading {relative}"):
+            with self._talking(f"reading {relative}"):
                 return cast(bytes, self.fs.cat_file(self.path(relative)))
         except FileNotFoundError:
             return None
@@ -215,7 +225,7 @@ class Store:
     def names(self, relative: str) -> list[str]:
         """The names directly under a folder, sorted; empty where there is none."""
         try:
-            with self.explained(f"reading {relative}"):
+            with self._talking(f"reading {relative}"):
                 listed = self.fs.ls(self.path(relative), detail=False, refresh=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
@@ -230,7 +240,7 @@ class Store:
         """
         path = self.path(relative)
         with self.explained(f"writing {relative}"):
-            self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            self._make_folder(path.rsplit("/", 1)[0])
             temporary = f"{path}.{uuid.uuid4().hex}" if self.local else path
             # Closed below by hand: an object store publishes on close, which must not happen after an error.
             raw = open(temporary, "xb") if self.local else self.fs.open(path, "wb")  # noqa: SIM115
@@ -241,11 +251,8 @@ class Store:
                 if self.local:
                     os.fsync(raw.fileno())
                 raw.close()
-                if self.local:
-                    try:
-                        os.link(temporary, path)
-                    except FileExistsError:
-                        sink.measure(path)
+                if self.local and not published(temporary, path):
+                    sink.measure(path)
             except BaseException:
                 # fsspec publishes a remote file when it is closed, be it by the garbage collector, unless it is discarded.
                 if isinstance(raw, AbstractBufferedFile):
