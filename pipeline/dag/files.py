@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import time
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 
@@ -14,7 +15,18 @@ from pipeline.errors import LodesetError
 from pipeline.shown import shown
 
 # Packages that drivers of remote file systems are made of: what they raise is about the file system.
-_DRIVERS = ("adlfs", "aiobotocore", "aiohttp", "azure", "boto3", "botocore", "fsspec", "gcsfs", "google", "httpx")
+_DRIVERS: tuple[str, ...] = (
+    "adlfs",
+    "aiobotocore",
+    "aiohttp",
+    "azure",
+    "boto3",
+    "botocore",
+    "fsspec",
+    "gcsfs",
+    "google",
+    "httpx",
+)
 _DRIVERS += ("huggingface_hub", "ocifs", "ossfs", "paramiko", "requests", "s3fs", "smbprotocol", "urllib3", "webdav4")
 # What mounts say that know no hard links, or no more of them: SMB, FAT, FUSE, 9p, Android.
 _NO_LINKS = (
@@ -146,3 +158,47 @@ def _renamed(temporary: str, path: str) -> bool:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(reserved)
+
+
+class HashingFile:
+    """A binary sink that keeps the SHA-256 and size of what passes; enough of a file for pyarrow and tarfile."""
+
+    def __init__(self, sink: IO[bytes]) -> None:
+        self._sink = sink
+        self._hash = hashlib.sha256()
+        self.size_bytes = 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._sink.write(view)
+        self._hash.update(view)
+        self.size_bytes += view.nbytes
+        return view.nbytes
+
+    def tell(self) -> int:
+        return self.size_bytes
+
+    def flush(self) -> None:
+        self._sink.flush()
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """The store closes the file underneath once it is complete."""
+
+    def measure(self, path: str) -> None:
+        """Takes digest and size of a file that was there before."""
+        with open(path, "rb") as file:
+            self._hash = hashlib.file_digest(file, "sha256")
+            self.size_bytes = file.tell()
+
+    def sha256(self) -> str:
+        return self._hash.hexdigest()

@@ -13,7 +13,6 @@ A reader follows manifests, so files of an attempt that died are never seen. Not
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import uuid
@@ -26,7 +25,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
-from pipeline.dag.files import explanation, opened_file_system, published, unreachable
+from pipeline.dag.files import HashingFile, explanation, opened_file_system, published, unreachable
 from pipeline.errors import LodesetError
 from pipeline.shown import shown
 
@@ -379,47 +378,3 @@ class Store:
 
 def _manifest(artifact: Artifact) -> str:
     return f"artifacts/{artifact.stage}/{artifact.set}/{artifact.fingerprint}/manifest.json"
-
-
-class HashingFile:
-    """A binary sink that keeps the SHA-256 and size of what passes; enough of a file for pyarrow and tarfile."""
-
-    def __init__(self, sink: IO[bytes]) -> None:
-        self._sink = sink
-        self._hash = hashlib.sha256()
-        self.size_bytes = 0
-        self.closed = False
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        self._sink.write(view)
-        self._hash.update(view)
-        self.size_bytes += view.nbytes
-        return view.nbytes
-
-    def tell(self) -> int:
-        return self.size_bytes
-
-    def flush(self) -> None:
-        self._sink.flush()
-
-    def writable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        """The store closes the file underneath once it is complete."""
-
-    def measure(self, path: str) -> None:
-        """Takes digest and size of a file that was there before."""
-        with open(path, "rb") as file:
-            self._hash = hashlib.file_digest(file, "sha256")
-            self.size_bytes = file.tell()
-
-    def sha256(self) -> str:
-        return self._hash.hexdigest()

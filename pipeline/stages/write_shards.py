@@ -30,9 +30,10 @@ from pipeline import records
 from pipeline.algorithms.images import EXTENSIONS
 from pipeline.algorithms.sampling import seeded_order
 from pipeline.config import Shards
+from pipeline.dag.files import HashingFile
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
-from pipeline.dag.store import File, HashingFile, Part, Rows, Store
+from pipeline.dag.store import File, Part, Rows, Store
 from pipeline.errors import LodesetError
 from pipeline.sources.reading import Location, read_images
 from pipeline.stages.parts import watching
