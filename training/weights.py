@@ -2,7 +2,7 @@
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -14,10 +14,14 @@ from training.config import ModelConfig
 from training.export import CONFIG, WEIGHTS, load_backbone
 from training.vit import DinoVisionTransformer
 
-# A training checkpoint of the authors' code keeps the backbone under these names, and may number chunks of blocks.
-WRAPPERS = ("teacher", "model", "state_dict")
-PREFIXES = ("module.", "backbone.")
+# What FSDP, torch.compile, activation checkpoints and DistributedDataParallel put between the names of a network's parts.
+WRAPPERS = ("module", "_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module", "_forward_module")
+FIRST = (
+    "patch_embed.proj.weight"  # every backbone has it: what stands before it says which network of a file it belongs to
+)
+HEAD_NAME = re.compile(r"(\w+_)?head\.")
 CHUNKED = re.compile(r"^blocks\.\d+\.(\d+\.)")
+NESTED = 8  # mappings within mappings that are looked through
 COMPARED = ("dim", "depth", "heads", "patch_size", "registers", "ffn")
 HEAD = 64  # channels of an attention head in every released model, which their tensors do not tell
 
@@ -25,23 +29,21 @@ HEAD = 64  # channels of an attention head in every released model, which their 
 def load_weights(path: str, model: ModelConfig) -> DinoVisionTransformer:
     """The backbone in `path`, in evaluation mode, on the CPU; `model` says what it must be, and its drop path.
 
-    A file is a checkpoint of the authors' code: those they released, or the teacher of one they trained. A folder holds what
-    `export` wrote, or a published model in Hugging Face's form. Positions keep the grid that they were stored for.
+    A file is a checkpoint of the authors' code: those they released, or one that a run of theirs left, whose teacher is taken; it
+    may have been wrapped by FSDP, torch.compile or DistributedDataParallel. A folder holds what `export` wrote, or a published model
+    in Hugging Face's form. Positions keep the grid that they were stored for.
 
     Raises:
         LodesetError: nothing there, nothing readable, or another architecture than `model`.
     """
     state, image_size = _checked(path, model)
     backbone = DinoVisionTransformer(model, image_size)
-    try:
-        backbone.load_state_dict(state)
-    except RuntimeError as error:
-        raise LodesetError(f"{path} is no DINOv2 backbone: {error}") from error
+    backbone.load_state_dict(state)
     return backbone.eval()
 
 
 def check_weights(path: str, model: ModelConfig) -> None:
-    """Raises what `load_weights` would raise of the architecture, without a network, and without reading all of a file."""
+    """Raises what `load_weights` would raise, without making a network, and without reading all of a file."""
     _checked(path, model)
 
 
@@ -60,6 +62,18 @@ def _checked(path: str, model: ModelConfig) -> tuple[dict[str, Tensor], int]:
         raise LodesetError(
             f"{path} holds another architecture: it has {theirs}; training.model has {ours}: set training.model to it"
         )
+    with torch.device("meta"):
+        wanted = DinoVisionTransformer(model, image_size).state_dict()
+    odd = [f"{name} is missing" for name in wanted if name not in state]
+    odd += [f"{name} is no part of one" for name in state if name not in wanted]
+    odd += [
+        f"{name} is {list(state[name].shape)}, not {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if odd:
+        more = f", and {len(odd) - 3} more" if len(odd) > 3 else ""
+        raise LodesetError(f"{path} is no DINOv2 backbone: {'; '.join(odd[:3])}{more}")
     return state, image_size
 
 
@@ -81,24 +95,69 @@ def identity(path: str) -> str:
 
 
 def _read(path: str) -> dict[str, Tensor]:
+    """The tensors of the backbone in a file, by the names that ours has."""
+    found = dict(_named(_loaded(path)))
+    if not found:
+        raise LodesetError(f"{path} holds no tensors by name: give a released DINOv2 checkpoint, or a folder")
+    roots = {name.removesuffix(FIRST) for name in found if name == FIRST or name.endswith(f".{FIRST}")}
+    if not roots:
+        if any("_flat_param" in name for name in found):
+            raise LodesetError(
+                f"{path} holds one process's share of a network that FSDP cut up: give the teacher_checkpoint.pth that the same run "
+                "wrote below eval/, or a full state dict"
+            )
+        told = ", ".join(sorted(found)[:3])
+        raise LodesetError(f"{path} is no DINOv2 backbone: {FIRST} is missing among {len(found)} tensors ({told}, ...)")
+    root = _chosen(roots, path)
+    inside = {name.removeprefix(root): value for name, value in found.items() if name.startswith(root)}
+    others = tuple(other.removeprefix(root) for other in roots if other != root and other.startswith(root))
+    return {
+        CHUNKED.sub(r"blocks.\1", name): value
+        for name, value in inside.items()
+        if not HEAD_NAME.match(name) and not name.startswith(others)
+    }
+
+
+def _loaded(path: str) -> object:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # the form that torch.save wrote before version 1.6 cannot be mapped
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise LodesetError(f"no weights at {path}: {error.strerror or error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LodesetError(f"{path} is no file of tensors alone that PyTorch can read: {reason}") from error
-    while isinstance(state, dict) and (inner := next((state[w] for w in WRAPPERS if w in state), None)) is not None:
-        state = inner
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise LodesetError(f"{path} holds no tensors by name: give a released DINOv2 checkpoint, or a folder")
-    return {_plain(name): value for name, value in state.items() if not re.match(r"(module\.)?\w+_head\.", name)}
 
 
-def _plain(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
-    return CHUNKED.sub(r"blocks.\1", name)
+def _named(tree: object, before: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of mappings within mappings by its dotted name, without what wraps a network; other values are passed over."""
+    if not isinstance(tree, Mapping) or depth > NESTED:
+        return
+    for name, value in tree.items():
+        whole = f"{before}{name}"
+        if isinstance(value, Tensor):
+            yield ".".join(piece for piece in whole.split(".") if piece not in WRAPPERS), value
+        else:
+            yield from _named(value, f"{whole}.", depth + 1)
+
+
+def _chosen(roots: Collection[str], path: str) -> str:
+    """Of the networks in a file the teacher, another average of weights, what bears no such name, or the student, in this order."""
+
+    def rank(root: str) -> int:
+        words = re.findall(r"[a-z]+", root.lower())
+        return ("teacher" in words, "ema" in words, "student" not in words, True).index(True)
+
+    best = min(map(rank, roots))
+    first, *others = sorted((root for root in roots if rank(root) == best), key=lambda root: (root.count("."), root))
+    # `backbone.` and `backbone.something.`: the inner one is a part of the outer.
+    rivals = [other for other in others if not other.startswith(first)] if first else []
+    if rivals:
+        told = ", ".join(f"`{root}{FIRST}`" for root in (first, *rivals[:3]))
+        raise LodesetError(f"{path} holds several backbones ({told}): save the one that is meant in a file of its own")
+    return first
 
 
 def _architecture(state: Mapping[str, Tensor], model: ModelConfig, path: str) -> tuple[ModelConfig, int]:

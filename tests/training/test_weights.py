@@ -1,7 +1,9 @@
 """Weights of others: released checkpoints by name, folders, what is refused; and a model's ONNX form."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from training.index import Shards
 from training.launch import train_inline
 from training.origin import Origin, networks
 from training.vit import DinoVisionTransformer
-from training.weights import identity, load_weights
+from training.weights import check_weights, identity, load_weights
 
 MODEL = ModelConfig(patch_size=8, dim=128, depth=2, heads=2, registers=2)
 
@@ -51,6 +53,74 @@ def test_a_checkpoint_of_the_authors_code_gives_its_teacher(tmp_path: Path) -> N
     head = {"dino_head.mlp.0.weight": torch.zeros(3), "ibot_head.last_layer.weight": torch.zeros(3)}
     torch.save({"teacher": {**chunked, **head}, "iteration": 5}, tmp_path / "training.pth")
     assert same(load_weights(str(tmp_path / "training.pth"), MODEL), model)
+
+
+def prefixed(model: DinoVisionTransformer, prefix: str) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
+
+
+HEADS = {"dino_head.mlp.0.weight": torch.zeros(3), "head.weight": torch.zeros(3)}
+# How runs leave a backbone: what is saved, given its teacher and its student.
+LEFT: dict[str, Callable[[DinoVisionTransformer, DinoVisionTransformer], Any]] = {
+    "all of a run's networks": lambda t, s: {
+        "model": prefixed(t, "teacher.backbone.")
+        | prefixed(s, "student.backbone.")
+        | {"teacher.dino_head.mlp.0.weight": torch.zeros(1)},
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1.0}]},
+        "iteration": 5,
+    },
+    "fsdp": lambda t, s: {"teacher": prefixed(t, "backbone._fsdp_wrapped_module.")},
+    "every block wrapped": lambda t, s: {
+        "teacher": {
+            "_fsdp_wrapped_module.backbone."
+            + re.sub(r"^blocks\.(\d+)\.", r"blocks.0._fsdp_wrapped_module.\1._checkpoint_wrapped_module.", name): value
+            for name, value in t.state_dict().items()
+        }
+    },
+    "compiled": lambda t, s: prefixed(t, "_orig_mod."),
+    "compiled, parallel": lambda t, s: {"state_dict": prefixed(t, "module._orig_mod.backbone.") | HEADS},
+    "student and teacher": lambda t, s: {
+        "student": prefixed(s, "module.backbone."),
+        "teacher": prefixed(t, "backbone."),
+    },
+    "an average beside": lambda t, s: {"model": prefixed(s, ""), "model_ema": prefixed(t, "")},
+    "a student alone": lambda t, s: {"epoch": 3, "student": prefixed(t, "backbone.")},
+    "heads beside": lambda t, s: t.state_dict() | HEADS,
+    "nested": lambda t, s: {"checkpoint": {"model": {"teacher": {"backbone": dict(t.state_dict()), "head": HEADS}}}},
+}
+
+
+@pytest.mark.parametrize("how", LEFT)
+def test_what_runs_leave_loads_as_its_teacher(tmp_path: Path, how: str) -> None:
+    teacher, student = backbone(), DinoVisionTransformer(MODEL, 40)
+    torch.save(LEFT[how](teacher, student), tmp_path / "left.pth")
+    check_weights(str(tmp_path / "left.pth"), MODEL)
+    assert same(load_weights(str(tmp_path / "left.pth"), MODEL), teacher)
+
+
+def test_the_old_form_of_files_loads(tmp_path: Path) -> None:
+    torch.save({"teacher": backbone().state_dict()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert same(load_weights(str(tmp_path / "old.pth"), MODEL), backbone())
+
+
+@pytest.mark.parametrize(
+    ("saved", "told"),
+    [
+        (
+            {"model": prefixed(backbone(), "one.") | prefixed(backbone(), "two.")},
+            r"several backbones \(`model\.one\..*`model\.two",
+        ),
+        ({"model": {"teacher.backbone._flat_param": torch.zeros(9)}}, "one process's share.*teacher_checkpoint"),
+        ({"layer1.0.conv1.weight": torch.zeros(1)}, r"patch_embed\.proj\.weight is missing among 1 tensors"),
+        (backbone().state_dict() | {"fc_norm.weight": torch.zeros(1)}, r"fc_norm\.weight is no part of one"),
+        (backbone().state_dict() | {"norm.bias": torch.zeros(2)}, r"norm\.bias is \[2\], not \[128\]"),
+        ({"model": [1, 2], "epoch": 1}, "holds no tensors by name"),
+    ],
+)
+def test_files_without_one_backbone_say_so_before_training(tmp_path: Path, saved: Any, told: str) -> None:
+    torch.save(saved, tmp_path / "odd.pth")
+    with pytest.raises(LodesetError, match=told):
+        check_weights(str(tmp_path / "odd.pth"), MODEL)
 
 
 def test_a_folder_in_the_form_of_hugging_face_is_weights_too(tmp_path: Path) -> None:
