@@ -8,18 +8,29 @@ from pydantic import Field, model_validator
 
 from pipeline.strict import Strict
 
+Positive = Annotated[float, Field(gt=0)]
+SIZE = "side of the square input, pixels; absent: what the file is fixed to, or says in its metadata (`image_size`), or {default}"
+MEAN = "RGB mean on the 0..1 scale; absent: what the file says in its metadata (`image_mean`), or ImageNet's"
+STD = (
+    "RGB standard deviation on the 0..1 scale; absent: what the file says in its metadata (`image_std`), or ImageNet's"
+)
+BATCH = "images per call; speed only. A network of a fixed batch gets as many as it takes"
+
 
 class OnnxEmbedder(Strict):
-    """A network run by onnxruntime: float32 [B, 3, size, size] in, [B, D] out."""
+    """A network run by onnxruntime: one input of images, [B, 3, size, size] or [B, size, size, 3], as floats or bytes (uint8: 0..255, not
+    normalised); [B, D] out.
+    """
 
     kind: Literal["onnx"]
     path: str = Field(description="the .onnx file")
-    size: int = Field(224, ge=8, description="side of the square input, pixels")
-    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="RGB mean on the 0..1 scale")
-    std: tuple[float, float, float] = Field(
-        (0.229, 0.224, 0.225), description="RGB standard deviation on the 0..1 scale"
+    size: int | None = Field(None, ge=8, description=SIZE.format(default=224))
+    mean: tuple[float, float, float] | None = Field(None, description=MEAN)
+    std: tuple[Positive, Positive, Positive] | None = Field(None, description=STD)
+    output: str | None = Field(
+        None, description="name of the output that holds the vectors; absent: the first of the form [B, D]"
     )
-    batch: int = Field(32, ge=1, description="images per call; speed only")
+    batch: int = Field(32, ge=1, description=BATCH)
 
 
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
@@ -48,7 +59,7 @@ class TorchScriptEmbedder(Strict):
     )
     interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="filter of the resize (antialiased)")
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="RGB mean on the 0..1 scale")
-    std: tuple[float, float, float] = Field(
+    std: tuple[Positive, Positive, Positive] = Field(
         (0.229, 0.224, 0.225), description="RGB standard deviation on the 0..1 scale"
     )
     dtype: Dtype = Field("auto", description=_DTYPE)
@@ -79,11 +90,17 @@ class HuggingFaceEmbedder(Strict):
 
 
 class PrecomputedEmbedder(Strict):
-    """Vectors made elsewhere: Parquet with the columns `image_id` or `uri` (and `member`), and `vector`."""
+    """Vectors made elsewhere: Parquet with the columns `image_id` or `uri` (and `member`), and `vector`.
+
+    Images without a usable vector (none, a null, zeros, several different ones, numbers that are not finite) are dropped and counted.
+    """
 
     kind: Literal["precomputed"]
     path: str = Field(description="a Parquet file, a folder of them, or a glob")
     column: str = Field("vector", description="the column that holds the vectors (lists of D numbers)")
+    folder: str | None = Field(
+        None, description="folder that relative uris in the files start from; absent: uris are those of the images"
+    )
 
 
 class PatchDictionary(Strict):

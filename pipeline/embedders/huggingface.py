@@ -6,6 +6,7 @@ B images, N tokens, D dimensions.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -17,14 +18,12 @@ from pipeline.embedders import Embed
 from pipeline.embedders.config import HuggingFaceEmbedder
 from pipeline.embedders.hub import CONFIG, INSTALL, PREPROCESSOR, located, read_json
 from pipeline.embedders.networks import arithmetic, embedder
-from pipeline.embedders.preprocess import Recipe, Triple
+from pipeline.embedders.preprocess import IMAGENET_MEAN, IMAGENET_STD, Recipe, Triple
 from pipeline.errors import LodesetError
 
-IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
-IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 _FILTERS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+_MOST_OTHERS = 32  # tokens that are no patches; published models have at most 9
 _STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
-_CLASS_TOKENS = ("cls_token", "class_embedding")
 
 
 def huggingface(config: HuggingFaceEmbedder, threads: int) -> Embed:
@@ -59,7 +58,7 @@ def huggingface(config: HuggingFaceEmbedder, threads: int) -> Embed:
                 raise LodesetError(
                     f"{config.model} does not take {list(batch.shape)} (dtype {config.dtype}): {str(error)[-300:]}"
                 ) from error
-            pooled = _pooled(out, model, config)
+            pooled = _pooled(out, model, config, recipe.side)
         return cast(NDArray[np.float32], pooled.float().cpu().numpy())
 
     _repeatable(forward, recipe.side, config)
@@ -120,23 +119,45 @@ def _load(folder: Path, config: HuggingFaceEmbedder) -> Any:
     return model.eval()
 
 
-def _pooled(out: Any, model: Any, config: HuggingFaceEmbedder) -> Any:
+def _pooled(out: Any, model: Any, config: HuggingFaceEmbedder, side: int) -> Any:
     """The model's output -> [B, D]."""
     if config.pooling == "pooler":
         if getattr(out, "pooler_output", None) is None:
             raise LodesetError(f"{config.model} has no pooler_output: use `pooling: cls` or `mean`")
         return out.pooler_output.flatten(1)
     tokens = out.last_hidden_state  # [B, N, D], or [B, D, height, width] of a convolutional network
-    names = [name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()]
-    has_class = tokens.ndim == 3 and any(name in _CLASS_TOKENS for name in names)
-    if config.pooling == "cls":
-        if not has_class:
-            raise LodesetError(f"{config.model} has no class token: use `pooling: mean` or `pooler`")
-        return tokens[:, 0]
     if tokens.ndim == 4:
+        if config.pooling == "cls":
+            raise LodesetError(f"{config.model} has no class token: use `pooling: mean` or `pooler`")
         return tokens.mean(dim=(2, 3))
-    first = has_class + getattr(model.config, "num_register_tokens", 0) + ("distillation_token" in names)
-    return tokens[:, first:].mean(dim=1)
+    others = extra_tokens(tokens.shape[1], side, model.config)
+    registers = getattr(model.config, "num_register_tokens", None) or 0
+    if config.pooling == "cls":
+        if others in (0, registers):
+            raise LodesetError(
+                f"{config.model} has no class token ({tokens.shape[1]} tokens for an image of {side} x {side} pixels): use "
+                "`pooling: mean` or `pooler`"
+            )
+        return tokens[:, 0]
+    return tokens[:, others:].mean(dim=1)
+
+
+def extra_tokens(tokens: int, side: int, model: Any) -> int:
+    """How many of the tokens of a square image are no patches: class token, registers and the like, which come first.
+
+    By their number alone: parameters have any name. `model` is its configuration, which may say how large patches are; where it does
+    not, patches make a square, and the fewest others are taken. A network that merges patches has none but patches.
+    """
+    patch = getattr(model, "patch_size", None)
+    if isinstance(patch, list | tuple) and len(patch) == 2 and patch[0] == patch[1]:
+        patch = patch[0]
+    if isinstance(patch, int) and patch > 0:
+        others = tokens - (side // patch) ** 2
+        if 0 <= others <= _MOST_OTHERS:
+            return others
+        if others < 0 and math.isqrt(tokens) ** 2 == tokens:
+            return 0  # patches were merged
+    return next((n for n in range(min(tokens, _MOST_OTHERS + 1)) if math.isqrt(tokens - n) ** 2 == tokens - n), 0)
 
 
 def recipe_of(folder: Path, config: HuggingFaceEmbedder) -> Recipe:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 
 from pipeline.dag.fingerprint import file_digest
 from pipeline.dag.store import File, Store
-from pipeline.embedders import Embed, huggingface, networks, patches
+from pipeline.embedders import Embed, huggingface, networks, onnx, patches, precomputed
 from pipeline.embedders.config import (
     HuggingFaceEmbedder,
     OnnxEmbedder,
@@ -69,15 +68,19 @@ def identity(config: AnyEmbedder, key: str = "embed") -> dict[str, Any]:
     try:
         if isinstance(config, PrecomputedEmbedder):
             # Terabytes of vectors cannot be read for every `plan`: sizes and times say whether they changed.
-            tree["files"] = [_state(path) for path in files_of(config)]
+            fs, paths = files_of(config)
+            tree |= {"version": precomputed.VERSION, "files": [_state(fs, path) for path in paths]}
         elif isinstance(config, HuggingFaceEmbedder):
             # By their bytes, so that a snapshot of the hub and a copy of its folder are one model.
             folder = located(config)
             tree["files"] = {name: file_digest(str(folder / name)) for name in model_files(folder)}
         elif not isinstance(config, PatchDictionary):
             tree["model"] = file_digest(config.path)
-            if isinstance(config, OnnxEmbedder) and (weights := _external_weights(Path(config.path))):
-                tree["weights"] = {name: file_digest(str(path)) for name, path in weights.items()}
+            if isinstance(config, OnnxEmbedder):
+                # What the configuration leaves to the file, the file's digest says.
+                tree = {name: value for name, value in tree.items() if value is not None}
+                if weights := _external_weights(Path(config.path)):
+                    tree["weights"] = {name: file_digest(str(path)) for name, path in weights.items()}
     except FileNotFoundError as error:
         what = "embedder" if key == "embed" else "model"
         raise LodesetError(
@@ -88,12 +91,11 @@ def identity(config: AnyEmbedder, key: str = "embed") -> dict[str, Any]:
     return tree
 
 
-def _state(path: str) -> list[object]:
+def _state(fs: Any, path: str) -> list[object]:
     """Name, size and entity tag or modification time of a file."""
-    fs, inside = fsspec.core.url_to_fs(path)
-    info = fs.info(inside)
+    info = fs.info(path)
     times = ("ETag", "etag", "mtime", "LastModified", "last_modified")
-    return [inside.rsplit("/", 1)[-1], info["size"], next((str(info[t]) for t in times if info.get(t) is not None), "")]
+    return [path.rsplit("/", 1)[-1], info["size"], next((str(info[t]) for t in times if info.get(t) is not None), "")]
 
 
 def _external_weights(model: Path) -> dict[str, Path]:
@@ -111,7 +113,7 @@ def _external_weights(model: Path) -> dict[str, Path]:
 def load(config: AnyEmbedder, fitted: File | None, store: Store, threads: int) -> Embed:
     """The embedding function of one worker."""
     if isinstance(config, OnnxEmbedder):
-        return networks.onnx(config, threads)
+        return onnx.onnx(config, threads)
     if isinstance(config, TorchScriptEmbedder):
         return networks.torchscript(config, threads)
     if isinstance(config, HuggingFaceEmbedder):

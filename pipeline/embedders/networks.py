@@ -1,4 +1,4 @@
-"""ONNX and TorchScript files as embedders. B images, D dimensions."""
+"""Networks as embedders, and TorchScript files among them. B images, D dimensions."""
 
 from __future__ import annotations
 
@@ -13,63 +13,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.embedders import Embed
-from pipeline.embedders.config import Dtype, OnnxEmbedder, TorchScriptEmbedder
+from pipeline.embedders.config import Dtype, TorchScriptEmbedder
 from pipeline.embedders.preprocess import Map, Recipe, inputs
 from pipeline.errors import LodesetError
 
 if TYPE_CHECKING:
-    import onnxruntime
     import torch
 
 
-def recipe_of(config: OnnxEmbedder | TorchScriptEmbedder) -> Recipe:
+def recipe_of(config: TorchScriptEmbedder) -> Recipe:
     """The preprocessing that a configuration says."""
-    if isinstance(config, OnnxEmbedder):
-        return Recipe("square", config.size, config.size, config.mean, config.std)
     return Recipe(config.resize, config.size, config.size, config.mean, config.std, config.interpolation)
-
-
-def session(path: str, threads: int, key: str) -> onnxruntime.InferenceSession:
-    """An ONNX network on `threads` cores, or on a GPU that onnxruntime was built for; `key` is its place in the configuration.
-
-    Raises:
-        LodesetError: the file is missing, or broken.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    _present(path, key)
-    available = onnxruntime.get_available_providers()
-    providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=providers)
-    except Exception as error:
-        # onnxruntime has no public base class for "this file is not a model".
-        raise LodesetError(f"{path} is not an ONNX model that can be loaded: {error}") from error
-
-
-def onnx(config: OnnxEmbedder, threads: int) -> Embed:
-    """An ONNX network on one worker's `threads` cores.
-
-    Raises:
-        LodesetError: the file is missing, broken, or not a network of images to vectors.
-    """
-    network = session(config.path, threads, "embed")
-    source = network.get_inputs()[0]
-
-    def forward(batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        try:
-            (out, *_) = network.run(None, {source.name: batch})
-        except Exception as error:
-            raise LodesetError(
-                f"{config.path} takes {source.shape}, given {list(batch.shape)} (embed.size = {config.size}): {error}"
-            ) from error
-        return np.asarray(out)
-
-    return embedder(forward, recipe_of(config), config.path, threads)
 
 
 def torchscript(config: TorchScriptEmbedder, threads: int) -> Embed:
@@ -81,7 +35,7 @@ def torchscript(config: TorchScriptEmbedder, threads: int) -> Embed:
     import torch
 
     torch.set_num_threads(threads)
-    _present(config.path, "embed")
+    present(config.path, "embed")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         module = torch.jit.load(config.path, map_location=device).eval()
@@ -136,7 +90,8 @@ def embedder(
     return embed
 
 
-def _present(path: str, key: str) -> None:
+def present(path: str, key: str) -> None:
+    """Raises a LodesetError that names `key`, the file's place in the configuration, if there is no file."""
     if not Path(path).is_file():
         what = "embedder" if key == "embed" else "model"
         raise LodesetError(

@@ -12,6 +12,8 @@ from PIL import Image
 
 Floats = NDArray[np.float32]
 Triple = tuple[float, float, float]
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 Map = Callable[[Callable[[Image.Image], Floats], Iterable[Image.Image]], Iterable[Floats]]
 
 # Of a long side to the short one, where nothing is cut: a strip of 20 x 10,000 pixels would otherwise become gigabytes.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from pipeline.embedders import make, networks
+from pipeline.embedders import make, onnx
 from pipeline.embedders.config import OnnxEmbedder
+from pipeline.embedders.preprocess import normalised
 from pipeline.errors import LodesetError
 from pipeline.filters.config import Classifier
 
@@ -31,31 +34,34 @@ def identity(config: Classifier) -> dict[str, Any]:
     }
 
 
-def classifier(config: Classifier, threads: int) -> Callable[[Sequence[Floats]], Floats]:
-    """A function of inputs [3, size, size] (`preprocess.normalised`), any number of them, that returns their scores, float32 [B].
+@dataclass(frozen=True)
+class Measure:
+    """A filter of pixels in a worker: what it keeps of one image, and the scores of many."""
+
+    prepare: Callable[[Image.Image], Floats]
+    scores: Callable[[Sequence[Floats]], Floats]
+
+
+def classifier(config: Classifier, threads: int) -> Measure:
+    """What makes an image the network's input [3, size, size], and the scores, float32 [B], of any number of these.
 
     Raises:
         LodesetError: the file is missing or broken, it is not a network of images to numbers, it does not say which of
             several outputs or numbers is meant, or it gives a score that is no finite number.
     """
-    session = networks.session(config.path, threads, _key(config))
-    source, output = session.get_inputs()[0], _output(config, [one.name for one in session.get_outputs()])
+    model = onnx.opened(network(config), threads, _key(config), _told(config))
+    output = _output(config, model.outputs)
+    model = onnx.settled(model, [output])
 
-    def score(inputs: Sequence[Floats]) -> Floats:
-        scores = []
+    def scores(inputs: Sequence[Floats]) -> Floats:
+        found = []
         for start in range(0, len(inputs), config.batch):
             batch = np.stack(inputs[start : start + config.batch])
-            try:
-                (out,) = session.run([output], {source.name: batch})
-            except Exception as error:
-                raise LodesetError(
-                    f"{_told(config)} takes {source.shape}, given {list(batch.shape)} (size = {config.size}, "
-                    f"batch = {config.batch}): {error}"
-                ) from error
-            scores.append(_scores(np.asarray(out), len(batch), config))
-        return np.concatenate(scores) if scores else np.zeros(0, np.float32)
+            (out,) = model.run(batch, [output])
+            found.append(_scores(out, len(batch), config))
+        return np.concatenate(found) if found else np.zeros(0, np.float32)
 
-    return score
+    return Measure(lambda image: normalised(image, model.recipe), scores)
 
 
 def _key(config: Classifier) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.embedders.config import BATCH, MEAN, SIZE, STD, Positive
 from pipeline.strict import Strict
 
 # The reasons that are no classifier's name, in the order in which they are tried (classifiers come after `blur`).
@@ -14,22 +15,20 @@ MIN_SIDE, MAX_ASPECT, BLANK, BLUR, BLOCKED_DOMAIN, BLOCKED_URL = (
 )  # fmt: skip
 RESERVED = (MIN_SIDE, MAX_ASPECT, BLANK, BLUR, BLOCKED_DOMAIN, BLOCKED_URL)
 
-Positive = Annotated[float, Field(gt=0)]
+FACES_SIDE = 320  # pixels of a detector's input, where nothing says it
 Listed = Annotated[str, Field(min_length=1)] | tuple[Annotated[str, Field(min_length=1)], ...]
 
 
 class Classifier(Strict):
-    """A network that judges images, run by onnxruntime: float32 [B, 3, size, size] in, [B, C] or [B] out."""
+    """A network that judges images, run by onnxruntime: images in, as for an embedder of kind `onnx`; [B, C] or [B] out."""
 
     name: str = Field(
         pattern=r"^[a-z][a-z0-9_-]{0,63}$", description="the reason of the images that it drops, e.g. nsfw"
     )
     path: str = Field(min_length=1, description="the .onnx file")
-    size: int = Field(224, ge=8, description="side of the square input, pixels")
-    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="RGB mean on the 0..1 scale")
-    std: tuple[Positive, Positive, Positive] = Field(
-        (0.229, 0.224, 0.225), description="RGB standard deviation on the 0..1 scale"
-    )
+    size: int | None = Field(None, ge=8, description=SIZE.format(default=224))
+    mean: tuple[float, float, float] | None = Field(None, description=MEAN)
+    std: tuple[Positive, Positive, Positive] | None = Field(None, description=STD)
     output: str | None = Field(None, description="name of the network's output; needed where it has several")
     index: int | None = Field(
         None, ge=0, description="which of the C numbers of an image is its score; needed where C > 1"
@@ -41,7 +40,7 @@ class Classifier(Strict):
         description="below: keep scores < threshold (NSFW, watermark); above: keep scores >= threshold (aesthetic)"
     )
     threshold: float = Field(description="a score")
-    batch: int = Field(32, ge=1, description="images per call; speed only (1 for a network of fixed batch size 1)")
+    batch: int = Field(32, ge=1, description=BATCH)
 
     @model_validator(mode="after")
     def _named_apart(self) -> Classifier:
@@ -53,16 +52,14 @@ class Classifier(Strict):
 
 
 class Faces(Strict):
-    """A detector whose finds are blurred, run by onnxruntime an image at a time: float32 [1, 3, size, size] in, the image
-    squeezed to the square; out come boxes [N, 4] (left, top, right, bottom) and scores [N], or [1, N, 4] and [1, N].
+    """A detector whose finds are blurred, run by onnxruntime an image at a time: the image squeezed to the square in, as for an
+    embedder of kind `onnx`; out come boxes [N, 4] (left, top, right, bottom) and scores [N], or [1, N, 4] and [1, N].
     """
 
     path: str = Field(min_length=1, description="the .onnx file")
-    size: int = Field(320, ge=8, description="side of the square input, pixels")
-    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="RGB mean on the 0..1 scale")
-    std: tuple[Positive, Positive, Positive] = Field(
-        (0.229, 0.224, 0.225), description="RGB standard deviation on the 0..1 scale"
-    )
+    size: int | None = Field(None, ge=8, description=SIZE.format(default=FACES_SIDE))
+    mean: tuple[float, float, float] | None = Field(None, description=MEAN)
+    std: tuple[Positive, Positive, Positive] | None = Field(None, description=STD)
     boxes: Literal["normalised", "pixels"] = Field(
         "normalised", description="unit of the boxes: shares of the input's side, or its pixels"
     )

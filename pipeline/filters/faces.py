@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from pipeline.embedders import make, networks
+from pipeline.embedders import make, onnx
 from pipeline.embedders.config import OnnxEmbedder
 from pipeline.embedders.preprocess import normalised
 from pipeline.errors import LodesetError
-from pipeline.filters.config import Faces
+from pipeline.filters.config import FACES_SIDE, Faces
 
 KEY = "filter.faces"
 SIGMA = 0.1  # of the diagonal of an image's largest face
@@ -36,21 +36,13 @@ def detector(config: Faces, threads: int) -> Callable[[Image.Image], Boxes]:
     Raises:
         LodesetError: the file is missing or broken, or its outputs are not boxes and scores as `Faces` says.
     """
-    session = networks.session(config.path, threads, KEY)
-    inputs, source = _network(config), session.get_inputs()[0]
+    model = onnx.opened(_network(config), threads, KEY, f"the face detector {config.path}", FACES_SIDE)
+    side = model.recipe.side if config.boxes == "pixels" else 1.0
 
     def detect(image: Image.Image) -> Boxes:
-        batch = normalised(image, networks.recipe_of(inputs))[None]
-        try:
-            outputs = session.run(None, {source.name: batch})
-        except Exception as error:
-            raise LodesetError(
-                f"the face detector {config.path} takes {source.shape}, given {list(batch.shape)} "
-                f"(filter.faces.size = {config.size}): {error}"
-            ) from error
-        boxes, scores = _boxes_and_scores([np.asarray(out) for out in outputs], config)
+        outputs = model.run(normalised(image, model.recipe)[None], model.outputs)
+        boxes, scores = _boxes_and_scores(outputs, config)
         found = boxes[scores >= config.threshold]
-        side = config.size if config.boxes == "pixels" else 1.0
         return np.asarray(found / side * [image.width, image.height, image.width, image.height], np.float64)
 
     return detect

@@ -30,7 +30,7 @@ from pipeline.dag.store import Artifact, File, Part, Rows, Store
 from pipeline.embedders import Embed
 from pipeline.embedders.config import PrecomputedEmbedder
 from pipeline.embedders.make import AnyEmbedder, load, name_of, runs_on_gpu
-from pipeline.embedders.precomputed import look_up
+from pipeline.embedders.precomputed import NO_VECTOR, NULL, SEVERAL, ZERO, VectorFile, look_up, unmatched, vector_files
 from pipeline.engines.ray import cores, map_with_state
 from pipeline.errors import LodesetError
 from pipeline.sources.reading import Location, read_images
@@ -38,6 +38,7 @@ from pipeline.stages.parts import made
 
 VERSION = 1
 STAGE = "embed"
+REASONS = ("not_finite", NO_VECTOR, NULL, ZERO, SEVERAL)
 _AHEAD = 4  # images that each thread decodes ahead of the network
 
 
@@ -85,7 +86,10 @@ def run(context: Context) -> Outcome:
     pairs = list(zip(ingested.tables["images"], ingested.tables["locations"], strict=True))
     ids = [image_ids(context.store, images) for images, _ in pairs]
     embedders = [embedder_of(one) for one in (context, *context.also)]
-    own, *others = [_wanted(one, number, ids) for number, one in enumerate((context, *context.also))]
+    config = embedders[0].config
+    # Vectors are found by places too: what has moved since is looked up again.
+    held = [(one, places) for one, places in zip(ids, _places(context.store, pairs, config), strict=True)]
+    own, *others = [_wanted(one, number, held) for number, one in enumerate((context, *context.also))]
     # What is listed first is committed first: parts of another embedder that are there are not made again.
     there = context.store.committed(STAGE, [w.key for row in others for w in row])
     also = [tuple(row[n] for row in others if row[n].key not in (*there, own[n].key)) for n in range(len(own))]
@@ -101,7 +105,9 @@ def run(context: Context) -> Outcome:
         gpu=any(runs_on_gpu(one.config) for one in embedders),
     )
     parts, new = made(context, STAGE, work, run_parts)
-    outcome = _outcome(parts, new, name_of(embedders[0].config))
+    if isinstance(config, PrecomputedEmbedder) and not any(part.files["vectors"].rows for part in parts):
+        raise LodesetError(_nothing(context, config, parts))
+    outcome = _outcome(parts, new, name_of(config))
     beside = sum(len(also[n]) for n, wanted in enumerate(own) if wanted.key in new)
     return Outcome(outcome.tables, outcome.rows, details={**outcome.details, "parts_made_beside": beside})
 
@@ -111,11 +117,30 @@ def image_ids(store: Store, images: File) -> list[str]:
     return list(store.table([images], ["image_id"]).column(0).to_pylist())
 
 
-def _wanted(context: Context, number: int, ids: Sequence[Sequence[str]]) -> list[Wanted]:
-    """One part of this stage for each list of image_ids."""
+def _places(store: Store, pairs: Sequence[tuple[File, File]], config: AnyEmbedder) -> list[tuple[str, ...]]:
+    """What a part's key holds of where its images lie: nothing, unless vectors are looked up by it."""
+    if not isinstance(config, PrecomputedEmbedder):
+        return [()] * len(pairs)
+    tables = (store.table([locations], ["image_id", "uri", "member"]) for _, locations in pairs)
+    return [(digest([table[name].to_pylist() for name in table.column_names]),) for table in tables]
+
+
+def _nothing(context: Context, config: PrecomputedEmbedder, parts: Sequence[Part]) -> str:
+    """Why precomputed vectors are of no use to a set."""
+    pairs = zip(context.inputs["images"].tables["images"], context.inputs["images"].tables["locations"], strict=True)
+    first = next(places_of(context.store, *pair).slice(0, 1).to_pylist()[0] for pair in pairs if pair[0].rows)
+    reasons = {r: sum(part.counts.get(r, 0) for part in parts) for r in REASONS}
+    told = ", ".join(f"{reason} {count}" for reason, count in reasons.items() if count)
+    count = sum(part.counts["images"] for part in parts)
+    why = f": {unmatched(config, vector_files(config), first)}" if reasons[NO_VECTOR] == count else ""
+    return f"{config.path} has a usable vector for none of the {count} images of `{context.stage.set}` ({told}){why}"
+
+
+def _wanted(context: Context, number: int, held: Sequence[tuple[Sequence[str], tuple[str, ...]]]) -> list[Wanted]:
+    """One part of this stage for each list of image_ids, and what else of them its key must hold."""
     fitted = context.inputs.get("fitted")
     identity = (context.config["embedder"], fitted.fingerprint if fitted else "")
-    keys = [digest(STAGE, VERSION, one, *identity) for one in ids]
+    keys = [digest(STAGE, VERSION, ids, *identity, *places) for ids, places in held]
     known = _known(context.previous, context, keys)
     return [Wanted(number, key, known) for key in keys]
 
@@ -134,7 +159,7 @@ def _worker(embedders: Sequence[Embedder]) -> Callable[[Piece], Part]:
     """Called once in each worker: returns what makes one part. A model is loaded when the first part needs it."""
     store, config, threads = embedders[0].store, embedders[0].config, cores()
     if isinstance(config, PrecomputedEmbedder):
-        return functools.partial(_look_up_part, store, config)
+        return functools.partial(_look_up_part, store, config, vector_files(config))
 
     @functools.cache
     def loaded(number: int) -> Embed:
@@ -254,20 +279,17 @@ def _taken_over(store: Store, known: Sequence[File], wanted: set[str]) -> dict[s
     return rows
 
 
-def _look_up_part(store: Store, config: PrecomputedEmbedder, piece: Piece) -> Part:
+def _look_up_part(store: Store, config: PrecomputedEmbedder, files: Sequence[VectorFile], piece: Piece) -> Part:
     started = time.time()
     places = places_of(store, piece.images, piece.locations)
-    matrix, found = look_up(config, places.select(["image_id", "uri", "member"]))
-    ids = places["image_id"].take(found).to_pylist()
-    vectors = normalised(matrix)
+    found = look_up(config, files, places.select(["image_id", "uri", "member"]))
+    ids = places["image_id"].take(found.rows).to_pylist()
+    vectors = normalised(found.vectors)
     finite: NDArray[np.bool_] = np.asarray(np.isfinite(vectors).all(axis=1))
     kept = [i for i, good in zip(ids, finite, strict=True) if good]
-    counts = {
-        "images": places.num_rows,
-        "embedded": 0,
-        "not_finite": int((~finite).sum()),
-        "no_vector": places.num_rows - len(ids),
-    }
+    counts = {"images": places.num_rows, "embedded": 0, "not_finite": int((~finite).sum()), **found.without}
+    if kept:
+        counts["dimensions"] = vectors.shape[1]
     return store.commit_part(
         STAGE, piece.wanted.key, {"vectors": vector_table(kept, vectors[finite])}, counts, time.time() - started
     )
@@ -275,8 +297,16 @@ def _look_up_part(store: Store, config: PrecomputedEmbedder, piece: Piece) -> Pa
 
 def normalised(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
     """L2-normalised in fp16; a zero vector stays zero (it is similar to nothing)."""
-    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.asarray(vectors / np.maximum(length, 1e-12), dtype=np.float16)
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities become NaN, and are counted
+        length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+        odd = ~((length > 1e-12) & (length < np.inf))
+        if not odd.any():
+            return np.asarray(vectors / length, dtype=np.float16)
+        # Squares that float32 cannot hold: a huge vector would become zeros, and a tiny one would stay tiny.
+        wide = vectors.astype(np.float64)
+        exact = np.linalg.norm(wide, axis=-1, keepdims=True)
+        wide /= np.where(exact > 0, exact, 1.0)
+        return np.asarray(np.where(odd, wide, vectors / np.where(odd, 1.0, length)), dtype=np.float16)
 
 
 def vector_table(ids: Sequence[str], vectors: NDArray[np.float16]) -> pa.Table:
@@ -308,7 +338,7 @@ def read_vectors(store: Store, files: Sequence[File]) -> tuple[list[str], NDArra
 
 
 def _outcome(parts: Sequence[Part], new: set[str], name: str) -> Outcome:
-    reasons = {r: sum(p.counts.get(r, 0) for p in parts) for r in ("not_finite", "no_vector")}
+    reasons = {r: sum(p.counts.get(r, 0) for p in parts) for r in REASONS}
     kept = sum(p.files["vectors"].rows for p in parts)
     widths = sorted({p.counts["dimensions"] for p in parts if "dimensions" in p.counts})
     if len(widths) > 1:

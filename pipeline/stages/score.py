@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline import records
 from pipeline.algorithms.images import decode
@@ -26,10 +25,8 @@ from pipeline.algorithms.sharpness import luminance, sharpness
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import Artifact, File, Part, Rows, Store
-from pipeline.embedders import networks
-from pipeline.embedders.preprocess import normalised
 from pipeline.engines.ray import map_with_state
-from pipeline.filters.classifiers import classifier, network
+from pipeline.filters.classifiers import Measure, classifier
 from pipeline.filters.config import BLUR, Classifier
 from pipeline.sources.reading import Location, read_images
 from pipeline.stages.embed import image_ids, places_of
@@ -41,14 +38,6 @@ AT_ONCE = 64  # images whose network inputs wait for one call; decoded images ne
 BLUR_IDENTITY = {"measure": "finest octave", "version": 1}  # of algorithms.sharpness
 
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A pixel filter in a worker: what it keeps of one image, and the scores of many."""
-
-    prepare: Callable[[Image.Image], Floats]
-    scores: Callable[[Sequence[Floats]], Floats]
 
 
 @dataclass(frozen=True)
@@ -130,8 +119,7 @@ def _measure(config: Classifier | None) -> Measure:
         return Measure(
             lambda image: np.array([sharpness(luminance(image))], np.float32), lambda kept: np.concatenate(kept)
         )
-    inputs = network(config)
-    return Measure(lambda image: normalised(image, networks.recipe_of(inputs)), classifier(config, threads=1))
+    return classifier(config, threads=1)
 
 
 def _score_part(work: Work, load: Callable[[str], Measure], piece: Piece) -> list[Part]:

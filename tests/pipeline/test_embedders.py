@@ -1,8 +1,6 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from builders import pixels
@@ -10,9 +8,9 @@ from PIL import Image
 
 from pipeline.dag.store import Store
 from pipeline.embedders import networks, patches, preprocess
-from pipeline.embedders.config import OnnxEmbedder, PatchDictionary, PrecomputedEmbedder, TorchScriptEmbedder
+from pipeline.embedders.config import OnnxEmbedder, PatchDictionary, TorchScriptEmbedder
 from pipeline.embedders.make import identity
-from pipeline.embedders.precomputed import look_up
+from pipeline.embedders.onnx import onnx
 from pipeline.errors import LodesetError
 from pipeline.stages.embed import normalised, read_vectors, vector_table
 
@@ -39,7 +37,7 @@ def script(tmp_path: Path) -> str:
 
 
 def test_pixels_are_normalised_channels_first() -> None:
-    config = OnnxEmbedder(kind="onnx", path="x", size=16)
+    config = TorchScriptEmbedder(kind="torchscript", path="x", size=16)
     ((rows, batch),) = preprocess.inputs(images(2), networks.recipe_of(config))
     assert rows == [0, 1]
     resized = np.asarray(images(1)[0].resize((16, 16), Image.Resampling.BICUBIC, reducing_gap=2.0), dtype=np.float32)
@@ -147,10 +145,10 @@ def test_a_named_dtype_is_used_and_is_part_of_what_it_computes(tmp_path: Path) -
 def test_a_model_that_is_none(tmp_path: Path) -> None:
     broken = tmp_path / "x.onnx"
     with pytest.raises(LodesetError, match="no embedder at"):
-        networks.onnx(OnnxEmbedder(kind="onnx", path=str(broken)), 1)
+        onnx(OnnxEmbedder(kind="onnx", path=str(broken)), 1)
     broken.write_bytes(b"no model")
     with pytest.raises(LodesetError, match="not an ONNX model"):
-        networks.onnx(OnnxEmbedder(kind="onnx", path=str(broken)), 1)
+        onnx(OnnxEmbedder(kind="onnx", path=str(broken)), 1)
     with pytest.raises(LodesetError, match="not a TorchScript file"):
         networks.torchscript(TorchScriptEmbedder(kind="torchscript", path=str(broken)), 1)
 
@@ -213,38 +211,22 @@ def test_too_few_images_for_a_dictionary() -> None:
         patches.fit(images(11), PatchDictionary(words=1000))
 
 
-# -- precomputed, and vectors as stored
+# -- vectors as stored
 
 
-def test_precomputed_vectors_by_id_and_by_uri(tmp_path: Path) -> None:
-    wanted = pa.table({"image_id": ["a", "b", "c"], "uri": ["u", "u", "v"], "member": ["1", "2", ""]})
-    vectors = [[1.0, 2.0], [3.0, 4.0]]
-    pq.write_table(pa.table({"image_id": ["c", "a"], "vector": vectors}), tmp_path / "ids.parquet")
-    found, rows = look_up(PrecomputedEmbedder(kind="precomputed", path=str(tmp_path / "ids.parquet")), wanted)
-    assert rows.tolist() == [0, 2]
-    assert found.tolist() == [[3.0, 4.0], [1.0, 2.0]]
-    pq.write_table(pa.table({"uri": ["u", "v"], "member": ["2", ""], "vector": vectors}), tmp_path / "uris.parquet")
-    found, rows = look_up(PrecomputedEmbedder(kind="precomputed", path=str(tmp_path / "uris.parquet")), wanted)
-    assert rows.tolist() == [1, 2]
-    found, rows = look_up(
-        PrecomputedEmbedder(kind="precomputed", path=str(tmp_path / "ids.parquet")), wanted.slice(1, 1)
-    )
-    assert (len(found), len(rows)) == (0, 0)
+@pytest.mark.parametrize("scale", [1e-30, 1e-15, 1.0, 1e18, 1e25, 1e37])
+def test_vectors_of_any_length_become_of_length_one(scale: float) -> None:
+    given = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
+    mixed = np.stack([given[0] * np.float32(scale), given[1], np.zeros(5, np.float32)])
+    found = normalised(mixed).astype(np.float64)
+    np.testing.assert_allclose(found[:2], normalised(given[:2]), atol=1e-3)
+    assert not found[2].any()
 
 
-@pytest.mark.parametrize(
-    ("columns", "told"),
-    [
-        ({"image_id": ["a"], "embedding": [[1.0]]}, "no column `vector`"),
-        ({"name": ["a"], "vector": [[1.0]]}, "neither a column"),
-        ({"image_id": ["a", "b"], "vector": [[1.0], [1.0, 2.0]]}, "several widths"),
-    ],
-)
-def test_precomputed_vectors_that_do_not_fit(tmp_path: Path, columns: dict[str, list], told: str) -> None:
-    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
-    wanted = pa.table({"image_id": ["a", "b"], "uri": ["u", "u"], "member": ["", ""]})
-    with pytest.raises(LodesetError, match=told):
-        look_up(PrecomputedEmbedder(kind="precomputed", path=str(tmp_path / "x.parquet")), wanted)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_vectors_that_are_not_finite_stay_so(value: float) -> None:
+    assert not np.isfinite(normalised(np.array([[value, 1.0]], np.float32))).all()
 
 
 def test_vectors_round_trip(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from pipeline.config import CurationConfig, load
 from pipeline.embedders import hub, preprocess
 from pipeline.embedders.config import HuggingFaceEmbedder
-from pipeline.embedders.huggingface import huggingface, recipe_of
+from pipeline.embedders.huggingface import extra_tokens, huggingface, recipe_of
 from pipeline.embedders.make import identity, name_of, pinned
 from pipeline.errors import LodesetError
 from training.config import ModelConfig
@@ -303,6 +304,65 @@ def test_a_network_without_a_class_token(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, out.last_hidden_state.mean(dim=(2, 3)).numpy(), atol=1e-5)
     pooled = huggingface(of(tmp_path, pooling="pooler"), 1)(images(3))
     np.testing.assert_allclose(pooled, out.pooler_output.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "side", "said", "expected"),
+    [
+        (257, 224, {"patch_size": 14}, 1),
+        (261, 224, {"patch_size": 14, "num_register_tokens": 4}, 5),
+        (256, 224, {"patch_size": 14}, 0),
+        (198, 224, {"patch_size": (16, 16)}, 2),
+        (49, 224, {"patch_size": 4}, 0),  # Swin merges patches
+        (50, 224, {}, 1),
+        (201, 224, {}, 5),
+        (196, 224, {"patch_size": None}, 0),
+    ],
+)
+def test_tokens_that_are_no_patches_are_counted(tokens: int, side: int, said: dict[str, Any], expected: int) -> None:
+    assert extra_tokens(tokens, side, SimpleNamespace(**said)) == expected
+
+
+TINY = {"intermediate_size": 32, "image_size": 32, "patch_size": 8, "initializer_range": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "has_class"),
+    [
+        ("DeiT", 2, True),  # a token for distillation
+        ("SiglipVision", 0, False),
+        ("ViTMSN", 1, True),
+        ("IJepa", 0, False),
+        ("DINOv3ViT", 4, True),
+        ("Dinov2WithRegisters", 4, True),
+        ("CLIPVision", 1, True),
+        ("Swin", 0, False),
+    ],
+)
+def test_class_tokens_whatever_they_are_called(tmp_path: Path, kind: str, first: int, has_class: bool) -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {**SIZES, **TINY} | ({"num_register_tokens": 3} if kind.lower().startswith("dino") else {})
+    if kind == "Swin":
+        sizes = {
+            "embed_dim": 8,
+            "depths": [1, 1],
+            "num_heads": [1, 1],
+            "image_size": 32,
+            "patch_size": 2,
+            "window_size": 4,
+        }
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    model.save_pretrained(tmp_path)
+    with torch.inference_mode():
+        tokens = model(pixel_values=fed(tmp_path, of(tmp_path))).last_hidden_state
+    found = huggingface(of(tmp_path, pooling="mean"), 1)(images(3))
+    np.testing.assert_allclose(found, tokens[:, first:].mean(dim=1).numpy(), atol=1e-4)
+    if has_class:
+        np.testing.assert_allclose(huggingface(of(tmp_path), 1)(images(3)), tokens[:, 0].numpy(), atol=1e-4)
+    else:
+        with pytest.raises(LodesetError, match="has no class token"):
+            huggingface(of(tmp_path), 1)
 
 
 @pytest.mark.parametrize(
