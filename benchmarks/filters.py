@@ -112,7 +112,7 @@ def main() -> None:
             grey = luminance(image)
             score = sharpness(grey)
             measuring, decoding = measuring + time.perf_counter() - decoded, decoding + decoded - started
-            deviation = float(np.frombuffer(examine(data, 10**8).thumbnail, np.uint8).std())
+            deviation = float(np.frombuffer(examine(data).thumbnail, np.uint8).std())
         except Unreadable:
             continue
         rows.append((score, deviation, data))

@@ -100,6 +100,19 @@ class Ingest(Strict):
 
     max_pixels: int = Field(100_000_000, ge=1, description="width x height above which an image is rejected undecoded")
     max_bytes: int = Field(256 * 2**20, ge=1, description="encoded bytes above which a file is rejected unread")
+    max_side: int = Field(200_000, ge=1, description="width or height above which an image is rejected undecoded")
+    max_decoded_mb: float = Field(
+        1_024, gt=0, description="MiB of decoded samples above which an image is rejected undecoded"
+    )
+    max_frames: int = Field(
+        10_000, ge=1, description="frames of an animation above which it is rejected; only the first frame is decoded"
+    )
+    max_seconds: float = Field(
+        30, gt=0, description="seconds of processor time to decode an image in; an image that takes longer is rejected"
+    )
+    worker_memory_gb: float = Field(
+        4, gt=0, description="GiB that a worker may hold; an image that takes it there is rejected"
+    )
     slice_mb: float = Field(8.0, gt=0, description="MiB of source per part; speed only")
     limit: int | None = Field(
         None, ge=1, description="pool files that may be images, in a seeded sample, before decoding; all if absent"

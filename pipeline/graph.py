@@ -154,8 +154,7 @@ def ingest_stage(settings: Ingest, beam: Mapping[str, str], name: str, sources: 
         "beam",
         ingest.run,
         config={
-            "max_pixels": limits.max_pixels,
-            "max_bytes": limits.max_bytes,
+            **limits.model_dump(exclude={"slice_mb", "limit"}),
             "files": len(files),
             "size_bytes": size,
             # All that decides what is read: the draw of a limit goes by relative path and namesakes.

@@ -75,7 +75,7 @@ class Pool:
             rows: dict[str, list[Any]] = {"images": [], "locations": [], "metadata": []}
             for name in names[part::parts]:
                 data = files[name]
-                found = examine(data, 10**8)
+                found = examine(data)
                 shown = {"set": "pool", "size_bytes": len(data), "derived_from": None}
                 rows["images"].append({**vars(found), **shown})
                 place = {"uri": str(self.folder / f"{folder}/{name}.png"), "member": "", "offset": 0}

@@ -39,10 +39,6 @@ ENVIRONMENT = {
 }
 
 
-# The exit status of a stage that lost an engine's worker and cannot go on.
-LOST_WORKER = 70
-
-
 def die_with(stream: IO[bytes]) -> None:
     """Kills this process's whole session as soon as `stream` ends."""
 

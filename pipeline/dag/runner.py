@@ -229,8 +229,6 @@ class Runner:
             if result is None:
                 code = one.process.returncode
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-                if code == child.LOST_WORKER:
-                    how = "lost one of its workers (killed, or out of memory)"
                 raise LodesetError(
                     f"{one.stage.id} {how}; `run` again goes on from its finished parts. Its log: {one.log}"
                 )

@@ -1,86 +1,169 @@
-"""Apache Beam: the local runner by name, any other by options alone."""
+"""Apache Beam: the local runner by name, any other by options alone.
+
+Work is done by worker processes of lodeset's own (`pipeline.engines.processes`), not by Beam's: Beam's local multi-process
+runner listens on all interfaces without credentials, waits for ever when a worker dies, and takes seconds to start. Here the
+local runner works in memory and opens no socket. A `DoFn` hands its elements to the pool and yields what comes back, inside
+any other runner's workers as well.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import logging
-import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
-import psutil
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.pvalue import PCollection
+from apache_beam.pvalue import PCollection, TaggedOutput
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.timestamp import MIN_TIMESTAMP
+from apache_beam.utils.windowed_value import WindowedValue
 
-from pipeline.dag.background import repeating
-from pipeline.dag.child import LOST_WORKER
 from pipeline.engines.failures import Failed, failed
+from pipeline.engines.processes import TRIES, Again, Died, Pool, Task, pool, task
 from pipeline.errors import LodesetError
 
-# How long the local runner may take to end after its workers did.
-_GRACE_S = 10.0
+# What to do with an element whose worker died: (element, how, again, *arguments of the function) -> results.
+Rescue = Callable[..., Iterable[Any]]
+
+# Worker processes of each Beam worker of the pipeline that is being built.
+_workers = contextvars.ContextVar("workers", default=1)
 
 
-def options(cpus: int, given: Mapping[str, str]) -> PipelineOptions:
-    """Options for a cluster (as given), or for `cpus` processes on this machine.
+def options(given: Mapping[str, str]) -> PipelineOptions:
+    """Options for a cluster (as given), or for this machine.
 
     `FnApiRunner` by name: `DirectRunner` first tries to download and run an executable.
     """
     flags = [f"--{name}={value}" for name, value in given.items()]  # this process's own arguments are none of Beam's
     if "runner" in given:
         return PipelineOptions(flags)
-    return PipelineOptions(
-        flags,
-        runner="FnApiRunner",
-        direct_num_workers=cpus,
-        direct_running_mode="multi_processing" if cpus > 1 else "in_memory",
-        default_sdk_harness_log_level="WARNING",
-    )
+    return PipelineOptions(flags, runner="FnApiRunner", direct_num_workers=1, direct_running_mode="in_memory")
 
 
 @contextlib.contextmanager
 def pipeline(cpus: int, given: Mapping[str, str]) -> Iterator[beam.Pipeline]:
-    """A pipeline that is run when the block ends.
+    """A pipeline that is run when the block ends: on `cpus` processes of this machine, or, where `given` names a runner, on
+    one process for each of its workers.
 
     Raises:
         LodesetError: what `raise_failures` found. Runners hand over a worker's exception as the text of its traceback.
     """
     logging.getLogger("apache_beam").setLevel(logging.WARNING)
+    before = _workers.set(1 if "runner" in given else cpus)
     try:
-        with _workers_watched(), beam.Pipeline(options=options(cpus, given)) as made:
+        with beam.Pipeline(options=options(given)) as made:
             yield made
     except Exception as error:
         told = _RAISED.search(f"{type(error).__module__}.{type(error).__name__}: {error}") or _RAISED.search(str(error))
         if told is None:
             raise
         raise LodesetError(told.group(1)) from error
+    finally:
+        _workers.reset(before)
 
 
 _RAISED = re.compile(r"^pipeline\.errors\.\w+: (.*?)(?: \[while running [^\]]*\])?$", re.MULTILINE)
 
 
 def attempted(
-    items: PCollection[Any], label: str, function: Callable[..., Iterable[Any] | None], *arguments: Any
+    items: PCollection[Any],
+    label: str,
+    function: Callable[..., Iterable[Any] | None],
+    *arguments: Any,
+    memory_bytes: int | None = None,
+    rescue: Rescue | None = None,
 ) -> tuple[PCollection[Any], PCollection[Failed]]:
     """What `function(item, *arguments)` yields for every item, and what it raised.
 
-    Nothing may raise in a worker: the local runner waits for ever once two workers have.
+    A worker that holds more than `memory_bytes` is ended. Where a worker dies, `rescue` decides; without it the item is tried
+    again, and is a failure in the end. Nothing raises in a Beam worker: runners retry that, and some wait for ever.
     """
-    out = items | label >> beam.FlatMap(_attempt, function, *arguments).with_outputs(_FAILED, main="results")
+    work = _Elsewhere(label, function, arguments, memory_bytes, rescue or _retried, _workers.get())
+    out = items | label >> beam.ParDo(work).with_outputs(_FAILED, main="results")
     return out["results"], out[_FAILED]
 
 
 _FAILED = "failed"
 
 
-def _attempt(item: Any, function: Callable[..., Iterable[Any] | None], *arguments: Any) -> Iterator[Any]:
-    try:
-        yield from function(item, *arguments) or ()
-    except Exception as error:
-        yield beam.pvalue.TaggedOutput(_FAILED, failed(error))
+class _Elsewhere(beam.DoFn):
+    """Calls a function for every element in a pool of processes."""
+
+    def __init__(
+        self,
+        label: str,
+        function: Callable[..., Iterable[Any] | None],
+        arguments: tuple[Any, ...],
+        memory_bytes: int | None,
+        rescue: Rescue,
+        workers: int,
+    ) -> None:
+        self.label, self.function, self.arguments = label, function, arguments
+        self.memory_bytes, self.rescue, self.workers = memory_bytes, rescue, workers
+        self._running: list[tuple[Any, Task]] = []
+
+    @property
+    def _pool(self) -> Pool:
+        return pool(self.workers)
+
+    def _again(self, function: Callable[..., Iterable[Any] | None], *arguments: Any) -> list[Any] | Failed | Died:
+        return self._pool.run(task(function, *arguments, memory_bytes=self.memory_bytes))
+
+    def start_bundle(self) -> None:
+        self._running = []
+
+    def process(self, item: Any) -> Iterator[Any]:
+        try:
+            one = task(self.function, item, *self.arguments, memory_bytes=self.memory_bytes)
+            self._pool.start(one)
+            self._running.append((item, one))
+        except Exception as error:
+            yield TaggedOutput(_FAILED, failed(error))
+        yield from self._ended(wait=False)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for value in self._ended(wait=True):
+            if isinstance(value, TaggedOutput):
+                yield TaggedOutput(value.tag, WindowedValue(value.value, MIN_TIMESTAMP, (GlobalWindow(),)))
+            else:
+                yield WindowedValue(value, MIN_TIMESTAMP, (GlobalWindow(),))
+
+    def _ended(self, wait: bool) -> Iterator[Any]:
+        """What came of the elements whose workers have answered; of all, if they are to be waited for."""
+        left = []
+        for item, one in self._running:
+            if one.result is None and not wait:
+                left.append((item, one))
+                continue
+            try:
+                result = self._pool.wait(one)
+                if isinstance(result, Died):
+                    result = list(self.rescue(item, result, self._again, self.function, *self.arguments))
+            except Exception as error:
+                result = failed(error)
+            if isinstance(result, Failed):
+                yield TaggedOutput(_FAILED, result)
+            else:
+                yield from result
+        self._running = left
+
+
+def _retried(item: Any, died: Died, again: Again, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    for _ in range(TRIES - 1):
+        result = again(function, item, *arguments)
+        if isinstance(result, list):
+            return result
+        if isinstance(result, Failed):
+            raise LodesetError(result.message)
+        died = result
+    raise LodesetError(
+        f"a worker process died {TRIES} times at the same work ({died.detail}): look for it in the stage's log, and at the "
+        "memory of the machine; run again to go on from the finished parts"
+    )
 
 
 def raise_failures(*failures: PCollection[Failed]) -> None:
@@ -100,30 +183,3 @@ def _one_key(_: Failed) -> int:
 
 def _raise(grouped: tuple[int, Iterable[Failed]]) -> None:
     raise LodesetError(min(failure.message for failure in grouped[1]))
-
-
-@contextlib.contextmanager
-def _workers_watched() -> Iterator[None]:
-    """Ends this process if a local worker dies: the local runner would wait for its answer for ever."""
-    seen: set[int] = set()
-
-    def look() -> float:
-        alive = {p.pid for p in psutil.Process().children(recursive=True) if _is_worker(p)}
-        seen.update(alive)
-        if seen - alive and not ended.wait(_GRACE_S):
-            print(f"a Beam worker ended before its work did: {sorted(seen - alive)}", file=sys.stderr, flush=True)
-            os._exit(LOST_WORKER)
-        return 1.0
-
-    with repeating(look, 1.0) as ended:
-        yield
-
-
-def _is_worker(process: psutil.Process) -> bool:
-    try:
-        return (
-            process.status() != psutil.STATUS_ZOMBIE
-            and "apache_beam.runners.worker.sdk_worker_main" in process.cmdline()
-        )
-    except psutil.Error:
-        return False

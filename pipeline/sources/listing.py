@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.config import Source
 from pipeline.errors import LodesetError
-from pipeline.sources.files import escaped
+from pipeline.sources.files import cannot_be_read, escaped, unescaped
 
 Kind = Literal["tar", "parquet", "loose"]
 
@@ -150,6 +150,33 @@ def _state(info: dict[str, Any]) -> str:
         if info.get(key) is not None:
             return str(info[key])
     return ""
+
+
+def check_state(uri: str, state: str, size_bytes: int) -> None:
+    """Looks whether a file is the one that was listed. What was listed as no file has no state.
+
+    Raises:
+        LodesetError: it changed, or the file system does not show it.
+    """
+    if not state:
+        return
+    name = unescaped(uri)
+    try:
+        fs, _ = fsspec.core.url_to_fs(name.partition("::")[0])
+        if isinstance(fs, LocalFileSystem):
+            status = Path(name).stat()
+            now, size = str(status.st_mtime_ns), status.st_size
+        else:
+            fs.invalidate_cache()
+            info = fs.info(name)
+            now, size = _state(info), int(info.get("size") or 0)
+    except Exception as error:
+        raise cannot_be_read(uri, error) from error
+    if now != state or size != size_bytes:
+        raise LodesetError(
+            f"{uri} changed while it was read ({size_bytes} bytes were listed, {size} are there now): nothing was recorded about it; "
+            "run again"
+        )
 
 
 # -- this machine's file system: fsspec leaves links and folders without rights out, without a word

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import LodesetError
 from pipeline.sources.files import Bytes
-from pipeline.sources.listing import SourceFile
+from pipeline.sources.listing import SourceFile, check_state
 from pipeline.sources.members import Member, joined, reported_once
 from pipeline.sources.parquet import parquet_members
 from pipeline.sources.tars import tar_members
@@ -63,6 +63,24 @@ def members_of(file: SourceFile) -> list[Member]:
         except Exception as error:
             # Parsers of archives raise anything on crafted input; the archive is then one counted reject.
             return [Member("", 0, file.size_bytes, "unreadable_archive", f"{type(error).__name__}: {error}"[:200])]
+
+
+def check_unchanged(piece: Slice, uris: Container[str] | None = None) -> None:
+    """Looks whether a slice's files are those that were listed: the file of a tar or Parquet slice; of loose files those among
+    `uris` (all that is said of the others is what their bytes say).
+
+    Raises:
+        LodesetError: one of them changed or is gone.
+    """
+    if piece.kind != "loose":
+        state, size = piece.states
+        check_state(piece.uri, state, int(size))
+    elif uris is not None:
+        files = (file for member in piece.members for file in (member, *member.sidecars))
+        for file, state in zip(files, piece.states, strict=True):
+            uri = f"{piece.root}/{file.name}"
+            if uri in uris:
+                check_state(uri, state, file.size_bytes)
 
 
 def _bounded(found: Iterable[Member]) -> list[Member]:

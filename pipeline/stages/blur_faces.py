@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from pipeline import records
-from pipeline.algorithms.images import EXTENSIONS, decode, examine
+from pipeline.algorithms.images import EXTENSIONS, Limits, decode, examine
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import Artifact, File, Part, Rows, Store
@@ -106,7 +106,7 @@ def _blur_part(work: Work, detect: Callable[[Image.Image], Boxes], piece: Piece)
             continue
         row = about[place.image_id]
         payload = _encoded(changed, row["format"])
-        seen = examine(payload, work.max_pixels)
+        seen = examine(payload, Limits(max_pixels=work.max_pixels))
         boxed += len(boxes)
         faces.append({"image_id": seen.image_id, "derived_from": place.image_id, "faces": len(boxes)})
         if seen.image_id not in payloads:  # the same pixels in two files

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context
 from pipeline.dag.store import Store
-from pipeline.sources.listing import SourceFile
+from pipeline.sources.listing import SourceFile, check_state
 from pipeline.sources.members import Member, is_image, joined
 from pipeline.sources.slices import loose_members, members_of
 
@@ -62,6 +62,7 @@ def members(store: Store, file: SourceFile) -> list[Member]:
         columns = ([getattr(m, name) for m in found] for name in _MEMBERS.names)
         arrays = [pa.array(column, kind) for column, kind in zip(columns, _MEMBERS.types, strict=True)]
         table = pa.Table.from_arrays(arrays, schema=_MEMBERS)
+        check_state(file.uri, file.state, file.size_bytes)
         store.commit_part(LISTING, key, {"members": table}, {"members": len(found)}, time.time() - started)
     return joined(found) if file.kind == "tar" else found
 

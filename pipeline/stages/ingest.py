@@ -5,6 +5,9 @@ committed as a part by the worker that read it. (2) What crosses the shuffle is 
 says something about it: a group-by-key over the first byte of the image_id finds the exact duplicates between parts and the
 digest of the whole set. The driver lists nothing: under a limit a pipeline before that finds what is drawn (`draw`).
 
+A decoder that crashes, hangs or fills memory ends one worker; `pipeline.stages.culprits` finds the image, which becomes a
+reject, and the rest of the slice goes on.
+
 An image that several parts hold belongs to the first of them (order of the sources, then of the path); the other parts'
 `images` are listed without it. `locations` and `metadata` keep a row for every place.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,21 +24,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import records
-from pipeline.algorithms.images import Unreadable, examine
+from pipeline.algorithms.images import Examined, Limits, Unreadable, examine
 from pipeline.config import Ingest
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import File, Part, Rows, Store
+from pipeline.engines.failures import Failed
+from pipeline.engines.processes import TRIES, Again, Died
 from pipeline.errors import LodesetError
 from pipeline.sources.listing import SourceFile
-from pipeline.sources.members import Sample
-from pipeline.sources.reading import read_slice
-from pipeline.sources.slices import Slice, cut, split_loose
+from pipeline.sources.members import Member, Sample
+from pipeline.sources.slices import Slice, check_unchanged, cut, split_loose
+from pipeline.stages.culprits import limits_of, rescued, samples_of
 from pipeline.stages.draw import Draw, drawn, members
 from pipeline.stages.forgotten import forgotten
 from pipeline.stages.parts import watching
 
-VERSION = 2
+VERSION = 3
 STAGE, KEYS, EXACT, UNIQUE = "ingest", "ingest_keys", "ingest_exact", "ingest_unique"
 IMAGES, METADATA = "images", "metadata"  # the digests that it names, as blur_faces does after it
 # Files whose parts' keys lie in one part.
@@ -59,11 +64,12 @@ class Work:
     set: str
     limits: Ingest
     forgotten: frozenset[str] = frozenset()
+    examine: Callable[[bytes, Limits], Examined] = examine
 
     def key(self, piece: Slice) -> str:
         """(Where, what the bytes were when listed, what is computed): see the design's section 4."""
         held = [m.identity for m in piece.members]
-        computed = (self.limits.max_pixels, self.limits.max_bytes)
+        computed = self.limits.model_dump(exclude={"slice_mb", "limit"})
         return digest(STAGE, VERSION, self.set, piece.uri, piece.image, piece.states, held, computed)
 
 
@@ -76,7 +82,7 @@ def run(context: Context) -> Outcome:
     files: tuple[SourceFile, ...] = context.speed["files"]
     limits: Ingest = context.speed["limits"]
     store = context.store
-    work = Work(store, context.stage.set, limits, forgotten(store))
+    work = Work(store, context.stage.set, limits, forgotten(store), examine)
     slice_bytes = int(limits.slice_mb * 2**20)
     packed = [f for f in files if f.kind != "loose"]
     loose_files = [f for f in files if f.kind == "loose"]
@@ -86,16 +92,19 @@ def run(context: Context) -> Outcome:
     buckets = _buckets(total, slice_bytes)
     # The name of the set is part of it, because the keys of the parts that are named inside hold it.
     prefix = digest(context.fingerprint, context.stage.set, slice_bytes, buckets)
+    memory = int(limits.worker_memory_gb * 2**30)
     before = set(store.names(f"parts/{STAGE}"))
 
     with watching(context, STAGE, before, total, "size_bytes"), pipeline(context.cpus, context.speed["beam"]) as p:
         files_in_order = p | "files" >> beam.Create(list(enumerate(packed)))
         loose_slices = p | "loose" >> beam.Create([((len(packed), i), *piece) for i, piece in enumerate(loose)])
-        packed_slices, unsplit = attempted(files_in_order, "split", _split, work, slice_bytes, draw)
+        packed_slices, unsplit = attempted(
+            files_in_order, "split", _split, work, slice_bytes, draw, memory_bytes=memory, rescue=_unlistable
+        )
         slices = (packed_slices, loose_slices) | "all slices" >> beam.Flatten() | beam.Reshuffle()
         by_file = slices | "keys" >> beam.Map(_group_of) | "by file" >> beam.GroupByKey()
         _, unkept = attempted(by_file, "keep keys", _keep_keys, store, prefix)
-        held, unread = attempted(slices, "read", _read, work, buckets)
+        held, unread = attempted(slices, "read", _read, work, buckets, memory_bytes=memory, rescue=rescued)
         _, uncompared = attempted(held | "by first byte" >> beam.GroupByKey(), "exact", _exact_of_bucket, store, prefix)
         raise_failures(unsplit, unkept, unread, uncompared)
 
@@ -138,6 +147,23 @@ def _split(
         yield (index, number), work.key(piece), piece
 
 
+def _unlistable(
+    numbered: tuple[int, SourceFile], died: Died, again: Again, split: Callable[..., Any], work: Work, *rest: Any
+) -> list[tuple[tuple[int, int], str, Slice]]:
+    """A file whose headers end the worker that reads them each time is one refused member."""
+    for _ in range(TRIES - 1):
+        result = again(split, numbered, work, *rest)
+        if isinstance(result, list):
+            return result
+        if isinstance(result, Failed):
+            raise LodesetError(result.message)
+        died = result
+    index, file = numbered
+    refused = Member("", 0, file.size_bytes, "unreadable_archive", f"reading its list of members: {died.detail}")
+    (piece,) = cut(file, [refused], 1)
+    return [((index, 0), work.key(piece), piece)]
+
+
 def _group_of(numbered: tuple[tuple[int, int], str, Slice]) -> tuple[int, tuple[tuple[int, int], str]]:
     order, key, _ = numbered
     return order[0] // _KEYS_FILES, (order, key)
@@ -164,10 +190,15 @@ Held = tuple[
 ]  # order of the part, its key, its image_ids, image_id + metadata digests
 
 
-def _read(numbered: tuple[tuple[int, int], str, Slice], work: Work, buckets: int) -> Iterator[tuple[int, Held]]:
+def _read(
+    numbered: tuple[tuple[int, int], str, Slice],
+    work: Work,
+    buckets: int,
+    condemned: Mapping[int, Unreadable] | None = None,
+) -> Iterator[tuple[int, Held]]:
     """Commits the slice's part (unless it is there) and yields, for each bucket, its image_ids and metadata digests."""
     order, key, piece = numbered
-    part = ensure_part(work, key, piece)
+    part = ensure_part(work, key, piece, condemned)
     images = work.store.table([part.files["images"]], ["image_id"]).column(0).to_pylist()
     said = work.store.table([part.files["metadata"]]).to_pylist()
     ids: list[list[bytes]] = [[] for _ in range(buckets)]
@@ -184,26 +215,44 @@ def _read(numbered: tuple[tuple[int, int], str, Slice], work: Work, buckets: int
             yield bucket, (order, part.key, b"".join(ids[bucket]), b"".join(digests[bucket]))
 
 
-def ensure_part(work: Work, key: str, piece: Slice) -> Part:
-    """The committed part of a slice, made now if it is not there."""
+def ensure_part(work: Work, key: str, piece: Slice, condemned: Mapping[int, Unreadable] | None = None) -> Part:
+    """The committed part of a slice, made now if it is not there.
+
+    Raises:
+        LodesetError: a source is not what it was when it was listed; nothing is committed then.
+    """
     found = work.store.part(STAGE, key)
     if found is not None:
         return found
     started = time.time()
-    tables, counts = ingest_slice(work.set, piece, work.limits, work.forgotten)
+    check_unchanged(piece)
+    tables, counts = ingest_slice(
+        work.set, piece, work.limits, work.forgotten, condemned=condemned, examine=work.examine
+    )
+    check_unchanged(piece, set(tables["rejects"]["uri"].to_pylist()))
     return work.store.commit_part(STAGE, key, tables, counts, time.time() - started)
 
 
 def ingest_slice(
-    set_: str, piece: Slice, limits: Ingest, forgotten: frozenset[str] = frozenset()
+    set_: str,
+    piece: Slice,
+    settings: Ingest,
+    forgotten: frozenset[str] = frozenset(),
+    *,
+    condemned: Mapping[int, Unreadable] | None = None,
+    examine: Callable[[bytes, Limits], Examined] = examine,
 ) -> tuple[dict[str, pa.Table], dict[str, int]]:
     """Reads, decodes and hashes one slice; images to be `forgotten` are rejects. Within it, an image_id has one row of `images`,
-    and one of `locations` a place."""
+    and one of `locations` a place.
+
+    `condemned`: samples, by their number, that are not decoded, because decoding them ended a worker.
+    """
+    limits = limits_of(settings)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
     seen: set[str] = set()
     counts = {"files": 0, "images": 0, "size_bytes": 0}
     said = 0
-    for sample in read_slice(piece, limits.max_bytes):
+    for number, sample in samples_of(piece, settings):
         counts["files"] += 1
         counts["size_bytes"] += sample.size_bytes
         where = {
@@ -218,7 +267,9 @@ def ingest_slice(
             continue
         counts["images"] += 1
         try:
-            found = examine(sample.data, limits.max_pixels)
+            if condemned and number in condemned:
+                raise condemned[number]
+            found = examine(sample.data, limits)
         except Unreadable as error:
             rows["rejects"].append({**where, "reason": error.reason, "detail": error.detail})
             continue

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 from builders import picture, write_folder, write_parquet, write_tar
 from whole import pieces, read, rejects
@@ -255,23 +256,24 @@ def test_a_source_that_vanished_or_shrank_after_it_was_listed(tmp_path: Path, na
 # -- the net
 
 
-@pytest.mark.filterwarnings("ignore")  # what importing Beam warns of is not ours
-def test_nothing_raises_in_a_worker(capsys: pytest.CaptureFixture[str]) -> None:
-    from pipeline.engines.beam import _attempt
+def test_nothing_raises_in_a_worker(capfd: pytest.CaptureFixture[str]) -> None:
+    from pipeline.engines.failures import Failed
+    from pipeline.engines.processes import _answer
+
+    def answer(function: Callable[[int], Any]) -> Any:
+        return cloudpickle.loads(_answer(cloudpickle.dumps((function, (1,)))))
 
     def defect(_: int) -> Iterator[int]:
         yield 1
         raise KeyError("width")
 
-    first, failed = _attempt(1, defect)
-    assert first == 1 and failed.tag == "failed"
-    assert failed.value.message.startswith("KeyError: 'width' (at test_hostile_sources.py:")
-    assert "in defect)" in failed.value.message
-    assert "Traceback" in capsys.readouterr().err
+    told = answer(defect)
+    assert isinstance(told, Failed) and told.message.startswith("KeyError: 'width' (at test_hostile_sources.py:")
+    assert "in defect)" in told.message
+    assert "Traceback" in capfd.readouterr().err
 
     def mistake(_: int) -> list[int]:
         raise LodesetError("a.tar is gone")
 
-    (failed,) = _attempt(1, mistake)
-    assert failed.value.message == "a.tar is gone"
-    assert capsys.readouterr().err == ""
+    assert answer(mistake) == Failed("a.tar is gone")
+    assert capfd.readouterr().err == ""
