@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 import uuid
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from pipeline.dag.decisions import Decision
     from pipeline.dag.runner import Event
     from pipeline.dag.stage import Stage
-    from pipeline.dag.store import Artifact, Store
+    from pipeline.dag.store import Artifact, File, Store
 
 DEDUP, SHARDS = "dedup/pool", "write_shards/all"
 
@@ -43,6 +44,9 @@ class Opened:
     stages: Mapping[str, Stage]
     store: Store
     missing: tuple[str, ...] = ()  # why there is no graph, where that was asked for: a source or a model is not there
+    ids: tuple[str, ...] = ()  # every stage of the configuration; `stages` are those up to the one that was asked for
+    until: str | None = None
+    overridden: bool = False  # by `--set`
 
 
 def init(path: str | Path = "lodeset.yaml", force: bool = False) -> Path:
@@ -102,16 +106,46 @@ def open_config(
     names = sorted({stage.name for stage in stages.values()})
     if until is not None and until not in names:
         raise ConfigError(f"--until {until}: no such stage in this configuration; there are: {', '.join(names)}")
-    return Opened(Path(path), config, closure(stages, until), Store(config.store))
+    chosen = closure(stages, until)
+    return Opened(
+        Path(path), config, chosen, Store(config.store), (), tuple(closure(stages, None)), until, bool(overrides)
+    )
+
+
+def open_store(path: str | Path, overrides: tuple[str, ...] = (), limit: int | None = None) -> Opened:
+    """Like `open_config`, for what is shown of a store: sources and models need not be there.
+
+    Raises:
+        ConfigError: the file, a key or a value is wrong.
+        LodesetError: the store cannot be opened.
+    """
+    from pipeline.dag.store import Store
+
+    try:
+        return open_config(path, overrides, limit=limit)
+    except LodesetError as error:
+        limits = (f"ingest.limit={limit}",) if limit is not None else ()
+        config = read(path, (*overrides, *limits))
+        return Opened(Path(path), config, {}, Store(config.store), (str(error),), overridden=bool(overrides))
 
 
 def plan(opened: Opened, fresh: bool = False) -> list[tuple[Decision, Estimate]]:
     """What `run` would do, and why, with estimated time and bytes."""
     from infra.estimate import estimates
+    from pipeline.dag.damage import missing, noted
     from pipeline.dag.decisions import decide
 
     decisions = decide(opened.store, opened.stages, names_of(opened) if fresh else ())
+    lost = {one.path: one.why for one in (*noted(opened.store), *missing(opened.store, _files(decisions)))}
+    for id_, one in decisions.items():
+        why = next((lost[f.path] for f in one.artifact.files() if f.path in lost), None) if one.artifact else None
+        if why is not None:
+            decisions[id_] = replace(one, action="run", reason=f"a file of it is damaged: {why}", artifact=None)
     return list(zip(decisions.values(), estimates(opened.store, decisions, cpus_of(opened.config)), strict=True))
+
+
+def _files(decisions: Mapping[str, Decision]) -> set[File]:
+    return {file for one in decisions.values() if one.artifact is not None for file in one.artifact.files()}
 
 
 def missing_sources(config: Config) -> tuple[str, ...]:
@@ -136,12 +170,21 @@ def composition(opened: Opened) -> Composition:
 
 
 def run(opened: Opened, watch: Callable[[Event], None], fresh: bool = False) -> dict[str, Artifact]:
-    """Runs what is not finished and returns every artifact by stage id; `fresh` takes nothing over from earlier runs.
+    """Runs what is not finished and returns every artifact by stage id; `fresh` takes nothing over from earlier runs. The store
+    keeps a record of the run, and its report.
 
     Raises:
         LodesetError: the first stage that failed; what was finished stays.
     """
-    return _run(opened, opened.stages, watch, names_of(opened) if fresh else ())
+    from infra.held import wanted
+    from infra.versions import versions
+    from pipeline.dag.runs import record
+
+    began = time.time()
+    made = _run(opened, opened.stages, watch, names_of(opened) if fresh else ())
+    asked = wanted(opened.config, opened.ids or tuple(opened.stages), opened.until)
+    record(opened.store, asked, made, versions(), began, time.time())
+    return made
 
 
 def names_of(opened: Opened) -> frozenset[str]:
@@ -151,7 +194,9 @@ def names_of(opened: Opened) -> frozenset[str]:
 def _run(
     opened: Opened, stages: Mapping[str, Stage], watch: Callable[[Event], None], fresh: Container[str]
 ) -> dict[str, Artifact]:
+    from infra.mend import TRIES, mend
     from pipeline.dag.claims import claim
+    from pipeline.dag.damage import noted
     from pipeline.dag.runner import Runner
     from pipeline.engines.ray import cluster
     from pipeline.stages.forgotten import refuse_during_take_down
@@ -162,9 +207,20 @@ def _run(
     )
     opened.store.prepare()
     # A run and a take-down put their claims first, and then look for the other's.
-    with claim(opened.store, f"run-{uuid.uuid4().hex[:12]}", f"a run on {opened.store.url}"):
+    mine = f"run-{uuid.uuid4().hex[:12]}"
+    with claim(opened.store, mine, f"a run on {opened.store.url}"):
         refuse_during_take_down(opened.store)
-        return Runner(opened.store, cpus, ray, watch, fresh).run(stages)
+        for tries_left in reversed(range(TRIES)):
+            for _ in range(TRIES):
+                if not mend(opened.store, stages, mine, watch):
+                    break
+            try:
+                return Runner(opened.store, cpus, ray, watch, fresh).run(stages)
+            except LodesetError:
+                # Readers leave a note of what they find damaged.
+                if not tries_left or not noted(opened.store):
+                    raise
+    raise AssertionError("the last try returns or raises")
 
 
 def compact(opened: Opened, watch: Callable[[Event], None], delete: bool = False) -> Compacted:

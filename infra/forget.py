@@ -10,7 +10,6 @@ Images are looked up in all that the store holds, not in what is finished today:
 from __future__ import annotations
 
 import io
-import json
 import posixpath
 import tarfile
 import time
@@ -26,6 +25,7 @@ from infra.upkeep import every_artifact, sweep
 from pipeline import records
 from pipeline.algorithms.images import ID_HEX_DIGITS
 from pipeline.dag.claims import claim, live
+from pipeline.dag.manifests import sealed
 from pipeline.dag.store import Artifact, File, Part, Rows, Store
 from pipeline.errors import HeldError, LodesetError
 from pipeline.stages import generations, search, write_shards
@@ -89,7 +89,7 @@ def forget(store: Store, asked: Sequence[str], with_copies: bool) -> Forgotten:
         if with_copies:
             ids, copies = _with_derived(store, ids | copies), set()
         # From here on the take-down can only be completed.
-        store.put_absent(JOURNAL, json.dumps({"ids": sorted(ids), "asked": list(asked)}).encode())
+        store.put_absent(JOURNAL, sealed({"ids": sorted(ids), "asked": list(asked)}))
         plan = _complete(store) or _Plan()
     shards = sum(path.endswith(".tar") and path.startswith("shards/") for path in plan.clean)
     return Forgotten(tuple(sorted(ids)), plan.rows, shards, tuple(sorted(copies)), _warnings(store, plan))
@@ -226,7 +226,7 @@ def _ingested(store: Store, plan: _Plan, part: Part, ids: set[str]) -> None:
 
 
 def _columns(store: Store, file: File) -> list[str]:
-    with store.fs.open(store.path(file.path), "rb") as source:
+    with store.opened(file) as source:
         return list(pq.read_schema(source).names)
 
 
@@ -279,7 +279,7 @@ def _shard(store: Store, plan: _Plan, file: File, ids: set[str]) -> dict[str, in
     """A shard without the members of these images; where the bytes of the others lie now."""
     relative, offsets, rows = _copy_name(file), dict[str, int](), 0
     with (
-        store.fs.open(store.path(file.path), "rb") as source,
+        store.opened(file) as source,
         store.writing(relative) as sink,
         tarfile.open(fileobj=source, mode="r|") as old,
         open_tar(sink) as new,
@@ -298,7 +298,7 @@ def _shard(store: Store, plan: _Plan, file: File, ids: set[str]) -> dict[str, in
 
 def _scrubbed(store: Store, plan: _Plan, file: File, ids: set[str]) -> None:
     """Blurred images lie where tables say that they do: zeros take the place of those that go."""
-    data = io.BytesIO(store.read(file.path) or b"")
+    data = io.BytesIO(store.bytes_of(file))
     with tarfile.open(fileobj=data) as tar:
         for member in tar.getmembers():
             if member.name.partition(".")[0] in ids:
@@ -332,7 +332,7 @@ def _complete(store: Store) -> _Plan | None:
             "lost": plan.lost,
             "content": plan.content,
         }
-        store.put_absent(PLANNED, json.dumps(planned).encode())
+        store.put_absent(PLANNED, sealed(planned))
     _replace(store, store.read_json(PLANNED) or {})
     sweep(store)
     store.delete(PLANNED)

@@ -99,6 +99,8 @@ def _line(console: Console, event: Event) -> None:
         console.print(f"[cyan]kept[/]   {id_:<24} [dim]{escape(event.reason)}[/]", highlight=False)
     elif event.kind == "failed":
         console.print(f"[red]failed[/] {id_}", highlight=False)
+    elif event.kind == "damaged":
+        console.print(f"[yellow]damaged[/] {id_:<23} [dim]made again: {escape(event.reason)}[/]", highlight=False)
 
 
 def told(event: Event) -> str:

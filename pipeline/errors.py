@@ -23,3 +23,11 @@ class HeldError(LodesetError):
     """Another run holds what this one needs."""
 
     exit_code = 4
+
+
+class DamagedError(LodesetError):
+    """A file of the store is missing, or is not what was written; `why` says which."""
+
+    def __init__(self, message: str, why: str = "") -> None:
+        super().__init__(message)
+        self.why = why

@@ -118,6 +118,9 @@ def run(context: Context) -> Outcome:
     )
     configs: Mapping[str, TrainingConfig] = context.speed["training"]
     folder = f"pruned/{context.fingerprint[:16]}"
+    for name in configs:
+        for file in (*context.inputs[name].tables["model"], *context.inputs["shards"].tables["index"]):
+            store.check(file)  # what reads them looks at no digest
     settings = {
         name: Setting(
             store,

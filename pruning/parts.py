@@ -97,7 +97,7 @@ def commit_arrays(
 
 
 def _arrays(store: Store, file: File, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, Any]:
-    with store.fs.open(store.path(file.path), "rb") as raw, np.load(raw, allow_pickle=False) as arrays:
+    with store.opened(file) as raw, np.load(raw, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files if wanted(name)}
 
 

@@ -99,7 +99,7 @@ def recovered(
     ]
     judge = functools.partial(judged, work.setting, compared)
     parts, new_rows = made(work.context, JUDGED, rows, functools.partial(work.share, judge), unit="variants")
-    found = [json.loads(work.context.store.read(part.files["row"].path) or b"{}") for part in parts]
+    found = [json.loads(work.context.store.bytes_of(part.files["row"])) for part in parts]
     return found, [*trained, *parts], len(new) + len(new_rows)
 
 
@@ -160,7 +160,7 @@ def judged(setting: Setting, compared: list[int]) -> Callable[[tuple[str, Part, 
     def judge(item: tuple[str, Part, Row]) -> Part:
         key, trained, row = item
         started = time.time()
-        run = json.loads(store.read(trained.files["summary"].path) or b"{}")
+        run = json.loads(store.bytes_of(trained.files["summary"]))
         model = load_model(Path(store.path(run["model"])))
         nonzero = sum(int((p != 0).sum()) for p in model.parameters())
         found = {

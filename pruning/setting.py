@@ -141,7 +141,7 @@ class Workplace:
         if found is None:
             file = kept_file(store, stage, key, "found.json", json.dumps(make()).encode())
             found = store.commit_part(stage, key, {}, {"images": 0}, files={"found": file})
-        return dict(json.loads(store.read(found.files["found"].path) or b"{}"))
+        return dict(json.loads(store.bytes_of(found.files["found"])))
 
     def knn_dense(self) -> dict[str, dict[str, float]]:
         """Of the dense model: once for all jobs on it."""

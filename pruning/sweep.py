@@ -89,7 +89,7 @@ def sweep(work: Workplace, job: PruneJob, number: int) -> Done:
     ]
     make = functools.partial(pruner, setting, groups, files, solved_in, rows, compared, job, number)
     done, new_done = made(context, VARIANT, variants, functools.partial(share, make), unit="variants")
-    told_of = [json.loads(store.read(p.files["row"].path) or b"{}") for p in done]
+    told_of = [json.loads(store.bytes_of(p.files["row"])) for p in done]
     again, trained, new_trained = recovered(work, job, zip(done, told_of, strict=True), compared, number)
     report = {
         "job": job.model_dump(mode="json"),

@@ -198,7 +198,7 @@ def draw_tickets(work: Workplace, job: LotteryJob, number: int) -> Done:
                 keys = {kind: digest(ticket.key, "labels", kind) for kind in kinds}
                 controls += [Ticket(keys[kind], ticket.chain, "labels", kind, turn, *files) for kind in kinds]
     drawn(controls)
-    rows = [json.loads(work.context.store.read(part.files["row"].path) or b"{}") for _, part in found]
+    rows = [json.loads(work.context.store.bytes_of(part.files["row"])) for _, part in found]
     masks = {
         (t.chain, t.round): part.files["state"] for t, part in found if t.chosen == "magnitude" and t.task == t.chain
     }
@@ -298,7 +298,7 @@ def trainer(setting: Setting, job: LotteryJob, number: int) -> Callable[[Ticket]
 
 
 def _tensors(store: Store, file: File) -> dict[str, Tensor]:
-    return safetensors.torch.load(store.read(file.path) or b"")
+    return safetensors.torch.load(store.bytes_of(file))
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -326,7 +326,7 @@ def learn_all(work: Workplace, job: SelfMaskingJob, number: int) -> Done:
     wanted = [(key, (key, lr), 1) for lr in sorted(job.lr) if (key := digest(basis, lr))]
     make = functools.partial(masker, setting, job, number)
     parts, new = made(work.context, LEARNED, wanted, functools.partial(work.share, make), unit="trainings")
-    told_by = [json.loads(work.context.store.read(part.files["rows"].path) or b"{}") for part in parts]
+    told_by = [json.loads(work.context.store.bytes_of(part.files["rows"])) for part in parts]
     refused = {
         f"lr {lr:g}": one["refused"] for lr, one in zip(sorted(job.lr), told_by, strict=True) if "refused" in one
     }

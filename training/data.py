@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.algorithms.images import Unreadable, decode
+from pipeline.algorithms.images import Unreadable, decode, image_id
 from pipeline.errors import LodesetError
 from training.augment import Crops, augment
 from training.cache import ShardCache
@@ -182,7 +182,7 @@ class Batches(Dataset["Batch | LodesetError"]):
     def _cached(self, cache: ShardCache, row: int) -> bytes | None:
         size = int(self.index.size_bytes[row])
         data = cache.read(int(self.index.shard[row]), int(self.index.offset[row]), size)
-        return data if data is not None and len(data) == size else None
+        return data if data is not None and image_id(data) == self.index.image_id(row) else None
 
     def _decode(self, payload: bytes | None) -> NDArray[np.uint8] | None:
         if payload is None:

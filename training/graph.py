@@ -147,6 +147,7 @@ def run_train(context: Context) -> Outcome:
     store, shards = context.store, context.inputs["shards"]
     folder = folder_of(store, context.fingerprint)
     selected = context.inputs[SELECTED].tables["selected"] if SELECTED in context.inputs else ()
+    _whole(store, (*shards.tables["index"], *selected))
     found = Shards(
         index=(store.full_url(shards.tables["index"][0].path),),
         selected=tuple(store.full_url(file.path) for file in selected),
@@ -167,14 +168,35 @@ def run_train(context: Context) -> Outcome:
             "checkpoints": _checkpoint(store, folder, config.steps),
         },
         rows=Rows(taken=images, kept=images),
-        details={**summary, "folder": store_relative(store, folder), "work": context.stage.work},
+        details={
+            **summary,
+            "folder": store_relative(store, folder),
+            "work": context.stage.work,
+            "warnings": _skipped(int(summary["skipped"])),
+        },
     )
+
+
+def _whole(store: Store, files: Sequence[File]) -> None:
+    """Raises DamagedError: one of these is missing, or not what was written. What reads them next looks at no digest."""
+    for file in files:
+        store.check(file)
+
+
+def _skipped(count: int) -> list[str]:
+    if not count:
+        return []
+    return [
+        f"{count} times an image of the shards could not be read, or was not what was written, and another one stood in for it: "
+        "`lodeset verify --deep` says which shards are damaged, and `lodeset run` writes these again"
+    ]
 
 
 def _origin(context: Context) -> Origin | None:
     before = context.inputs.get("before")
     if before is not None:
         marker = before.tables["checkpoints"][0]
+        _whole(context.store, before.tables["checkpoints"])
         path = posixpath.dirname(context.store.path(marker.path))
         distil = context.stage.name == "distill"
         return Origin(path=path, digest=marker.sha256, of=context.speed["before"], distil=distil)
@@ -298,6 +320,7 @@ def _networks(context: Context) -> dict[str, Trained]:
     networks: dict[str, Trained] = {}
     for stage, config in configs.items():
         artifact = context.inputs[stage]
+        _whole(context.store, artifact.tables["model"])
         folder = context.store.path(str(artifact.details["folder"]))
         networks[NETWORKS[stage]] = Trained(artifact.tables["model"][0].sha256, config, folder)
     first: TrainingConfig = configs["train"]

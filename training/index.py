@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from fsspec.utils import get_protocol
 from numpy.typing import NDArray
 
+from pipeline.algorithms.images import image_id
 from pipeline.config import Strict
 from pipeline.errors import LodesetError
 from pipeline.sources.files import unescaped
@@ -57,7 +58,8 @@ class ShardIndex:
         return extents
 
     def read(self, rows: Sequence[int]) -> list[bytes | None]:
-        """Encoded bytes of these rows, None for those that cannot be read or are cut short."""
+        """Encoded bytes of these rows, None for those that cannot be read, are cut short, or are not the bytes that the id stands for
+        (a damaged shard: its images mostly decode all the same)."""
         if not rows:
             return []
         filesystem, _ = fsspec.core.url_to_fs(self.shards[0])
@@ -67,8 +69,8 @@ class ShardIndex:
         # Remote file systems fetch the ranges concurrently; a failed one comes back as its exception.
         payloads = filesystem.cat_ranges(urls, starts, ends, on_error="return")
         return [
-            bytes(payload) if isinstance(payload, bytes) and len(payload) == end - start else None
-            for payload, start, end in zip(payloads, starts, ends, strict=True)
+            bytes(payload) if isinstance(payload, bytes) and image_id(payload) == self.image_id(row) else None
+            for row, payload in zip(rows, payloads, strict=True)
         ]
 
 

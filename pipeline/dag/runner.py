@@ -32,7 +32,7 @@ from pipeline.errors import GateError, HeldError, LodesetError
 class Event:
     """What the runner tells whoever watches it."""
 
-    kind: Literal["finished", "taken over", "started", "progress", "done", "failed"]
+    kind: Literal["finished", "taken over", "started", "progress", "done", "failed", "damaged"]
     stage: Stage
     progress: Progress | None = None
     artifact: Artifact | None = None
@@ -273,6 +273,7 @@ class Runner:
             details=outcome.details,
             seconds=round(time.time() - one.started, 3),
             created=time.time(),
+            order=self.store.next_order(one.stage.name, one.stage.set),
         )
 
 

@@ -4,21 +4,28 @@
 <store>/parts/<stage>/<key>/<attempt>-<table>.parquet    data, under names that no other attempt uses
 <store>/parts/<stage>/<key>/manifest.json                put only if absent: the part is finished
 <store>/artifacts/<stage>/<set>/<fingerprint>/manifest.json    likewise: the stage is finished
+<store>/runs/<number>.json                               what a run made of it all (`pipeline/dag/runs.py`)
 <store>/claims/...                                       leases; they only save double work
+<store>/damaged/...                                      what a reader found damaged; `run` makes it again (`pipeline/dag/damage.py`)
 ```
 
-A reader follows manifests, so files of an attempt that died are never seen. Nothing is renamed.
+A reader follows manifests, so files of an attempt that died are never seen. Nothing is renamed. A file's bytes are compared with
+the digest in its manifest when a process first reads it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
+import io
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import IO, Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,72 +33,22 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from pipeline.dag.files import HashingFile, explanation, opened_file_system, published, unreachable
-from pipeline.errors import LodesetError
+from pipeline.dag.manifests import ARTIFACT, PART, RUN, parsed, sealed, unsealed
+from pipeline.dag.manifests import Artifact as Artifact
+from pipeline.dag.manifests import File as File
+from pipeline.dag.manifests import Part as Part
+from pipeline.dag.manifests import Rows as Rows
+from pipeline.dag.manifests import Run as Run
+from pipeline.errors import DamagedError, LodesetError
 from pipeline.shown import shown
 
+Told = TypeVar("Told")
 
-@dataclass(frozen=True)
-class File:
-    """One committed file. `path` is relative to the store."""
-
-    path: str
-    rows: int
-    size_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Part:
-    """One committed unit of work: a file a table, and what was counted while making it."""
-
-    key: str
-    files: Mapping[str, File]
-    counts: Mapping[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What went in, what came out, what was dropped for which reason."""
-
-    taken: int
-    kept: int
-    dropped: Mapping[str, int] = field(default_factory=dict)
-
-    def balanced(self) -> bool:
-        return self.taken == self.kept + sum(self.dropped.values())
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A finished stage, as its manifest tells it."""
-
-    stage: str
-    set: str
-    version: int
-    fingerprint: str
-    config: Mapping[str, Any]
-    inputs: Mapping[str, Mapping[str, str]]
-    tables: Mapping[str, tuple[File, ...]]
-    rows: Rows
-    content: Mapping[str, str] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    created: float = 0.0
-
-    def identity(self, of: str) -> str:
-        """What stages downstream depend on: a digest of the content named `of`, or the fingerprint."""
-        return self.content[of] if of else self.fingerprint
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(tree: Mapping[str, Any]) -> Artifact:
-        fields = dict(tree)
-        fields["tables"] = {name: tuple(File(**f) for f in files) for name, files in tree["tables"].items()}
-        fields["rows"] = Rows(**tree["rows"])
-        return Artifact(**fields)
+DAMAGED, RUNS = "damaged", "runs"
+# (full path, digest) of files that this process has read and found whole -> size and modification time then, where that is cheap to
+# ask for.
+_WHOLE: dict[tuple[str, str], tuple[int, int] | None] = {}
+_BLOCK_BYTES = 4 * 2**20
 
 
 class Store:
@@ -104,6 +61,7 @@ class Store:
         self.local = isinstance(self.fs, LocalFileSystem)
         # Object stores begin their paths with a bucket; lodeset never makes one, and objects need no folders.
         self._in_bucket = not self.local and not self.root.startswith("/")
+        self._runs: dict[int, Run] = {}  # records are written once
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return Store, (self.url,)
@@ -194,13 +152,21 @@ class Store:
             return None
 
     def read_json(self, relative: str) -> dict[str, Any] | None:
+        """What a sealed file says, None where there is none.
+
+        Raises:
+            DamagedError: it is not what was written.
+        """
+        return self._manifest_at(relative, unsealed)
+
+    def _manifest_at(self, relative: str, parse: Callable[[bytes], Told]) -> Told | None:
         data = self.read(relative)
         if data is None:
             return None
         try:
-            return cast(dict[str, Any], json.loads(data))
+            return parse(data)
         except ValueError as error:
-            raise LodesetError(f"{self.full_url(relative)} is damaged ({error}): delete it and run again") from error
+            raise self.damaged(relative, str(error)) from error
 
     def replace(self, copy: str, relative: str) -> None:
         """Puts a file in the place of another one; nothing where that was done before. For take-downs alone: everything else in
@@ -214,7 +180,7 @@ class Store:
     def replace_json(self, relative: str, tree: Mapping[str, Any]) -> None:
         """Likewise, a manifest."""
         copy = f"{relative}.{uuid.uuid4().hex}"
-        self.put_absent(copy, json.dumps(tree, indent=1).encode())
+        self.put_absent(copy, sealed(tree))
         self.replace(copy, relative)
 
     def delete(self, relative: str) -> None:
@@ -275,10 +241,7 @@ class Store:
     # -- parts
 
     def part(self, stage: str, key: str) -> Part | None:
-        tree = self.read_json(f"parts/{stage}/{key}/manifest.json")
-        if tree is None:
-            return None
-        return Part(tree["key"], {n: File(**f) for n, f in tree["files"].items()}, tree["counts"], tree["seconds"])
+        return self._manifest_at(part_manifest(stage, key), functools.partial(parsed, PART))
 
     def committed(self, stage: str, keys: Sequence[str]) -> dict[str, Part]:
         """Which of these parts are finished."""
@@ -302,7 +265,7 @@ class Store:
         folder, attempt = f"parts/{stage}/{key}", uuid.uuid4().hex[:12]
         written = {name: self.write_named(f"{folder}/{attempt}-{name}.parquet", data) for name, data in tables.items()}
         part = Part(key, {**written, **(files or {})}, dict(counts or {}), seconds)
-        if self.put_absent(f"{folder}/manifest.json", json.dumps(asdict(part), indent=1).encode()):
+        if self.put_absent(f"{folder}/manifest.json", sealed(asdict(part))):
             return part
         earlier = self.part(stage, key)
         assert earlier is not None, f"{folder}/manifest.json exists and cannot be read"
@@ -322,34 +285,75 @@ class Store:
     # -- artifacts
 
     def artifact(self, stage: str, set_: str, fingerprint: str) -> Artifact | None:
-        tree = self.read_json(f"artifacts/{stage}/{set_}/{fingerprint}/manifest.json")
-        return None if tree is None else Artifact.from_json(tree)
+        return self._manifest_at(artifact_manifest(stage, set_, fingerprint), functools.partial(parsed, ARTIFACT))
 
     def history(self, stage: str, set_: str) -> list[Artifact]:
-        """Every finished artifact of a stage and set, newest first."""
+        """Every finished artifact of a stage and set, newest first: as the last run used them, whatever clocks said."""
         folder = f"artifacts/{stage}/{set_}"
         found = [self.artifact(stage, set_, fingerprint) for fingerprint in self.names(folder)]
-        return sorted((a for a in found if a is not None), key=lambda a: (-a.created, a.fingerprint))
+        there = [one for one in found if one is not None]
+        used = self.last_used(f"{stage}/{set_}") if len(there) > 1 else {}
+
+        def age(one: Artifact) -> tuple[int, float, str]:
+            return -max(one.order, used.get(one.fingerprint, 0)), -one.created, one.fingerprint
+
+        return sorted(there, key=age)
+
+    def next_order(self, stage: str, set_: str) -> int:
+        """Larger than that of all artifacts of a stage and set."""
+        used = self.last_used(f"{stage}/{set_}")
+        return 1 + max([*(one.order for one in self.history(stage, set_)), *used.values()], default=0)
+
+    def last_used(self, id_: str) -> dict[str, int]:
+        """Where runs put the artifacts of a stage and set that they used, by fingerprint."""
+        found: dict[str, int] = {}
+        for number in self.run_numbers():
+            made = self.run(number).stages.get(id_)
+            if made is not None:
+                found[made.fingerprint] = max(made.order, found.get(made.fingerprint, 0))
+        return found
 
     def commit_artifact(self, artifact: Artifact) -> Artifact:
         """Puts the manifest if there is none; whoever came first is returned."""
-        data = json.dumps(artifact.to_json(), indent=1).encode()
-        if self.put_absent(_manifest(artifact), data):
+        if self.put_absent(self.relative_manifest(artifact), sealed(artifact.to_json())):
             return artifact
         earlier = self.artifact(artifact.stage, artifact.set, artifact.fingerprint)
-        assert earlier is not None, f"{_manifest(artifact)} exists and cannot be read"
+        assert earlier is not None, f"{self.relative_manifest(artifact)} exists and cannot be read"
         return earlier
 
     def replace_artifact(self, artifact: Artifact) -> None:
         """Puts it in the place of that with its fingerprint."""
-        self.replace_json(_manifest(artifact), artifact.to_json())
+        self.replace_json(self.relative_manifest(artifact), artifact.to_json())
 
     def delete_artifact(self, artifact: Artifact) -> None:
         """Its manifest; the parts that it lists may be another's, too."""
-        self.delete(_manifest(artifact))
+        self.delete(self.relative_manifest(artifact))
 
     def manifest_path(self, artifact: Artifact) -> str:
-        return self.full_url(_manifest(artifact))
+        return self.full_url(self.relative_manifest(artifact))
+
+    def relative_manifest(self, artifact: Artifact) -> str:
+        return artifact_manifest(artifact.stage, artifact.set, artifact.fingerprint)
+
+    # -- runs
+
+    def run_numbers(self) -> list[int]:
+        """The numbers of the runs that finished, in their order."""
+        names = (name.removesuffix(".json") for name in self.names(RUNS))
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def run(self, number: int) -> Run:
+        """Raises LodesetError: there is no such run, or its record is damaged."""
+        if number not in self._runs:
+            found = self._manifest_at(run_path(number), functools.partial(parsed, RUN))
+            if found is None:
+                raise LodesetError(f"{self.url} has no run {number}: it has {self._runs_there()}")
+            self._runs[number] = found
+        return self._runs[number]
+
+    def _runs_there(self) -> str:
+        numbers = self.run_numbers()
+        return f"runs {numbers[0]} to {numbers[-1]}" if numbers else "none that finished"
 
     # -- tables
 
@@ -366,15 +370,98 @@ class Store:
 
     def _read_file(self, file: File, columns: Sequence[str] | None) -> pa.Table:
         try:
-            with self.fs.open(self.path(file.path), "rb") as source:
+            with self.opened(file) as source:
                 return pq.read_table(source, columns=list(columns) if columns is not None else None)
-        except FileNotFoundError:
-            raise LodesetError(
-                f"{self.full_url(file.path)} is listed in a manifest and missing: the store was changed by hand"
-            ) from None
         except pa.ArrowInvalid as error:
-            raise LodesetError(f"{self.full_url(file.path)} is damaged: {error}") from error
+            raise self.damaged(file.path, str(error)) from error
+
+    # -- files as they were written
+
+    def check(self, file: File) -> None:
+        """Compares a file with its digest, once a process unless it changes.
+
+        Raises:
+            DamagedError: it is missing, or its bytes are not those that were written.
+        """
+        path = self.path(file.path)
+        state = None
+        try:
+            if self.local:
+                found = Path(path).stat()
+                state = (found.st_size, found.st_mtime_ns)
+            known = _WHOLE.get((path, file.sha256), False)
+            if known is not False and known == state:
+                return
+            with self.explained(f"reading {file.path}"), self.fs.open(path, "rb") as source:
+                found_digest, size = _digest_of(source)
+        except FileNotFoundError:
+            raise self.damaged(file.path, "a manifest lists it, and it is missing") from None
+        self._compared(file, found_digest, size)
+        _WHOLE[path, file.sha256] = state
+
+    def _compared(self, file: File, digest: str, size: int) -> None:
+        if size != file.size_bytes:
+            raise self.damaged(file.path, f"it has {size:,} bytes, and {file.size_bytes:,} were written")
+        if digest != file.sha256:
+            raise self.damaged(file.path, "its bytes are not those that were written (their SHA-256 is another)")
+
+    def bytes_of(self, file: File) -> bytes:
+        """A committed file's bytes.
+
+        Raises:
+            DamagedError: it is missing, or its bytes are not those that were written.
+        """
+        data = self.read(file.path)
+        if data is None:
+            raise self.damaged(file.path, "a manifest lists it, and it is missing")
+        self._compared(file, hashlib.sha256(data).hexdigest(), len(data))
+        return data
+
+    @contextlib.contextmanager
+    def opened(self, file: File) -> Iterator[IO[bytes]]:
+        """A committed file for reading, once its digest has been checked; far away it is fetched once, into memory.
+
+        Raises:
+            DamagedError: it is missing, or its bytes are not those that were written.
+        """
+        if not self.local:
+            yield io.BytesIO(self.bytes_of(file))
+            return
+        self.check(file)
+        with open(self.path(file.path), "rb") as source:
+            yield source
+
+    def damaged(self, relative: str, why: str) -> DamagedError:
+        """What to raise for a file that is not what it should be; the store keeps a note, for `run` to make it again."""
+        self.note({"path": relative, "why": why})
+        return DamagedError(
+            f"{shown(self.full_url(relative))} is damaged: {why}. `lodeset run` makes again what is damaged; "
+            "`lodeset verify --deep` says what else is",
+            why,
+        )
+
+    def note(self, told: Mapping[str, str]) -> None:
+        """Keeps a note of damage, where the store can be written; once for each thing."""
+        name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+        with contextlib.suppress(OSError, LodesetError):
+            self.put_absent(f"{DAMAGED}/{name}.json", sealed(told))
 
 
-def _manifest(artifact: Artifact) -> str:
-    return f"artifacts/{artifact.stage}/{artifact.set}/{artifact.fingerprint}/manifest.json"
+def _digest_of(source: IO[bytes]) -> tuple[str, int]:
+    total, size = hashlib.sha256(), 0
+    while block := source.read(_BLOCK_BYTES):
+        total.update(block)
+        size += len(block)
+    return total.hexdigest(), size
+
+
+def run_path(number: int) -> str:
+    return f"{RUNS}/{number:06d}.json"
+
+
+def artifact_manifest(stage: str, set_: str, fingerprint: str) -> str:
+    return f"artifacts/{stage}/{set_}/{fingerprint}/manifest.json"
+
+
+def part_manifest(stage: str, key: str) -> str:
+    return f"parts/{stage}/{key}/manifest.json"

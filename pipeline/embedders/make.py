@@ -123,6 +123,6 @@ def load(config: AnyEmbedder, fitted: File | None, store: Store, threads: int) -
 
         faiss.omp_set_num_threads(threads)
         assert fitted is not None, "a patch dictionary is fitted before it embeds"
-        with store.fs.open(store.path(fitted.path), "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with store.opened(fitted) as file, np.load(file, allow_pickle=False) as arrays:
             return patches.embedder(patches.Dictionary.from_arrays(dict(arrays)), config)
     raise TypeError("precomputed vectors are looked up, not computed")

@@ -149,6 +149,6 @@ def read_levels(store: Store, fitted: Artifact) -> list[Floats]:
     """Centroids float32 [K, D] of every level, lowest first."""
     levels = []
     for written in fitted.tables["centroids"]:
-        with store.fs.open(store.path(written.path), "rb") as file:
+        with store.opened(written) as file:
             levels.append(np.asarray(np.load(file, allow_pickle=False)))
     return levels

@@ -91,14 +91,15 @@ def prepared(
 def opened(store: Store, base: Base) -> ExactIndex | ApproximateIndex:
     """The search itself, in one thread: a worker has one core."""
     if store.local:
+        store.check(base.vectors)
         # Copy on write: nothing writes, but torch wants arrays that could be written to.
         vectors = np.asarray(np.load(store.path(base.vectors.path), mmap_mode="c"))
     else:
-        with store.fs.open(store.path(base.vectors.path), "rb") as file:
+        with store.opened(base.vectors) as file:
             vectors = np.load(file, allow_pickle=False)
     if base.index is None:
         return ExactIndex(vectors)
-    with store.fs.open(store.path(base.index.path), "rb") as file:
+    with store.opened(base.index) as file:
         return ApproximateIndex(approximate.read(file.read), vectors)
 
 
@@ -118,7 +119,7 @@ def _width(store: Store, files: Mapping[str, Sequence[File]]) -> int:
     first, width = "", 0
     for name, one in files.items():
         for file in one[:1]:
-            with store.fs.open(store.path(file.path), "rb") as source:
+            with store.opened(file) as source:
                 found = pq.read_schema(source).field("vector").type.list_size
             if width and found != width:
                 raise LodesetError(

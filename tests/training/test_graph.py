@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline import records
 from pipeline.config import TargetSet
+from pipeline.dag.fingerprint import file_digest
 from pipeline.dag.stage import Context, Outcome, Stage
 from pipeline.dag.store import Artifact, File, Rows, Store
 from training import graph
@@ -76,7 +77,8 @@ def test_training_lists_its_newest_checkpoint_and_its_limit_is_not_that_of_targe
     config = small.model_copy(update={"max_pixels": 24 * 22})
     stages = graph.build(config, [TARGET], CURATION, SIDE**2)
     index = write_shards(Path(store.path("shards")), payloads)
-    files = {"index": (File("shards/index.parquet", len(payloads), Path(index).stat().st_size, ""),)}
+    index_file = File("shards/index.parquet", len(payloads), Path(index).stat().st_size, file_digest(index))
+    files = {"index": (index_file,)}
     shards = artifact("write_shards", "all", Outcome(files, Rows(len(payloads), len(payloads))))
     trained = ran(store, stages["train/all"], {"write_shards/all": shards})
     newest = f"{trained.details['folder']}/step-{config.steps:07d}"

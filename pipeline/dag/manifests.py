@@ -1,0 +1,179 @@
+"""What the manifests of a store say, and how they are written so that no changed bit of them passes for another fact.
+
+A manifest is JSON. Its last key, `checksum`, is the SHA-256 of the text without that key. Manifests of lodeset 0.1.0 have none;
+of these, the form alone is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+_SEAL = re.compile(rb',\n "checksum": "([0-9a-f]{64})"\n\}$')
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True)
+class File:
+    """One committed file. `path` is relative to the store; `sha256` is that of its bytes."""
+
+    path: str
+    rows: int
+    size_bytes: int
+    sha256: str
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+@dataclass(frozen=True)
+class Part:
+    """One committed unit of work: a file a table, and what was counted while making it."""
+
+    key: str
+    files: Mapping[str, File]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What went in, what came out, what was dropped for which reason."""
+
+    taken: int
+    kept: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    def balanced(self) -> bool:
+        return self.taken == self.kept + sum(self.dropped.values())
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage, as its manifest tells it.
+
+    `created` is for people. `order` is larger than that of all earlier artifacts of the same stage and set, whatever the clock
+    said; 0 in the manifests of lodeset 0.1.0.
+    """
+
+    stage: str
+    set: str
+    version: int
+    fingerprint: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, Mapping[str, str]]
+    tables: Mapping[str, tuple[File, ...]]
+    rows: Rows
+    content: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    created: float = 0.0
+    order: int = 0
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    @property
+    def id(self) -> str:
+        return f"{self.stage}/{self.set}"
+
+    def identity(self, of: str) -> str:
+        """What stages downstream depend on: a digest of the content named `of`, or the fingerprint."""
+        return self.content[of] if of else self.fingerprint
+
+    def files(self) -> tuple[File, ...]:
+        return tuple(file for files in self.tables.values() for file in files)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A stage as a run left it: which artifact, and where this one stands among those of its stage and set (`Artifact.order`)."""
+
+    fingerprint: str
+    order: int
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished run made, or found made: a store can be understood by its runs alone.
+
+    Attributes:
+        number: 1, 2, ... in the store, in the order in which runs finished.
+        before: the number of the last run of the same name and limit.
+        name, limit: which data set it is a version of, as the configuration tells.
+        until: the stage that it was to stop after; empty for all.
+        config: the whole configuration, as it was understood.
+        stages: every stage of the configuration by id, in the order of the DAG; null for those after `until`.
+    """
+
+    number: int
+    before: int | None
+    name: str
+    limit: int | None
+    until: str
+    config: Mapping[str, Any]
+    stages: Mapping[str, Made | None]
+    versions: Mapping[str, str]
+    began: float
+    ended: float
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+def sealed(tree: Mapping[str, Any]) -> bytes:
+    """A manifest's text, with its checksum."""
+    body = json.dumps(tree, indent=1).encode()
+    return body[:-2] + f',\n "checksum": "{hashlib.sha256(body).hexdigest()}"\n}}'.encode()
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """What a manifest says.
+
+    Raises:
+        ValueError: it is no JSON object, or not what was written.
+    """
+    seal = _SEAL.search(data)
+    body = data if seal is None else data[: seal.start()] + b"\n}"
+    if seal is not None and hashlib.sha256(body).hexdigest() != seal.group(1).decode():
+        raise ValueError("its text does not fit its checksum")
+    tree = json.loads(body)
+    if not isinstance(tree, dict):
+        raise ValueError(f"it holds a {type(tree).__name__}, not an object")
+    if "checksum" in tree:
+        raise ValueError("its checksum is cut off or garbled")
+    return tree
+
+
+Told = TypeVar("Told")
+
+
+def parsed(kind: TypeAdapter[Told], data: bytes) -> Told:
+    """A manifest as what it is.
+
+    Raises:
+        ValueError: as above, or it lacks a field, or has one too many, or one of another type.
+    """
+    tree = unsealed(data)
+    try:
+        # By way of JSON, where a list stands for a tuple.
+        return kind.validate_json(json.dumps(tree))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg']}") from None
+
+
+PART, ARTIFACT, RUN = TypeAdapter(Part), TypeAdapter(Artifact), TypeAdapter(Run)
