@@ -194,6 +194,7 @@ def names_of(opened: Opened) -> frozenset[str]:
 def _run(
     opened: Opened, stages: Mapping[str, Stage], watch: Callable[[Event], None], fresh: Container[str]
 ) -> dict[str, Artifact]:
+    from infra.checks import before
     from infra.mend import TRIES, mend
     from pipeline.dag.claims import claim
     from pipeline.dag.damage import noted
@@ -205,6 +206,10 @@ def _run(
     ray: Callable[[], contextlib.AbstractContextManager[str]] = functools.partial(
         cluster, opened.config.resources.ray_address, cpus
     )
+
+    def running(some: Mapping[str, Stage], told: Callable[[Event], None]) -> dict[str, Artifact]:
+        return Runner(opened.store, cpus, ray, told, fresh).run(some)
+
     opened.store.prepare()
     # A run and a take-down put their claims first, and then look for the other's.
     mine = f"run-{uuid.uuid4().hex[:12]}"
@@ -215,7 +220,8 @@ def _run(
                 if not mend(opened.store, stages, mine, watch):
                     break
             try:
-                return Runner(opened.store, cpus, ray, watch, fresh).run(stages)
+                then = before(opened.store, stages, running, watch)
+                return running(stages, then)
             except LodesetError:
                 # Readers leave a note of what they find damaged.
                 if not tries_left or not noted(opened.store):

@@ -25,7 +25,8 @@ pool:                             # the uncurated images: folders, tars (WebData
 # reference:
 #   - {name: flowers-test, uri: flowers-test/}
 
-# Labelled sets to evaluate on: metadata fields `label`, and `split` (gallery or test).
+# Labelled sets to evaluate on: metadata fields `label`, and `split` (gallery and test, or train and validation); or folders,
+# <split>/<class>/ or <class>/.
 # targets:
 #   - {name: flowers, uri: flowers.parquet, label: label, split: split}
 

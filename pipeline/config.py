@@ -88,8 +88,14 @@ class TargetSet(Source):
     """A labelled set to evaluate on."""
 
     name: Name
-    label: str = Field("label", description="metadata field that holds the class")
-    split: str = Field("split", description="metadata field that says `gallery` or `test`")
+    label: str = Field(
+        "label", description="metadata field that holds the class; where no image has it, folders are classes"
+    )
+    split: str = Field(
+        "split",
+        description="metadata field that says `gallery` (or train) or `test` (or validation, val); of folders, `<split>/<class>/`, or "
+        "every fifth image is test",
+    )
     linear_steps: int = Field(
         500, ge=0, description="training steps of the linear probe (published: 12,500, on ImageNet); 0: kNN alone"
     )

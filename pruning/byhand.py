@@ -16,8 +16,8 @@ from pruning.saving import digest_of, load_model
 from pruning.setting import VERSION, Setting
 from training.config import CropsConfig
 from training.index import Shards, open_index
+from training.labelled import Target, read_target
 from training.origin import finished
-from training.targets import Target, read_target
 from training.vit import DinoVisionTransformer
 
 REPORT = "report.json"

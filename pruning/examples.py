@@ -18,8 +18,8 @@ from pipeline.errors import LodesetError
 from pipeline.sources.reading import read_images
 from training.augment import augment, normalised
 from training.config import CropsConfig
+from training.labelled import GALLERY, Target
 from training.order import Order, generator
-from training.targets import GALLERY, Target
 
 
 class Images(Protocol):

@@ -24,8 +24,8 @@ from pruning.variants import METHODS
 from training import cost
 from training.checkpoint import MARKER
 from training.config import TrainingConfig
+from training.labelled import read_target
 from training.origin import Origin
-from training.targets import read_target
 
 STAGE = "prune"
 SECONDS_A_VARIANT = 1.4  # the demo's 18 variants, moments and solutions included, 2 CPU cores

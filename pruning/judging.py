@@ -18,8 +18,9 @@ from pruning.groups import evaluating
 from pruning.tasks import features_of
 from training.augment import normalised
 from training.evaluate import centre_square, in_batches
+from training.labelled import GALLERY, TEST, Target
 from training.linear import linear_probe
-from training.targets import GALLERY, TEST, Target, accuracies
+from training.targets import accuracies
 
 BATCH = 32
 PROBE_STEPS = 500

@@ -27,8 +27,8 @@ from pruning.saving import load_model
 from training.config import CropsConfig
 from training.evaluate import centre_square
 from training.index import ShardIndex
+from training.labelled import Target
 from training.origin import Origin
-from training.targets import Target
 from training.vit import DinoVisionTransformer
 
 VERSION = 10  # of all that jobs make

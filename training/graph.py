@@ -29,6 +29,7 @@ from training.checkpoint import MARKER
 from training.config import TrainingConfig, distilling, finishing, identity_of
 from training.export import load_backbone
 from training.index import Shards
+from training.labelled import GALLERY, TEST, Target, read_target
 from training.launch import launch
 from training.linear import Probe, linear_probe, probe_features
 from training.lines import last_line
@@ -37,15 +38,11 @@ from training.origin import Origin
 from training.pictures import picture_table
 from training.ssl import student_and_teacher
 from training.targets import (
-    GALLERY,
-    TEST,
     Block,
-    Target,
     accuracies,
     feature_worker,
     in_order,
     read_features,
-    read_target,
     unit,
 )
 from training.vit import DinoVisionTransformer

@@ -1,4 +1,4 @@
-"""Labelled target sets as evaluation sees them: which images are the gallery, which are the test, and their features.
+"""Features of labelled target sets, and what they are worth.
 
 Shapes: n images, D width.
 """
@@ -15,71 +15,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline import records
 from pipeline.algorithms.images import decode
-from pipeline.dag.store import Artifact, Part, Store
-from pipeline.errors import LodesetError
-from pipeline.sources.metadata import field_of
+from pipeline.dag.store import Part, Store
 from pipeline.sources.reading import Location, read_images
 from pipeline.stages.embed import read_vectors, vector_table
 from training.evaluate import knn_accuracy, layered_features
+from training.labelled import GALLERY, TEST, Target
 from training.vit import DinoVisionTransformer
 
-GALLERY, TEST = "gallery", "test"
 PUBLISHED_K = (10, 20, 100, 200)  # DINOv2, section 7.1
 BATCH = 64
-
-
-@dataclass(frozen=True)
-class Target:
-    """One target set: its images in the order of their ids, with label and split."""
-
-    name: str
-    ids: tuple[str, ...]
-    labels: tuple[str, ...]
-    splits: tuple[str, ...]
-    places: tuple[Location, ...]
-
-    def rows(self, split: str) -> list[int]:
-        return [row for row, found in enumerate(self.splits) if found == split]
-
-
-def read_target(store: Store, ingested: Artifact, name: str, label: str, split: str) -> tuple[Target, dict[str, int]]:
-    """The labelled images of a target set, and how many of the others were left out, by reason.
-
-    Raises:
-        LodesetError: no gallery or no test image; says which splits and fields there are.
-    """
-    said = {
-        row["image_id"]: row
-        for row in reversed(store.table(ingested.tables.get("metadata", ()), None, records.METADATA).to_pylist())
-    }
-    places: dict[str, Location] = {}
-    columns = ["image_id", "uri", "member", "offset", "size_bytes"]
-    for row in store.table(ingested.tables["locations"], columns).to_pylist():
-        places.setdefault(row["image_id"], Location(**row))
-    left_out = {"no_label": 0, "other_split": 0}
-    chosen: list[tuple[str, str, str]] = []
-    splits: dict[str | None, int] = {}
-    for image_id in sorted(places):
-        row = said.get(image_id, {})
-        its_label, its_split = field_of(row, label), field_of(row, split)
-        splits[its_split] = splits.get(its_split, 0) + 1
-        if its_split not in (GALLERY, TEST):
-            left_out["other_split"] += 1
-        elif its_label is None:
-            left_out["no_label"] += 1
-        else:
-            chosen.append((image_id, its_label, its_split))
-    for needed in (GALLERY, TEST):
-        if not any(found == needed for _, _, found in chosen):
-            told = ", ".join(f"{n} x {s!r}" for s, n in splits.items())
-            raise LodesetError(
-                f"target set `{name}`: no labelled image has {split} = {needed!r} ({split}: {told}): check its `label:` and `split:`"
-            )
-    ids, labels, found_splits = (tuple(column) for column in zip(*chosen, strict=True))
-    target = Target(name, ids, labels, found_splits, tuple(places[i] for i in ids))
-    return target, {reason: n for reason, n in left_out.items() if n}
 
 
 @dataclass(frozen=True)
