@@ -63,7 +63,7 @@ class Config(CurationConfig):
                     run_of(runs[job.checkpoint], job.recover)
                 except ValueError as error:
                     told = error.errors() if isinstance(error, ValidationError) else [{"msg": str(error)}]
-                    why = "; ".join(str(one["msg"]) for one in told)
+                    why = "; ".join(str(one["msg"]).removeprefix("Value error, ") for one in told)
                     raise ValueError(f"pruning.{number}.recover: {why}") from None
             model, crops = runs[job.checkpoint].model, runs[job.checkpoint].crops
             if job.targets == ("heads",) and model.heads == 1:

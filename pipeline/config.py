@@ -10,14 +10,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
+from fsspec.registry import known_implementations
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from pipeline.documents import parsed, read_text
 from pipeline.embedders.config import Embedder, HuggingFaceEmbedder, PatchDictionary
 from pipeline.errors import ConfigError
 from pipeline.filters.config import Filter
 from pipeline.problems import explained
 from pipeline.selection import Expected, Selection
+from pipeline.shorthand import written_out
+from pipeline.shown import shown
 from pipeline.strict import Strict as Strict  # the sections of other packages take it from here
 
 Count = Annotated[int, Field(ge=1)]
@@ -255,14 +258,10 @@ class CurationConfig(Strict):
         """Every set but the pool."""
         return (*self.curated, *self.reference, *self.targets)
 
-    @field_validator("pool", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return [{"uri": value}]
-        if isinstance(value, list | tuple):
-            return [{"uri": entry} if isinstance(entry, str) else entry for entry in value]
-        return value
+    def _written_out(cls, values: Any) -> Any:
+        return written_out(values)
 
     @model_validator(mode="after")
     def _names_differ(self) -> CurationConfig:
@@ -288,62 +287,80 @@ def load(model: type[Config], path: str | Path | None, overrides: tuple[str, ...
     try:
         config = model.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{path or 'settings'}:\n" + "\n".join(explained(model, error.errors()))) from None
+        raise ConfigError(f"{path or 'settings'}:\n" + "\n".join(explained(model, error.errors(), tree))) from None
     return _absolute(config, Path(path).resolve().parent if path is not None else Path.cwd())
 
 
 def _tree(model: type[Config], file: Path) -> dict[str, Any]:
     try:
-        text = file.read_text(encoding="utf-8")
+        with file.open("rb") as opened:
+            text = read_text(opened, str(file))
     except FileNotFoundError:
         whole = "pool" in model.model_fields
         raise ConfigError(
             f"no configuration at {file}" + (f": `lodeset init {file}` writes one" if whole else "")
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {file}: {error}") from error
-    try:
-        tree = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{file} is not valid YAML: {error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot read the configuration {file}: {why}") from error
+    tree = parsed(text, str(file))
     if not isinstance(tree, dict):
         needed = "".join(f"; `{name}:` is a key it needs" for name, f in model.model_fields.items() if f.is_required())
-        raise ConfigError(f"{file} must hold a mapping of keys to values, not {type(tree).__name__}{needed}")
+        raise ConfigError(f"{file} must hold a mapping of keys to values, not {_kind(tree)}{needed}")
     return tree
 
 
+def _kind(tree: Any) -> str:
+    kinds = {list: "a list", str: "one text", type(None): "nothing"}
+    return kinds.get(type(tree), "one value")
+
+
 def _override(tree: dict[str, Any], override: str) -> None:
+    told = shown(override if len(override) <= 80 else f"{override[:77]}...")
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
-        raise ConfigError(f"--set {override}: expected key.path=value, e.g. --set dedup.threshold=0.55")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from error
+        raise ConfigError(f"--set {told}: expected key.path=value, e.g. --set dedup.threshold=0.55")
+    value = parsed(text, f"--set {told}: the value")
     node: Any = tree
     *parents, last = dotted.split(".")
     for key in parents:
-        if isinstance(node, list) and key.isdigit() and int(key) < len(node):
+        if _is_index(key, node):
             node = node[int(key)]
+        elif key.isdigit():
+            raise ConfigError(f"--set {told}: there is no list with an entry {key[:20]} (they are counted from 0)")
         elif isinstance(node, dict):
             if node.get(key) is None:
                 node[key] = {}
             node = node[key]
         else:
-            raise ConfigError(f"--set {override}: `{key}` is not a section of the configuration")
-    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+            raise ConfigError(f"--set {told}: `{key}` is not a section of the configuration")
+    if _is_index(last, node):
         node[int(last)] = value
     elif isinstance(node, dict):
         node[last] = value
     else:
-        raise ConfigError(f"--set {override}: `{last}` has no section to be set in")
+        raise ConfigError(f"--set {told}: `{last}` has no section to be set in")
+
+
+def _is_index(key: str, node: Any) -> bool:
+    return isinstance(node, list) and key.isascii() and key.isdigit() and len(key) < 10 and int(key) < len(node)
 
 
 def resolve(uri: str, base: Path) -> str:
     """A path as written in the file -> an absolute one; URLs with a protocol stay as they are."""
     if "://" in uri or uri.startswith("memory:"):
         return uri
-    return str((base / Path(uri).expanduser()).absolute())
+    protocol, colon, rest = uri.partition(":/")
+    if colon and protocol in known_implementations and not Path(uri).exists():
+        raise ConfigError(
+            f"{shown(uri)}: a URL has two slashes after the colon: {protocol}://{shown(rest.lstrip('/'))}"
+        )
+    if "\0" in uri:
+        raise ConfigError(f"{shown(uri)}: a path cannot hold a NUL character")
+    try:
+        return str((base / Path(uri).expanduser()).absolute())
+    except RuntimeError:
+        raise ConfigError(f"{shown(uri)}: no such user's home folder: write the whole path") from None
 
 
 # Keys whose text is a path. The last two hold a list instead, or the path of one.

@@ -7,6 +7,8 @@ import errno
 import hashlib
 import os
 import time
+import traceback
+from collections.abc import Iterator
 from typing import IO, Any
 
 import fsspec
@@ -44,23 +46,50 @@ _BROKEN = (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, e
 ABANDONED_S = 10.0  # a name that is reserved for so long belongs to a process that died
 
 
+@contextlib.contextmanager
+def reaching(what: str, instead: str = "use a path") -> Iterator[None]:
+    """Turns what a driver raises, or that there is none, into a sentence about `what`; `instead` is the way out.
+
+    What the local file system says (FileNotFoundError and its like) passes: whoever asked knows better what it means.
+    """
+    try:
+        yield
+    except ImportError as error:
+        driver = "(pip install s3fs, gcsfs or adlfs, beside lodeset)"
+        raise LodesetError(f"{what} cannot be opened: {shown(error)} {driver}, or {instead}") from error
+    except LodesetError:
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and "Protocol not known" in str(error):
+            raise LodesetError(f"{what} cannot be opened: {shown(error)}; {instead}") from error
+        if is_of_a_driver(error) or (not isinstance(error, OSError) and _raised_by_a_driver(error)):
+            raise LodesetError(unreachable(what, error)) from error
+        raise
+
+
 def opened_file_system(url: str, what: str, instead: str) -> tuple[Any, str]:
     """The file system that `url` names, and the path on it; nothing is read yet.
 
     Raises:
         LodesetError: the protocol is unknown, or what speaks it is not installed; `what` says whose URL it is, `instead` the way out.
     """
-    name = f"{what} {shown(url)}"
-    try:
-        fs, path = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        driver = "(pip install s3fs, gcsfs or adlfs, beside lodeset)"
-        raise LodesetError(f"{name} cannot be opened: {shown(error)} {driver}, or {instead}") from error
-    except ValueError as error:
-        raise LodesetError(f"{name} cannot be opened: {shown(error)}; {instead}") from error
-    except Exception as error:
-        raise LodesetError(unreachable(name, error)) from error
+    with reaching(f"{what} {shown(url)}", instead):
+        try:
+            fs, path = fsspec.core.url_to_fs(url)
+        except OSError as error:  # a driver that connects at once
+            raise LodesetError(unreachable(f"{what} {shown(url)}", error)) from error
     return fs, path
+
+
+def why_not_there(fs: Any, path: str, what: str) -> str | None:
+    """What hides behind a remote file system's `exists() == False`, where that is no mere absence: nobody answered."""
+    try:
+        fs.info(path)
+    except Exception as error:
+        behind = error.__cause__ or error.__context__ or error
+        if is_of_a_driver(behind) and getattr(behind, "status", None) != 404:
+            return unreachable(what, behind)
+    return None
 
 
 def explanation(error: Exception, action: str, url: str, root: str, local: bool) -> str | None:
@@ -88,6 +117,11 @@ def explanation(error: Exception, action: str, url: str, root: str, local: bool)
 def is_of_a_driver(error: BaseException) -> bool:
     """Whether a remote file system's driver raised this: no credentials, no such host, a refusal."""
     return any(kind.__module__.partition(".")[0] in _DRIVERS for kind in type(error).__mro__)
+
+
+def _raised_by_a_driver(error: BaseException) -> bool:
+    frames = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(name.partition(".")[0] in _DRIVERS for name in frames)
 
 
 def unreachable(what: str, error: BaseException) -> str:

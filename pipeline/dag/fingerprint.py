@@ -10,6 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from pipeline.dag.files import reaching
+from pipeline.shown import shown
+
 
 def canonical(value: Any, where: str = "") -> Any:
     """The value as JSON types with one spelling: mappings sorted, tuples as lists, models as mappings.
@@ -46,7 +49,7 @@ def file_digest(path: str) -> str:
     import fsspec
 
     total = hashlib.sha256()
-    with fsspec.open(path, "rb") as file:
+    with reaching(shown(path)), fsspec.open(path, "rb") as file:
         while block := file.read(4 * 2**20):
             total.update(block)
     return total.hexdigest()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.dag.files import reaching
 from pipeline.dag.fingerprint import file_digest
 from pipeline.dag.store import File, Store
 from pipeline.embedders import Embed, huggingface, networks, onnx, patches, precomputed
@@ -20,6 +21,7 @@ from pipeline.embedders.config import (
 from pipeline.embedders.hub import located, model_files, on_hub
 from pipeline.embedders.precomputed import files_of
 from pipeline.errors import LodesetError
+from pipeline.shown import shown
 
 AnyEmbedder = PatchDictionary | OnnxEmbedder | TorchScriptEmbedder | HuggingFaceEmbedder | PrecomputedEmbedder
 
@@ -68,7 +70,8 @@ def identity(config: AnyEmbedder, key: str = "embed") -> dict[str, Any]:
     try:
         if isinstance(config, PrecomputedEmbedder):
             # Terabytes of vectors cannot be read for every `plan`: sizes and times say whether they changed.
-            fs, paths = files_of(config)
+            with reaching(f"{key}: {shown(config.path)}"):
+                fs, paths = files_of(config)
             tree |= {"version": precomputed.VERSION, "files": [_state(fs, path) for path in paths]}
         elif isinstance(config, HuggingFaceEmbedder):
             # By their bytes, so that a snapshot of the hub and a copy of its folder are one model.

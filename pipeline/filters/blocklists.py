@@ -10,8 +10,10 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 
+from pipeline.dag.files import reaching
 from pipeline.errors import ConfigError, LodesetError
 from pipeline.filters.config import BLOCKED_DOMAIN, BLOCKED_URL, Filter
+from pipeline.shown import shown
 
 _SCHEME = re.compile(r"^(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
 _OPAQUE = re.compile(r"^[a-z][a-z0-9+.-]*:(?!\d)", re.IGNORECASE)  # data:, mailto:; but host:8080 is a host
@@ -124,7 +126,7 @@ def _entries(listed: str | tuple[str, ...], key: str) -> list[tuple[str, str]]:
     if not isinstance(listed, str):
         return [(entry, f"filter.{key}.{at}") for at, entry in enumerate(listed)]
     try:
-        with fsspec.open(listed, "rt", encoding="utf-8") as file:
+        with reaching(f"filter.{key}: {shown(listed)}"), fsspec.open(listed, "rt", encoding="utf-8") as file:
             lines = file.read().splitlines()
     except FileNotFoundError:
         raise LodesetError(

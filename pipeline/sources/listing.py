@@ -16,7 +16,9 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.config import Source
+from pipeline.dag.files import opened_file_system, reaching, why_not_there
 from pipeline.errors import LodesetError
+from pipeline.shown import shown
 from pipeline.sources.files import cannot_be_read, escaped, unescaped
 
 Kind = Literal["tar", "parquet", "loose"]
@@ -75,21 +77,24 @@ def expand(sources: Sequence[Source], what: str) -> list[SourceFile]:
 
 
 def _expand_one(source: Source, what: str) -> list[SourceFile]:
-    try:
-        # A path may hold the sign by which URLs name a chain of file systems: `a::b`.
-        local = "://" not in source.uri and "::" in source.uri
-        fs, path = (LocalFileSystem(), source.uri) if local else fsspec.core.url_to_fs(source.uri)
-    except (ValueError, ImportError) as error:
-        raise LodesetError(f"{what}: {source.uri} cannot be opened: {error}") from error
+    # A path may hold the sign by which URLs name a chain of file systems: `a::b`.
+    local = "://" not in source.uri and "::" in source.uri
+    here = f"{what}: {shown(source.uri)}"
+    fs, path = (LocalFileSystem(), source.uri) if local else opened_file_system(source.uri, f"{what}:", "use a path")
     path = path.rstrip("/") or "/"
     try:
         # A path may hold the signs of a glob: `new [1]/a.tar`.
-        roots = [path] if fs.exists(path) else _globbed(fs, path) if fsspec.core.has_magic(path) else []
-        found = [file for root in roots for file in (_local if isinstance(fs, LocalFileSystem) else _remote)(fs, root)]
+        with reaching(here):
+            roots = [path] if fs.exists(path) else _globbed(fs, path) if fsspec.core.has_magic(path) else []
+            listing = _local if isinstance(fs, LocalFileSystem) else _remote
+            found = [file for root in roots for file in listing(fs, root)]
     except OSError as error:
         told = escaped(str(error))
         raise LodesetError(f"{what}: {source.uri} cannot be listed: {told}: correct that and run again") from error
     if not roots:
+        unanswered = None if isinstance(fs, LocalFileSystem) else why_not_there(fs, path, here)
+        if unanswered:
+            raise LodesetError(unanswered)
         raise LodesetError(
             f"{what}: nothing is at {source.uri}: check the path (relative paths start from the configuration file)"
         )

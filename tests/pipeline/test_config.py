@@ -44,7 +44,7 @@ def test_retrieval_modes(tmp_path: Path) -> None:
         ("pool: p\ndedup: {k: many}", "dedup.k = 'many'"),
         ("pool: p\ndedup: {threshold: 2}", "dedup.threshold"),
         ("pool: p\ncluster: {k: [10, 20]}", "cluster.k = [10, 20]: each level must have fewer clusters"),
-        ("pool: p\ncluster: {k: [10, 0]}", "cluster.k.1 = 0: Input should be greater than or equal to 1"),
+        ("pool: p\ncluster: {k: [10, 0]}", "cluster.k.1 = 0: expected a number of 1 or more"),
         ("pool: p\nbalance: {image: 5}", "balance.image: unknown key; did you mean `images`?"),
         ("store: x", "pool: required, and missing"),
         ("pool: []", "pool"),
