@@ -20,7 +20,8 @@ models = typer.Typer()
 def train(
     folder: Annotated[Path, typer.Argument(help="where checkpoints, metrics and the exported model go")],
     shards: Annotated[
-        list[str], typer.Argument(help="WebDataset tars (globs, URLs, `{000..099}`) or an index.parquet")
+        list[str],
+        typer.Argument(help="WebDataset tars (globs, URLs, `{000..099}`), folders of images, or an index.parquet"),
     ],
     config: Annotated[Path | None, typer.Option(help="a YAML file with the keys of `training`")] = None,
     overrides: Set = None,
@@ -28,7 +29,7 @@ def train(
     ray_address: Annotated[str, typer.Option(help="a Ray cluster to join; local: one of its own")] = "local",
     as_json: Json = False,
 ) -> None:
-    """Train on shards that are there already, without curation; run again, it goes on where it was."""
+    """Train on shards or images that are there already, without curation; run again, it goes on where it was."""
     from infra.progress import following
 
     with following(err, folder):
@@ -49,7 +50,9 @@ def prune(
     folder: Annotated[Path, typer.Argument(help="where pruned models and report.json go")],
     shards: Annotated[
         list[str],
-        typer.Argument(help="images to calibrate on: WebDataset tars (globs, URLs, `{000..099}`) or an index.parquet"),
+        typer.Argument(
+            help="images to calibrate on: WebDataset tars (globs, URLs, `{000..099}`), folders of images, or an index.parquet"
+        ),
     ],
     config: Annotated[Path | None, typer.Option(help="a YAML file with the keys of a job of `pruning`")] = None,
     overrides: Set = None,

@@ -29,7 +29,7 @@ def train(
     ray_address: str = "local",
     cpus: int | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Trains on shards that are there already: lodeset's (`index.parquet`), or any WebDataset.
+    """Trains on images that are there already: lodeset's shards (`index.parquet`), any WebDataset, or folders of images.
 
     `config` is a file with the keys of `training`; without it, and where it says nothing, the recipe's values hold. Returns each run's summary.
 

@@ -1,23 +1,30 @@
-"""Any WebDataset as something to train on: its tars are read before the first step, and an index of each is kept.
+"""Any WebDataset or folder of images as something to train on: it is read before the first step, and an index is kept of each tar, and of
+the loose files of each folder.
 
-A stream could only be shuffled through a buffer, split over workers by whole shards, and resumed roughly. With an index, a foreign
-WebDataset is trained on like lodeset's own shards: exact shuffles, exact resume, any number of workers. What it costs is reading all
-tars, a few at a time, before the first step (headers, then images); a run that goes on does not repeat it.
+A stream could only be shuffled through a buffer, split over workers by whole shards, and resumed roughly. With an index, foreign
+images are trained on like lodeset's own shards: exact shuffles, exact resume, any number of workers. What it costs is reading all of them,
+a few files at a time, before the first step; a run that goes on does not repeat it.
+
+What is an image is told by its bytes, whatever it is called.
 """
 
+import io
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from pipeline import records
-from pipeline.algorithms.images import EXTENSIONS, image_id
+from pipeline.algorithms.images import FORMATS, image_id
 from pipeline.config import Ingest, Source
 from pipeline.dag.fingerprint import digest
 from pipeline.errors import LodesetError
@@ -30,33 +37,48 @@ from training.index import Shards, open_index
 log = logging.getLogger(__name__)
 
 INDEX = "index.parquet"
+INSTEAD = f"a folder of images, or one `{INDEX}` that lodeset wrote"
+VERSION = 2  # of what counts as an image
 AT_ONCE = 8  # tars that are read at the same time
 MOST_BYTES = Ingest().max_bytes
-IMAGES = {f".{extension}" for extension in EXTENSIONS.values()} | {".jpeg", ".tiff"}
+BEGINNING = 32  # bytes that tell what may be an image: others (videos, arrays) are not read whole
+BEGINS = re.compile(
+    rb"\xff\xd8\xff|\x89PNG|GIF8|BM|RIFF....WEBP|II[*+]\x00|MM\x00[*+]|P[1-7]\s|\x00\x00\x00\x0c(?:jP  |JXL )|\xff\x4f\xff\x51|\xff\x0a"
+    rb"|....ftyp(?:avi|mif|msf|hei|hev)",
+    re.DOTALL,
+)
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
 def shards_of(urls: Sequence[str], folder: Path) -> Shards:
-    """What lies at `urls`: `index.parquet` files that lodeset wrote, or tars (paths, globs, folders, fsspec URLs, `{000..099}`).
+    """What lies at `urls`: `index.parquet` files that lodeset wrote, or tars and images (paths, globs, folders, fsspec URLs, `{000..099}`).
 
-    Indexes of tars go to `folder`, one each, and are made anew where a tar has changed.
+    Indexes go to `folder`, one a tar and one for all loose images of a folder, and are made anew where one has changed.
 
     Raises:
-        LodesetError: nothing is there, it is no tar, or no tar holds an image.
+        LodesetError: nothing is there, or it holds no image.
     """
     told = [one for url in urls for one in braces_expanded(url)]
     if told and all(url.endswith(INDEX) for url in told):
         open_index(told)  # says now what is wrong with it
         return Shards(index=tuple(told))
     files = expand([Source(uri=url) for url in told], "shards")
-    other = next((file.uri for file in files if file.kind != "tar"), None)
-    if other is not None:
-        raise LodesetError(f"{other} is no tar: give WebDataset tars, or one `{INDEX}` that lodeset wrote")
+    table = next((file.uri for file in files if file.kind == "parquet"), None)
+    if table is not None:
+        raise LodesetError(f"{table} is no tar and no image: give WebDataset tars, {INSTEAD}")
+    tars = [file for file in files if file.kind == "tar"]
+    loose: dict[str, list[SourceFile]] = {}
+    for file in files:
+        if file.kind == "loose" and not file.refused:
+            loose.setdefault(file.root, []).append(file)
     with ThreadPoolExecutor(AT_ONCE) as readers:
-        found = list(readers.map(lambda file: _indexed(file, folder), files))
+        found = list(readers.map(lambda file: _indexed(file, folder), tars))
+        found += [_indexed_loose(inside, folder, readers) for inside in loose.values()]
     whole = tuple(path for path, images in found if images)
     if not whole:
-        raise LodesetError(f"{len(files)} tars hold no image: looked for {', '.join(sorted(IMAGES))}")
+        raise LodesetError(
+            f"{len(files)} files hold no image, {files[0].uri} the first of them: give WebDataset tars, {INSTEAD}"
+        )
     return Shards(index=whole)
 
 
@@ -83,10 +105,10 @@ def braces_expanded(url: str) -> Iterator[str]:
 
 def _indexed(file: SourceFile, folder: Path) -> tuple[str, int]:
     """The index of a tar, made unless it is there, and how many images it lists."""
-    path = folder / f"{digest(file.uri, file.size_bytes, file.state)[:32]}.parquet"
-    if not path.is_file():
+
+    def rows() -> list[dict[str, Any]]:
         left_out: list[Member] = []
-        rows = [
+        found = [
             {"image_id": name, "shard": file.uri, "offset": member.offset, "size_bytes": member.size_bytes}
             for name, member in _images(file, left_out)
         ]
@@ -96,12 +118,58 @@ def _indexed(file: SourceFile, folder: Path) -> tuple[str, int]:
                 "%s: %d members cannot be read, the first at byte %d: %s %s",
                 *(file.uri, len(left_out), first.offset, first.reason, first.detail),
             )
-        table = pa.Table.from_pylist(rows, records.SHARDS)
+        return found
+
+    return _kept(folder, [file], rows)
+
+
+def _indexed_loose(files: Sequence[SourceFile], folder: Path, readers: ThreadPoolExecutor) -> tuple[str, int]:
+    """The index of a folder's loose files, made unless it is there, and how many images it lists."""
+
+    def rows() -> list[dict[str, Any]]:
+        ids = readers.map(_id_of, files)
+        return [
+            {"image_id": name, "shard": file.uri, "offset": 0, "size_bytes": file.size_bytes}
+            for file, name in zip(files, ids, strict=True)
+            if name is not None
+        ]
+
+    return _kept(folder, files, rows)
+
+
+def _kept(folder: Path, files: Sequence[SourceFile], rows: Callable[[], list[dict[str, Any]]]) -> tuple[str, int]:
+    """The index of what `files` were when they were listed."""
+    told = [part for file in files for part in (file.uri, file.size_bytes, file.state)]
+    path = folder / f"{digest(VERSION, *told)[:32]}.parquet"
+    if not path.is_file():
+        table = pa.Table.from_pylist(rows(), records.SHARDS)
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".tmp")
         pq.write_table(table, unfinished)
         os.replace(unfinished, path)
     return str(path), pq.read_metadata(path).num_rows
+
+
+def _id_of(file: SourceFile) -> str | None:
+    """The image_id of a file that is an image."""
+    if not 0 < file.size_bytes <= MOST_BYTES or Member(file.relative, 0, file.size_bytes).is_sidecar:
+        return None
+    with Bytes(file.uri) as raw:
+        if not BEGINS.match(raw.read_at(0, min(BEGINNING, file.size_bytes))):
+            return None
+        data = raw.read_at(0, file.size_bytes)
+    return image_id(data) if _opens(data) else None
+
+
+def _opens(data: bytes) -> bool:
+    """Whether these bytes are an image by their header."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(io.BytesIO(data), formats=FORMATS).close()
+    except Exception:  # codecs raise whatever their parsers meet
+        return False
+    return True
 
 
 def _images(file: SourceFile, left_out: list[Member]) -> Iterator[tuple[str, Member]]:
@@ -113,7 +181,14 @@ def _images(file: SourceFile, left_out: list[Member]) -> Iterator[tuple[str, Mem
         for member in members:
             if member.reason:
                 left_out.append(member)
-            elif member.extension in IMAGES and member.size_bytes > MOST_BYTES:
+                continue
+            if not member.size_bytes or member.is_sidecar:
+                continue
+            if not BEGINS.match(raw.read_at(member.offset, min(BEGINNING, member.size_bytes))):
+                continue
+            if member.size_bytes > MOST_BYTES:
                 left_out.append(replace(member, reason="too_large", detail=f"{member.size_bytes} bytes"))
-            elif member.extension in IMAGES and member.size_bytes:
-                yield image_id(raw.read_at(member.offset, member.size_bytes)), member
+                continue
+            data = raw.read_at(member.offset, member.size_bytes)
+            if _opens(data):
+                yield image_id(data), member

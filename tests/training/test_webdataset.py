@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from builders import write_shards
+from builders import id_of, write_shards
+from PIL import Image
 
 from pipeline.dag.claims import claim
 from pipeline.dag.store import Store
@@ -47,6 +48,44 @@ def test_a_foreign_webdataset_is_read_like_our_own_shards(
     assert (tmp_path / "ours/model.safetensors").read_bytes() == (tmp_path / "theirs/model.safetensors").read_bytes()
 
 
+def test_a_folder_of_images_is_read_like_shards(
+    tmp_path: Path, index_url: str, payloads: list[bytes], small: TrainingConfig
+) -> None:
+    for number, payload in enumerate(payloads):
+        name = f"{'a b'[number % 3]}/{number}{('.png', '', '.jpe', '.dat')[number % 4]}"
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(payload)
+    for name, data in (
+        ("notes.txt", b"BM is no image"),
+        ("page.jpg", b"<html>"),
+        ("x.npy", b"\x93NUMPY"),
+        ("empty.png", b""),
+    ):
+        (tmp_path / "images" / name).write_bytes(data)
+    ours, found = open_index([index_url]), shards_of([str(tmp_path / "images")], tmp_path / "index")
+    theirs = open_index(found.index)
+    assert len(found.index) == 1 and theirs.digest() == ours.digest()
+    assert theirs.read(range(22)) == ours.read(range(22))
+    train_inline(small, found, tmp_path / "theirs")
+    train_inline(small, Shards(index=(index_url,)), tmp_path / "ours")
+    assert (tmp_path / "ours/model.safetensors").read_bytes() == (tmp_path / "theirs/model.safetensors").read_bytes()
+    before = Path(found.index[0]).stat().st_mtime_ns
+    assert shards_of([str(tmp_path / "images")], tmp_path / "index") == found
+    assert Path(found.index[0]).stat().st_mtime_ns == before
+    (tmp_path / "images/a/0.png").unlink()
+    assert len(open_index(shards_of([str(tmp_path / "images")], tmp_path / "index").index)) == 21
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000"])
+def test_members_are_images_by_their_bytes(tmp_path: Path, kind: str) -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (16, 16), (200, 10, 30)).save(data, kind)
+    foreign(tmp_path / "odd.tar", [data.getvalue()], "jpg_large")
+    foreign(tmp_path / "none.tar", [b"RIFF....WAVE", b"BMX", b"....ftypmp42"], "jpg")
+    (path,) = shards_of([str(tmp_path / "*.tar")], tmp_path / "index").index
+    assert pq.read_table(path)["image_id"].to_pylist() == [id_of(data.getvalue())]
+
+
 def test_an_index_is_made_once_and_anew_when_its_tar_changes(tmp_path: Path, payloads: list[bytes]) -> None:
     tar = foreign(tmp_path / "a.tar", payloads[:4])
     (path,) = shards_of([str(tar)], tmp_path / "index").index
@@ -62,7 +101,7 @@ def test_what_is_no_webdataset_is_refused(
     tmp_path: Path, payloads: list[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "page.html").write_text("<html>")
-    with pytest.raises(LodesetError, match=r"page.html is no tar: give WebDataset tars"):
+    with pytest.raises(LodesetError, match=r"1 files hold no image, .*page.html the first.*a folder of images"):
         shards_of([str(tmp_path / "page.html")], tmp_path / "index")
     with pytest.raises(LodesetError, match=r"nothing is at .*gone-01.tar"):
         shards_of([str(tmp_path / "gone-{01..02}.tar")], tmp_path / "index")
@@ -70,7 +109,7 @@ def test_what_is_no_webdataset_is_refused(
     with pytest.raises(LodesetError, match=r"text.tar is no tar that can be read"):
         shards_of([str(tmp_path / "text.tar")], tmp_path / "index")
     foreign(tmp_path / "none.tar", [b"1", b"2"], "wav")
-    with pytest.raises(LodesetError, match=r"1 tars hold no image: looked for \.avif"):
+    with pytest.raises(LodesetError, match=r"1 files hold no image, .*none.tar the first"):
         shards_of([str(tmp_path / "none.tar")], tmp_path / "index")
     # What is left of a tar that was cut short is trained on.
     whole = foreign(tmp_path / "cut.tar", payloads[:8]).read_bytes()
