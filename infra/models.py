@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.apart import apart
 from infra.config import usable_cpus
+from pipeline import own
 from pipeline.errors import ConfigError, LodesetError
 
 LOG, PAGE = "log.txt", "report.html"
@@ -48,6 +49,7 @@ def train(
         from training.weights import check_weights  # loads torch
 
         check_weights(settings.weights.path, settings.model)  # now, not when all tars have been read
+    own.mark(target, "run")
     found = shards_of(shards, target / "index")
     # A process of its own, as each stage of a run: Ray reads the token of its cluster when it is imported, once a process.
     return apart(_train, settings, found, target, ray_address, cpus or usable_cpus())
@@ -94,6 +96,7 @@ def prune(
     if not source.is_dir():
         raise LodesetError(f"{source} is no folder: give the one in which model.safetensors lies")
     judged = None if target is None else TargetSet(name="target", uri=resolve(target, Path.cwd()))
+    own.mark(out, "run")
     found = shards_of(shards, out / "index")
     return apart(_prune, source, found, out, job, size, judged, ray_address, cpus or usable_cpus())
 

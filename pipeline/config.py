@@ -21,6 +21,7 @@ from pipeline.problems import explained
 from pipeline.selection import Expected, Selection
 from pipeline.shorthand import written_out
 from pipeline.shown import shown
+from pipeline.sources.choice import Members, Patterns
 from pipeline.strict import Strict as Strict  # the sections of other packages take it from here
 
 Count = Annotated[int, Field(ge=1)]
@@ -34,6 +35,18 @@ class Source(Strict):
     image: str = Field(
         "image", description="Parquet only: the column of encoded bytes, or of structs with a field `bytes`"
     )
+    exclude: Patterns = Field(
+        (), description="files and folders below the source that are not looked at, e.g. `thumbnails/` or `*.gif`"
+    )
+    members: Members = Field(Members(), description="which files of a folder or members of a tar are images to read")
+    on_unreadable: Literal["stop", "count"] | None = Field(
+        None, description="as `ingest.on_unreadable`, for this source alone; absent: as that says"
+    )
+
+    @field_validator("members", mode="before")
+    @classmethod
+    def _only_these(cls, value: Any) -> Any:
+        return {"include": value} if isinstance(value, str | list | tuple) else value
 
 
 class AsIs(Strict):
@@ -123,6 +136,11 @@ class Ingest(Strict):
         4, gt=0, description="GiB that a worker may hold; an image that takes it there is rejected"
     )
     slice_mb: float = Field(8.0, gt=0, description="MiB of source per part; speed only")
+    on_unreadable: Literal["stop", "count"] = Field(
+        "stop",
+        description="what to do about a source without a readable image, a Parquet file whose images lie in another column, or "
+        "unreadable archives that are more than half of a source: stop the run, or count them and go on",
+    )
     limit: int | None = Field(
         None, ge=1, description="pool files that may be images, in a seeded sample, before decoding; all if absent"
     )

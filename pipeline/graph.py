@@ -66,6 +66,9 @@ def build(config: CurationConfig) -> dict[str, Stage]:
         return stage
 
     sets = sets_of(config)
+    for name, sources in sets.items():
+        if config.store in [one.uri for one in sources]:
+            raise ConfigError(f"store and {name} are one folder, {config.store}: give `store:` a folder of its own")
     ingested = {
         name: add(ingest_stage(config.ingest, config.resources.beam, name, sources)) for name, sources in sets.items()
     }
@@ -142,7 +145,9 @@ def ingest_stage(settings: Ingest, beam: Mapping[str, str], name: str, sources: 
     Raises:
         LodesetError: a source is not there.
     """
-    files = tuple(expand(sources, name))
+    own: list[str] = []
+    files = tuple(expand(sources, name, own))
+    patterns = {one.members: (one.members.include, one.members.exclude) for one in sources}
     size = sum(f.size_bytes for f in files)
     # The sample is one of the pool: other sets are small, and say what to look for.
     limits = settings if name == "pool" else settings.model_copy(update={"limit": None})
@@ -154,16 +159,19 @@ def ingest_stage(settings: Ingest, beam: Mapping[str, str], name: str, sources: 
         "beam",
         ingest.run,
         config={
-            **limits.model_dump(exclude={"slice_mb", "limit"}),
+            **limits.model_dump(exclude={"slice_mb", "limit", "on_unreadable"}),
             "files": len(files),
             "size_bytes": size,
             # All that decides what is read: the draw of a limit goes by relative path and namesakes.
             "listing": digest(
-                [(f.uri, f.relative, f.namesakes, f.size_bytes, f.state, f.image, f.refused) for f in files]
+                [
+                    (f.uri, f.relative, f.namesakes, f.size_bytes, f.state, f.image, f.refused, *patterns[f.members])
+                    for f in files
+                ]
             ),
             **({"limit": limits.limit} if limits.limit is not None else {}),
         },
-        speed={"files": files, "limits": limits, "beam": beam},
+        speed={"files": files, "limits": limits, "beam": beam, "own": tuple(own)},
         max_cpus=slices,
         seconds_per_image=0.0004,
     )

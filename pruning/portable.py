@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
+from pipeline import own
 from pipeline.errors import LodesetError
 from pruning.groups import TOLERANCE, max_difference
 
@@ -85,7 +86,7 @@ def save_portable(model: nn.Module, folder: Path, example: Tensor) -> None:
         for name, tensor in model.state_dict().items()
         if name in used or name.rpartition(".")[0] in layers
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    own.mark(folder, "model")
     (folder / GRAPH).write_text(json.dumps(tree, indent=1) + "\n")
     save_file(weights, folder / WEIGHTS)
     try:

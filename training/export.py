@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pipeline import own
 from pipeline.errors import LodesetError
 from training.config import ModelConfig
 from training.vit import NORM_EPS, DinoVisionTransformer
@@ -54,7 +55,7 @@ NAMES = (
 
 def export(model: DinoVisionTransformer, folder: Path) -> None:
     """Writes `model.safetensors` (fp32) and `config.json` into `folder`; each appears whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    own.mark(folder, "model")
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         for part_name, part in _split_qkv(name, tensor.detach().float().cpu()):

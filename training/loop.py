@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline import own
 from pipeline.errors import LodesetError
 from training.checkpoint import load_checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
 from training.config import TrainingConfig, identity_of
@@ -63,7 +64,7 @@ def train_loop(
     index = open_index(shards.index)
     weights = weights_of(index, shards.selected, config.mix) if config.mix else None
     batches = Batches(index, config, rank, world_size, weights)
-    folder.mkdir(parents=True, exist_ok=True)
+    own.mark(folder, "run")
 
     nets = networks(config, origin)
     student = nets.student

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pipeline import own
 from training.config import ModelConfig
 from training.export import WEIGHTS
 from training.vit import Attention, DinoVisionTransformer
@@ -26,7 +27,7 @@ def heads_of(model: DinoVisionTransformer) -> dict[str, int]:
 
 def save_narrow(model: DinoVisionTransformer, folder: Path) -> None:
     """Writes `model.safetensors` and `architecture.json` into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    own.mark(folder, "model")
     architecture = {
         "model": model.config.model_dump(mode="json"),
         "image_size": model.image_size,

@@ -11,6 +11,7 @@ from typing import Any
 from infra import api
 from infra.demo.world import Truth, is_made, load_truth, make_world, write_config
 from infra.report.render import write_report
+from pipeline import own
 from pipeline.dag.runner import Event
 from pipeline.dag.store import Artifact, Store
 from pipeline.errors import ConfigError, GateError
@@ -30,6 +31,7 @@ def run_demo(folder: Path, watch: Callable[[Event], None]) -> dict[str, Any]:
     """
     started = time.time()
     truth = load_truth(folder) if is_made(folder) else make_world(folder)
+    own.mark(folder, "demo", filled=True)
     config = folder / "lodeset.yaml"
     if not config.exists():
         write_config(folder)

@@ -41,6 +41,8 @@ REASONS = {
     "bad_metadata": "a sidecar that cannot be parsed; its image stays",
     "metadata_without_image": "a sidecar whose image is missing",
     "repeated_metadata": "a sidecar in whose place another of the same sample counts",
+    "ambiguous_metadata": "a sidecar that shares a part of its name with images and is named after none of them",
+    "excluded": "left out by `members` of a source",
     "exact_duplicate": "further places of the same bytes",
     "forgotten": "taken out by `lodeset forget`",
     "min_side": "shorter side below filter.min_side",

@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
+from pipeline import own
 from pipeline.dag.files import HashingFile, explanation, opened_file_system, published, unreachable
 from pipeline.dag.manifests import ARTIFACT, PART, RUN, parsed, sealed, unsealed
 from pipeline.dag.manifests import Artifact as Artifact
@@ -112,6 +113,8 @@ class Store:
                 f"the store {shown(self.url)} is not there: nothing called `{shown(bucket)}` was found ({type(error).__name__}). "
                 "lodeset makes no buckets: correct `store:`, or create it first"
             ) from error
+        if self.read(own.MARK) is None:
+            self.put_absent(own.MARK, own.text(own.store_kind(self.names(""))))
 
     def _make_folder(self, path: str) -> None:
         if not self._in_bucket:

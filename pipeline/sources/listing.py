@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import collections
 import fnmatch
+import functools
 import os
 import posixpath
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline import own
 from pipeline.config import Source
 from pipeline.dag.files import opened_file_system, reaching, why_not_there
 from pipeline.errors import LodesetError
 from pipeline.shown import shown
+from pipeline.sources.choice import Members, matches
 from pipeline.sources.files import cannot_be_read, escaped, unescaped
 
 Kind = Literal["tar", "parquet", "loose"]
 
 _KINDS: dict[str, Kind] = {".tar": "tar", ".parquet": "parquet"}
-_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+PACKED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".tzst", ".zip", ".7z", ".rar")
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,10 @@ class SourceFile:
         root: the folder that `relative` starts from; moving the folder changes this and nothing else.
         state: entity tag, or modification time: changes when the content does.
         image: the Parquet column of images.
+        source: which of the set's sources it belongs to, by number.
+        on_unreadable: what that source says to do about files that cannot be read; None: nothing.
         refused: why this is no file that can be read (a link that leads nowhere, a pipe).
+        members: which of its members (or whether itself, if loose) the source wants.
         namesakes: how many files before it in the set have the same relative path, below another root or for another column.
     """
 
@@ -46,6 +52,9 @@ class SourceFile:
     state: str
     image: str = ""
     refused: str = ""
+    members: Members = field(default_factory=Members)
+    source: int = 0
+    on_unreadable: Literal["stop", "count"] | None = None
     namesakes: int = 0
 
     @property
@@ -53,21 +62,27 @@ class SourceFile:
         return f"{self.root}/{self.relative}"
 
 
-def expand(sources: Sequence[Source], what: str) -> list[SourceFile]:
+def expand(sources: Sequence[Source], what: str, left_out: list[str] | None = None) -> list[SourceFile]:
     """Every file of these sources, in the order of the configuration, then by path.
 
-    Links are followed. Files and folders whose names start with a dot (`.DS_Store`, `.git`) are left out.
+    Links are followed. Files and folders whose names start with a dot (`.DS_Store`, `.git`) are left out, and so is what a source
+    excludes. What lodeset made itself (`pipeline/own.py`) is put into `left_out`.
 
     Raises:
-        LodesetError: a source matches nothing, a folder is empty, or a tar is compressed; `what` names the set.
+        LodesetError: a source matches nothing, a folder is empty, or it is packed or lodeset's own; `what` names the set.
     """
     files: dict[tuple[str, str], SourceFile] = {}
-    for source in sources:
-        found = _expand_one(source, what)
+    for index, source in enumerate(sources):
+        skipped = _Skipped(source)
+        found = _expand_one(source, what, skipped)
         if not found:
-            raise LodesetError(f"{what}: {source.uri} holds no files: give a folder of images, a .tar or a .parquet")
+            raise LodesetError(_nothing(source, what, skipped))
         for file in found:
-            files.setdefault((file.uri, file.image), file)
+            known = files.setdefault((file.uri, file.image), replace(file, source=index))
+            if known.members != file.members:
+                raise LodesetError(f"{what}: {file.uri} lies in two sources with different `members`: give one of them")
+        if left_out is not None:
+            left_out += [path for path in skipped.own if path not in left_out]
     counted: collections.Counter[str] = collections.Counter()
     out = []
     for file in files.values():
@@ -76,7 +91,38 @@ def expand(sources: Sequence[Source], what: str) -> list[SourceFile]:
     return out
 
 
-def _expand_one(source: Source, what: str) -> list[SourceFile]:
+def _nothing(source: Source, what: str, skipped: _Skipped) -> str:
+    if skipped.own:
+        return (
+            f"{what}: all that {source.uri} holds was made by lodeset ({skipped.own[0]}), which is never a source: give the images "
+            f"that it was made from (to train on shards, their index.parquet)"
+        )
+    excluded = f" but {skipped.excluded} that `exclude` leaves out" if skipped.excluded else ""
+    return f"{what}: {source.uri} holds no files{excluded}: give a folder of images, a .tar or a .parquet"
+
+
+class _Skipped:
+    """What a listing of one source passes over: what it excludes, and what lodeset made."""
+
+    def __init__(self, source: Source) -> None:
+        self._patterns = source.exclude
+        self.base = ""  # where the paths that patterns are compared with start
+        self.excluded = 0
+        self.own: list[str] = []
+        self.kind = functools.cache(own.kind_of)  # of a folder: many files lie in one
+
+    def by_pattern(self, path: str) -> bool:
+        wanted = bool(self._patterns) and matches(posixpath.relpath(path, self.base or "/"), self._patterns)
+        self.excluded += wanted
+        return wanted
+
+    def as_own(self, folder: str) -> bool:
+        if folder and folder not in self.own:
+            self.own.append(folder)
+        return bool(folder)
+
+
+def _expand_one(source: Source, what: str, skipped: _Skipped) -> list[SourceFile]:
     # A path may hold the sign by which URLs name a chain of file systems: `a::b`.
     local = "://" not in source.uri and "::" in source.uri
     here = f"{what}: {shown(source.uri)}"
@@ -85,9 +131,13 @@ def _expand_one(source: Source, what: str) -> list[SourceFile]:
     try:
         # A path may hold the signs of a glob: `new [1]/a.tar`.
         with reaching(here):
-            roots = [path] if fs.exists(path) else _globbed(fs, path) if fsspec.core.has_magic(path) else []
+            plain = fs.exists(path)
+            roots = [path] if plain else _globbed(fs, path) if fsspec.core.has_magic(path) else []
+            skipped.base = (
+                path if plain and fs.isdir(path) else posixpath.dirname(path if plain else _before_glob(path))
+            )
             listing = _local if isinstance(fs, LocalFileSystem) else _remote
-            found = [file for root in roots for file in listing(fs, root)]
+            found = [file for root in roots for file in listing(fs, root, skipped)]
     except OSError as error:
         told = escaped(str(error))
         raise LodesetError(f"{what}: {source.uri} cannot be listed: {told}: correct that and run again") from error
@@ -98,12 +148,14 @@ def _expand_one(source: Source, what: str) -> list[SourceFile]:
         raise LodesetError(
             f"{what}: nothing is at {source.uri}: check the path (relative paths start from the configuration file)"
         )
+    packed = next((file for file in found if not file.relative.lower().endswith(PACKED)), None) is None
+    if found and packed:
+        raise LodesetError(
+            f"{what}: {escaped(found[0].uri)} is compressed or packed, so its members cannot be read by range: unpack it "
+            "to a folder or a plain .tar first"
+        )
     files = []
     for file in found:
-        if file.relative.lower().endswith(_PACKED):
-            raise LodesetError(
-                f"{what}: {escaped(file.uri)} is compressed, so its members cannot be read by range: unpack it to a plain .tar first"
-            )
         root = str(fs.unstrip_protocol(file.root)) if "://" in source.uri else file.root
         files.append(
             replace(
@@ -111,9 +163,18 @@ def _expand_one(source: Source, what: str) -> list[SourceFile]:
                 root=escaped(root).rstrip("/"),
                 relative=escaped(file.relative),
                 image=source.image if file.kind == "parquet" else "",
+                members=source.members,
+                on_unreadable=source.on_unreadable,
             )
         )
     return files
+
+
+def _before_glob(pattern: str) -> str:
+    """The path up to the first piece with a sign of a glob, and that piece."""
+    pieces = pattern.split("/")
+    first = next((n for n, piece in enumerate(pieces) if fsspec.core.has_magic(piece)), len(pieces))
+    return "/".join(pieces[: first + 1])
 
 
 def _globbed(fs: Any, pattern: str) -> list[str]:
@@ -134,16 +195,23 @@ def _kind(path: str) -> Kind:
 # -- object stores and the like
 
 
-def _remote(fs: Any, root: str) -> Iterator[SourceFile]:
+def _remote(fs: Any, root: str, skipped: _Skipped) -> Iterator[SourceFile]:
     info = fs.info(root)
-    inside = fs.find(root, detail=True) if info["type"] == "directory" else {root: info}
-    if info["type"] != "directory":
+    folder = info["type"] == "directory"
+    inside = fs.find(root, detail=True) if folder else {root: info}
+    kind = functools.partial(own.remote_kind, fs)
+    above = own.within(root, kind=kind) if folder else own.within(*posixpath.split(root), kind=kind)
+    marked = {above} if above else own.folders_among(inside, kind) if folder else set()
+    if not folder:
         root = posixpath.dirname(root)
     for name in sorted(inside):
         relative = posixpath.relpath(name, root)
-        if not _hidden(relative) and inside[name]["type"] == "file":
-            size = int(inside[name].get("size") or 0)
-            yield SourceFile(root, relative, _kind(relative), size, _state(inside[name]))
+        if _hidden(relative) or inside[name]["type"] != "file" or skipped.by_pattern(name):
+            continue
+        if skipped.as_own(next((one for one in marked if f"{name}/".startswith(f"{one}/")), "")):
+            continue
+        size = int(inside[name].get("size") or 0)
+        yield SourceFile(root, relative, _kind(relative), size, _state(inside[name]))
 
 
 def _hidden(relative: str) -> bool:
@@ -187,14 +255,29 @@ def check_state(uri: str, state: str, size_bytes: int) -> None:
 # -- this machine's file system: fsspec leaves links and folders without rights out, without a word
 
 
-def _local(fs: LocalFileSystem, root: str) -> list[SourceFile]:
+def _local(fs: LocalFileSystem, root: str, skipped: _Skipped) -> list[SourceFile]:
+    if skipped.as_own(_own_at(root, skipped)):
+        return []
     if os.path.isdir(root):
-        return sorted(_walk(root), key=lambda file: file.relative)
+        return sorted(_walk(root, skipped), key=lambda file: file.relative)
     folder, name = posixpath.split(root)
-    return [] if _hidden(name) else [_described(folder, name, Path(root).stat())]
+    if _hidden(name) or skipped.by_pattern(root):
+        return []
+    return [_described(folder, name, Path(root).stat())]
 
 
-def _walk(root: str) -> Iterator[SourceFile]:
+def _own_at(path: str, skipped: _Skipped) -> str:
+    """What makes a path lodeset's own, wherever links lead; "" if it is not."""
+    real = os.path.realpath(path)
+    above = (
+        own.within(real, kind=skipped.kind)
+        if os.path.isdir(real)
+        else own.within(*posixpath.split(real), kind=skipped.kind)
+    )
+    return path if above == real or own.is_page(real) else above
+
+
+def _walk(root: str, skipped: _Skipped) -> Iterator[SourceFile]:
     """Every file below a folder, in an order that does not depend on the file system's.
 
     A folder that several paths lead to is listed once: by its own path, if that lies below the root. A link to a file is a
@@ -218,9 +301,13 @@ def _walk(root: str) -> Iterator[SourceFile]:
                 raise
             yield _refused(root, below, f"a folder behind a link that cannot be listed: {error.strerror}")
             continue
+        mine = own.skipped_in(here, [entry.name for entry in entries], skipped.kind)
         for entry in entries:
             relative = posixpath.join(below, entry.name)
-            if entry.name.startswith("."):
+            path = posixpath.join(root, relative)
+            if entry.name.startswith(".") or skipped.by_pattern(path):
+                continue
+            if skipped.as_own(path if entry.name in mine else ""):
                 continue
             link = entry.is_symlink()
             try:
@@ -232,8 +319,12 @@ def _walk(root: str) -> Iterator[SourceFile]:
                 yield _refused(root, relative, f"{what}: {error.strerror}")
                 continue
             if stat.S_ISDIR(status.st_mode):
-                (links if link else folders).append((relative, link or linked))
-            else:
+                own_folder = (
+                    _own_at(path, skipped) if link else path if skipped.kind(path) not in ("", "shared") else ""
+                )
+                if not skipped.as_own(own_folder):
+                    (links if link else folders).append((relative, link or linked))
+            elif not skipped.as_own(_own_at(path, skipped) if link else path if own.is_page(path) else ""):
                 yield _described(root, relative, status)
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import LodesetError
 from pipeline.sources.files import Bytes
 from pipeline.sources.members import Member, Sample
-from pipeline.sources.metadata import MAX_BYTES, Metadata, from_fields, plain
+from pipeline.sources.metadata import MAX_BYTES, from_fields, partition_fields, plain
 
 # What a batch of rows may take, by the footer's word, and the rows it may have whatever the footer says.
 _BATCH_BYTES = 8 * 2**20
@@ -113,7 +113,7 @@ def _read_row(
         detail = f"{len(data)} > {max_bytes} (ingest.max_bytes)"
         yield Sample(uri, *place, len(data), reason="too_many_bytes", detail=detail)
     else:
-        yield Sample(uri, *place, len(data), data=data, metadata=from_fields(fields) if fields else Metadata())
+        yield Sample(uri, *place, len(data), data=data, metadata=from_fields(partition_fields(uri), fields))
 
 
 class Cells:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from pipeline.algorithms.images import image_id
 from pipeline.errors import LodesetError
 from pipeline.sources.files import Bytes, changed
 from pipeline.sources.members import Member, Sample
-from pipeline.sources.metadata import MAX_BYTES, BadMetadata, fields_of, from_fields
+from pipeline.sources.metadata import MAX_BYTES, BadMetadata, fields_of, from_fields, partition_fields
 from pipeline.sources.parquet import Cells, read_rows
 from pipeline.sources.slices import Slice
 
@@ -44,10 +44,10 @@ def read_slice(piece: Slice, max_bytes: int) -> Iterator[Sample]:
         return
     with _Open(piece) as files:
         for member in piece.members:
-            fields: dict[str, Any] = {}
+            fields: list[Mapping[str, Any]] = [partition_fields(f"{files.piece.uri}/{member.name}")]
             for sidecar in member.sidecars:
                 try:
-                    fields |= files.fields(sidecar, member)
+                    fields.append(files.fields(sidecar, member))
                 except BadMetadata as error:
                     if not sidecar.shared:
                         yield Sample(*files.place(sidecar), reason="bad_metadata", detail=str(error)[:200])
@@ -58,7 +58,7 @@ def read_slice(piece: Slice, max_bytes: int) -> Iterator[Sample]:
                 detail = f"{member.size_bytes} > {max_bytes} (ingest.max_bytes)"
                 yield Sample(*here, reason="too_many_bytes", detail=detail)
             else:
-                yield Sample(*here, data=files.read(member, member), metadata=from_fields(fields))
+                yield Sample(*here, data=files.read(member, member), metadata=from_fields(*fields))
 
 
 class _Open:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pipeline.errors import LodesetError
 from pipeline.sources.files import Bytes
 from pipeline.sources.listing import SourceFile, check_state
-from pipeline.sources.members import Member, joined, reported_once
+from pipeline.sources.members import Member, joined, reported_once, without_excluded
 from pipeline.sources.parquet import parquet_members
 from pipeline.sources.tars import tar_members
 
@@ -125,11 +125,14 @@ def loose_members(files: Iterable[SourceFile]) -> Iterator[tuple[SourceFile, Mem
     for file in files:
         by_root.setdefault(file.root, {})[file.relative] = file
     for _, inside in sorted(by_root.items()):
-        members = [
-            Member(f.relative, 0, f.size_bytes, "not_a_file" if f.refused else "", f.refused) for f in inside.values()
-        ]
+        members: list[Member] = []
+        for file in inside.values():
+            member = Member(file.relative, 0, file.size_bytes, "not_a_file" if file.refused else "", file.refused)
+            members += without_excluded([member], file.members, sidecars=True)
         for member in joined(sorted(members, key=lambda m: (m.sample, m.name))):
-            yield inside[member.name], member
+            file = inside[member.name]
+            for one in without_excluded([member], file.members):
+                yield file, one
 
 
 def split_loose(

@@ -17,11 +17,11 @@ from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context
 from pipeline.dag.store import Store
 from pipeline.sources.listing import SourceFile, check_state
-from pipeline.sources.members import Member, is_image, joined
+from pipeline.sources.members import Member, is_image, joined, without_excluded
 from pipeline.sources.slices import loose_members, members_of
 
 # Raised when a file's members are listed in another way; ingest's own VERSION, which says what is made of them, with it.
-VERSION = 2
+VERSION = 3
 LISTING, DRAW = "ingest_listing", "ingest_draw"
 _HASH_BYTES = 16
 _MEMBERS = pa.schema(
@@ -64,7 +64,10 @@ def members(store: Store, file: SourceFile) -> list[Member]:
         table = pa.Table.from_arrays(arrays, schema=_MEMBERS)
         check_state(file.uri, file.state, file.size_bytes)
         store.commit_part(LISTING, key, {"members": table}, {"members": len(found)}, time.time() - started)
-    return joined(found) if file.kind == "tar" else found
+    if file.kind != "tar":
+        return found
+    described = joined(list(without_excluded(found, file.members, sidecars=True)))
+    return list(without_excluded(described, file.members))
 
 
 def drawn(context: Context, packed: Sequence[SourceFile], loose: Sequence[SourceFile], limit: int | None) -> Draw:

@@ -40,7 +40,7 @@ from pipeline.stages.draw import Draw, drawn, members
 from pipeline.stages.forgotten import forgotten
 from pipeline.stages.parts import watching
 
-VERSION = 3
+VERSION = 4
 STAGE, KEYS, EXACT, UNIQUE = "ingest", "ingest_keys", "ingest_exact", "ingest_unique"
 IMAGES, METADATA = "images", "metadata"  # the digests that it names, as blur_faces does after it
 # Files whose parts' keys lie in one part.
@@ -69,7 +69,7 @@ class Work:
     def key(self, piece: Slice) -> str:
         """(Where, what the bytes were when listed, what is computed): see the design's section 4."""
         held = [m.identity for m in piece.members]
-        computed = self.limits.model_dump(exclude={"slice_mb", "limit"})
+        computed = self.limits.model_dump(exclude={"slice_mb", "limit", "on_unreadable"})
         return digest(STAGE, VERSION, self.set, piece.uri, piece.image, piece.states, held, computed)
 
 

@@ -1,0 +1,133 @@
+"""What lodeset made itself carries a mark, and is never read as a source: its images would come back as new ones.
+
+A folder's mark is a file `.lodeset` in it, which copying or moving the folder takes along; a page's is in its head. A store is known
+without its mark, too, by what lies in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Literal
+
+from pipeline.errors import LodesetError
+
+MARK = ".lodeset"
+PAGE = '<meta name="generator" content="lodeset">'
+_PAGE_BYTES = 2_048
+# A folder that lodeset made: a store, a sample world, what a training or pruning run left, a model. A `shared` one was there
+# before a store was put into it: the store's own folders are lodeset's, the others are not.
+Kind = Literal["store", "shared", "demo", "run", "model"]
+FOLDERS = ("artifacts", "parts", "claims", "shards", "training", "pruned", "logs", "forgotten", "runs", "damaged")
+# What is in every store that has finished a stage.
+_SIGNS = ("artifacts/ingest", "parts/ingest")
+_TEXT = "{kind}\nlodeset made this folder and never reads it as a source of images. Delete this file if it should.\n"
+
+
+def text(kind: Kind) -> bytes:
+    return _TEXT.format(kind=kind).encode()
+
+
+def store_kind(names: Iterable[str]) -> Kind:
+    """What a store's folder is, by the names of what lies in it."""
+    others = [name for name in names if not name.startswith(".") and name not in FOLDERS]
+    return "shared" if any(not name.endswith(".json") for name in others) else "store"
+
+
+def mark(folder: Path, kind: Kind, filled: bool = False) -> None:
+    """Makes a folder, with its mark. One that holds other things already stays as it is, because not all of it is lodeset's, unless
+    it is `filled` by lodeset.
+
+    Raises:
+        LodesetError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            if filled or not any(folder.iterdir()):
+                with (folder / MARK).open("xb") as file:
+                    file.write(text(kind))
+    except OSError as error:
+        raise LodesetError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def kind_of(folder: str) -> str:
+    """What lodeset made this local folder as; "" if it did not."""
+    try:
+        with open(posixpath.join(folder, MARK), "rb") as file:
+            return _first_line(file.readline(100))
+    except OSError:
+        if all(os.path.isdir(posixpath.join(folder, sign)) for sign in _SIGNS):
+            return store_kind(path.name for path in Path(folder).iterdir())
+    return ""
+
+
+def _first_line(data: bytes) -> str:
+    return data.split(b"\n", 1)[0].decode("utf-8", "replace").strip()
+
+
+def remote_kind(fs: object, folder: str) -> str:
+    """Likewise, of a folder on another file system, by its mark alone."""
+    try:
+        return _first_line(fs.cat_file(f"{folder}/{MARK}"))  # type: ignore[attr-defined]  # any fsspec file system
+    except Exception:  # not there, or not to be looked at (a bucket's parent): drivers raise what they like
+        return ""
+
+
+def is_page(path: str) -> bool:
+    """Whether a local file is a page that lodeset wrote."""
+    if not path.lower().endswith((".html", ".htm")):
+        return False
+    try:
+        with open(path, "rb") as file:
+            return PAGE.encode() in file.read(_PAGE_BYTES)
+    except OSError:
+        return False
+
+
+def within(folder: str, below: str = "", kind: Callable[[str], str] = kind_of) -> str:
+    """The folder that makes this folder (or what is named `below` in it) lodeset's own; "" if none does. Looks at all above it.
+
+    In a demo's folder the sample world's images may be named one by one.
+    """
+    folder = folder.rstrip("/")
+    while folder:
+        found = kind(folder)
+        if found == "shared" and below in FOLDERS:
+            return f"{folder}/{below}"
+        if found in ("store", "run", "model") or (found == "demo" and not below):
+            return folder
+        folder, _, below = folder.rpartition("/")
+    return ""
+
+
+def skipped_in(folder: str, entries: Iterable[str], kind: Callable[[str], str] = kind_of) -> set[str]:
+    """The names in a folder that is read which are lodeset's own: a shared store's folders."""
+    return {name for name in entries if name in FOLDERS} if kind(folder) == "shared" else set()
+
+
+def folders_among(paths: Iterable[str], kind: Callable[[str], str]) -> set[str]:
+    """The folders that are lodeset's own, by a whole listing of the files below them."""
+    found: set[str] = set()
+    signs: dict[str, set[str]] = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        if name == MARK:
+            found |= _own_of(folder, kind(folder))
+        for sign in _SIGNS:
+            at = f"/{path}".find(f"/{sign}/")
+            if at > 0:
+                signs.setdefault(path[: at - 1], set()).add(sign)
+    for folder, seen in signs.items():
+        if len(seen) == len(_SIGNS):
+            found |= _own_of(folder, "shared")
+    return found
+
+
+def _own_of(folder: str, kind: str) -> set[str]:
+    if kind == "shared":
+        return {f"{folder}/{name}" for name in FOLDERS}
+    return {folder} if kind else set()
