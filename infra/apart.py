@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, TypeVar
 
+from pipeline.dag.child import LOST_RAY
 from pipeline.errors import LodesetError
 
 Result = TypeVar("Result")
@@ -41,6 +42,8 @@ def apart(function: Callable[..., Result], *arguments: Any, leave_s: float = 60.
         process.join()
         code = process.exitcode or 0
         how = f"was killed by signal {-code} (9: often for want of memory)" if code < 0 else f"ended with status {code}"
+        if code == LOST_RAY:
+            how = "lost the local Ray cluster (killed, or out of memory)"
         raise LodesetError(f"the process at work {how}; the same again goes on from what is finished") from None
     finally:
         ours.close()

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import json
 import logging
+import os
 import platform
 import signal
 import tempfile
@@ -19,6 +20,7 @@ import cv2
 import torch
 
 from pipeline.dag.child import last_line
+from pipeline.engines.ray import SCRATCH
 from pipeline.errors import LodesetError
 from training.checkpoint import newest_step
 from training.config import TrainingConfig
@@ -26,6 +28,15 @@ from training.index import Shards
 from training.loop import SUMMARY, train_loop
 from training.origin import Origin
 
+# What Ray says of one: while it trains, and before its first step.
+LOST_TYPES = (
+    "WorkerHealthCheckTimeoutError",
+    "WorkerGroupStartupFailedError",
+    "WorkerGroupStartupTimeoutError",
+    "RayActorError",
+    "ActorDiedError",
+    "ActorUnavailableError",
+)
 # What torch says of a process that another waited for.
 LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL error", "DataLoader worker (pid")
 
@@ -59,7 +70,7 @@ def launch(
     }
     restarts = in_a_row = 0
     newest = newest_step(folder)
-    while (lost := _fit(config, arguments, cpus)) is not None:
+    while (lost := _fit(config, arguments, folder, cpus)) is not None:
         before, newest = newest, newest_step(folder)
         in_a_row = 1 if newest > before else in_a_row + 1
         if in_a_row > config.max_failures:
@@ -74,7 +85,7 @@ def launch(
     return summary | {"restarts": restarts}
 
 
-def _fit(config: TrainingConfig, arguments: dict[str, Any], cpus: int) -> str | None:
+def _fit(config: TrainingConfig, arguments: dict[str, Any], folder: Path, cpus: int) -> str | None:
     """One start of as many workers as the cluster now gives; None when they are done, else how one was lost.
 
     Ray Train's own `FailureConfig` would start again after any error, one that is the user's to mend among them.
@@ -88,7 +99,8 @@ def _fit(config: TrainingConfig, arguments: dict[str, Any], cpus: int) -> str | 
     workers = plan_workers(config, cpus, gpus)
     use_gpu = gpus > 0
     threads = max(1, cpus // workers)
-    with tempfile.TemporaryDirectory(prefix="lodeset-train-") as scratch:
+    # Ray's bookkeeping of a local cluster goes with the cluster; that of another one must be where all its nodes see it.
+    with tempfile.TemporaryDirectory(prefix="lodeset-train-", dir=os.environ.get(SCRATCH, folder)) as scratch:
         trainer = TorchTrainer(
             _worker,
             train_loop_config={**arguments, "threads": threads},
@@ -116,6 +128,11 @@ def _fit(config: TrainingConfig, arguments: dict[str, Any], cpus: int) -> str | 
             raise LodesetError(
                 f"training failed on {len(failures)} of {workers} workers: {type(first).__name__}: {last_line(first)}"
             ) from error
+        except (ray.train.ControllerError, ray.exceptions.RayActorError) as error:
+            lost = _lost(error)
+            if lost is None:
+                raise
+            return lost
     return None
 
 
@@ -186,7 +203,7 @@ def _lost(failure: BaseException) -> str | None:
     if gone is not None:
         return f"{type(gone).__name__}: {last_line(gone)}"
     for seen in _chain(failure):
-        if type(seen).__name__ == "WorkerHealthCheckTimeoutError" or any(sign in str(seen) for sign in LOST):
+        if type(seen).__name__ in LOST_TYPES or any(sign in str(seen) for sign in LOST):
             return last_line(seen)
     return None
 
@@ -196,7 +213,7 @@ def _chain(failure: BaseException) -> Iterator[BaseException]:
     seen: BaseException | None = failure
     while seen is not None:
         yield seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
+        seen = getattr(seen, "cause", None) or getattr(seen, "controller_failure", None) or seen.__cause__
 
 
 def _cause(failure: BaseException) -> LodesetError | None:

@@ -39,6 +39,10 @@ ENVIRONMENT = {
 }
 
 
+# The exit status of a process whose Ray cluster is gone.
+LOST_RAY = 71
+
+
 def die_with(stream: IO[bytes]) -> None:
     """Kills this process's whole session as soon as `stream` ends."""
 

@@ -229,6 +229,8 @@ class Runner:
             if result is None:
                 code = one.process.returncode
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+                if code == child.LOST_RAY:
+                    how = "lost the local Ray cluster (killed, or out of memory)"
                 raise LodesetError(
                     f"{one.stage.id} {how}; `run` again goes on from its finished parts. Its log: {one.log}"
                 )

@@ -6,20 +6,28 @@ A job's actors, tasks and objects end with its driver, so nothing of a stage rea
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import secrets
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 import cloudpickle
+import psutil
 
-from pipeline.dag.child import ENVIRONMENT
+from pipeline.dag.background import repeating
+from pipeline.dag.child import ENVIRONMENT, LOST_RAY
 from pipeline.engines.failures import caught, unwrapped
 from pipeline.errors import LodesetError
 
@@ -33,17 +41,30 @@ OBJECT_STORE_BYTES = 256 * 2**20
 def cluster(address: str, cpus: int) -> Iterator[str]:
     """The address of a Ray cluster that lives as long as the block: a local one, or the one at `address`.
 
-    The local one is a process of its own (`python -m pipeline.engines.ray`), which ends when its standard input does.
+    The local one is a process of its own (`python -m pipeline.engines.ray`), which ends when its standard input does. It listens
+    on the loopback interface alone, and only processes that inherit its token may talk to it.
+
+    Raises:
+        LodesetError: the local cluster did not start.
     """
     if address != "local":
         yield address
         return
-    # Only processes that inherit this token may talk to the cluster; it listens on the loopback interface alone.
-    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=before["RAY_AUTH_TOKEN"] or secrets.token_hex(32))
-    # Ray puts Unix sockets here, whose paths may have 107 characters.
-    folder = tempfile.mkdtemp(prefix="lodeset-ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
-    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    _clear_abandoned()
+    # Ray puts Unix sockets here, whose paths may have 107 characters. Only this user can enter the folder (0700).
+    folder = tempfile.mkdtemp(prefix=_PREFIX, dir=_parent())
+    # Held by this process and the host together: a folder whose lock is free is nobody's.
+    lock = os.open(os.path.join(folder, _LOCK), os.O_CREAT | os.O_RDWR, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    chosen = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32),
+        # Despite its name: with 0, Ray takes 127.0.0.1 for its node (2.60) and binds nothing but loopback.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        SCRATCH: folder,
+    }
+    before = {name: os.environ.get(name) for name in (*chosen, _HOST)}
+    os.environ.update(chosen)
     log = os.path.join(folder, "host.log")
     with open(log, "wb") as errors:
         host = subprocess.Popen(
@@ -51,53 +72,135 @@ def cluster(address: str, cpus: int) -> Iterator[str]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env=environment,
+            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             start_new_session=True,
+            pass_fds=[lock],
         )
     assert host.stdout is not None and host.stdin is not None
     try:
-        found = ""
-        for line in host.stdout:
-            if line.startswith(b"address "):
-                found = line.split()[1].decode()
-                break
-        if not found:
-            with open(log, encoding="utf-8", errors="replace") as file:
-                tail = file.read()[-2000:]
-            raise LodesetError(f"Ray did not start on this machine (`lodeset doctor` tests it):\n{tail}")
+        started = psutil.Process(host.pid).create_time()
+        found = _address_of(host, log)
+        os.environ[_HOST] = f"{host.pid} {started}"
         yield found
     finally:
         host.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             host.wait(timeout=20)
-        host.kill()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(host.pid, signal.SIGKILL)
         host.wait()
         host.stdout.close()
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
 
 
+# The folder of the local cluster, which goes with it however the run ends: for whatever a stage need not keep.
+SCRATCH = "LODESET_SCRATCH"
+# The process that keeps the local cluster, and when it started.
+_HOST = "LODESET_RAY_HOST"
+_PREFIX, _LOCK = "lodeset-ray-", "lock"
+_START_S = 120.0
+# How long a process whose cluster is gone may take to notice it by itself.
+_NOTICE_S = 20.0
+
+
+def _parent() -> str:
+    return "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()
+
+
+def _clear_abandoned() -> None:
+    """Removes the folders of clusters that were killed together with whoever would have removed them."""
+    for folder in Path(_parent()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if folder.lstat().st_uid != os.getuid():
+                continue
+            lock = os.open(folder / _LOCK, os.O_RDWR)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _address_of(host: subprocess.Popen[bytes], log: str) -> str:
+    """What the host says once its cluster is up. Ray's own processes may hold its pipe open when it is gone."""
+    assert host.stdout is not None
+    deadline, said = time.monotonic() + _START_S, b""
+    while host.poll() is None and time.monotonic() < deadline:
+        if not select.select([host.stdout], [], [], 0.2)[0]:
+            continue
+        more = os.read(host.stdout.fileno(), 4096)
+        said += more
+        for line in said.split(b"\n")[:-1]:
+            if line.startswith(b"address "):
+                return line.split()[1].decode()
+        if not more:
+            break
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        host.wait(timeout=1.0)
+    ended = "was stopped or killed" if host.poll() is not None else f"was not up after {_START_S:.0f} s"
+    with open(log, encoding="utf-8", errors="replace") as file:
+        tail = file.read()[-2000:].strip()
+    raise LodesetError(f"Ray did not start on this machine: it {ended} (`lodeset doctor` tries it)\n{tail}".rstrip())
+
+
 def _host(cpus: int, folder: str) -> None:
-    """Starts a local cluster, says where it is, and keeps it until standard input ends."""
+    """Starts a local cluster, says where it is, and keeps it until standard input ends, or one of its own processes does."""
     import ray
 
-    # Ray replaces 127.0.0.1 and "localhost" by an outside address; another loopback address (Linux has all of 127/8) stays.
-    address: dict[str, Any] = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
     ray.init(
         num_cpus=cpus,
-        **address,
         include_dashboard=False,
         _temp_dir=folder,
         object_store_memory=OBJECT_STORE_BYTES,
         logging_level=logging.WARNING,
         log_to_driver=False,
     )
+    needed = [p for p in psutil.Process().children() if p.name() in ("gcs_server", "raylet")]
     print("address", ray.get_runtime_context().gcs_address, flush=True)
-    sys.stdin.buffer.read()
-    ray.shutdown()
+    while all(_runs(p) for p in needed):
+        if select.select([sys.stdin], [], [], 0.5)[0] and not os.read(sys.stdin.fileno(), 4096):
+            # Whoever asked is gone, and may not have been able to remove the folder.
+            threading.Timer(15.0, os._exit, (1,)).start()
+            ray.shutdown()
+            break
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _lost() -> bool:
+    """Whether the local cluster's host is gone."""
+    host = os.environ.get(_HOST, "").split()
+    if len(host) != 2:
+        return False
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(int(host[0]))
+        return process.create_time() != float(host[1]) or not _runs(process)
+    return True
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[None]:
+    """Ends this process where the local cluster is gone: what waits for its answers would wait for ever."""
+
+    def look() -> float:
+        if _lost() and not ended.wait(_NOTICE_S):
+            print("the local Ray cluster is gone (killed, or out of memory)", file=sys.stderr, flush=True)
+            os._exit(LOST_RAY)
+        return 1.0
+
+    with repeating(look, 1.0) as ended:
+        yield
 
 
 @contextlib.contextmanager
@@ -118,10 +221,11 @@ def job(address: str | None) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with _watched():
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def map_items(
