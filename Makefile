@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 WORLD ?= ../shared/data
 
-.PHONY: venv demo test test-slow check format bench clean
+.PHONY: venv demo test test-slow test-kills check format bench clean
 
 venv: $(STAMP)
 
@@ -24,7 +24,11 @@ test: venv
 
 # Kills, restarts and whole runs.
 test-slow: venv
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not kills and not gpu"
+
+# A kill in every stage, of the driver and of a worker: about half an hour.
+test-kills: venv
+	$(BIN)/python -m pytest tests/slow/test_kill.py
 
 # Lint, types, and the direction of imports.
 check: venv

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import psutil
 
 SLOW_COMMIT = Path(__file__).parent / "slow_commit"
 MARK = "LODESET_TEST_RUN"
+_FORKED = "multiprocessing.forkserver"
 
 
 @dataclass
@@ -68,17 +70,28 @@ class Run:
         self.process.send_signal(signal.SIGKILL)
 
     def kill_worker(self) -> str:
-        """Kills one engine worker that is at work; returns its command."""
+        """Kills one worker that is at work; returns its command."""
         for process in self.processes():
-            try:
+            with contextlib.suppress(psutil.Error):
                 command = " ".join(process.cmdline())
-            except psutil.Error:
-                continue
-            busy = command.startswith("ray::") and not command.startswith("ray::IDLE") and "Actor" not in command
-            if busy or "sdk_worker_main" in command:
-                process.kill()
-                return command
+                parent = process.parent()
+                busy = command.startswith("ray::") and not command.startswith("ray::IDLE") and "Actor" not in command
+                # Workers of lodeset's own pool are forked from a server.
+                forked = _FORKED in command and parent is not None and _FORKED in " ".join(parent.cmdline())
+                if busy or forked:
+                    process.kill()
+                    return command
         raise AssertionError(f"no worker to kill among {[p.name() for p in self.processes()]}")
+
+    def listening(self) -> set[tuple[str, str]]:
+        """(address, name of the process) of every socket on which something of this run listens for TCP connections."""
+        mine = {process.pid: process for process in self.processes()}
+        found = set()
+        for socket in psutil.net_connections("tcp"):
+            if socket.status == psutil.CONN_LISTEN and socket.pid in mine:
+                with contextlib.suppress(psutil.Error):
+                    found.add((socket.laddr.ip, mine[socket.pid].name()))
+        return found
 
     def gone_within(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds

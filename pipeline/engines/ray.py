@@ -72,7 +72,7 @@ def cluster(address: str, cpus: int) -> Iterator[str]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            env={**os.environ, **ENVIRONMENT, **_NO_METRICS, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             start_new_session=True,
             pass_fds=[lock],
         )
@@ -98,6 +98,12 @@ def cluster(address: str, cpus: int) -> Iterator[str]:
                 os.environ[name] = value
 
 
+# Ray's metrics ports ask for no token (2.60). A port of -1 cannot be bound, which its servers log and bear.
+_NO_METRICS = {
+    "RAY_enable_metrics_collection": "0",
+    "AUTOSCALER_METRIC_PORT": "-1",
+    "DASHBOARD_METRIC_PORT": "-1",
+}
 # The folder of the local cluster, which goes with it however the run ends: for whatever a stage need not keep.
 SCRATCH = "LODESET_SCRATCH"
 # The process that keeps the local cluster, and when it started.

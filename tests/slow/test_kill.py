@@ -1,11 +1,17 @@
-"""kill -9 of the driver, and of a worker, in the middle of every stage; then the run goes on as if nothing had happened."""
+"""kill -9 of the driver, and of a worker, in the middle of a stage; then the run goes on as if nothing had happened.
+
+A kill matters per mechanism (the driver, a worker of the pool, a Ray worker, a training worker), so one of each runs with the
+slow tests. `make test-kills` runs them for every stage.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -30,6 +36,8 @@ PARTS = {
     "prune/all": "prune_variant",
 }
 FEWEST_PARTS = 8
+# What runs with the slow tests: a stage for each mechanism.
+CHOSEN = {"driver": ("ingest/pool", "dedup/pool"), "worker": ("ingest/pool", "embed/pool")}
 COMMIT_S = 0.4
 PATIENCE_S = 300
 
@@ -52,12 +60,31 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(world: Path) -> dict[str, str]:
-    code, err = Run(("run", world / "lodeset.yaml", "--set", "store=./undisturbed")).start().wait()
+def undisturbed(world: Path) -> Path:
+    """The store of a run that was left alone."""
+    store = world / "undisturbed"
+    heard: set[tuple[str, str]] = set()
+    with Run(("run", world / "lodeset.yaml", "--set", f"store={store}")) as run:
+        assert run.process is not None
+        while run.process.poll() is None:
+            heard |= run.listening()
+            time.sleep(0.5)
+        code, err = run.wait()
     assert code == 0, err
-    counts = {stage: _count_parts(world / "undisturbed", stage) for stage in PARTS}
+    (world / HEARD).write_text(json.dumps(sorted(heard)))
+    counts = {stage: _count_parts(store, stage) for stage in PARTS}
     assert all(count >= FEWEST_PARTS for count in counts.values()), f"too few parts to be killed among: {counts}"
-    return shard_digests(world / "undisturbed")
+    return store
+
+
+HEARD = "heard.json"
+
+
+def test_nothing_listens_beyond_loopback(world: Path, undisturbed: Path) -> None:
+    """In any stage: curation, training, evaluation and pruning ran."""
+    heard = json.loads((world / HEARD).read_text())
+    assert any("raylet" in name for _, name in heard), heard
+    assert all(ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback for address, _ in heard), heard
 
 
 def _count_parts(store: Path, stage: str) -> int:
@@ -67,82 +94,55 @@ def _count_parts(store: Path, stage: str) -> int:
     return min(folder, json.loads(manifest.read_text())["details"].get("parts", folder))
 
 
-def _interrupt(world: Path, store: str, stage: str, victim: str, *until: str) -> None:
-    """Runs until the third part of a stage is committed, kills, and checks what the next run finds."""
-    folder, parts = world / store, PARTS[stage]
-    before = set(part_manifests(folder, parts))
-    with Run(("run", world / "lodeset.yaml", "--set", f"store=./{store}", *until), slow_commit_s=COMMIT_S) as run:
+def _every_stage() -> list[Any]:
+    return [
+        pytest.param(victim, stage, marks=() if stage in CHOSEN[victim] else pytest.mark.kills)
+        for victim in ("driver", "worker")
+        for stage in PARTS
+    ]
+
+
+@pytest.mark.parametrize(("victim", "stage"), _every_stage())
+def test_killed_after_the_third_part(world: Path, undisturbed: Path, victim: str, stage: str) -> None:
+    """In a store that holds what comes before the stage. Nothing committed is lost or made again, and the shards are the same."""
+    store = world / f"{victim}-{stage.replace('/', '-')}"
+    shutil.copytree(undisturbed, store)
+    for leftover in ("parts", "artifacts"):
+        _forget(store / leftover, stage)
+    # What lies below the shards is run only where it is what is killed; there the shards stay.
+    below = stage in ("evaluate/all", "prune/all")
+    for leftover in () if below else ("shards", "parts/shard_index"):
+        shutil.rmtree(store / leftover)
+    until = stage.partition("/")[0] if below else "write_shards"
+    arguments = ("run", world / "lodeset.yaml", "--set", f"store={store}", "--until", until)
+    parts = PARTS[stage]
+    before = set(part_manifests(store, parts))
+    with Run(arguments, slow_commit_s=COMMIT_S) as run:
         assert run.process is not None
         deadline = time.monotonic() + PATIENCE_S
-        while len(set(part_manifests(folder, parts)) - before) < 3:
+        while len(set(part_manifests(store, parts)) - before) < 3:
             assert run.process.poll() is None, f"ended before the third part of {stage}: {run.wait()}"
             assert time.monotonic() < deadline, f"no third part of {stage} in {PATIENCE_S} s"
             time.sleep(0.02)
         if victim == "driver":
             run.kill_driver()
             run.wait()
-            committed = part_manifests(folder, parts)
+            committed, code = part_manifests(store, parts), 1
         else:
             # Before the kill: a run that survives the loss of a worker goes on, and may not touch what was there either.
-            committed = part_manifests(folder, parts)
+            committed = part_manifests(store, parts)
             run.kill_worker()
             code, err = run.wait(240)
             # An engine may replace a worker and go on; if it cannot, the run says so and stops.
             assert code in (0, 1) and "Traceback" not in err, err
-            _assert_untouched(folder, parts, committed)
         assert run.gone_within(60), run.processes()
-    _remember(folder, parts, committed)
-
-
-def _assert_untouched(folder: Path, parts: str, committed: dict[str, tuple[int, str]]) -> None:
-    now = part_manifests(folder, parts)
+    if code != 0:
+        code, err = Run(arguments).start().wait()
+        assert code == 0, err
+    now = part_manifests(store, parts)
     assert {key: now.get(key) for key in committed} == committed, f"parts of {parts} were lost or written again"
-
-
-_REMEMBERED: dict[tuple[Path, str], dict[str, tuple[int, str]]] = {}
-
-
-def _remember(folder: Path, parts: str, committed: dict[str, tuple[int, str]]) -> None:
-    _REMEMBERED[folder, parts] = committed
-
-
-def _finish(world: Path, store: str, undisturbed: dict[str, str], *until: str) -> None:
-    code, err = Run(("run", world / "lodeset.yaml", "--set", f"store=./{store}", *until)).start().wait()
-    assert code == 0, err
-    for (folder, parts), committed in _REMEMBERED.items():
-        if folder == world / store:
-            _assert_untouched(folder, parts, committed)
-    assert shard_digests(world / store) == undisturbed
-
-
-@pytest.mark.parametrize("stage", PARTS)
-def test_driver_killed(world: Path, stage: str) -> None:
-    # Stages that run side by side may have finished before the kill of another.
-    for leftover in ("parts", "artifacts"):
-        if (world / "driver" / leftover).exists():
-            _forget(world / "driver" / leftover, stage)
-    _interrupt(world, "driver", stage, "driver")
-
-
-def test_shards_after_every_driver_kill(world: Path, undisturbed: dict[str, str]) -> None:
-    _finish(world, "driver", undisturbed)
-
-
-@pytest.mark.parametrize("stage", PARTS)
-def test_worker_killed(world: Path, undisturbed: dict[str, str], stage: str) -> None:
-    """In a store of its own for each stage, because a run that survives the loss of a worker finishes."""
-    store = f"worker-{stage.replace('/', '-')}"
-    shutil.copytree(world / "undisturbed", world / store)
-    for leftover in ("parts", "artifacts"):
-        _forget(world / store / leftover, stage)
-    # What lies below the shards is run only where it is what is killed; there the shards stay.
-    below = stage in ("evaluate/all", "prune/all")
-    until = () if below else ("--until", "write_shards")
-    for leftover in () if below else ("shards", "parts/shard_index"):
-        shutil.rmtree(world / store / leftover)
-    _interrupt(world, store, stage, "worker", *until)
-    _finish(world, store, undisturbed, *until)
-    shutil.rmtree(world / store)
+    assert shard_digests(store) == shard_digests(undisturbed)
+    shutil.rmtree(store)
 
 
 def _forget(folder: Path, stage: str) -> None:
@@ -156,17 +156,18 @@ def _forget(folder: Path, stage: str) -> None:
 
 
 @pytest.mark.parametrize("victim", ["driver", "worker"])
-def test_training_goes_on_from_its_checkpoint(world: Path, undisturbed: dict[str, str], victim: str) -> None:
+def test_training_goes_on_from_its_checkpoint(world: Path, undisturbed: Path, victim: str) -> None:
     """Killed after its third checkpoint, a run ends with the weights of the one that was left alone."""
-    store = f"training-{victim}"
-    shutil.copytree(world / "undisturbed", world / store)
+    store = world / f"training-{victim}"
+    shutil.copytree(undisturbed, store)
     for name in ("artifacts/train", "artifacts/evaluate", "artifacts/prune", "training"):
-        shutil.rmtree(world / store / name)
-    with Run(("run", world / "lodeset.yaml", "--set", f"store=./{store}")) as run:
+        shutil.rmtree(store / name)
+    arguments = ("run", world / "lodeset.yaml", "--set", f"store={store}", "--until", "train")
+    with Run(arguments) as run:
         assert run.process is not None
         deadline = time.monotonic() + PATIENCE_S
         # Only the newest checkpoints are kept, so the third is seen by its name.
-        while not list((world / store / "training").glob("*/step-000000[6-9]")):
+        while not list((store / "training").glob("*/step-000000[6-9]")):
             assert run.process.poll() is None, run.wait()
             assert time.monotonic() < deadline, f"no third checkpoint in {PATIENCE_S} s"
             time.sleep(0.02)
@@ -179,8 +180,8 @@ def test_training_goes_on_from_its_checkpoint(world: Path, undisturbed: dict[str
             assert code in (0, 1)
             assert "Traceback" not in err, err
         assert run.gone_within(60), run.processes()
-    code, err = Run(("run", world / "lodeset.yaml", "--set", f"store=./{store}")).start().wait()
+    code, err = Run(arguments).start().wait()
     assert code == 0, err
-    weights = [next((world / s / "training").glob("*/model.safetensors")).read_bytes() for s in (store, "undisturbed")]
+    weights = [next((s / "training").glob("*/model.safetensors")).read_bytes() for s in (store, undisturbed)]
     assert weights[0] == weights[1]
-    shutil.rmtree(world / store)
+    shutil.rmtree(store)
