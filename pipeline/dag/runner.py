@@ -28,6 +28,9 @@ from pipeline.dag.store import Artifact, File, Rows, Store
 from pipeline.errors import GateError, HeldError, LodesetError
 
 
+LOGS = "logs"
+
+
 @dataclass(frozen=True)
 class Event:
     """What the runner tells whoever watches it."""
@@ -70,7 +73,7 @@ class Runner:
         self._ray_address: str | None = None
         self._services = contextlib.ExitStack()
         self._selector = selectors.DefaultSelector()
-        self._logs = Path(store.path("logs") if store.local else tempfile.mkdtemp(prefix="lodeset-logs-"))
+        self._logs = Path(store.path(LOGS)) if store.local else None  # else a folder of this run
 
     def run(self, stages: Mapping[str, Stage]) -> dict[str, Artifact]:
         """Runs what is not finished; `stages` in topological order.
@@ -84,6 +87,8 @@ class Runner:
         running: dict[str, Running] = {}
         failure: LodesetError | None = None
         with self._services, _terminable():
+            if self._logs is None:
+                self._logs = Path(self._services.enter_context(tempfile.TemporaryDirectory(prefix="lodeset-logs-")))
             try:
                 while waiting or running:
                     if failure is None:
@@ -155,6 +160,7 @@ class Runner:
             **self._task(decision, cpus, finished),
             "also": [self._task(its, cpus, finished) for _, its in also],
         }
+        assert self._logs is not None  # since the run began
         log = self._logs / f"{stage.name}-{stage.set}-{fingerprint[:12]}.log"
         read, write = os.pipe()
         environment = {**os.environ, **child.ENVIRONMENT, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -219,6 +225,10 @@ class Runner:
             os.killpg(one.process.pid, signal.SIGKILL)
         one.process.wait()
         one.logger.join(timeout=5.0)
+        if not self.store.local and one.log.exists():
+            with contextlib.suppress(OSError, LodesetError):  # a stage must not fail because its log cannot be written
+                self.store.append(f"{LOGS}/{one.log.name}", one.log.read_bytes())
+                one.log.unlink()
         if one.process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 one.process.stdin.close()
@@ -232,16 +242,19 @@ class Runner:
                 if code == child.LOST_RAY:
                     how = "lost the local Ray cluster (killed, or out of memory)"
                 raise LodesetError(
-                    f"{one.stage.id} {how}; `run` again goes on from its finished parts. Its log: {one.log}"
+                    f"{one.stage.id} {how}; `run` again goes on from its finished parts. Its log: {self._log_of(one)}"
                 )
             if "error" in result:
-                where = f" (log: {one.log})" if result.get("unexpected") else ""
+                where = f" (log: {self._log_of(one)})" if result.get("unexpected") else ""
                 message = f"{one.stage.id}: {result['error']}{where}"
                 raise {3: GateError, 4: HeldError}.get(result["exit_code"], LodesetError)(message)
             artifact = self._accounted(one, _outcome(result["outcome"]), finished)
         committed = self.store.commit_artifact(artifact)
         self.watch(Event("done", one.stage, artifact=committed))
         return committed
+
+    def _log_of(self, one: Running) -> str:
+        return self.store.full_url(f"{LOGS}/{one.log.name}")
 
     def _accounted(self, one: Running, outcome: Outcome, finished: Mapping[str, Artifact]) -> Artifact:
         rows = outcome.rows

@@ -186,6 +186,12 @@ class Store:
         self.put_absent(copy, sealed(tree))
         self.replace(copy, relative)
 
+    def append(self, relative: str, data: bytes) -> None:
+        """Adds to a file that one process alone writes: a log. Object stores cannot append, so the whole file is written."""
+        with self.explained(f"writing {relative}"):
+            self._make_folder(self.path(relative).rsplit("/", 1)[0])
+            self.fs.pipe_file(self.path(relative), (self.read(relative) or b"") + data)
+
     def delete(self, relative: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.path(relative))

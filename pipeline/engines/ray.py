@@ -202,6 +202,7 @@ def _watched() -> Iterator[None]:
     def look() -> float:
         if _lost() and not ended.wait(_NOTICE_S):
             print("the local Ray cluster is gone (killed, or out of memory)", file=sys.stderr, flush=True)
+            shutil.rmtree(os.environ.get(SCRATCH, ""), ignore_errors=True)
             os._exit(LOST_RAY)
         return 1.0
 
