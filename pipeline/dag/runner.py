@@ -27,7 +27,6 @@ from pipeline.dag.stage import PREVIOUS, Outcome, Progress, Stage
 from pipeline.dag.store import Artifact, File, Rows, Store
 from pipeline.errors import GateError, HeldError, LodesetError
 
-
 LOGS = "logs"
 
 

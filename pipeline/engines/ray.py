@@ -161,7 +161,8 @@ def _host(cpus: int, folder: str) -> None:
     ray.init(
         num_cpus=cpus,
         include_dashboard=False,
-        _temp_dir=folder,
+        # Ray opens the folder that it is given to everybody (0777): one inside a folder that nobody else can enter.
+        _temp_dir=os.path.join(folder, "r"),
         object_store_memory=OBJECT_STORE_BYTES,
         logging_level=logging.WARNING,
         log_to_driver=False,
