@@ -5,11 +5,8 @@ Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 a gate was breache
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,11 +16,14 @@ from rich.table import Table
 
 from infra import api
 from infra.cli_models import models
+from infra.command import Group
 from infra.options import Json, Set, err, out, print_json
 from infra.tables import composition_tree, show_changes, show_composition, show_retrieval
 from pipeline.errors import LodesetError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app = typer.Typer(
+    cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
+)
 app.add_typer(models)
 MISSING_SHOWN = 5  # sources that are not there, of which `plan` tells
 
@@ -34,34 +34,26 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="ignore what earlier runs f
 
 
 def main() -> None:
-    """`lodeset`: runs a command, and leaves without taking native libraries down: one of their threads was seen to abort
-    a demo that had done and told everything, and its exit status said that it had failed."""
-    try:
-        _run()
-    except SystemExit as done:
-        with contextlib.suppress(OSError):  # whoever read this is gone
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(done.code if isinstance(done.code, int) else int(done.code is not None))
+    """`python -m infra` and the `lodeset` command start in `infra.__main__`, before this is imported; this is for scripts that
+    were installed earlier."""
+    from infra.__main__ import main
+
+    main()
 
 
-def _run() -> None:
-    """A user's mistake ends in one message, never in a traceback."""
-    try:
-        app()
-    except LodesetError as error:
-        _fail(str(error), error.exit_code)
-    except BrokenPipeError:
-        sys.exit(1)
-    except KeyboardInterrupt:
-        _fail("stopped; the same command again goes on from what is finished", 130)
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"lodeset {version('lodeset')}")
+        raise typer.Exit
 
 
-def _fail(message: str, code: int) -> None:
-    if "--json" in sys.argv:
-        print(json.dumps({"error": message, "exit_code": code}))
-    err.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
-    sys.exit(code)
+@app.callback()
+def lodeset(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="print the version and leave", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """From a pile of uncurated images to a pretrained, pruned vision model."""
 
 
 def _open(config: Path, set_: list[str] | None, limit: int | None, until: str | None = None) -> api.Opened:

@@ -1,5 +1,11 @@
 """What a user is told when a run cannot go on."""
 
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
 
 class LodesetError(Exception):
     """A failure that the user can act on; the message names the thing, the numbers and the way out, and is all that is shown."""
@@ -31,3 +37,25 @@ class DamagedError(LodesetError):
     def __init__(self, message: str, why: str = "") -> None:
         super().__init__(message)
         self.why = why
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends what it interrupts as Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def ends_like_an_interrupt() -> Iterator[None]:
+    """While the block runs, SIGTERM raises Terminated: children are swept, claims given back."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: the caller's signals are its own
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

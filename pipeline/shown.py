@@ -72,11 +72,11 @@ def _user(match: re.Match[str]) -> str:
 
 
 def visible(text: str, lines: bool = False) -> str:
-    r"""The text with acting characters written out (`\x1b`, `\u202e`, `\n`); `lines` keeps line breaks."""
+    r"""The text with acting characters written out (`\x1b`, `\u202e`, `\n`); `lines` keeps line breaks and tabs."""
 
     def written(match: re.Match[str]) -> str:
         sign = match[0]
-        if lines and sign == "\n":
+        if lines and sign in "\n\t":
             return sign
         code = ord(sign)
         told = f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
@@ -86,7 +86,7 @@ def visible(text: str, lines: bool = False) -> str:
 
 
 def shown(value: object, lines: bool = False) -> str:
-    """Anything as text that may be shown; `lines` keeps line breaks."""
+    """Anything as text that may be shown; `lines` keeps line breaks and tabs."""
     return visible(without_secrets(str(value)), lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -25,7 +26,8 @@ from pipeline.dag.decisions import Decision, decided
 from pipeline.dag.fingerprint import canonical
 from pipeline.dag.stage import PREVIOUS, Outcome, Progress, Stage
 from pipeline.dag.store import Artifact, File, Rows, Store
-from pipeline.errors import GateError, HeldError, LodesetError
+from pipeline.errors import GateError, HeldError, LodesetError, ends_like_an_interrupt
+from pipeline.shown import shown
 
 LOGS = "logs"
 
@@ -85,7 +87,7 @@ class Runner:
         waiting = dict(stages)
         running: dict[str, Running] = {}
         failure: LodesetError | None = None
-        with self._services, _terminable():
+        with self._services, ends_like_an_interrupt():
             if self._logs is None:
                 self._logs = Path(self._services.enter_context(tempfile.TemporaryDirectory(prefix="lodeset-logs-")))
             try:
@@ -291,18 +293,30 @@ class Runner:
         )
 
 
+_COLOUR = re.compile("\x1b\\[[0-9;]*m")  # Ray prints in colours
+
+
 def _keep_log(stream: IO[bytes], path: Path) -> None:
-    """Writes down what a stage prints. The pipe is emptied even when the disk is full: a stage must not fail, or hang,
-    because its log cannot be written."""
+    """Writes down what a stage prints, without secrets and acting characters. The pipe is emptied even when the disk is full: a
+    stage must not fail, or hang, because its log cannot be written."""
     with stream:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab", buffering=0) as file:
+                begun = b""
                 while data := os.read(stream.fileno(), 65536):
-                    file.write(data)
+                    *lines, begun = (begun + data).split(b"\n")
+                    if len(begun) > 65536:
+                        lines, begun = [*lines, begun], b""
+                    file.write(b"".join(_shown(line) + b"\n" for line in lines))
+                file.write(_shown(begun))
         except OSError:
             while os.read(stream.fileno(), 65536):
                 pass
+
+
+def _shown(line: bytes) -> bytes:
+    return shown(_COLOUR.sub("", line.decode(errors="backslashreplace").rstrip("\r")), lines=True).encode()
 
 
 def _outcome(tree: Mapping[str, Any]) -> Outcome:
@@ -312,21 +326,3 @@ def _outcome(tree: Mapping[str, Any]) -> Outcome:
         content=tree["content"],
         details=tree["details"],
     )
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends a run the way Ctrl-C does: children swept, claims given back."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: the caller's signals are its own
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
