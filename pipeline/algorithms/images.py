@@ -1,7 +1,10 @@
 """Encoded bytes -> identity, pixels and hashes.
 
 *Pixels* mean the same everywhere in lodeset: the first frame, EXIF orientation applied, alpha composited over white,
-CMYK, palette and grey converted to 8-bit RGB.
+CMYK, palette and grey converted to 8-bit RGB, wider samples scaled by the range that `algorithms.samples` finds.
+
+Metadata never costs an image its pixels: what cannot be read with profiles, texts and EXIF is read without them. A file that
+lacks its end is read as far as it goes, and says so.
 """
 
 from __future__ import annotations
@@ -11,16 +14,27 @@ import io
 import math
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import imagehash
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+
+from pipeline.algorithms import containers, exif
+from pipeline.algorithms.wide import (
+    declared,
+    deepened,
+    is_deep,
+    is_wide,
+    scaled,
+    tiff_kind,
+    tiff_pixel_bytes,
+    tiff_tags,
+    unknown_tiff,
+)
 
 ID_HEX_DIGITS = 32
 THUMBNAIL_SIDE = 32
-_TILE = 1_024
 _LONG_SIDE = 8_192
 
 # Codecs that Pillow decodes within its own process and that images of the web use. Anything that shells out (EPS), parses
@@ -42,6 +56,10 @@ EXTENSIONS = {
 
 # Bytes that start so and cannot be opened are broken images, not something else.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\x00", b"MM\x00*", b"\x00\x00\x00\x0cjP  ")
+_WIDTH, _HEIGHT = 256, 257
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Of a file without its end: the share of the pixels that may be missing. More is a broken image.
+MOST_MISSING = 0.05
 
 # Limits are checked against the header before any pixel is decoded, by lodeset itself (see `decode`).
 Image.MAX_IMAGE_PIXELS = None
@@ -61,6 +79,21 @@ class Unreadable(Exception):
 
 
 @dataclass(frozen=True)
+class Decoded:
+    """RGB pixels, and how they were come by.
+
+    Attributes:
+        sample_range: which samples became black and white; None where samples have 8 bits.
+        truncated: the share of the pixels that is missing from a file that lacks its end; None of a whole file.
+    """
+
+    image: Image.Image
+    format: str
+    sample_range: str | None = None
+    truncated: float | None = None
+
+
+@dataclass(frozen=True)
 class Examined:
     """What ingest records of one image."""
 
@@ -70,6 +103,8 @@ class Examined:
     format: str
     phash: int
     thumbnail: bytes
+    sample_range: str | None
+    truncated: float | None
 
 
 @dataclass(frozen=True)
@@ -91,41 +126,116 @@ def decode(data: bytes, max_pixels: int = 100_000_000) -> Image.Image:
     """Encoded bytes -> RGB pixels.
 
     Raises:
-        Unreadable: `empty`, `not_an_image`, `corrupt`, or `too_many_pixels` (judged by the header, before decoding).
+        Unreadable: `empty`, `not_an_image`, `unsupported_format`, `corrupt`, or `too_many_pixels` (judged by the header, before decoding).
         MemoryError: says nothing about the image.
     """
-    return _decode(data, Limits(max_pixels, max_side=max_pixels, max_decoded_mb=math.inf, max_frames=sys.maxsize))[0]
+    limits = Limits(max_pixels, max_side=max_pixels, max_decoded_mb=math.inf, max_frames=sys.maxsize)
+    return decoded(data, limits).image
 
 
-def _decode(data: bytes, limits: Limits) -> tuple[Image.Image, str]:
+def decoded(data: bytes, limits: Limits) -> Decoded:
+    """As `decode`, with what else is to be told of the pixels."""
     if not data:
         raise Unreadable("empty", "0 bytes")
     with warnings.catch_warnings():
         # A codec's warning about odd metadata is no reason to reject an image whose pixels decode.
         warnings.simplefilter("ignore")
         try:
-            opened = Image.open(io.BytesIO(data), formats=FORMATS)
-        except UnidentifiedImageError:
-            reason = "corrupt" if data.startswith(_SIGNATURES) else "not_an_image"
-            raise Unreadable(reason, f"{len(data)} bytes start with {data[:8].hex()}") from None
-        except MemoryError:
-            raise
-        except Exception as error:
-            # Codecs raise whatever their parser meets (struct.error, SyntaxError, OverflowError, ...) on crafted bytes.
-            raise Unreadable("corrupt", _short(error)) from error
-        _check_header(opened, limits)
+            found = _read(data, limits)
+        except Unreadable as error:
+            if error.reason != "corrupt":
+                raise
+            mended = _mended(data, limits)
+            if mended is None:
+                raise
+            return mended
+    if containers.lacks_end(data, found.format):
+        return replace(found, truncated=0.0)
+    return found
+
+
+def _mended(data: bytes, limits: Limits) -> Decoded | None:
+    """What can be read of an image that cannot be read as it is: without its metadata, or without its end."""
+    bare = containers.without_metadata(data) or data
+    turn = exif.orientation_in(data)
+    if bare != data:
         try:
-            opened.load()
-            image_format = opened.format or ""
-            return _to_rgb(opened), image_format
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise Unreadable("corrupt", _short(error)) from error
+            found = _read(bare, limits, turn)
+            return replace(found, truncated=0.0) if containers.lacks_end(data, found.format) else found
+        except Unreadable:
+            pass
+    ended = containers.completed(bare, limits.max_pixels)
+    if ended is None:
+        return None
+    try:
+        found = _read(ended.data, limits, turn)
+        missing = ended.missing
+        if missing is None:
+            other = _read(ended.other, limits, turn)
+            missing = float((np.asarray(found.image) != np.asarray(other.image)).any(axis=2).mean())
+    except Unreadable:
+        return None
+    return replace(found, truncated=missing) if missing <= MOST_MISSING else None
+
+
+def _read(data: bytes, limits: Limits, turn: int | None = None) -> Decoded:
+    """One attempt; `turn` is the EXIF orientation where the data have lost theirs."""
+    try:
+        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        if data.startswith(_TIFF) and (found := _unknown_tiff(data, limits)) is not None:
+            return found
+        reason = "corrupt" if data.startswith(_SIGNATURES) else "not_an_image"
+        raise Unreadable(reason, f"{len(data)} bytes start with {data[:8].hex()}") from None
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Codecs raise whatever their parser meets (struct.error, SyntaxError, OverflowError, ...) on crafted bytes.
+        raise Unreadable("corrupt", _short(error)) from error
+    _check_header(opened, limits)
+    try:
+        wide = is_wide(opened)
+        deep = not wide and is_deep(opened, data)
+        told = declared(opened, data) if wide or deep else None
+        loaded, turn = _loaded(opened, turn)
+        used = None
+        if told is not None:
+            loaded, used = scaled(loaded, told) if wide else deepened(loaded, data, told)
+        return Decoded(exif.upright(_to_rgb(loaded), turn), opened.format or "", used)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise Unreadable("corrupt", _short(error)) from error
+
+
+def _unknown_tiff(data: bytes, limits: Limits) -> Decoded | None:
+    """A TIFF whose kind of pixels Pillow does not know.
+
+    Raises:
+        Unreadable: nobody knows it.
+    """
+    try:
+        tags = tiff_tags(data)
+        size, kind = (int(tags[_WIDTH]), int(tags[_HEIGHT])), tiff_kind(tags)
+    except Exception:
+        return None
+    _check_size(*size, kind, tiff_pixel_bytes(tags), limits)
+    found = unknown_tiff(data, tags, size)
+    if found is None:
+        raise Unreadable("unsupported_format", f"a TIFF of {kind} samples a pixel: neither Pillow nor OpenCV reads it")
+    image, used = found
+    return Decoded(exif.upright(_to_rgb(image), exif.tiff_orientation(tags)), "TIFF", used)
 
 
 def _check_header(image: Image.Image, limits: Limits) -> None:
-    width, height = image.size
+    """Refuses what a header asks for too much of."""
+    _check_size(*image.size, image.mode, len(image.getbands()) * _SAMPLE_BYTES.get(image.mode, 1), limits)
+    frames = _frames(image)
+    if frames > limits.max_frames:
+        raise Unreadable("too_many_frames", f"{frames} frames > {limits.max_frames} (ingest.max_frames)")
+
+
+def _check_size(width: int, height: int, kind: str, pixel_bytes: int, limits: Limits) -> None:
     if width < 1 or height < 1:
         raise Unreadable("corrupt", f"size {width} x {height}")
     if width * height > limits.max_pixels:
@@ -133,13 +243,10 @@ def _check_header(image: Image.Image, limits: Limits) -> None:
         raise Unreadable("too_many_pixels", told)
     if max(width, height) > limits.max_side:
         raise Unreadable("too_long_a_side", f"{width} x {height} > {limits.max_side} (ingest.max_side)")
-    decoded_mb = width * height * len(image.getbands()) * _SAMPLE_BYTES.get(image.mode, 1) / 2**20
+    decoded_mb = width * height * pixel_bytes / 2**20
     if decoded_mb > limits.max_decoded_mb:
-        told = f"{width} x {height} {image.mode} = {decoded_mb:.0f} MiB > {limits.max_decoded_mb:g} (ingest.max_decoded_mb)"
+        told = f"{width} x {height} {kind} = {decoded_mb:.0f} MiB > {limits.max_decoded_mb:g} (ingest.max_decoded_mb)"
         raise Unreadable("too_many_decoded_bytes", told)
-    frames = _frames(image)
-    if frames > limits.max_frames:
-        raise Unreadable("too_many_frames", f"{frames} frames > {limits.max_frames} (ingest.max_frames)")
 
 
 # Bytes of a sample, where it is not one.
@@ -156,40 +263,30 @@ def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:200]
 
 
+def _loaded(opened: ImageFile.ImageFile, turn: int | None) -> tuple[Image.Image, int | None]:
+    """The stored pixels and the orientation, unless that is known."""
+    if isinstance(opened, TiffImagePlugin.TiffImageFile):
+        # Pillow would turn the image at the end of loading and write its tags anew, which fails on odd ones.
+        opened.load_end = lambda: None  # type: ignore[method-assign]
+        opened.load()
+        return opened._new(opened.im), turn or exif.tiff_orientation(opened.tag_v2)
+    opened.load()
+    if turn is None and "exif" in opened.info:
+        turn = exif.orientation(opened.info["exif"])
+    return opened, turn
+
+
+# -- other modes
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    oriented = ImageOps.exif_transpose(image) if "exif" in image.info or image.format in ("TIFF", "MPO") else image
-    if oriented.mode == "RGB" and "transparency" not in oriented.info:
-        return oriented
-    if oriented.mode.startswith("I") or oriented.mode == "F":
-        return _scaled(oriented).convert("RGB")
-    if oriented.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in oriented.info:
-        rgba = oriented.convert("RGBA")
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return oriented.convert("RGB")
-
-
-def _scaled(image: Image.Image) -> Image.Image:
-    """16-bit and float samples as 8 bits: Pillow clips them at 255 on convert("L"); the range that is used is scaled instead.
-
-    Tile by tile, because the arithmetic takes 32 bytes a sample: 3.2 GB for an image of 100 megapixels.
-    """
-    boxes = [
-        (x, y, min(x + _TILE, image.width), min(y + _TILE, image.height))
-        for y in range(0, image.height, _TILE)
-        for x in range(0, image.width, _TILE)
-    ]
-    wide = any(_samples(image, box).max() > 255 for box in boxes)
-    scale = 255.0 / (65535.0 if wide else 255.0)
-    grey = Image.new("L", image.size)
-    for box in boxes:
-        tile = np.clip(_samples(image, box) * scale, 0, 255).astype(np.uint8)
-        grey.paste(Image.fromarray(tile), box)
-    return grey
-
-
-def _samples(image: Image.Image, box: tuple[int, int, int, int]) -> NDArray[np.float64]:
-    return np.nan_to_num(np.asarray(image.crop(box), dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    return image.convert("RGB")
 
 
 def examine(data: bytes, limits: Limits = Limits()) -> Examined:
@@ -199,7 +296,8 @@ def examine(data: bytes, limits: Limits = Limits()) -> Examined:
         Unreadable: as `decode`; also `too_long_a_side`, `too_many_decoded_bytes` and `too_many_frames`, by the header.
         MemoryError: says nothing about the image.
     """
-    image, image_format = _decode(data, limits)
+    found = decoded(data, limits)
+    image = found.image
     grey = image.convert("L")
     # Both small images come from one reduction: a box-filtered copy at most 4x the target moves a hash by at most 2 bits (tested) and
     # saves two full-size Lanczos passes on photographs. A very long side is reduced further: Lanczos weights for a side of 10^8
@@ -214,7 +312,9 @@ def examine(data: bytes, limits: Limits = Limits()) -> Examined:
         image_id=image_id(data),
         width=image.width,
         height=image.height,
-        format=image_format,
+        format=found.format,
         phash=int(np.packbits(bits.flatten()).view(">u8")[0]),
         thumbnail=thumbnail.tobytes(),
+        sample_range=found.sample_range,
+        truncated=found.truncated,
     )
