@@ -135,6 +135,9 @@ class Ingest(Strict):
     worker_memory_gb: float = Field(
         4, gt=0, description="GiB that a worker may hold; an image that takes it there is rejected"
     )
+    truncated: Literal["keep", "reject"] = Field(
+        "keep", description="what becomes of images whose files lack their end, with at least 95 % of the pixels there"
+    )
     slice_mb: float = Field(8.0, gt=0, description="MiB of source per part; speed only")
     on_unreadable: Literal["stop", "count"] = Field(
         "stop",

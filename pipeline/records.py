@@ -39,6 +39,12 @@ IMAGES = pa.schema(
         ("phash", pa.uint64()),
         ("thumbnail", pa.binary()),  # 32 x 32 luminance, row by row
         ("derived_from", pa.string()),
+        # Of samples of more than 8 bits: which became black and white, and how that was found. Null: 8 bits.
+        ("sample_range", pa.string()),
+        (
+            "truncated",
+            pa.float32(),
+        ),  # of a file that lacks its end: the share of its pixels that is missing. Null: whole
     ]
 )
 

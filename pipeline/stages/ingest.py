@@ -38,6 +38,7 @@ from pipeline.sources.slices import Slice, check_unchanged, cut, split_loose
 from pipeline.stages.culprits import limits_of, rescued, samples_of
 from pipeline.stages.draw import Draw, drawn, members
 from pipeline.stages.forgotten import forgotten
+from pipeline.stages.noted import warnings_of
 from pipeline.stages.parts import watching
 
 VERSION = 4
@@ -270,6 +271,10 @@ def ingest_slice(
             if condemned and number in condemned:
                 raise condemned[number]
             found = examine(sample.data, limits)
+            if found.truncated is not None and settings.truncated == "reject":
+                raise Unreadable(
+                    "truncated", f"{found.truncated:.1%} of the pixels are missing (ingest.truncated: reject)"
+                )
         except Unreadable as error:
             rows["rejects"].append({**where, "reason": error.reason, "detail": error.detail})
             continue
@@ -391,5 +396,6 @@ def _outcome(
             "parts_made": len(new),
             "images_decoded": sum(p.counts["images"] for p in parts if p.key in new),
             "size_bytes": sum(p.counts["size_bytes"] for p in parts),
+            **({"warnings": noted} if (noted := warnings_of(store, tables["images"])) else {}),
         },
     )

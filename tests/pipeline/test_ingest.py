@@ -7,9 +7,11 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
-from builders import id_of, picture, write_folder, write_parquet, write_tar
+from builders import encoded, id_of, picture, pixels, write_folder, write_parquet, write_tar
+from PIL import Image
 
 from pipeline import records
 from pipeline.config import Ingest, Source
@@ -252,3 +254,24 @@ def test_one_hostile_file_stops_nothing(tmp_path: Path, store: Store) -> None:
     assert outcome.rows.dropped == {"bad_metadata": 1, "unreadable_archive": 2}
     assert column(store, outcome, "metadata", "caption") == ["\\ud800"]
     assert str(tmp_path / "pool" / "caf\\xe9.png") in column(store, outcome, "locations", "uri")
+
+
+def test_what_was_taken_with_reserve_is_told_of_each_image(tmp_path: Path, store: Store) -> None:
+    whole, cut = picture(1), encoded(pixels(2), "JPEG")[:-2]
+    twelve = encoded(Image.fromarray(np.maximum(pixels(3)[..., 0].astype(np.uint16), 200) * 16))
+    path = write_tar(tmp_path / "a.tar", [("0.png", whole), ("1.jpg", cut), ("2.png", twelve)])
+    outcome = ran(store, path)
+    told = {
+        i: (used, missing)
+        for i, used, missing in zip(
+            *(column(store, outcome, "images", name) for name in ("image_id", "sample_range", "truncated")), strict=True
+        )
+    }
+    assert told == {
+        id_of(whole): (None, None),
+        id_of(cut): (None, 0.0),
+        id_of(twelve): ("0 to 4095 (the image's own)", None),
+    }
+    warnings = " ".join(outcome.details["warnings"])
+    assert "1 image of more than 8 bits" in warnings and "1 image kept of files that lack their end" in warnings
+    assert ran(Store(str(tmp_path / "b")), path, truncated="reject").rows.dropped == {"truncated": 1}
