@@ -128,13 +128,14 @@ def _prune(
 def export(folder: str | Path, path: str | Path, size: int | None = None) -> dict[str, Any]:
     """Writes the model in `folder`, trained or pruned (see `pruning.saving.load_model`), as an ONNX network for images of `size` pixels.
 
-    `size` is by default the side that a transformer's positions are for. Returns path, size and bytes; of a transformer dim too.
+    `size` is by default the side that a transformer's positions are for. Returns path, size and bytes, whether other sizes can be given
+    (`any_size`), and of a transformer dim.
 
     Raises:
         LodesetError: no model there, a size that is no multiple of the patch, or the `onnx` extra is not installed.
     """
     from pruning.saving import load_model
-    from training.export import export_onnx
+    from training.onnx import export_onnx
     from training.vit import DinoVisionTransformer
 
     model, target = load_model(Path(folder)), Path(path)
@@ -142,8 +143,8 @@ def export(folder: str | Path, path: str | Path, size: int | None = None) -> dic
     if side is None:
         raise LodesetError(f"{folder} does not say how large its images are: give --size")
     try:
-        export_onnx(model, target, side)
+        free = export_onnx(model, target, side)
     except OSError as error:
         raise LodesetError(f"cannot write {target}: {error.strerror or error}") from error
-    told: dict[str, Any] = {"path": str(target), "size": side, "size_bytes": target.stat().st_size}
+    told: dict[str, Any] = {"path": str(target), "size": side, "any_size": free, "size_bytes": target.stat().st_size}
     return told | ({"dim": model.config.dim} if isinstance(model, DinoVisionTransformer) else {})

@@ -32,7 +32,7 @@ pool:                             # the uncurated images: folders, tars (WebData
 
 embed:
   semantic: {kind: patch_dictionary}    # fitted on the pool, no download; or, much better:
-  # semantic: {kind: onnx, path: dinov2.onnx, size: 224}
+  # semantic: {kind: onnx, path: dinov2.onnx}
   # semantic: {kind: huggingface, model: facebook/dinov2-small}    # or a folder, e.g. what `training` exported
   # semantic: {kind: torchscript, path: model.pt, size: 224}
   # semantic: {kind: precomputed, path: vectors/*.parquet}
@@ -47,10 +47,10 @@ filter:                           # an image's reason is the first filter that i
   # blank: true                   # luminance deviation of the thumbnail below 5
   # min_sharpness: 0.2            # 0..1; this one and classifiers read the images, once whatever the thresholds
   # classifiers:                  # any ONNX network; thresholds are its own
-  #   - {name: nsfw, path: nsfw.onnx, size: 224, index: 1, activation: softmax, keep: below, threshold: 0.5}
+  #   - {name: nsfw, path: nsfw.onnx, index: 1, activation: softmax, keep: below, threshold: 0.5}
   # blocked_domains: [example.com]    # or a file, one a line; compared with `url` of the metadata
   # blocked_urls: [example.org/private/]
-  # faces: {path: faces.onnx, size: 320, threshold: 0.5}    # blurs faces; a blurred image is a new one
+  # faces: {path: faces.onnx, threshold: 0.5}    # blurs faces; a blurred image is a new one
 dedup: {threshold: auto, reference_threshold: auto, verify: pixels}
 shards: {size_mb: 256, seed: 0}
 

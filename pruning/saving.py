@@ -15,12 +15,13 @@ from training.narrow import ARCHITECTURE, load_narrow, save_narrow
 from training.vit import DinoVisionTransformer
 
 
-def load_model(folder: Path) -> nn.Module:
+def load_model(folder: str | Path) -> nn.Module:
     """A dense or pruned model in evaluation mode on the CPU: what `export` or `save_pruned` wrote, or a DINOv2 in Hugging Face's form.
 
     Raises:
         LodesetError: there is none, or it is damaged.
     """
+    folder = Path(folder)
     for name, load in FORMS.items():
         if (folder / name).is_file():
             try:

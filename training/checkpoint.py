@@ -120,7 +120,14 @@ def newest_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[int, P
         if marker is None:
             continue
         if marker.identity != identity:
-            keys = ", ".join(_differences(marker.identity, identity))
+            differences = _differences(marker.identity, identity)
+            keys = ", ".join(differences)
+            if differences and all(one.startswith("training.steps:") for one in differences):
+                raise LodesetError(
+                    f"{path} is of a run of other length ({keys}), and rates and momentum follow the length from the first step on, so "
+                    f"it cannot be prolonged: go on from what it learned in another folder, with `weights: {{path: {folder}}}` (once it "
+                    "has ended), or remove this one"
+                )
             raise LodesetError(
                 f"{path} was trained with other settings ({keys}): train into another folder, or remove this one"
             )

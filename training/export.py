@@ -1,5 +1,5 @@
 """A backbone as `model.safetensors` and `config.json`, the form that Hugging Face `Dinov2Model` and
-`Dinov2WithRegistersModel` load (names of their published checkpoints), and as an ONNX network.
+`Dinov2WithRegistersModel` load (names of their published checkpoints), and `preprocessor_config.json`, which `AutoImageProcessor` loads.
 
 On the grid that positions are stored for, all agree to 1e-4. On others Hugging Face interpolates positions by size without antialias,
 where the released models without registers went by scale factor with an offset of 0.1, as `vit.positions` does.
@@ -7,28 +7,26 @@ where the released models without registers went by scale factor with an offset 
 Shapes: D width.
 """
 
-import copy
-import importlib.util
 import json
 import os
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import own
+from pipeline.embedders.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.errors import LodesetError
 from training.config import ModelConfig
 from training.vit import NORM_EPS, DinoVisionTransformer
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-ONNX_LIMIT = 2**31 - 2**20  # bytes; a protobuf message ends at 2 GiB
+PREPROCESSOR = "preprocessor_config.json"
 
 # (ours, theirs); {n} stands for a block's number. Query, key and value are one matrix with us and three with them.
 NAMES = (
@@ -53,8 +51,9 @@ NAMES = (
 )
 
 
-def export(model: DinoVisionTransformer, folder: Path) -> None:
-    """Writes `model.safetensors` (fp32) and `config.json` into `folder`; each appears whole or not at all."""
+def export(model: DinoVisionTransformer, folder: str | Path) -> None:
+    """Writes `model.safetensors` (fp32), `config.json` and `preprocessor_config.json` into `folder`; each appears whole or not at all."""
+    folder = Path(folder)
     own.mark(folder, "model")
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
@@ -63,70 +62,37 @@ def export(model: DinoVisionTransformer, folder: Path) -> None:
     weights = folder / f"{WEIGHTS}.tmp"
     save_file(tensors, weights, metadata={"format": "pt"})
     os.replace(weights, folder / WEIGHTS)
-    config = folder / f"{CONFIG}.tmp"
-    config.write_text(json.dumps(_hugging_face_config(model), indent=2) + "\n")
-    os.replace(config, folder / CONFIG)
+    for name, said in ((CONFIG, _hugging_face_config(model)), (PREPROCESSOR, _preprocessing(model.image_size))):
+        unfinished = folder / f"{name}.tmp"
+        unfinished.write_text(json.dumps(said, indent=2) + "\n")
+        os.replace(unfinished, folder / name)
 
 
-def export_onnx(model: nn.Module, path: Path, size: int) -> None:
-    """Writes an ONNX network: `image` float32 [B, 3, size, size] in, `embedding` [B, D] (CLS) and `patches` [B, N, D] out; of another
-    network than lodeset's transformers, what it returns.
-
-    B is free. It is an embedder of kind `onnx` as it stands, normalised with ImageNet's mean and deviation.
-
-    Raises:
-        LodesetError: the `onnx` extra is not installed, or `size` is not a multiple of the patch size.
-    """
-    if importlib.util.find_spec("onnxscript") is None:
-        raise LodesetError("exporting to ONNX needs onnxscript: pip install 'lodeset[onnx]'")
-    whole, names = copy.deepcopy(model).cpu().float().eval(), None
-    if isinstance(whole, DinoVisionTransformer):
-        patch = whole.config.patch_size
-        if size < patch or size % patch:
-            raise LodesetError(
-                f"size {size} is not a multiple of patch size {patch}: use {max(patch, size // patch * patch)}"
-            )
-        whole, names = _Outputs(whole), ["embedding", "patches"]
-    size_bytes = sum(parameter.numel() for parameter in model.parameters()) * 4
-    if size_bytes >= ONNX_LIMIT:
-        raise LodesetError(
-            f"the model takes {size_bytes / 1e9:.1f} GB and one ONNX file at most {ONNX_LIMIT / 1e9:.1f}: use the export in "
-            "safetensors, or distil a smaller model"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own code
-        torch.onnx.export(
-            whole,
-            (torch.zeros(2, 3, size, size),),
-            temporary,
-            input_names=["image"],
-            output_names=names,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            external_data=False,
-            dynamo=True,
-            verbose=False,
-        )
-    os.replace(temporary, path)
+def _preprocessing(size: int) -> dict[str, Any]:
+    """How images become the input, as evaluation does it: the centre square of `size` pixels, normalised as in training."""
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+    }
 
 
-class _Outputs(nn.Module):
-    def __init__(self, model: DinoVisionTransformer) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        seen = self.model(image)
-        return seen.cls, seen.patches
-
-
-def load_backbone(folder: Path) -> DinoVisionTransformer:
+def load_backbone(folder: str | Path) -> DinoVisionTransformer:
     """The backbone that `export` wrote (or a published DINOv2 in Hugging Face's form), in evaluation mode, on the CPU.
 
     Raises:
         LodesetError: a file is missing or damaged, or the weights do not fit the configuration.
     """
+    folder = Path(folder)
     try:
         config = json.loads((folder / CONFIG).read_text())
         tensors = load_file(folder / WEIGHTS)

@@ -27,7 +27,7 @@ from pipeline.stages.write_shards import IMAGES
 from training import cost
 from training.checkpoint import MARKER
 from training.config import TrainingConfig, distilling, finishing, identity_of
-from training.export import load_backbone
+from training.export import CONFIG, PREPROCESSOR, WEIGHTS, load_backbone
 from training.index import Shards
 from training.labelled import GALLERY, TEST, Target, read_target
 from training.launch import launch
@@ -58,6 +58,7 @@ ENLARGED = 2  # times the side that the network was trained at, for pictures
 NETWORKS = {"train": "trained", "finish": "finished", "distill": "distilled"}
 UNTRAINED, EMBEDDER = "untrained", "embedder"
 IMAGES_PER_PART = 32
+LONGER = "from the first step, as rates follow the length: `training.weights: {path: ...}` goes on from a model that is there"
 EVALUATED = 0.3  # two networks' features of an image, as a share of a training image's time: the demo, 2 CPU cores
 
 
@@ -126,6 +127,7 @@ def _training(name: str, config: TrainingConfig, data: Mapping[str, Input], befo
         seconds_per_image=cost.seconds_per_image(config, teacher=of if name == "distill" else None),
         work=config.steps * config.batch,
         size_bytes=cost.stored_bytes(config),
+        advice={} if config.weights is not None else {"steps": LONGER},
     )
 
 
@@ -155,12 +157,13 @@ def run_train(context: Context) -> Outcome:
 
     with job(context.ray_address), following(report, folder, config):
         summary = launch(config, found, folder, context.cpus, _origin(context))
-    names = ("model.safetensors", "config.json", METRICS, "summary.json")
+    model = (WEIGHTS, CONFIG, PREPROCESSOR)
+    names = (*model, METRICS, "summary.json")
     files = {name: _file(store, folder / name, rows=0) for name in names}
     images = shards.rows.kept
     return Outcome(
         tables={
-            "model": (files["model.safetensors"], files["config.json"]),
+            "model": tuple(files[name] for name in model),
             "metrics": (files[METRICS], files["summary.json"]),
             "checkpoints": _checkpoint(store, folder, config.steps),
         },

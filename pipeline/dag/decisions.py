@@ -129,6 +129,8 @@ def _why(stage: Stage, finished: Mapping[str, Artifact], history: list[Artifact]
         identity = finished[needed.stage.id].identity(needed.of)
         if last.inputs.get(role, {}).get("identity") != identity:
             changes.append(f"{needed.stage.id} changed")
+    now: Mapping[str, Any] = canonical(stage.config)
+    changes += [words for key, words in stage.advice.items() if last.config.get(key) != now.get(key)]
     return "; ".join(changes) or "made before, from other inputs"
 
 

@@ -71,6 +71,7 @@ class Stage:
         also: ids of stages that read the same bytes. Where they are to run in the same run, they wait for this one, which
             makes their parts in its own pass; never in the fingerprint.
         most: images that it lets through at most, where its configuration says it; for `plan`.
+        advice: what `plan` adds where a key of the configuration has changed since the last run, by key.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Stage:
     size_bytes: int | None = None
     also: tuple[str, ...] = ()
     most: int | None = None
+    advice: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:

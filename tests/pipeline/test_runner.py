@@ -96,6 +96,8 @@ def test_plan_says_why(store: Store) -> None:
     assert planned["a/pool"].reason == "k 1 -> 2"
     assert planned["b/pool"].action == "wait"
     assert decide(store, dag(replace(a, version=2)))["a/pool"].reason == "version 1 -> 2"
+    advised = replace(changed, advice={"k": "start anew", "other": "never told"})
+    assert decide(store, dag(advised))["a/pool"].reason == "k 1 -> 2; start anew"
 
 
 def test_content_cuts_off_what_lies_downstream(store: Store) -> None:

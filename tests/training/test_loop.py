@@ -302,3 +302,16 @@ def test_tied_heads_are_one(small: TrainingConfig) -> None:
     update_teacher(student, teacher, 0.75)
     for name, value in teacher.state_dict().items():
         torch.testing.assert_close(value, before[name] + 0.25)
+
+
+@pytest.mark.parametrize("change", [{"steps": 5}, {"steps": 2}])
+def test_a_run_of_other_length_says_how_to_go_on(
+    tmp_path: Path, shards: Shards, small: TrainingConfig, change: dict[str, int]
+) -> None:
+    """Rates follow the length: what was trained for 4 steps is no beginning of 5."""
+    train_inline(small.model_copy(update={"steps": 4}), shards, tmp_path)
+    told = rf"training\.steps: 4 -> {change['steps']}.*cannot be prolonged.*`weights: \{{path: .*\}}`"
+    with pytest.raises(LodesetError, match=told):
+        train_inline(small.model_copy(update=change), shards, tmp_path)
+    with pytest.raises(LodesetError, match=r"with other settings \(training\.seed: .*training\.steps"):
+        train_inline(small.model_copy(update={**change, "seed": 9}), shards, tmp_path)

@@ -8,13 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 
+from pipeline.embedders.config import HuggingFaceEmbedder, OnnxEmbedder
+from pipeline.embedders.huggingface import recipe_of
+from pipeline.embedders.onnx import onnx, opened
+from pipeline.embedders.preprocess import IMAGENET_MEAN, IMAGENET_STD, Recipe, normalised
 from pipeline.errors import LodesetError
 from training.config import ModelConfig, TrainingConfig, WeightsConfig
-from training.export import export, export_onnx
+from training.export import export, load_backbone
 from training.index import Shards
 from training.launch import train_inline
+from training.onnx import export_onnx
 from training.origin import Origin, networks
 from training.vit import DinoVisionTransformer
 from training.weights import check_weights, identity, load_weights
@@ -194,23 +200,70 @@ def test_training_goes_on_from_weights(tmp_path: Path, shards: Shards, small: Tr
         train_inline(small, shards, folder, origin.model_copy(update={"digest": "another"}))
 
 
-@pytest.mark.parametrize("size", [40, 56])  # the grid that positions are stored for, and another one
 @pytest.mark.parametrize("registers", [0, 2])
-def test_onnx_gives_what_the_model_gives(tmp_path: Path, registers: int, size: int) -> None:
+def test_onnx_gives_what_the_model_gives_at_every_size(tmp_path: Path, registers: int) -> None:
+    """On the grid that positions are stored for, on larger and smaller ones, and on one that is so along one side alone."""
     pytest.importorskip("onnxscript", reason="the onnx extra is not installed")
     import onnxruntime
 
     model = backbone(MODEL.model_copy(update={"registers": registers}))
-    export_onnx(model, tmp_path / "model.onnx", size)
+    assert export_onnx(model, tmp_path / "model.onnx", 40)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    images = torch.randn(3, 3, size, size)
-    embedding, patches = session.run(["embedding", "patches"], {"image": images.numpy()})
-    with torch.no_grad():
-        seen = model(images)
-    np.testing.assert_allclose(embedding, seen.cls.numpy(), atol=1e-4)
-    np.testing.assert_allclose(patches, seen.patches.numpy(), atol=1e-4)
+    for batch, height, width in ((3, 40, 40), (1, 56, 56), (2, 16, 24), (1, 40, 64), (5, 8, 96)):
+        images = torch.randn(batch, 3, height, width)
+        embedding, patches = session.run(["embedding", "patches"], {"image": images.numpy()})
+        with torch.no_grad():
+            seen = model(images)
+        np.testing.assert_allclose(embedding, seen.cls.numpy(), atol=1e-4)
+        np.testing.assert_allclose(patches, seen.patches.numpy(), atol=1e-4)
     with pytest.raises(LodesetError, match="size 44 is not a multiple of patch size 8: use 40"):
         export_onnx(model, tmp_path / "model.onnx", 44)
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_onnx_of_other_networks_takes_the_sizes_that_they_take(tmp_path: Path, free: bool) -> None:
+    pytest.importorskip("onnxscript", reason="the onnx extra is not installed")
+    import onnxruntime
+
+    torch.manual_seed(0)
+    last = (
+        [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
+        if free
+        else [torch.nn.Flatten(), torch.nn.Linear(4 * 64, 5)]
+    )
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 4, stride=4), *last).eval()
+    assert export_onnx(network, tmp_path / "model.onnx", 32) == free
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for side in (32, 64) if free else (32,):
+        images = torch.randn(3, 3, side, side)
+        (found,) = session.run(None, {"image": images.numpy()})
+        np.testing.assert_allclose(found, network(images).detach().numpy(), atol=1e-4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
+
+
+def test_an_exported_network_is_an_embedder_that_needs_no_knobs(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="the onnx extra is not installed")
+    export_onnx(backbone(), tmp_path / "model.onnx", 56)
+    plain = opened(OnnxEmbedder(kind="onnx", path=str(tmp_path / "model.onnx")), 1)
+    assert plain.recipe == Recipe("square", 56, 56, IMAGENET_MEAN, IMAGENET_STD)
+    image = Image.linear_gradient("L").convert("RGB")
+    images = torch.from_numpy(normalised(image, plain.recipe))[None]
+    with torch.no_grad():
+        expected = backbone()(images).cls.numpy()
+    found = onnx(OnnxEmbedder(kind="onnx", path=str(tmp_path / "model.onnx")), 1)([image])
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_processor_lies_beside_an_exported_model(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the hf extra is not installed")
+    export(backbone(), str(tmp_path))
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, use_fast=False)
+    image = Image.linear_gradient("L").convert("RGB").resize((90, 60))
+    theirs = processor(image, return_tensors="np")["pixel_values"]
+    ours = normalised(image, recipe_of(tmp_path, HuggingFaceEmbedder(kind="huggingface", model=str(tmp_path))))
+    assert theirs.shape == (1, 3, 40, 40)
+    assert np.abs(theirs[0] - ours).max() * 255 * 0.224 < 2.5  # levels of 8 bits
+    assert same(load_backbone(str(tmp_path)), backbone())
 
 
 def test_other_sizes_with_registers_are_those_of_hugging_face(tmp_path: Path) -> None:

@@ -1,0 +1,195 @@
+"""A model as an ONNX network, with what its users must know in its metadata.
+
+Shapes: B images, r x c patches, S the side of the grid that positions are stored for, D width.
+"""
+
+import copy
+import importlib.util
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.embedders.onnx import MEAN_KEY, SIZE_KEY, STD_KEY
+from pipeline.embedders.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from pipeline.errors import LodesetError
+from training.vit import DinoVisionTransformer
+
+LIMIT = 2**31 - 2**20  # bytes; a protobuf message ends at 2 GiB
+STEP = 32  # pixels: networks other than lodeset's transformers take multiples of it, where they take several sizes
+CLOSE = 1e-3  # of the largest number of an output, between the network and its ONNX form
+
+
+def export_onnx(model: nn.Module, path: Path, size: int) -> bool:
+    """Writes an ONNX network: `image` float32 [B, 3, height, width] in, `embedding` [B, D] (CLS) and `patches` [B, r c, D] out; of another
+    network than lodeset's transformers, what it returns.
+
+    B is free, and so are the sides where the network takes images of several sizes: returns whether they are; otherwise they are `size`.
+    Its metadata say `image_size`, `image_mean` and `image_std`, so that it is an embedder of kind `onnx` as it stands.
+
+    Raises:
+        LodesetError: the `onnx` extra is not installed, or `size` is not a multiple of the patch size.
+    """
+    if importlib.util.find_spec("onnxscript") is None:
+        raise LodesetError("exporting to ONNX needs onnxscript: pip install 'lodeset[onnx]'")
+    whole, names, step = copy.deepcopy(model).cpu().float().eval(), None, STEP
+    if isinstance(whole, DinoVisionTransformer):
+        step = whole.config.patch_size
+        if size < step or size % step:
+            raise LodesetError(
+                f"size {size} is not a multiple of patch size {step}: use {max(step, size // step * step)}"
+            )
+        whole, names = _AnySize(whole), ["embedding", "patches"]
+    size_bytes = sum(parameter.numel() for parameter in model.parameters()) * 4
+    if size_bytes >= LIMIT:
+        raise LodesetError(
+            f"the model takes {size_bytes / 1e9:.1f} GB and one ONNX file at most {LIMIT / 1e9:.1f}: use the export in "
+            "safetensors, or distil a smaller model"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    free = _written(whole, temporary, names, size, step) and _agrees(whole, temporary, size, step)
+    if not free:
+        _write(whole, temporary, names, (torch.zeros(2, 3, size, size),), {0: torch.export.Dim("batch")}, size)
+    os.replace(temporary, path)
+    return free
+
+
+def _written(model: nn.Module, path: Path, names: list[str] | None, size: int, step: int) -> bool:
+    """Whether the network can be written for images of any size."""
+    sides: dict[int, Any] = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    if isinstance(model, _AnySize):
+        sides = {2: step * torch.export.Dim("rows"), 3: step * torch.export.Dim("columns")}
+    try:
+        # Sides that differ from each other and from what is stored: nothing that is true of one of them is taken for a rule.
+        example = torch.zeros(2, 3, size + step, size + 2 * step)
+        with torch.no_grad():
+            model(example)
+        _write(model, path, names, (example,), {0: torch.export.Dim("batch"), **sides}, size)
+    except Exception:  # the exporter raises whatever it meets in a network that was made for one size
+        return False
+    return True
+
+
+def _write(
+    model: nn.Module, path: Path, names: list[str] | None, example: tuple[Tensor], free: dict[int, Any], size: int
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own code
+        program = torch.onnx.export(
+            model,
+            example,
+            input_names=["image"],
+            output_names=names,
+            dynamic_shapes=(free,),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None, "as the dynamo exporter returns it"
+    told = {SIZE_KEY: size, MEAN_KEY: IMAGENET_MEAN, STD_KEY: IMAGENET_STD}
+    program.model.metadata_props.update({key: json.dumps(value) for key, value in told.items()})
+    program.save(str(path), external_data=False)
+
+
+def _agrees(model: nn.Module, path: Path, size: int, step: int) -> bool:
+    """Whether the file gives what the network gives, at the size that it is written for and at others."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        for batch, height, width in ((1, size, size), (2, size + 3 * step, size + step), (1, size, size + step)):
+            image = torch.linspace(-2, 2, batch * 3 * height * width).sin().view(batch, 3, height, width)
+            with torch.no_grad():
+                expected = model(image)
+            found = session.run(None, {"image": image.numpy()})
+            for ours, theirs in zip(_tensors(expected), found, strict=True):
+                if theirs.shape != ours.shape or np.abs(theirs - ours).max() > CLOSE * max(1e-6, np.abs(ours).max()):
+                    return False
+    except Exception:  # onnxruntime has no public base class for what it cannot do
+        return False
+    return True
+
+
+def _tensors(output: object) -> list[np.ndarray[Any, Any]]:
+    if isinstance(output, Tensor):
+        return [output.numpy()]
+    parts = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else ()
+    return [array for part in parts for array in _tensors(part)]
+
+
+class _AnySize(nn.Module):
+    """lodeset's transformer as a graph that holds for images of every size: positions are interpolated by products of matrices, which come to
+    nothing on the grid that they are stored for."""
+
+    def __init__(self, model: DinoVisionTransformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        model = self.model
+        grid = model.patch_embed.proj(image)  # [B, D, r, c]
+        rows, columns = grid.shape[-2:]
+        batch, dim = grid.shape[0], model.config.dim
+        x = torch.cat([model.cls_token.expand(batch, -1, -1), grid.flatten(2).transpose(1, 2)], dim=1)
+        side = model.image_size // model.config.patch_size
+        stored = model.pos_embed[:, 1:].view(side, side, dim)
+        down, across = _interpolations(rows, columns, side, antialias=model.register_tokens is not None)
+        patches = torch.einsum("rs,std,ct->rcd", down, stored, across).reshape(1, -1, dim)
+        x = x + torch.cat([model.pos_embed[:, :1], patches], dim=1)
+        if model.register_tokens is not None:
+            x = torch.cat([x[:, :1], model.register_tokens.expand(batch, -1, -1), x[:, 1:]], dim=1)
+        tokens = x.shape[1]
+        x = x.flatten(0, 1)
+        for block in model.blocks:
+            x = block(x, [(batch, tokens)])
+        x = model.norm(x).view(batch, tokens, dim)
+        return x[:, 0], x[:, 1 + model.config.registers :]
+
+
+def _interpolations(rows: int, columns: int, side: int, antialias: bool) -> tuple[Tensor, Tensor]:
+    """[r, S] and [c, S]: what `DinoVisionTransformer.interpolated` does along either side, as matrices."""
+    counts = [
+        torch.ones(n).sum() for n in (rows, columns)
+    ]  # as tensors: the sizes are not known when the graph is made
+    if antialias:
+        down, across = (_smooth(n, count, side) for n, count in zip((rows, columns), counts, strict=True))
+        return down, across
+    as_stored = (counts[0] == side) & (counts[1] == side)
+    offset = torch.where(as_stored, 0.0, 0.1)
+    down, across = (_sharp(n, (count + offset) / side, side) for n, count in zip((rows, columns), counts, strict=True))
+    return down, across
+
+
+def _sharp(length: int, scale: Tensor, side: int) -> Tensor:
+    """Bicubic without antialias, by a scale factor: four taps, those beyond the border moved to it. [length, S]."""
+    source = (torch.arange(length) + 0.5) / scale - 0.5
+    first = source.floor()
+    matrix = torch.zeros(1)
+    for tap in range(-1, 3):
+        place = (first + tap).clamp(0, side - 1)
+        weight = _cubic((source - first - tap).abs(), -0.75)
+        matrix = matrix + weight[:, None] * (place[:, None] == torch.arange(side)).float()
+    return matrix
+
+
+def _smooth(length: int, count: Tensor, side: int) -> Tensor:
+    """Bicubic with antialias, by size: the filter is as wide as what becomes one value. [length, S]."""
+    scale = side / count
+    centre = scale * (torch.arange(length) + 0.5)
+    distance = (torch.arange(side) + 0.5 - centre[:, None]) / scale.clamp(min=1.0)
+    weight = _cubic(distance.abs(), -0.5)
+    return weight / weight.sum(dim=1, keepdim=True)
+
+
+def _cubic(x: Tensor, a: float) -> Tensor:
+    """Keys' kernel of distances x >= 0."""
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return torch.where(x <= 1, near, torch.where(x < 2, far, 0.0))
