@@ -96,9 +96,16 @@ def prune(
     if not source.is_dir():
         raise LodesetError(f"{source} is no folder: give the one in which model.safetensors lies")
     judged = None if target is None else TargetSet(name="target", uri=resolve(target, Path.cwd()))
+    size = apart(_size_of, source, size)  # now, not when all images have been read
     own.mark(out, "run")
     found = shards_of(shards, out / "index")
     return apart(_prune, source, found, out, job, size, judged, ray_address, cpus or usable_cpus())
+
+
+def _size_of(model: Path, size: int | None) -> int:
+    from pruning.byhand import size_of
+
+    return size_of(model, size)
 
 
 def _prune(
@@ -106,7 +113,7 @@ def _prune(
     shards: Shards,
     folder: Path,
     settings: Job,
-    size: int | None,
+    size: int,
     target: TargetSet | None,
     ray_address: str,
     cpus: int,

@@ -217,7 +217,12 @@ def _embed(config: CurationConfig, embedding: Embedding, images: Stage, also: tu
         embed.run,
         config={"embedder": embedding.identity},
         inputs=_embedder_inputs(images, embedding),
-        speed={"embedder": embedding.config, "max_pixels": config.ingest.max_pixels},
+        speed={
+            "embedder": embedding.config,
+            "max_pixels": config.ingest.max_pixels,
+            # Of a set that is only evaluated on, vectors say how good the embedder is, and nothing else needs them.
+            "optional": any(one.name == images.set for one in config.targets),
+        },
         max_cpus=images.max_cpus,
         seconds_per_image=0.006,
         also=also,

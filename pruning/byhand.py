@@ -44,11 +44,7 @@ def prune(
         HeldError: another job prunes into this folder.
         LodesetError: no model there, or the job cannot be done.
     """
-    dense = load_model(model)
-    if size is None:
-        if not isinstance(dense, DinoVisionTransformer):
-            raise LodesetError(f"{model} does not say how large its images are: give --size")
-        size = dense.image_size
+    size = size_of(model, size)
     store = Store(str(folder))
     with claim(store, "prune", f"a pruning job in {folder}"):
         targets = () if target is None else (read_labelled(store, target, cpus),)
@@ -67,6 +63,20 @@ def prune(
             )
         (folder / REPORT).write_text(json.dumps(told, indent=1) + "\n")
     return told
+
+
+def size_of(model: Path, size: int | None) -> int:
+    """The side of the images that the model in a folder takes, if `size` does not say it.
+
+    Raises:
+        LodesetError: there is no model, or it does not say it either.
+    """
+    dense = load_model(model)
+    if size is not None:
+        return size
+    if not isinstance(dense, DinoVisionTransformer):
+        raise LodesetError(f"{model} does not say how large its images are: give --size")
+    return dense.image_size
 
 
 def read_labelled(store: Store, target: TargetSet, cpus: int) -> Target:

@@ -127,7 +127,7 @@ def _training(name: str, config: TrainingConfig, data: Mapping[str, Input], befo
         seconds_per_image=cost.seconds_per_image(config, teacher=of if name == "distill" else None),
         work=config.steps * config.batch,
         size_bytes=cost.stored_bytes(config),
-        advice={} if config.weights is not None else {"steps": LONGER},
+        advice={"steps": LONGER} if name == "train" and config.weights is None else {},
     )
 
 

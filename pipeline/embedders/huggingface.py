@@ -130,6 +130,11 @@ def _pooled(out: Any, model: Any, config: HuggingFaceEmbedder, side: int) -> Any
         if config.pooling == "cls":
             raise LodesetError(f"{config.model} has no class token: use `pooling: mean` or `pooler`")
         return tokens.mean(dim=(2, 3))
+    if tokens.ndim != 3:
+        raise LodesetError(
+            f"{config.model} gives a last_hidden_state of shape {list(tokens.shape)}; pooling takes tokens [B, N, D] or a map "
+            "[B, D, height, width]: use `pooling: pooler`"
+        )
     others = extra_tokens(tokens.shape[1], side, model.config)
     registers = getattr(model.config, "num_register_tokens", None) or 0
     if config.pooling == "cls":

@@ -105,7 +105,8 @@ def run(context: Context) -> Outcome:
         gpu=any(runs_on_gpu(one.config) for one in embedders),
     )
     parts, new = made(context, STAGE, work, run_parts)
-    if isinstance(config, PrecomputedEmbedder) and not any(part.files["vectors"].rows for part in parts):
+    useless = not any(part.files["vectors"].rows for part in parts)
+    if useless and isinstance(config, PrecomputedEmbedder) and not context.speed["optional"]:
         raise LodesetError(_nothing(context, config, parts))
     outcome = _outcome(parts, new, name_of(config))
     beside = sum(len(also[n]) for n, wanted in enumerate(own) if wanted.key in new)

@@ -208,11 +208,12 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "pool/0.jpg").write_bytes(b"listed, and not read")
     store = Store(str(tmp_path / "runs"))
 
-    def run(path: Path, ids: list[str] = IDS, folder: str = "/data/pool") -> tuple[Outcome, Store]:
+    def run(path: Path, ids: list[str] = IDS, folder: str = "/data/pool", set_: str = "pool") -> tuple[Outcome, Store]:
         semantic = {"kind": "precomputed", "path": str(path)}
         dedup = {"threshold": 0.9, "reference_threshold": 0.9}
         tree = {"store": store.url, "pool": [str(tmp_path / "pool")], "embed": {"semantic": semantic}, "dedup": dedup}
-        stage = build(CurationConfig.model_validate(tree))["embed/pool"]
+        tree["targets"] = [{"name": "target", "uri": str(tmp_path / "pool")}]
+        stage = build(CurationConfig.model_validate(tree))[f"embed/{set_}"]
         context = Context(store, stage, stage.name, {"images": ingested(store, ids, folder)}, 1, lambda _: None)
         outcome = embed.run(context)
         assert outcome.rows.balanced()
@@ -257,3 +258,10 @@ def test_images_that_moved_are_looked_up_again(tmp_path: Path, ran: Any) -> None
     path = written(tmp_path / "v.parquet", uri=["/data/pool/0.jpg", "/data/there/1.jpg"], vector=lists(V[:2]))
     assert ran(path)[0].rows.kept == 1
     assert read_vectors(ran(path)[1], ran(path, folder="/data/there")[0].tables["vectors"])[0] == [IDS[1]]
+
+
+def test_a_target_may_do_without_vectors(tmp_path: Path, ran: Any) -> None:
+    """They say how good the embedder is; a trained network is evaluated without them."""
+    path = written(tmp_path / "v.parquet", image_id=["another"], vector=lists(V[:1]))
+    outcome, _ = ran(path, set_="target")
+    assert dict(outcome.rows.dropped) == {"no_vector": 4} and outcome.tables["vectors"] == ()
