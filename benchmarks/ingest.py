@@ -37,7 +37,7 @@ def _half(job: tuple[str, int]) -> int:
             file = tar.extractfile(member)
             assert file is not None
             try:
-                examine(file.read(), LIMITS.max_pixels)
+                examine(file.read())
             except Unreadable:
                 continue
             done += 1

@@ -68,7 +68,7 @@ def undisturbed(world: Path) -> Path:
         assert run.process is not None
         while run.process.poll() is None:
             heard |= run.listening()
-            time.sleep(0.5)
+            time.sleep(1.0)
         code, err = run.wait()
     assert code == 0, err
     (world / HEARD).write_text(json.dumps(sorted(heard)))
