@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -99,12 +100,16 @@ def _fit(config: TrainingConfig, arguments: dict[str, Any], folder: Path, cpus: 
     workers = plan_workers(config, cpus, gpus)
     use_gpu = gpus > 0
     threads = max(1, cpus // workers)
+    folder.mkdir(parents=True, exist_ok=True)
     # Ray's bookkeeping of a local cluster goes with the cluster; that of another one must be where all its nodes see it.
     with tempfile.TemporaryDirectory(prefix="lodeset-train-", dir=os.environ.get(SCRATCH, folder)) as scratch:
+        backend = "nccl" if use_gpu else "gloo"
+        one_machine = sum(node["Alive"] for node in ray.nodes()) == 1
+        meeting = {"backend": backend, "file": f"{scratch}/meeting"} if one_machine else None
         trainer = TorchTrainer(
             _worker,
-            train_loop_config={**arguments, "threads": threads},
-            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            train_loop_config={**arguments, "threads": threads, "meeting": meeting},
+            torch_config=_met_in_a_file(backend) if one_machine else TorchConfig(backend=backend),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers,
                 use_gpu=use_gpu,
@@ -134,6 +139,40 @@ def _fit(config: TrainingConfig, arguments: dict[str, Any], folder: Path, cpus: 
                 raise
             return lost
     return None
+
+
+def _met_in_a_file(backend: str) -> Any:
+    """Has Ray Train leave it to the workers to meet (see `_meet`): PyTorch's own way is a server on all interfaces without a
+    secret, which several machines need and one does not."""
+    from ray.train.backend import Backend
+    from ray.train.torch import TorchConfig
+
+    class NoServer(Backend):
+        share_cuda_visible_devices = True  # as Ray's own for PyTorch
+
+    class OneMachine(TorchConfig):
+        @property
+        def backend_cls(self) -> type[Backend]:
+            return NoServer
+
+    return OneMachine(backend=backend)
+
+
+@contextlib.contextmanager
+def _meet(meeting: dict[str, str] | None, rank: int, size: int) -> Iterator[None]:
+    """Joins the workers of one machine through a file; nothing to do where Ray Train has joined them."""
+    if meeting is None:
+        yield
+        return
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    os.environ.update(GLOO_SOCKET_IFNAME=loopback, NCCL_SOCKET_IFNAME=loopback)
+    torch.distributed.init_process_group(
+        meeting["backend"], init_method=f"file://{meeting['file']}", rank=rank, world_size=size
+    )
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -172,16 +211,18 @@ def _worker(arguments: dict[str, Any]) -> None:
     _keep_memory()
     context = ray.train.get_context()
     folder = Path(arguments["folder"])
+    rank, size = context.get_world_rank(), context.get_world_size()
     try:
-        train_loop(
-            TrainingConfig.model_validate(arguments["config"]),
-            Shards.model_validate(arguments["shards"]),
-            folder,
-            context.get_world_rank(),
-            context.get_world_size(),
-            get_device(),
-            Origin.model_validate(arguments["origin"]) if arguments["origin"] is not None else None,
-        )
+        with _meet(arguments["meeting"], rank, size):
+            train_loop(
+                TrainingConfig.model_validate(arguments["config"]),
+                Shards.model_validate(arguments["shards"]),
+                folder,
+                rank,
+                size,
+                get_device(),
+                Origin.model_validate(arguments["origin"]) if arguments["origin"] is not None else None,
+            )
     except OSError as error:
         raise LodesetError(
             f"training cannot go on in {error.filename or folder}: {error.strerror or error}: free some space or mend "

@@ -1,5 +1,6 @@
 """Whole runs on a tiny model: learning, exact resume, checkpoints, failures, and the same over Ray Train."""
 
+import contextlib
 import json
 import logging
 import os
@@ -268,6 +269,32 @@ def test_a_killed_worker_costs_at_most_one_checkpoint_interval(
         folder = tmp_path / "stopped"
         killer.start()
         launch(config.model_copy(update={"max_failures": 0}), shards, folder, cpus=2)
+
+
+@pytest.mark.slow  # two starts of Ray Train's workers
+def test_a_worker_killed_before_its_first_step_is_replaced(
+    tmp_path: Path, shards: Shards, small: TrainingConfig, two_cores: None
+) -> None:
+    killed: list[int] = []
+
+    def kill() -> None:
+        deadline = time.monotonic() + 300
+        while not killed and time.monotonic() < deadline:
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "RayTrainWorker" in " ".join(process.cmdline()):
+                        process.kill()
+                        killed.append(process.pid)
+                        return
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    summary = launch(small, shards, tmp_path / "run", cpus=2)
+    killer.join()
+    # Ray Train starts the workers again by itself, if they were not all up yet.
+    assert killed and summary["restarts"] <= 1 and summary["resumed_step"] == 0
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_gradient_that_is_not_finite_names_its_images(
