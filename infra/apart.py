@@ -16,7 +16,6 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, TypeVar
 
-from pipeline.dag.child import LOST_RAY
 from pipeline.errors import LodesetError
 
 Result = TypeVar("Result")
@@ -34,11 +33,18 @@ def apart(function: Callable[..., Result], *arguments: Any, leave_s: float = 60.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, leave_s, function, arguments))
-    process.start()
+    # Held back until the other process has imported what it needs and can end in words.
+    held_back = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
     theirs.close()
     try:
         told = ours.recv_bytes()
     except (EOFError, OSError):
+        from pipeline.dag.child import LOST_RAY  # loads pyarrow
+
         process.join()
         code = process.exitcode or 0
         how = f"was killed by signal {-code} (9: often for want of memory)" if code < 0 else f"ended with status {code}"
@@ -74,6 +80,7 @@ def _work(pipe: Connection, leave_s: float, function: Callable[..., Any], argume
 
     signal.signal(signal.SIGINT, interrupt)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         threading.Thread(target=watch, daemon=True).start()
         told = pickle.dumps((True, function(*arguments)))
     except BaseException as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +31,7 @@ def train(
     """Train on shards or images that are there already, without curation; run again, it goes on where it was."""
     from infra.progress import following
 
-    with following(err, folder):
+    with following(err, folder, "reading the shards"):
         told = api.train(shards, folder, config, tuple(overrides or ()), ray_address, cpus)
     if as_json:
         print_json(told)
@@ -70,7 +69,9 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Prune a model, without labels but where a method is told to learn from them; run again, it goes on where it was."""
-    with err.status("pruning") if err.is_terminal else nullcontext():
+    from infra.progress import following
+
+    with following(err, folder, "reading the model and the shards"):
         told = api.prune(model, folder, shards, config, tuple(overrides or ()), size, target, ray_address, cpus)
     if as_json:
         print_json(told)

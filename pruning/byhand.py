@@ -1,12 +1,15 @@
 """One pruning job without the DAG: a model's folder, images that are there already, a folder for what comes out."""
 
+import contextlib
+import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Ingest, Resources, TargetSet
 from pipeline.dag.claims import claim
-from pipeline.dag.stage import Context, Outcome, Stage
+from pipeline.dag.stage import Context, Outcome, Progress, Stage
 from pipeline.dag.store import Artifact, Rows, Store
 from pipeline.errors import LodesetError
 from pipeline.graph import ingest_stage
@@ -17,6 +20,7 @@ from pruning.setting import VERSION, Setting
 from training.config import CropsConfig
 from training.index import Shards, open_index
 from training.labelled import Target, read_target
+from training.lines import PROGRESS
 from training.origin import finished
 from training.vit import DinoVisionTransformer
 
@@ -54,8 +58,12 @@ def prune(
         setting = Setting(store, str(model), shards.index, size, limit, MOST_PIXELS, targets, "models", crops, trained)
         basis = (digest_of(model), open_index(shards.index).digest())
         stage = Stage("prune", "all", VERSION, "ray", _run, {}, speed={"job": job, "setting": setting, "basis": basis})
-        context = Context(store, stage, "by-hand", {}, cpus, lambda _: None, ray_address=ray_address)
-        told: dict[str, Any] = dict(stage.function(context).details)
+        report = functools.partial(_note, folder / PROGRESS)
+        context = Context(store, stage, "by-hand", {}, cpus, report, ray_address=ray_address)
+        try:
+            told: dict[str, Any] = dict(stage.function(context).details)
+        finally:
+            (folder / PROGRESS).unlink(missing_ok=True)
         gone = [one["model"] for one in told["variants"] if not (folder / one["model"]).is_dir()]
         if gone:
             raise LodesetError(
@@ -89,6 +97,14 @@ def read_labelled(store: Store, target: TargetSet, cpus: int) -> Target:
     made = stage.function(Context(store, stage, str(stage.fingerprint({})), {}, cpus, lambda _: None))
     ingested = Artifact(stage.name, stage.set, stage.version, "by-hand", {}, {}, made.tables, made.rows)
     return read_target(store, ingested, target.name, target.label, target.split)[0]
+
+
+def _note(path: Path, progress: Progress) -> None:
+    """Told at once and whole: whoever watches reads at any moment."""
+    with contextlib.suppress(OSError):
+        begun = path.with_name(f".{path.name}")
+        begun.write_text(json.dumps(dataclasses.asdict(progress)), encoding="utf-8")
+        begun.replace(path)
 
 
 def _run(context: Context) -> Outcome:

@@ -131,7 +131,7 @@ def _trained(
             )
 
             def report(share: float, images: int, done: int = done) -> None:
-                work.context.report(Progress((done + share) / len(items), images))
+                work.context.report(Progress((done + share) / len(items), images, phase="recovered"))
 
             with following(report, folder, config):
                 summary = launch(config, Shards(index=setting.index), folder, work.context.cpus, start)

@@ -1,9 +1,11 @@
-"""What `metrics.jsonl` says, for those who watch a run from outside; loads no torch."""
+"""What those read who watch a run or a job from outside; loads no torch."""
 
 import contextlib
 import json
 from pathlib import Path
 from typing import Any
+
+PROGRESS = "progress.json"  # what a job by itself does now; gone when it has ended
 
 
 def last_line(metrics: Path) -> dict[str, Any] | None:

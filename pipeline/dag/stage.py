@@ -113,11 +113,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is (0..1), and how many units (images, steps) it has dealt with in this run."""
+    """How far a stage, or a phase of it, is (0..1), and how many units (images, pairs) it has dealt with in this run.
+
+    `phase` names what goes on, where a stage does one thing after another; each begins at 0.
+    """
 
     fraction: float
     count: int = 0
     unit: str = "images"
+    phase: str = ""
 
 
 @dataclass(frozen=True)

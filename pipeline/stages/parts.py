@@ -43,7 +43,7 @@ def made(
 ) -> tuple[list[Part], set[str]]:
     """The parts of `work` = (key, item, size) in that order, and the keys of those that this run made.
 
-    `make` turns the items that are left into committed parts, in any order.
+    `make` turns the items that are left into committed parts, in any order. What it does is told as the phase that `stage` names.
     """
     keys = [key for key, _, _ in work]
     parts = context.store.committed(stage, keys)
@@ -51,13 +51,14 @@ def made(
     total = sum(sizes.values()) or 1
     done = sum(sizes[key] for key in parts)
     already, before = done, set(parts)
-    context.report(Progress(done / total, 0, unit))
+    phase = "" if stage == context.stage.name else stage.removeprefix(f"{context.stage.name}_").replace("_", " ")
+    context.report(Progress(done / total, 0, unit, phase))
     left = {key: item for key, item, _ in work if key not in parts}
     if left:
         for part in make(left.values()):
             parts[part.key] = part
             done += sizes[part.key]
-            context.report(Progress(done / total, done - already, unit))
+            context.report(Progress(done / total, done - already, unit, phase))
     return [parts[key] for key in keys], set(keys) - before
 
 
@@ -78,7 +79,7 @@ def watching(context: Context, stage: str, before: set[str], total: int, counted
                 seen.add(key)
                 size += part.counts[counted]
                 images += part.counts["images"]
-        context.report(Progress(min(0.99, size / max(1, total)), images))
+        context.report(Progress(min(1.0, size / max(1, total)), images))
         return max(1.0, 20 * (time.monotonic() - started))  # listing never takes more than a twentieth
 
     with repeating(look, 1.0):
