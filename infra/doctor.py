@@ -7,7 +7,6 @@ import functools
 import importlib
 import importlib.metadata
 import io
-import os
 import shutil
 import tempfile
 import time
@@ -91,13 +90,22 @@ def _codecs() -> str:
 def _beam() -> str:
     import apache_beam as beam
 
-    from pipeline.engines.beam import pipeline
+    from pipeline.engines.beam import attempted, pipeline, raise_failures
 
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, pipeline(2, {}) as p:
-        mark = os.path.join(folder, "mark")
-        _ = p | beam.Create([mark]) | beam.Map(lambda path: Path(path).write_text("done"))
-    return f"{importlib.metadata.version('apache-beam')}, a two-process pipeline in {time.monotonic() - started:.1f} s"
+    with tempfile.TemporaryDirectory() as folder:
+        mark = Path(folder) / "mark"
+        with pipeline(2, {}) as p:
+            _, failures = attempted(p | beam.Create([mark]), "write", _mark)
+            raise_failures(failures)
+        if not mark.exists():
+            raise RuntimeError("a worker process did nothing")
+    took = time.monotonic() - started
+    return f"{importlib.metadata.version('apache-beam')}, a pipeline in worker processes in {took:.1f} s"
+
+
+def _mark(path: Path) -> None:
+    path.touch()
 
 
 def _ray() -> str:
