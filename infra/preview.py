@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from infra.report.pictures import load
-from infra.report.render import save
+from infra.report.render import harmless, save
 from pipeline import records
 from pipeline.algorithms.sampling import seeded_order
 from pipeline.dag.decisions import Decision
@@ -104,7 +104,9 @@ def write_preview(
         LodesetError: `path` cannot be written.
     """
     ids = sorted({row[side] for band in found for row in band.pairs for side in ("image_id_a", "image_id_b")})
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=harmless
+    )
     source = resources.files("infra.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
     pictures = load(store, artifacts, ids, max_pixels)
     return save(environment.from_string(source).render(bands=found, pictures=pictures, line=line, title=title), path)

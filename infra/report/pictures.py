@@ -16,6 +16,7 @@ from PIL import Image
 from pipeline.algorithms.images import Unreadable, decode
 from pipeline.dag.store import Artifact, Store
 from pipeline.errors import LodesetError
+from pipeline.shown import without_secrets
 from pipeline.sources.reading import Location, read_images
 
 SIDE = 112  # pixels, the longer side
@@ -54,7 +55,7 @@ class Picture:
 
 def public(uri: str) -> str:
     """A URI without what may be secret in it: user and password, and the query with its signatures."""
-    return re.sub(r"(://)[^/@]*@", r"\1", uri).split("?", 1)[0] if "://" in uri else uri
+    return re.sub(r"(://)[^/@]*@", r"\1", without_secrets(uri)).split("?", 1)[0] if "://" in uri else uri
 
 
 def short_name(uri: str, member: str) -> str:

@@ -25,6 +25,7 @@ from infra.report.pruned import Drawn, drawn, report_of, smallest_k
 from pipeline.dag.stage import Stage
 from pipeline.dag.store import Artifact, Store
 from pipeline.errors import LodesetError
+from pipeline.shown import shown
 
 TEMPLATE, PRUNED = "page.html.jinja", "pruned.html.jinja"
 
@@ -136,11 +137,21 @@ def save(page: str, path: Path) -> Path:
     return path
 
 
+def harmless(value: Any) -> Any:
+    """Text from outside, before it is put into a page: without credentials, and with nothing that turns text around."""
+    return shown(value, lines=True) if type(value) is str and not value.startswith("data:") else value
+
+
 def _environment() -> Environment:
     folder = resources.files("infra.report")
     loader = FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=harmless,
     )
     environment.filters |= {
         "count": _count,

@@ -35,11 +35,12 @@ from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
 from pipeline.dag.store import File, Part, Rows, Store
 from pipeline.errors import LodesetError
+from pipeline.shown import json_text, redacted
 from pipeline.sources.reading import Location, read_images
 from pipeline.stages.parts import watching
 from pipeline.stages.standing import Standing, Told, changes, counted, leaked, shards_before, tombstones
 
-VERSION = 2
+VERSION = 3
 STAGE, INDEX = "write_shards", "shard_index"
 IMAGES = "images"  # the digest that it names
 BLOCK_IMAGES = 64
@@ -197,7 +198,7 @@ def _rows_of(store: Store, files: Sequence[File], wanted: pa.Array, columns: lis
 
 def _told(image: dict[str, Any], said: dict[str, Any] | None, why: list[dict[str, Any]]) -> str:
     """What the `.json` member says: why the image is there, and what its source said about it. No place, so that the same
-    selection gives the same bytes wherever the data lies."""
+    selection gives the same bytes wherever the data lies; no credentials of URLs, because shards are passed on."""
     tree: dict[str, Any] = {k: v for k, v in image.items() if v is not None}
     if said is not None:
         tree |= {k: said[k] for k in ("label", "caption", "url", "licence") if said[k] is not None}
@@ -206,7 +207,7 @@ def _told(image: dict[str, Any], said: dict[str, Any] | None, why: list[dict[str
     tree["selected"] = [
         {**row, "similarity": round(row["similarity"], 5)} if "similarity" in row else row for row in why
     ]
-    return json.dumps(tree, sort_keys=True, ensure_ascii=False)
+    return json_text(redacted(tree))
 
 
 def _filled(entries: Sequence[Entry], limit: int) -> Iterator[list[Entry]]:
