@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import shutil
 import subprocess
@@ -21,6 +23,22 @@ def typed(*arguments: str | Path) -> tuple[int, str, str]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert "Traceback" not in done.stderr + done.stdout, done.stderr
     return done.returncode, done.stdout, done.stderr
+
+
+def asked(*arguments: str | Path) -> tuple[int, str, str]:
+    """As `typed`, in this process: for commands that start no engine, several seconds sooner."""
+    from infra.cli import app
+    from infra.command import perform
+
+    out, err = io.StringIO(), io.StringIO()
+    before, sys.argv = sys.argv, ["lodeset", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = perform(app)
+    finally:
+        sys.argv = before
+    assert "Traceback" not in err.getvalue() + out.getvalue(), err.getvalue()
+    return code, out.getvalue(), err.getvalue()
 
 
 def lodeset(*arguments: str | Path, code: int = 0) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from builders import picture, write_folder, write_tar
-from commands import typed
+from commands import asked, typed
 
 
 def config(folder: Path, text: str) -> Path:
@@ -34,13 +34,15 @@ def pool(tmp_path: Path) -> Path:
         ("pool: pool.tar\npruning: [{method: entropic}]", 2, "needs a trained model"),
         ("pool: pool.tar\nembed: {semantic: {kind: precomputed, path: pool.tar}}", 2, "dedup.threshold"),
         ("pool: nosuch://x", 1, "cannot be opened"),
-        ("pool: pool.tar\nstore: pool.tar", 1, "not a folder"),
+        ("pool: pool.tar\nstore: pool.tar", 2, "a folder of its own"),
+        ("pool: pool.tar\nstore: other.tar", 1, "not a folder"),
     ],
 )
 def test_mistakes(tmp_path: Path, pool: Path, text: str, code: int, told: str) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "other.tar").write_bytes(b"")
     path = config(tmp_path, text)
-    got, out, err = typed("run", path, "--json")
+    got, out, err = asked("run", path, "--json")
     assert (got, told in err) == (code, True), err
     assert json.loads(out)["exit_code"] == code
 
@@ -48,14 +50,14 @@ def test_mistakes(tmp_path: Path, pool: Path, text: str, code: int, told: str) -
 def test_usage(tmp_path: Path, pool: Path) -> None:
     path = config(tmp_path, "pool: pool.tar")
     assert typed("run")[0] == 2
-    assert typed("fly")[0] == 2
-    assert typed("run", path, "--limit", "0")[0] == 2
-    code, _, err = typed("plan", path, "--until", "dinner")
+    assert asked("fly")[0] == 2
+    assert asked("run", path, "--limit", "0")[0] == 2
+    code, _, err = asked("plan", path, "--until", "dinner")
     assert (code, "there are: calibrate" in err) == (2, True)
-    code, _, err = typed("init", path)
+    code, _, err = asked("init", path)
     assert (code, "exists" in err) == (2, True)
-    assert typed("init", tmp_path / "new.yaml")[0] == 0
-    assert typed("plan", tmp_path / "new.yaml")[0] == 1
+    assert asked("init", tmp_path / "new.yaml")[0] == 0
+    assert asked("plan", tmp_path / "new.yaml")[0] == 1
 
 
 def test_bad_files_are_counted(tmp_path: Path) -> None:
@@ -151,7 +153,7 @@ def test_a_read_only_store(tmp_path: Path, pool: Path) -> None:
         if os.access(store, os.W_OK):
             pytest.skip("this user can write everywhere and may not mount")
     try:
-        code, _, err = typed("run", config(tmp_path, "pool: pool.tar\nstore: store"))
+        code, _, err = asked("run", config(tmp_path, "pool: pool.tar\nstore: store"))
         assert (code, "cannot be read or written" in err) == (1, True), err
     finally:
         if mounted:
