@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, TypeVar
@@ -34,6 +35,7 @@ def apart(function: Callable[..., Result], *arguments: Any, leave_s: float = 60.
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, leave_s, function, arguments))
     # Held back until the other process has imported what it needs and can end in words.
+    resource_tracker.ensure_running()  # when it starts one itself, it lets interrupts through again
     held_back = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()

@@ -31,7 +31,7 @@ def train(
     """Train on shards or images that are there already, without curation; run again, it goes on where it was."""
     from infra.progress import following
 
-    with following(err, folder, "reading the shards"):
+    with following(err, folder, "reading the shards, starting workers"):
         told = api.train(shards, folder, config, tuple(overrides or ()), ray_address, cpus)
     if as_json:
         print_json(told)
@@ -71,7 +71,7 @@ def prune(
     """Prune a model, without labels but where a method is told to learn from them; run again, it goes on where it was."""
     from infra.progress import following
 
-    with following(err, folder, "reading the model and the shards"):
+    with following(err, folder, "reading the model and the shards, starting workers"):
         told = api.prune(model, folder, shards, config, tuple(overrides or ()), size, target, ray_address, cpus)
     if as_json:
         print_json(told)
@@ -115,7 +115,10 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a trained or pruned model as an ONNX network; of a transformer, CLS and patch features come out."""
-    made = api.export(folder, path, size)
+    from infra.quiet import others_quiet
+
+    with others_quiet():
+        made = api.export(folder, path, size)
     if as_json:
         print_json(made)
     else:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import importlib.metadata
-import io
 import shutil
 import tempfile
 import time
@@ -15,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from infra.quiet import others_quiet
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,17 @@ def examine() -> list[Check]:
 
 def _tried(name: str, needed: bool, attempt: Callable[[], str], way_out: str) -> Check:
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with others_quiet():
             return Check(name, True, needed, attempt())
     except Exception as error:
         # Whatever breaks here is the finding.
-        return Check(name, False, needed, f"{type(error).__name__}: {str(error)[:200]} -> {way_out}")
+        return Check(name, False, needed, f"{_said(error)} -> {way_out}")
+
+
+def _said(error: Exception) -> str:
+    """In one line; what engines put before the last one is a traceback."""
+    last = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+    return last if isinstance(error, RuntimeError | ImportError) else f"{type(error).__name__}: {last}"
 
 
 def _machine() -> Check:
