@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import time
 import uuid
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -26,8 +27,14 @@ if TYPE_CHECKING:
     from infra.doctor import Check
     from infra.estimate import Estimate
     from infra.forget import Forgotten
+    from infra.held import Held
+    from infra.mend import Verified
+    from infra.rows import Listed as Listed
+    from infra.story import Traced
+    from infra.summary import Summary as Summary
     from infra.upkeep import Compacted
     from pipeline.dag.decisions import Decision
+    from pipeline.dag.manifests import Run
     from pipeline.dag.runner import Event
     from pipeline.dag.stage import Stage
     from pipeline.dag.store import Artifact, File, Store
@@ -183,8 +190,28 @@ def run(opened: Opened, watch: Callable[[Event], None], fresh: bool = False) -> 
     began = time.time()
     made = _run(opened, opened.stages, watch, names_of(opened) if fresh else ())
     asked = wanted(opened.config, opened.ids or tuple(opened.stages), opened.until)
-    record(opened.store, asked, made, versions(), began, time.time())
+    _keep_report(opened, record(opened.store, asked, made, versions(), began, time.time()))
     return made
+
+
+def _keep_report(opened: Opened, run: Run) -> None:
+    """Puts the run's report into the store. The run is done: what goes wrong here must not fail it."""
+    from infra.report.render import page_of
+    from infra.summary import REPORTS, report_path
+
+    path = report_path(run.number)
+    if path.rpartition("/")[2] in opened.store.names(REPORTS):
+        return
+    try:
+        shown = held(opened, run.number)
+        page = page_of(opened.store, shown.stages(opened.stages), shown.artifacts, _title(opened))
+        opened.store.put_absent(path, page.encode())
+    except Exception as error:
+        logging.getLogger("lodeset").warning(
+            "the run is done, but its report could not be written (%s: %s); `lodeset report` tries again",
+            type(error).__name__,
+            error,
+        )
 
 
 def names_of(opened: Opened) -> frozenset[str]:
@@ -192,8 +219,13 @@ def names_of(opened: Opened) -> frozenset[str]:
 
 
 def _run(
-    opened: Opened, stages: Mapping[str, Stage], watch: Callable[[Event], None], fresh: Container[str]
+    opened: Opened,
+    stages: Mapping[str, Stage],
+    watch: Callable[[Event], None],
+    fresh: Container[str],
+    given: Mapping[str, Artifact] | None = None,
 ) -> dict[str, Artifact]:
+    """`given` is what stages are made from that are not to be run."""
     from infra.checks import before
     from infra.mend import TRIES, mend
     from pipeline.dag.claims import claim
@@ -208,7 +240,7 @@ def _run(
     )
 
     def running(some: Mapping[str, Stage], told: Callable[[Event], None]) -> dict[str, Artifact]:
-        return Runner(opened.store, cpus, ray, told, fresh).run(some)
+        return Runner(opened.store, cpus, ray, told, fresh).run(some, given or {})
 
     opened.store.prepare()
     # A run and a take-down put their claims first, and then look for the other's.
@@ -217,7 +249,7 @@ def _run(
         refuse_during_take_down(opened.store)
         for tries_left in reversed(range(TRIES)):
             for _ in range(TRIES):
-                if not mend(opened.store, stages, mine, watch):
+                if not mend(opened.store, stages, mine, watch, given or {}):
                     break
             try:
                 then = before(opened.store, stages, running, watch)
@@ -230,22 +262,28 @@ def _run(
 
 
 def compact(opened: Opened, watch: Callable[[Event], None], delete: bool = False) -> Compacted:
-    """Writes the shards of the selection as it stands anew, without what they hold besides; then deletes, if asked to, the
-    shards that these replace.
+    """Writes the shards of the last finished run anew, without what they hold besides; then deletes, if asked to, the shards that
+    these replace. The images are read from the shards: sources need not be there.
 
     Raises:
-        LodesetError: there are no shards yet, or the selection is no longer theirs.
+        LodesetError: there are no shards yet.
     """
+    from infra.held import rewriting
     from infra.upkeep import compacted, superseded
-    from pipeline.dag.stage import closure
+    from infra.versions import versions
+    from pipeline.dag.runs import Wanted, record
 
-    before = artifacts(opened).get(SHARDS)
+    began, shown = time.time(), held(opened)
+    before = shown.artifacts.get(SHARDS)
     if before is None:
-        raise LodesetError(
-            f"the shards of {opened.path} are not written, or not of this configuration: `lodeset run` first"
-        )
-    stages = closure(opened.stages, before.stage)
-    after = _run(opened, stages, watch, frozenset({before.stage}))[SHARDS]
+        raise LodesetError(f"no finished run of {opened.path} has written shards: `lodeset run` first")
+    stage = rewriting(before, shown, opened.config.resources.beam)
+    after = _run(opened, {stage.id: stage}, watch, frozenset({before.stage}), shown.artifacts)[SHARDS]
+    if shown.run is not None:
+        made = {**shown.artifacts, SHARDS: after}
+        run = shown.run
+        asked = Wanted(run.name, run.limit, run.until, run.config, tuple(run.stages))
+        record(opened.store, asked, made, versions(), began, time.time())
     return compacted(after, superseded(opened.store, after, delete), delete)
 
 
@@ -270,69 +308,156 @@ def artifacts(opened: Opened) -> dict[str, Artifact]:
     return {id_: d.artifact for id_, d in decide(opened.store, opened.stages).items() if d.artifact is not None}
 
 
-def status(opened: Opened) -> list[dict[str, Any]]:
-    """One entry a stage and set, as `lodeset status --json` prints them."""
-    finished = artifacts(opened)
-    return [_entry(opened.store, stage, finished.get(stage.id)) for stage in opened.stages.values()]
-
-
-def report(opened: Opened, path: str | Path) -> Path:
-    """Writes one self-contained HTML page of what is finished, and returns its path.
+def held(opened: Opened, run: int | None = None) -> Held:
+    """What the store holds of this configuration: its last finished run, or the one with this number.
 
     Raises:
-        LodesetError: the store lacks a file that a manifest lists, or `path` cannot be written.
+        LodesetError: there is no such run.
+    """
+    from infra.held import held
+
+    why = opened.missing[0] if opened.missing else ""
+    return held(
+        opened.store, opened.config, opened.stages, why=why, number=run, exactly=opened.overridden and run is None
+    )
+
+
+def status(opened: Opened, run: int | None = None) -> list[dict[str, Any]]:
+    """One entry a stage and set of the last finished run (or of `run`), as `lodeset status --json` prints them."""
+    shown = held(opened, run)
+    return [_entry(opened.store, id_, shown.artifacts.get(id_)) for id_ in shown.ids]
+
+
+def summary(opened: Opened, run: int | None = None) -> Summary:
+    """Which run that is, what has changed since, and where its shards, models and report lie."""
+    from infra.summary import summary
+
+    return summary(opened.store, held(opened, run))
+
+
+def report(opened: Opened, path: str | Path, run: int | None = None) -> Path:
+    """Writes one self-contained HTML page of the last finished run, or of `run`, and returns its path.
+
+    Raises:
+        LodesetError: nothing is finished and `path` has a page already, the store lacks a file that a manifest lists, or `path`
+            cannot be written.
     """
     from infra.report.render import write_report
 
-    title = opened.path.resolve().parent.name
-    return write_report(opened.store, opened.stages, artifacts(opened), Path(path), title)
+    shown = held(opened, run)
+    if not shown.artifacts and Path(path).exists():
+        raise LodesetError(f"no stage has finished in {opened.store.url}: {path} stays as it is; `lodeset run` first")
+    return write_report(opened.store, shown.stages(opened.stages), shown.artifacts, Path(path), _title(opened))
 
 
-def dedup_preview(opened: Opened, watch: Callable[[Event], None], path: str | Path, pairs: int = 12) -> dict[str, Any]:
-    """Runs everything up to dedup (which may refuse what it found) and writes a page of pairs around its line.
+def _title(opened: Opened) -> str:
+    return opened.path.resolve().parent.name
+
+
+def dedup_preview(
+    opened: Opened, watch: Callable[[Event], None], path: str | Path, pairs: int = 12, run: int | None = None
+) -> dict[str, Any]:
+    """Runs everything up to dedup (which may refuse what it found) and writes a page of pairs around its line. With `run`, or where
+    sources are gone, it is dedup as that run, or the last one, left it.
 
     Returns where the page is, and how many pairs each section counts.
 
     Raises:
-        LodesetError: a stage before dedup failed, or `path` cannot be written.
+        LodesetError: a stage before dedup failed, no run holds dedup, or `path` cannot be written.
     """
     from infra.preview import bands, edges_of, write_preview
     from pipeline.dag.decisions import decide
     from pipeline.dag.stage import closure
     from pipeline.stages.dedup import chosen_thresholds
 
-    stages, refused = closure(opened.stages, "dedup"), None
-    try:
-        _run(opened, stages, watch, ())
-    except GateError as error:
-        refused = str(error)
-    decisions = decide(opened.store, stages)
-    done = {id_: d.artifact for id_, d in decisions.items() if d.artifact is not None}
-    config = decisions[DEDUP].stage.config
+    refused = None
+    if run is not None or not opened.stages:
+        done = dict(held(opened, run).artifacts)
+        if DEDUP not in done:
+            raise LodesetError(f"no finished run in {opened.store.url} holds {DEDUP}: `lodeset run` first")
+        config, edges = done[DEDUP].config, done[DEDUP].tables["edges"]
+    else:
+        stages = closure(opened.stages, "dedup")
+        try:
+            _run(opened, stages, watch, ())
+        except GateError as error:
+            refused = str(error)
+        decisions = decide(opened.store, stages)
+        done = {id_: d.artifact for id_, d in decisions.items() if d.artifact is not None}
+        config, edges = decisions[DEDUP].stage.config, edges_of(opened.store, decisions[DEDUP])
     limits = chosen_thresholds(config, done.get("calibrate/pool"))
-    found = bands(opened.store, edges_of(opened.store, decisions[DEDUP]), config, limits.pool, pairs)
+    found = bands(opened.store, edges, config, limits.pool, pairs)
     line = (
         f"Aligned pairs are copies from log-odds {config['min_score']:g} on (dedup.min_score)."
         if config["verify"] == "pixels"
         else f"Pairs are copies above a cosine of {limits.pool:.3f} (dedup.threshold)."
     )
     line += f" Dedup refused this: {refused}." if refused else ""
-    title, max_pixels = opened.path.resolve().parent.name, opened.config.ingest.max_pixels
-    page = write_preview(opened.store, done, found, line, max_pixels, Path(path), title)
+    page = write_preview(opened.store, done, found, line, opened.config.ingest.max_pixels, Path(path), _title(opened))
     sections = [{"title": band.title, "copies": band.copies, "pairs": band.count} for band in found]
     return {"path": str(page), "refused": refused, "sections": sections}
 
 
-def trace(opened: Opened, image_id: str) -> list[dict[str, Any]]:
-    """What each finished stage knows of one image, in the order of the DAG.
+def trace(opened: Opened, what: str, run: int | None = None) -> Traced:
+    """What became of one image, or of one file that was refused: a sentence, and what each stage knows of it.
+
+    `what` is an image_id or its first digits, a path, a URL, or a picture file.
 
     Raises:
-        ConfigError: not an image_id.
-        LodesetError: no set of this configuration holds it.
+        ConfigError: it stands for several images.
+        LodesetError: no run of this configuration knows it.
     """
-    from infra.trace import trace
+    from infra.story import traced
 
-    return trace(opened.store, artifacts(opened), image_id)
+    shown = held(opened, run)
+    folders = [Path.cwd(), opened.path.resolve().parent]
+    before = shown.run.number if shown.run is not None else None
+    return traced(opened.store, shown.artifacts, what, folders, opened.config.name, before)
+
+
+def tables(opened: Opened, run: int | None = None) -> list[Listed]:
+    """Every table of the last finished run, or of `run`."""
+    from infra.rows import listed
+
+    return listed(opened.store, held(opened, run).artifacts)
+
+
+def table(
+    opened: Opened,
+    name: str,
+    *,
+    of: str | None = None,
+    where: Mapping[str, str] | None = None,
+    rows: int = 20,
+    to: str | Path | None = None,
+    run: int | None = None,
+) -> list[dict[str, Any]] | int:
+    """The first rows of a table; or with `to` all of them into a file, and how many these are.
+
+    Raises:
+        ConfigError: no such table, column or format; or several stages have one.
+        LodesetError: the file cannot be written.
+    """
+    from infra.rows import batches, chosen, first, write
+
+    found = batches(opened.store, chosen(tables(opened, run), name, of), where or {})
+    return first(found, rows) if to is None else write(found, Path(to))
+
+
+def verify(path: str | Path, deep: bool = False, overrides: tuple[str, ...] = ()) -> Verified:
+    """Looks for what is damaged in a configuration's store; the next run makes it again. `deep` reads every file. Sources and
+    models need not be there.
+
+    Raises:
+        LodesetError: no store is there.
+    """
+    from infra.mend import verify
+    from pipeline.dag.store import Store
+
+    store = Store(read(path, overrides).store)
+    if not store.names("artifacts") and not store.names("parts"):
+        raise LodesetError(f"nothing was made in {store.url} yet: is this the store of the configuration?")
+    return verify(store, deep)
 
 
 def demo(folder: str | Path, watch: Callable[[Event], None]) -> dict[str, Any]:
@@ -354,8 +479,9 @@ def doctor() -> list[Check]:
     return examine()
 
 
-def _entry(store: Store, stage: Stage, artifact: Artifact | None) -> dict[str, Any]:
-    known: dict[str, Any] = {"stage": stage.name, "set": stage.set, "finished": artifact is not None}
+def _entry(store: Store, id_: str, artifact: Artifact | None) -> dict[str, Any]:
+    name, _, set_ = id_.partition("/")
+    known: dict[str, Any] = {"stage": name, "set": set_, "finished": artifact is not None}
     if artifact is None:
         return {**known, "manifest": None, "files": [], "tables": {}, "rows": None, "seconds": None, "details": {}}
     tables = {name: [store.full_url(f.path) for f in files] for name, files in artifact.tables.items()}

@@ -16,15 +16,18 @@ from rich.table import Table
 
 from infra import api
 from infra.cli_models import models
+from infra.cli_store import RunNumber, store_commands
 from infra.command import Group
 from infra.options import Json, Set, err, out, print_json
 from infra.tables import composition_tree, show_changes, show_composition, show_retrieval
 from pipeline.errors import LodesetError
+from pipeline.shown import shown
 
 app = typer.Typer(
     cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
 )
 app.add_typer(models)
+app.add_typer(store_commands)
 MISSING_SHOWN = 5  # sources that are not there, of which `plan` tells
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a lodeset.yaml (`lodeset init` writes one)")]
@@ -178,7 +181,7 @@ def run(
     opened = _open(config, set_, limit, until)
     with watching(err) as watch:
         api.run(opened, watch, fresh)
-    _show_status(api.status(opened), as_json)
+    _show_status(config, opened, as_json)
 
 
 @app.command()
@@ -191,7 +194,7 @@ def compact(
     """Write the shards anew, without the images that they hold and no longer stand for."""
     from infra.progress import watching
 
-    opened = _open(config, set_, None)
+    opened = api.open_store(config, tuple(set_ or ()))
     with watching(err) as watch:
         done = api.compact(opened, watch, delete)
     if as_json:
@@ -231,14 +234,38 @@ def forget(
 
 
 @app.command()
-def status(config: ConfigPath, set_: Set = None, limit: Limit = None, as_json: Json = False) -> None:
-    """Show the funnel: what each stage took, kept and dropped."""
-    _show_status(api.status(_open(config, set_, limit)), as_json)
+def status(
+    config: ConfigPath,
+    number: RunNumber = None,
+    code: Annotated[
+        bool, typer.Option("--snippet", help="print Python that reads the shards, and nothing else")
+    ] = False,
+    set_: Set = None,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Show the last finished run: what each stage took, kept and dropped, and where its results lie."""
+    opened = api.open_store(config, tuple(set_ or ()), limit)
+    if code:
+        _show_snippet(api.summary(opened, number), config)
+    else:
+        _show_status(config, opened, as_json, number)
 
 
-def _show_status(entries: list[dict[str, Any]], as_json: bool) -> None:
+def _show_snippet(told: api.Summary, config: Path) -> None:
+    from infra.summary import snippet
+
+    if told.shards is None:
+        raise LodesetError(f"no finished run of {config} has written shards: `lodeset run` first")
+    print(snippet(told), end="")
+
+
+def _show_status(config: Path, opened: api.Opened, as_json: bool, number: int | None = None) -> None:
+    from infra.summary import lines
+
+    entries, summary = api.status(opened, number), api.summary(opened, number)
     if as_json:
-        print_json({"artifacts": entries})
+        print_json({"artifacts": entries, **summary.to_json()})
         return
     table = Table("stage", "in", "kept", "dropped", "seconds", box=None, pad_edge=False)
     for entry in entries:
@@ -259,18 +286,21 @@ def _show_status(entries: list[dict[str, Any]], as_json: bool) -> None:
                 highlight=False,
                 soft_wrap=True,
             )
+    for line in lines(summary, str(config)):
+        out.print(escape(line), highlight=False, soft_wrap=True)
 
 
 @app.command()
 def report(
     config: ConfigPath,
     to: Annotated[Path, typer.Option("--out", help="the page to write")] = Path("report.html"),
+    number: RunNumber = None,
     set_: Set = None,
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
     """Write one self-contained HTML page: funnel, examples with pictures, curves."""
-    page = api.report(_open(config, set_, limit), to)
+    page = api.report(api.open_store(config, tuple(set_ or ()), limit), to, number)
     if as_json:
         print_json({"path": str(page)})
     else:
@@ -282,6 +312,7 @@ def dedup_preview(
     config: ConfigPath,
     to: Annotated[Path, typer.Option("--out", help="the page to write")] = Path("dedup-preview.html"),
     pairs: Annotated[int, typer.Option(min=1, help="pairs shown of each section")] = 12,
+    number: RunNumber = None,
     set_: Set = None,
     limit: Limit = None,
     as_json: Json = False,
@@ -289,9 +320,9 @@ def dedup_preview(
     """Run up to dedup and show pairs around the line between copies and strangers."""
     from infra.progress import watching
 
-    opened = _open(config, set_, limit)
+    opened = api.open_store(config, tuple(set_ or ()), limit)
     with watching(err) as watch:
-        done = api.dedup_preview(opened, watch, to, pairs)
+        done = api.dedup_preview(opened, watch, to, pairs, number)
     if as_json:
         print_json(done)
         return
@@ -305,17 +336,29 @@ def dedup_preview(
 
 
 @app.command()
-def trace(config: ConfigPath, image_id: str, set_: Set = None, limit: Limit = None, as_json: Json = False) -> None:
-    """Tell one image's way from its source to its shard."""
-    steps = api.trace(_open(config, set_, limit), image_id)
+def trace(
+    config: ConfigPath,
+    what: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="an image_id or its first digits, a path, a URL, a picture file")
+    ],
+    number: RunNumber = None,
+    set_: Set = None,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what became of one image, and its way from its source to its shard."""
+    told = api.trace(api.open_store(config, tuple(set_ or ()), limit), what, number)
     if as_json:
-        print_json({"image_id": image_id.lower(), "steps": steps})
+        print_json({"image_id": told.image_id, "sentence": told.sentence, "steps": list(told.steps)})
         return
-    for step in steps:
+    out.print(
+        f"[bold]{told.image_id or escape(shown(what))}[/]: {escape(told.sentence)}", highlight=False, soft_wrap=True
+    )
+    for step in told.steps:
         rest = {k: v for k, v in step.items() if k not in ("stage", "table", "image_id")}
         out.print(f"[bold]{step['stage']}[/] {step['table']}", highlight=False)
         for key, value in rest.items():
-            out.print(f"    {key}: {escape(str(value))}", highlight=False, soft_wrap=True)
+            out.print(f"    {key}: {escape(shown(str(value)))}", highlight=False, soft_wrap=True)
 
 
 @app.command()

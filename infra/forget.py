@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from infra.summary import REPORTS
 from infra.upkeep import every_artifact, sweep
 from pipeline import records
 from pipeline.algorithms.images import ID_HEX_DIGITS
@@ -335,6 +336,8 @@ def _complete(store: Store) -> _Plan | None:
         store.put_absent(PLANNED, sealed(planned))
     _replace(store, store.read_json(PLANNED) or {})
     sweep(store)
+    for name in store.names(REPORTS):
+        store.delete(f"{REPORTS}/{name}")  # pages show pictures; `run` and `report` write new ones
     store.delete(PLANNED)
     store.delete(JOURNAL)
     return plan

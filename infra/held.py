@@ -8,11 +8,14 @@ from typing import Any
 
 from infra.config import Config
 from infra.report.pictures import public
+from pipeline.config import Shards
 from pipeline.dag.decisions import decide
 from pipeline.dag.manifests import Run
 from pipeline.dag.runs import Wanted, artifacts_of, newest_first, without_records
-from pipeline.dag.stage import Context, Outcome, Stage
+from pipeline.dag.stage import PREVIOUS, Context, Follows, Input, Outcome, Stage
 from pipeline.dag.store import Artifact, Store
+from pipeline.errors import LodesetError
+from pipeline.stages import write_shards
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,9 @@ class Held:
     changed: bool | None
     why: str = ""
 
-    def stages(self) -> dict[str, Stage]:
-        """Stages as they were configured, to be shown; none of them can be run."""
-        return {id_: _stage(id_, self.artifacts.get(id_)) for id_ in self.ids}
+    def stages(self, graph: Mapping[str, Stage]) -> dict[str, Stage]:
+        """Stages as they were configured, to be shown; none that is finished can be run. `graph` has those that are not."""
+        return {id_: _stage(id_, self.artifacts.get(id_), graph.get(id_)) for id_ in self.ids}
 
 
 def held(
@@ -110,10 +113,45 @@ def _public(tree: Any) -> Any:
     return public(tree) if isinstance(tree, str) else tree
 
 
-def _stage(id_: str, artifact: Artifact | None) -> Stage:
+def rewriting(written: Artifact, shown: Held, beam: Mapping[str, str]) -> Stage:
+    """`write_shards` as it made this artifact, to be made again from what the shards themselves hold.
+
+    Raises:
+        LodesetError: what it was made from is no longer there.
+    """
+    inputs = {}
+    for role, told in written.inputs.items():
+        if role == PREVIOUS:
+            continue
+        made_from = shown.artifacts.get(told["stage"])
+        of = [""] if made_from and told["identity"] == made_from.fingerprint else []
+        of += [
+            name for name, identity in (made_from.content if made_from else {}).items() if identity == told["identity"]
+        ]
+        if made_from is None or not of:
+            raise LodesetError(
+                f"the shards were made from a {told['stage']} that is no longer there: `lodeset run` first"
+            )
+        inputs[role] = Input(_stage(told["stage"], made_from), of[0])
+    knobs = {key: written.config[key] for key in Shards.model_fields if key in written.config}
+    speed = {"shards": Shards.model_validate(knobs), "beam": beam, "from": written}
+    return Stage(
+        written.stage,
+        written.set,
+        write_shards.VERSION,
+        "beam",
+        write_shards.run,
+        written.config,
+        inputs,
+        speed,
+        follows=Follows(("size_mb", "seed", "limit", "name")),
+    )
+
+
+def _stage(id_: str, artifact: Artifact | None, configured: Stage | None = None) -> Stage:
     name, _, set_ = id_.partition("/")
     if artifact is None:
-        return Stage(name, set_, 0, "ray", _never, {})
+        return configured or Stage(name, set_, 0, "ray", _never, {})
     return Stage(name, set_, artifact.version, "ray", _never, artifact.config)
 
 

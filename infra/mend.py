@@ -20,7 +20,7 @@ from pipeline.dag.damage import (
 from pipeline.dag.decisions import decide
 from pipeline.dag.runner import Event
 from pipeline.dag.stage import Stage
-from pipeline.dag.store import Store
+from pipeline.dag.store import Artifact, Store
 from pipeline.errors import DamagedError, HeldError
 
 # How often a run is started again because a stage met damage. Each time all that lies beside it is looked at, too.
@@ -66,9 +66,15 @@ def verify(store: Store, deep: bool) -> Verified:
     )
 
 
-def mend(store: Store, stages: Mapping[str, Stage], mine: str, watch: Callable[[Event], None]) -> bool:
+def mend(
+    store: Store,
+    stages: Mapping[str, Stage],
+    mine: str,
+    watch: Callable[[Event], None],
+    given: Mapping[str, Artifact],
+) -> bool:
     """Takes back what is damaged of what these stages are, and whatever was noted; whether there was anything. `mine` is the name of
-    this run's claim.
+    this run's claim, `given` what the stages are made from besides.
 
     Raises:
         HeldError: there is damage, and another run is at work on the store.
@@ -78,7 +84,7 @@ def mend(store: Store, stages: Mapping[str, Stage], mine: str, watch: Callable[[
     if beside:
         damage += changed(store, [file for file in contents(store).files() if file.path.startswith(beside)])
     try:
-        finished = [d.artifact for d in decide(store, stages).values() if d.artifact is not None]
+        finished = [d.artifact for d in decide(store, stages, given=given).values() if d.artifact is not None]
         damage += missing(store, {file for one in finished for file in one.files()})
     except DamagedError:
         damage += noted(store)

@@ -43,7 +43,7 @@ def show_composition(out: Console, composed: Composition) -> None:
     difference = (_figure(told["expected"]), _signed(told["difference"])) if compared else ()
     without = f"without {', '.join(told['unknown'])}" if told["unknown"] else ""
     table.add_row("total", "", "", "", _figure(told["final"]), *difference, escape(without), style="bold")
-    _print_whole(out, table)
+    print_whole(out, table)
     out.print("a sum over rows: an image that several sets want counts in each", style="dim")
 
 
@@ -62,7 +62,7 @@ def show_retrieval(out: Console, entries: Sequence[Mapping[str, Any]]) -> None:
             table.add_row(escape(name), *(_figure(details[key]) for key in keys), _figure(shared.get(name)))
         total = (sum(details[key] for details in sets.values()) for key in keys)
         table.add_row("all sets", *map(_figure, total), _figure(everything.get("shared")), style="bold")
-        _print_whole(out, table)
+        print_whole(out, table)
     for entry in entries:
         for name, leak in entry["details"].get("leaks", {}).items():
             out.print(
@@ -94,7 +94,7 @@ def _by_reason(counts: Mapping[str, int]) -> str:
     return f" ({', '.join(f'{escape(reason)} {count:,}' for reason, count in counts.items())})" if counts else ""
 
 
-def _print_whole(out: Console, table: Table) -> None:
+def print_whole(out: Console, table: Table) -> None:
     """As wide as it is: a name cut short, or a row over three lines, cannot be searched for in a file or a pipe."""
     table.width = Measurement.get(out, out.options.update(width=1_000), table).maximum
     out.print(table, soft_wrap=True)

@@ -40,9 +40,10 @@ def superseded(store: Store, after: Artifact, delete: bool) -> list[File]:
     Raises:
         HeldError: they are to be deleted, and a run is at work on the store.
     """
-    history = [one for one in store.history(after.stage, after.set) if one.fingerprint != after.fingerprint]
-    old = [one for one in history if one.created <= after.created and _alike(store, one, after)]
-    kept = [after, *(one for one in history if one not in old)]
+    everything = store.history(after.stage, after.set)
+    at = next((n for n, one in enumerate(everything) if one.fingerprint == after.fingerprint), -1)
+    old = [one for one in everything[at + 1 :] if _alike(store, one, after)]
+    kept = [one for one in everything if one not in old]
     needed = {file.path for one in kept for files in one.tables.values() for file in files}
     listed = {file.path: file for one in old for files in one.tables.values() for file in files}
     gone = [file for path, file in sorted(listed.items()) if path not in needed]

@@ -103,10 +103,18 @@ def write_report(
     Raises:
         LodesetError: the store lacks a file that a manifest lists, or `path` cannot be written.
     """
+    return save(page_of(store, stages, artifacts, title), path)
+
+
+def page_of(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, Artifact], title: str) -> str:
+    """That page.
+
+    Raises:
+        LodesetError: the store lacks a file that a manifest lists.
+    """
     report = collect(store, stages, artifacts)
     found = load(store, artifacts, pictured(report), _max_pixels(stages))
-    page = render(report, found, title, [drawn(one, store.read) for one in report.pruned])
-    return save(page, path)
+    return render(report, found, title, [drawn(one, store.read) for one in report.pruned])
 
 
 def write_pruned(job: Mapping[str, Any], read: Callable[[str], bytes | None], path: Path, title: str) -> Path:
@@ -193,7 +201,8 @@ def render(report: Report, found: Mapping[str, Picture], title: str, jobs: Seque
 
 
 def _max_pixels(stages: Mapping[str, Stage]) -> int:
-    return max((int(stage.config["max_pixels"]) for stage in stages.values() if stage.name == "ingest"), default=1)
+    found = (stage.config.get("max_pixels", 0) for stage in stages.values() if stage.name == "ingest")
+    return max((int(limit) for limit in found), default=0) or 1
 
 
 # -- figures

@@ -20,7 +20,7 @@ BINS = 10  # about as many; their edges are round
 def scored(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, Artifact]) -> tuple[Scored, ...]:
     """One a pixel filter, in the order of their names; empty where no filter looks at pixels."""
     made, judging = artifacts.get("score/pool"), stages.get("filter/pool")
-    if made is None or judging is None:
+    if made is None or judging is None or not judging.config:
         return ()
     found: dict[str, list[Any]] = {name: [] for name in made.config["scorers"]}
     for file in made.tables["scores"]:

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pipeline.dag.fingerprint import canonical
@@ -28,13 +29,18 @@ class Decision:
     previous: Artifact | None = None
 
 
-def decide(store: Store, stages: Mapping[str, Stage], fresh: Container[str] = ()) -> dict[str, Decision]:
+def decide(
+    store: Store,
+    stages: Mapping[str, Stage],
+    fresh: Container[str] = (),
+    given: Mapping[str, Artifact] = MappingProxyType({}),
+) -> dict[str, Decision]:
     """One decision a stage, in the order given (which must be topological). Reads manifests, spends nothing.
 
-    `fresh` are the names of stages that take nothing over from earlier runs.
+    `fresh` are the names of stages that take nothing over from earlier runs, `given` what is finished besides these stages, by id.
     """
     decisions: dict[str, Decision] = {}
-    finished: dict[str, Artifact] = {}
+    finished = dict(given)
     for stage in stages.values():
         decision = decided(store, stage, finished, fresh)
         decisions[stage.id] = decision

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Literal
 
 import cloudpickle
@@ -76,14 +77,16 @@ class Runner:
         self._selector = selectors.DefaultSelector()
         self._logs = Path(store.path(LOGS)) if store.local else None  # else a folder of this run
 
-    def run(self, stages: Mapping[str, Stage]) -> dict[str, Artifact]:
-        """Runs what is not finished; `stages` in topological order.
+    def run(
+        self, stages: Mapping[str, Stage], given: Mapping[str, Artifact] = MappingProxyType({})
+    ) -> dict[str, Artifact]:
+        """Runs what is not finished; `stages` in topological order, `given` what they are made from besides, by id.
 
         Raises:
             LodesetError: the first stage that failed, once those beside it have ended.
         """
         self.store.prepare()
-        finished: dict[str, Artifact] = {}
+        finished = dict(given)
         waiting = dict(stages)
         running: dict[str, Running] = {}
         failure: LodesetError | None = None

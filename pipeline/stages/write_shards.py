@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import io
 import json
+import posixpath
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any, cast
 
 import pyarrow as pa
@@ -33,7 +34,7 @@ from pipeline.config import Shards
 from pipeline.dag.files import HashingFile
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Context, Outcome
-from pipeline.dag.store import File, Part, Rows, Store
+from pipeline.dag.store import Artifact, File, Part, Rows, Store
 from pipeline.errors import LodesetError
 from pipeline.shown import json_text, redacted
 from pipeline.sources.reading import Location, read_images
@@ -77,6 +78,8 @@ def run(context: Context) -> Outcome:
         )
     standing = shards_before(store, context.previous, selected["image_id"])
     shards = plan(store, context, config, standing)
+    if "from" in context.speed:
+        shards = _read_from(store, context.speed["from"], shards)
     folder = f"shards/{digest(context.fingerprint, [s.key for s in shards])[:16]}"
     before = set(store.committed(STAGE, [s.key for s in shards]))
     left = sum(len(s.entries) for s in shards if s.key not in before)
@@ -122,6 +125,18 @@ def run(context: Context) -> Outcome:
             ),
         },
     )
+
+
+def _read_from(store: Store, held: Artifact, shards: Sequence[Shard]) -> list[Shard]:
+    """The same shards, whose images are read from those that hold them: their sources may be gone."""
+    stand: dict[str, Location] = {}
+    for row in store.table(held.tables["index"], records.SHARDS.names, records.SHARDS).to_pylist():
+        uri = store.full_url(posixpath.normpath(f"{held.details['folder']}/{row['shard']}"))
+        stand[row["image_id"]] = Location(row["image_id"], uri, row["image_id"], row["offset"], row["size_bytes"])
+    return [
+        replace(one, entries=tuple(replace(e, place=stand.get(e.place.image_id, e.place)) for e in one.entries))
+        for one in shards
+    ]
 
 
 def content_of(index: pa.Table) -> str:
