@@ -15,7 +15,7 @@ from infra.report.pictures import short_name
 from infra.trace import IMAGES, LOCATIONS, trace
 from pipeline.dag.runs import artifacts_of, newest_first
 from pipeline.dag.store import Artifact, Store
-from pipeline.errors import LodesetError
+from pipeline.errors import ConfigError, LodesetError
 from pipeline.shown import shown
 from pipeline.stages.forgotten import forgotten
 
@@ -51,6 +51,11 @@ def traced(
     if not (found.ids or found.rejects):
         found, artifacts, since = _earlier(store, asked, folders, name, before)
     gone = [one for one in found.ids if one in forgotten(store)]
+    if found.ids and found.rejects and not gone:
+        raise ConfigError(
+            f"{shown(asked)} stands for {len(found.ids):,} images and {len(found.rejects):,} files that were refused: give an "
+            f"image_id ({found.ids[0]}, ...) or the whole path"
+        )
     if found.ids:
         image_id = one_of(found.ids, asked)
         if image_id in gone:
@@ -93,6 +98,8 @@ def _forgotten(store: Store, image_id: str) -> str:
 
 def _rejected(rows: Sequence[Row]) -> str:
     first = rows[0]
+    if first["reason"] == "forgotten":
+        return "forgotten (`lodeset forget`): taken out of every table, cache and shard, and never taken in again"
     detail = f": {shown(first['detail'])}" if first["detail"] else ""
     more = f"; {len(rows) - 1} more rejects of that name" if len(rows) > 1 else ""
     return f"rejected by {first['stage']} as {first['reason']}{detail}{more}"

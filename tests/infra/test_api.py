@@ -28,11 +28,15 @@ def config(tmp_path: Path) -> Path:
 
 
 def test_every_command_is_a_function() -> None:
-    registered = [*cli.app.registered_commands, *cli.models.registered_commands]
+    registered = [
+        *cli.app.registered_commands,
+        *cli.models.registered_commands,
+        *cli.store_commands.registered_commands,
+    ]
     commands = {command.callback.__name__ for command in registered if command.callback}
     assert commands == {
         "init", "schema", "plan", "run", "status", "report", "trace", "dedup_preview", "compact", "forget", "demo", "train", "prune",
-        "export", "doctor",
+        "export", "doctor", "table", "verify",
     }  # fmt: skip
     for name in commands:
         assert getattr(api, name).__module__ in ("infra.api", "infra.models") and getattr(api, name).__doc__
@@ -50,11 +54,13 @@ def test_the_command_line_prints_what_the_functions_return(config: Path, tmp_pat
     assert isinstance(told, list)
     assert [(t["stage"], t["set"], t["action"], t["images"]) for t in told] == planned
     assert planned[0] == ("ingest", "pool", "run", 3)
-    assert lodeset("status", config, "--json") == {"artifacts": api.status(opened)}
+    told = lodeset("status", config, "--json")
+    assert told.pop("artifacts") == api.status(opened)
+    assert told == {**api.summary(opened).to_json(), "models": []} and told["run"] is None
     assert lodeset("schema") == api.schema()
     assert lodeset("report", config, "--out", tmp_path / "a.html", "--json") == {"path": str(tmp_path / "a.html")}
     assert api.report(opened, tmp_path / "b.html").read_bytes() == (tmp_path / "a.html").read_bytes()
-    with pytest.raises(LodesetError, match=r"no image 0{32} in this configuration's sets"):
+    with pytest.raises(LodesetError, match=r"no image 0{32} in this store's runs"):
         api.trace(opened, "0" * 32)
 
 

@@ -239,7 +239,7 @@ def test_trace_tells_an_image_s_way(world: Path, finished: dict[str, dict[str, A
     for table in ("images", "locations", "vectors", "duplicates", "selected", "index"):
         assert table in tables
     assert "no image" in lodeset("trace", world / "lodeset.yaml", "0" * 32, code=1)[1]
-    assert "not an image_id" in lodeset("trace", world / "lodeset.yaml", "xyz", code=2)[1]
+    assert "no image xyz" in lodeset("trace", world / "lodeset.yaml", "xyz", code=1)[1]
 
 
 def test_pairs_can_be_looked_at_where_dedup_refuses_them(copy: Path, tmp_path: Path) -> None:
