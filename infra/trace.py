@@ -37,7 +37,8 @@ def trace(store: Store, artifacts: Mapping[str, Artifact], image_id: str) -> lis
         for table, files in artifact.tables.items():
             if table in INNER:
                 continue
-            found = rows_about(store, files, image_id)
+            about = ("image_id",) if table in IMAGES else ABOUT  # what was derived from it is told by `faces`
+            found = rows_about(store, files, image_id, about)
             if table == "edges":
                 # An image has many candidates; those that say most about it are the verified ones, then the most similar.
                 found.sort(key=lambda row: (not row["verified"], -(row["similarity"] or 0.0)))
@@ -53,12 +54,12 @@ def trace(store: Store, artifacts: Mapping[str, Artifact], image_id: str) -> lis
     return steps
 
 
-def rows_about(store: Store, files: Sequence[File], image_id: str) -> list[dict[str, Any]]:
-    """The rows of a table that are about an image, whatever the table is."""
+def rows_about(store: Store, files: Sequence[File], image_id: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a table, whatever it is, that hold an image_id in one of these columns."""
     rows: list[dict[str, Any]] = []
     for file in files:
         columns = columns_of(store, file)
-        about = [name for name in ABOUT if name in columns]
+        about = [name for name in names if name in columns]
         if not about or not file.rows:
             continue
         data = store.table([file], [name for name in columns if name not in LARGE])
