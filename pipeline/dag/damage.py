@@ -160,7 +160,7 @@ def changed(store: Store, files: Collection[File]) -> Iterator[Damage]:
 
     def look(file: File) -> Damage | None:
         try:
-            store.check(file)
+            store.check(file, anew=True)
         except DamagedError as error:
             return Damage(file.path, error.why)
         return None
@@ -242,7 +242,7 @@ def _still(store: Store, held: Contents, one: Damage) -> bool:
     whole = {file.path: file for file in held.files()}.get(one.path)
     if whole is not None:
         try:
-            store.check(whole)
+            store.check(whole, anew=True)
         except DamagedError:
             return True
         return False

@@ -386,8 +386,8 @@ class Store:
 
     # -- files as they were written
 
-    def check(self, file: File) -> None:
-        """Compares a file with its digest, once a process unless it changes.
+    def check(self, file: File, anew: bool = False) -> None:
+        """Compares a file with its digest, once a process unless it changes; `anew` reads it in any case.
 
         Raises:
             DamagedError: it is missing, or its bytes are not those that were written.
@@ -399,7 +399,7 @@ class Store:
                 found = Path(path).stat()
                 state = (found.st_size, found.st_mtime_ns)
             known = _WHOLE.get((path, file.sha256), False)
-            if known is not False and known == state:
+            if not anew and known is not False and known == state:
                 return
             with self.explained(f"reading {file.path}"), self.fs.open(path, "rb") as source:
                 found_digest, size = _digest_of(source)
