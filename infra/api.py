@@ -11,14 +11,25 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.config import Config, cpus_of, read
+from infra.looking import held, title_of
+from infra.looking import report as report
+from infra.looking import status as status
+from infra.looking import summary as summary
+from infra.looking import table as table
+from infra.looking import tables as tables
+from infra.looking import trace as trace
+from infra.looking import verify as verify
 from infra.models import export as export
 from infra.models import prune as prune
 from infra.models import train as train
+from infra.opened import Opened as Opened
+from infra.opened import open_config as open_config
+from infra.opened import open_store as open_store
 from infra.template import TEMPLATE
 from pipeline.errors import ConfigError, GateError, LodesetError
 
@@ -27,33 +38,16 @@ if TYPE_CHECKING:
     from infra.doctor import Check
     from infra.estimate import Estimate
     from infra.forget import Forgotten
-    from infra.held import Held
-    from infra.mend import Verified
     from infra.rows import Listed as Listed
-    from infra.story import Traced
     from infra.summary import Summary as Summary
     from infra.upkeep import Compacted
     from pipeline.dag.decisions import Decision
     from pipeline.dag.manifests import Run
     from pipeline.dag.runner import Event
     from pipeline.dag.stage import Stage
-    from pipeline.dag.store import Artifact, File, Store
+    from pipeline.dag.store import Artifact, File
 
 DEDUP, SHARDS = "dedup/pool", "write_shards/all"
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A configuration with its graph and its store."""
-
-    path: Path
-    config: Config
-    stages: Mapping[str, Stage]
-    store: Store
-    missing: tuple[str, ...] = ()  # why there is no graph, where that was asked for: a source or a model is not there
-    ids: tuple[str, ...] = ()  # every stage of the configuration; `stages` are those up to the one that was asked for
-    until: str | None = None
-    overridden: bool = False  # by `--set`
 
 
 def init(path: str | Path = "lodeset.yaml", force: bool = False) -> Path:
@@ -79,63 +73,6 @@ def schema() -> dict[str, Any]:
     return Config.model_json_schema()
 
 
-def open_config(
-    path: str | Path,
-    overrides: tuple[str, ...] = (),
-    until: str | None = None,
-    limit: int | None = None,
-    without_sources: bool = False,
-) -> Opened:
-    """Reads a configuration, lists its sources and builds the graph; runs nothing.
-
-    `without_sources` opens a configuration that says what its sets are `expected` to hold even where sources or models
-    are not there: without stages, and with what is `missing`.
-
-    Raises:
-        ConfigError: the file, a key, a value, or `until` is wrong.
-        LodesetError: a source or a model is not there.
-    """
-    from infra import dag
-    from pipeline.dag.stage import closure
-    from pipeline.dag.store import Store
-
-    if limit is not None:
-        overrides = (*overrides, f"ingest.limit={limit}")
-    config = read(path, overrides)
-    try:
-        stages = dag.build(config)
-    except ConfigError:
-        raise
-    except LodesetError as error:
-        if not without_sources or not any(one.expected for one in config.curated):
-            raise
-        return Opened(Path(path), config, {}, Store(config.store), missing_sources(config) or (str(error),))
-    names = sorted({stage.name for stage in stages.values()})
-    if until is not None and until not in names:
-        raise ConfigError(f"--until {until}: no such stage in this configuration; there are: {', '.join(names)}")
-    chosen = closure(stages, until)
-    return Opened(
-        Path(path), config, chosen, Store(config.store), (), tuple(closure(stages, None)), until, bool(overrides)
-    )
-
-
-def open_store(path: str | Path, overrides: tuple[str, ...] = (), limit: int | None = None) -> Opened:
-    """Like `open_config`, for what is shown of a store: sources and models need not be there.
-
-    Raises:
-        ConfigError: the file, a key or a value is wrong.
-        LodesetError: the store cannot be opened.
-    """
-    from pipeline.dag.store import Store
-
-    try:
-        return open_config(path, overrides, limit=limit)
-    except LodesetError as error:
-        limits = (f"ingest.limit={limit}",) if limit is not None else ()
-        config = read(path, (*overrides, *limits))
-        return Opened(Path(path), config, {}, Store(config.store), (str(error),), overridden=bool(overrides))
-
-
 def plan(opened: Opened, fresh: bool = False) -> list[tuple[Decision, Estimate]]:
     """What `run` would do, and why, with estimated time and bytes."""
     from infra.estimate import estimates
@@ -153,20 +90,6 @@ def plan(opened: Opened, fresh: bool = False) -> list[tuple[Decision, Estimate]]
 
 def _files(decisions: Mapping[str, Decision]) -> set[File]:
     return {file for one in decisions.values() if one.artifact is not None for file in one.artifact.files()}
-
-
-def missing_sources(config: Config) -> tuple[str, ...]:
-    """One message a set whose sources cannot be listed."""
-    from pipeline.graph import sets_of
-    from pipeline.sources.listing import expand
-
-    found = []
-    for name, sources in sets_of(config).items():
-        try:
-            expand(sources, name)
-        except LodesetError as error:
-            found.append(str(error))
-    return tuple(found)
 
 
 def composition(opened: Opened) -> Composition:
@@ -204,7 +127,7 @@ def _keep_report(opened: Opened, run: Run) -> None:
         return
     try:
         shown = held(opened, run.number)
-        page = page_of(opened.store, shown.stages(opened.stages), shown.artifacts, _title(opened))
+        page = page_of(opened.store, shown.stages(opened.stages), shown.artifacts, title_of(opened))
         opened.store.put_absent(path, page.encode())
     except Exception as error:
         logging.getLogger("lodeset").warning(
@@ -308,52 +231,6 @@ def artifacts(opened: Opened) -> dict[str, Artifact]:
     return {id_: d.artifact for id_, d in decide(opened.store, opened.stages).items() if d.artifact is not None}
 
 
-def held(opened: Opened, run: int | None = None) -> Held:
-    """What the store holds of this configuration: its last finished run, or the one with this number.
-
-    Raises:
-        LodesetError: there is no such run.
-    """
-    from infra.held import held
-
-    why = opened.missing[0] if opened.missing else ""
-    return held(
-        opened.store, opened.config, opened.stages, why=why, number=run, exactly=opened.overridden and run is None
-    )
-
-
-def status(opened: Opened, run: int | None = None) -> list[dict[str, Any]]:
-    """One entry a stage and set of the last finished run (or of `run`), as `lodeset status --json` prints them."""
-    shown = held(opened, run)
-    return [_entry(opened.store, id_, shown.artifacts.get(id_)) for id_ in shown.ids]
-
-
-def summary(opened: Opened, run: int | None = None) -> Summary:
-    """Which run that is, what has changed since, and where its shards, models and report lie."""
-    from infra.summary import summary
-
-    return summary(opened.store, held(opened, run))
-
-
-def report(opened: Opened, path: str | Path, run: int | None = None) -> Path:
-    """Writes one self-contained HTML page of the last finished run, or of `run`, and returns its path.
-
-    Raises:
-        LodesetError: nothing is finished and `path` has a page already, the store lacks a file that a manifest lists, or `path`
-            cannot be written.
-    """
-    from infra.report.render import write_report
-
-    shown = held(opened, run)
-    if not shown.artifacts and Path(path).exists():
-        raise LodesetError(f"no stage has finished in {opened.store.url}: {path} stays as it is; `lodeset run` first")
-    return write_report(opened.store, shown.stages(opened.stages), shown.artifacts, Path(path), _title(opened))
-
-
-def _title(opened: Opened) -> str:
-    return opened.path.resolve().parent.name
-
-
 def dedup_preview(
     opened: Opened, watch: Callable[[Event], None], path: str | Path, pairs: int = 12, run: int | None = None
 ) -> dict[str, Any]:
@@ -393,71 +270,9 @@ def dedup_preview(
         else f"Pairs are copies above a cosine of {limits.pool:.3f} (dedup.threshold)."
     )
     line += f" Dedup refused this: {refused}." if refused else ""
-    page = write_preview(opened.store, done, found, line, opened.config.ingest.max_pixels, Path(path), _title(opened))
+    page = write_preview(opened.store, done, found, line, opened.config.ingest.max_pixels, Path(path), title_of(opened))
     sections = [{"title": band.title, "copies": band.copies, "pairs": band.count} for band in found]
     return {"path": str(page), "refused": refused, "sections": sections}
-
-
-def trace(opened: Opened, what: str, run: int | None = None) -> Traced:
-    """What became of one image, or of one file that was refused: a sentence, and what each stage knows of it.
-
-    `what` is an image_id or its first digits, a path, a URL, or a picture file.
-
-    Raises:
-        ConfigError: it stands for several images.
-        LodesetError: no run of this configuration knows it.
-    """
-    from infra.story import traced
-
-    shown = held(opened, run)
-    folders = [Path.cwd(), opened.path.resolve().parent]
-    before = shown.run.number if shown.run is not None else None
-    return traced(opened.store, shown.artifacts, what, folders, opened.config.name, before)
-
-
-def tables(opened: Opened, run: int | None = None) -> list[Listed]:
-    """Every table of the last finished run, or of `run`."""
-    from infra.rows import listed
-
-    return listed(opened.store, held(opened, run).artifacts)
-
-
-def table(
-    opened: Opened,
-    name: str,
-    *,
-    of: str | None = None,
-    where: Mapping[str, str] | None = None,
-    rows: int = 20,
-    to: str | Path | None = None,
-    run: int | None = None,
-) -> list[dict[str, Any]] | int:
-    """The first rows of a table; or with `to` all of them into a file, and how many these are.
-
-    Raises:
-        ConfigError: no such table, column or format; or several stages have one.
-        LodesetError: the file cannot be written.
-    """
-    from infra.rows import batches, chosen, first, write
-
-    found = batches(opened.store, chosen(tables(opened, run), name, of), where or {})
-    return first(found, rows) if to is None else write(found, Path(to))
-
-
-def verify(path: str | Path, deep: bool = False, overrides: tuple[str, ...] = ()) -> Verified:
-    """Looks for what is damaged in a configuration's store; the next run makes it again. `deep` reads every file. Sources and
-    models need not be there.
-
-    Raises:
-        LodesetError: no store is there.
-    """
-    from infra.mend import verify
-    from pipeline.dag.store import Store
-
-    store = Store(read(path, overrides).store)
-    if not store.names("artifacts") and not store.names("parts"):
-        raise LodesetError(f"nothing was made in {store.url} yet: is this the store of the configuration?")
-    return verify(store, deep)
 
 
 def demo(folder: str | Path, watch: Callable[[Event], None]) -> dict[str, Any]:
@@ -477,21 +292,3 @@ def doctor() -> list[Check]:
     from infra.doctor import examine
 
     return examine()
-
-
-def _entry(store: Store, id_: str, artifact: Artifact | None) -> dict[str, Any]:
-    name, _, set_ = id_.partition("/")
-    known: dict[str, Any] = {"stage": name, "set": set_, "finished": artifact is not None}
-    if artifact is None:
-        return {**known, "manifest": None, "files": [], "tables": {}, "rows": None, "seconds": None, "details": {}}
-    tables = {name: [store.full_url(f.path) for f in files] for name, files in artifact.tables.items()}
-    rows = artifact.rows
-    return {
-        **known,
-        "manifest": store.manifest_path(artifact),
-        "files": [url for urls in tables.values() for url in urls],
-        "tables": tables,
-        "rows": {"in": rows.taken, "kept": rows.kept, "dropped": dict(rows.dropped)},
-        "seconds": artifact.seconds,
-        "details": dict(artifact.details),
-    }

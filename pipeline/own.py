@@ -21,7 +21,19 @@ _PAGE_BYTES = 2_048
 # A folder that lodeset made: a store, a sample world, what a training or pruning run left, a model. A `shared` one was there
 # before a store was put into it: the store's own folders are lodeset's, the others are not.
 Kind = Literal["store", "shared", "demo", "run", "model"]
-FOLDERS = ("artifacts", "parts", "claims", "shards", "training", "pruned", "logs", "forgotten", "runs", "damaged")
+FOLDERS = (
+    "artifacts",
+    "parts",
+    "claims",
+    "shards",
+    "training",
+    "pruned",
+    "logs",
+    "forgotten",
+    "runs",
+    "reports",
+    "damaged",
+)
 # What is in every store that has finished a stage.
 _SIGNS = ("artifacts/ingest", "parts/ingest")
 _TEXT = "{kind}\nlodeset made this folder and never reads it as a source of images. Delete this file if it should.\n"

@@ -20,26 +20,22 @@ import functools
 import hashlib
 import io
 import json
-import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
-from fsspec.spec import AbstractBufferedFile
 
-from pipeline import own
-from pipeline.dag.files import HashingFile, explanation, opened_file_system, published, unreachable
 from pipeline.dag.manifests import ARTIFACT, PART, RUN, parsed, sealed, unsealed
 from pipeline.dag.manifests import Artifact as Artifact
 from pipeline.dag.manifests import File as File
 from pipeline.dag.manifests import Part as Part
 from pipeline.dag.manifests import Rows as Rows
 from pipeline.dag.manifests import Run as Run
+from pipeline.dag.place import Place
 from pipeline.errors import DamagedError, LodesetError
 from pipeline.shown import shown
 
@@ -52,107 +48,18 @@ _WHOLE: dict[tuple[str, str], tuple[int, int] | None] = {}
 _BLOCK_BYTES = 4 * 2**20
 
 
-class Store:
-    """Parts and artifacts under one URL. Picklable: workers open their own connection."""
+class Store(Place):
+    """Parts, artifacts and runs under one URL. Picklable: workers open their own connection."""
 
     def __init__(self, url: str) -> None:
         """Raises LodesetError where the URL's protocol is unknown or its driver is not installed."""
-        self.url = url
-        self.fs, self.root = opened_file_system(url, "the store", "choose another `store:`")
-        self.local = isinstance(self.fs, LocalFileSystem)
-        # Object stores begin their paths with a bucket; lodeset never makes one, and objects need no folders.
-        self._in_bucket = not self.local and not self.root.startswith("/")
+        super().__init__(url)
         self._runs: dict[int, Run] = {}  # records are written once
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return Store, (self.url,)
 
-    def path(self, relative: str) -> str:
-        return f"{self.root}/{relative}"
-
-    def full_url(self, relative: str) -> str:
-        return cast(str, self.fs.unstrip_protocol(self.path(relative))) if not self.local else self.path(relative)
-
-    # -- bytes
-
-    @contextlib.contextmanager
-    def explained(self, action: str) -> Iterator[None]:
-        """Turns what a file system says into what a user can act on."""
-        try:
-            yield
-        except Exception as error:
-            told = explanation(error, action, self.url, self.root, self.local)
-            if told is None:
-                raise
-            raise LodesetError(told) from error
-
-    @contextlib.contextmanager
-    def _talking(self, action: str) -> Iterator[None]:
-        """Likewise around one call of a remote file system, where whatever is raised comes from its driver."""
-        try:
-            with self.explained(action):
-                yield
-        except (LodesetError, FileNotFoundError, FileExistsError, NotADirectoryError):
-            raise
-        except Exception as error:
-            if self.local:
-                raise
-            raise LodesetError(unreachable(f"the store {shown(self.url)}", error)) from error
-
-    def prepare(self) -> None:
-        """Makes the store's folder and proves that it can be written, before any work is spent. Never makes a bucket."""
-        probe = self.path(f".probe-{uuid.uuid4().hex}")
-        try:
-            with self._talking("first write"):
-                self._make_folder(self.root)
-                self.fs.pipe_file(probe, b"")
-                self.fs.rm_file(probe)
-        except FileNotFoundError as error:
-            bucket = self.root.partition("/")[0]
-            raise LodesetError(
-                f"the store {shown(self.url)} is not there: nothing called `{shown(bucket)}` was found ({type(error).__name__}). "
-                "lodeset makes no buckets: correct `store:`, or create it first"
-            ) from error
-        if self.read(own.MARK) is None:
-            self.put_absent(own.MARK, own.text(own.store_kind(self.names(""))))
-
-    def _make_folder(self, path: str) -> None:
-        if not self._in_bucket:
-            self.fs.makedirs(path, exist_ok=True)
-
-    def put_absent(self, relative: str, data: bytes) -> bool:
-        """Writes a whole file, visible only when complete; False if it was there already.
-
-        Atomic on a local file system, and where fsspec's driver has a conditional put (s3fs, gcsfs, adlfs). Elsewhere it is
-        a look followed by a write, and two runs that the claims did not keep apart may both believe they were first.
-        """
-        path = self.path(relative)
-        with self._talking(f"writing {relative}"):
-            self._make_folder(path.rsplit("/", 1)[0])
-            if not self.local:
-                try:
-                    self.fs.pipe_file(path, data, mode="create")
-                except FileExistsError:
-                    return False
-                return True
-            temporary = f"{path}.{uuid.uuid4().hex}"
-            try:
-                with open(temporary, "xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                return published(temporary, path)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temporary)
-
-    def read(self, relative: str) -> bytes | None:
-        """A file's bytes, None where there is none."""
-        try:
-            with self._talking(f"reading {relative}"):
-                return cast(bytes, self.fs.cat_file(self.path(relative)))
-        except FileNotFoundError:
-            return None
+    # -- sealed files
 
     def read_json(self, relative: str) -> dict[str, Any] | None:
         """What a sealed file says, None where there is none.
@@ -171,75 +78,11 @@ class Store:
         except ValueError as error:
             raise self.damaged(relative, str(error)) from error
 
-    def replace(self, copy: str, relative: str) -> None:
-        """Puts a file in the place of another one; nothing where that was done before. For take-downs alone: everything else in
-        a store is written once."""
-        with self.explained(f"replacing {relative}"), contextlib.suppress(FileNotFoundError):
-            if self.local:
-                os.replace(self.path(copy), self.path(relative))
-            else:
-                self.fs.mv(self.path(copy), self.path(relative))
-
     def replace_json(self, relative: str, tree: Mapping[str, Any]) -> None:
         """Likewise, a manifest."""
         copy = f"{relative}.{uuid.uuid4().hex}"
         self.put_absent(copy, sealed(tree))
         self.replace(copy, relative)
-
-    def append(self, relative: str, data: bytes) -> None:
-        """Adds to a file that one process alone writes: a log. Object stores cannot append, so the whole file is written."""
-        with self.explained(f"writing {relative}"):
-            self._make_folder(self.path(relative).rsplit("/", 1)[0])
-            self.fs.pipe_file(self.path(relative), (self.read(relative) or b"") + data)
-
-    def delete(self, relative: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.rm_file(self.path(relative))
-
-    def names(self, relative: str) -> list[str]:
-        """The names directly under a folder, sorted; empty where there is none."""
-        try:
-            with self._talking(f"reading {relative}"):
-                listed = self.fs.ls(self.path(relative), detail=False, refresh=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in listed)
-
-    @contextlib.contextmanager
-    def writing(self, relative: str) -> Iterator[HashingFile]:
-        """A file that is hashed while it is written and appears under its name only when complete.
-
-        Where that name is taken already (an attempt that was killed before it committed), the file that was there stays,
-        and size and digest are those of that file.
-        """
-        path = self.path(relative)
-        with self.explained(f"writing {relative}"):
-            self._make_folder(path.rsplit("/", 1)[0])
-            temporary = f"{path}.{uuid.uuid4().hex}" if self.local else path
-            # Closed below by hand: an object store publishes on close, which must not happen after an error.
-            raw = open(temporary, "xb") if self.local else self.fs.open(path, "wb")  # noqa: SIM115
-            sink = HashingFile(cast(IO[bytes], raw))
-            try:
-                yield sink
-                sink.flush()
-                if self.local:
-                    os.fsync(raw.fileno())
-                raw.close()
-                if self.local and not published(temporary, path):
-                    sink.measure(path)
-            except BaseException:
-                # fsspec publishes a remote file when it is closed, be it by the garbage collector, unless it is discarded.
-                if isinstance(raw, AbstractBufferedFile):
-                    raw.discard()
-                    raw.closed = True
-                else:
-                    with contextlib.suppress(OSError):
-                        raw.close()
-                raise
-            finally:
-                if self.local:
-                    with contextlib.suppress(OSError):
-                        os.unlink(temporary)
 
     def write_named(self, relative: str, data: pa.Table) -> File:
         """One Parquet file."""

@@ -39,7 +39,10 @@ def test_every_command_is_a_function() -> None:
         "export", "doctor", "table", "verify",
     }  # fmt: skip
     for name in commands:
-        assert getattr(api, name).__module__ in ("infra.api", "infra.models") and getattr(api, name).__doc__
+        assert (
+            getattr(api, name).__module__ in ("infra.api", "infra.looking", "infra.models")
+            and getattr(api, name).__doc__
+        )
 
 
 def test_starting_loads_neither_torch_nor_an_engine() -> None:
