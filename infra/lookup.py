@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.trace import IMAGES, LOCATIONS, METADATA
+from infra.trace import IMAGES, LOCATIONS
 from pipeline.algorithms.images import ID_HEX_DIGITS, image_id
 from pipeline.dag.store import Artifact, Store
 from pipeline.errors import ConfigError
@@ -93,7 +93,7 @@ def _at(
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """Images that lie at a path, whole or its end, or that have this URL; and files there that were refused."""
     ids: list[str] = []
-    for table in _tables(store, artifacts, METADATA, ["image_id", "url"]):
+    for table in _tables(store, artifacts, ("metadata",), ["image_id", "url"]):
         ids += table["image_id"].filter(pc.equal(table["url"], asked)).to_pylist()
     if not ids:
         for table in _tables(store, artifacts, LOCATIONS, ["image_id", "uri", "member"]):

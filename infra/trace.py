@@ -19,11 +19,7 @@ ABOUT = ("image_id", "image_id_a", "image_id_b", "pool_image_id", "query_id", "d
 # Tables that stages keep for themselves, or for the run after them.
 INNER = ("generations", "measured", "closeups", "samples", "features", "pictures")
 LARGE = ("thumbnail", "vector", "map")
-IMAGES, LOCATIONS, METADATA = (
-    ("images", "blurred_images"),
-    ("locations", "blurred_locations"),
-    ("metadata", "blurred_metadata"),
-)
+IMAGES, LOCATIONS = ("images", "blurred_images"), ("locations", "blurred_locations")
 
 
 def trace(store: Store, artifacts: Mapping[str, Artifact], image_id: str) -> list[dict[str, Any]]:

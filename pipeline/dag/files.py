@@ -228,11 +228,10 @@ class HashingFile:
     def close(self) -> None:
         """The store closes the file underneath once it is complete."""
 
-    def measure(self, path: str) -> None:
-        """Takes digest and size of a file that was there before."""
+    def wrote_the_bytes_of(self, path: str) -> bool:
+        """Whether a file that was there before holds the same."""
         with open(path, "rb") as file:
-            self._hash = hashlib.file_digest(file, "sha256")
-            self.size_bytes = file.tell()
+            return hashlib.file_digest(file, "sha256").digest() == self._hash.digest()
 
     def sha256(self) -> str:
         return self._hash.hexdigest()

@@ -145,8 +145,8 @@ class Place:
     def writing(self, relative: str) -> Iterator[HashingFile]:
         """A file that is hashed while it is written and appears under its name only when complete.
 
-        Where that name is taken already (an attempt that was killed before it committed), the file that was there stays,
-        and size and digest are those of that file.
+        Where that name is taken already (an attempt that was killed before it committed), the file that was there stays if it has
+        the same bytes. Such names stand for what is in the file, so one with other bytes is damaged, and gives way.
         """
         path = self.path(relative)
         with self.explained(f"writing {relative}"):
@@ -161,8 +161,8 @@ class Place:
                 if self.local:
                     os.fsync(raw.fileno())
                 raw.close()
-                if self.local and not published(temporary, path):
-                    sink.measure(path)
+                if self.local and not published(temporary, path) and not sink.wrote_the_bytes_of(path):
+                    os.replace(temporary, path)
             except BaseException:
                 # fsspec publishes a remote file when it is closed, be it by the garbage collector, unless it is discarded.
                 if isinstance(raw, AbstractBufferedFile):

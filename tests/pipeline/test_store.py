@@ -189,3 +189,13 @@ def test_damage_is_told(store: Store) -> None:
     store.put_absent("artifacts/x/y/z/manifest.json", json.dumps({})[:1].encode())
     with pytest.raises(LodesetError, match="damaged"):
         store.artifact("x", "y", "z")
+
+
+def test_a_named_file_that_was_damaged_gives_way(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with store.writing("a/shard.tar") as sink:
+        sink.write(b"bytes")
+    (tmp_path / "a/shard.tar").write_bytes(b"bites")
+    with store.writing("a/shard.tar") as sink:
+        sink.write(b"bytes")
+    assert (tmp_path / "a/shard.tar").read_bytes() == b"bytes" and store.names("a") == ["shard.tar"]
