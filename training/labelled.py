@@ -68,9 +68,10 @@ def read_target(store: Store, ingested: Artifact, name: str, label: str, split: 
     if label == LABEL and not any(one.label for one in said.values()):
         said = _by_folder(places, said)
     if not any(one.label for one in said.values()):
+        folders = "or put each class into a folder of its name" if label == LABEL else "or none, if folders are classes"
         raise LodesetError(
             f"target set `{name}`: none of its {len(said)} images has {label}: give the field that holds the class as `label:` "
-            f"(there are: {_fields(rows)}), or put each class into a folder of its name"
+            f"(there are: {_fields(rows)}), {folders}"
         )
     taken = _splits(said, name, split)
     left_out = {"no_label": 0, "other_split": 0}
