@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.dag.fingerprint import file_digest
@@ -50,7 +52,12 @@ def check_weights(path: str, model: ModelConfig) -> None:
 def _checked(path: str, model: ModelConfig) -> tuple[dict[str, Tensor], int]:
     """The tensors, and the side, in pixels, of the images that their positions are for."""
     if Path(path).is_dir():
-        loaded = load_backbone(Path(path))
+        files = sorted(file.name for file in Path(path).glob("*.pth"))
+        if files and not (Path(path) / CONFIG).is_file():
+            raise LodesetError(
+                f"{path} holds no {WEIGHTS} with its {CONFIG}, but {', '.join(files[:3])}: give such a file itself"
+            )
+        loaded = load_backbone(path)
         state, found, image_size = loaded.state_dict(), loaded.config, loaded.image_size
     else:
         state = _read(path)
@@ -119,6 +126,15 @@ def _read(path: str) -> dict[str, Tensor]:
 
 
 def _loaded(path: str) -> object:
+    if path.endswith(".safetensors"):
+        if (Path(path).parent / CONFIG).is_file():
+            raise LodesetError(
+                f"{path} is one of two files of a model in Hugging Face's form: give the folder, {Path(path).parent}"
+            )
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise LodesetError(f"{path} cannot be read: {error}") from error
     try:
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from safetensors.torch import save_file
 
 from pipeline.embedders.config import HuggingFaceEmbedder, OnnxEmbedder
 from pipeline.embedders.huggingface import recipe_of
@@ -107,6 +108,21 @@ def test_what_runs_leave_loads_as_its_teacher(tmp_path: Path, how: str) -> None:
 def test_the_old_form_of_files_loads(tmp_path: Path) -> None:
     torch.save({"teacher": backbone().state_dict()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert same(load_weights(str(tmp_path / "old.pth"), MODEL), backbone())
+
+
+def test_tensors_in_safetensors_load_and_folders_say_what_they_hold(tmp_path: Path) -> None:
+    save_file(prefixed(backbone(), "teacher.backbone."), tmp_path / "left.safetensors")
+    assert same(load_weights(str(tmp_path / "left.safetensors"), MODEL), backbone())
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "left.safetensors").read_bytes()[:99])
+    with pytest.raises(LodesetError, match=r"cut\.safetensors cannot be read"):
+        check_weights(str(tmp_path / "cut.safetensors"), MODEL)
+    export(backbone(), tmp_path / "exported")
+    with pytest.raises(LodesetError, match=r"give the folder, .*exported$"):
+        check_weights(str(tmp_path / "exported/model.safetensors"), MODEL)
+    (tmp_path / "eval").mkdir()
+    torch.save(backbone().state_dict(), tmp_path / "eval/teacher_checkpoint.pth")
+    with pytest.raises(LodesetError, match=r"but teacher_checkpoint\.pth: give such a file itself"):
+        check_weights(str(tmp_path / "eval"), MODEL)
 
 
 @pytest.mark.parametrize(
