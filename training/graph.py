@@ -58,7 +58,7 @@ ENLARGED = 2  # times the side that the network was trained at, for pictures
 NETWORKS = {"train": "trained", "finish": "finished", "distill": "distilled"}
 UNTRAINED, EMBEDDER = "untrained", "embedder"
 IMAGES_PER_PART = 32
-LONGER = "from the first step, as rates follow the length: `training.weights: {path: ...}` goes on from a model that is there"
+LONGER = "from the first step on (`training.weights` goes on from a model instead)"
 EVALUATED = 0.3  # two networks' features of an image, as a share of a training image's time: the demo, 2 CPU cores
 
 
@@ -298,6 +298,7 @@ def run_evaluate(context: Context) -> Outcome:
             "gallery": len(target.rows(GALLERY)),
             "test": len(target.rows(TEST)),
             "classes": len(set(target.labels)),
+            **({"understood": dict(target.understood)} if target.understood else {}),
         }
     made_of = [part for parts in seen.values() for part in parts]
     return Outcome(

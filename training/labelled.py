@@ -10,7 +10,7 @@ import json
 import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import records
@@ -25,18 +25,23 @@ GALLERY, TEST = "gallery", "test"
 NAMES = {GALLERY: ("gallery", "train", "training"), TEST: ("test", "validation", "val", "valid", "query")}
 DRAWN = 5  # where classes are folders and there is no split, every fifth image of a class is test
 LABEL, SPLIT = (TargetSet.model_fields[name].default for name in ("label", "split"))
+FILES = (".tar", ".parquet")  # what holds many images
 _SHOWN = 8  # names in a message
 
 
 @dataclass(frozen=True)
 class Target:
-    """One target set: its images in the order of their ids, with label and split."""
+    """One target set: its images in the order of their ids, with label and split.
+
+    `understood` is what was read out of its source beyond what it says in so many words: names of splits, folders as labels.
+    """
 
     name: str
     ids: tuple[str, ...]
     labels: tuple[str, ...]
     splits: tuple[str, ...]
     places: tuple[Location, ...]
+    understood: Mapping[str, str] = field(default_factory=dict)
 
     def rows(self, split: str) -> list[int]:
         return [row for row, found in enumerate(self.splits) if found == split]
@@ -65,8 +70,9 @@ def read_target(store: Store, ingested: Artifact, name: str, label: str, split: 
     said = {
         i: _Said(field_of(metadata.get(i, {}), label), field_of(metadata.get(i, {}), split)) for i in sorted(places)
     }
+    understood: dict[str, str] = {}
     if label == LABEL and not any(one.label for one in said.values()):
-        said = _by_folder(places, said)
+        said, understood = _by_folder(places, said)
     if not any(one.label for one in said.values()):
         folders = "or put each class into a folder of its name" if label == LABEL else "or none, if folders are classes"
         raise LodesetError(
@@ -74,6 +80,8 @@ def read_target(store: Store, ingested: Artifact, name: str, label: str, split: 
             f"(there are: {_fields(rows)}), {folders}"
         )
     taken = _splits(said, name, split)
+    if "split" not in understood:
+        understood |= {needed: str(called) for called, needed in taken.items() if called != needed}
     left_out = {"no_label": 0, "other_split": 0}
     chosen: list[tuple[str, str, str]] = []
     for image_id, one in said.items():
@@ -85,7 +93,7 @@ def read_target(store: Store, ingested: Artifact, name: str, label: str, split: 
         else:
             chosen.append((image_id, one.label, its))
     ids, labels, splits = (tuple(column) for column in zip(*chosen, strict=True))
-    target = Target(name, ids, labels, splits, tuple(places[i] for i in ids))
+    target = Target(name, ids, labels, splits, tuple(places[i] for i in ids), understood)
     return target, {reason: n for reason, n in left_out.items() if n}
 
 
@@ -121,20 +129,25 @@ def _fields(rows: Sequence[Mapping[str, Any]]) -> str:
 # -- classes that are folders
 
 
-def _by_folder(places: Mapping[str, Location], said: Mapping[str, _Said]) -> dict[str, _Said]:
-    """Labels by folder, and splits too where metadata say none; drawn where folders say none either."""
+def _by_folder(places: Mapping[str, Location], said: Mapping[str, _Said]) -> tuple[dict[str, _Said], dict[str, str]]:
+    """Labels by folder, and splits too where metadata say none; drawn where folders say none either; and what was done, in words."""
     folders = {i: _pieces(place) for i, place in places.items()}
     shared = _shared(list(folders.values()))
     found = {i: _read(folders[i][shared:]) for i in said}
+    if len({one.label for one in found.values()} - {None}) < 2:
+        return dict(said), {}  # one folder tells nothing apart
+    by = {"label": "by folder"}
     if not any(one.split for one in said.values()):
         if any(one.split for one in found.values()):
-            return found
-        return _drawn(found)
-    return {i: _Said(found[i].label, one.split) for i, one in said.items()}
+            return found, by
+        return _drawn(found), {**by, "split": f"drawn: every {DRAWN}th image of a class is test"}
+    return {i: _Said(found[i].label, one.split) for i, one in said.items()}, by
 
 
 def _pieces(place: Location) -> list[str]:
-    """The folders of an image from the outermost on; an archive is one."""
+    """The folders of an image from the outermost on; an archive counts as one, and a table's rows lie in no folder."""
+    if place.uri.lower().endswith(".parquet"):
+        return place.uri.split("/")
     return posixpath.dirname(f"{place.uri}/{place.member}" if place.member else place.uri).split("/")
 
 
@@ -146,17 +159,21 @@ def _shared(folders: Sequence[list[str]]) -> int:
 
 
 def _read(pieces: Sequence[str]) -> _Said:
-    """`<split>/<class>/...`, `<class>/<split>/...` or `<class>/...`; a folder that holds no others is a class, whatever its name."""
-    if not pieces:
-        return _Said(None, None)
-    if len(pieces) > 1 and (split := _split_of(pieces[0])):
-        return _Said(pieces[1], split)
-    return _Said(pieces[0], _split_of(pieces[1]) if len(pieces) > 1 else None)
+    """`<split>/<class>/...`, `<class>/<split>/...` or `<class>/...`; a folder that holds no others is a class, whatever its name. Files
+    (`train.tar`) may name a split, and no class: shards do not."""
+    files = [piece for piece in pieces if piece.lower().endswith(FILES)]
+    folders = [piece for piece in pieces if piece not in files]
+    split = next((found for piece in files if (found := _split_of(piece))), None)
+    if not folders:
+        return _Said(None, split)
+    if split is None and len(folders) > 1 and (split := _split_of(folders[0])):
+        return _Said(folders[1], split)
+    return _Said(folders[0], split or (_split_of(folders[1]) if len(folders) > 1 else None))
 
 
-def _split_of(folder: str) -> str | None:
-    """The split that a folder (or an archive, `train.tar`) names."""
-    stem = folder.lower().removesuffix(".tar").removesuffix(".parquet")
+def _split_of(name: str) -> str | None:
+    """The split that a folder or a file (`train.tar`) names."""
+    stem = next((name.lower().removesuffix(end) for end in FILES if name.lower().endswith(end)), name.lower())
     return stem if any(stem in names for names in NAMES.values()) else None
 
 

@@ -61,6 +61,8 @@ def said(*splits: str | None, label: str | None = "a") -> list[tuple[str, str, d
 def test_splits_are_understood_however_they_are_called(tmp_path: Path, gallery: str, test: str) -> None:
     target, left_out = read(tmp_path, said(gallery, test, gallery, None, "other"))
     assert target.splits == ("gallery", "test", "gallery") and left_out == {"other_split": 2}
+    names = {"gallery": gallery, "test": test}
+    assert target.understood == {needed: name for needed, name in names.items() if name != needed}
 
 
 def test_of_several_names_the_first_counts(tmp_path: Path) -> None:
@@ -139,7 +141,23 @@ def test_folders_of_classes_alone_are_split_by_id(tmp_path: Path) -> None:
     pairs = zip(target.labels, target.splits, strict=True)
     tests = Counter(label for label, split in pairs if split == "test")
     assert tests == {"cat": 4, "dog": 2, "valid": 1, "rare": 1}
+    assert target.understood == {"label": "by folder", "split": "drawn: every 5th image of a class is test"}
     assert read(tmp_path / "again", [*images, ("/data/readme.png", "", {})])[0].splits == target.splits
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ["/d/shard-000.tar|1.jpg", "/d/shard-001.tar|2.jpg"],
+        ["/d/train.parquet|image/0", "/d/test.parquet|image/0"],
+        ["/d/train.tar|imgs/1.jpg", "/d/val.tar|imgs/2.jpg"],
+        ["/d/train/imgs/1.jpg", "/d/val/imgs/2.jpg"],
+    ],
+)
+def test_files_and_one_folder_are_no_classes(tmp_path: Path, places: list[str]) -> None:
+    images = [(*path.partition("|")[::2], {}) for path in places]
+    with pytest.raises(LodesetError, match=rf"none of its {len(images)} images has label"):
+        read(tmp_path, images)
 
 
 def test_what_a_source_says_counts_more_than_folders(tmp_path: Path) -> None:
