@@ -7,7 +7,11 @@ import pytest
 from infra.quiet import others_quiet
 
 
-def test_nothing_of_others_is_seen_and_what_comes_after_is(capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_of_others_is_seen_and_what_comes_after_is(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # pytest's own standard error does not go by the descriptor; a command's does.
+    monkeypatch.setattr(sys, "stderr", os.fdopen(2, "w", buffering=1, closefd=False))
     with others_quiet():
         os.write(2, b"native code\n")
         print("a logger", file=sys.stderr)
