@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from infra import api
 from infra.cli_models import models
 from infra.cli_store import RunNumber, store_commands
 from infra.command import Group
-from infra.options import Json, Set, err, out, print_json
+from infra.options import Json, Set, err, out, print_json, safe
 from infra.tables import composition_tree, show_changes, show_composition, show_retrieval
 from pipeline.errors import LodesetError
-from pipeline.shown import shown
 
 app = typer.Typer(
     cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
@@ -74,9 +72,7 @@ def init(
     if as_json:
         print_json({"path": str(target)})
     else:
-        out.print(
-            f"wrote {escape(str(target))}: set `pool`, then `lodeset plan {escape(str(target))}`", highlight=False
-        )
+        out.print(f"wrote {safe(target)}: set `pool`, then `lodeset plan {safe(target)}`", highlight=False)
 
 
 @app.command()
@@ -123,7 +119,7 @@ def plan(
         size = "" if decision.artifact else _size(estimate.size_bytes)
         style = colours[decision.action]
         action = "run" if decision.action == "wait" else decision.action
-        table.add_row(decision.stage.id, action, escape(decision.reason), images, seconds, size, style=style)
+        table.add_row(decision.stage.id, action, safe(decision.reason), images, seconds, size, style=style)
     out.print(table)
     if any(e.images_guessed for _, e in rows):
         out.print("~ images: guessed from the bytes of tars and Parquet files, which ingest will count", style="dim")
@@ -139,7 +135,7 @@ def plan(
 def _show_missing(messages: Sequence[str]) -> None:
     err.print(f"[yellow]not ready to run:[/] {len(messages)} missing:", highlight=False)
     for message in messages[:MISSING_SHOWN]:
-        err.print(f"  {escape(message)}", highlight=False, soft_wrap=True)
+        err.print(f"  {safe(message)}", highlight=False, soft_wrap=True)
     if len(messages) > MISSING_SHOWN:
         err.print(f"  and {len(messages) - MISSING_SHOWN} more (`--json` lists all)", highlight=False)
 
@@ -230,7 +226,7 @@ def forget(
             soft_wrap=True,
         )
     for warning in done.warnings:
-        err.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
+        err.print(f"[yellow]warning:[/] {safe(warning)}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -282,12 +278,12 @@ def _show_status(config: Path, opened: api.Opened, as_json: bool, number: int | 
     for entry in entries:
         for warning in entry["details"].get("warnings", ()):
             err.print(
-                f"[yellow]warning:[/] {entry['stage']}/{entry['set']}: {escape(warning)}",
+                f"[yellow]warning:[/] {entry['stage']}/{entry['set']}: {safe(warning)}",
                 highlight=False,
                 soft_wrap=True,
             )
     for line in lines(summary, str(config)):
-        out.print(escape(line), highlight=False, soft_wrap=True)
+        out.print(safe(line), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -304,7 +300,7 @@ def report(
     if as_json:
         print_json({"path": str(page)})
     else:
-        out.print(escape(str(page)), highlight=False, soft_wrap=True)
+        out.print(safe(page), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -328,11 +324,11 @@ def dedup_preview(
         return
     table = Table("pairs", "judged", box=None, pad_edge=False)
     for section in done["sections"]:
-        table.add_row(f"{section['pairs']:,}", escape(section["title"]))
+        table.add_row(f"{section['pairs']:,}", safe(section["title"]))
     out.print(table)
-    out.print(escape(done["path"]), highlight=False, soft_wrap=True)
+    out.print(safe(done["path"]), highlight=False, soft_wrap=True)
     if done["refused"]:
-        err.print(f"[yellow]warning:[/] dedup refused this: {escape(done['refused'])}", highlight=False, soft_wrap=True)
+        err.print(f"[yellow]warning:[/] dedup refused this: {safe(done['refused'])}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -351,14 +347,12 @@ def trace(
     if as_json:
         print_json({"image_id": told.image_id, "sentence": told.sentence, "steps": list(told.steps)})
         return
-    out.print(
-        f"[bold]{told.image_id or escape(shown(what))}[/]: {escape(told.sentence)}", highlight=False, soft_wrap=True
-    )
+    out.print(f"[bold]{told.image_id or safe(what)}[/]: {safe(told.sentence)}", highlight=False, soft_wrap=True)
     for step in told.steps:
         rest = {k: v for k, v in step.items() if k not in ("stage", "table", "image_id")}
         out.print(f"[bold]{step['stage']}[/] {step['table']}", highlight=False)
         for key, value in rest.items():
-            out.print(f"    {key}: {escape(shown(str(value)))}", highlight=False, soft_wrap=True)
+            out.print(f"    {key}: {safe(value)}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -376,7 +370,7 @@ def demo(
         return
     table = Table("what", "figure", box=None, pad_edge=False, show_header=False)
     for name, figure in _flat(result):
-        table.add_row(name, escape(figure))
+        table.add_row(name, safe(figure))
     out.print(table)
 
 
@@ -394,7 +388,7 @@ def doctor(as_json: Json = False) -> None:
     else:
         for check in checks:
             mark = "[green]works[/]" if check.works else "[red]broken[/]" if check.needed else "[yellow]absent[/]"
-            out.print(f"{mark:<24} {check.name:<14} {escape(check.told)}", highlight=False, soft_wrap=True)
+            out.print(f"{mark:<24} {check.name:<14} {safe(check.told)}", highlight=False, soft_wrap=True)
     if broken:
         raise LodesetError(f"not working: {', '.join(broken)}")
 

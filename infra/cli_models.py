@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from infra import api
-from infra.options import Json, Set, err, out, print_json
+from infra.options import Json, Set, err, out, print_json, safe
 
 models = typer.Typer()
 
@@ -38,7 +37,7 @@ def train(
         return
     for name, one in told.items():
         line = f"{name}: {one['images_seen']:,} images seen of {one['images']:,}, {one['skipped']} skipped -> {one['folder']}"
-        out.print(escape(line), highlight=False, soft_wrap=True)
+        out.print(safe(line), highlight=False, soft_wrap=True)
 
 
 @models.command()
@@ -81,13 +80,13 @@ def prune(
     ks = {name: min(by_k, key=int) for name, by_k in first["knn"].items()}
     scores = [f"kNN, k={k}" for k in ks.values()] or ["agreement"]
     table = Table(
-        "method", at, "density", "parameters", "MACs", "ms, batch 1", *map(escape, scores), box=None, pad_edge=False
+        "method", at, "density", "parameters", "MACs", "ms, batch 1", *map(safe, scores), box=None, pad_edge=False
     )
     for one in told["variants"]:
         judged = [f"{one['knn'][name][k]:.3f}" for name, k in ks.items()]
         agreement = one.get("agreement")
         table.add_row(
-            escape(one["method"]),
+            safe(one["method"]),
             f"{one[at]:g}",
             f"{one['density']:.1%}",
             f"-{one['parameters_removed']:.1%}",
@@ -98,11 +97,11 @@ def prune(
     out.print(table)
     for one in told.get("overlaps", []):
         line = f"round {one['round']}: masks of {one['one']} and {one['other']} overlap by {one['jaccard']:.3f}, by chance {one['by_chance']:.3f}"
-        out.print(escape(line), highlight=False, soft_wrap=True)
+        out.print(safe(line), highlight=False, soft_wrap=True)
     (parent,) = {str(Path(one["model"]).parent) for one in told["variants"]}
-    out.print(escape(f"models: {folder / parent}"), highlight=False, soft_wrap=True)
+    out.print(safe(f"models: {folder / parent}"), highlight=False, soft_wrap=True)
     for name, why in told["skipped_modules"].items():
-        err.print(f"left whole: {escape(name)}: {escape(why)}", highlight=False, soft_wrap=True)
+        err.print(f"left whole: {safe(name)}: {safe(why)}", highlight=False, soft_wrap=True)
 
 
 @models.command()
@@ -124,4 +123,4 @@ def export(
     else:
         gives = f" -> embedding [B, {made['dim']}], patches" if "dim" in made else ""
         told = f"wrote {made['path']}: image [B, 3, {made['size']}, {made['size']}]{gives}"
-        out.print(escape(told), highlight=False, soft_wrap=True)
+        out.print(safe(told), highlight=False, soft_wrap=True)

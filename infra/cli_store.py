@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from infra import api
-from infra.options import Json, Set, err, out, print_json
+from infra.options import Json, Set, err, out, print_json, safe
 from infra.tables import print_whole
 from pipeline.errors import ConfigError, LodesetError
-from pipeline.shown import shown
 
 store_commands = typer.Typer()
 DAMAGE_SHOWN = 20
@@ -49,7 +47,7 @@ def table(
         if as_json:
             print_json({"path": str(to), "rows": found})
         elif found:
-            out.print(f"wrote {found:,} rows to {escape(shown(str(to)))}", highlight=False, soft_wrap=True)
+            out.print(f"wrote {found:,} rows to {safe(to)}", highlight=False, soft_wrap=True)
         else:
             err.print("no such row: nothing was written", highlight=False)
     elif as_json:
@@ -57,7 +55,7 @@ def table(
     elif found:
         drawn = Table(*found[0], box=None, pad_edge=False)
         for row in found:
-            drawn.add_row(*("" if value is None else escape(shown(str(value))) for value in row.values()))
+            drawn.add_row(*("" if value is None else safe(value) for value in row.values()))
         print_whole(out, drawn)
     else:
         out.print("no such row")
@@ -106,7 +104,7 @@ def verify(
             soft_wrap=True,
         )
         for one in done.damage[:DAMAGE_SHOWN]:
-            out.print(f"  {escape(shown(one.path))}: {escape(shown(one.why))}", highlight=False, soft_wrap=True)
+            out.print(f"  {safe(one.path)}: {safe(one.why)}", highlight=False, soft_wrap=True)
         if len(done.damage) > DAMAGE_SHOWN:
             out.print(f"  and {len(done.damage) - DAMAGE_SHOWN:,} more (`--json` lists all)", highlight=False)
     if done.damage:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from infra.options import safe
 from pipeline.dag.background import repeating
 from pipeline.dag.runner import Event
 from pipeline.dag.stage import Progress
@@ -138,7 +138,7 @@ def _lines(console: Console) -> Iterator[Callable[[Event], None]]:
             for id_, work in at_work.items():
                 if not work.fraction and now - work.begun < EVERY_S / 3:
                     continue  # it has just been told that this one starts
-                console.print(f"[dim]still[/]  {id_:<24} {escape(work.told(now))}", highlight=False, soft_wrap=True)
+                console.print(f"[dim]still[/]  {id_:<24} {safe(work.told(now))}", highlight=False, soft_wrap=True)
         return EVERY_S
 
     with repeating(look, EVERY_S):
@@ -201,16 +201,16 @@ def following(console: Console, folder: Path, first: str) -> Iterator[None]:
     if not console.is_terminal:
 
         def say() -> float:
-            console.print(escape(news()), highlight=False, soft_wrap=True)
+            console.print(safe(news()), highlight=False, soft_wrap=True)
             return EVERY_S
 
         with repeating(say, EVERY_S):
             yield
         return
-    with console.status(escape(first)) as status:
+    with console.status(safe(first)) as status:
 
         def update() -> float:
-            status.update(escape(news()))
+            status.update(safe(news()))
             return 2.0
 
         with repeating(update, 2.0):
@@ -240,22 +240,22 @@ def _told_in(folder: Path, since: float) -> str | None:
 def _line(console: Console, event: Event) -> None:
     id_ = event.stage.id
     if event.kind == "started":
-        console.print(f"[dim]start[/]  {id_:<24} [dim]{escape(event.reason)}[/]", highlight=False, soft_wrap=True)
+        console.print(f"[dim]start[/]  {id_:<24} [dim]{safe(event.reason)}[/]", highlight=False, soft_wrap=True)
     elif event.kind == "done" and event.artifact is not None:
         console.print(f"[green]done[/]   {id_:<24} {told(event)}", highlight=False, soft_wrap=True)
     elif event.kind == "taken over":
-        console.print(f"[cyan]kept[/]   {id_:<24} [dim]{escape(event.reason)}[/]", highlight=False, soft_wrap=True)
+        console.print(f"[cyan]kept[/]   {id_:<24} [dim]{safe(event.reason)}[/]", highlight=False, soft_wrap=True)
     elif event.kind == "failed":
         console.print(f"[red]failed[/] {id_}", highlight=False)
     elif event.kind == "damaged":
-        console.print(f"[yellow]damaged[/] {id_:<23} [dim]made again: {escape(event.reason)}[/]", highlight=False)
+        console.print(f"[yellow]damaged[/] {id_:<23} [dim]made again: {safe(event.reason)}[/]", highlight=False)
 
 
 def told(event: Event) -> str:
     """`12,000 -> 11,500 in 8.1 s (near 480, reference 20)`."""
     assert event.artifact is not None
     rows = event.artifact.rows
-    reasons = ", ".join(f"{escape(reason)} {count:,}" for reason, count in rows.dropped.items())
+    reasons = ", ".join(f"{safe(reason)} {count:,}" for reason, count in rows.dropped.items())
     return f"{rows.taken:,} -> {rows.kept:,} in {event.artifact.seconds:.1f} s" + (
         f" [dim]({reasons})[/]" if reasons else ""
     )

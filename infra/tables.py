@@ -7,9 +7,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
+
+from infra.options import safe
 
 if TYPE_CHECKING:
     from infra.composition import Composition
@@ -39,10 +40,10 @@ def show_composition(out: Console, composed: Composition) -> None:
         difference = (_figure(row["expected"]), _signed(row["difference"])) if compared else ()
         retrieved = "" if row["mode"] == "as_is" else _figure(row["retrieved"])
         figures = (_figure(row["images"]), retrieved, _figure(row["final"]))
-        table.add_row(escape(row["set"]), row["mode"], *figures, *difference, row["basis"])
+        table.add_row(safe(row["set"]), row["mode"], *figures, *difference, row["basis"])
     difference = (_figure(told["expected"]), _signed(told["difference"])) if compared else ()
     without = f"without {', '.join(told['unknown'])}" if told["unknown"] else ""
-    table.add_row("total", "", "", "", _figure(told["final"]), *difference, escape(without), style="bold")
+    table.add_row("total", "", "", "", _figure(told["final"]), *difference, safe(without), style="bold")
     print_whole(out, table)
     out.print("a sum over rows: an image that several sets want counts in each", style="dim")
 
@@ -59,14 +60,14 @@ def show_retrieval(out: Console, entries: Sequence[Mapping[str, Any]]) -> None:
         everything = done.get("all", {})
         shared = everything.get("shared_by_set", {})
         for name, details in sets.items():
-            table.add_row(escape(name), *(_figure(details[key]) for key in keys), _figure(shared.get(name)))
+            table.add_row(safe(name), *(_figure(details[key]) for key in keys), _figure(shared.get(name)))
         total = (sum(details[key] for details in sets.values()) for key in keys)
         table.add_row("all sets", *map(_figure, total), _figure(everything.get("shared")), style="bold")
         print_whole(out, table)
     for entry in entries:
         for name, leak in entry["details"].get("leaks", {}).items():
             out.print(
-                f"{escape(name)} ({leak['role']}): {leak['dropped']:,} images dropped as copies of {leak['images']:,} of its images",
+                f"{safe(name)} ({leak['role']}): {leak['dropped']:,} images dropped as copies of {leak['images']:,} of its images",
                 highlight=False,
             )
 
@@ -91,7 +92,7 @@ def _total(counts: Mapping[str, int]) -> str:
 
 
 def _by_reason(counts: Mapping[str, int]) -> str:
-    return f" ({', '.join(f'{escape(reason)} {count:,}' for reason, count in counts.items())})" if counts else ""
+    return f" ({', '.join(f'{safe(reason)} {count:,}' for reason, count in counts.items())})" if counts else ""
 
 
 def print_whole(out: Console, table: Table) -> None:
