@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.filters.config import Filter
 from pipeline.problems import explained
 from pipeline.selection import Expected, Selection
-from pipeline.shorthand import written_out
+from pipeline.shorthand import short_too, written_out
 from pipeline.shown import shown
 from pipeline.sources.choice import Members, Patterns
 from pipeline.strict import Strict as Strict  # the sections of other packages take it from here
@@ -253,10 +253,14 @@ class CurationConfig(Strict):
         "stand); configurations that share a store and are not versions of one another need a name each",
     )
     store: str = Field("./runs", min_length=1, description="where everything is kept: any fsspec URL")
-    pool: tuple[Source, ...] = Field(min_length=1, description="the uncurated images")
-    curated: tuple[CuratedSet, ...] = ()
-    reference: tuple[ReferenceSet, ...] = ()
-    targets: tuple[TargetSet, ...] = ()
+    pool: tuple[Source, ...] = Field(min_length=1, description="the uncurated images", json_schema_extra=short_too)
+    curated: tuple[CuratedSet, ...] = Field(
+        (), description="what to look for; a bare path: `retrieve: {mode: sample}`", json_schema_extra=short_too
+    )
+    reference: tuple[ReferenceSet, ...] = Field(
+        (), description="what must never reach training, nor any copy of it", json_schema_extra=short_too
+    )
+    targets: tuple[TargetSet, ...] = Field((), description="labelled sets to evaluate on", json_schema_extra=short_too)
     ingest: Ingest = Ingest()
     embed: Embed = Embed()
     filter: Filter = Filter()

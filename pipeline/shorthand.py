@@ -34,6 +34,13 @@ def written_out(values: Any) -> Any:
     return full
 
 
+def short_too(schema: dict[str, Any]) -> None:
+    """Lets the JSON schema of a list of sets say what `written_out` takes: one of them, or a path, without the list."""
+    whole = {key: schema.pop(key) for key in list(schema) if key not in ("title", "description", "default")}
+    one = {"anyOf": [whole["items"], {"type": "string"}]}
+    schema["anyOf"] = [{**whole, "items": one}, *one["anyOf"]]
+
+
 def _listed(value: Any, meant: Mapping[str, Any]) -> Any:
     if isinstance(value, str | Mapping):
         value = [value]
