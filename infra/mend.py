@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from infra.summary import report_path
 from pipeline.dag.claims import live
 from pipeline.dag.damage import (
     Damage,
@@ -20,7 +21,7 @@ from pipeline.dag.damage import (
 from pipeline.dag.decisions import decide
 from pipeline.dag.runner import Event
 from pipeline.dag.stage import Stage
-from pipeline.dag.store import Artifact, Store
+from pipeline.dag.store import RUNS, Artifact, Store
 from pipeline.errors import DamagedError, HeldError
 
 # How often a run is started again because a stage met damage. Each time all that lies beside it is looked at, too.
@@ -96,7 +97,12 @@ def mend(
             f"{store.url} is damaged ({damage[0].path}: {damage[0].why}), and another run is at work on it ({', '.join(others)}): "
             "wait for it, or stop it; then run again, which makes again what is damaged"
         )
-    _tell(withdraw(store, damage), stages, watch)
+    done = withdraw(store, damage)
+    for one in done.damage:
+        folder, _, name = one.path.rpartition("/")
+        if folder == RUNS:
+            store.delete(report_path(int(name.removesuffix(".json"))))  # another run will have this number
+    _tell(done, stages, watch)
     return True
 
 

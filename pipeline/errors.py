@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 from collections.abc import Iterator
 
@@ -37,6 +38,22 @@ class DamagedError(LodesetError):
     def __init__(self, message: str, why: str = "") -> None:
         super().__init__(message)
         self.why = why
+
+
+_REPLACED = "the bytes of {uri} are no longer those that were ingested ({why})"
+_IS_REPLACED = re.compile(r"the bytes of (.+) are no longer those that were ingested \((.*?)\)", re.DOTALL)
+
+
+def source_replaced(uri: str, why: str) -> LodesetError:
+    """What to raise for a source whose size and time are those that were listed, and whose bytes are not."""
+    told = _REPLACED.format(uri=uri, why=why)
+    return LodesetError(f"{told}: run again, ingest will read the new ones")
+
+
+def replaced_source(message: str) -> tuple[str, str] | None:
+    """Which source an error is about, and why; None where it is about something else. Engines hand on messages alone."""
+    found = _IS_REPLACED.search(message)
+    return (found.group(1), found.group(2)) if found is not None else None
 
 
 class Terminated(KeyboardInterrupt):

@@ -22,7 +22,7 @@ from typing import IO, Any
 import cloudpickle
 
 from pipeline.dag.stage import Context, Outcome, Progress
-from pipeline.errors import LodesetError
+from pipeline.errors import LodesetError, replaced_source
 
 # Every worker inherits these. Oversubscribed BLAS threads cost far more than they give; each engine gives its workers
 # the cores that it means them to use.
@@ -83,6 +83,9 @@ def main() -> None:
             outcome: Outcome = context.stage.function(context)
         tell({"outcome": dataclasses.asdict(outcome)})
     except LodesetError as error:
+        replaced = replaced_source(str(error))
+        if replaced is not None:
+            context.store.note({"path": replaced[0], "why": replaced[1], "source": "yes"})
         tell({"error": str(error), "exit_code": error.exit_code})
     except MemoryError:
         tell(

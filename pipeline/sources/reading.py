@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.algorithms.images import image_id
-from pipeline.errors import LodesetError
+from pipeline.errors import LodesetError, source_replaced
 from pipeline.sources.files import Bytes, changed
 from pipeline.sources.members import Member, Sample
 from pipeline.sources.metadata import MAX_BYTES, BadMetadata, fields_of, from_fields, partition_fields
@@ -127,14 +127,10 @@ def read_images(locations: Iterable[Location]) -> Iterator[tuple[Location, bytes
                     raise
                 except Exception as error:
                     # It was read before, so that whatever the parser says means that the file is another one now.
-                    raise LodesetError(
-                        f"{place.uri} cannot be read any more ({error}): if the data moved, correct the configuration and run again"
-                    ) from error
+                    raise source_replaced(place.uri, " ".join(str(error).split())[:200]) from error
             else:
                 data = file.read_at(place.offset, place.size_bytes)
             if image_id(data) != place.image_id:
-                raise LodesetError(
-                    f"{place.uri} {place.member} at {place.offset}: the bytes changed since they were ingested "
-                    f"(image {place.image_id} expected, {image_id(data)} found): run again, ingest will read the new ones"
-                )
+                where = f"{place.member} at {place.offset}".strip()
+                raise source_replaced(place.uri, f"{where}: image {place.image_id} expected, {image_id(data)} found")
             yield place, data
