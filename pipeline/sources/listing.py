@@ -38,8 +38,8 @@ class SourceFile:
         root: the folder that `relative` starts from; moving the folder changes this and nothing else.
         state: entity tag, or modification time: changes when the content does.
         image: the Parquet column of images.
-        source: which of the set's sources it belongs to, by number.
-        on_unreadable: what that source says to do about files that cannot be read; None: nothing.
+        source: the path of the configuration that it was found by.
+        on_unreadable: what its source says to do about files that cannot be read; None: nothing.
         refused: why this is no file that can be read (a link that leads nowhere, a pipe).
         members: which of its members (or whether itself, if loose) the source wants.
         namesakes: how many files before it in the set have the same relative path, below another root or for another column.
@@ -53,7 +53,7 @@ class SourceFile:
     image: str = ""
     refused: str = ""
     members: Members = field(default_factory=Members)
-    source: int = 0
+    source: str = ""
     on_unreadable: Literal["stop", "count"] | None = None
     namesakes: int = 0
 
@@ -72,13 +72,13 @@ def expand(sources: Sequence[Source], what: str, left_out: list[str] | None = No
         LodesetError: a source matches nothing, a folder is empty, or it is packed or lodeset's own; `what` names the set.
     """
     files: dict[tuple[str, str], SourceFile] = {}
-    for index, source in enumerate(sources):
+    for source in sources:
         skipped = _Skipped(source)
         found = _expand_one(source, what, skipped)
         if not found:
             raise LodesetError(_nothing(source, what, skipped))
         for file in found:
-            known = files.setdefault((file.uri, file.image), replace(file, source=index))
+            known = files.setdefault((file.uri, file.image), file)
             if known.members != file.members:
                 raise LodesetError(f"{what}: {file.uri} lies in two sources with different `members`: give one of them")
         if left_out is not None:
@@ -164,6 +164,7 @@ def _expand_one(source: Source, what: str, skipped: _Skipped) -> list[SourceFile
                 relative=escaped(file.relative),
                 image=source.image if file.kind == "parquet" else "",
                 members=source.members,
+                source=source.uri,
                 on_unreadable=source.on_unreadable,
             )
         )

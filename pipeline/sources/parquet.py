@@ -1,18 +1,21 @@
-"""Images in a column of Parquet files: one member a row, named `<column>/<row>`, whose offset is the row group."""
+"""Images in a column of Parquet files: one member a row, named `<column>/<row>`, whose offset is the row group. In a column of lists,
+images are named `<column>/<row>.<place>`.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import LodesetError
+from pipeline.sources.cells import Column, NotEncoded, class_names, column_of, image_bytes, images_of, named
 from pipeline.sources.files import Bytes
 from pipeline.sources.members import Member, Sample
-from pipeline.sources.metadata import MAX_BYTES, from_fields, partition_fields, plain
+from pipeline.sources.metadata import MAX_BYTES, Metadata, from_fields, partition_fields, plain
 
 # What a batch of rows may take, by the footer's word, and the rows it may have whatever the footer says.
 _BATCH_BYTES = 8 * 2**20
@@ -22,7 +25,7 @@ _READ_BYTES = 2**20
 
 def parquet_members(raw: Bytes, image: str) -> Iterator[Member]:
     """One member a row, by the footer alone; its size is the row group's mean over all columns that are read."""
-    file, columns = _opened(raw, image)
+    file, column, columns = _opened(raw, image)
     groups = [file.metadata.row_group(g) for g in range(file.num_row_groups)]
     rows = sum(meta.num_rows for meta in groups)
     if rows > 8 * raw.size_bytes:
@@ -31,7 +34,7 @@ def parquet_members(raw: Bytes, image: str) -> Iterator[Member]:
     for group, meta in enumerate(groups):
         mean = _bytes_of(meta, columns) // max(1, meta.num_rows)
         for row in range(meta.num_rows):
-            yield Member(f"{image}/{row}", group, mean)
+            yield Member(f"{column.name}/{row}", group, mean)
 
 
 def read_rows(uri: str, image: str, members: Sequence[Member], max_bytes: int) -> Iterator[Sample]:
@@ -47,18 +50,25 @@ def read_rows(uri: str, image: str, members: Sequence[Member], max_bytes: int) -
         return
     with Bytes(uri) as raw:
         try:
-            file, columns = _opened(raw, image)
+            file, column, columns = _opened(raw, image)
         except LodesetError:
             raise
         except Exception as error:
             raise LodesetError(f"{uri} changed since it was listed ({error}): run again") from error
         for group, rows in itertools.groupby((m for m in members if not m.reason), key=lambda m: m.offset):
             wanted = {int(m.name.rsplit("/", 1)[1]) for m in rows}
-            yield from _read_group(_batches(raw, file, columns, group), uri, image, group, wanted, max_bytes)
+            batches = _batches(raw, file, columns, group)
+            yield from _read_group(batches, uri, column, class_names(file.schema_arrow), group, wanted, max_bytes)
 
 
 def _read_group(
-    batches: Iterator[pa.RecordBatch], uri: str, image: str, group: int, wanted: set[int], max_bytes: int
+    batches: Iterator[pa.RecordBatch],
+    uri: str,
+    column: Column,
+    classes: Mapping[str, Sequence[str]],
+    group: int,
+    wanted: set[int],
+    max_bytes: int,
 ) -> Iterator[Sample]:
     row = 0
     while wanted:
@@ -77,21 +87,26 @@ def _read_group(
         for index in range(batch.num_rows):
             if row + index in wanted:
                 wanted.discard(row + index)
-                yield from _read_row(batch, index, uri, image, (f"{image}/{row + index}", group), max_bytes)
+                place = (f"{column.name}/{row + index}", group)
+                metadata, wrongs = _said(batch, index, column, classes, uri)
+                if wrongs:
+                    yield Sample(uri, *place, 0, reason="bad_metadata", detail="; ".join(wrongs)[:200])
+                yield from _images(batch.column(column.name)[index], uri, place, column, metadata, max_bytes)
         row += batch.num_rows
 
 
-def _read_row(
-    batch: pa.RecordBatch, index: int, uri: str, image: str, place: tuple[str, int], max_bytes: int
-) -> Iterator[Sample]:
+def _said(
+    batch: pa.RecordBatch, index: int, column: Column, classes: Mapping[str, Sequence[str]], uri: str
+) -> tuple[Metadata, list[str]]:
+    """What the other columns say in this row, and what of it cannot be read."""
     fields: dict[str, Any] = {}
     wrong: list[str] = []
     length = 0
     for name in batch.schema.names:
-        if name == image:
+        if name == column.name:
             continue
         try:
-            fields[name] = plain(batch.column(name)[index].as_py())
+            fields[name] = named(plain(batch.column(name)[index].as_py()), classes.get(name))
         except Exception as error:
             # Text that is not UTF-8, dates beyond Python's: nothing checked them before.
             wrong.append(f"column `{name}`: {type(error).__name__}: {error}")
@@ -102,18 +117,37 @@ def _read_row(
             wrong.append(f"column `{name}`: {length + more} characters up to here in this row, more than {MAX_BYTES}")
         else:
             length += more
-    if wrong:
-        yield Sample(uri, *place, 0, reason="bad_metadata", detail="; ".join(wrong)[:200])
+    return from_fields(partition_fields(uri), fields), wrong
+
+
+def _images(
+    cell: Any, uri: str, place: tuple[str, int], column: Column, metadata: Metadata, max_bytes: int
+) -> Iterator[Sample]:
+    """The images of one cell; a cell without any is one reject."""
+    name, group = place
+    found = False
     try:
-        data = image_bytes(batch.column(image)[index].as_py())
-    except Exception as error:
-        yield Sample(uri, *place, 0, reason="corrupt", detail=_told(error)[:200])
+        for behind, one in images_of(cell, column.many):
+            found = True
+            yield _sample(one, uri, f"{name}{behind}", group, metadata, max_bytes)
+    except NotEncoded as error:
+        yield Sample(uri, name, group, 0, reason="not_encoded", detail=str(error))
         return
+    if not found:
+        yield Sample(uri, name, group, 0, reason="empty", detail="no image in this row")
+
+
+def _sample(cell: Any, uri: str, name: str, group: int, metadata: Metadata, max_bytes: int) -> Sample:
+    try:
+        data = image_bytes(cell)
+    except NotEncoded as error:
+        return Sample(uri, name, group, 0, reason="not_encoded", detail=str(error))
+    except Exception as error:
+        return Sample(uri, name, group, 0, reason="corrupt", detail=_told(error)[:200])
     if len(data) > max_bytes:
         detail = f"{len(data)} > {max_bytes} (ingest.max_bytes)"
-        yield Sample(uri, *place, len(data), reason="too_many_bytes", detail=detail)
-    else:
-        yield Sample(uri, *place, len(data), data=data, metadata=from_fields(partition_fields(uri), fields))
+        return Sample(uri, name, group, len(data), reason="too_many_bytes", detail=detail)
+    return Sample(uri, name, group, len(data), data=data, metadata=metadata)
 
 
 class Cells:
@@ -126,14 +160,17 @@ class Cells:
         """Raises what pyarrow raises for a file that is none, ValueError for one without the column."""
         self.image = image
         self._raw = raw
-        self._file, columns = _opened(raw, image)
+        self._file, self._column, columns = _opened(raw, image)
         self._columns = columns[:1]
         self._group, self._first = -1, 0
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._batch: pa.RecordBatch = pa.record_batch({image: []})
 
-    def read(self, group: int, row: int) -> bytes:
-        """The bytes of one image. Raises what pyarrow raises for damaged pages, IndexError where there is no such row."""
+    def read(self, group: int, place: str) -> bytes:
+        """The bytes of one image, by its row or `row.place`. Raises what pyarrow raises for damaged pages, IndexError where there is
+        no such row."""
+        number, _, item = place.partition(".")
+        row = int(number)
         if group != self._group or row < self._first:
             self._batches = _batches(self._raw, self._file, self._columns, group)
             self._group, self._first, self._batch = group, 0, self._batch.slice(0, 0)
@@ -143,23 +180,19 @@ class Cells:
             if batch is None:
                 raise IndexError(f"row group {group} has {self._first} rows, no row {row}")
             self._batch = batch
-        return image_bytes(self._batch.column(0)[row - self._first].as_py())
+        cell = self._batch.column(0)[row - self._first]
+        return image_bytes(cell.values[int(item)] if item else cell)
 
 
-def _opened(raw: Bytes, image: str) -> tuple[pq.ParquetFile, list[str]]:
-    """The file with its footer, and the columns to read: the image's, then those that say something about it."""
+def _opened(raw: Bytes, image: str) -> tuple[pq.ParquetFile, Column, list[str]]:
+    """The file with its footer, the column of images, and the columns to read: that one, then those that say something about it."""
     file = pq.ParquetFile(raw)
     schema = file.schema_arrow
-    if schema.names.count(image) != 1:
-        there = ", ".join(schema.names)
-        raise ValueError(
-            f"{schema.names.count(image) or 'no'} column{'s' * (image in schema.names)} `{image}`; there are: {there}"
-        )
-    kind = schema.field(image).type
     # Of a Hugging Face image {bytes, path} the path is not read: a bad one must not cost the image.
-    payload = f"{image}.bytes" if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else image
+    column = column_of(schema, image)
     # Scalars only: vectors and nested or binary values are no metadata.
-    return file, list(dict.fromkeys([payload, *(f.name for f in schema if f.name != image and _is_scalar(f.type))]))
+    others = [f.name for f in schema if f.name != column.name and _is_scalar(f.type)]
+    return file, column, list(dict.fromkeys([column.path, *others]))
 
 
 def _batches(raw: Bytes, file: pq.ParquetFile, columns: Sequence[str], group: int) -> Iterator[pa.RecordBatch]:
@@ -208,13 +241,6 @@ def _chunks(meta: Any, columns: Sequence[str]) -> list[Any]:
         for c in chunks
         if any(c.path_in_schema == name or c.path_in_schema.startswith(f"{name}.") for name in columns)
     ]
-
-
-def image_bytes(cell: Any) -> bytes:
-    """An image cell: bytes, a struct with `bytes` (Hugging Face datasets), or nothing."""
-    if isinstance(cell, dict):
-        cell = cell.get("bytes")
-    return cell if isinstance(cell, bytes) else b""
 
 
 def _told(error: Exception) -> str:

@@ -13,6 +13,7 @@ from pipeline.errors import LodesetError, source_replaced
 from pipeline.sources.files import Bytes, changed
 from pipeline.sources.members import Member, Sample
 from pipeline.sources.metadata import MAX_BYTES, BadMetadata, fields_of, from_fields, partition_fields
+from pipeline.sources.packed import HEAD_BYTES, packed_as
 from pipeline.sources.parquet import Cells, read_rows
 from pipeline.sources.slices import Slice
 
@@ -54,11 +55,17 @@ def read_slice(piece: Slice, max_bytes: int) -> Iterator[Sample]:
             here = files.place(member)
             if member.reason:
                 yield Sample(*here, reason=member.reason, detail=member.detail)
-            elif member.size_bytes > max_bytes:
+                continue
+            large = member.size_bytes > max_bytes
+            data = files.read(member, member, HEAD_BYTES if large else None)
+            packed = packed_as(data)
+            if packed:
+                yield Sample(*here, reason="archive", detail=packed)
+            elif large:
                 detail = f"{member.size_bytes} > {max_bytes} (ingest.max_bytes)"
                 yield Sample(*here, reason="too_many_bytes", detail=detail)
             else:
-                yield Sample(*here, data=files.read(member, member), metadata=from_fields(*fields))
+                yield Sample(*here, data=data, metadata=from_fields(*fields))
 
 
 class _Open:
@@ -87,16 +94,17 @@ class _Open:
             return (self.piece.uri, member.name, member.offset, member.size_bytes)
         return (f"{self.piece.root}/{member.name}", "", 0, member.size_bytes)
 
-    def read(self, member: Member, beside: Member) -> bytes:
-        """The bytes of a member; `beside` is the image that is being read."""
+    def read(self, member: Member, beside: Member, head: int | None = None) -> bytes:
+        """The bytes of a member, or the first of them; `beside` is the image that is being read."""
+        size = member.size_bytes if head is None else min(head, member.size_bytes)
         if self.piece.kind == "tar":
             file = self._tar if abs(member.offset - beside.offset) < _FAR_BYTES else self._far
-            return file.read_at(member.offset, member.size_bytes)
+            return file.read_at(member.offset, size)
         uri = f"{self.piece.root}/{member.name}"
         with Bytes(uri) as file:
             if file.size_bytes != member.size_bytes:
                 raise changed(uri, member.size_bytes, file.size_bytes)
-            return file.read()
+            return file.read_at(0, size)
 
     def fields(self, sidecar: Member, image: Member) -> dict[str, Any]:
         if sidecar.size_bytes > MAX_BYTES:
@@ -122,7 +130,7 @@ def read_images(locations: Iterable[Location]) -> Iterator[tuple[Location, bytes
                 try:
                     if cells is None or cells.image != column:
                         cells = Cells(file, column)
-                    data = cells.read(place.offset, int(row))
+                    data = cells.read(place.offset, row)
                 except LodesetError:
                     raise
                 except Exception as error:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import LodesetError
+from pipeline.sources.cells import NoImages
 from pipeline.sources.files import Bytes
 from pipeline.sources.listing import SourceFile, check_state
 from pipeline.sources.members import Member, joined, reported_once, without_excluded
@@ -60,6 +61,9 @@ def members_of(file: SourceFile) -> list[Member]:
             )
         except LodesetError:
             raise
+        except NoImages as error:
+            reason = "wrong_image_column" if error.meant else "no_image_column"
+            return [Member("", 0, file.size_bytes, reason, str(error)[:1_000])]
         except Exception as error:
             # Parsers of archives raise anything on crafted input; the archive is then one counted reject.
             return [Member("", 0, file.size_bytes, "unreadable_archive", f"{type(error).__name__}: {error}"[:200])]

@@ -124,7 +124,7 @@ def test_a_cell_that_cannot_be_converted_costs_its_row(tmp_path: Path) -> None:
     }
     for name, table in tables.items():
         pq.write_table(table, tmp_path / f"{name}.parquet")
-    assert [r["reason"] for r in rejects(tmp_path / "text.parquet")] == ["corrupt", "empty"]
+    assert [r["reason"] for r in rejects(tmp_path / "text.parquet")] == ["corrupt", "not_encoded"]
     assert [r["reason"] for r in rejects(tmp_path / "struct.parquet")] == ["corrupt", "corrupt"]
 
 
@@ -132,7 +132,7 @@ def test_two_columns_of_the_image_s_name_are_one_reject(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array([picture(1)])] * 2, names=["image", "image"])
     pq.write_table(table, tmp_path / "a.parquet")
     (row,) = rejects(tmp_path / "a.parquet")
-    assert row["reason"] == LOST and "2 columns `image`" in row["detail"]
+    assert row["reason"] == "wrong_image_column" and "2 columns `image`" in row["detail"]
 
 
 @pytest.mark.parametrize("image", ["image", "image.raw", "image.bytes"])

@@ -198,8 +198,8 @@ def test_parquet_without_the_column(tmp_path: Path) -> None:
     assert not only.reason
     files = expand([Source(uri=str(tmp_path / "b.parquet"), image="photo")], "pool")
     (member,) = members_of(files[0])
-    assert member.reason == "unreadable_archive"
-    assert "there are: image" in member.detail
+    assert member.reason == "wrong_image_column"
+    assert "`image: image` may be meant" in member.detail and "there are: image (binary)" in member.detail
 
 
 # -- reading again, metadata
