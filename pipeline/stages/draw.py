@@ -21,7 +21,7 @@ from pipeline.sources.members import Member, is_image, joined, without_excluded
 from pipeline.sources.slices import loose_members, members_of
 
 # Raised when a file's members are listed in another way; ingest's own VERSION, which says what is made of them, with it.
-VERSION = 3
+VERSION = 4
 LISTING, DRAW = "ingest_listing", "ingest_draw"
 _HASH_BYTES = 16
 _MEMBERS = pa.schema(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -32,6 +32,7 @@ from pipeline.dag.store import File, Part, Rows, Store
 from pipeline.engines.failures import Failed
 from pipeline.engines.processes import TRIES, Again, Died
 from pipeline.errors import LodesetError
+from pipeline.shown import shown
 from pipeline.sources.listing import SourceFile
 from pipeline.sources.members import Member, Sample
 from pipeline.sources.slices import Slice, check_unchanged, cut, split_loose
@@ -40,8 +41,9 @@ from pipeline.stages.draw import Draw, drawn, members
 from pipeline.stages.forgotten import forgotten
 from pipeline.stages.noted import warnings_of
 from pipeline.stages.parts import watching
+from pipeline.stages.yields import WRONG, Given, checked, nothing_in
 
-VERSION = 4
+VERSION = 5
 STAGE, KEYS, EXACT, UNIQUE = "ingest", "ingest_keys", "ingest_exact", "ingest_unique"
 IMAGES, METADATA = "images", "metadata"  # the digests that it names, as blur_faces does after it
 # Files whose parts' keys lie in one part.
@@ -109,25 +111,23 @@ def run(context: Context) -> Outcome:
         _, uncompared = attempted(held | "by first byte" >> beam.GroupByKey(), "exact", _exact_of_bucket, store, prefix)
         raise_failures(unsplit, unkept, unread, uncompared)
 
-    keys = _keys(store, prefix, len(packed))
+    ordered = _keys(store, prefix, len(packed))
+    keys = [key for _, key in ordered]
     parts = store.committed(STAGE, keys)
     content, repeated = _exact(store, prefix, buckets)
     outcome = _outcome(store, [parts[key] for key in keys], content, repeated, new=set(keys) - before)
     if not outcome.rows.kept:
-        raise LodesetError(_nothing(context.stage.set, store, outcome))
-    return outcome
-
-
-def _nothing(set_: str, store: Store, outcome: Outcome) -> str:
-    """Nothing below can work without images, and a reference set of none would protect nothing."""
-    found = ", ".join(f"{reason} {count}" for reason, count in outcome.rows.dropped.items()) or "the archives are empty"
-    example = ""
-    for row in store.table(outcome.tables["rejects"], None, records.REJECTS).slice(0, 1).to_pylist():
-        example = f", e.g. {row['uri']} {row['member']}".rstrip() + f": {row['detail']}"
-    return (
-        f"`{set_}` has no readable image in the {outcome.rows.taken} files that were found ({found}{example}): "
-        "correct its source in the configuration, or take the set out"
+        raise LodesetError(nothing_in(context.stage.set, store, outcome))
+    roots = {key: piece.root for key, piece in loose}
+    given = Given(
+        [(packed[file], parts[key]) for file, key in ordered if file < len(packed)],
+        [(roots[key], parts[key]) for file, key in ordered if file == len(packed)],
     )
+    stop, rejects = limits.on_unreadable == "stop", outcome.tables["rejects"]
+    told = checked(store, context.stage.set, files, given, rejects, stop, bool(draw.last))
+    own = [f"left out, because lodeset made it: {shown(path)}" for path in context.speed.get("own", ())]
+    warnings = [*outcome.details.get("warnings", ()), *told, *own]
+    return replace(outcome, details={**outcome.details, "warnings": warnings}) if warnings else outcome
 
 
 # -- the Beam pipeline
@@ -143,7 +143,8 @@ def _split(
     numbered: tuple[int, SourceFile], work: Work, slice_bytes: int, draw: Draw
 ) -> Iterator[tuple[tuple[int, int], str, Slice]]:
     index, file = numbered
-    taken = [m for m in members(work.store, file) if draw.holds(file, m)]
+    # What no image of a file can be read for is told under a limit, too.
+    taken = [m for m in members(work.store, file) if draw.holds(file, m) or m.reason == WRONG]
     for number, piece in enumerate(cut(file, taken, slice_bytes)):
         yield (index, number), work.key(piece), piece
 
@@ -173,17 +174,19 @@ def _group_of(numbered: tuple[tuple[int, int], str, Slice]) -> tuple[int, tuple[
 def _keep_keys(grouped: tuple[int, Iterable[tuple[tuple[int, int], str]]], store: Store, prefix: str) -> None:
     """Commits the parts' keys of some files in their order, so that nobody need list the files again to know them."""
     group, found = grouped
-    table = pa.table({"key": pa.array([key for _, key in sorted(found)], pa.string())})
+    order = sorted(found)
+    files = pa.array([file for (file, _), _ in order], pa.int64())
+    table = pa.table({"key": pa.array([key for _, key in order], pa.string()), "file": files})
     store.commit_part(KEYS, f"{prefix}-{group:06d}", {"keys": table})
 
 
-def _keys(store: Store, prefix: str, files: int) -> list[str]:
-    """The keys of all parts, in the order of the files."""
+def _keys(store: Store, prefix: str, files: int) -> list[tuple[int, str]]:
+    """(number of the file, key) of all parts, in the order of the files; those of loose files come last, under the next number."""
     names = [f"{prefix}-{group:06d}" for group in range(files // _KEYS_FILES + 1)]
     parts = store.committed(KEYS, names)
     # A group whose files hold nothing has no part.
-    found = [store.table([parts[name].files["keys"]])["key"].to_pylist() for name in names if name in parts]
-    return [key for keys in found for key in keys]
+    tables = [store.table([parts[name].files["keys"]]) for name in names if name in parts]
+    return [pair for t in tables for pair in zip(t["file"].to_pylist(), t["key"].to_pylist(), strict=True)]
 
 
 Held = tuple[

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import records
+from pipeline.dag.stage import Outcome
 from pipeline.dag.store import File, Part, Store
 from pipeline.errors import LodesetError
 from pipeline.shown import shown
@@ -17,7 +18,7 @@ from pipeline.sources.listing import SourceFile
 
 # Reasons of files that hold others: they stand for all the images in them.
 _ARCHIVES = ("archive", "unreadable_archive")
-_WRONG, _NONE = "wrong_image_column", "no_image_column"
+WRONG, _NONE = "wrong_image_column", "no_image_column"
 _MOST = 0.5  # of a source's bytes, that may lie in archives that cannot be read
 _NAMED = 3
 
@@ -52,7 +53,7 @@ def checked(
     source_of = {file.uri: file.source for file in files} if lost.num_rows else {}
     rows = [row | {"source": source_of[row["uri"]]} for row in lost.to_pylist()]
     for row in rows:
-        if row["reason"] == _WRONG and stops[row["source"]]:
+        if row["reason"] == WRONG and stops[row["source"]]:
             raise LodesetError(
                 f"{shown(row['uri'])}: {row['detail']}. Name the column (`image:`), leave the file out (`exclude:`), "
                 "or go on without it (`on_unreadable: count`)"
@@ -81,7 +82,7 @@ def checked(
     told = [f"{shown(source)} has no readable image" for source in empty]
     for found, what in (
         (unread, "archives or parts of them cannot be read"),
-        ([r for r in rows if r["reason"] == _WRONG], "Parquet files have no images in the column that `image:` names"),
+        ([r for r in rows if r["reason"] == WRONG], "Parquet files have no images in the column that `image:` names"),
         ([r for r in rows if r["reason"] == _NONE], "Parquet files have no column of images"),
     ):
         if found:
@@ -89,9 +90,21 @@ def checked(
     return told
 
 
+def nothing_in(set_: str, store: Store, outcome: Outcome) -> str:
+    """Nothing below can work without images, and a reference set of none would protect nothing."""
+    found = ", ".join(f"{reason} {count}" for reason, count in outcome.rows.dropped.items()) or "the archives are empty"
+    example = ""
+    for row in store.table(outcome.tables["rejects"], None, records.REJECTS).slice(0, 1).to_pylist():
+        example = f", e.g. {row['uri']} {row['member']}".rstrip() + f": {row['detail']}"
+    return (
+        f"`{set_}` has no readable image in the {outcome.rows.taken} files that were found ({found}{example}): "
+        "correct its source in the configuration, or take the set out"
+    )
+
+
 def _lost(store: Store, rejects: Sequence[File]) -> pa.Table:
     """The rejects that stand for more than one image."""
-    reasons = pa.array([*_ARCHIVES, _WRONG, _NONE], pa.string())
+    reasons = pa.array([*_ARCHIVES, WRONG, _NONE], pa.string())
     columns = ["uri", "member", "size_bytes", "reason", "detail"]
     found = [records.REJECTS.empty_table().select(columns)]
     for file in rejects:
