@@ -29,7 +29,7 @@ from training.checkpoint import MARKER
 from training.config import TrainingConfig, distilling, finishing, identity_of
 from training.export import CONFIG, PREPROCESSOR, WEIGHTS, load_backbone
 from training.index import Shards
-from training.labelled import GALLERY, TEST, Target, read_target
+from training.labelled import GALLERY, TEST, Target, read_target, unknown_classes
 from training.launch import launch
 from training.linear import Probe, linear_probe, probe_features
 from training.lines import last_line
@@ -301,13 +301,19 @@ def run_evaluate(context: Context) -> Outcome:
             **({"understood": dict(target.understood)} if target.understood else {}),
         }
     made_of = [part for parts in seen.values() for part in parts]
+    warnings = [told for target in targets if (told := unknown_classes(target)) is not None]
     return Outcome(
         tables={
             "features": tuple(part.files["features"] for part in made_of),
             "pictures": tuple(_picture(context, target, networks) for target in targets) if networks else (),
         },
         rows=Rows(taken=taken, kept=sum(len(t.ids) for t in targets), dropped=left_out),
-        details={"targets": scores, "parts": len(made_of), "parts_made": len(new)},
+        details={
+            "targets": scores,
+            "parts": len(made_of),
+            "parts_made": len(new),
+            **({"warnings": warnings} if warnings else {}),
+        },
     )
 
 

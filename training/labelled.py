@@ -17,7 +17,8 @@ from pipeline import records
 from pipeline.config import TargetSet
 from pipeline.dag.store import Artifact, Store
 from pipeline.errors import LodesetError
-from pipeline.sources.metadata import field_of
+from pipeline.shown import shown
+from pipeline.sources.metadata import field_of, label_text
 from pipeline.sources.reading import Location
 
 GALLERY, TEST = "gallery", "test"
@@ -68,7 +69,8 @@ def read_target(store: Store, ingested: Artifact, name: str, label: str, split: 
     for row in store.table(ingested.tables["locations"], columns).to_pylist():
         places.setdefault(row["image_id"], Location(**row))
     said = {
-        i: _Said(field_of(metadata.get(i, {}), label), field_of(metadata.get(i, {}), split)) for i in sorted(places)
+        i: _Said(_class_of(field_of(metadata.get(i, {}), label)), field_of(metadata.get(i, {}), split))
+        for i in sorted(places)
     }
     understood: dict[str, str] = {}
     if label == LABEL and not any(one.label for one in said.values()):
@@ -95,6 +97,24 @@ def read_target(store: Store, ingested: Artifact, name: str, label: str, split: 
     ids, labels, splits = (tuple(column) for column in zip(*chosen, strict=True))
     target = Target(name, ids, labels, splits, tuple(places[i] for i in ids), understood)
     return target, {reason: n for reason, n in left_out.items() if n}
+
+
+def _class_of(label: str | None) -> str | None:
+    return None if label is None else label_text(label) or None
+
+
+def unknown_classes(target: Target) -> str | None:
+    """What to tell of test images whose class no gallery image has: no neighbour can name it. None where there are none."""
+    known = {target.labels[row] for row in target.rows(GALLERY)}
+    missing = Counter(target.labels[row] for row in target.rows(TEST) if target.labels[row] not in known)
+    if not missing:
+        return None
+    names = ", ".join(f"{shown(name)!r} ({count})" for name, count in missing.most_common(_SHOWN))
+    others = ", ".join(repr(shown(name)) for name in sorted(known)[:_SHOWN])
+    return (
+        f"target set `{target.name}`: {missing.total()} of {len(target.rows(TEST))} test images are of classes that no gallery image has, "
+        f"so none of them can be named rightly: {names}; the gallery has {others}{', ...' if len(known) > _SHOWN else ''}"
+    )
 
 
 def _splits(said: Mapping[str, _Said], name: str, field: str) -> dict[str | None, str]:

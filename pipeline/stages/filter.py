@@ -8,6 +8,8 @@ a small or blurred reference image still finds its copies, and neither are curat
 from __future__ import annotations
 
 import functools
+import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +27,15 @@ from pipeline.dag.store import File, Part, Rows, Store
 from pipeline.engines.ray import map_items
 from pipeline.filters.blocklists import Blocklists
 from pipeline.filters.config import BLANK, BLOCKED_DOMAIN, BLOCKED_URL, BLUR, MAX_ASPECT, MIN_SIDE, Filter
+from pipeline.shown import shown
 from pipeline.stages.parts import made
 
-VERSION = 2
+VERSION = 3
 STAGE = "filter"
+WITH_URL = "with_url"  # rows of metadata that say where an image comes from
+# Where fields with addresses are looked for, if none is known.
+_ASKED_FILES, _ASKED_ROWS, _NAMED = 4, 1_000, 3
+_ADDRESS = re.compile(r"(?i)(https?:)?//[^\s/]+\.[^\s/]+")
 
 Table = Literal["images", "scores", "metadata"]
 
@@ -65,10 +72,34 @@ def run(context: Context) -> Outcome:
     mask = _mask(context.store, parts, order(masks.config))
     file = mask.files["filtered"]
     taken = sum(f.rows for f in images)
+    details: dict[str, Any] = {"parts": len(parts), "parts_made": len(new)}
+    if masks.lists:
+        with_url = sum(part.counts.get(WITH_URL, 0) for part in parts)
+        details["with_url"] = with_url
+        if not with_url:
+            details["warnings"] = [without_urls(context.store, told.tables["metadata"] if told else (), taken)]
     return Outcome(
         tables={"filtered": (file,) if file.rows else ()},
         rows=Rows(taken=taken, kept=taken - file.rows, dropped=mask.counts),
-        details={"parts": len(parts), "parts_made": len(new)},
+        details=details,
+    )
+
+
+def without_urls(store: Store, metadata: Sequence[File], images: int) -> str:
+    """What to tell where a blocklist had nothing to compare with, and which fields hold addresses under another name."""
+    found: dict[str, str] = {}
+    for file in metadata[:_ASKED_FILES]:
+        table = store.table([file], ["extra"], records.METADATA).slice(0, _ASKED_ROWS)
+        for extra in table["extra"].drop_null().to_pylist():
+            for name, value in json.loads(extra).items():
+                if isinstance(value, str) and _ADDRESS.match(value):
+                    found.setdefault(name, value)
+    named = (
+        f"; addresses lie in {', '.join(sorted(found)[:_NAMED])}: call that field `url` in the source" if found else ""
+    )
+    return (
+        f"nothing could be blocked: blocked_domains and blocked_urls go by the URL of an image, and none of the {images:,} images has one"
+        f"{shown(named)}"
     )
 
 
@@ -121,8 +152,11 @@ def _judged(store: Store, masks: Masks, piece: Piece) -> Part:
     started = time.time()
     judge: Callable[[pa.Table, Masks], pa.Table] = _JUDGES[piece.table]
     columns = [c for c in _COLUMNS[piece.table] if c != "thumbnail" or masks.config.blank is not False]
-    failing = judge(store.table([piece.file], columns), masks)
-    return store.commit_part(STAGE, piece.key, {"failing": failing}, {"rows": piece.file.rows}, time.time() - started)
+    table = store.table([piece.file], columns)
+    counts = {"rows": piece.file.rows}
+    if piece.table == "metadata":
+        counts[WITH_URL] = piece.file.rows - table["url"].null_count
+    return store.commit_part(STAGE, piece.key, {"failing": judge(table, masks)}, counts, time.time() - started)
 
 
 def judged_images(images: pa.Table, masks: Masks) -> pa.Table:
