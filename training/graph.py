@@ -49,7 +49,7 @@ from training.vit import DinoVisionTransformer
 from training.weights import check_weights, identity, load_weights
 
 TRAIN_VERSION = 4
-EVALUATE_VERSION = 2
+EVALUATE_VERSION = 3
 SELECTED = "selected"  # which set wants which image, where sets are weighed
 FEATURES, PICTURES = "evaluate_features", "evaluate_pictures"
 PICTURED = 8  # images of a target set in pictures

@@ -1,7 +1,9 @@
 """`score` and `filter` on a pool made by hand: what is dropped and why, and what a change costs."""
 
 import io
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,29 @@ def test_rows_tell_the_score_and_its_threshold(pool: Pool) -> None:
         "small": (10, 16), "long": (5, 4), "blank": (0, 5), "red": (pytest.approx(250 / 255), 0.9), "blurred": (None, None)
     }  # fmt: skip
     assert dict(made.rows.dropped) == {"min_side": 1, "max_aspect": 1, "blank": 1, "red": 1, "blocked_url": 1}
+
+
+@pytest.mark.parametrize("said", [{}, {"Href": "https://bad.com/1"}, {"page": "//bad.com/1", "n": 3}])
+def test_a_blocklist_without_an_address_to_compare_with_is_told(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, said: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("pools.URLS", {})
+    ingested = pool.ingested(folder="bare")
+    if said:
+        rows = [{"image_id": image_id, "source": "s", "extra": json.dumps(said)} for image_id in pool.names]
+        table = pa.Table.from_pylist(rows, schema=records.METADATA)
+        file = pool.store.commit_part("ingest", "said", {"metadata": table}).files["metadata"]
+        ingested = replace(ingested, tables={**ingested.tables, "metadata": (file,)})
+    made = pool.filtered(pool.config(blocked_domains=["bad.com"]), ingested)
+    (told,) = made.details["warnings"]
+    assert told.startswith("nothing could be blocked") and "none of the 6 images has one" in told
+    assert [name for name in said if f"lie in {name}:" in told] == [name for name in said if name != "n"]
+    assert "warnings" not in pool.filtered(pool.config(), ingested).details
+
+
+def test_a_blocklist_that_had_addresses_is_not_told(pool: Pool) -> None:
+    made = pool.filtered(pool.config(blocked_domains=["nowhere.org"]), pool.ingested())
+    assert made.details["with_url"] == 7 and "warnings" not in made.details
 
 
 def test_parts_and_their_order_do_not_count(pool: Pool) -> None:

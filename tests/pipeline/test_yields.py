@@ -106,7 +106,7 @@ def test_archives_that_are_most_of_a_source_stop_the_run(tmp_path: Path) -> None
             archive.writestr(f"{n}.png", picture(20 + n))
     (pool / "train.zip").write_bytes(buffer.getvalue())
     with pytest.raises(LodesetError, match=r"train\.zip: a zip archive: unpack it"):
-        ran(tmp_path / "s", pool)
+        ran(tmp_path / "other", pool)
 
 
 @pytest.mark.parametrize("name", ["train.zip", "a.tar.gz", "b.tgz", "c.7z"])

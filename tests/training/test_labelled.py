@@ -14,7 +14,7 @@ from pipeline import records
 from pipeline.dag.stage import Outcome
 from pipeline.dag.store import Artifact, Rows, Store
 from pipeline.errors import LodesetError
-from training.labelled import Target, read_target
+from training.labelled import Target, read_target, unknown_classes
 
 
 def ingested(store: Store, images: list[tuple[str, str, dict[str, str]]]) -> Artifact:
@@ -169,3 +169,20 @@ def test_what_a_source_says_counts_more_than_folders(tmp_path: Path) -> None:
     folders = [(uri, member, {"split": one["split"]}) for uri, member, one in images]
     target, _ = read(tmp_path / "labels by folder", folders)
     assert target.labels == ("a", "a", "b", "b") and target.splits == ("gallery", "test") * 2
+
+
+@pytest.mark.parametrize("labels", [("3", "3.0"), ("3.0", "3"), (" 3", "3.00")])
+def test_a_class_is_one_whatever_its_number_was_kept_as(tmp_path: Path, labels: tuple[str, str]) -> None:
+    target, _ = read(tmp_path, said("gallery", label=labels[0]) + said("test", label=labels[1]))
+    assert target.labels == ("3", "3") and unknown_classes(target) is None
+    custom = [
+        (f"/{n}.jpg", "", {"kind": kind, "split": split})
+        for n, (kind, split) in enumerate(zip(labels, ("gallery", "test"), strict=True))
+    ]
+    assert read(tmp_path / "other", custom, label="kind")[0].labels == ("3", "3")
+
+
+def test_test_classes_that_the_gallery_lacks_are_told(tmp_path: Path) -> None:
+    images = said("gallery", "gallery", label="cat") + said("test", "test", label="7") + said("test", label="cat")
+    told = unknown_classes(read(tmp_path, images)[0])
+    assert told is not None and "2 of 3 test images" in told and "'7' (2)" in told and "gallery has 'cat'" in told
