@@ -122,5 +122,7 @@ def export(
         print_json(made)
     else:
         gives = f" -> embedding [B, {made['dim']}], patches" if "dim" in made else ""
-        told = f"wrote {made['path']}: image [B, 3, {made['size']}, {made['size']}]{gives}"
+        sides = f"{made['size']}, {made['size']}"
+        free = f" (made for {sides.replace(', ', ' x ')})" if made["any_size"] else ""
+        told = f"wrote {made['path']}: image [B, 3, {'height, width' if free else sides}]{free}{gives}"
         out.print(safe(told), highlight=False, soft_wrap=True)

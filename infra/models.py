@@ -49,6 +49,11 @@ def train(
         from training.weights import check_weights  # loads torch
 
         check_weights(settings.weights.path, settings.model)  # now, not when all tars have been read
+    if (target / "train").is_dir():
+        from training.checkpoint import check_settings
+        from training.config import identity_of
+
+        check_settings(target / "train", identity_of(settings))  # likewise
     own.mark(target, "run")
     found = shards_of(shards, target / "index")
     # A process of its own, as each stage of a run: Ray reads the token of its cluster when it is imported, once a process.

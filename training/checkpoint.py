@@ -119,20 +119,36 @@ def newest_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[int, P
         marker = _whole(path)
         if marker is None:
             continue
-        if marker.identity != identity:
-            differences = _differences(marker.identity, identity)
-            keys = ", ".join(differences)
-            if differences and all(one.startswith("training.steps:") for one in differences):
-                raise LodesetError(
-                    f"{path} is of a run of other length ({keys}), and rates and momentum follow the length from the first step on, so "
-                    f"it cannot be prolonged: go on from what it learned in another folder, with `weights: {{path: {folder}}}` (once it "
-                    "has ended), or remove this one"
-                )
-            raise LodesetError(
-                f"{path} was trained with other settings ({keys}): train into another folder, or remove this one"
-            )
+        _same_run(folder, path, marker.identity, identity)
         return step, path
     return None
+
+
+def check_settings(folder: Path, training: Mapping[str, Any]) -> None:
+    """Raises what `newest_checkpoint` would raise of a run's settings (see `identity_of`), whatever images it is of."""
+    for _, path in reversed(_checkpoints(folder)):
+        try:
+            marker = Marker.model_validate_json((path / MARKER).read_bytes())
+        except (OSError, ValidationError):
+            continue
+        _same_run(folder, path, {"training": marker.identity.get("training")}, {"training": training})
+        return
+
+
+def _same_run(folder: Path, path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    differences = _differences(before, now)
+    if not differences:
+        return
+    keys = ", ".join(differences)
+    if all(one.startswith("training.steps:") for one in differences):
+        raise LodesetError(
+            f"{path} is of a run of other length ({keys}), and rates and momentum follow the length from the first step on, so "
+            f"it cannot be prolonged: go on from what it learned in another folder, with `weights: {{path: {folder}}}` (once it "
+            "has ended), or remove this one"
+        )
+    raise LodesetError(
+        f"{path} was trained with other settings ({keys}): train into another folder, or remove this one"
+    )
 
 
 def load_checkpoint(path: Path, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None = None) -> None:

@@ -17,8 +17,8 @@ import ray
 import torch
 
 from pipeline.errors import LodesetError
-from training.checkpoint import check_checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
-from training.config import TrainingConfig
+from training.checkpoint import check_checkpoint, check_settings, newest_checkpoint, read_checkpoint, save_checkpoint
+from training.config import TrainingConfig, identity_of
 from training.data import Batches
 from training.export import load_backbone
 from training.index import Shards, open_index
@@ -340,5 +340,9 @@ def test_a_run_of_other_length_says_how_to_go_on(
     told = rf"training\.steps: 4 -> {change['steps']}.*cannot be prolonged.*`weights: \{{path: .*\}}`"
     with pytest.raises(LodesetError, match=told):
         train_inline(small.model_copy(update=change), shards, tmp_path)
+    with pytest.raises(LodesetError, match=told):
+        check_settings(tmp_path, identity_of(small.model_copy(update=change)))  # before any image is read
+    check_settings(tmp_path, identity_of(small.model_copy(update={"steps": 4})))
+    check_settings(tmp_path / "none", identity_of(small))
     with pytest.raises(LodesetError, match=r"with other settings \(training\.seed: .*training\.steps"):
         train_inline(small.model_copy(update={**change, "seed": 9}), shards, tmp_path)
