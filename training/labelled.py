@@ -62,16 +62,18 @@ def read_target(store: Store, ingested: Artifact, name: str, label: str, split: 
     Raises:
         LodesetError: no labels, or no gallery or no test image; says which labels, splits and fields there are.
     """
-    rows = list(reversed(store.table(ingested.tables.get("metadata", ()), None, records.METADATA).to_pylist()))
-    metadata = {row["image_id"]: row for row in rows}
+    rows = store.table(ingested.tables.get("metadata", ()), None, records.METADATA).to_pylist()
+    classes: dict[str, str] = {}
+    called: dict[str, str] = {}
+    for row in rows:  # of several places of one image, the first that says it
+        for found, value in ((classes, _class_of(field_of(row, label))), (called, field_of(row, split))):
+            if value is not None:
+                found.setdefault(row["image_id"], value)
     places: dict[str, Location] = {}
     columns = ["image_id", "uri", "member", "offset", "size_bytes"]
     for row in store.table(ingested.tables["locations"], columns).to_pylist():
         places.setdefault(row["image_id"], Location(**row))
-    said = {
-        i: _Said(_class_of(field_of(metadata.get(i, {}), label)), field_of(metadata.get(i, {}), split))
-        for i in sorted(places)
-    }
+    said = {i: _Said(classes.get(i), called.get(i)) for i in sorted(places)}
     understood: dict[str, str] = {}
     if label == LABEL and not any(one.label for one in said.values()):
         said, understood = _by_folder(places, said)
@@ -83,7 +85,7 @@ def read_target(store: Store, ingested: Artifact, name: str, label: str, split: 
         )
     taken = _splits(said, name, split)
     if "split" not in understood:
-        understood |= {needed: str(called) for called, needed in taken.items() if called != needed}
+        understood |= {needed: str(told) for told, needed in taken.items() if told != needed}
     left_out = {"no_label": 0, "other_split": 0}
     chosen: list[tuple[str, str, str]] = []
     for image_id, one in said.items():
@@ -140,7 +142,7 @@ def _plain(split: str | None) -> str:
 def _fields(rows: Sequence[Mapping[str, Any]]) -> str:
     """What the first images' metadata call their fields."""
     names: dict[str, None] = {}
-    for row in rows[-100:]:
+    for row in rows[:100]:
         known = {column: None for column in ("label", "caption", "url", "licence") if row.get(column) is not None}
         names |= known | dict.fromkeys(json.loads(row["extra"]) if row.get("extra") else ())
     return ", ".join(list(names)[:_SHOWN]) or "none"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -94,6 +95,22 @@ def test_names_count_only_where_images_have_labels(tmp_path: Path) -> None:
 def test_splits_that_say_nothing_are_refused(tmp_path: Path, splits: tuple[str, str], told: str) -> None:
     with pytest.raises(LodesetError, match=told):
         read(tmp_path, said(*splits))
+
+
+def test_of_several_places_of_an_image_the_first_that_says_it_counts(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    made = ingested(store, said("train", "test"))
+    more = [
+        {"image_id": f"{n:032x}", "source": "elsewhere", "label": label, "extra": extra}
+        for n, label, extra in ((0, "late", '{"split": "test"}'), (1, None, None), (2, "c", None))
+    ]
+    table = store.table(made.tables["metadata"])
+    nothing = [{"image_id": f"{n:032x}", "source": "before", "caption": "x"} for n in range(2)]
+    tables = [pa.Table.from_pylist(rows, table.schema) for rows in (nothing, more)]
+    part = store.commit_part("ingest", "more", {"metadata": pa.concat_tables([tables[0], table, tables[1]])})
+    both = replace(made, tables={**made.tables, "metadata": (part.files["metadata"],)})
+    target, _ = read_target(store, both, "t", "label", "split")
+    assert target.labels == ("a", "a") and target.splits == ("gallery", "test")
 
 
 def test_labels_that_nobody_has_are_refused_with_the_fields_there_are(tmp_path: Path) -> None:
