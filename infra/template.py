@@ -8,6 +8,7 @@ store: ./runs                     # any fsspec URL; training needs a path
 
 pool:                             # the uncurated images: folders, tars (WebDataset), Parquet; globs allowed
   - uri: images/
+  # - {uri: "shards/*.tar", members: {exclude: "*.seg.png"}}    # which members are images; `exclude:` leaves files and folders out
 
 # What to look for. Without a curated set every image that dedup keeps goes into the shards.
 # curated:
