@@ -59,8 +59,8 @@ def main(config: Path) -> None:
     held = contents(store)
     listed = {file.path: file for file in held.files()}
     files = [p for folder in FOLDERS for p in sorted(Path(store.path(folder)).rglob("*")) if p.is_file()]
-    known = [p for p in files if p.relative_to(store.root).as_posix() in listed or kind(p) in ("manifest", "run")]
-    # A checkpoint's own manifest is a file that an artifact lists.
+    own = [p for folder in ("parts", "artifacts", "runs") for p in Path(store.path(folder)).rglob("*.json")]
+    known = [p for p in files if p.relative_to(store.root).as_posix() in listed or p in own]
     before, flipped, found = digests(store), Counter[str](), Counter[str]()
     for path in known:
         relative = path.relative_to(store.root).as_posix()

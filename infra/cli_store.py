@@ -24,7 +24,7 @@ RunNumber = Annotated[int | None, typer.Option("--run", min=1, metavar="N", help
 @store_commands.command()
 def table(
     config: ConfigPath,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="e.g. rejects; without: which there are")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="e.g. rejects; without: which there are")] = None,
     of: Annotated[
         str | None, typer.Option(metavar="STAGE", help="of this stage or set alone, e.g. ingest/pool")
     ] = None,

@@ -102,6 +102,8 @@ def lines(told: Summary, config: str) -> list[str]:
         trial = f", a sample of {told.limit:,} images" if told.limit is not None else ""
         part = f", up to {told.until}" if told.until else ""
         found.append(f"run {told.run}, finished {told.finished}{trial}{part}")
+    else:
+        found.append("no run of this configuration has left a record: this is how far the store is")
     if told.changed:
         found.append(f"the configuration or its sources have changed since: `lodeset plan {config}` says what")
     elif told.changed is None and told.why:

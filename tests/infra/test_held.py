@@ -105,6 +105,16 @@ def test_a_report_never_comes_out_empty_over_a_good_one(world: World, tmp_path: 
     assert (tmp_path / "page.html").read_bytes() == page
 
 
+def test_pairs_can_be_looked_at_without_their_sources(world: World, tmp_path: Path) -> None:
+    before = world.artifacts["calibrate/pool"]
+    details = {**before.details, "candidates": {"pool": 0.61, "reference": 0.45}}
+    world.artifacts["calibrate/pool"] = replace(before, fingerprint="own", details=details)
+    run(world, tmp_path)
+    done = api.dedup_preview(opened(tmp_path), lambda _: None, tmp_path / "pairs.html")
+    assert sum(section["pairs"] for section in done["sections"]) == 4 and done["refused"] is None
+    assert "log-odds 3" in (tmp_path / "pairs.html").read_text()
+
+
 def test_tables_are_listed_shown_and_written(world: World, tmp_path: Path) -> None:
     listed = {(t.stage, t.table): t.rows for t in api.tables(opened(tmp_path))}
     assert listed["dedup/pool", "duplicates"] == 13 and listed["ingest/pool", "rejects"] == 7

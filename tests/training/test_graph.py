@@ -89,6 +89,17 @@ def test_training_lists_its_newest_checkpoint_and_its_limit_is_not_that_of_targe
         data = Path(store.path(file.path)).read_bytes()
         assert (file.size_bytes, file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
+    # What is lost or damaged of it is made again, from its last checkpoint that is whole.
+    for table in ("model", "checkpoints", "metrics"):
+        for file in trained.tables[table]:
+            path = Path(store.path(file.path))
+            path.write_bytes(path.read_bytes()[:-1] + b"?") if table == "checkpoints" else path.unlink()
+        again = ran(store, stages["train/all"], {"write_shards/all": shards})
+        assert again.tables["model"] == trained.tables["model"], table
+        for file in again.files():
+            store.check(file)
+        trained = again
+
     inputs = {"train/all": trained, **target_set(store, tmp_path / "target", SIDE)}
     evaluated = ran(store, stages["evaluate/all"], inputs)
     assert set(scores(evaluated)["knn"]) == {"trained", "untrained", "embedder"}
