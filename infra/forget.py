@@ -10,6 +10,7 @@ Images are looked up in all that the store holds, not in what is finished today:
 from __future__ import annotations
 
 import io
+import json
 import posixpath
 import tarfile
 import time
@@ -29,12 +30,13 @@ from pipeline.dag.claims import claim, live
 from pipeline.dag.manifests import sealed
 from pipeline.dag.store import Artifact, File, Part, Rows, Store
 from pipeline.errors import HeldError, LodesetError
+from pipeline.shown import json_text
 from pipeline.stages import generations, search, write_shards
 from pipeline.stages.forgotten import CLAIM, JOURNAL, PLANNED, remember
 from pipeline.stages.write_shards import TAR_RECORD, add_member, open_tar
 
 # A row goes with the image that it is about; a mention of it in another image's row goes alone.
-ABOUT = ("image_id", "image_id_a", "image_id_b", "pool_image_id", "derived_from")
+ABOUT = ("image_id", "image_id_a", "image_id_b", "pool_image_id", "derived_from", "copy_id")
 MENTIONS = ("query_id", "matched_id")
 # Stage -> the table whose images are those that it kept.
 KEPT_BY = {
@@ -112,7 +114,17 @@ def _resolved(store: Store, asked: str) -> set[str]:
         raise LodesetError(
             f"{asked} is neither an image_id ({ID_HEX_DIGITS} hex digits) nor the URL of an image in {store.url}"
         )
-    return found
+    # The picture is still there where only a copy of it was dropped, and says that URL.
+    return found | _kept_for(store, found)
+
+
+def _kept_for(store: Store, ids: set[str]) -> set[str]:
+    """The images that were ever kept in the place of these."""
+    found: set[str] = set()
+    for table in _tables(store, "duplicates", ("image_id", "reason", "matched_id")):
+        of_these = pc.and_(_is_in(table["image_id"], ids), pc.is_in(table["reason"], pa.array(["near", "included"])))
+        found.update(table["matched_id"].filter(of_these).to_pylist())
+    return found - {None} - ids
 
 
 def _with_derived(store: Store, ids: set[str]) -> set[str]:
@@ -162,8 +174,9 @@ def _is_in(column: pa.ChunkedArray, ids: Iterable[str]) -> pa.ChunkedArray:
 def _plan(store: Store, ids: set[str]) -> _Plan:
     plan, offsets = _Plan(), {}
     parts = list(_every_part(store))
+    carriers = _kept_for(store, ids)  # their JSON says what these said
     for stage, part in parts:
-        if stage == write_shards.STAGE and _mentions(store, part.files["entries"], ids):
+        if stage == write_shards.STAGE and _mentions(store, part.files["entries"], ids | carriers):
             offsets[part.files["shard"].path] = _shard(store, plan, part.files["shard"], ids)
     for stage, part in parts:
         if stage == search.STAGE:
@@ -290,11 +303,26 @@ def _shard(store: Store, plan: _Plan, file: File, ids: set[str]) -> dict[str, in
             data = old.extractfile(member)
             if image_id in ids or data is None:
                 continue
-            if extension != "json":
+            content = data.read()
+            if extension == "json":
+                content = _without_copies(content, ids)
+            else:
                 offsets[image_id], rows = new.offset + TAR_RECORD, rows + 1
-            add_member(new, member.name, data.read())
+            add_member(new, member.name, content)
     plan.clean[file.path] = (relative, File(file.path, rows, sink.size_bytes, sink.sha256()))
     return offsets
+
+
+def _without_copies(told: bytes, ids: set[str]) -> bytes:
+    """An image's JSON without what copies said that are forgotten."""
+    tree = json.loads(told)
+    copies = tree.get("metadata_of_copies", ())
+    tree["metadata_of_copies"] = [copy for copy in copies if copy["image_id"] not in ids]
+    if len(tree["metadata_of_copies"]) == len(copies):
+        return told
+    if not tree["metadata_of_copies"]:
+        del tree["metadata_of_copies"]
+    return json_text(tree).encode()
 
 
 def _scrubbed(store: Store, plan: _Plan, file: File, ids: set[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from fsspec.registry import known_implementations
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from pipeline.algorithms.keepers import RULES, KeeperRule
 from pipeline.documents import parsed, read_text
 from pipeline.embedders.config import Embedder, HuggingFaceEmbedder, PatchDictionary
 from pipeline.errors import ConfigError
@@ -185,8 +186,22 @@ class Dedup(Strict):
     min_score: float = Field(
         4.0, description="log-odds from which a pair that was aligned is a copy; higher takes fewer, surer ones"
     )
+    keeper: tuple[KeeperRule, ...] = Field(
+        RULES,
+        description="which copy of a group is kept: each rule in turn leaves the best ones. standing: kept before; area: the "
+        "largest, unless it only enlarges a smaller one; sharpness: not blurred; quality: of the encoding; metadata: most is "
+        "said about it. At last the largest, then the smallest id. Copies of included images always give way to these",
+    )
     calibration_images: int = Field(200, ge=20, description="pool images that `auto` makes copies of")
     part_images: int = Field(4_096, ge=1, description="queries per part of the neighbour search; speed only")
+
+    @field_validator("keeper")
+    @classmethod
+    def _rules_once(cls, value: tuple[KeeperRule, ...]) -> tuple[KeeperRule, ...]:
+        twice = sorted({rule for rule in value if value.count(rule) > 1})
+        if twice:
+            raise ValueError(f"each rule stands once; more than once: {', '.join(twice)}")
+        return value
 
 
 class Clustering(Strict):

@@ -39,6 +39,7 @@ from pipeline.stages import (
     retrieve,
     write_shards,
 )
+from pipeline.stages.dedup import KEPT
 from pipeline.stages.fit_clusters import CENTROIDS
 from pipeline.stages.ingest import IMAGES, METADATA
 
@@ -262,6 +263,7 @@ def _dedup(
     calibration: Stage | None,
 ) -> Stage:
     knobs = config.dedup.model_dump(exclude={"part_images", "calibration_images"})
+    by_metadata = "metadata" in config.dedup.keeper
     if config.dedup.verify == "pixels":
         knobs["copies"] = evidence.identity()
         if config.dedup.closeups:
@@ -276,7 +278,8 @@ def _dedup(
         dedup.run,
         config={**knobs, "roles": roles, "neighbors": config.neighbors, **_history(config)},
         inputs={
-            **{f"images:{name}": Input(ingested[name], IMAGES) for name in roles},
+            # Keepers may go by what is said about images.
+            **{f"images:{name}": Input(ingested[name], METADATA if by_metadata else IMAGES) for name in roles},
             **{f"vectors:{name}": Input(vectors[name]) for name in roles},
             "masked": Input(masked),
             **({"calibration": Input(calibration)} if calibration else {}),
@@ -303,7 +306,7 @@ def _fit_clusters(config: CurationConfig, embedding: Embedding, vectors: Stage, 
         "ray",
         fit_clusters.run,
         config=knobs,
-        inputs={"vectors": Input(vectors), "dedup": Input(unique), **_fitted(embedding)},
+        inputs={"vectors": Input(vectors), "dedup": Input(unique, KEPT), **_fitted(embedding)},
         follows=Follows(tuple(knob for knob in knobs if knob != "drift")),
         seconds_per_image=0.0002,
     )
@@ -317,7 +320,7 @@ def _cluster(config: CurationConfig, vectors: Stage, unique: Stage, centroids: S
         "ray",
         cluster.run,
         config={},
-        inputs={"vectors": Input(vectors), "dedup": Input(unique), "centroids": Input(centroids, CENTROIDS)},
+        inputs={"vectors": Input(vectors), "dedup": Input(unique, KEPT), "centroids": Input(centroids, CENTROIDS)},
         max_cpus=vectors.max_cpus,
         seconds_per_image=0.00005,
     )
@@ -351,7 +354,7 @@ def _retrieve(
     inputs: dict[str, Input] = {
         "queries": Input(vectors[one.name]),
         "vectors": Input(vectors["pool"]),
-        "dedup": Input(unique),
+        "dedup": Input(unique, KEPT),
     }
     if one.retrieve.mode == "cluster" and centroids and clusters:
         inputs |= {"centroids": Input(centroids, CENTROIDS), "clusters": Input(clusters)}
@@ -391,7 +394,7 @@ def _retrieve_all(
         inputs={
             **{f"retrieve:{name}": Input(stage) for name, stage in retrieved.items()},
             **{f"images:{name}": Input(ingested[name], IMAGES) for name in included},
-            "dedup": Input(unique),
+            "dedup": Input(unique, KEPT),
         },
         max_cpus=1,
         seconds_per_image=0.00001,
@@ -412,7 +415,7 @@ def _write_shards(
         config={**config.shards.model_dump(), **_history(config)},
         inputs={
             "selected": Input(selected),
-            "dedup": Input(unique),
+            "dedup": Input(unique, KEPT),
             "masked": Input(masked),
             **{f"images:{name}": Input(ingested[name], METADATA) for name in ("pool", *included)},
         },

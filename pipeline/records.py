@@ -21,6 +21,7 @@
 | shards | image_id | write_shards (`index.parquet`) |
 | tombstones | image_id | write_shards (`tombstones.parquet`) |
 | changes | image_id | write_shards (`changes.parquet`) |
+| copies | image_id, copy_id | write_shards (`copies.parquet`) |
 | pictures | set, image_id | evaluate |
 """
 
@@ -45,6 +46,10 @@ IMAGES = pa.schema(
             "truncated",
             pa.float32(),
         ),  # of a file that lacks its end: the share of its pixels that is missing. Null: whole
+        # For choosing among copies (`algorithms.quality`).
+        ("detail", pa.float32()),
+        ("sharpness", pa.float32()),
+        ("quality", pa.float32()),
     ]
 )
 
@@ -198,6 +203,20 @@ TOMBSTONES = SHARDS.append(pa.field("reason", pa.string()))
 
 # What the index lists since the run before, or lists no more: `change` is added or removed.
 CHANGES = pa.schema([("image_id", pa.string()), ("change", pa.string()), ("reason", pa.string())])
+
+# What the sources said about copies that a listed image stands for: near-duplicates that were dropped because of it, and other
+# places of the same bytes (then `copy_id` is `image_id`).
+COPIES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("copy_id", pa.string()),
+        ("label", pa.string()),
+        ("caption", pa.string()),
+        ("url", pa.string()),
+        ("licence", pa.string()),
+        ("extra", pa.string()),
+    ]
+)
 
 # What a trained network's patches have in common, as colours; both PNG.
 PICTURES = pa.schema(

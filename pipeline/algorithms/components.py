@@ -1,4 +1,4 @@
-"""Connected components and who represents them."""
+"""Connected components."""
 
 from __future__ import annotations
 
@@ -22,16 +22,3 @@ def components(count: int, a: Ints, b: Ints) -> Ints:
 def size_limit(pool: int) -> int:
     """A near-duplicate group larger than this means a wrong threshold, not that many copies."""
     return max(100, pool // 1000)
-
-
-def keepers(component: Ints, area: Ints, standing: NDArray[np.bool_]) -> Ints:
-    """For each node, which node of its component is kept: of those that stood before if there are any, else of all, the largest
-    image, then the smallest node number.
-
-    Nodes must be numbered in the order of their ids.
-    """
-    order = np.lexsort((np.arange(len(component)), -area, ~standing, component))
-    firsts = np.r_[True, component[order][1:] != component[order][:-1]] if len(order) else np.zeros(0, bool)
-    best = np.full(len(component), -1, np.int64)
-    best[component[order][firsts]] = order[firsts]
-    return np.asarray(best[component])

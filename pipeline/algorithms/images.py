@@ -16,11 +16,13 @@ import sys
 import warnings
 from dataclasses import dataclass, replace
 
-import imagehash
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+from scipy.fftpack import dct
 
 from pipeline.algorithms import containers, exif
+from pipeline.algorithms.quality import detail_and_sharpness, encoding_quality
 from pipeline.algorithms.wide import (
     declared,
     deepened,
@@ -85,10 +87,12 @@ class Decoded:
     Attributes:
         sample_range: which samples became black and white; None where samples have 8 bits.
         truncated: the share of the pixels that is missing from a file that lacks its end; None of a whole file.
+        quality: of the encoding, 0 to 100.
     """
 
     image: Image.Image
     format: str
+    quality: float
     sample_range: str | None = None
     truncated: float | None = None
 
@@ -105,6 +109,9 @@ class Examined:
     thumbnail: bytes
     sample_range: str | None
     truncated: float | None
+    detail: float
+    sharpness: float
+    quality: float
 
 
 @dataclass(frozen=True)
@@ -201,7 +208,7 @@ def _read(data: bytes, limits: Limits, turn: int | None = None) -> Decoded:
         used = None
         if told is not None:
             loaded, used = scaled(loaded, told) if wide else deepened(loaded, data, told)
-        return Decoded(exif.upright(_to_rgb(loaded), turn), opened.format or "", used)
+        return Decoded(exif.upright(_to_rgb(loaded), turn), opened.format or "", encoding_quality(opened, data), used)
     except MemoryError:
         raise
     except Exception as error:
@@ -224,7 +231,7 @@ def _unknown_tiff(data: bytes, limits: Limits) -> Decoded | None:
     if found is None:
         raise Unreadable("unsupported_format", f"a TIFF of {kind} samples a pixel: neither Pillow nor OpenCV reads it")
     image, used = found
-    return Decoded(exif.upright(_to_rgb(image), exif.tiff_orientation(tags)), "TIFF", used)
+    return Decoded(exif.upright(_to_rgb(image), exif.tiff_orientation(tags)), "TIFF", 100.0, used)
 
 
 def _check_header(image: Image.Image, limits: Limits) -> None:
@@ -299,6 +306,7 @@ def examine(data: bytes, limits: Limits = Limits()) -> Examined:
     found = decoded(data, limits)
     image = found.image
     grey = image.convert("L")
+    detail, sharpness = detail_and_sharpness(grey)
     # Both small images come from one reduction: a box-filtered copy at most 4x the target moves a hash by at most 2 bits (tested) and
     # saves two full-size Lanczos passes on photographs. A very long side is reduced further: Lanczos weights for a side of 10^8
     # pixels take 5 GB.
@@ -307,14 +315,23 @@ def examine(data: bytes, limits: Limits = Limits()) -> Examined:
     if factors != (1, 1):
         grey = grey.reduce(factors)
     thumbnail = grey.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    bits = imagehash.phash(thumbnail).hash
     return Examined(
         image_id=image_id(data),
         width=image.width,
         height=image.height,
         format=found.format,
-        phash=int(np.packbits(bits.flatten()).view(">u8")[0]),
+        phash=_phash(np.asarray(thumbnail)),
         thumbnail=thumbnail.tobytes(),
         sample_range=found.sample_range,
         truncated=found.truncated,
+        detail=detail,
+        sharpness=sharpness,
+        quality=found.quality,
     )
+
+
+def _phash(thumbnail: NDArray[np.uint8]) -> int:
+    """imagehash's 8x8 DCT hash, bit for bit (tested), in less than half of its time."""
+    low = dct(dct(thumbnail, axis=0)[:8], axis=1)[:, :8].ravel()
+    middle = np.partition(low, (31, 32))[31:33].mean()
+    return int(np.packbits(low > middle).view(">u8")[0])

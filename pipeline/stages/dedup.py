@@ -5,8 +5,8 @@
 2. Verification (`verify: pixels`), or none: on thumbnails, as they are and mirrored, or aligned and weighed; of large images
    that these leave in doubt, on the full images (`pipeline.stages.closeups`).
 3. Connected components, guarded by size.
-4. A component with a reference image is discarded whole; one with an included image keeps only that; any other keeps its
-   largest image, then the smallest image_id, among those that were kept before if there are any.
+4. A component with a reference image is discarded whole; one with an included image keeps only that; any other keeps the image
+   that the rules of `keeper` leave (`algorithms.keepers`).
 
 What was found is committed in parts that know nothing of thresholds, and between generations of images
 (`pipeline.stages.generations`): another threshold searches nothing, and a grown pool only what is new. An image that the run
@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ from numpy.typing import NDArray
 from pipeline import records
 from pipeline.algorithms import views
 from pipeline.algorithms.approximate import Asked
-from pipeline.algorithms.components import components, keepers, size_limit
+from pipeline.algorithms.components import components, size_limit
+from pipeline.algorithms.keepers import keepers
 from pipeline.algorithms.sampling import ranks
 from pipeline.algorithms.thresholds import Thresholds
 from pipeline.dag.fingerprint import digest
@@ -39,6 +41,7 @@ from pipeline.errors import GateError, LodesetError
 from pipeline.stages import search
 from pipeline.stages.candidates import MEASURED, NONE, find_and_verify
 from pipeline.stages.closeups import CLOSEUPS, look
+from pipeline.stages.copies import looks_of
 from pipeline.stages.generations import TABLE, Between, Generation, between, generations_of
 from pipeline.stages.judging import Floats, Ints, Neighbors, Pairs, doubtful, judge, settled
 from pipeline.stages.kept import left_of_all
@@ -47,10 +50,11 @@ from pipeline.stages.pairwise import measured_before
 from pipeline.stages.parts import made
 from pipeline.stages.universe import Members, Universe, gather, members_of
 
-VERSION = 7
+VERSION = 8
 STAGE, SEARCH, EDGES = "dedup", "dedup_search", "dedup_edges"
 # Edges are kept this far below the threshold, so that the table shows what another threshold would add.
 FLOOR = 0.05
+KEPT = "kept"  # the digest that it names: what later stages depend on
 NEIGHBORS = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("similarity", pa.float32())])
 
 
@@ -81,7 +85,10 @@ def run(context: Context) -> Outcome:
     # Before the guard: who is stopped by it wants to see what linked strangers.
     edges = store.commit_part(EDGES, edges_key(context.fingerprint), {"edges": _edge_table(universe, pairs)})
     guard(universe.pool, component, limits, config)
-    table = verdicts(universe, component, pairs, standing(store, context.previous, universe.ids))
+    stood = standing(store, context.previous, universe.ids)
+    images = [context.inputs[f"images:{one.set}"] for one in sets]
+    known = looks_of(store, images, universe, component, stood, config["keeper"])
+    table = verdicts(universe, component, pairs, keepers(component, known, config["keeper"]))
     key = digest(STAGE, VERSION, context.fingerprint)
     leaks = leaks_of(universe, component, pairs, context.speed["roles"])
     part = store.commit_part(STAGE, key, {"duplicates": table, "leaks": leaks})
@@ -100,7 +107,9 @@ def run(context: Context) -> Outcome:
         **{kind.by: basis for kind, basis, _ in measured},
         "looked_at_closely": len(rows),
     }
-    return with_leaks(_outcome(table, universe, component, tables, details), part, leaks, context.speed["roles"])
+    outcome = _outcome(table, universe, component, tables, details)
+    outcome = replace(outcome, content={KEPT: digest(STAGE, VERSION, part.files["duplicates"].sha256)})
+    return with_leaks(outcome, part, leaks, context.speed["roles"])
 
 
 def edges_key(fingerprint: str) -> str:
@@ -235,14 +244,13 @@ def guard(in_pool: NDArray[np.bool_], component: Ints, limits: Thresholds, confi
     )
 
 
-def verdicts(universe: Universe, component: Ints, pairs: Pairs, standing: NDArray[np.bool_]) -> pa.Table:
-    """`duplicates`: one row for every pool and every included image. `standing` [N]: which were kept before."""
+def verdicts(universe: Universe, component: Ints, pairs: Pairs, keeper: Ints) -> pa.Table:
+    """`duplicates`: one row for every pool and every included image. `keeper` [N]: which node of its group is kept."""
     count = len(universe.ids)
     has_reference = np.zeros(count, bool)
     has_reference[component[universe.reference]] = True
     has_included = np.zeros(count, bool)
     has_included[component[universe.included]] = True
-    keeper = keepers(component, universe.area, standing)
     best_reference = _representative(component, universe.reference)
     best_included = _representative(component, universe.included)
     similarity = {

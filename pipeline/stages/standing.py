@@ -39,6 +39,7 @@ class Told:
     index: pa.Table
     tombstones: pa.Table
     changes: pa.Table
+    copies: pa.Table
 
 
 def shards_before(store: Store, previous: Artifact | None, selected: pa.ChunkedArray) -> Standing:

@@ -20,7 +20,7 @@ import json
 import posixpath
 import tarfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any, cast
 
@@ -38,10 +38,11 @@ from pipeline.dag.store import Artifact, File, Part, Rows, Store
 from pipeline.errors import LodesetError
 from pipeline.shown import json_text, redacted
 from pipeline.sources.reading import Location, read_images
+from pipeline.stages.copies import MOST, SAID, said_of_copies, stands_for
 from pipeline.stages.parts import watching
 from pipeline.stages.standing import Standing, Told, changes, counted, leaked, shards_before, tombstones
 
-VERSION = 3
+VERSION = 4
 STAGE, INDEX = "write_shards", "shard_index"
 IMAGES = "images"  # the digest that it names
 BLOCK_IMAGES = 64
@@ -77,7 +78,8 @@ def run(context: Context) -> Outcome:
             "nothing was selected, so there are no shards to write: look at `lodeset report`, at what dedup and retrieve dropped"
         )
     standing = shards_before(store, context.previous, selected["image_id"])
-    shards = plan(store, context, config, standing)
+    said = _said(store, context, selected["image_id"].to_pylist())
+    shards = plan(store, context, config, standing, said)
     if "from" in context.speed:
         shards = _read_from(store, context.speed["from"], shards)
     folder = f"shards/{digest(context.fingerprint, [s.key for s in shards])[:16]}"
@@ -97,6 +99,7 @@ def run(context: Context) -> Outcome:
         index=pa.concat_tables([standing.live, written]),
         tombstones=buried,
         changes=changes(context, standing, buried, written["image_id"], selected),
+        copies=pa.Table.from_pylist([redacted(row) for row in said.copies], schema=records.COPIES),
     )
     published = _publish(store, folder, told)
     written_bytes = sum(p.files["shard"].size_bytes for p in parts)
@@ -147,14 +150,35 @@ def content_of(index: pa.Table) -> str:
 # -- which image goes where
 
 
-def plan(store: Store, context: Context, config: Shards, standing: Standing) -> list[Shard]:
+@dataclass(frozen=True)
+class Said:
+    """What the sources said: image_id -> its row of `metadata`, and rows of `copies`."""
+
+    own: Mapping[str, Mapping[str, Any]]
+    copies: Sequence[Mapping[str, Any]]
+
+
+def _said(store: Store, context: Context, selected: Sequence[str]) -> Said:
+    dropped = stands_for(store, context.inputs["dedup"])
+    copies = {image_id: dropped[image_id] for image_id in set(selected) & set(dropped)}
+    wanted = pa.array(sorted({*selected, *(copy for of in copies.values() for copy in of)}), pa.string())
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for name in _sets(context):
+        found = _rows_of(store, context.inputs[f"images:{name}"].tables.get("metadata", ()), wanted)
+        for row in sorted(found, key=lambda r: str(r["source"])):
+            rows.setdefault(row["image_id"], []).append(row)
+    own = {image_id: rows[image_id][0] for image_id in selected if image_id in rows}
+    return Said(own, said_of_copies(selected, copies, rows))
+
+
+def plan(store: Store, context: Context, config: Shards, standing: Standing, said: Said) -> list[Shard]:
     """The shards to write, by metadata alone."""
     selected = store.table(context.inputs["selected"].tables["selected"])
     selected = selected.filter(pc.invert(pc.is_in(selected["image_id"], standing.live["image_id"])))
     why: dict[str, list[dict[str, Any]]] = {}
     for row in selected.to_pylist():
         why.setdefault(row["image_id"], []).append({k: v for k, v in row.items() if k != "image_id" and v is not None})
-    entries = _entries(store, context, why)
+    entries = _entries(store, context, why, said)
     blocks = [entries[i : i + BLOCK_IMAGES] for i in range(0, len(entries), BLOCK_IMAGES)]
     names = [block[0].place.image_id for block in blocks]
     mixed = [entry for i in seeded_order(names, config.seed) for entry in blocks[i]]
@@ -167,21 +191,23 @@ def plan(store: Store, context: Context, config: Shards, standing: Standing) -> 
     return shards
 
 
-def _entries(store: Store, context: Context, why: dict[str, list[dict[str, Any]]]) -> list[Entry]:
+def _sets(context: Context) -> list[str]:
+    """The sets whose images may be written; the pool first."""
+    names = (role.removeprefix("images:") for role in context.inputs if role.startswith("images:"))
+    return sorted(names, key=lambda name: (name != "pool", name))
+
+
+def _entries(store: Store, context: Context, why: dict[str, list[dict[str, Any]]], said: Said) -> list[Entry]:
     """The selected images by the place of their first copy; the pool's copy comes before those of other sets."""
     entries: list[Entry] = []
     left = set(why)
-    sets = sorted(
-        (r.removeprefix("images:") for r in context.inputs if r.startswith("images:")), key=lambda s: (s != "pool", s)
-    )
-    for name in sets:
+    copies: dict[str, list[Mapping[str, Any]]] = {}
+    for row in said.copies:
+        copies.setdefault(row["image_id"], []).append(row)
+    for name in _sets(context):
         tables = context.inputs[f"images:{name}"].tables
         wanted = pa.array(sorted(left), pa.string())
         images = _rows_of(store, tables["images"], wanted, ["image_id", "width", "height", "format", "derived_from"])
-        said: dict[str, dict[str, Any]] = {}
-        rows = store.table(tables.get("metadata", ()), None, records.METADATA).to_pylist()
-        for row in sorted(rows, key=lambda r: str(r["source"])):
-            said.setdefault(row["image_id"], row)
         about = {row["image_id"]: row for row in images}
         places = _rows_of(store, tables["locations"], wanted, ["image_id", "uri", "member", "offset", "size_bytes"])
         for row in sorted(places, key=lambda r: (r["uri"], r["offset"], r["member"])):
@@ -193,7 +219,7 @@ def _entries(store: Store, context: Context, why: dict[str, list[dict[str, Any]]
                 Entry(
                     Location(**row),
                     EXTENSIONS[about[image_id]["format"]],
-                    _told(about[image_id], said.get(image_id), why[image_id]),
+                    _told(about[image_id], said.own.get(image_id), copies.get(image_id, ()), why[image_id]),
                 )
             )
     if left:
@@ -203,7 +229,9 @@ def _entries(store: Store, context: Context, why: dict[str, list[dict[str, Any]]
     return entries
 
 
-def _rows_of(store: Store, files: Sequence[File], wanted: pa.Array, columns: list[str]) -> list[dict[str, Any]]:
+def _rows_of(
+    store: Store, files: Sequence[File], wanted: pa.Array, columns: list[str] | None = None
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for file in files:
         table = store.table([file], columns)
@@ -211,18 +239,29 @@ def _rows_of(store: Store, files: Sequence[File], wanted: pa.Array, columns: lis
     return rows
 
 
-def _told(image: dict[str, Any], said: dict[str, Any] | None, why: list[dict[str, Any]]) -> str:
-    """What the `.json` member says: why the image is there, and what its source said about it. No place, so that the same
-    selection gives the same bytes wherever the data lies; no credentials of URLs, because shards are passed on."""
+def _told(
+    image: Mapping[str, Any],
+    said: Mapping[str, Any] | None,
+    copies: Sequence[Mapping[str, Any]],
+    why: list[dict[str, Any]],
+) -> str:
+    """What the `.json` member says: why the image is there, and what its source said about it and about copies that it stands
+    for. No place, so that the same selection gives the same bytes wherever the data lies; no credentials of URLs, because
+    shards are passed on."""
     tree: dict[str, Any] = {k: v for k, v in image.items() if v is not None}
     if said is not None:
-        tree |= {k: said[k] for k in ("label", "caption", "url", "licence") if said[k] is not None}
-        if said["extra"] is not None:
-            tree["extra"] = json.loads(said["extra"])
+        tree |= _known(said)
+    if copies:
+        tree["metadata_of_copies"] = [{"image_id": row["copy_id"], **_known(row)} for row in copies[:MOST]]
     tree["selected"] = [
         {**row, "similarity": round(row["similarity"], 5)} if "similarity" in row else row for row in why
     ]
     return json_text(redacted(tree))
+
+
+def _known(row: Mapping[str, Any]) -> dict[str, Any]:
+    tree = {name: row[name] for name in SAID if row[name] is not None}
+    return tree if row["extra"] is None else {**tree, "extra": json.loads(row["extra"])}
 
 
 def _filled(entries: Sequence[Entry], limit: int) -> Iterator[list[Entry]]:

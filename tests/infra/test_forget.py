@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -33,6 +34,7 @@ from pipeline.stages.write_shards import Entry, Shard, _publish, add_member, con
 DATA = [picture(n) for n in range(6)]
 IDS = [id_of(data) for data in DATA]
 GONE, COPY = IDS[1], IDS[2]
+OF_COPIES = {GONE: {"metadata_of_copies": [{"image_id": COPY, "url": "https://x.org/c"}, {"image_id": "d" * 32}]}}
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,12 @@ def world(tmp_path: Path) -> World:
     places = {row["image_id"]: row for row in tables["locations"].drop_columns(["set"]).to_pylist()}
     parts = []
     for n, ids in enumerate((IDS[:3], IDS[3:])):
-        entries = tuple(Entry(Location(**places[i]), "png", json.dumps({"image_id": i})) for i in ids)
+        entries = tuple(
+            Entry(Location(**places[i]), "png", json.dumps({"image_id": i, **OF_COPIES.get(i, {})})) for i in ids
+        )
         parts.append(write_shard(store, "shards/a", Shard(f"s{n}", f"shard-{n:06d}.tar", entries)))
     index = store.table([part.files["entries"] for part in parts])
-    told = Told(index, records.TOMBSTONES.empty_table(), records.CHANGES.empty_table())
+    told = Told(index, *(schema.empty_table() for schema in (records.TOMBSTONES, records.CHANGES, records.COPIES)))
     published = _publish(store, "shards/a", told)
     duplicates = pa.table(
         {
@@ -248,3 +252,28 @@ def test_neither_an_unknown_url_nor_a_run_at_work_goes_unnoticed(world: World) -
     with claim(world.store, "forget", "a take-down"), pytest.raises(HeldError, match="being deleted"):
         refuse_during_take_down(world.store)
     assert forgotten(world.store) == frozenset()
+
+
+def test_the_address_of_a_dropped_copy_takes_the_kept_image_too(world: World) -> None:
+    url = f"https://x.org/{IDS.index(COPY)}"
+    done = forget(world.store, [url], with_copies=False)
+    assert set(done.image_ids) == {COPY, GONE}
+    assert not any(image_id in (COPY, GONE) for image_id, _ in in_shards(world))
+
+
+def test_what_a_forgotten_copy_said_leaves_the_image_that_stands_for_it(world: World) -> None:
+    forget(world.store, [COPY], with_copies=False)
+    assert dict(in_shards(world))[GONE]["metadata_of_copies"] == [{"image_id": "d" * 32}]
+
+
+def in_shards(world: World) -> list[tuple[str, dict[str, Any]]]:
+    """The JSON of every image in every shard that is left."""
+    found = []
+    for path in Path(world.store.path("shards")).rglob("*.tar"):
+        with tarfile.open(path) as tar:
+            for member in tar.getmembers():
+                if member.name.endswith(".json"):
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    found.append((member.name.removesuffix(".json"), json.loads(file.read())))
+    return found

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.algorithms import copies, kmeans, sampling, thresholds, verify
-from pipeline.algorithms.components import components, keepers, size_limit
+from pipeline.algorithms.components import components, size_limit
 from pipeline.algorithms.hashes import hamming_pairs
 
 RNG = np.random.default_rng(0)
@@ -66,20 +66,6 @@ def test_components_are_those_of_flooding(graph: tuple[int, list[tuple[int, int]
             label[a] = label[b] = low
     a, b = (np.array([e[i] for e in edges], np.int64) for i in (0, 1))
     assert components(count, a, b).tolist() == label
-
-
-def test_the_keeper_is_the_largest_then_the_smallest_id() -> None:
-    component = np.array([0, 0, 2, 0, 2, 5])
-    area = np.array([10, 30, 5, 30, 5, 1])
-    nobody = np.zeros(6, bool)
-    assert keepers(component, area, nobody).tolist() == [1, 1, 2, 1, 2, 5]
-    assert len(keepers(np.zeros(0, np.int64), np.zeros(0, np.int64), nobody[:0])) == 0
-
-
-def test_a_keeper_stays_the_keeper() -> None:
-    component, area = np.array([0, 0, 0, 3, 3]), np.array([10, 30, 20, 5, 9])
-    assert keepers(component, area, np.array([True, False, False, False, False])).tolist() == [0, 0, 0, 4, 4]
-    assert keepers(component, area, np.array([True, False, True, True, False])).tolist() == [2, 2, 2, 3, 3]
 
 
 def test_size_limit() -> None:

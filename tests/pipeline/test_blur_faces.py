@@ -231,7 +231,7 @@ def test_shards_hold_the_blurred_bytes_and_say_where_they_come_from(pool: Pool) 
     inputs = {"selected": selected, "images:pool": artifact("blur_faces", "pool", outcome)}
     context = Context(pool.store, stage, "f", inputs, 1, lambda _: None)
     nothing = shards_before(pool.store, None, pa.chunked_array([[]], pa.string()))
-    (shard,) = write_shards.plan(pool.store, context, config.shards, nothing)
+    (shard,) = write_shards.plan(pool.store, context, config.shards, nothing, write_shards.Said({}, ()))
     part = write_shards.write_shard(pool.store, "shards/x", shard)
     assert part.files["shard"].rows == 6
     (blurred_row,) = (row for row in read(pool, outcome, "images") if row["derived_from"])

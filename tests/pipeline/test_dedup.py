@@ -6,8 +6,10 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+from looks import alike
 
 from pipeline.algorithms.components import components
+from pipeline.algorithms.keepers import keepers
 from pipeline.algorithms.thresholds import Thresholds
 from pipeline.algorithms.views import ORIENTATIONS
 from pipeline.errors import GateError
@@ -55,7 +57,8 @@ def decide(within: bool, method: str = "pixels") -> dict[int, tuple[bool, str]]:
     config = {"phash_distance": 4, "verify": method, "within": within, "closeups": True, "min_score": 3.0}
     pairs = judge(universe, neighbors, NONE, LIMITS, config)
     component = components(len(universe.ids), pairs.a[pairs.linked], pairs.b[pairs.linked])
-    table = verdicts(universe, component, pairs, np.zeros(len(universe.ids), bool)).to_pylist()
+    keeper = keepers(component, alike(universe.area))
+    table = verdicts(universe, component, pairs, keeper).to_pylist()
     return {int(row["image_id"], 16): (row["kept"], row["reason"]) for row in table}
 
 
