@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
+from pipeline.sources.places import is_place, says_place
+
 # Of one sidecar, or of the texts of a Parquet row together.
 MAX_BYTES = 2**20
 # Python's own recursion ends at about 1,000 calls, those of Beam included.
@@ -23,8 +25,6 @@ _NAMES = {
     "url": ("url", "source_url", "image_url", "img_url", "original_url", "content_url"),
     "licence": ("licence", "license"),
 }
-# Where a photograph was taken is nobody's business downstream.
-_PLACE = re.compile(r"^(gps.*|exif.*|lat|latitude|lon|lng|longitude|geo.*|location|altitude)$", re.IGNORECASE)
 # A key of a Hive partition, and the value that stands for none.
 _KEY = re.compile(r"[A-Za-z_][\w-]{0,63}")
 _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
@@ -57,7 +57,7 @@ def from_fields(*layers: Mapping[str, Any]) -> Metadata:
     known: dict[str, str] = {}
     extra: dict[str, Any] = {}
     for layer in layers:
-        left = {name: value for name, value in layer.items() if value is not None and not _PLACE.match(name)}
+        left = {name: value for name, value in layer.items() if value is not None and not is_place(name, value)}
         for column, name in _known(left).items():
             value = told(left.pop(name))
             known[column] = label_text(value) if column == "label" else value
@@ -145,14 +145,28 @@ def plain(value: Any, depth: int = 0) -> Any:
     if depth > MAX_DEPTH:
         raise BadMetadata(f"nested more than {MAX_DEPTH} deep")
     if isinstance(value, Mapping):
-        return {_valid(str(k)): plain(v, depth + 1) for k, v in value.items() if not _PLACE.match(str(k))}
+        fields = {_valid(str(k)): plain(v, depth + 1) for k, v in value.items() if not is_place(str(k), v)}
+        return {k: v for k, v in fields.items() if not says_place(v)}
     if isinstance(value, list | tuple):
-        return [plain(v, depth + 1) for v in value]
+        return [plain(v, depth + 1) for v in value if not says_place(v)]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if value is None or isinstance(value, int | float):
         return value
-    return _valid(value) if isinstance(value, str) else _valid(str(value)[:1000])
+    return _text(value, depth) if isinstance(value, str) else _valid(str(value)[:1000])
+
+
+def _text(value: str, depth: int) -> str:
+    """Text; where it is JSON itself, less what that says of places."""
+    if value[:1] in ("{", "["):
+        try:
+            tree = json.loads(value)
+            kept = plain(tree, depth + 1)
+        except (ValueError, RecursionError, BadMetadata):
+            return _valid(value)
+        if kept != tree:
+            return json.dumps(kept, ensure_ascii=False)
+    return _valid(value)
 
 
 def _valid(text: str) -> str:
