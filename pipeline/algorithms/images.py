@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 from scipy.fftpack import dct
 
-from pipeline.algorithms import containers, exif
+from pipeline.algorithms import containers, exif, formats
 from pipeline.algorithms.quality import detail_and_sharpness, encoding_quality
+from pipeline.algorithms.samples import Declared
 from pipeline.algorithms.wide import (
+    coloured,
     declared,
     deepened,
     is_deep,
@@ -54,6 +56,8 @@ EXTENSIONS = {
     "PPM": "ppm",
     "AVIF": "avif",
     "JPEG2000": "jp2",
+    formats.HEIF: "heic",
+    formats.JXL: "jxl",
 }
 
 # Bytes that start so and cannot be opened are broken images, not something else.
@@ -187,18 +191,29 @@ def _mended(data: bytes, limits: Limits) -> Decoded | None:
 
 def _read(data: bytes, limits: Limits, turn: int | None = None) -> Decoded:
     """One attempt; `turn` is the EXIF orientation where the data have lost theirs."""
+    optional = formats.optional_format(data)
+    if optional is not None and optional.name not in formats.installed():
+        way_out = f"{optional.told}: `pip install 'lodeset[formats]'` brings its decoder"
+        raise Unreadable("unsupported_format", way_out)
+    if optional is not None and optional.name == formats.JXL:
+        return _read_jxl(data, limits)
+    kind = f"{optional.told}: " if optional is not None else ""
     try:
-        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+        if optional is not None:
+            formats.register_heif()
+        opened = Image.open(io.BytesIO(data), formats=(*FORMATS, optional.name) if optional else FORMATS)
     except UnidentifiedImageError:
         if data.startswith(_TIFF) and (found := _unknown_tiff(data, limits)) is not None:
             return found
+        if optional is not None:
+            raise Unreadable("corrupt", f"{optional.told} that its decoder cannot open") from None
         reason = "corrupt" if data.startswith(_SIGNATURES) else "not_an_image"
         raise Unreadable(reason, f"{len(data)} bytes start with {data[:8].hex()}") from None
     except MemoryError:
         raise
     except Exception as error:
         # Codecs raise whatever their parser meets (struct.error, SyntaxError, OverflowError, ...) on crafted bytes.
-        raise Unreadable("corrupt", _short(error)) from error
+        raise Unreadable("corrupt", kind + _short(error)) from error
     _check_header(opened, limits)
     try:
         wide = is_wide(opened)
@@ -212,7 +227,24 @@ def _read(data: bytes, limits: Limits, turn: int | None = None) -> Decoded:
     except MemoryError:
         raise
     except Exception as error:
-        raise Unreadable("corrupt", _short(error)) from error
+        raise Unreadable("corrupt", kind + _short(error)) from error
+
+
+def _read_jxl(data: bytes, limits: Limits) -> Decoded:
+    try:
+        size = formats.jxl_size(data)
+        _check_size(*size, "RGBA", 4, limits)
+        planes = formats.jxl_planes(data)
+        alpha = planes.shape[2] in (2, 4)
+        if planes.dtype == np.uint8:
+            image, used = Image.fromarray(planes.squeeze(axis=2) if planes.shape[2] == 1 else planes), None
+        else:
+            image, used = coloured(planes, Declared(), alpha)
+    except (MemoryError, Unreadable):
+        raise
+    except Exception as error:
+        raise Unreadable("corrupt", f"JPEG XL: {_short(error)}") from error
+    return Decoded(_to_rgb(image), formats.JXL, encoding_quality(image, data), used)
 
 
 def _unknown_tiff(data: bytes, limits: Limits) -> Decoded | None:
@@ -278,7 +310,7 @@ def _loaded(opened: ImageFile.ImageFile, turn: int | None) -> tuple[Image.Image,
         opened.load()
         return opened._new(opened.im), turn or exif.tiff_orientation(opened.tag_v2)
     opened.load()
-    if turn is None and "exif" in opened.info:
+    if turn is None and isinstance(opened.info.get("exif"), bytes):
         turn = exif.orientation(opened.info["exif"])
     return opened, turn
 

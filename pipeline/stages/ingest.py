@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import records
+from pipeline.algorithms.formats import installed
 from pipeline.algorithms.images import Examined, Limits, Unreadable, examine
 from pipeline.config import Ingest
 from pipeline.dag.fingerprint import digest
@@ -74,6 +75,11 @@ class Work:
         held = [m.identity for m in piece.members]
         computed = self.limits.model_dump(exclude={"slice_mb", "limit", "on_unreadable"})
         return digest(STAGE, VERSION, self.set, piece.uri, piece.image, piece.states, held, computed)
+
+
+def decoders() -> dict[str, Any]:
+    """Formats that are read here and not everywhere: what they make of an image is no property of its bytes alone."""
+    return {"formats": list(installed())} if installed() else {}
 
 
 def run(context: Context) -> Outcome:

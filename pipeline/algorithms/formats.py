@@ -1,0 +1,124 @@
+"""Formats that Pillow does not read by itself: HEIC and other images in HEIF, by `pillow-heif`; JPEG XL, by `imagecodecs`.
+
+Both come with the extra `formats`. Where they are not installed, an image is refused with the way out.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+HEIF, JXL = "HEIF", "JXL"
+_MODULES = {HEIF: "pillow_heif", JXL: "imagecodecs"}
+_HEIF_BRANDS = (
+    b"heic",
+    b"heix",
+    b"heim",
+    b"heis",
+    b"hevc",
+    b"hevx",
+    b"hevm",
+    b"hevs",
+    b"mif1",
+    b"msf1",
+    b"mif2",
+    b"avci",
+)
+_AVIF_BRANDS = (b"avif", b"avis")  # Pillow's own
+_JXL_CONTAINER = b"\0\0\0\x0cJXL \r\n\x87\n"
+# Width by height, as the header of JPEG XL abbreviates it.
+_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
+
+
+@dataclass(frozen=True)
+class Optionally:
+    """A format that needs a decoder of its own."""
+
+    name: str
+    told: str  # for people
+
+
+def optional_format(data: bytes) -> Optionally | None:
+    """What these bytes are by their first ones, if they are of such a format."""
+    if data.startswith((b"\xff\x0a", _JXL_CONTAINER)):
+        return Optionally(JXL, "JPEG XL")
+    if data[4:8] != b"ftyp":
+        return None
+    brands = [data[at : at + 4] for at in (8, *range(16, min(int.from_bytes(data[:4], "big"), 128), 4))]
+    if brands[0] in _AVIF_BRANDS or brands[0] not in _HEIF_BRANDS:
+        return None
+    # What calls itself HEIF at large may hold AV1 as well as HEVC.
+    held = "HEIC" if not any(brand in _AVIF_BRANDS for brand in brands) else "AVIF in HEIF"
+    return Optionally(HEIF, held)
+
+
+@functools.cache
+def installed() -> tuple[str, ...]:
+    """The formats of these whose decoders are there."""
+    return tuple(name for name, module in _MODULES.items() if importlib.util.find_spec(module) is not None)
+
+
+@functools.cache
+def register_heif() -> None:
+    """Lets Pillow open HEIF."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False)
+
+
+def jxl_size(data: bytes) -> tuple[int, int]:
+    """Width and height by the header (ISO/IEC 18181-1, annex D), before anything is decoded.
+
+    Raises:
+        ValueError: there is no such header.
+    """
+    if data.startswith(_JXL_CONTAINER):
+        data = _jxl_stream(data)
+    if not data.startswith(b"\xff\x0a"):
+        raise ValueError("no code stream")
+    bits, at = int.from_bytes(data[2:16], "little"), 0
+
+    def read(count: int) -> int:
+        nonlocal at
+        at += count
+        return (bits >> (at - count)) & ((1 << count) - 1)
+
+    small = read(1)
+
+    def side() -> int:
+        return 8 * (1 + read(5)) if small else 1 + read((9, 13, 18, 30)[read(2)])
+
+    height = side()
+    ratio = read(3)
+    if ratio == 0:
+        return side(), height
+    numerator, denominator = _RATIOS[ratio - 1]
+    return height * numerator // denominator, height
+
+
+def _jxl_stream(data: bytes) -> bytes:
+    """The code stream, or the first part of it, in a container."""
+    at = 0
+    while at + 8 <= len(data):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        header = 16 if length == 1 else 8
+        if kind in (b"jxlc", b"jxlp"):
+            return data[at + header + (4 if kind == b"jxlp" else 0) :][:64]
+        length = int.from_bytes(data[at + 8 : at + 16], "big") if length == 1 else length
+        if length < header:
+            break
+        at += length
+    raise ValueError("no code stream")
+
+
+def jxl_planes(data: bytes) -> NDArray[Any]:
+    """All samples [height, width, channels] of the first frame, turned upright."""
+    import imagecodecs
+
+    read = np.asarray(imagecodecs.jpegxl_decode(data, index=0, numthreads=1))
+    return read if read.ndim == 3 else read[..., None]
