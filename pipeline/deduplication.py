@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from pipeline.algorithms import closeup, evidence
 from pipeline.algorithms.keepers import RULES, KeeperRule
 from pipeline.strict import Strict
 
@@ -53,3 +54,15 @@ class Dedup(Strict):
         if twice:
             raise ValueError(f"each rule stands once; more than once: {', '.join(twice)}")
         return value
+
+
+def computed(dedup: Dedup) -> dict[str, Any]:
+    """What decides the results: the knobs, and what pairs are weighed by."""
+    knobs = dedup.model_dump(exclude={"part_images", "calibration_images"})
+    if dedup.verify == "pixels":
+        knobs["copies"] = evidence.identity()
+        if dedup.closeups:
+            knobs["closeups"] = closeup.identity()
+    else:
+        del knobs["min_score"], knobs["closeups"]
+    return knobs

@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.algorithms import closeup, evidence
 from pipeline.config import Balance, CurationConfig, Ingest, Source
 from pipeline.dag.fingerprint import digest
 from pipeline.dag.stage import Follows, Input, Stage
+from pipeline.deduplication import computed
 from pipeline.embedders.config import PatchDictionary, PrecomputedEmbedder
 from pipeline.embedders.make import AnyEmbedder, identity, pinned
 from pipeline.errors import ConfigError
@@ -262,21 +262,14 @@ def _dedup(
     masked: Stage,
     calibration: Stage | None,
 ) -> Stage:
-    knobs = config.dedup.model_dump(exclude={"part_images", "calibration_images"})
     by_metadata = "metadata" in config.dedup.keeper
-    if config.dedup.verify == "pixels":
-        knobs["copies"] = evidence.identity()
-        if config.dedup.closeups:
-            knobs["closeups"] = closeup.identity()
-    else:
-        del knobs["min_score"], knobs["closeups"]
     return Stage(
         "dedup",
         "pool",
         dedup.VERSION,
         "ray",
         dedup.run,
-        config={**knobs, "roles": roles, "neighbors": config.neighbors, **_history(config)},
+        config={**computed(config.dedup), "roles": roles, "neighbors": config.neighbors, **_history(config)},
         inputs={
             # Keepers may go by what is said about images.
             **{f"images:{name}": Input(ingested[name], METADATA if by_metadata else IMAGES) for name in roles},

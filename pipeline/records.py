@@ -46,6 +46,7 @@ IMAGES = pa.schema(
             "truncated",
             pa.float32(),
         ),  # of a file that lacks its end: the share of its pixels that is missing. Null: whole
+        ("located", pa.bool_()),  # whether its bytes, which nothing changes, say where it was taken (GPS)
         # For choosing among copies (`algorithms.quality`).
         ("detail", pa.float32()),
         ("sharpness", pa.float32()),

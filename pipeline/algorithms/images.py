@@ -22,6 +22,7 @@ from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 from scipy.fftpack import dct
 
 from pipeline.algorithms import containers, exif, formats
+from pipeline.algorithms.located import located, location_in
 from pipeline.algorithms.quality import detail_and_sharpness, encoding_quality
 from pipeline.algorithms.samples import Declared
 from pipeline.algorithms.wide import (
@@ -92,11 +93,13 @@ class Decoded:
         sample_range: which samples became black and white; None where samples have 8 bits.
         truncated: the share of the pixels that is missing from a file that lacks its end; None of a whole file.
         quality: of the encoding, 0 to 100.
+        located: whether the bytes say where it was taken.
     """
 
     image: Image.Image
     format: str
     quality: float
+    located: bool = False
     sample_range: str | None = None
     truncated: float | None = None
 
@@ -113,6 +116,7 @@ class Examined:
     thumbnail: bytes
     sample_range: str | None
     truncated: float | None
+    located: bool
     detail: float
     sharpness: float
     quality: float
@@ -171,7 +175,7 @@ def _mended(data: bytes, limits: Limits) -> Decoded | None:
     turn = exif.orientation_in(data)
     if bare != data:
         try:
-            found = _read(bare, limits, turn)
+            found = replace(_read(bare, limits, turn), located=location_in(data))
             return replace(found, truncated=0.0) if containers.lacks_end(data, found.format) else found
         except Unreadable:
             pass
@@ -179,7 +183,7 @@ def _mended(data: bytes, limits: Limits) -> Decoded | None:
     if ended is None:
         return None
     try:
-        found = _read(ended.data, limits, turn)
+        found = replace(_read(ended.data, limits, turn), located=location_in(data))
         missing = ended.missing
         if missing is None:
             other = _read(ended.other, limits, turn)
@@ -223,7 +227,9 @@ def _read(data: bytes, limits: Limits, turn: int | None = None) -> Decoded:
         used = None
         if told is not None:
             loaded, used = scaled(loaded, told) if wide else deepened(loaded, data, told)
-        return Decoded(exif.upright(_to_rgb(loaded), turn), opened.format or "", encoding_quality(opened, data), used)
+        tags = opened.tag_v2 if isinstance(opened, TiffImagePlugin.TiffImageFile) else None
+        told_of = (encoding_quality(opened, data), located(opened.info, tags), used)
+        return Decoded(exif.upright(_to_rgb(loaded), turn), opened.format or "", *told_of)
     except MemoryError:
         raise
     except Exception as error:
@@ -244,7 +250,7 @@ def _read_jxl(data: bytes, limits: Limits) -> Decoded:
         raise
     except Exception as error:
         raise Unreadable("corrupt", f"JPEG XL: {_short(error)}") from error
-    return Decoded(_to_rgb(image), formats.JXL, encoding_quality(image, data), used)
+    return Decoded(_to_rgb(image), formats.JXL, encoding_quality(image, data), location_in(data), used)
 
 
 def _unknown_tiff(data: bytes, limits: Limits) -> Decoded | None:
@@ -263,7 +269,7 @@ def _unknown_tiff(data: bytes, limits: Limits) -> Decoded | None:
     if found is None:
         raise Unreadable("unsupported_format", f"a TIFF of {kind} samples a pixel: neither Pillow nor OpenCV reads it")
     image, used = found
-    return Decoded(exif.upright(_to_rgb(image), exif.tiff_orientation(tags)), "TIFF", 100.0, used)
+    return Decoded(exif.upright(_to_rgb(image), exif.tiff_orientation(tags)), "TIFF", 100.0, located({}, tags), used)
 
 
 def _check_header(image: Image.Image, limits: Limits) -> None:
@@ -356,6 +362,7 @@ def examine(data: bytes, limits: Limits = Limits()) -> Examined:
         thumbnail=thumbnail.tobytes(),
         sample_range=found.sample_range,
         truncated=found.truncated,
+        located=found.located,
         detail=detail,
         sharpness=sharpness,
         quality=found.quality,

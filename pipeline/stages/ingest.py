@@ -44,7 +44,7 @@ from pipeline.stages.noted import warnings_of
 from pipeline.stages.parts import watching
 from pipeline.stages.yields import WRONG, Given, checked, nothing_in
 
-VERSION = 5
+VERSION = 6
 STAGE, KEYS, EXACT, UNIQUE = "ingest", "ingest_keys", "ingest_exact", "ingest_unique"
 IMAGES, METADATA = "images", "metadata"  # the digests that it names, as blur_faces does after it
 # Files whose parts' keys lie in one part.

@@ -9,16 +9,17 @@ import pyarrow.compute as pc
 from pipeline import records
 from pipeline.dag.store import File, Store
 
-COLUMNS = ("sample_range", "truncated")
+COLUMNS = ("sample_range", "truncated", "located")
 
 
 def warnings_of(store: Store, images: Sequence[File]) -> list[str]:
     """A sentence for each kind of image that was taken with reserve."""
-    own = cut = 0
+    own = cut = placed = 0
     for file in images:
         table = store.table([file], list(COLUMNS), records.IMAGES)
         own += int(pc.sum(pc.ends_with(table["sample_range"], "own)")).as_py() or 0)
         cut += table.num_rows - table["truncated"].null_count
+        placed += int(pc.sum(table["located"]).as_py() or 0)
     found = []
     if own:
         found.append(
@@ -29,6 +30,11 @@ def warnings_of(store: Store, images: Sequence[File]) -> list[str]:
         found.append(
             f"{_images(cut)} kept of files that lack their end, because nearly all pixels are there (column `truncated` of `images`; "
             "`ingest.truncated: reject` leaves them out)"
+        )
+    if placed:
+        found.append(
+            f"{_images(placed)} whose bytes say where they were taken (GPS in EXIF or XMP; column `located` of `images`): shards hold "
+            "the bytes as they came, so leave these images out, or strip them at the source, before you pass shards on"
         )
     return found
 
