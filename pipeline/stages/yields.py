@@ -81,12 +81,12 @@ def checked(
             )
     told = [f"{shown(source)} has no readable image" for source in empty]
     for found, what in (
-        (unread, "archives or parts of them cannot be read"),
-        ([r for r in rows if r["reason"] == WRONG], "Parquet files have no images in the column that `image:` names"),
+        (unread, "archives, or parts of them, cannot be read"),
+        ([r for r in rows if r["reason"] == WRONG], "Parquet files hold images in another column than `image:` names"),
         ([r for r in rows if r["reason"] == _NONE], "Parquet files have no column of images"),
     ):
         if found:
-            told.append(f"{len(found)} {what}, e.g. {_named(found[0])}")
+            told.append(f"{what}: {len(found)}, e.g. {_named(found[0])}")
     return told
 
 

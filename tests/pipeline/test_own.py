@@ -135,3 +135,15 @@ def test_stores_on_other_file_systems(tmp_path: Path) -> None:
                 names(uri)
     finally:
         memory.rm("/own-test", recursive=True)
+
+
+def test_all_that_a_store_holds_is_known_as_its_own(tmp_path: Path) -> None:
+    """A folder that a later version puts beside these must be named, or a shared folder's listing would take it in."""
+    from infra.summary import REPORTS
+    from pipeline.dag.store import DAMAGED, RUNS
+    from pipeline.stages import forgotten, standing
+    from training.graph import folder_of
+
+    used = {"parts", "artifacts", "claims", "logs", REPORTS, DAMAGED, RUNS, forgotten.FOLDER, standing.ROOT}
+    assert used <= set(own.FOLDERS)
+    assert folder_of(Store(str(tmp_path)), "f" * 64).relative_to(tmp_path).parts[0] in own.FOLDERS
