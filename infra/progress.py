@@ -199,13 +199,18 @@ def following(console: Console, folder: Path, first: str) -> Iterator[None]:
 
     since = time.time()
     if not console.is_terminal:
+        told = ""
 
         def say() -> float:
-            console.print(safe(news()), highlight=False, soft_wrap=True)
+            nonlocal told
+            told = news()
+            console.print(safe(told), highlight=False, soft_wrap=True)
             return EVERY_S
 
         with repeating(say, EVERY_S):
             yield
+        if told and news() != told:  # whoever read half of it reads how it ended
+            say()
         return
     with console.status(safe(first)) as status:
 
@@ -233,7 +238,8 @@ def _told_in(folder: Path, since: float) -> str | None:
         line = last_line(path)
         if line is not None:
             rate = f"{line['images_per_s']:,.0f} images/s"
-            return f"{path.parent.name}: step {line['step']:,}, loss {line['loss']:.3f}, {rate}"
+            skipped = f", {line['skipped']:,} skipped" if line.get("skipped") else ""
+            return f"{path.parent.name}: step {line['step']:,}, loss {line['loss']:.3f}, {rate}{skipped}"
     return None
 
 

@@ -135,7 +135,7 @@ def _advice(expected: str, value: Any) -> str:
 def _number_meant(text: str, whole: bool) -> str:
     comma = _COMMA.fullmatch(text)
     if comma and not (whole and len(comma[2]) == 3):
-        return f": {text.strip()} has a decimal comma; write {text.strip().replace(',', '.')}"
+        return f": {text.strip()} has a decimal comma" + ("" if whole else f"; write {text.strip().replace(',', '.')}")
     if re.fullmatch(r"\s*[+-]?\d{1,3}(,\d{3})+\s*", text):
         return f": write {text.strip().replace(',', '')}, without commas"
     percent = re.fullmatch(r"\s*([+-]?\d+(?:\.\d+)?)\s*%\s*", text)

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from pipeline.algorithms.images import image_id
 from pipeline.config import Strict
+from pipeline.dag.files import reaching
 from pipeline.errors import LodesetError
+from pipeline.shown import shown
 from pipeline.sources.files import unescaped
 
 INDEX_COLUMNS = ("image_id", "shard", "offset", "size_bytes")
@@ -87,8 +89,9 @@ def open_index(urls: Sequence[str]) -> ShardIndex:
     columns: dict[str, list[NDArray[np.generic]]] = {name: [] for name in INDEX_COLUMNS}
     for url in urls:
         try:
-            filesystem, path = fsspec.core.url_to_fs(url)
-            with filesystem.open(path, "rb") as file:
+            with reaching(shown(url)):
+                filesystem, path = fsspec.core.url_to_fs(url)
+            with reaching(shown(url)), filesystem.open(path, "rb") as file:
                 # 10^8 names are more bytes than one Arrow array of strings holds.
                 table = pq.read_table(file, columns=list(INDEX_COLUMNS), read_dictionary=["shard"])
             _check(table)

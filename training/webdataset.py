@@ -9,6 +9,7 @@ What is an image is told by its bytes, whatever it is called.
 """
 
 import io
+import itertools
 import logging
 import os
 import re
@@ -28,6 +29,7 @@ from pipeline.algorithms.images import FORMATS, image_id
 from pipeline.config import Ingest, Source
 from pipeline.dag.fingerprint import digest
 from pipeline.errors import LodesetError
+from pipeline.shown import shown
 from pipeline.sources.files import Bytes
 from pipeline.sources.listing import SourceFile, expand
 from pipeline.sources.members import Member
@@ -47,6 +49,7 @@ BEGINS = re.compile(
     rb"|....ftyp(?:avi|mif|msf|hei|hev)",
     re.DOTALL,
 )
+MOST_NAMES = 1_000_000  # that a range stands for
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
@@ -58,7 +61,9 @@ def shards_of(urls: Sequence[str], folder: Path) -> Shards:
     Raises:
         LodesetError: nothing is there, or it holds no image.
     """
-    told = [one for url in urls for one in braces_expanded(url)]
+    told = list(itertools.islice((one for url in urls for one in braces_expanded(url)), MOST_NAMES + 1))
+    if len(told) > MOST_NAMES:
+        raise LodesetError(f"{shown(urls[0])} stands for more than {MOST_NAMES:,} files: give a glob (`*`), or fewer")
     if told and all(url.endswith(INDEX) for url in told):
         open_index(told)  # says now what is wrong with it
         return Shards(index=tuple(told))
@@ -96,6 +101,10 @@ def braces_expanded(url: str) -> Iterator[str]:
         parts = match.group(3).split(",")
     else:
         first, last = match.group(1), match.group(2)
+        if max(len(first), len(last)) > 18 or int(last) - int(first) >= MOST_NAMES:
+            raise LodesetError(
+                f"{shown(url)}: more than {MOST_NAMES:,} files between {first[:20]} and {last[:20]}: give a glob (`*`), or fewer"
+            )
         if int(first) > int(last):
             raise LodesetError(f"{url}: {first} to {last} holds nothing: write the smaller number first")
         parts = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]

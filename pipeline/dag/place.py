@@ -67,6 +67,10 @@ class Place:
                 self.fs.pipe_file(probe, b"")
                 self.fs.rm_file(probe)
         except FileNotFoundError as error:
+            if not self._in_bucket:
+                raise LodesetError(
+                    f"the store {shown(self.url)} cannot be made ({error.strerror or 'not found'}): choose another `store:`"
+                ) from error
             bucket = self.root.partition("/")[0]
             raise LodesetError(
                 f"the store {shown(self.url)} is not there: nothing called `{shown(bucket)}` was found ({type(error).__name__}). "

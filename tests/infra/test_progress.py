@@ -104,11 +104,18 @@ def test_what_works_in_a_folder_is_followed(tmp_path: Path, monkeypatch: pytest.
     os.utime(tmp_path / "train" / "metrics.jsonl", (1, 1))
     with following(Console(file=out, force_terminal=terminal, width=120), tmp_path, "reading"):
         time.sleep(0.5)
-        (tmp_path / "train" / "metrics.jsonl").write_text(json.dumps({"step": 3, "loss": 2.5, "images_per_s": 44.4}))
+        (tmp_path / "train" / "metrics.jsonl").write_text(
+            json.dumps({"step": 3, "loss": 2.5, "images_per_s": 44.4, "skipped": 2})
+        )
         time.sleep(0.5 if not terminal else 3)
         (tmp_path / "progress.json").write_text(json.dumps({"phase": "variant", "fraction": 0.5}))
         time.sleep(1.5 if not terminal else 5)
     told = out.getvalue()
     assert "step 900" not in told
-    for piece in ("reading", "train: step 3, loss 2.500, 44 images/s", "variant, 50%", "variant, 50%, no news for"):
+    for piece in (
+        "reading",
+        "train: step 3, loss 2.500, 44 images/s, 2 skipped",
+        "variant, 50%",
+        "variant, 50%, no news for",
+    ):
         assert piece in told

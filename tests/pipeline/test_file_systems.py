@@ -191,3 +191,8 @@ def test_a_driver_that_cannot_be_had_is_told() -> None:
         with pytest.raises(LodesetError, match=told) as caught:
             Store(url)
         assert "hidden" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_made_is_told() -> None:
+    with pytest.raises(LodesetError, match=r"/proc/nowhere cannot be made .*choose another `store:`"):
+        Store("/proc/nowhere").prepare()

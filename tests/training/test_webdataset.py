@@ -147,3 +147,9 @@ def test_stages_follow_one_another_in_folders_of_their_own(
         standalone.train(config, shards, tmp_path / "out", cpus=1)
     again = standalone.train(config, shards, tmp_path / "out", cpus=1)
     assert {name: one["resumed_step"] for name, one in again.items()} == {"train": 6, "finish": 4, "distill": 3}
+
+
+@pytest.mark.parametrize("url", ["a-{0..99999999999999999999999}.tar", "{0..9999999}.tar", "{1..99999}{1..99999}.tar"])
+def test_ranges_without_end_are_refused_at_once(url: str, tmp_path: Path) -> None:
+    with pytest.raises(LodesetError, match="more than 1,000,000 files"):
+        shards_of([url], tmp_path)
