@@ -128,11 +128,13 @@ def _kept_for(store: Store, ids: set[str]) -> set[str]:
 
 
 def _with_derived(store: Store, ids: set[str]) -> set[str]:
-    """And the images that these were made of, or that were made of them (blurred faces)."""
+    """And the images that these were made of, or that were made of them (blurred faces, places taken out)."""
     pairs = [
         (made, of)
-        for table in _tables(store, "faces", ("image_id", "derived_from"))
+        for name in ("faces", "images")
+        for table in _tables(store, name, ("image_id", "derived_from"))
         for made, of in zip(table["image_id"].to_pylist(), table["derived_from"].to_pylist(), strict=True)
+        if of is not None
     ]
     while True:
         more = {one for pair in pairs if not ids.isdisjoint(pair) for one in pair} - ids

@@ -139,6 +139,11 @@ class Ingest(Strict):
     truncated: Literal["keep", "reject"] = Field(
         "keep", description="what becomes of images whose files lack their end, with at least 95 % of the pixels there"
     )
+    strip_location: bool = Field(
+        False,
+        description="whether GPS is taken out of the bytes of images that hold it: the pixels stay, the image gets a new id and "
+        "`derived_from`; one whose place cannot be taken out is rejected",
+    )
     slice_mb: float = Field(8.0, gt=0, description="MiB of source per part; speed only")
     on_unreadable: Literal["stop", "count"] = Field(
         "stop",

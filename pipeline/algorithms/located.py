@@ -10,10 +10,10 @@ from pipeline.algorithms.exif import blocks, entries
 
 GPS = 34853
 # GPS, and what ties a map's pixels to the ground (GeoTIFF 1.1, section 7).
-_TIFF_TAGS = (GPS, 33922, 34264)
+LOCATION_TAGS = (GPS, 33922, 34264)
 # `exif:GPSLatitude="..."`, `<drone-dji:GpsLongitude>`, and others of that kind, where a value follows.
-_XMP = re.compile(
-    rb"gps(?:latitude|longitude|longtitude|position)[^<>=\"']{0,16}(?:=\s*[\"']|>)[^\"'<]*\d", re.IGNORECASE
+XMP = re.compile(
+    rb"gps(?:latitude|longitude|longtitude|position)[^<>=\"']{0,16}(?:=\s*[\"']|>)([^\"'<]*\d[^\"'<]*)", re.IGNORECASE
 )
 _XMP_KEYS = ("xmp", "XML:com.adobe.xmp")
 # ImageMagick's way of keeping EXIF in PNG, in hexadecimal.
@@ -22,21 +22,21 @@ _RAW_PROFILES = ("Raw profile type exif", "Raw profile type APP1")
 
 def located(info: Mapping[Any, Any], tags: Mapping[int, Any] | None) -> bool:
     """By what Pillow found beside the pixels: `info`, and the tags of a TIFF. Cheap where there is nothing."""
-    if tags is not None and any(tag in tags for tag in _TIFF_TAGS):
+    if tags is not None and any(tag in tags for tag in LOCATION_TAGS):
         return True
     exif = info.get("exif")
     if isinstance(exif, bytes) and _has_gps(exif):
         return True
     for key in _XMP_KEYS:
         packet = info.get(key)
-        if packet and _XMP.search(packet if isinstance(packet, bytes) else str(packet).encode("utf-8", "replace")):
+        if packet and XMP.search(packet if isinstance(packet, bytes) else str(packet).encode("utf-8", "replace")):
             return True
     return any(key in info and _has_gps(_from_hexadecimal(str(info[key]))) for key in _RAW_PROFILES)
 
 
 def location_in(data: bytes) -> bool:
     """The same of a file that Pillow does not open as it is: whatever looks like EXIF or XMP in it."""
-    return any(_has_gps(data[start:]) for start in blocks(data)) or _XMP.search(data) is not None
+    return any(_has_gps(data[start:]) for start in blocks(data)) or XMP.search(data) is not None
 
 
 def _has_gps(block: bytes) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.algorithms.images import image_id
+from pipeline.algorithms.stripping import without_location
 from pipeline.errors import LodesetError, source_replaced
 from pipeline.sources.files import Bytes, changed
 from pipeline.sources.members import Member, Sample
@@ -138,6 +139,8 @@ def read_images(locations: Iterable[Location]) -> Iterator[tuple[Location, bytes
                     raise source_replaced(place.uri, " ".join(str(error).split())[:200]) from error
             else:
                 data = file.read_at(place.offset, place.size_bytes)
+            if image_id(data) != place.image_id and image_id(stripped := without_location(data)) == place.image_id:
+                data = stripped  # as ingest took it in (`ingest.strip_location`)
             if image_id(data) != place.image_id:
                 where = f"{place.member} at {place.offset}".strip()
                 raise source_replaced(place.uri, f"{where}: image {place.image_id} expected, {image_id(data)} found")

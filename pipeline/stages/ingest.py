@@ -42,6 +42,7 @@ from pipeline.stages.draw import Draw, drawn, members
 from pipeline.stages.forgotten import forgotten
 from pipeline.stages.noted import warnings_of
 from pipeline.stages.parts import watching
+from pipeline.stages.taken import take
 from pipeline.stages.yields import WRONG, Given, checked, nothing_in
 
 VERSION = 6
@@ -279,15 +280,12 @@ def ingest_slice(
         try:
             if condemned and number in condemned:
                 raise condemned[number]
-            found = examine(sample.data, limits)
-            if found.truncated is not None and settings.truncated == "reject":
-                raise Unreadable(
-                    "truncated", f"{found.truncated:.1%} of the pixels are missing (ingest.truncated: reject)"
-                )
+            image = take(sample.data, settings, limits, examine)
         except Unreadable as error:
             rows["rejects"].append({**where, "reason": error.reason, "detail": error.detail})
             continue
-        if found.image_id in forgotten:
+        found = image.found
+        if not image.ids.isdisjoint(forgotten):
             rows["rejects"].append({**where, "reason": "forgotten", "detail": ""})
             continue
         rows["locations"].append({**where, "image_id": found.image_id})
@@ -302,7 +300,8 @@ def ingest_slice(
             )
         if found.image_id not in seen:
             seen.add(found.image_id)
-            rows["images"].append({**asdict(found), "set": set_, "size_bytes": sample.size_bytes, "derived_from": None})
+            told = {"set": set_, "size_bytes": image.size_bytes, "derived_from": image.derived_from}
+            rows["images"].append({**asdict(found), **told})
     return {name: pa.Table.from_pylist(rows[name], schema=schema) for name, schema in TABLES.items()}, counts
 
 

@@ -34,7 +34,7 @@ def warnings_of(store: Store, images: Sequence[File]) -> list[str]:
     if placed:
         found.append(
             f"{_images(placed)} whose bytes say where they were taken (GPS in EXIF or XMP; column `located` of `images`): shards hold "
-            "the bytes as they came, so leave these images out, or strip them at the source, before you pass shards on"
+            "the bytes as they came; `ingest.strip_location: true` takes the place out of them"
         )
     return found
 
