@@ -20,7 +20,8 @@ def test_what_shards_say_of_an_image() -> None:
         "licence": None,
         "extra": json.dumps({"from": [SIGNED], "page": {"link": "https://h/x?access_token=tok&id=3"}, "n": 3}),
     }
-    text = _told({"image_id": "0" * 32, "width": 3, "derived_from": None}, said, [{"mode": "as_is"}])
+    copy = {**said, "copy_id": "1" * 32}
+    text = _told({"image_id": "0" * 32, "width": 3, "derived_from": None}, said, [copy], [{"mode": "as_is"}])
     assert not any(secret in text for secret in ("word", "abcdef", "tok&", "me:"))
     assert text == visible(text)
     tree = json.loads(text)
@@ -28,6 +29,7 @@ def test_what_shards_say_of_an_image() -> None:
     assert tree["url"] == "https://***@host/a.jpg?X-Amz-Signature=***&w=1"
     assert tree["extra"]["page"] == {"link": "https://h/x?access_token=***&id=3"}
     assert tree["extra"]["n"] == 3
+    assert tree["metadata_of_copies"][0]["url"] == tree["url"]
 
 
 def test_what_a_page_shows() -> None:
