@@ -14,7 +14,7 @@ import json
 import posixpath
 import tarfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -23,13 +23,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infra.summary import REPORTS
+from infra.taken import copies, every_part, is_in, kept_for, resolved, with_derived
 from infra.upkeep import every_artifact, sweep
 from pipeline import records
-from pipeline.algorithms.images import ID_HEX_DIGITS
 from pipeline.dag.claims import claim, live
+from pipeline.dag.damage import Damage, noted, withdraw
 from pipeline.dag.manifests import sealed
 from pipeline.dag.store import Artifact, File, Part, Rows, Store
-from pipeline.errors import HeldError, LodesetError
+from pipeline.errors import DamagedError, HeldError, LodesetError
 from pipeline.shown import json_text
 from pipeline.stages import generations, search, write_shards
 from pipeline.stages.forgotten import CLAIM, JOURNAL, PLANNED, remember
@@ -86,88 +87,39 @@ def forget(store: Store, asked: Sequence[str], with_copies: bool) -> Forgotten:
         others = [name for name in live(store) if name != CLAIM]
         if others:
             raise HeldError(f"a run is at work on {store.url} ({', '.join(others)}): wait for it, or stop it")
-        _complete(store)
-        ids = _with_derived(store, {i for one in asked for i in _resolved(store, one)})
-        copies = _copies(store, ids)
-        if with_copies:
-            ids, copies = _with_derived(store, ids | copies), set()
-        # From here on the take-down can only be completed.
-        store.put_absent(JOURNAL, sealed({"ids": sorted(ids), "asked": list(asked)}))
-        plan = _complete(store) or _Plan()
+        damaged: list[Damage] = []
+        while True:
+            try:
+                ids, copies, plan = _taken_down(store, asked, with_copies)
+                break
+            except DamagedError:
+                # What cannot be read may hold the image, and must not hold up its take-down: it goes whole.
+                found = noted(store)
+                if not found:
+                    raise
+                damaged += withdraw(store, found).damage
     shards = sum(path.endswith(".tar") and path.startswith("shards/") for path in plan.clean)
-    return Forgotten(tuple(sorted(ids)), plan.rows, shards, tuple(sorted(copies)), _warnings(store, plan))
+    warnings = (*_warnings(store, plan), *([_DAMAGED.format(len(damaged), damaged[0].path)] if damaged else []))
+    return Forgotten(tuple(sorted(ids)), plan.rows, shards, tuple(sorted(copies)), warnings)
 
 
-# -- which images
+_DAMAGED = "{} damaged files were met and taken out with what listed them (e.g. {}): `lodeset run` makes that again"
 
 
-def _resolved(store: Store, asked: str) -> set[str]:
-    text = asked.lower()
-    if len(text) == ID_HEX_DIGITS and all(c in "0123456789abcdef" for c in text):
-        return {text}
-    found = {
-        image_id
-        for table in _tables(store, "metadata", ("image_id", "url"))
-        for image_id in table["image_id"].filter(pc.equal(table["url"], asked)).to_pylist()
-    }
-    if not found:
-        raise LodesetError(
-            f"{asked} is neither an image_id ({ID_HEX_DIGITS} hex digits) nor the URL of an image in {store.url}"
-        )
-    # The picture is still there where only a copy of it was dropped, and says that URL.
-    return found | _kept_for(store, found)
+def _taken_down(store: Store, asked: Sequence[str], with_copies: bool) -> tuple[set[str], set[str], _Plan]:
+    """Which images went, which copies of them stay, and what was done.
 
-
-def _kept_for(store: Store, ids: set[str]) -> set[str]:
-    """The images that were ever kept in the place of these."""
-    found: set[str] = set()
-    for table in _tables(store, "duplicates", ("image_id", "reason", "matched_id")):
-        of_these = pc.and_(_is_in(table["image_id"], ids), pc.is_in(table["reason"], pa.array(["near", "included"])))
-        found.update(table["matched_id"].filter(of_these).to_pylist())
-    return found - {None} - ids
-
-
-def _with_derived(store: Store, ids: set[str]) -> set[str]:
-    """And the images that these were made of, or that were made of them (blurred faces, places taken out)."""
-    pairs = [
-        (made, of)
-        for name in ("faces", "images")
-        for table in _tables(store, name, ("image_id", "derived_from"))
-        for made, of in zip(table["image_id"].to_pylist(), table["derived_from"].to_pylist(), strict=True)
-        if of is not None
-    ]
-    while True:
-        more = {one for pair in pairs if not ids.isdisjoint(pair) for one in pair} - ids
-        if not more:
-            return ids
-        ids = ids | more
-
-
-def _copies(store: Store, ids: set[str]) -> set[str]:
-    """Other images in the groups of these, as the last run of dedup has them."""
-    files = [file for one in store.history("dedup", "pool")[:1] for file in one.tables["duplicates"]]
-    table = store.table(files, ["image_id", "group_id"], records.DUPLICATES)
-    groups = table["group_id"].filter(_is_in(table["image_id"], ids)).to_pylist()
-    return set(table["image_id"].filter(_is_in(table["group_id"], groups)).to_pylist()) - ids
-
-
-def _every_part(store: Store) -> Iterator[tuple[str, Part]]:
-    for stage in store.names("parts"):
-        for key in store.names(f"parts/{stage}"):
-            part = store.part(stage, key)
-            if part is not None:
-                yield stage, part
-
-
-def _tables(store: Store, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """A table of every part that has it."""
-    for _, part in _every_part(store):
-        if name in part.files:
-            yield store.table([part.files[name]], columns)
-
-
-def _is_in(column: pa.ChunkedArray, ids: Iterable[str]) -> pa.ChunkedArray:
-    return pc.is_in(column, pa.array(sorted(ids), pa.string()))
+    Raises:
+        DamagedError: something in the store cannot be read; the take-down can be given again.
+    """
+    _complete(store)
+    ids = with_derived(store, {i for one in asked for i in resolved(store, one)})
+    copies = copies(store, ids)
+    if with_copies:
+        ids, copies = with_derived(store, ids | copies), set()
+    # From here on the take-down can only be completed.
+    store.put_absent(JOURNAL, sealed({"ids": sorted(ids), "asked": list(asked)}))
+    return ids, copies, _complete(store) or _Plan()
 
 
 # -- clean copies
@@ -175,8 +127,8 @@ def _is_in(column: pa.ChunkedArray, ids: Iterable[str]) -> pa.ChunkedArray:
 
 def _plan(store: Store, ids: set[str]) -> _Plan:
     plan, offsets = _Plan(), {}
-    parts = list(_every_part(store))
-    carriers = _kept_for(store, ids)  # their JSON says what these said
+    parts = list(every_part(store))
+    carriers = kept_for(store, ids)  # their JSON says what these said
     for stage, part in parts:
         if stage == write_shards.STAGE and _mentions(store, part.files["entries"], ids | carriers):
             offsets[part.files["shard"].path] = _shard(store, plan, part.files["shard"], ids)
@@ -203,7 +155,7 @@ def _part(store: Store, plan: _Plan, part: Part, ids: set[str], offsets: Mapping
             continue
         before = store.table([file])
         if name == generations.TABLE:
-            hit = _is_in(before["image_id"], ids)
+            hit = is_in(before["image_id"], ids)
             after = before.set_column(0, "image_id", pc.if_else(hit, pa.scalar(None, pa.string()), before["image_id"]))
             removed = int(pc.sum(hit).as_py() or 0)
         else:
@@ -229,7 +181,7 @@ def _ingested(store: Store, plan: _Plan, part: Part, ids: set[str]) -> None:
     if not _mentions(store, part.files["locations"], ids):
         return
     tables = {name: store.table([file]) for name, file in part.files.items()}
-    places = tables["locations"].filter(_is_in(tables["locations"]["image_id"], ids))
+    places = tables["locations"].filter(is_in(tables["locations"]["image_id"], ids))
     shown = {"reason": pa.repeat("forgotten", len(places)), "detail": pa.repeat("", len(places))}
     columns = [shown[n] if n in shown else places[n] for n in records.REJECTS.names]
     rejects = pa.concat_tables([tables["rejects"], pa.table(columns, schema=records.REJECTS)])
@@ -249,16 +201,16 @@ def _columns(store: Store, file: File) -> list[str]:
 def _mentions(store: Store, file: File, ids: set[str]) -> bool:
     columns = [c for c in _columns(store, file) if c in (*ABOUT, *MENTIONS, "group_id")]
     table = store.table([file], columns) if columns else None
-    return table is not None and any(pc.any(_is_in(table[c], ids)).as_py() for c in columns)
+    return table is not None and any(pc.any(is_in(table[c], ids)).as_py() for c in columns)
 
 
 def _without(table: pa.Table, ids: set[str]) -> pa.Table:
     for name in table.column_names:
         at = table.schema.get_field_index(name)
         if name in ABOUT:
-            table = table.filter(pc.invert(_is_in(table[name], ids)))
+            table = table.filter(pc.invert(is_in(table[name], ids)))
         elif name in MENTIONS:
-            hit = _is_in(table[name], ids)
+            hit = is_in(table[name], ids)
             table = table.set_column(at, name, pc.if_else(hit, pa.scalar(None, pa.string()), table[name]))
     if "group_id" in table.column_names:
         # A group bears the smallest image_id in it; those that bore one of these get that of what is left of them.
@@ -379,7 +331,7 @@ def _replace(store: Store, planned: Mapping[str, Any]) -> None:
         part = store.part(stage, key)
         if part is not None:
             store.delete_part(stage, part)
-    for stage, part in _every_part(store):
+    for stage, part in every_part(store):
         if any(file.path in files for file in part.files.values()):
             changed = {name: files.get(file.path, file) for name, file in part.files.items()}
             tree = asdict(Part(part.key, changed, part.counts, part.seconds))

@@ -17,6 +17,7 @@ from builders import id_of, picture, write_folder
 from whole import pieces
 
 from infra.forget import forget
+from infra.mend import verify
 from pipeline import records
 from pipeline.config import Ingest
 from pipeline.dag.claims import claim
@@ -277,3 +278,32 @@ def in_shards(world: World) -> list[tuple[str, dict[str, Any]]]:
                     assert file is not None
                     found.append((member.name.removesuffix(".json"), json.loads(file.read())))
     return found
+
+
+@pytest.mark.parametrize(
+    "where", ["parts/write_shards/s0/manifest.json", "shards/a/shard-000000.tar", "parts/ingest/p", "artifacts"]
+)
+def test_damage_holds_up_no_take_down(world: World, where: str) -> None:
+    """What cannot be read goes whole, with what lists it; nothing that is left names the image."""
+    root = Path(world.store.url)
+    files = (
+        [root / where]
+        if (root / where).is_file()
+        else sorted((root / where).rglob("*.parquet" if "parts" in where else "*.json"))
+    )
+    for path in files:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 4
+        path.write_bytes(data)
+    done = forget(world.store, [GONE], with_copies=False)
+    assert done.image_ids == (GONE,) and "`lodeset run` makes that again" in done.warnings[-1]
+    assert not verify(world.store, deep=True).damage
+    assert GONE in forgotten(world.store)
+    for file in {file.path: file for part in every_part(world.store) for file in part.files.values()}.values():
+        data_left = (root / file.path).read_bytes()
+        text = (
+            str(world.store.table([file]).to_pydict())
+            if file.path.endswith(".parquet")
+            else data_left.decode("latin-1")
+        )
+        assert GONE not in text, file.path
