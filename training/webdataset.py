@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline import records
-from pipeline.algorithms.images import FORMATS, image_id
+from pipeline.algorithms.formats import optional_format
+from pipeline.algorithms.images import FORMATS, Unreadable, decode, image_id
 from pipeline.config import Ingest, Source
 from pipeline.dag.fingerprint import digest
 from pipeline.errors import LodesetError
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 INDEX = "index.parquet"
 INSTEAD = f"a folder of images, or one `{INDEX}` that lodeset wrote"
-VERSION = 2  # of what counts as an image
+VERSION = 3  # of what counts as an image
 AT_ONCE = 8  # tars that are read at the same time
 MOST_BYTES = Ingest().max_bytes
 BEGINNING = 32  # bytes that tell what may be an image: others (videos, arrays) are not read whole
@@ -77,14 +78,31 @@ def shards_of(urls: Sequence[str], folder: Path) -> Shards:
         if file.kind == "loose" and not file.refused:
             loose.setdefault(file.root, []).append(file)
     with ThreadPoolExecutor(AT_ONCE) as readers:
-        found = list(readers.map(lambda file: _indexed(file, folder), tars))
+        tried = list(readers.map(lambda file: _tried(file, folder), tars))
+        found = [one for one in tried if not isinstance(one, NoTar)]
         found += [_indexed_loose(inside, folder, readers) for inside in loose.values()]
     whole = tuple(path for path, images in found if images)
+    broken = [one for one in tried if isinstance(one, NoTar)]
+    if broken and not whole:
+        raise broken[0]
+    for one in broken:
+        log.warning("left out: %s", one)
     if not whole:
         raise LodesetError(
             f"{len(files)} files hold no image, {files[0].uri} the first of them: give WebDataset tars, {INSTEAD}"
         )
     return Shards(index=whole)
+
+
+class NoTar(LodesetError):
+    """A file that calls itself a tar, and nothing of it can be read."""
+
+
+def _tried(file: SourceFile, folder: Path) -> tuple[str, int] | NoTar:
+    try:
+        return _indexed(file, folder)
+    except NoTar as error:
+        return error
 
 
 def braces_expanded(url: str) -> Iterator[str]:
@@ -171,12 +189,18 @@ def _id_of(file: SourceFile) -> str | None:
 
 
 def _opens(data: bytes) -> bool:
-    """Whether these bytes are an image by their header."""
+    """Whether these bytes are an image: by their header, or else by what a run would make of them."""
+    if optional_format(data) is None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                Image.open(io.BytesIO(data), formats=FORMATS).close()
+            return True
+        except Exception:  # codecs raise whatever their parsers meet
+            pass
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            Image.open(io.BytesIO(data), formats=FORMATS).close()
-    except Exception:  # codecs raise whatever their parsers meet
+        decode(data)
+    except (Unreadable, MemoryError):
         return False
     return True
 
@@ -185,7 +209,7 @@ def _images(file: SourceFile, left_out: list[Member]) -> Iterator[tuple[str, Mem
     """The images that a tar holds, by their ids; a broken one counts as far as it can be read. `left_out` gets what cannot."""
     members = members_of(file)
     if len(members) == 1 and members[0].reason == "unreadable_archive":
-        raise LodesetError(f"{file.uri} is no tar that can be read: {members[0].detail}")
+        raise NoTar(f"{file.uri} is no tar that can be read: {members[0].detail}")
     with Bytes(file.uri) as raw:
         for member in members:
             if member.reason:

@@ -1,5 +1,6 @@
 """Foreign WebDatasets and training without the DAG."""
 
+import hashlib
 import io
 import tarfile
 from pathlib import Path
@@ -153,3 +154,51 @@ def test_stages_follow_one_another_in_folders_of_their_own(
 def test_ranges_without_end_are_refused_at_once(url: str, tmp_path: Path) -> None:
     with pytest.raises(LodesetError, match="more than 1,000,000 files"):
         shards_of([url], tmp_path)
+
+
+def test_one_broken_tar_among_others_is_left_out_and_told(
+    tmp_path: Path, payloads: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    foreign(tmp_path / "good.tar", payloads[:4])
+    (tmp_path / "bad.tar").write_bytes(b"<html>not found</html>" * 100)
+    (path,) = shards_of([str(tmp_path / "*.tar")], tmp_path / "index").index
+    assert pq.read_metadata(path).num_rows == 4
+    assert "left out" in caplog.text and "bad.tar is no tar that can be read" in caplog.text
+
+
+def test_train_takes_what_a_run_takes(tmp_path: Path, payloads: list[bytes]) -> None:
+    """By content: names without extension, and a PNG whose text Pillow refuses to open."""
+    import struct
+    import zlib
+
+    from pipeline.algorithms.images import Unreadable, decode
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    bomb = payloads[2][:33] + chunk(b"zTXt", b"k\0\0" + zlib.compress(b"x" * 2**27)) + payloads[2][33:]
+    files = {
+        "a": payloads[0],
+        "b.jpg_large": payloads[1],
+        "c.png": bomb,
+        "d.png": b"\x89PNG broken",
+        "e.heic": b"\0\0\0\x18ftypheic" + bytes(99),
+    }
+    taken = set()
+    for data in files.values():
+        try:
+            decode(data)
+            taken.add(hashlib.sha256(data).hexdigest()[:32])
+        except Unreadable:
+            pass
+    for name, data in files.items():
+        path = tmp_path / "loose" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        for name in files:
+            tar.add(tmp_path / "loose" / name, name)
+    for uri in (tmp_path / "loose", tmp_path / "all.tar"):
+        (index,) = shards_of([str(uri)], tmp_path / "index").index
+        assert set(pq.read_table(index)["image_id"].to_pylist()) == taken
+    assert len(taken) == 3
