@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infra.summary import REPORTS
-from infra.taken import copies, every_part, is_in, kept_for, resolved, with_derived
+from infra.taken import copies_of, every_part, is_in, kept_for, resolved, with_derived
 from infra.upkeep import every_artifact, sweep
 from pipeline import records
 from pipeline.dag.claims import claim, live
@@ -114,7 +114,7 @@ def _taken_down(store: Store, asked: Sequence[str], with_copies: bool) -> tuple[
     """
     _complete(store)
     ids = with_derived(store, {i for one in asked for i in resolved(store, one)})
-    copies = copies(store, ids)
+    copies = copies_of(store, ids)
     if with_copies:
         ids, copies = with_derived(store, ids | copies), set()
     # From here on the take-down can only be completed.

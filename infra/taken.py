@@ -55,7 +55,7 @@ def with_derived(store: Store, ids: set[str]) -> set[str]:
         ids = ids | more
 
 
-def copies(store: Store, ids: set[str]) -> set[str]:
+def copies_of(store: Store, ids: set[str]) -> set[str]:
     """Other images in the groups of these, as the last run of dedup has them."""
     files = [file for one in store.history("dedup", "pool")[:1] for file in one.tables["duplicates"]]
     table = store.table(files, ["image_id", "group_id"], records.DUPLICATES)
