@@ -17,7 +17,6 @@ import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 from scipy.fftpack import dct
 
@@ -352,14 +351,14 @@ def examine(data: bytes, limits: Limits = Limits()) -> Examined:
     factors = (max(shrink, grey.width // _LONG_SIDE), max(shrink, grey.height // _LONG_SIDE))
     if factors != (1, 1):
         grey = grey.reduce(factors)
-    thumbnail = grey.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    thumbnail = grey.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS).tobytes()
     return Examined(
         image_id=image_id(data),
         width=image.width,
         height=image.height,
         format=found.format,
-        phash=_phash(np.asarray(thumbnail)),
-        thumbnail=thumbnail.tobytes(),
+        phash=_phash(thumbnail),
+        thumbnail=thumbnail,
         sample_range=found.sample_range,
         truncated=found.truncated,
         located=found.located,
@@ -369,8 +368,9 @@ def examine(data: bytes, limits: Limits = Limits()) -> Examined:
     )
 
 
-def _phash(thumbnail: NDArray[np.uint8]) -> int:
+def _phash(thumbnail: bytes) -> int:
     """imagehash's 8x8 DCT hash, bit for bit (tested), in less than half of its time."""
-    low = dct(dct(thumbnail, axis=0)[:8], axis=1)[:, :8].ravel()
+    levels = np.frombuffer(thumbnail, np.uint8).reshape(THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    low = dct(dct(levels, axis=0)[:8], axis=1)[:, :8].ravel()
     middle = np.partition(low, (31, 32))[31:33].mean()
     return int(np.packbits(low > middle).view(">u8")[0])

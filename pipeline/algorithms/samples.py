@@ -18,7 +18,7 @@ TILE = 1_024
 # Of the samples, how many lie below what counts as the brightest, so that a few hot pixels make no image black.
 _BRIGHTEST = 99.9
 # An image whose brightest samples stay below this share of a range that nobody declared would be black.
-_BLACK = 1 / 16
+_BLACK = 1 / 8
 _SAMPLED = 2**18
 _FLOAT_LIMIT = 3.0e38  # beyond it, a float says "no data"
 
@@ -105,8 +105,8 @@ def range_of(tiles: Iterable[Samples], count: int, kind: np.dtype[np.generic], d
     top = _ceiling(high, kind)
     if bright < _BLACK * top:
         top = _ceiling(bright, kind)
-    if kind.kind == "f" and 0 < bright < _BLACK * top:
-        top = bright
+    if 0 < bright < _BLACK * top:
+        top = bright if kind.kind == "f" else float(max(1, 2 ** int(bright).bit_length() - 1))
     return Range(0.0, top, "the sample type's" if whole and top == 65535 else "the image's own")
 
 

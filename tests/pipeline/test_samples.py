@@ -114,6 +114,17 @@ def test_a_few_outliers_make_no_image_black() -> None:
     like(plain(np.where(heights < 0, np.nan, heights).astype(np.float32)), np.where(heights < 0, 0, GREY))
 
 
+def test_very_few_bits_are_seen_too() -> None:
+    for bits in (1, 4):
+        few = np.round(GREY / 255 * (2**bits - 1)).astype(np.uint16)
+        assert f"0 to {2**bits - 1} " in like(plain(few), few.astype(float) * 255 / (2**bits - 1))
+    assert "own" in like(
+        plain(GREY.astype(np.float32) / 25_500),
+        np.clip(GREY.astype(float) * 255 / np.percentile(GREY, 99.9), 0, 255),
+        within=4,
+    )
+
+
 def test_samples_that_are_all_alike_or_no_numbers() -> None:
     for samples in (np.zeros((4, 4), np.float32), np.full((4, 4), np.nan, np.float32), np.full((4, 4), -5, np.int16)):
         assert decoded(plain(samples), LIMIT).image.getextrema() == ((0, 0),) * 3
