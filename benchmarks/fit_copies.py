@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from drawings import CONCEPTS, draw
 from PIL import Image
 
-from infra.demo.draw import CONCEPTS, draw
 from pipeline.algorithms import evidence, views
 from pipeline.algorithms.evidence import FEATURES
 from pipeline.algorithms.hardware import has_bf16

@@ -275,8 +275,8 @@ def dedup_preview(
     return {"path": str(page), "refused": refused, "sections": sections}
 
 
-def demo(folder: str | Path, watch: Callable[[Event], None]) -> dict[str, Any]:
-    """Makes a sample world with known truth (unless it is there), runs everything on it, and judges it.
+def demo(folder: str | Path, watch: Callable[[Event], None], seed: int = 0) -> dict[str, Any]:
+    """Makes a sample world with known truth, another for every seed (unless one is there), runs everything on it, and judges it.
 
     Raises:
         LodesetError: the folder is in use or cannot be written, or a stage failed.
@@ -284,7 +284,7 @@ def demo(folder: str | Path, watch: Callable[[Event], None]) -> dict[str, Any]:
     """
     from infra.demo.run import run_demo
 
-    return run_demo(Path(folder), watch)
+    return run_demo(Path(folder), watch, seed)
 
 
 def doctor() -> list[Check]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-NEAR_KINDS = ("reencode", "resize", "crop", "flip", "brightness", "grey", "stamp")
+NEAR_KINDS = ("reencode", "resize", "crop", "flip", "brightness", "tint", "grey", "stamp")
 LEAK_KINDS = ("exact", "reencode", "resize")
+COPIES = (7, 1, 1, 2, 3, 1, 2, 1)  # how many the sources have in turn: one picture in eight goes round
 REJECTS: Mapping[str, int] = {"truncated": 4, "empty": 2, "text": 2, "bomb": 1}
 
 
@@ -43,14 +45,14 @@ def upright(data: bytes) -> Image.Image:
 def near_copies(
     originals: Sequence[StoredFile], count: int, rng: np.random.Generator
 ) -> list[tuple[StoredFile, list[tuple[str, StoredFile]]]]:
-    """`count` copies of every kind in turn, one to three a source: (source, [(kind, copy), ...])."""
+    """`count` copies of every kind in turn, as many a source as `COPIES` says: (source, [(kind, copy), ...])."""
     groups: list[tuple[StoredFile, list[tuple[str, StoredFile]]]] = []
-    sources = iter(rng.permutation(len(originals)))
     made = 0
-    while made < count:
-        source = originals[next(sources)]
-        kinds = [NEAR_KINDS[(made + i) % len(NEAR_KINDS)] for i in range(min(int(rng.integers(1, 4)), count - made))]
-        groups.append((source, [(kind, copy_of(source, kind, rng)) for kind in kinds]))
+    for source, copies in zip(rng.permutation(len(originals)), itertools.cycle(COPIES), strict=False):
+        kinds = [NEAR_KINDS[(made + i) % len(NEAR_KINDS)] for i in range(min(copies, count - made))]
+        if not kinds:
+            break
+        groups.append((originals[source], [(kind, copy_of(originals[source], kind, rng)) for kind in kinds]))
         made += len(kinds)
     return groups
 
@@ -73,6 +75,11 @@ def copy_of(source: StoredFile, kind: str, rng: np.random.Generator) -> StoredFi
     elif kind == "brightness":
         factor = float(rng.choice([rng.uniform(0.7, 0.85), rng.uniform(1.12, 1.25)]))
         image = image.point(lambda level: level * factor)
+    elif kind == "tint":
+        warmth = float(rng.choice([-1, 1])) * rng.uniform(0.08, 0.2)
+        red, green, blue = image.split()
+        red, blue = red.point(lambda level: level * (1 + warmth)), blue.point(lambda level: level * (1 - warmth))
+        image = Image.merge("RGB", (red, green, blue))
     elif kind == "grey":
         image = ImageOps.grayscale(image)
     elif kind == "stamp":

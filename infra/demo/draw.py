@@ -1,255 +1,224 @@
-"""Pictures of ten concepts, drawn from a random generator.
+"""Photographs of ten subjects, and of things that a crawl is full of and nobody asked for, drawn from a random generator.
 
-A concept is a shape or a texture. Palette, backdrop, lighting, warp and grain are drawn from the same distributions for
-every concept, and size, place and rotation vary widely, so that colour and layout say little about the concept and
-outlines say nearly all.
-
-Shape legend: H height, W width, P points. Lengths are pixels, angles radians, colours RGB in 0..255.
+A subject is what is painted: shapes and how they are arranged. `scene` has how it looks. Size, place, light and camera
+are drawn from the same distributions for every subject.
 """
 
-import colorsys
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-Pixels = NDArray[np.uint8]
-Points = NDArray[np.float64]
-Colour = tuple[int, int, int]
+from infra.demo.scene import (
+    ANY,
+    GROUNDS,
+    Pixels,
+    Place,
+    Points,
+    Sheet,
+    Subject,
+    Tone,
+    bent,
+    camera,
+    cloud,
+    ellipse,
+    fractal,
+    photograph,
+    shade,
+)
 
-_SUBPIXEL_BITS = 4
 _GLYPHS = "ABCDEFGHKMNPRSTWXYZ23456789&?@"
+_WORDS = (
+    "sale",
+    "about",
+    "home",
+    "login",
+    "price",
+    "terms",
+    "menu",
+    "news",
+    "read",
+    "more",
+    "today",
+    "order",
+    "open",
+    "photo",
+)
 
 
-@dataclass(frozen=True)
-class Palette:
-    """Two neighbouring shades for the ground and four inks that stand out from it."""
-
-    ground: tuple[Colour, Colour]
-    inks: tuple[Colour, Colour, Colour, Colour]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an object goes: its centre, its radius and how far it is turned."""
-
-    x: float
-    y: float
-    radius: float
-    angle: float
-
-    def put(self, points: Points) -> Points:
-        """Unit coordinates [P, 2] to pixels [P, 2]."""
-        c, s = np.cos(self.angle) * self.radius, np.sin(self.angle) * self.radius
-        pixels: Points = points @ np.array([[c, s], [-s, c]]) + np.array([self.x, self.y])
-        return pixels
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """What is being drawn: colour [H, W, 3] and cover [H, W] (255 where ink lies), both changed in place."""
-
-    width: int
-    height: int
-    colour: Pixels
-    cover: Pixels
-    palette: Palette
-    rng: np.random.Generator
-
-    @property
-    def side(self) -> int:
-        """The shorter side."""
-        return min(self.height, self.width)
-
-    def ink(self, index: int | None = None) -> Colour:
-        """An ink of the palette, with a slight change of shade; a random one without an index."""
-        chosen = self.palette.inks[int(self.rng.integers(4)) if index is None else index % 4]
-        return _shade(chosen, self.rng.uniform(0.9, 1.1))
-
-    def polygon(self, points: Points, ink: Colour) -> None:
-        """Fills the outline `points` [P, 2]."""
-        fixed = _fixed(points)
-        cv2.fillPoly(self.colour, [fixed], ink, cv2.LINE_AA, _SUBPIXEL_BITS)
-        cv2.fillPoly(self.cover, [fixed], 255, cv2.LINE_AA, _SUBPIXEL_BITS)
-
-    def line(self, points: Points, ink: Colour, thickness: float) -> None:
-        """An open line through `points` [P, 2]."""
-        fixed, pixels = _fixed(points), max(1, round(thickness))
-        cv2.polylines(self.colour, [fixed], False, ink, pixels, cv2.LINE_AA, _SUBPIXEL_BITS)
-        cv2.polylines(self.cover, [fixed], False, 255, pixels, cv2.LINE_AA, _SUBPIXEL_BITS)
-
-    def places(self, most: int, turn: float = np.pi, fewest: int = 1) -> list[Place]:
-        """At most `most` places that overlap little, turned by at most `turn` either way; the more, the smaller."""
-        count = int(self.rng.integers(fewest, most + 1))
-        radius = self.side * self.rng.uniform(0.42, 0.54) / count**0.38
-        taken: list[Place] = []
-        for _ in range(count * 10):
-            size = radius * self.rng.uniform(0.85, 1.1)
-            x = self.rng.uniform(0.8 * size, self.width - 0.8 * size)
-            y = self.rng.uniform(0.8 * size, self.height - 0.8 * size)
-            apart = all(np.hypot(x - t.x, y - t.y) > 0.75 * (size + t.radius) for t in taken)
-            if apart and len(taken) < count:
-                taken.append(Place(x, y, size, self.rng.uniform(-turn, turn)))
-        return taken
-
-    def whole(self, turn: float) -> Place:
-        """The place of a texture: centred, with radius 1 pixel, turned by at most `turn` either way."""
-        return Place(self.width / 2, self.height / 2, 1.0, self.rng.uniform(-turn, turn))
-
-
-def discs(sheet: Sheet) -> None:
-    """Balls, targets and rings."""
-    manner = sheet.rng.choice(["ball", "target", "ring"])
-    for place in sheet.places(8, fewest=2):  # lone discs look alike: measured as accidental near-duplicates
-        ink, other, radius = sheet.ink(), sheet.ink(), 0.9
-        sheet.polygon(place.put(_ellipse(radius, radius)), ink)
-        if manner == "ball":
-            for step in range(1, 5):
-                lit = _ellipse(radius - 0.17 * step, radius - 0.17 * step, (-0.09 * step, -0.09 * step))
-                sheet.polygon(place.put(lit), _shade(ink, 1 + 0.1 * step))
-        elif manner == "target":
-            for step in range(1, int(sheet.rng.integers(2, 5))):
-                ring = _ellipse(radius - 0.22 * step, radius - 0.22 * step)
-                sheet.polygon(place.put(ring), other if step % 2 else ink)
-        else:
-            hole = radius * sheet.rng.uniform(0.45, 0.75)
-            sheet.polygon(place.put(_ellipse(hole, hole)), sheet.palette.ground[0])
-
-
-def waves(sheet: Sheet) -> None:
-    """Overlapping swells or scallops, one behind the other."""
-    rng, place, reach = sheet.rng, sheet.whole(0.7), _reach(sheet)
-    length = sheet.side * rng.uniform(0.2, 0.5)
-    height = length * rng.uniform(0.14, 0.28)
-    scallop, first = rng.random() < 0.4, int(rng.integers(4))
-    x = np.linspace(-reach, reach, 120)
-    y = -reach * rng.uniform(0.4, 1.0)
-    layer = 0
-    while y < reach:
-        phase = np.pi * layer if scallop else rng.uniform(0, 2 * np.pi)
-        angle = 2 * np.pi * x / length + phase
-        swell = 1 - 2 * np.abs(np.sin(angle / 2)) if scallop else np.sin(angle) + 0.25 * np.sin(2 * angle)
-        outline = np.stack(
-            [np.append(x, [reach, -reach]), np.append(y - height * swell, [3 * reach, 3 * reach])], axis=1
-        )
-        sheet.polygon(place.put(outline), _shade(sheet.ink(first + layer), rng.uniform(0.7, 1.6)))
-        y += height * rng.uniform(2.0, 4.0)
-        layer += 1
-
-
-def stars(sheet: Sheet) -> None:
-    """Stars of four to eight rays, plain or with a star inside."""
-    rays, inner, nested = int(sheet.rng.integers(4, 8)), sheet.rng.uniform(0.32, 0.5), sheet.rng.random() < 0.4
-    turns = np.arange(2 * rays) * np.pi / rays
-    outline = np.stack([np.cos(turns), np.sin(turns)], axis=1) * np.where(np.arange(2 * rays) % 2, inner, 1.0)[:, None]
-    for place in sheet.places(4, turn=0.5):
-        sheet.polygon(place.put(outline), sheet.ink())
-        if nested:
-            sheet.polygon(place.put(outline * 0.55), sheet.ink())
+def pebbles(sheet: Sheet) -> None:
+    """Rounded stones that lie side by side, a few of them veined."""
+    rng = sheet.rng
+    size = sheet.side * rng.uniform(0.07, 0.15)
+    gap, squash = rng.uniform(1.7, 2.2), rng.uniform(0.65, 1.0)
+    for y in np.arange(-size, sheet.height + size, gap * size * squash):
+        for x in np.arange(-size + rng.uniform(0, size), sheet.width + size, gap * size):
+            at = (x + rng.normal(0, 0.25 * size), y + rng.normal(0, 0.25 * size))
+            place = Place(*at, size * rng.uniform(0.7, 1.15), rng.uniform(-0.6, 0.6))
+            turns = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+            lumps = 1 + 0.08 * np.sin(2 * turns + rng.uniform(0, 6)) + 0.06 * np.sin(3 * turns + rng.uniform(0, 6))
+            outline = np.stack([np.cos(turns), squash * np.sin(turns)], axis=1) * lumps[:, None]
+            ink = sheet.ink()
+            sheet.polygon(place.put(outline), ink)
+            if rng.random() < 0.2:
+                vein = np.stack([np.linspace(-0.8, 0.8, 6), rng.uniform(-0.3, 0.3) + rng.normal(0, 0.06, 6)], axis=1)
+                sheet.line(place.put(vein), shade(ink, 1.5), 0.1 * size)
 
 
 def bricks(sheet: Sheet) -> None:
     """A wall of staggered courses, with a few bricks missing."""
-    rng, place, reach = sheet.rng, sheet.whole(0.35), _reach(sheet)
-    course = sheet.side * rng.uniform(0.12, 0.24)
-    length, gap = course * rng.uniform(1.5, 3.0), course * rng.uniform(0.07, 0.16)
-    stagger, slant, missing = rng.choice([0.5, 0.33]), rng.uniform(-0.3, 0.3), rng.uniform(0, 0.12)
-    phase_x, phase_y = rng.uniform(0, length), rng.uniform(0, course)
-    inks = rng.permutation(4)[: int(rng.integers(1, 4))]
+    rng, place, reach = sheet.rng, sheet.whole(0.3), sheet.reach
+    course = sheet.side * rng.uniform(0.1, 0.22)
+    length, gap = course * rng.uniform(1.7, 3.0), course * rng.uniform(0.08, 0.18)
+    stagger, missing = rng.choice([0.5, 0.33]), rng.uniform(0, 0.08)
+    phase_x, phase_y, first = rng.uniform(0, length), rng.uniform(0, course), int(rng.integers(4))
     for row, y in enumerate(np.arange(-reach - phase_y, reach, course)):
-        for x in np.arange(-1.4 * reach - phase_x + (row * stagger % 1) * length, 1.4 * reach, length):
+        for x in np.arange(-reach - phase_x - length + (row * stagger % 1) * length, reach, length):
             if rng.random() >= missing:
                 right, bottom = x + length - gap, y + course - gap
                 corners = np.array([[x, y], [right, y], [right, bottom], [x, bottom]])
-                corners[:, 0] += slant * corners[:, 1]
-                sheet.polygon(place.put(corners), _shade(sheet.ink(int(rng.choice(inks))), rng.uniform(0.85, 1.12)))
+                ink = sheet.ink(first + int(rng.random() < 0.2))
+                sheet.polygon(
+                    place.put(corners + rng.normal(0, 0.02 * course, (4, 2))), shade(ink, rng.uniform(0.85, 1.15))
+                )
 
 
-def stripes(sheet: Sheet) -> None:
-    """Parallel bands, even or uneven."""
-    rng, place, reach = sheet.rng, sheet.whole(0.7), _reach(sheet)
-    period, uneven, colours = sheet.side * rng.uniform(0.12, 0.4), rng.uniform(0.0, 0.6), int(rng.integers(1, 4))
-    left, layer = -reach - rng.uniform(0, period), 0
+def planks(sheet: Sheet) -> None:
+    """Boards side by side, with grain and knots."""
+    rng, place, reach = sheet.rng, sheet.whole(np.pi), sheet.reach
+    breadth, gap = sheet.side * rng.uniform(0.14, 0.3), sheet.side * rng.uniform(0.012, 0.03)
+    first, left = int(rng.integers(4)), -reach - rng.uniform(0, breadth)
     while left < reach:
-        step = period * (1 + uneven * rng.uniform(-1, 1))
-        right = left + step * rng.uniform(0.4, 0.6)
-        band = np.array([[left, -reach], [right, -reach], [right, reach], [left, reach]])
-        sheet.polygon(place.put(band), sheet.ink(layer % colours))
-        left += step
+        right, ink = left + breadth * rng.uniform(0.9, 1.1), sheet.ink(first)
+        board = np.array([[left, -reach], [right - gap, -reach], [right - gap, reach], [left, reach]])
+        sheet.polygon(place.put(board), ink)
+        knot, along = (
+            (left + rng.uniform(0.3, 0.7) * (right - left), rng.uniform(-reach, reach)),
+            np.linspace(-reach, reach, 40),
+        )
+        for at in np.linspace(left, right - gap, int(rng.integers(5, 9)))[1:-1]:
+            aside = np.sign(at - knot[0]) * 0.25 * breadth * np.exp(-(((along - knot[1]) / (0.5 * breadth)) ** 2))
+            wave = 0.03 * breadth * np.sin(along / breadth * 2 + rng.uniform(0, 6))
+            sheet.line(
+                place.put(np.stack([np.clip(at + aside + wave, left, right - gap), along], axis=1)), shade(ink, 0.68), 1
+            )
+        spot = ellipse(0.12 * breadth, 0.2 * breadth, knot, 14)
+        sheet.polygon(place.put(spot), shade(ink, 0.55), edge=False)
+        left = right
+
+
+def waves(sheet: Sheet) -> None:
+    """Swells one behind the other, with crests of foam."""
+    rng, place, reach = sheet.rng, sheet.whole(0.4), sheet.reach
+    length = sheet.side * rng.uniform(0.25, 0.6)
+    height = length * rng.uniform(0.12, 0.22)
+    x, y, first, layer = np.linspace(-reach, reach, 90), -reach * rng.uniform(0.3, 0.9), int(rng.integers(4)), 0
+    while y < reach:
+        angle = 2 * np.pi * x / length + rng.uniform(0, 2 * np.pi)
+        crest = y - height * (np.sin(angle) + 0.3 * np.sin(2 * angle + 1))
+        ink = shade(sheet.ink(first), 0.75 + 0.5 * rng.random())
+        outline = np.stack([np.append(x, [reach, -reach]), np.append(crest, [3 * reach, 3 * reach])], axis=1)
+        sheet.polygon(place.put(outline), ink)
+        sheet.line(place.put(np.stack([x, crest], axis=1)), shade(ink, 1.7), 0.12 * height)
+        y += height * rng.uniform(1.6, 3.2)
         layer += 1
 
 
-def trees(sheet: Sheet) -> None:
-    """Bare or leafy trees that fork again and again."""
+def flowers(sheet: Sheet) -> None:
+    """Blossoms of five to nine petals around a dark or bright middle."""
     rng = sheet.rng
-    leafy, spread, forks = rng.random() < 0.5, rng.uniform(0.3, 0.65), int(rng.integers(4, 7))
-    for place in sheet.places(2, turn=0.25):
+    count, breadth, tip = int(rng.integers(5, 10)), rng.uniform(0.5, 0.95), rng.uniform(0.7, 1.3)
+    t = np.linspace(0, 1, 12)
+    for place in sheet.places():
+        ink, middle = sheet.ink(), sheet.ink()
+        half = breadth * np.pi / count * 0.62 * np.sin(np.pi * t**tip) ** 0.7
+        petal = np.concatenate(
+            [np.stack([0.15 + 0.85 * t, half], axis=1), np.stack([0.15 + 0.85 * t, -half], axis=1)[::-1]]
+        )
+        for number in range(count):
+            turn = 2 * np.pi * number / count
+            turned = Place(0, 0, rng.uniform(0.92, 1.05), turn).put(petal)
+            sheet.polygon(place.put(turned), shade(ink, rng.uniform(0.9, 1.1)))
+            sheet.line(place.put(Place(0, 0, 1, turn).put(np.array([[0.25, 0.0], [0.75, 0.0]]))), shade(ink, 0.7), 1)
+        sheet.polygon(place.put(ellipse(0.24, 0.24, points=16)), middle)
+        for _ in range(9):
+            dot = ellipse(0.035, 0.035, tuple(rng.uniform(-0.14, 0.14, 2)), 6)
+            sheet.polygon(place.put(dot), shade(middle, 0.55), edge=False)
+
+
+def trees(sheet: Sheet) -> None:
+    """Trees that fork again and again, bare or in leaf."""
+    rng = sheet.rng
+    leafy, spread, forks = rng.random() < 0.4, rng.uniform(0.3, 0.6), int(rng.integers(4, 6))
+    for place in sheet.places(turn=0.2):
         bark, leaf = sheet.ink(0), sheet.ink(int(rng.integers(1, 4)))
-        tips: list[tuple[Points, float, float, int]] = [(np.array([0.0, 1.0]), -np.pi / 2, rng.uniform(0.5, 0.65), 0)]
+        tips: list[tuple[Points, float, float, int]] = [(np.array([0.0, 1.1]), -np.pi / 2, rng.uniform(0.5, 0.65), 0)]
         while tips:
             start, angle, length, depth = tips.pop()
             end = start + length * np.array([np.cos(angle), np.sin(angle)])
-            sheet.line(place.put(np.stack([start, end])), bark, place.radius * 0.16 * 0.68**depth)
+            sheet.line(place.put(np.stack([start, end])), bark, place.radius * 0.17 * 0.68**depth)
             if depth < forks:
-                for side in (-1, 1):
-                    turned = angle + side * spread * rng.uniform(0.6, 1.4)
-                    tips.append((end, turned, length * rng.uniform(0.62, 0.82), depth + 1))
+                for way in (-1, 1):
+                    turned = angle + way * spread * rng.uniform(0.6, 1.4)
+                    tips.append((end, turned, length * rng.uniform(0.64, 0.84), depth + 1))
             elif leafy:
-                tuft = _ellipse(0.09, 0.09, (end[0], end[1]), points=10)
-                sheet.polygon(place.put(tuft), _shade(leaf, rng.uniform(0.85, 1.15)))
+                tuft = ellipse(0.08, 0.06, (end[0], end[1]), points=8)
+                sheet.polygon(place.put(tuft), shade(leaf, rng.uniform(0.8, 1.2)))
 
 
 def letters(sheet: Sheet) -> None:
-    """Large letters and digits, each leaning its own way."""
+    """Large letters and digits cut out of board, each leaning its own way."""
     rng, canvas = sheet.rng, 96
-    for place in sheet.places(2, turn=0.35):
+    for place in sheet.places(turn=0.3):
         glyph = Image.new("L", (canvas, canvas))
-        font, stroke = ImageFont.load_default(76), int(rng.integers(0, 6))
+        font, stroke = ImageFont.load_default(76), int(rng.integers(1, 6))
         text = _GLYPHS[int(rng.integers(len(_GLYPHS)))]
-        middle = (canvas / 2, canvas / 2)
-        ImageDraw.Draw(glyph).text(middle, text, fill=255, font=font, anchor="mm", stroke_width=stroke)
-        scale, lean = place.radius * 2.4 / canvas, rng.uniform(-0.3, 0.3)
+        ImageDraw.Draw(glyph).text(
+            (canvas / 2, canvas / 2), text, fill=255, font=font, anchor="mm", stroke_width=stroke
+        )
+        scale, lean = place.radius * 2.5 / canvas, rng.uniform(-0.25, 0.25)
         corners = np.array([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]]) * canvas / 2
-        leaning = corners * (rng.uniform(0.75, 1.2), 1.0) + np.stack([lean * corners[:, 1], np.zeros(3)], axis=1)
+        leaning = corners * (rng.uniform(0.8, 1.2), 1.0) + np.stack([lean * corners[:, 1], np.zeros(3)], axis=1)
         target = Place(place.x, place.y, scale, place.angle).put(leaning)
         matrix = cv2.getAffineTransform((corners + canvas / 2).astype(np.float32), target.astype(np.float32))
         mask = cv2.warpAffine(np.asarray(glyph), matrix, (sheet.width, sheet.height), flags=cv2.INTER_LINEAR)
         weight = mask[..., None] / 255.0
         sheet.colour[:] = np.round(sheet.colour * (1 - weight) + weight * np.array(sheet.ink()))
         np.maximum(sheet.cover, mask, out=sheet.cover)
+        sheet.body[mask > 127] = 255
 
 
 def leaves(sheet: Sheet) -> None:
     """Veined leaves, broad or narrow, each bent a little."""
     rng = sheet.rng
-    breadth, bluntness, veins = rng.uniform(0.28, 0.5), rng.uniform(0.7, 1.3), int(rng.integers(3, 8))
+    breadth, bluntness, veins = rng.uniform(0.3, 0.55), rng.uniform(0.7, 1.3), int(rng.integers(4, 8))
     t = np.linspace(0, 1, 24)
     half = breadth * np.sin(np.pi * t**bluntness) ** 0.9
-    for place in sheet.places(3, turn=0.7):
+    for place in sheet.places():
         bend, ink = rng.uniform(-0.35, 0.35), sheet.ink()
-        vein = _shade(ink, 0.62 if sum(ink) > 300 else 1.6)
+        vein = shade(ink, 0.6 if sum(ink) > 300 else 1.7)
         x = 2 * t - 1
         outline = np.concatenate([np.stack([x, half], axis=1), np.stack([x, -half], axis=1)[::-1]])
-        sheet.polygon(place.put(_bent(outline, bend)), ink)
+        sheet.polygon(place.put(bent(outline, bend)), ink)
         stalk = np.stack([np.linspace(-1.35, 0.95, 12), np.zeros(12)], axis=1)
-        sheet.line(place.put(_bent(stalk, bend)), vein, place.radius * 0.06)
-        for at in np.linspace(0.15, 0.8, veins):
-            reach = 0.8 * float(np.interp(at + 0.08, t, half))
-            for side in (-1, 1):
-                rib = np.array([[2 * at - 1, 0.0], [2 * at - 1 + 0.7 * reach, side * reach]])
-                sheet.line(place.put(_bent(rib, bend)), vein, place.radius * 0.035)
+        sheet.line(place.put(bent(stalk, bend)), vein, place.radius * 0.06, raised=False)
+        for at in np.linspace(0.12, 0.82, veins):
+            reach = 0.85 * float(np.interp(at + 0.08, t, half))
+            for way in (-1, 1):
+                rib = np.array([[2 * at - 1, 0.0], [2 * at - 1 + 0.7 * reach, way * reach]])
+                sheet.line(place.put(bent(rib, bend)), vein, place.radius * 0.03, raised=False)
 
 
 def fish(sheet: Sheet) -> None:
-    """Fish in profile, plain, banded or spotted."""
+    """Fish in profile with rows of scales, some banded."""
     rng = sheet.rng
-    depth, tail, manner = rng.uniform(0.3, 0.55), rng.uniform(0.3, 0.55), rng.choice(["plain", "banded", "spotted"])
+    depth, tail, banded = rng.uniform(0.32, 0.5), rng.uniform(0.3, 0.5), rng.random() < 0.4
     heading = rng.uniform(-0.4, 0.4) + np.pi * rng.integers(2)
-    for place in sheet.places(2):
-        turned = Place(place.x, place.y, place.radius, heading + 0.15 * place.angle)
+    for place in sheet.places():
+        turned = Place(place.x, place.y, 1.1 * place.radius, heading + 0.1 * place.angle)
         body, mark = sheet.ink(), sheet.ink()
         t = np.linspace(-1, 1, 20)
         half = depth * np.sqrt(np.clip(1 - t**2, 0, None)) * (1 - 0.25 * t)
@@ -260,156 +229,119 @@ def fish(sheet: Sheet) -> None:
         for part in (fork, fin):
             sheet.polygon(turned.put(part), mark)
         sheet.polygon(turned.put(hull), body)
-        for at in (-0.25, 0.05, 0.35):
-            tall = 0.7 * depth * np.sqrt(1 - ((at - 0.2) / 0.75) ** 2)
-            if manner == "banded":
-                sheet.polygon(turned.put(_ellipse(0.06, tall, (at, 0.0))), mark)
-            elif manner == "spotted":
-                sheet.polygon(turned.put(_ellipse(0.08, 0.08, (at, float(rng.uniform(-0.5, 0.5)) * depth))), mark)
-        sheet.polygon(turned.put(_ellipse(0.1, 0.1, (0.65, -0.25 * depth))), (245, 245, 240))
-        sheet.polygon(turned.put(_ellipse(0.05, 0.05, (0.67, -0.25 * depth))), (20, 20, 25))
+        if banded:
+            for at in (-0.25, 0.05, 0.35):
+                tall = 0.75 * depth * np.sqrt(1 - ((at - 0.2) / 0.75) ** 2)
+                sheet.polygon(turned.put(ellipse(0.06, tall, (at, 0.0))), mark, edge=False)
+        arc = np.linspace(-0.5 * np.pi, 0.5 * np.pi, 6)
+        for column, at in enumerate(np.arange(-0.35, 0.45, 0.14)):
+            tall = 0.8 * depth * np.sqrt(1 - ((at - 0.2) / 0.75) ** 2)
+            for y in np.arange(-tall + 0.07 * (column % 2), tall, 0.15):
+                scale = np.stack([at + 0.07 * np.cos(arc), y + 0.08 * np.sin(arc)], axis=1)
+                sheet.line(turned.put(scale), shade(body, 0.65), 1, raised=False)
+        sheet.polygon(turned.put(ellipse(0.1, 0.1, (0.68, -0.22 * depth))), (235, 235, 228))
+        sheet.polygon(turned.put(ellipse(0.05, 0.05, (0.7, -0.22 * depth))), (20, 20, 25), edge=False)
 
 
-def faces(sheet: Sheet) -> None:
-    """Heads with hair, eyes, a nose and a mouth that smiles or does not."""
+def butterflies(sheet: Sheet) -> None:
+    """Butterflies with spread wings, spotted alike on both sides."""
     rng = sheet.rng
-    for place in sheet.places(2, turn=0.3):
-        skin, hair, line = sheet.ink(0), sheet.ink(1 + int(rng.integers(3))), (25, 22, 30)
-        broad, tall, gap = rng.uniform(0.62, 0.85), rng.uniform(0.8, 0.95), rng.uniform(0.24, 0.36)
-        hairline = rng.uniform(-0.55, -0.25)
-        sheet.polygon(place.put(_ellipse(broad * 1.12, tall * 1.05, (0.0, -0.12))), hair)
-        for side in (-1, 1):
-            sheet.polygon(place.put(_ellipse(0.13, 0.18, (side * broad * 0.98, 0.05))), _shade(skin, 0.9))
-        sheet.polygon(place.put(_ellipse(broad, tall * 0.92, (0.0, 0.08))), skin)
-        turns = np.linspace(np.pi, 2 * np.pi, 16)
-        fringe = np.stack([np.cos(turns) * broad, 0.08 + np.sin(turns) * tall * 0.92], axis=1)
-        sheet.polygon(place.put(fringe[fringe[:, 1] < hairline + 0.1]), hair)
-        for side in (-1, 1):
-            sheet.polygon(place.put(_ellipse(0.15, 0.11, (side * gap, -0.02))), (248, 246, 240))
-            sheet.polygon(place.put(_ellipse(0.07, 0.08, (side * gap, -0.02))), line)
-            brow = np.array([[side * (gap - 0.15), -0.2], [side * (gap + 0.15), -0.2 + rng.uniform(-0.06, 0.06)]])
-            sheet.line(place.put(brow), line, place.radius * 0.05)
-        nose = np.array([[0.0, 0.05], [0.07, 0.27], [-0.02, 0.29]])
-        sheet.line(place.put(nose), _shade(skin, 0.6), place.radius * 0.05)
-        x = np.linspace(-1, 1, 9)
-        mouth = np.stack([x * rng.uniform(0.2, 0.35), 0.5 + rng.uniform(-0.3, 0.15) * (x**2 - 0.5)], axis=1)
-        sheet.line(place.put(mouth), line, place.radius * 0.07)
+    broad, low, spots = rng.uniform(0.75, 1.0), rng.uniform(0.5, 0.8), int(rng.integers(2, 5))
+    turns = np.linspace(0, 2 * np.pi, 22, endpoint=False)
+    for place in sheet.places(turn=0.7):
+        ink, mark, body = sheet.ink(), sheet.ink(), (38, 32, 30)
+        at = rng.uniform(0.3, 0.8, spots)
+        for way in (-1, 1):
+            for reach, tilt, swell in ((broad, -0.6, 0.42), (low, 0.65, 0.4)):
+                along = 0.5 * reach * (1 + np.cos(turns))
+                across = swell * reach * np.sin(turns) * (0.4 + 0.6 * along / reach)
+                wing = Place(0, 0, 1, tilt).put(np.stack([along, across], axis=1)) * (way, 1)
+                inner = Place(0, 0, 1, tilt).put(np.stack([0.2 * reach + 0.6 * along, 0.55 * across], axis=1)) * (
+                    way,
+                    1,
+                )
+                sheet.polygon(place.put(wing), ink)
+                sheet.polygon(place.put(inner), shade(ink, 1.35), edge=False)
+                for share in at:
+                    centre = Place(0, 0, 1, tilt).put(np.array([[share * reach, 0.25 * swell * np.sin(9 * share)]]))[0]
+                    spot = ellipse(0.07, 0.07, (way * float(centre[0]), float(centre[1])), 8)
+                    sheet.polygon(place.put(spot), mark, edge=False)
+        sheet.polygon(place.put(ellipse(0.07, 0.45, points=14)), body)
+        for way in (-1, 1):
+            feeler = np.array([[0.0, -0.4], [way * 0.1, -0.62], [way * 0.26, -0.78]])
+            sheet.line(place.put(feeler), body, 0.04 * place.radius)
 
+
+_WHITE, _GREY, _DARK = Tone(0.1, 0.08, 0.9, 0.5), Tone(0.1, 0.12, 0.55, 0.5), Tone(0.08, 0.25, 0.25, 0.1)
+_GREEN, _BROWN, _RED = Tone(0.29, 0.6, 0.5, 0.06), Tone(0.07, 0.5, 0.5), Tone(0.01, 0.65, 0.6)
+_ORANGE, _YELLOW, _PINK = Tone(0.07, 0.8, 0.85), Tone(0.14, 0.75, 0.9), Tone(0.9, 0.5, 0.85, 0.06)
+_BLUE, _TEAL, _VIOLET = Tone(0.6, 0.65, 0.6), Tone(0.5, 0.5, 0.5), Tone(0.76, 0.5, 0.65)
 
 # From the commonest in the pool to the rarest.
-CONCEPTS: Mapping[str, Callable[[Sheet], None]] = {
-    painter.__name__: painter for painter in (discs, bricks, stars, stripes, waves, trees, letters, leaves, fish, faces)
+CONCEPTS: Mapping[str, Subject] = {
+    subject.paint.__name__: subject
+    for subject in (
+        Subject(pebbles, ("sand", "water", "concrete"), (_GREY, _GREY, _BROWN, _WHITE)),
+        Subject(bricks, ("concrete", "sand"), (_RED, _BROWN, _GREY)),
+        Subject(planks, ("wood", "grass"), (_BROWN, _BROWN, _GREY, _WHITE)),
+        Subject(waves, ("sky", "water"), (_BLUE, _TEAL, _TEAL)),
+        Subject(flowers, ("grass", "bokeh"), (_PINK, _YELLOW, _WHITE, _VIOLET)),
+        Subject(trees, ("sky", "sky", "grass"), (_DARK, _BROWN, _GREEN)),
+        Subject(letters, ("cloth", "concrete", "wood"), (_RED, _BLUE, _YELLOW, _WHITE)),
+        Subject(leaves, ("sand", "wood", "bokeh"), (_GREEN, _GREEN, _ORANGE)),
+        Subject(fish, ("water",), (_ORANGE, _GREY, _BLUE, _YELLOW)),
+        Subject(butterflies, ("bokeh", "sky", "grass"), (_ORANGE, _YELLOW, _BLUE, _DARK)),
+    )
+}
+
+
+# -- what nobody asked for
+
+
+def screens(rng: np.random.Generator, width: int, height: int) -> Pixels:
+    """A page of text as a screen shows it: a bar, headlines, paragraphs, a box."""
+    dark = rng.random() < 0.3
+    paper, text = ((24, 26, 30), (215, 215, 220)) if dark else ((250, 250, 248), (40, 42, 48))
+    image = Image.new("RGB", (width, height), paper)
+    pen, accent, size = ImageDraw.Draw(image), ANY.drawn(rng), int(rng.integers(7, 12))
+    pen.rectangle((0, 0, width, height * rng.uniform(0.08, 0.2)), fill=accent)
+    y = height * rng.uniform(0.2, 0.3)
+    while y < height:
+        head = rng.random() < 0.2
+        line = " ".join(rng.choice(_WORDS, int(rng.integers(2, 9))))
+        left = width * rng.choice([0.05, 0.05, 0.3])
+        pen.text(
+            (left, y), line, fill=accent if head else text, font=ImageFont.load_default(size * (1.6 if head else 1))
+        )
+        if rng.random() < 0.15:
+            pen.rectangle((width * 0.55, y, width * 0.95, y + 4 * size), fill=shade(accent, rng.uniform(0.6, 1.4)))
+        y += size * rng.uniform(1.2, 2.2) * (1.6 if head else 1)
+    return np.asarray(image)
+
+
+def views(rng: np.random.Generator, width: int, height: int) -> Pixels:
+    """A ground and nothing on it: sand, sky, water, cloth."""
+    return photograph(Subject(lambda _: None, tuple(GROUNDS), (ANY,)), rng, width, height)
+
+
+def blurs(rng: np.random.Generator, width: int, height: int) -> Pixels:
+    """A photograph that missed its subject: soft lights and shapes, out of focus."""
+    levels = np.zeros((height, width, 3), np.float32)
+    for ink in (ANY.drawn(rng) for _ in range(5)):
+        weight = 1 / (1 + np.exp(-4 * fractal(rng, width, height, rng.uniform(2, 5))))[..., None]
+        levels = levels * (1 - weight) + np.array(ink, np.float32) * weight
+    soft = cv2.GaussianBlur(levels, (0, 0), min(width, height) * rng.uniform(0.02, 0.05))
+    return camera(soft * (1 + 0.2 * cloud(rng, width, height, 2))[..., None], rng)
+
+
+# Kinds of images that no curated set asks for.
+DISTRACTORS: Mapping[str, Callable[[np.random.Generator, int, int], Pixels]] = {
+    painter.__name__: painter for painter in (screens, views, blurs)
 }
 
 
 def draw(concept: str, rng: np.random.Generator, width: int, height: int) -> Pixels:
-    """One picture of a concept named in `CONCEPTS`: uint8 RGB [height, width, 3], decided by `rng` alone."""
-    palette = _palette(rng)
-    ground = _backdrop(palette, rng, width, height)
-    sheet = Sheet(width, height, ground.copy(), np.zeros((height, width), np.uint8), palette, rng)
-    CONCEPTS[concept](sheet)
-    return _finish(_lay(sheet, ground), rng)
-
-
-def _palette(rng: np.random.Generator) -> Palette:
-    hue, light_ground = rng.random(), rng.random() < 0.94
-    step = float(rng.choice([0.06, 0.12, 0.33, 0.5]))
-
-    def colour(turn: float, light: bool) -> Colour:
-        saturation = rng.uniform(0.06, 0.36) if light else rng.uniform(0.35, 0.9)
-        value = rng.uniform(0.85, 1.0) if light else rng.uniform(0.2, 0.5)
-        red, green, blue = colorsys.hsv_to_rgb((hue + turn) % 1.0, saturation, value)
-        return round(red * 255), round(green * 255), round(blue * 255)
-
-    ground = colour(0.0, light_ground)
-    first, second, third, fourth = (colour(step * i + rng.uniform(-0.04, 0.04), not light_ground) for i in range(1, 5))
-    return Palette((ground, _shade(ground, rng.uniform(0.8, 0.93))), (first, second, third, fourth))
-
-
-def _backdrop(palette: Palette, rng: np.random.Generator, width: int, height: int) -> Pixels:
-    """A blend of the two ground shades: a slope, a glow, clouds or soft lights out of focus."""
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    manner = rng.choice(["slope", "glow", "clouds", "lights"])
-    if manner == "slope":
-        angle = rng.uniform(0, 2 * np.pi)
-        field = 0.5 + np.cos(angle) * (x / width - 0.5) + np.sin(angle) * (y / height - 0.5)
-    elif manner == "glow":
-        field = np.hypot(x / width - rng.uniform(0.2, 0.8), y / height - rng.uniform(0.2, 0.8)) * 1.4
-    elif manner == "clouds":
-        field = 0.65 * _cloud(rng, width, height, 4) + 0.35 * _cloud(rng, width, height, 11)
-    else:
-        spots = np.zeros((height, width), np.uint8)
-        for _ in range(int(rng.integers(4, 14))):
-            centre = (int(rng.integers(width)), int(rng.integers(height)))
-            cv2.circle(spots, centre, int(min(width, height) * rng.uniform(0.05, 0.2)), int(rng.integers(90, 255)), -1)
-        field = cv2.GaussianBlur(spots, (0, 0), min(width, height) * 0.03).astype(np.float32) / 255
-    weight = np.clip(field, 0, 1)[..., None]
-    light, dark = (np.array(shade, np.float32) for shade in palette.ground)
-    return _bytes(light * (1 - weight) + dark * weight)
-
-
-def _lay(sheet: Sheet, ground: Pixels) -> Pixels:
-    """The ink over the ground, with the soft shadow that it throws."""
-    rng, side = sheet.rng, sheet.side
-    shift = np.array([[1, 0, rng.uniform(-0.04, 0.04) * side], [0, 1, rng.uniform(0.0, 0.05) * side]], np.float32)
-    cover = cv2.warpAffine(sheet.cover, shift, (sheet.width, sheet.height))
-    shadow = cv2.GaussianBlur(cover, (0, 0), side * 0.025)[..., None] * np.float32(rng.uniform(0.0, 0.45) / 255)
-    weight = sheet.cover[..., None].astype(np.float32) / 255
-    return _bytes(ground * (1 - shadow) * (1 - weight) + sheet.colour * weight)
-
-
-def _finish(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """A gentle warp, uneven light, a frame now and then, softness and grain."""
-    height, width = image.shape[:2]
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    bend = np.float32(min(width, height) * rng.uniform(0.0, 0.05))
-    moved = [axis + bend * (_cloud(rng, width, height, 4) - 0.5) for axis in (x, y)]
-    warped = cv2.remap(image, moved[0], moved[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-    angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 0.5)
-    light = 1 + slope * (np.cos(angle) * (x / width - 0.5) + np.sin(angle) * (y / height - 0.5))
-    light *= 1 - rng.uniform(0.0, 0.5) * ((x / width - 0.5) ** 2 + (y / height - 0.5) ** 2)
-    lit = warped * light[..., None].astype(np.float32) * np.float32(rng.uniform(0.85, 1.08))
-    if rng.random() < 0.3:
-        lit = cv2.GaussianBlur(lit, (0, 0), rng.uniform(0.4, 1.0))
-    lit += rng.standard_normal((height, width, 1), np.float32) * np.float32(rng.uniform(0.0, 4.0))
-    if rng.random() < 0.15:
-        edge = max(2, round(min(width, height) * rng.uniform(0.03, 0.07)))
-        tone = float(rng.choice([20, 128, 245]))
-        for strip in (lit[:edge], lit[-edge:], lit[:, :edge], lit[:, -edge:]):
-            strip[:] = tone
-    if rng.random() < 0.12:
-        lit = np.repeat(lit.mean(axis=2, keepdims=True), 3, axis=2)
-    return _bytes(lit)
-
-
-def _cloud(rng: np.random.Generator, width: int, height: int, cells: int) -> NDArray[np.float32]:
-    """Smooth noise [height, width], near 0..1, with `cells` bumps a side."""
-    grid = rng.random((cells, cells), np.float32)
-    return cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
-
-
-def _ellipse(radius_x: float, radius_y: float, centre: tuple[float, float] = (0.0, 0.0), points: int = 32) -> Points:
-    turns = np.linspace(0, 2 * np.pi, points, endpoint=False)
-    return np.stack([centre[0] + radius_x * np.cos(turns), centre[1] + radius_y * np.sin(turns)], axis=1)
-
-
-def _bent(points: Points, bend: float) -> Points:
-    return np.stack([points[:, 0], points[:, 1] + bend * points[:, 0] ** 2], axis=1)
-
-
-def _reach(sheet: Sheet) -> float:
-    """Half the diagonal, with a margin: a texture that goes so far fills the sheet however it is turned."""
-    return 0.55 * float(np.hypot(sheet.width, sheet.height))
-
-
-def _shade(colour: Colour, factor: float) -> Colour:
-    red, green, blue = (min(255, round(channel * factor)) for channel in colour)
-    return red, green, blue
-
-
-def _bytes(levels: NDArray[np.floating]) -> Pixels:
-    return np.clip(np.round(levels), 0, 255).astype(np.uint8)
-
-
-def _fixed(points: Points) -> NDArray[np.int32]:
-    return np.round(points * (1 << _SUBPIXEL_BITS)).astype(np.int32)
+    """A picture of what is named in `CONCEPTS` or `DISTRACTORS`: uint8 RGB [height, width, 3], decided by `rng` alone."""
+    if concept in DISTRACTORS:
+        return DISTRACTORS[concept](rng, width, height)
+    return photograph(CONCEPTS[concept], rng, width, height)

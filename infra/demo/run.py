@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 from infra import api
-from infra.demo.world import Truth, is_made, load_truth, make_world, write_config
+from infra.config import usable_cpus
+from infra.demo.world import FULL_SIZE, Truth, is_made, load_truth, make_world, write_config
 from infra.report.render import write_report
 from pipeline import own
 from pipeline.dag.runner import Event
-from pipeline.dag.store import Artifact, Store
+from pipeline.dag.stage import Outcome, Progress, Stage
+from pipeline.dag.store import Artifact, Rows, Store
 from pipeline.errors import ConfigError, GateError
 from pruning.variants import METHODS
 
 Lines = dict[str, list[str]]
+K = "10"  # neighbours of the accuracies that are told
+# How units are chosen at each strength: what is told, all with weights refitted.
+TOLD = {"entropic+refit": "entropic", "magnitude+refit": "magnitude", "random+refit": "random"}
 JUDGED = ("dedup/pool", "retrieve/alpha", "retrieve/beta", "train/all", "evaluate/all", "prune/all")
 
 
-def run_demo(folder: Path, watch: Callable[[Event], None]) -> dict[str, Any]:
-    """Makes the sample world (unless it is there), runs everything, and judges it.
+def run_demo(folder: Path, watch: Callable[[Event], None], seed: int = 0) -> dict[str, Any]:
+    """Makes the sample world of a seed (unless one is there), runs everything, and judges it.
 
     Raises:
         LodesetError: the folder is in use or cannot be written, or a stage failed.
@@ -30,7 +35,7 @@ def run_demo(folder: Path, watch: Callable[[Event], None]) -> dict[str, Any]:
         GateError: a reference image, or a copy of one, reached the shards.
     """
     started = time.time()
-    truth = load_truth(folder) if is_made(folder) else make_world(folder)
+    truth = load_truth(folder) if is_made(folder) else drawn(folder, watch, seed)
     own.mark(folder, "demo", filled=True)
     config = folder / "lodeset.yaml"
     if not config.exists():
@@ -53,12 +58,38 @@ def run_demo(folder: Path, watch: Callable[[Event], None]) -> dict[str, Any]:
     return judged
 
 
+def drawn(folder: Path, watch: Callable[[Event], None], seed: int, images: int = FULL_SIZE) -> Truth:
+    """Draws the world, and tells of it as of a stage."""
+    started, cpus = time.time(), usable_cpus()
+    stage = Stage("draw", "world", 1, "beam", lambda _: Outcome({}, Rows(0, 0)), {"seed": seed})
+
+    def report(done: int, of: int) -> None:
+        watch(Event("progress", stage, Progress(done / of, done)))
+
+    watch(Event("started", stage, reason=f"{images:,} images for the pool, and sets beside it, by {cpus} processes"))
+    truth = make_world(folder, images, seed, cpus, report)
+    made = Artifact(
+        stage.name,
+        stage.set,
+        1,
+        "",
+        stage.config,
+        {},
+        {},
+        Rows(truth.files, truth.files),
+        seconds=time.time() - started,
+    )
+    watch(Event("done", stage, artifact=made))
+    return truth
+
+
 def judge(store: Store, artifacts: Mapping[str, Artifact], truth: Truth) -> dict[str, Any]:
     """Figures against the truth, and the lines that a person reads."""
     recall, precision, found = _duplicates(store, artifacts["dedup/pool"], truth)
     shards = set(store.table(artifacts["write_shards/all"].tables["index"], ["image_id"])["image_id"].to_pylist())
     leaked = len(shards & set(truth.leaked))
     purity = _purity(store, artifacts, truth)
+    wanted = _wanted(shards, truth)
     knn = artifacts["evaluate/all"].details["targets"]
     pruning = artifacts["prune/all"].details["jobs"]
     lines: Lines = {
@@ -66,9 +97,11 @@ def judge(store: Store, artifacts: Mapping[str, Artifact], truth: Truth) -> dict
         "near-duplicates": [f"recall {recall:.3f}, precision {precision:.3f} of {found} pairs found"],
         "leaked reference images": [f"{leaked} in the shards, of {len(truth.leaked)} planted in the pool"],
         "retrieved": [
-            f"{name}: {p['purity']:.0%} are {' or '.join(truth.curated[name])}, {p['base_rate']:.0%} of the pool are ({p['images']} images)"
+            f"{name}: {p['purity']:.0%} of {p['images']} images show {' or '.join(truth.curated[name])}; "
+            f"{p['base_rate']:.1%} of the pool do ({p['purity'] / p['base_rate']:.1f} times as many)"
             for name, p in purity.items()
         ],
+        "wanted images": [f"{wanted['pool']:.0%} of the pool -> {wanted['shards']:.0%} of what is trained on"],
         "kNN": [_knn(name, target) for name, target in knn.items()],
         "pruned": [line for job in pruning for line in _pruned(job)],
     }
@@ -77,6 +110,7 @@ def judge(store: Store, artifacts: Mapping[str, Artifact], truth: Truth) -> dict
         "precision": precision,
         "leaked": leaked,
         "purity": purity,
+        "wanted": wanted,
         "knn": knn,
         "pruning": pruning,
         "lines": lines,
@@ -84,14 +118,15 @@ def judge(store: Store, artifacts: Mapping[str, Artifact], truth: Truth) -> dict
 
 
 def _knn(name: str, target: Mapping[str, Any]) -> str:
-    found = target["knn"]
-    k = next(iter(found["trained"]))
-    before, after = found["untrained"][k], found["trained"][k]
-    return f"{name}: {before:.3f} untrained -> {after:.3f} trained ({target['classes']} classes, k = {k})"
+    embedder, before, after = (_at_k(target["knn"][one]) for one in ("embedder", "untrained", "trained"))
+    return (
+        f"{name}: model {before:.3f} untrained -> {after:.3f} trained; embedder {embedder:.3f} "
+        f"({target['classes']} classes, {target['test']} images)"
+    )
 
 
-def _first(by_k: Mapping[str, float]) -> float:
-    return next(iter(by_k.values()))
+def _at_k(by_k: Mapping[str, float]) -> float:
+    return by_k.get(K, next(iter(by_k.values())))
 
 
 def _funnel(artifacts: Mapping[str, Artifact]) -> list[str]:
@@ -140,14 +175,27 @@ def _purity(store: Store, artifacts: Mapping[str, Artifact], truth: Truth) -> di
     return purity
 
 
+def _wanted(shards: Set[str], truth: Truth) -> dict[str, float]:
+    """The share of images that show what any curated set asks for: in the pool, and of the pool's images in the shards."""
+    asked = {concept for concepts in truth.curated.values() for concept in concepts}
+    taken = [truth.concepts[image_id] for image_id in shards & truth.concepts.keys()]
+    everywhere = list(truth.concepts.values())
+    return {
+        "pool": sum(concept in asked for concept in everywhere) / len(everywhere),
+        "shards": sum(concept in asked for concept in taken) / max(1, len(taken)),
+    }
+
+
 def _pruned(job: Mapping[str, Any]) -> list[str]:
-    """The strongest pruning of the sweep: every method at the same number of units."""
-    strongest = max(v["eps_w"] for v in job["variants"])
-    at = {v["method"]: v for v in job["variants"] if v["eps_w"] == strongest}
-    removed = at[METHODS[0]]
+    """A line a rung: what is gone, and kNN of each way of choosing as many units, refitted."""
     target = next(iter(job["knn_dense"]), None)
-    share = f"{removed['parameters_removed']:.0%} of parameters, {removed['macs_removed']:.0%} of MACs removed"
-    if target is None:
-        return [share]
-    figures = ", ".join(f"{method} {_first(at[method]['knn'][target]):.3f}" for method in METHODS)
-    return [f"{share}; kNN of {target}: dense {_first(job['knn_dense'][target]):.3f}, {figures}"]
+    swept = "remove" if job["job"]["remove"] else "eps_w"
+    lines = [] if target is None else [f"dense: kNN {_at_k(job['knn_dense'][target]):.3f}"]
+    for point in sorted({v[swept] for v in job["variants"]}):
+        at = {v["method"]: v for v in job["variants"] if v[swept] == point}
+        removed = at[METHODS[0]]
+        line = f"{removed['parameters_removed']:.0%} of parameters, {removed['macs_removed']:.0%} of MACs removed"
+        if target is not None:
+            line += ": " + ", ".join(f"{name} {_at_k(at[method]['knn'][target]):.3f}" for method, name in TOLD.items())
+        lines.append(line)
+    return lines

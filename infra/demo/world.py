@@ -11,34 +11,42 @@ File names say nothing about what an image shows; captions and labels do.
 """
 
 import contextlib
+import functools
 import io
+import itertools
 import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
 from infra.demo.copies import LEAK_KINDS, REJECTS, StoredFile, broken_files, copy_of, near_copies, saved, upright
-from infra.demo.draw import CONCEPTS, draw
+from infra.demo.draw import CONCEPTS, DISTRACTORS, draw
+from pipeline.engines.processes import pool, task
 from pipeline.errors import LodesetError
 
 FEWEST_IMAGES = 200
 FULL_SIZE = 2400  # pool images; in a smaller world the companion sets shrink in proportion
-CURATED: Mapping[str, tuple[str, ...]] = {"alpha": ("letters", "leaves"), "beta": ("trees", "fish", "faces")}
+CURATED: Mapping[str, tuple[str, ...]] = {"alpha": ("letters", "leaves"), "beta": ("trees", "fish", "butterflies")}
 
 _UNFINISHED = ".unfinished"
 _MADE = ("pool", "curated", "reference", "target.parquet", "truth.json")
+STEPS = 1000  # of training
 _TINY = 3
-_ZIPF_EXPONENT = 1.3
+_ZIPF_EXPONENT = 1.0
+_DISTRACTING = 0.3  # share of the pool's originals that show what nobody asked for
+_CURATED_EACH = 30  # images of each of a curated set's concepts
+_DRAWN_AT_ONCE = 16  # images a task
+_NAMES = (*CONCEPTS, *DISTRACTORS)  # a label of a `.cls` file is a place in it
+_SIDES = (96, 225)  # pixels
 _TAR_SHARES = (0.22, 0.16, 0.13, 0.1, 0.08, 0.06)  # of the pool's files; the rest lie loose
 _SIDECARS = (("json", "txt"), ("json",), ("txt",), ("cls",), (), ())
 _REPEATED_NAME_TAR = 4  # carries no sidecars, which a repeated name would make ambiguous
@@ -87,13 +95,28 @@ class Truth:
     curated: Mapping[str, tuple[str, ...]]
 
 
-def make_world(folder: Path, images: int = 2400, seed: int = 0) -> Truth:
-    """Writes a sample world; the same arguments and library versions give the same files.
+@dataclass(frozen=True)
+class Job:
+    """A picture to draw: what of, and the seed of its generator, its own: neither order nor process changes any."""
+
+    seed: tuple[int, int, int]
+    concept: str
+
+
+Drawn = Callable[[int, int], None]  # is told how many pictures are drawn, and of how many
+
+
+def make_world(
+    folder: Path, images: int = FULL_SIZE, seed: int = 0, cpus: int = 1, report: Drawn = lambda done, of: None
+) -> Truth:
+    """Writes a sample world; the same arguments and library versions give the same files, however many cores draw.
 
     Args:
         folder: new, empty, or left behind by a call that was interrupted.
-        images: readable image files in the pool: at most a quarter of them copies, 2 in 5 of the commonest concept.
+        images: readable image files in the pool: a sixth of them copies, a quarter what no set asks for.
         seed: of every random choice.
+        cpus: processes that draw.
+        report: called while pictures are drawn.
 
     Raises:
         LodesetError: the folder is in use or cannot be written, or `images` is too small for every concept and flaw to
@@ -103,7 +126,7 @@ def make_world(folder: Path, images: int = 2400, seed: int = 0) -> Truth:
         raise LodesetError(f"a sample world of {images} images cannot hold every flaw: ask for {FEWEST_IMAGES} or more")
     with _writing(folder):
         _take(folder)
-        truth = _make(folder, images, seed)
+        truth = _make(folder, images, seed, functools.partial(_drawn_by, cpus, report))
         (folder / _UNFINISHED).unlink()
     return truth
 
@@ -138,22 +161,27 @@ def _take(folder: Path) -> None:
     (folder / _UNFINISHED).write_text("`lodeset demo` makes what lies here anew\n", encoding="utf-8")
 
 
-def _make(folder: Path, images: int, seed: int) -> Truth:
+def _make(folder: Path, images: int, seed: int, drawn: Callable[[Sequence[Job]], list[StoredFile]]) -> Truth:
     names, scale = tuple(CONCEPTS), min(1.0, images / FULL_SIZE)
     leaks, near, exact = _at_least(6, 30 * scale), images // 10, images // 20
-
-    reference = _draw_all(seed, 1, _evenly(names, 2 * leaks))
-    curated = {
-        name: _draw_all(seed, 2 + i, _evenly(shown, _at_least(8, 40 * scale)))
-        for i, (name, shown) in enumerate(CURATED.items())
+    each = _at_least(8, _CURATED_EACH * scale)
+    splits = {"gallery": _at_least(6, 60 * scale), "test": _at_least(3, 60 * scale)}
+    asked = {
+        "reference": _evenly(names, 2 * leaks),
+        **{name: _evenly(shown, each * len(shown)) for name, shown in CURATED.items()},
+        **{split: _evenly(names, count * len(names)) for split, count in splits.items()},
+        "pool": _long_tail(images - near - exact - leaks),
     }
-    splits = {"gallery": _at_least(6, 60 * scale), "test": _at_least(3, 30 * scale)}
-    target = [
-        (split, file)
-        for i, (split, count) in enumerate(splits.items())
-        for file in _draw_all(seed, 4 + i, _evenly(names, count * len(names)))
+    jobs = [
+        Job((seed, stream, index), concept)
+        for stream, concepts in enumerate(asked.values(), 1)
+        for index, concept in enumerate(concepts)
     ]
-    originals = _draw_all(seed, 6, _long_tail(names, images - near - exact - leaks))
+    files = iter(drawn(jobs))
+    made = {name: list(itertools.islice(files, len(concepts))) for name, concepts in asked.items()}
+    reference, originals = made["reference"], made["pool"]
+    target = [(split, file) for split in splits for file in made[split]]
+
     rng = np.random.default_rng([seed, 0])
     groups = near_copies(originals, near, rng)
     again = [originals[i] for i in rng.choice(len(originals), exact, replace=False)]
@@ -168,8 +196,8 @@ def _make(folder: Path, images: int, seed: int) -> Truth:
     _write_pool(folder / "pool", [pool[i] for i in rng.permutation(len(pool))])
     _write_loose(folder / "reference", reference)
     (folder / "curated").mkdir()
-    for name, files in curated.items():
-        _write_tar(folder / "curated" / f"{name}.tar", [(f"{i:04d}", file) for i, file in enumerate(files)], ())
+    for name in CURATED:
+        _write_tar(folder / "curated" / f"{name}.tar", [(f"{i:04d}", file) for i, file in enumerate(made[name])], ())
     _write_target(folder / "target.parquet", target)
     truth = Truth(
         images=images,
@@ -211,6 +239,8 @@ def write_config(folder: Path) -> Path:
     Raises:
         LodesetError: the folder cannot be written.
     """
+    from pipeline.algorithms.hardware import has_bf16  # loads torch
+
     shown = {name: ", ".join(concepts) for name, concepts in CURATED.items()}
     path = folder / "lodeset.yaml"
     text = f"""\
@@ -241,9 +271,21 @@ dedup: {{threshold: auto}}               # calibrated on copies made from this p
 cluster: {{k: auto}}
 shards: {{size_mb: 4}}                   # small, so that there are several
 
-training: {{recipe: tiny, steps: 300}}   # minutes on two cores; more steps learn more
-pruning:
-  - {{method: entropic, sweep: [1.0e-4, 1.0e-3, 1.0e-2]}}
+training:                              # minutes on two cores; more steps learn more
+  recipe: tiny
+  steps: {STEPS}
+  precision: {"bf16" if has_bf16() else "fp32"}
+  checkpoint_every: 250
+  model: {{dim: 128, depth: 4, heads: 2}}
+  heads: {{prototypes: 128}}
+  crops:                               # colours say nothing here, so that crops lose them; one crop shows most of a picture
+    {{global_size: 48, local_size: 24, global_scale: [0.6, 1.0], local_scale: [0.3, 0.7], hue: 0.5, grey: 0.3,
+     brightness: 0.3, contrast: 0.3, saturation: 0.4, solarise: 0, blur: [0, 0, 0]}}
+  teacher: {{momentum_start: 0.97, temperature_end: 0.04}}
+  optimiser: {{base_lr: 1.0e-2, layer_decay: 1.0, patch_embed_lr: 1.0}}
+
+pruning:                               # without labels; shares of the parameters
+  - {{method: entropic, remove: [0.2, 0.4, 0.6]}}
 """
     with _writing(folder):
         # A half-written configuration would be taken for the user's.
@@ -261,24 +303,47 @@ def _evenly(names: Sequence[str], count: int) -> list[str]:
     return [names[i % len(names)] for i in range(count)]
 
 
-def _long_tail(names: Sequence[str], count: int) -> list[str]:
-    """`count` names, the one of rank r about r^-1.3 as often as the first (Zipf), each at least three times."""
-    shares = np.arange(1, len(names) + 1) ** -_ZIPF_EXPONENT
-    tail = [_at_least(3, count * share) for share in shares[1:] / shares.sum()]
-    return [name for name, times in zip(names, [count - sum(tail), *tail], strict=True) for _ in range(times)]
+def _long_tail(count: int) -> list[str]:
+    """`count` names: what nobody asked for, and concepts, the one of rank r about 1/r as often as the first (Zipf), each
+    at least three times."""
+    names, others = tuple(CONCEPTS), _evenly(tuple(DISTRACTORS), round(_DISTRACTING * count))
+    shares = 1 / np.arange(1, len(names) + 1)
+    tail = [_at_least(3, (count - len(others)) * share) for share in shares[1:] / shares.sum()]
+    counts = [count - len(others) - sum(tail), *tail]
+    return [*others, *(name for name, times in zip(names, counts, strict=True) for _ in range(times))]
 
 
-def _draw_all(seed: int, stream: int, concepts: Sequence[str]) -> list[StoredFile]:
-    """One image a concept named, each from a generator of its own: neither order nor thread changes any."""
-    with ThreadPoolExecutor() as threads:
-        return list(threads.map(partial(_drawn, seed, stream), range(len(concepts)), concepts))
+def _drawn_by(cpus: int, report: Drawn, jobs: Sequence[Job]) -> list[StoredFile]:
+    """The pictures of `jobs`, drawn in as many processes as there are `cpus`.
+
+    Raises:
+        LodesetError: a process died.
+    """
+    workers, tasks = pool(cpus), []
+    for start in range(0, len(jobs), _DRAWN_AT_ONCE):
+        tasks.append(task(_draw_some, jobs[start : start + _DRAWN_AT_ONCE]))
+        workers.start(tasks[-1])
+        report(sum(len(one.result) for one in tasks if isinstance(one.result, list)), len(jobs))
+    files = []
+    for one in tasks:
+        found = workers.wait(one)
+        if not isinstance(found, list):
+            raise LodesetError(f"drawing the sample world failed: {found.detail}")
+        files += found
+        report(sum(len(one.result) for one in tasks if isinstance(one.result, list)), len(jobs))
+    return files
 
 
-def _drawn(seed: int, stream: int, index: int, concept: str) -> StoredFile:
-    rng = np.random.default_rng([seed, stream, index])
-    width = int(rng.integers(64, 257))
-    height = int(np.clip(width * 2 ** rng.uniform(-0.5, 0.5), 64, 256))
-    return _encoded(Image.fromarray(draw(concept, rng, width, height)), concept, rng)
+def _draw_some(jobs: Sequence[Job]) -> list[StoredFile]:
+    cv2.setNumThreads(0)
+    return [_drawn(job) for job in jobs]
+
+
+def _drawn(job: Job) -> StoredFile:
+    rng = np.random.default_rng(job.seed)
+    width = int(rng.integers(*_SIDES))
+    height = int(np.clip(width * 2 ** rng.uniform(-0.5, 0.5), *_SIDES))
+    return _encoded(Image.fromarray(draw(job.concept, rng, width, height)), job.concept, rng)
 
 
 def _encoded(image: Image.Image, concept: str, rng: np.random.Generator) -> StoredFile:
@@ -326,7 +391,7 @@ def _write_tar(path: Path, named: Iterable[tuple[str, StoredFile]], sidecars: Se
         for key, file in named:
             members = {file.suffix: file.data}
             if file.concept is not None:
-                caption, label = f"A picture of {file.concept}.", list(CONCEPTS).index(file.concept)
+                caption, label = f"A picture of {file.concept}.", _NAMES.index(file.concept)
                 described = {
                     "caption": caption,
                     "label": file.concept,

@@ -19,10 +19,12 @@ from PIL import Image, ImageOps
 
 from infra.demo import world as making
 from infra.demo.copies import LEAK_KINDS, NEAR_KINDS
-from infra.demo.draw import CONCEPTS, draw
+from infra.demo.draw import CONCEPTS, DISTRACTORS, draw
 from infra.demo.world import CURATED, Truth, load_truth, make_world, write_config
 from pipeline.config import CurationConfig
 from pipeline.errors import LodesetError
+from pruning.config import PruneJob
+from training.config import TrainingConfig
 
 IMAGES = 240
 
@@ -111,8 +113,8 @@ def test_leaked_images_are_copies_of_reference_images(world: Path, pool: list[tu
 
 def test_curated_and_target_images_are_not_in_the_pool(world: Path, truth: Truth) -> None:
     assert truth.curated == CURATED
-    counts = Counter(truth.concepts.values())
-    rare = {concept for concept, _ in counts.most_common()[5:]}
+    counts = Counter(shown for shown in truth.concepts.values() if shown in CONCEPTS)
+    rare = {concept for concept, _ in counts.most_common()[4:]}
     for name, shown in truth.curated.items():
         assert set(shown) <= rare
         for _, data in _members(world / "curated" / f"{name}.tar"):
@@ -127,9 +129,11 @@ def test_curated_and_target_images_are_not_in_the_pool(world: Path, truth: Truth
 
 
 def test_classes_have_a_long_tail(truth: Truth) -> None:
-    counts = [count for _, count in Counter(truth.concepts.values()).most_common()]
-    assert len(counts) == len(CONCEPTS)
-    assert counts[0] > 0.3 * sum(counts) > 12 * counts[-1] > 0
+    shown = Counter(truth.concepts.values())
+    assert set(shown) == {*CONCEPTS, *DISTRACTORS}
+    counts = sorted((shown[concept] for concept in CONCEPTS), reverse=True)
+    assert counts[0] > 5 * counts[-1] > 0
+    assert 0.2 < sum(shown[kind] for kind in DISTRACTORS) / sum(shown.values()) < 0.4
 
 
 def test_formats_and_modes_vary(pool: list[tuple[str, bytes]]) -> None:
@@ -153,20 +157,22 @@ def test_tars_repeat_one_name_and_describe_some_images(world: Path, truth: Truth
         images = {name.partition(".")[0]: _image_id(data) for name, data in members if not _is_sidecar(name)}
         for name, data in members:
             concept = truth.concepts[images[name.partition(".")[0]]] if _is_sidecar(name) else ""
-            shown = str(list(CONCEPTS).index(concept)) if name.endswith(".cls") else concept
+            shown = str([*CONCEPTS, *DISTRACTORS].index(concept)) if name.endswith(".cls") else concept
             assert not concept or shown in data.decode()
 
 
 def test_an_image_depends_on_its_generator_alone() -> None:
-    for concept in CONCEPTS:
+    for concept in (*CONCEPTS, *DISTRACTORS):
         first, again, other = (draw(concept, np.random.default_rng(seed), 90, 70) for seed in (1, 1, 2))
         assert first.shape == (70, 90, 3)
         assert np.array_equal(first, again)
         assert np.abs(first.astype(int) - other).mean() > 5
 
 
-def test_the_same_seed_gives_the_same_files(world: Path, tmp_path: Path) -> None:
-    make_world(tmp_path, images=IMAGES, seed=3)
+def test_the_same_seed_gives_the_same_files_however_many_processes_draw(world: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    make_world(tmp_path, images=IMAGES, seed=3, cpus=2, report=lambda done, of: told.append((done, of)))
+    assert told == sorted(told) and told[-1][0] == told[-1][1] > IMAGES / 2, "a bar that rises to its end"
     names = sorted(str(path.relative_to(world)) for path in world.rglob("*") if path.is_file())
     assert names == sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert all((world / name).read_bytes() == (tmp_path / name).read_bytes() for name in names)
@@ -176,8 +182,9 @@ def test_the_configuration_is_valid_and_its_sets_exist(world: Path, tmp_path: Pa
     (tmp_path / "truth.json").write_bytes((world / "truth.json").read_bytes())
     path = write_config(tmp_path)
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert tree.pop("training") == {"recipe": "tiny", "steps": 300}
-    assert tree.pop("pruning") == [{"method": "entropic", "sweep": [1e-4, 1e-3, 1e-2]}]
+    TrainingConfig.model_validate(tree.pop("training"))
+    (job,) = tree.pop("pruning")
+    assert PruneJob.model_validate(job).points == (0.2, 0.4, 0.6)
     config = CurationConfig.model_validate(tree)
     assert {curated.name for curated in config.curated} == set(CURATED)
     for source in (*config.pool, *config.curated, *config.reference, *config.targets):
@@ -226,7 +233,7 @@ def test_a_folder_that_cannot_be_is_told_before_anything_is_drawn(
     def never(*_: object) -> None:
         raise AssertionError("drawn in vain")
 
-    monkeypatch.setattr(making, "draw", never)
+    monkeypatch.setattr(making, "pool", never)
     (tmp_path / "file").touch()
     with pytest.raises(LodesetError, match=r"cannot be written to .*choose another folder"):
         make_world(tmp_path / "file" / "demo")
