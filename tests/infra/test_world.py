@@ -26,7 +26,7 @@ from pipeline.errors import LodesetError
 from pruning.config import PruneJob
 from training.config import TrainingConfig
 
-IMAGES = 240
+IMAGES = 200
 
 
 @pytest.fixture(scope="module")
