@@ -294,8 +294,8 @@ def camera(levels: NDArray[np.floating], rng: np.random.Generator) -> Pixels:
     angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 0.6)
     light = 1 + slope * (np.cos(angle) * (x / width - 0.5) + np.sin(angle) * (y / height - 0.5))
     light *= 1 - rng.uniform(0.0, 0.6) * ((x / width - 0.5) ** 2 + (y / height - 0.5) ** 2)
-    warmth = rng.uniform(-0.12, 0.12)
-    tint = np.array([1 + warmth, 1.0, 1 - warmth], np.float32) * np.float32(rng.uniform(0.8, 1.25))
+    warmth, green = rng.uniform(-0.22, 0.22), rng.uniform(-0.08, 0.08)
+    tint = np.array([1 + warmth, 1 + green, 1 - warmth], np.float32) * np.float32(rng.uniform(0.6, 1.4))
     seen = seen * light[..., None].astype(np.float32) * tint
     if rng.random() < 0.35:
         seen = cv2.GaussianBlur(seen, (0, 0), rng.uniform(0.5, 1.1))

@@ -39,7 +39,7 @@ CURATED: Mapping[str, tuple[str, ...]] = {"alpha": ("letters", "leaves"), "beta"
 
 _UNFINISHED = ".unfinished"
 _MADE = ("pool", "curated", "reference", "target.parquet", "truth.json")
-STEPS = 1000  # of training
+STEPS = 1800  # of training
 _TINY = 3
 _ZIPF_EXPONENT = 1.0
 _DISTRACTING = 0.3  # share of the pool's originals that show what nobody asked for
@@ -233,8 +233,8 @@ def load_truth(folder: Path) -> Truth:
     return Truth(near=near, curated=curated, tiny=tuple(raw.pop("tiny")), **raw)
 
 
-def write_config(folder: Path) -> Path:
-    """Writes `lodeset.yaml`, a whole run over the sample world in `folder`, and returns its path.
+def write_config(folder: Path, images: int = FULL_SIZE) -> Path:
+    """Writes `lodeset.yaml`, a whole run over the sample world of so many `images` in `folder`, and returns its path.
 
     Raises:
         LodesetError: the folder cannot be written.
@@ -268,21 +268,23 @@ targets:                               # kNN on images that the pool never held
 
 filter: {{min_side: 16}}                 # pixels
 dedup: {{threshold: auto}}               # calibrated on copies made from this pool
-cluster: {{k: auto}}
+cluster: {{k: {max(4, images // 24)}}}
 shards: {{size_mb: 4}}                   # small, so that there are several
 
 training:                              # minutes on two cores; more steps learn more
   recipe: tiny
   steps: {STEPS}
+  batch: 16                            # few images, many steps: the run is short
   precision: {"bf16" if has_bf16() else "fp32"}
-  checkpoint_every: 250
+  log_every: 25
+  checkpoint_every: 450
   model: {{dim: 128, depth: 4, heads: 2}}
   heads: {{prototypes: 128}}
-  crops:                               # colours say nothing here, so that crops lose them; one crop shows most of a picture
-    {{global_size: 48, local_size: 24, global_scale: [0.6, 1.0], local_scale: [0.3, 0.7], hue: 0.5, grey: 0.3,
-     brightness: 0.3, contrast: 0.3, saturation: 0.4, solarise: 0, blur: [0, 0, 0]}}
+  crops:                               # light varies more than in the recipe, hue and scale less
+    {{global_size: 48, local_size: 24, global_scale: [0.5, 1.0], local_scale: [0.2, 0.6], brightness: 0.5, contrast: 0.5,
+     saturation: 0.3, hue: 0.06, grey: 0.1, solarise: 0, blur: [0, 0, 0]}}
   teacher: {{momentum_start: 0.97, temperature_end: 0.04}}
-  optimiser: {{base_lr: 1.0e-2, layer_decay: 1.0, patch_embed_lr: 1.0}}
+  optimiser: {{base_lr: 1.5e-2, layer_decay: 1.0, patch_embed_lr: 1.0}}
 
 pruning:                               # without labels; shares of the parameters
   - {{method: entropic, remove: [0.2, 0.4, 0.6]}}

@@ -48,8 +48,8 @@ def assert_sane(told: dict[str, Any], truth: Truth) -> None:
 def test_the_demo_and_its_gate(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     make_world(folder, 400)
-    config = write_config(folder)
-    text = config.read_text().replace("steps: 1000", "steps: 24").replace("[0.2, 0.4, 0.6]", "[0.3]")
+    config = write_config(folder, 400)
+    text = config.read_text().replace("steps: 1800", "steps: 24").replace("[0.2, 0.4, 0.6]", "[0.3]")
     config.write_text(text)
     code, told = demo(folder)
     assert code == 0, told

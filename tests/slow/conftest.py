@@ -18,7 +18,7 @@ from infra.demo.world import Truth, load_truth, make_world, write_config
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("curation") / "world"
     make_world(folder, 260)
-    path = write_config(folder)
+    path = write_config(folder, 260)
     config = yaml.safe_load(path.read_text())
     del config["training"], config["pruning"]
     config["ingest"] = {"slice_mb": 0.5}
