@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from infra.demo.scene import (
@@ -326,7 +327,7 @@ def views(rng: np.random.Generator, width: int, height: int) -> Pixels:
 
 def blurs(rng: np.random.Generator, width: int, height: int) -> Pixels:
     """A photograph that missed its subject: soft lights and shapes, out of focus."""
-    levels = np.zeros((height, width, 3), np.float32)
+    levels: NDArray[np.floating] = np.zeros((height, width, 3), np.float32)
     for ink in (ANY.drawn(rng) for _ in range(5)):
         weight = 1 / (1 + np.exp(-4 * fractal(rng, width, height, rng.uniform(2, 5))))[..., None]
         levels = levels * (1 - weight) + np.array(ink, np.float32) * weight

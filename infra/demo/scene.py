@@ -143,7 +143,7 @@ def photograph(subject: Subject, rng: np.random.Generator, width: int, height: i
     ground, rough = material(rng, width, height, tone.drawn(rng))
     if rng.random() < 0.7:  # a lens is sharp at one distance
         blur = min(width, height) * rng.uniform(0.005, 0.03)
-        ground, rough = cv2.GaussianBlur(ground, (0, 0), blur), cv2.GaussianBlur(rough, (0, 0), blur)
+        ground, rough = blurred(ground, blur), blurred(rough, blur)
     cover, body = np.zeros((height, width), np.uint8), np.zeros((height, width), np.uint8)
     sheet = Sheet(width, height, to_bytes(ground), cover, body, inks, rng)
     subject.paint(sheet)
@@ -222,7 +222,7 @@ def _bokeh(rng: np.random.Generator, width: int, height: int, colour: Colour) ->
         centre = (int(rng.integers(width)), int(rng.integers(height)))
         light = np.zeros_like(spots)
         cv2.circle(light, centre, int(side * rng.uniform(0.03, 0.12)), int(rng.integers(30, 110)), -1, cv2.LINE_AA)
-        spots = cv2.add(spots, light)
+        cv2.add(spots, light, dst=spots)
     glow = cv2.GaussianBlur(spots, (0, 0), side * 0.012).astype(np.float32) / 255
     return _toned(colour, glow + 0.25 * cloud(rng, width, height, 2), 0.8), np.zeros((height, width), np.float32)
 
@@ -277,11 +277,11 @@ def lit(sheet: Sheet, ground: NDArray[np.float32], rough: Field) -> NDArray[np.f
     light = light * (1 - (1 - cover) * shadow * np.float32(rng.uniform(0.25, 0.6)))
     albedo = ground * (1 - cover)[..., None] + surface * cover[..., None]
     gloss = np.float32(rng.choice([0.0, 0.0, rng.uniform(20, 90)])) * cover * np.maximum(facing, 0) ** 24
-    return albedo * np.minimum(light, 1.6)[..., None] + gloss[..., None]
+    return np.asarray(albedo * np.minimum(light, 1.6)[..., None] + gloss[..., None], np.float32)
 
 
 def _own(colour: Pixels, grain: Field, strength: float) -> NDArray[np.float32]:
-    return colour.astype(np.float32) * (1 + np.float32(strength) * grain)[..., None]
+    return np.asarray(colour.astype(np.float32) * (1 + np.float32(strength) * grain)[..., None], np.float32)
 
 
 def camera(levels: NDArray[np.floating], rng: np.random.Generator) -> Pixels:
@@ -290,19 +290,26 @@ def camera(levels: NDArray[np.floating], rng: np.random.Generator) -> Pixels:
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     bend = np.float32(min(width, height) * rng.uniform(0.0, 0.05))
     moved = [axis + bend * cloud(rng, width, height, 3) for axis in (x, y)]
-    seen = cv2.remap(levels.astype(np.float32), moved[0], moved[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    warped = cv2.remap(
+        levels.astype(np.float32), moved[0], moved[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+    )
     angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 0.6)
     light = 1 + slope * (np.cos(angle) * (x / width - 0.5) + np.sin(angle) * (y / height - 0.5))
     light *= 1 - rng.uniform(0.0, 0.6) * ((x / width - 0.5) ** 2 + (y / height - 0.5) ** 2)
     warmth, green = rng.uniform(-0.22, 0.22), rng.uniform(-0.08, 0.08)
     tint = np.array([1 + warmth, 1 + green, 1 - warmth], np.float32) * np.float32(rng.uniform(0.6, 1.4))
-    seen = seen * light[..., None].astype(np.float32) * tint
+    seen = np.asarray(warped * light[..., None].astype(np.float32) * tint, np.float32)
     if rng.random() < 0.35:
-        seen = cv2.GaussianBlur(seen, (0, 0), rng.uniform(0.5, 1.1))
-    seen += rng.standard_normal((height, width, 3), np.float32) * np.float32(rng.uniform(0.5, 5.0))
+        seen = blurred(seen, rng.uniform(0.5, 1.1))
+    seen = seen + rng.standard_normal((height, width, 3), np.float32) * np.float32(rng.uniform(0.5, 5.0))
     if rng.random() < 0.08:
         seen = np.repeat(seen.mean(axis=2, keepdims=True), 3, axis=2)
     return to_bytes(seen)
+
+
+def blurred(levels: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    """Levels [H, W] or [H, W, 3], `sigma` pixels softer."""
+    return np.asarray(cv2.GaussianBlur(levels, (0, 0), sigma), np.float32)
 
 
 # -- helpers of painters

@@ -47,7 +47,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small sample world, cut so that every stage has at least eight parts."""
     folder = tmp_path_factory.mktemp("kill") / "world"
     make_world(folder, 400)
-    path = write_config(folder)
+    path = write_config(folder, 400)
     config = yaml.safe_load(path.read_text())
     config["ingest"] = {"slice_mb": 0.25}
     config["dedup"] = {"part_images": 40, "calibration_images": 40}
