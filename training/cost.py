@@ -5,7 +5,7 @@ Shapes: D width, K prototypes, T tokens of a view.
 
 from training.config import TrainingConfig
 
-TINY_IMAGES_PER_S = 95.0  # the 300 steps of `tiny` at its defaults, 2 CPU cores
+TINY_IMAGES_PER_S = 95.0  # 300 steps of `tiny` at its defaults, 2 CPU cores
 BYTES_A_WEIGHT = 4  # fp32
 # A checkpoint holds the student, the teacher and two moments of the optimiser for each of the student's weights.
 COPIES_IN_A_CHECKPOINT = 4
