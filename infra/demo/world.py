@@ -284,7 +284,7 @@ training:                              # minutes on two cores; more steps learn 
     {{global_size: 48, local_size: 24, global_scale: [0.5, 1.0], local_scale: [0.2, 0.6], brightness: 0.5, contrast: 0.5,
      saturation: 0.3, hue: 0.06, grey: 0.1, solarise: 0, blur: [0, 0, 0]}}
   teacher: {{momentum_start: 0.97, temperature_end: 0.04}}
-  optimiser: {{base_lr: 1.5e-2, layer_decay: 1.0, patch_embed_lr: 1.0}}
+  optimiser: {{base_lr: 1.0e-2, layer_decay: 1.0, patch_embed_lr: 1.0}}
 
 pruning:                               # without labels; shares of the parameters
   - {{method: entropic, remove: [0.2, 0.4, 0.6]}}
@@ -316,14 +316,21 @@ def _long_tail(count: int) -> list[str]:
 
 
 def _drawn_by(cpus: int, report: Drawn, jobs: Sequence[Job]) -> list[StoredFile]:
-    """The pictures of `jobs`, drawn in as many processes as there are `cpus`.
+    """The pictures of `jobs`, drawn in as many processes as there are `cpus`; in this one where that is 1.
 
     Raises:
         LodesetError: a process died.
     """
+    runs = [jobs[start : start + _DRAWN_AT_ONCE] for start in range(0, len(jobs), _DRAWN_AT_ONCE)]
+    if cpus == 1:
+        alone: list[StoredFile] = []
+        for run in runs:
+            alone += _draw_some(run)
+            report(len(alone), len(jobs))
+        return alone
     workers, tasks = pool(cpus), []
-    for start in range(0, len(jobs), _DRAWN_AT_ONCE):
-        tasks.append(task(_draw_some, jobs[start : start + _DRAWN_AT_ONCE]))
+    for run in runs:
+        tasks.append(task(_draw_some, run))
         workers.start(tasks[-1])
         report(sum(len(one.result) for one in tasks if isinstance(one.result, list)), len(jobs))
     files = []

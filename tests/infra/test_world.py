@@ -233,7 +233,7 @@ def test_a_folder_that_cannot_be_is_told_before_anything_is_drawn(
     def never(*_: object) -> None:
         raise AssertionError("drawn in vain")
 
-    monkeypatch.setattr(making, "pool", never)
+    monkeypatch.setattr(making, "_draw_some", never)
     (tmp_path / "file").touch()
     with pytest.raises(LodesetError, match=r"cannot be written to .*choose another folder"):
         make_world(tmp_path / "file" / "demo")
