@@ -330,7 +330,7 @@ def _drawn_by(cpus: int, report: Drawn, jobs: Sequence[Job]) -> list[StoredFile]
         return alone
     workers, tasks = pool(cpus), []
     for run in runs:
-        tasks.append(task(_draw_some, run))
+        tasks.append(task(_draw_apart, run))
         workers.start(tasks[-1])
         report(sum(len(one.result) for one in tasks if isinstance(one.result, list)), len(jobs))
     files = []
@@ -343,8 +343,12 @@ def _drawn_by(cpus: int, report: Drawn, jobs: Sequence[Job]) -> list[StoredFile]
     return files
 
 
+def _draw_apart(jobs: Sequence[Job]) -> list[StoredFile]:
+    cv2.setNumThreads(0)  # every core has a process
+    return _draw_some(jobs)
+
+
 def _draw_some(jobs: Sequence[Job]) -> list[StoredFile]:
-    cv2.setNumThreads(0)
     return [_drawn(job) for job in jobs]
 
 
