@@ -30,7 +30,8 @@ from PIL import Image, ImageDraw
 
 from infra.demo.copies import LEAK_KINDS, REJECTS, StoredFile, broken_files, copy_of, near_copies, saved, upright
 from infra.demo.draw import CONCEPTS, DISTRACTORS, draw
-from pipeline.engines.processes import pool, task
+from pipeline.engines.failures import unwrapped
+from pipeline.engines.processes import Died, pool, task
 from pipeline.errors import LodesetError
 
 FEWEST_IMAGES = 200
@@ -333,12 +334,12 @@ def _drawn_by(cpus: int, report: Drawn, jobs: Sequence[Job]) -> list[StoredFile]
         tasks.append(task(_draw_apart, run))
         workers.start(tasks[-1])
         report(sum(len(one.result) for one in tasks if isinstance(one.result, list)), len(jobs))
-    files = []
+    files: list[StoredFile] = []
     for one in tasks:
         found = workers.wait(one)
-        if not isinstance(found, list):
-            raise LodesetError(f"drawing the sample world failed: {found.detail}")
-        files += found
+        if isinstance(found, Died):
+            raise LodesetError(f"a process that drew the sample world died ({found.detail}): run again")
+        files += unwrapped(found)
         report(sum(len(one.result) for one in tasks if isinstance(one.result, list)), len(jobs))
     return files
 
