@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.dag.stage import Context, Outcome, Progress
 from pipeline.dag.store import File, Rows
-from pipeline.errors import GateError, LodesetError
+from pipeline.errors import GateError, LodesetError, source_replaced
 
 
 def count(context: Context) -> Outcome:
@@ -58,6 +58,10 @@ def loses_rows(context: Context) -> Outcome:
 
 def user_error(context: Context) -> Outcome:
     raise LodesetError("the pool is dry: add water")
+
+
+def meets_other_bytes(context: Context) -> Outcome:
+    raise source_replaced("/pool/a (1).png", " at 0: image a expected, b found")
 
 
 def gate(context: Context) -> Outcome:

@@ -239,3 +239,13 @@ def test_a_run_that_changes_nothing_leaves_no_record(store: Store) -> None:
     assert store.run_numbers() == [1]
     with pytest.raises(LodesetError, match="has no run 7: it has runs 1 to 1"):
         store.run(7)
+
+
+def test_a_stage_that_meets_other_bytes_leaves_a_note_of_the_source(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    stage = Stage("a", "pool", 1, "beam", toy_stages.meets_other_bytes, {}, max_cpus=1)
+    with pytest.raises(LodesetError, match="no longer those that were ingested"):
+        Runner(store, 1, no_ray, lambda _: None).run({stage.id: stage})
+    (one,) = noted(store)
+    assert (one.path, one.source) == ("/pool/a (1).png", True)
+    assert withdraw(store, [one]).artifacts == () and noted(store) == []
