@@ -20,6 +20,8 @@ _BRIGHTEST = 99.9
 # An image whose brightest samples stay below this share of a range that nobody declared would be black.
 _BLACK = 1 / 8
 _SAMPLED = 2**18
+# A frame, a watermark or missing data is drawn in the highest value of the type, and covers no more than this share of an image.
+MOST_FILLED = 0.5
 _FLOAT_LIMIT = 3.0e38  # beyond it, a float says "no data"
 
 
@@ -96,13 +98,21 @@ def range_of(tiles: Iterable[Samples], count: int, kind: np.dtype[np.generic], d
             return Range(declared.low, declared.high, declared.source)
     if declared.bits is not None and low >= 0 and high < 2**declared.bits:
         return Range(0.0, 2.0**declared.bits - 1, declared.source)
-    dark, bright = (float(v) for v in np.percentile(np.concatenate(some), (100 - _BRIGHTEST, _BRIGHTEST)))
+    sampled = np.concatenate(some)
+    if low < 0 and (above := sampled[sampled > low]).size and above.min() - low > (1 - _BLACK) * (high - low):
+        low, sampled = min(0.0, float(above.min())), above  # one value far below all others means "no data"
+    dark, bright = (float(v) for v in np.percentile(sampled, (100 - _BRIGHTEST, _BRIGHTEST)))
     if low < 0:
         if bright - dark < _BLACK * (high - low) and bright > dark:
             low, high = dark, bright
         return Range(low, high if high > low else low + 1, "the image's own")
     whole = kind.kind == "u" and kind.itemsize == 2
     top = _ceiling(high, kind)
+    if kind.kind in "iu" and high in (65535, np.iinfo(kind.name).max):
+        below = sampled[sampled < high]
+        if below.size >= (1 - MOST_FILLED) * sampled.size:
+            most = float(np.percentile(below, _BRIGHTEST))
+            bright = most if 0 < most < _BLACK * high else bright
     if bright < _BLACK * top:
         top = _ceiling(bright, kind)
     if 0 < bright < _BLACK * top:

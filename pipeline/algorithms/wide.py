@@ -10,7 +10,7 @@ import io
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -20,12 +20,13 @@ from PIL import Image, TiffImagePlugin
 
 from pipeline.algorithms.containers import png_chunks
 from pipeline.algorithms.exif import ORIENTATION, entries, order_of
-from pipeline.algorithms.samples import Declared, Range, Samples, boxes, finite, range_of
+from pipeline.algorithms.samples import MOST_FILLED, Declared, Range, Samples, boxes, finite, range_of
 
 _BITS, _PHOTOMETRIC, _CHANNELS, _EXTRA, _FORMAT, _NODATA = 258, 262, 277, 338, 339, 42113
 # (lowest, highest), as DNG and scientific writers declare them, and as TIFF 6.0 first did.
 _EXTREMES = ((340, 341, "SMinSampleValue and SMaxSampleValue"), (280, 281, "MinSampleValue and MaxSampleValue"))
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
+_FEW = 0.001  # of all samples
 _FULL_DEPTH = "0 to 65535 (the sample type's)"
 
 
@@ -116,12 +117,21 @@ def _grey(samples: Samples, used: Range, told: Declared) -> Image.Image:
 def deepened(image: Image.Image, data: bytes, told: Declared) -> tuple[Image.Image, str]:
     """An image of which Pillow kept the upper 8 of 16 bits, with the lower ones where these are dark; and the range."""
     colours = image.split()[:3] if image.mode in ("RGB", "RGBA") else image.split()[:1]
-    if max(int(band.getextrema()[1]) for band in colours) >= 128:  # type: ignore[arg-type]
+    if _has_bright(colours):
         return image, _FULL_DEPTH
     planes = _planes(data)
     if planes is None or planes.dtype != np.uint16 or planes.shape[:2] != (image.height, image.width):
         return image, _FULL_DEPTH
-    return coloured(planes, told, alpha=planes.shape[2] in (2, 4))
+    # A fourth channel of a TIFF may be infrared.
+    opacity = image.mode in ("RGBA", "LA") or "transparency" in image.info
+    return coloured(planes, told, alpha=opacity and planes.shape[2] in (2, 4))
+
+
+def _has_bright(colours: Sequence[Image.Image]) -> bool:
+    """Whether more than a few samples are bright, those aside that are as bright as can be: frames, marks and hot pixels."""
+    counts = np.sum([np.asarray(band.histogram()) for band in colours], axis=0)
+    bright, top = int(counts[128:255].sum()), int(counts[255])
+    return bool(bright > _FEW * counts.sum() or top > MOST_FILLED * counts.sum())
 
 
 def coloured(planes: NDArray[Any], told: Declared, alpha: bool) -> tuple[Image.Image, str]:
@@ -177,6 +187,8 @@ def unknown_tiff(data: bytes, tags: Mapping[int, Any], size: tuple[int, int]) ->
     if planes is None or planes.shape[1::-1] != size:
         return None
     told = tiff_declared(tags)
+    if planes.dtype == np.uint8 and (_number(tags, _BITS) or 1) > 8:
+        return None  # OpenCV kept the upper bits
     if told.bits is not None and planes.dtype == np.uint16:
         planes = planes >> (16 - told.bits)  # OpenCV moves them up
     extra = _number(tags, _EXTRA)

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.shown import shown
+from pipeline.sources.metadata import is_known
 
 # What columns of images are called, where their type alone does not say what they hold.
 _NAMES = re.compile(
@@ -74,9 +75,9 @@ def column_of(schema: pa.Schema, wanted: str) -> Column:
         hint = f" (`image: {likely[0]}` may be meant)" if likely else ""
         raise NoImages(f"no column `{wanted}`{hint}; there are: {_listed(schema)}", meant=bool(likely))
     (field,) = found
-    kind, many = _plain(field.type), False
-    if _is_list(kind) and not pa.types.is_integer(_plain(kind.value_type)):
-        kind, many = _plain(kind.value_type), True
+    kind, many = stored_type(field.type), False
+    if _is_list(kind) and not pa.types.is_integer(stored_type(kind.value_type)):
+        kind, many = stored_type(kind.value_type), True
     if pa.types.is_struct(kind):
         inner = _payload(kind)
         if inner is None:
@@ -85,7 +86,7 @@ def column_of(schema: pa.Schema, wanted: str) -> Column:
                 meant=True,
             )
         return Column(field.name, field.name if many else f"{field.name}.{inner}", many)
-    if not (_is_binary(kind) or _is_text(kind) or pa.types.is_null(kind) or (_is_list(kind) and not many)):
+    if not (is_binary(kind) or _is_text(kind) or pa.types.is_null(kind) or (_is_list(kind) and not many)):
         raise NoImages(
             f"column `{field.name}` holds {_kind(field.type)}, not encoded images (JPEG, PNG, ...): encode what are pixels, or name "
             "another column with `image:`",
@@ -95,28 +96,28 @@ def column_of(schema: pa.Schema, wanted: str) -> Column:
 
 
 def _likely(field: pa.Field) -> bool:
-    kind = _plain(field.type)
-    kind = _plain(kind.value_type) if _is_list(kind) else kind
+    kind = stored_type(field.type)
+    kind = stored_type(kind.value_type) if _is_list(kind) else kind
     if pa.types.is_struct(kind):
         return _payload(kind) is not None
-    return _is_binary(kind) or bool(_NAMES.match(field.name))
+    return (is_binary(kind) and not is_known(field.name)) or bool(_NAMES.match(field.name))
 
 
 def _payload(kind: pa.StructType) -> str | None:
     """The field of a struct that holds the image: `bytes`, or the only one of bytes."""
     inner = [kind.field(n) for n in range(kind.num_fields)]
     named = [f.name for f in inner if f.name.lower() == "bytes"]
-    binary = [f.name for f in inner if _is_binary(_plain(f.type))]
+    binary = [f.name for f in inner if is_binary(stored_type(f.type))]
     return named[0] if named else binary[0] if len(set(binary)) == 1 else None
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
+def stored_type(kind: pa.DataType) -> pa.DataType:
     while pa.types.is_dictionary(kind) or isinstance(kind, pa.BaseExtensionType):
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind.storage_type
     return kind
 
 
-def _is_binary(kind: pa.DataType) -> bool:
+def is_binary(kind: pa.DataType) -> bool:
     types = pa.types
     return any(
         test(kind)
@@ -185,10 +186,18 @@ def image_bytes(cell: Any) -> bytes:
         return raw if is_encoded(raw) else _from_text(raw.decode())
     value = cell.as_py()
     if isinstance(value, bytes):
-        return value
+        return value if is_encoded(value) else _from_ascii(value)
     if isinstance(value, list):
         return _from_numbers(value)
     raise NotEncoded(f"the cell holds a {type(value).__name__}, not an encoded image")
+
+
+def _from_ascii(raw: bytes) -> bytes:
+    """Text in a column of bytes; what is none stays as it is, for the decoder to name."""
+    try:
+        return _from_text(raw.decode("ascii"))
+    except (UnicodeDecodeError, NotEncoded):
+        return raw
 
 
 def _from_text(text: str) -> bytes:

@@ -24,6 +24,12 @@ _SAMPLE, _SHORTER, _LONGER, _STEM, _FULL = range(5)
 _PIECES = 16
 # What extends the name of a sample in WebDataset (`0001.seg.png`, `0001.meta.json`). Numbers do not: `img_0.5` is a name.
 _WORD = re.compile(r"[A-Za-z][\w-]*(\.[A-Za-z][\w-]*)*")
+# What a sidecar is called that belongs to a whole sample (`0001.meta.json` beside `0001.rgb.jpg`); other words may be another
+# image's name (`photo.draft.json` beside `photo.final.jpg`).
+_OF_SAMPLE = re.compile(
+    r"(?i)([\w.-]*[._-])?(supplemental-?)?(meta|metadata|info|captions?|text|txt|alt|prompt|desc(ription)?|labels?|class(es)?|cls|category"
+    r"|tags?|ann(o|otations?)?|attr(ibute)?s?|json|data|urls?|licen[cs]e|exif|pose|bbox(es)?|boxes|objects?|scores?)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +96,13 @@ class Sample:
 def joined(members: Sequence[Member]) -> list[Member]:
     """The members of one file or folder in their order, with the sidecars put to the images that they describe.
 
-    A sidecar describes the images whose names, with or without extension, are its own without `.json`, `.txt` or `.cls`; those
-    that go on from there with words (`0001.seg.png`: members of one WebDataset sample) too, unless they have a sidecar
+    A sidecar describes the images whose names, with or without extension, are its own without `.json`, `.txt` or `.cls`;
+    those that go on from there with words (`0001.seg.png`: members of one WebDataset sample) too, unless they have a sidecar
     named after them. Where no image is named as it is, it describes those that go on from its name, those from whose name it
-    goes on (`0001.meta.json`), or the other members of its sample. Where names merely begin alike (`img_0.5.jpg` and
-    `img_0.7.json`) it describes none. Several sidecars of an image are merged; where they contradict each other, the longest
-    shared name counts. Of several with one name, the one beside the image counts, then the last, as in a tar that was
-    appended to. A sidecar that describes nothing comes with a reason.
+    goes on (`0001.meta.json`), or the other members of its sample if it is called so that it means them all. Where names
+    merely begin alike (`img_0.5.jpg` and `img_0.7.json`) it describes none. Several sidecars of an image are merged; where
+    they contradict each other, the longest shared name counts. Of several with one name, the one beside the image counts,
+    then the last, as in a tar that was appended to. A sidecar that describes nothing comes with a reason.
     """
     runs = [(sample, list(run)) for sample, run in itertools.groupby(members, key=lambda m: m.sample)]
     of_sample: dict[str, list[int]] = {}
@@ -214,7 +220,8 @@ class _Names:
                 return [(_LONGER, image) for image in by_stem[start]]
             sample = beyond.get(start, [])
             if sample:
-                clear = len(sample) <= _MOST and all(i not in named and _words(_rest(i, start)) for i in sample)
+                of_all = _OF_SAMPLE.fullmatch(stem[len(start) + 1 :]) is not None and len(sample) <= _MOST
+                clear = of_all and all(i not in named and _words(_rest(i, start)) for i in sample)
                 return [(_SAMPLE, image) for image in sample] if clear else []
         return []
 

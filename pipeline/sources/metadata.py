@@ -80,6 +80,11 @@ def _known(fields: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def is_known(name: str) -> bool:
+    """Whether a field of this name becomes a column: label, caption, URL or licence."""
+    return any(_plainly(name) in names for names in _SPELT.values())
+
+
 def _plainly(name: str) -> str:
     """A key without what people spell differently."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
@@ -158,7 +163,7 @@ def plain(value: Any, depth: int = 0) -> Any:
 
 def _text(value: str, depth: int) -> str:
     """Text; where it is JSON itself, less what that says of places."""
-    if value[:1] in ("{", "["):
+    if value.lstrip()[:1] in ("{", "[", '"'):
         try:
             tree = json.loads(value)
             kept = plain(tree, depth + 1)

@@ -12,10 +12,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import LodesetError
-from pipeline.sources.cells import Column, NotEncoded, class_names, column_of, image_bytes, images_of, named
+from pipeline.sources.cells import (
+    Column,
+    NotEncoded,
+    class_names,
+    column_of,
+    image_bytes,
+    images_of,
+    is_binary,
+    is_encoded,
+    named,
+    stored_type,
+)
 from pipeline.sources.files import Bytes
 from pipeline.sources.members import Member, Sample
-from pipeline.sources.metadata import MAX_BYTES, Metadata, from_fields, partition_fields, plain
+from pipeline.sources.metadata import MAX_BYTES, Metadata, from_fields, is_known, partition_fields, plain
 
 # What a batch of rows may take, by the footer's word, and the rows it may have whatever the footer says.
 _BATCH_BYTES = 8 * 2**20
@@ -106,7 +117,8 @@ def _said(
         if name == column.name:
             continue
         try:
-            fields[name] = named(plain(batch.column(name)[index].as_py()), classes.get(name))
+            value = _as_text(batch.column(name)[index].as_py())
+            fields[name] = named(plain(value), classes.get(name))
         except Exception as error:
             # Text that is not UTF-8, dates beyond Python's: nothing checked them before.
             wrong.append(f"column `{name}`: {type(error).__name__}: {error}")
@@ -118,6 +130,16 @@ def _said(
         else:
             length += more
     return from_fields(partition_fields(uri), fields), wrong
+
+
+def _as_text(value: Any) -> Any:
+    """Text that its writer kept as bytes, as older ones do; bytes that are none (a mask) say nothing."""
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return None if is_encoded(value) else value.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _images(
@@ -190,8 +212,10 @@ def _opened(raw: Bytes, image: str) -> tuple[pq.ParquetFile, Column, list[str]]:
     schema = file.schema_arrow
     # Of a Hugging Face image {bytes, path} the path is not read: a bad one must not cost the image.
     column = column_of(schema, image)
-    # Scalars only: vectors and nested or binary values are no metadata.
-    others = [f.name for f in schema if f.name != column.name and _is_scalar(f.type)]
+    # Scalars only: vectors and nested values are no metadata; bytes are where they are called so.
+    others = [
+        f.name for f in schema if f.name != column.name and (_is_scalar(f.type) or _is_text_in_bytes(f.type, f.name))
+    ]
     return file, column, list(dict.fromkeys([column.path, *others]))
 
 
@@ -208,6 +232,10 @@ def _batches(raw: Bytes, file: pq.ParquetFile, columns: Sequence[str], group: in
     yield from reader.iter_batches(
         batch_size=min(max(1, rows), _BATCH_ROWS), row_groups=[group], columns=columns, use_threads=False
     )
+
+
+def _is_text_in_bytes(kind: pa.DataType, name: str) -> bool:
+    return is_known(name) and is_binary(stored_type(kind))
 
 
 def _is_scalar(kind: pa.DataType) -> bool:

@@ -28,7 +28,38 @@ _PLACE_WORDS = frozenset(
         "coords",
         "latlng",
         "latlon",
+        "latitud",
+        "longitud",
+        "lattitude",
+        "longitute",
+        "latdeg",
+        "londeg",
+        "longdeg",
+        "address",
+        "postcode",
+        "zipcode",
+        "sublocation",
+        "easting",
+        "northing",
+        "mgrs",
+        "pluscode",
+        "what3words",
+        "w3w",
     ]
+)
+# Words of one name that mean a place together.
+_PLACE_PAIRS = (
+    "postalcode",
+    "pluscode",
+    "placename",
+    "placeid",
+    "thegeom",
+    "streetaddress",
+    "utmx",
+    "utmy",
+    "utme",
+    "utmn",
+    "utmzone",
 )
 # Parts of names that are run together. "exif" holds GPS among others.
 _PLACE_PARTS = (
@@ -49,8 +80,12 @@ _PLACE_PARTS = (
 )
 _PLACE_STARTS = ("geo", "gps", "exif")
 _NO_PLACE = ("geometr", "geolog")
+# `imglat`, `minlon`: names that are run together, where the value looks like one.
+_RUN_TOGETHER = re.compile(r"(?<!f)(?<!p)lat$|(?<!co)(?<!sa)(?<!me)lon$|lng$|^(?:lat|lng)[a-z]$")
+_ELSEWHERE = ("緯度", "経度", "纬度", "经度", "широта", "долгота", "위도", "경도")
 # {"key": "GPSLatitude", "value": ...}: fields told as pairs.
-_KEYS, _VALUES = ("key", "name", "tag", "field", "k"), ("value", "val", "values", "v")
+_KEYS = ("key", "name", "tag", "field", "k", "id", "tagname", "tag_name", "property")
+_VALUES = ("value", "val", "values", "v", "data", "text", "raw", "print", "printable")
 _NUMBER = re.compile(r"\s*[-+]?\d+(\.\d*)?\s*")
 
 
@@ -59,13 +94,21 @@ def is_place(name: str, value: Any = None) -> bool:
     plainly = unicodedata.normalize("NFKC", name)
     words = [word.lower() for word in _WORD.findall(plainly)]
     joined = "".join(words)
+    if not words:
+        return any(part in plainly for part in _ELSEWHERE)
     if joined.startswith(_NO_PLACE):
         return False
     if joined.startswith(_PLACE_STARTS) or any(part in joined for part in _PLACE_PARTS):
         return True
-    if not _PLACE_WORDS.isdisjoint(words):
+    if not _PLACE_WORDS.isdisjoint((*words, joined)) or joined in _PLACE_PAIRS:
         return True
-    return bool(words) and words[-1] == "long" and _numeric(value)
+    return (words[-1] == "long" and _numeric(value)) or (_RUN_TOGETHER.search(joined) is not None and _degrees(value))
+
+
+def _degrees(value: Any) -> bool:
+    """Whether a value is a number with at least four digits behind the point, which places have and scores seldom."""
+    told = str(value).strip() if isinstance(value, str | float) else ""
+    return _numeric(told) and len(told.partition(".")[2]) >= 4 and abs(float(told)) <= 180
 
 
 def _numeric(value: Any) -> bool:

@@ -45,7 +45,7 @@ from pipeline.stages.parts import watching
 from pipeline.stages.taken import take
 from pipeline.stages.yields import WRONG, Given, checked, nothing_in
 
-VERSION = 7
+VERSION = 8
 STAGE, KEYS, EXACT, UNIQUE = "ingest", "ingest_keys", "ingest_exact", "ingest_unique"
 IMAGES, METADATA = "images", "metadata"  # the digests that it names, as blur_faces does after it
 # Files whose parts' keys lie in one part.

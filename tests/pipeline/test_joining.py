@@ -57,6 +57,8 @@ def test_an_image_does_not_get_what_is_said_of_a_missing_one() -> None:
     assert told("Track 2.jpg", "Track 2.0.txt")["Track 2.0.txt"] == "ambiguous_metadata"
     assert told(".hidden.1.jpg", ".hidden.2.json")[".hidden.1.jpg"] == []
     assert told("x.json", "y.jpg") == {"x.json": "metadata_without_image", "y.jpg": []}
+    for there, gone in (("photo.final", "photo.draft"), ("www.e.org.a", "www.e.org.b"), ("a.left", "a.right")):
+        assert told(f"{there}.jpg", f"{gone}.json") == {f"{there}.jpg": [], f"{gone}.json": "ambiguous_metadata"}
     apart = told("dr.smith.jpg", "dr.smith.json", "dr.jones.json")
     assert apart == {"dr.smith.jpg": ["dr.smith.json"], "dr.jones.json": "ambiguous_metadata"}
 
@@ -68,6 +70,8 @@ def test_members_of_one_webdataset_sample_share_what_is_said_of_it() -> None:
         "1.rgb.jpg": ["1.meta.json"],
         "1.depth.png": ["1.meta.json"],
     }
+    for word in ("caption", "cls_labels", "exif", "image_meta"):
+        assert told("1.rgb.jpg", "1.mask.png", f"1.{word}.json")["1.mask.png"] == [f"1.{word}.json"]
     assert told("v.000001.jpg", "v.000002.jpg", "v.json")["v.000002.jpg"] == ["v.json"]
     assert told("a.jpg.json", "a.png.json", "a.jpg", "a.png", "a.txt") == {
         "a.jpg": ["a.txt", "a.jpg.json"],

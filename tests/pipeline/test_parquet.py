@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,27 @@ def test_a_row_that_says_nonsense_keeps_its_image_and_its_other_columns(tmp_path
     ]
     (row,) = rejects(tmp_path / "a.parquet")
     assert row["reason"] == "bad_metadata" and "column `caption`: UnicodeDecodeError" in row["detail"]
+
+
+def test_texts_that_are_kept_as_bytes_are_read_and_other_bytes_are_no_metadata(tmp_path: Path) -> None:
+    """Writers that do not mark texts as such store bytes: a take-down must find the address."""
+    for n, kind in enumerate((pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.binary()))):
+        texts = {"URL": [b"https://e.org/1", None], "text": ["süß".encode(), b"\xff"], "cls": [b"3.0", b"cat"]}
+        columns = {name: pa.array(values, pa.binary()).cast(kind) for name, values in texts.items()}
+        mask = pa.array([picture(3), picture(4)], pa.binary())
+        table = pa.table({"image": [picture(1), picture(2)], **columns, "label": mask, "embedding": mask})
+        pq.write_table(table, tmp_path / f"{n}.parquet")
+        first, second = (s.metadata for s in read(tmp_path / f"{n}.parquet"))
+        assert (first.url, first.caption, first.label, first.extra) == ("https://e.org/1", "süß", "3", None)
+        assert (second.url, second.caption, second.label, second.extra) == (None, None, "cat", None)
+        assert rejects(tmp_path / f"{n}.parquet") == []
+
+
+def test_images_as_base64_in_a_column_of_bytes(tmp_path: Path) -> None:
+    cells = [base64.b64encode(picture(1)), base64.urlsafe_b64encode(picture(2)), b"abcdef", b"\0\xff"]
+    path = write_parquet(tmp_path / "a.parquet", cells)
+    assert [id_of(s.data) for s in read(path)[:2]] == [id_of(picture(1)), id_of(picture(2))]
+    assert [row["reason"] for row in rejects(path)] == ["not_an_image"] * 2
 
 
 def test_large_payloads_and_repeated_ones_are_read_in_bounded_batches(

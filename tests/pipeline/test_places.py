@@ -40,9 +40,24 @@ OTHERS = [
 ]
 
 
+PLACES += [
+    "latitud",
+    "Longitude (deg)",
+    "postal_code",
+    "plusCode",
+    "street-address",
+    "utm_zone",
+    "緯度",
+    "photolat",
+    "minLon",
+    "imglng",
+]
+OTHERS += ["utm_source", "street", "label_text", "tala"]
+
+
 @pytest.mark.parametrize("name", PLACES)
 def test_places_are_known(name: str) -> None:
-    assert is_place(name, 48.2)
+    assert is_place(name, 48.2085)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -62,6 +77,9 @@ NESTED: list[dict[str, Any]] = [
     {"raw": json.dumps({"user_location": [48.2085], "kept": 1})},
     {"raw": json.dumps([json.dumps({"GPS": "48.2085"})])},
     {"feature": {"type": "Feature", "geometry": {"type": "Point", "coordinates": [16.4, 48.2085]}}},
+    {"raw": '\n {"lat": 48.2085}'},
+    {"raw": json.dumps(json.dumps({"lat": 48.2085}))},
+    {"tags": [{"TagName": "GPSLatitude", "Data": "48.2085"}, {"id": "GPSLongitude", "print": "48.2085 E"}]},
     {"a": [[[{"positionLat": "48.2085"}]]]},
 ]
 
@@ -74,5 +92,14 @@ def test_places_are_dropped_at_every_depth(tree: dict[str, Any]) -> None:
 
 
 def test_what_says_no_place_is_untouched() -> None:
-    tree = {"list": ["location", "map"], "said": '{"a": 1}', "broken": "{lat: 1", "size": [3, 4]}
+    tree = {
+        "flat": 0.9731,
+        "salon": 0.1234,
+        "quoted": '"so"',
+        "tags": [{"name": "street", "value": 0.9}],
+        "list": ["location", "map"],
+        "said": '{"a": 1}',
+        "broken": "{lat: 1",
+        "size": [3, 4],
+    }
     assert json.loads(from_fields(fields_of(".json", json.dumps(tree).encode())).extra or "") == tree

@@ -114,6 +114,38 @@ def test_a_few_outliers_make_no_image_black() -> None:
     like(plain(np.where(heights < 0, np.nan, heights).astype(np.float32)), np.where(heights < 0, 0, GREY))
 
 
+def test_frames_marks_and_hot_pixels_make_no_image_black() -> None:
+    """They are drawn in the highest value of the type, by programs that know nothing of the bits that are used."""
+    grey, colours = GREY.astype(np.uint16) * 16, COLOUR.astype(np.uint16) * 16
+    hot, framed = np.zeros(GREY.shape, bool), np.zeros(GREY.shape, bool)
+    hot[5, 9] = framed[:2] = framed[:, -3:] = True
+    for drawn in (hot, framed):
+        one, three = np.where(drawn, 65535, grey), np.where(drawn[..., None], 65535, colours)
+        for data in (png16(one, 0), plain(one), b"P5 48 40 65535\n" + one.astype(">u2").tobytes()):
+            assert "4095" in like(data, np.where(drawn, 255, GREY))
+        for data in (png16(three, 2), cv2.imencode(".tiff", three[..., ::-1])[1].tobytes()):
+            assert "4095" in like(data, np.where(drawn[..., None], 255, COLOUR))
+    night = np.where(GREY > 250, 65535, GREY.astype(np.uint16) * 200)  # as bright as the type allows: stays as it is
+    assert "65535" in like(plain(night), night / 257)
+
+
+def test_a_value_far_below_all_others_means_no_data() -> None:
+    for none, kind in ((-9999, np.float32), (-32768, np.int16), (-1e6, np.float64)):
+        heights = GREY.astype(kind)
+        heights[:30, 5:] = none
+        like(plain(heights), np.where(heights < 0, 0, GREY))
+    below_sea = GREY.astype(np.float32) - 100  # heights themselves may be negative
+    like(plain(below_sea), (below_sea - below_sea.min()) * 255 / np.ptp(below_sea))
+
+
+def test_a_fourth_channel_that_is_no_opacity_is_left_out() -> None:
+    for bits in (8, 12):
+        infrared = np.round(GREY[..., None] / 255 * (2**bits - 1) / 3)
+        samples = np.dstack([np.round(COLOUR / 255 * (2**bits - 1)), infrared]).astype(np.uint16)
+        tags = {258: (16,) * 4, 262: (2,), 277: (4,), 338: (0,), 339: (1,) * 4}
+        like(tiff(samples.tobytes(), GREY.shape[::-1], tags), COLOUR)
+
+
 def test_very_few_bits_are_seen_too() -> None:
     for bits in (1, 4):
         few = np.round(GREY / 255 * (2**bits - 1)).astype(np.uint16)
