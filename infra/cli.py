@@ -18,7 +18,7 @@ from infra.cli_models import models
 from infra.cli_store import RunNumber, store_commands
 from infra.command import Group
 from infra.options import Json, Set, err, out, print_json, safe
-from infra.tables import composition_tree, show_changes, show_composition, show_retrieval
+from infra.tables import composition_tree, show, show_changes, show_composition, show_retrieval
 from pipeline.errors import LodesetError
 
 app = typer.Typer(
@@ -120,16 +120,17 @@ def plan(
         style = colours[decision.action]
         action = "run" if decision.action == "wait" else decision.action
         table.add_row(decision.stage.id, action, safe(decision.reason), images, seconds, size, style=style)
-    out.print(table)
+    show(out, table)
     if any(e.images_guessed for _, e in rows):
-        out.print("~ images: guessed from the bytes of tars and Parquet files, which ingest will count", style="dim")
+        told = "~: estimated from the sizes of tars and Parquet files; ingest counts their images"
+        out.print(told, style="dim", soft_wrap=True)
     changed = [d.stage.id for d, _ in rows if d.action == "run"]
     also = [d.stage.id for d, _ in rows if d.action == "wait"]
     if not changed:
         out.print("nothing to do")
     else:
-        then = f"; also {', '.join(also)}, where what they read changes" if also else ""
-        out.print(f"would run {', '.join(changed)}{then}", highlight=False, soft_wrap=True)
+        then = f", then whichever of the {len(also)} stages after it read something new" if also else ""
+        out.print(f"`lodeset run {safe(config)}` would run {', '.join(changed)}{then}", highlight=False, soft_wrap=True)
 
 
 def _show_missing(messages: Sequence[str]) -> None:
@@ -263,16 +264,19 @@ def _show_status(config: Path, opened: api.Opened, as_json: bool, number: int | 
     if as_json:
         print_json({"artifacts": entries, **summary.to_json()})
         return
-    table = Table("stage", "in", "kept", "dropped", "seconds", box=None, pad_edge=False)
+    table = Table("stage", box=None, pad_edge=False)
+    for heading in ("in", "kept", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("dropped")  # last, for it may be long
     for entry in entries:
         id_ = f"{entry['stage']}/{entry['set']}"
         if not entry["finished"]:
-            table.add_row(id_, "", "", "not finished", "", style="dim")
+            table.add_row(id_, "", "", "", "not finished", style="dim")
             continue
         rows = entry["rows"]
         dropped = ", ".join(f"{reason} {count:,}" for reason, count in rows["dropped"].items())
-        table.add_row(id_, f"{rows['in']:,}", f"{rows['kept']:,}", dropped, f"{entry['seconds']:.1f}")
-    out.print(table)
+        table.add_row(id_, f"{rows['in']:,}", f"{rows['kept']:,}", f"{entry['seconds']:.1f}", dropped)
+    show(out, table)
     show_retrieval(out, entries)
     show_changes(out, entries)
     for entry in entries:
@@ -349,7 +353,7 @@ def trace(
         return
     out.print(f"[bold]{told.image_id or safe(what)}[/]: {safe(told.sentence)}", highlight=False, soft_wrap=True)
     for step in told.steps:
-        rest = {k: v for k, v in step.items() if k not in ("stage", "table", "image_id")}
+        rest = {k: v for k, v in step.items() if k not in ("stage", "table", "image_id") and v not in (None, "")}
         out.print(f"[bold]{step['stage']}[/] {step['table']}", highlight=False)
         for key, value in rest.items():
             out.print(f"    {key}: {safe(value)}", highlight=False, soft_wrap=True)

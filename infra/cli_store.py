@@ -108,8 +108,9 @@ def verify(
         if len(done.damage) > DAMAGE_SHOWN:
             out.print(f"  and {len(done.damage) - DAMAGE_SHOWN:,} more (`--json` lists all)", highlight=False)
     if done.damage:
+        files = "file of the store is" if len(done.damage) == 1 else "files of the store are"
         again = f" (of {', '.join(done.affected)})" if done.affected else ""
         raise LodesetError(
-            f"{len(done.damage):,} files of the store are missing or damaged{again}: `lodeset run {config}` makes again what the "
+            f"{len(done.damage):,} {files} missing or damaged{again}: `lodeset run {config}` makes again what the "
             "configuration still asks for, and takes the rest out"
         )

@@ -107,8 +107,10 @@ def mend(
 
 
 def _tell(done: Withdrawn, stages: Mapping[str, Stage], watch: Callable[[Event], None]) -> None:
-    reason = "; ".join(f"{one.path}: {one.why}" for one in done.damage[:3])
-    more = f"; and {len(done.damage) - 3} more" if len(done.damage) > 3 else ""
+    # What was noted is often found again by looking beside it.
+    told = list(dict.fromkeys(f"{one.path}: {one.why}" for one in done.damage))
+    reason = "; ".join(told[:3])
+    more = f"; and {len(told) - 3:,} more" if len(told) > 3 else ""
     ids = {one.id for one in done.artifacts}
     for stage in [stage for id_, stage in stages.items() if id_ in ids] or list(stages.values())[:1]:
         watch(Event("damaged", stage, reason=reason + more))

@@ -254,7 +254,11 @@ def _line(console: Console, event: Event) -> None:
     elif event.kind == "failed":
         console.print(f"[red]failed[/] {id_}", highlight=False)
     elif event.kind == "damaged":
-        console.print(f"[yellow]damaged[/] {id_:<23} [dim]made again: {safe(event.reason)}[/]", highlight=False)
+        console.print(
+            f"[yellow]damaged[/] {id_:<23} [dim]will be made again: {safe(event.reason)}[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def told(event: Event) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from infra.lookup import Meant, meant, one_of, told_of
+from infra.lookup import SHORTEST, Meant, meant, one_of, told_of
 from infra.report.pictures import short_name
 from infra.trace import IMAGES, LOCATIONS, trace
 from pipeline.dag.runs import artifacts_of, newest_first
@@ -68,8 +68,8 @@ def traced(
         return Traced(None, since + _rejected(found.rejects), found.rejects)
     read = f" (an image with the id {found.read})" if found.read else ""
     raise LodesetError(
-        f"no image {shown(asked)}{read} in this store's runs: give an image_id, its first digits, a path, a URL or a picture file. "
-        "`lodeset table CONFIG locations` lists every image's place"
+        f"no run of this store knows an image {shown(asked)}{read}: give an image_id, at least {SHORTEST} of its first digits, a path, "
+        "a URL or a picture file. `lodeset table CONFIG locations` lists where every image lies, and `... rejects` what was refused"
     )
 
 
@@ -122,7 +122,7 @@ def _sentence(store: Store, artifacts: Mapping[str, Artifact], image_id: str, st
     buried = next(iter(of("tombstones")), None)
     if judged is not None and not judged["kept"]:
         told = _copy(store, artifacts, judged, of("edges"), of("leaks"))
-        return told + (f"; it still lies in {buried['shard']}, and counts no more" if buried else "")
+        return told + (f"; {buried['shard']} still holds its bytes, but the index no longer lists it" if buried else "")
     if dropped is not None:
         limit = (
             f" ({dropped['score']:.4g}, and the limit is {dropped['threshold']:.4g})"
@@ -181,7 +181,7 @@ def _copy(
     if judged["reason"] == "included":
         return f"dropped as a copy of {file}, which the included set {sets} brings itself{score}"
     since = _kept_since(store, artifacts, matched) if matched else ""
-    return f"dropped as a copy of {file}{score}{since}"
+    return f"dropped as a copy of {file}{score}{since.replace('; kept', '; that image has been kept', 1)}"
 
 
 def _file_of(store: Store, artifacts: Mapping[str, Artifact], image_id: str) -> str:

@@ -103,13 +103,13 @@ def lines(told: Summary, config: str) -> list[str]:
         part = f", up to {told.until}" if told.until else ""
         found.append(f"run {told.run}, finished {told.finished}{trial}{part}")
     else:
-        found.append("no run of this configuration has left a record: this is how far the store is")
+        found.append("no finished run of this configuration is on record: the table shows what the store holds so far")
     if told.changed:
         found.append(f"the configuration or its sources have changed since: `lodeset plan {config}` says what")
     elif told.changed is None and told.why:
-        found.append(f"whether anything has changed since cannot be told now: {shown(told.why)}")
+        found.append(f"lodeset cannot tell now whether anything has changed since: {shown(told.why)}")
     if told.shards is not None:
-        found.append(f"shards  {shown(told.shards)} ({told.images:,} images; `index.parquet` says which count)")
+        found.append(f"shards  {shown(told.shards)} ({told.images:,} images, listed in `index.parquet`)")
     found += [
         f"{'pruned' if model.stage == 'prune' else 'model'}   {shown(model.path)} ({model.stage})"
         for model in told.models
@@ -133,7 +133,7 @@ def _next(told: Summary, config: str) -> list[str]:
     found.append(f"`lodeset status {config} --snippet` prints Python that reads the shards")
     if told.dead_bytes:
         found.append(
-            f"{told.dead_bytes / 1e6:,.1f} MB of the shards count no more: `lodeset compact {config}` writes them anew"
+            f"{told.dead_bytes / 1e6:,.1f} MB of the shards are images that no longer count: `lodeset compact {config}` writes shards without them"
         )
     return found
 

@@ -98,7 +98,18 @@ def _by_reason(counts: Mapping[str, int]) -> str:
 def print_whole(out: Console, table: Table) -> None:
     """As wide as it is: a name cut short, or a row over three lines, cannot be searched for in a file or a pipe."""
     table.width = Measurement.get(out, out.options.update(width=1_000), table).maximum
-    out.print(table, soft_wrap=True)
+    show(out, table, soft_wrap=True)
+
+
+def show(out: Console, table: Table, soft_wrap: bool = False) -> None:
+    """A table; in a file or a pipe without the spaces that would fill its last column."""
+    if out.is_terminal:
+        out.print(table, soft_wrap=soft_wrap)
+        return
+    with out.capture() as written:
+        out.print(table, soft_wrap=soft_wrap)
+    for line in written.get().splitlines():
+        out.print(line.rstrip(), markup=False, soft_wrap=True)
 
 
 def _figure(value: int | None) -> str:

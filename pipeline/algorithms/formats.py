@@ -122,3 +122,33 @@ def jxl_planes(data: bytes) -> NDArray[Any]:
 
     read = np.asarray(imagecodecs.jpegxl_decode(data, index=0, numthreads=1))
     return read if read.ndim == 3 else read[..., None]
+
+
+# What lies among photographs and is no image that is read, by its first bytes after a byte-order mark and white space.
+_OTHERS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the image itself (`git lfs pull` fetches it)"),
+    (b"<svg", "an SVG drawing; only raster images are read"),
+    (b"<!doctype html", "a web page"),
+    (b"<html", "a web page"),
+    (b"%pdf-", "a PDF document"),
+    (b"8bps", "a Photoshop file: convert it to TIFF or PNG"),
+    (b"\0\0\x01\0", "an icon (ICO): convert it to PNG"),
+    (b"\xd0\xcf\x11\xe0", "an Office document or thumbnail cache"),
+    (b"\x1a\x45\xdf\xa3", "a video (Matroska or WebM)"),
+    (b"sqlite format 3", "an SQLite database"),
+)
+
+
+def described(data: bytes) -> str:
+    """What bytes are that no decoder reads, for people."""
+    start = data[:256].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for mark, told in _OTHERS:
+        if start.startswith(mark):
+            return told
+    if start.startswith(b"<?xml") and b"<svg" in data[:1024].lower():
+        return "an SVG drawing; only raster images are read"
+    if data[4:8] == b"ftyp":
+        return "a video or another file in MP4's container"
+    first = data[:8]
+    text = "".join(map(chr, first)) if all(32 <= byte < 127 for byte in first) else ""
+    return f"{len(data):,} bytes that start with {repr(text) if text else first.hex(' ')}, in no known image format"

@@ -210,8 +210,10 @@ def _read(data: bytes, limits: Limits, turn: int | None = None) -> Decoded:
             return found
         if optional is not None:
             raise Unreadable("corrupt", f"{optional.told} that its decoder cannot open") from None
-        reason = "corrupt" if data.startswith(_SIGNATURES) else "not_an_image"
-        raise Unreadable(reason, f"{len(data)} bytes start with {data[:8].hex()}") from None
+        if data.startswith(_SIGNATURES):
+            told = f"{len(data):,} bytes that start as an image does ({data[:8].hex(' ')}) and cannot be read as one"
+            raise Unreadable("corrupt", told) from None
+        raise Unreadable("not_an_image", formats.described(data)) from None
     except MemoryError:
         raise
     except Exception as error:

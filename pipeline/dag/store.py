@@ -205,7 +205,9 @@ class Store(Place):
 
     def _runs_there(self) -> str:
         numbers = self.run_numbers()
-        return f"runs {numbers[0]} to {numbers[-1]}" if numbers else "none that finished"
+        if len(numbers) > 1:
+            return f"runs {numbers[0]} to {numbers[-1]}"
+        return f"run {numbers[0]} alone" if numbers else "none that finished"
 
     # -- tables
 
@@ -255,7 +257,7 @@ class Store(Place):
         if size != file.size_bytes:
             raise self.damaged(file.path, f"it has {size:,} bytes, and {file.size_bytes:,} were written")
         if digest != file.sha256:
-            raise self.damaged(file.path, "its bytes are not those that were written (their SHA-256 is another)")
+            raise self.damaged(file.path, "its bytes are not those that were written (the SHA-256 differs)")
 
     def bytes_of(self, file: File) -> bytes:
         """A committed file's bytes.

@@ -23,21 +23,21 @@ def warnings_of(store: Store, images: Sequence[File]) -> list[str]:
     found = []
     if own:
         found.append(
-            f"{_images(own)} of more than 8 bits a sample without a word on what black and white are: the range that each one uses "
-            "was taken (column `sample_range` of `images`)"
+            f"{_said(own, 'image has', 'images have')} more than 8 bits a sample without saying which values are black and white: each was "
+            "scaled by the range of its own values (column `sample_range` of `images`)"
         )
     if cut:
         found.append(
-            f"{_images(cut)} kept of files that lack their end, because nearly all pixels are there (column `truncated` of `images`; "
-            "`ingest.truncated: reject` leaves them out)"
+            f"{_said(cut, 'image was', 'images were')} kept although the end of the file is missing, because nearly all pixels are there "
+            "(column `truncated` of `images`; `ingest.truncated: reject` leaves such images out)"
         )
     if placed:
         found.append(
-            f"{_images(placed)} whose bytes say where they were taken (GPS in EXIF or XMP; column `located` of `images`): shards hold "
-            "the bytes as they came; `ingest.strip_location: true` takes the place out of them"
+            f"{_said(placed, 'image says', 'images say')} where the picture was taken (GPS in EXIF or XMP; column `located` of `images`), and "
+            "the shards keep that: `ingest.strip_location: true` removes it"
         )
     return found
 
 
-def _images(count: int) -> str:
-    return f"{count} image{'s' if count != 1 else ''}"
+def _said(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"

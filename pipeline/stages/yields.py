@@ -80,13 +80,23 @@ def checked(
                 "on without it (`on_unreadable: count`)"
             )
     told = [f"{shown(source)} has no readable image" for source in empty]
-    for found, what in (
-        (unread, "archives, or parts of them, cannot be read"),
-        ([r for r in rows if r["reason"] == WRONG], "Parquet files hold images in another column than `image:` names"),
-        ([r for r in rows if r["reason"] == _NONE], "Parquet files have no column of images"),
+    for found, one, many in (
+        (unread, "1 archive cannot be read, or only a part of it", "archives cannot be read, or only parts of them"),
+        (
+            [r for r in rows if r["reason"] == WRONG],
+            "1 Parquet file keeps its images in another column than `image:` names",
+            "Parquet files keep their images in other columns than `image:` names",
+        ),
+        (
+            [r for r in rows if r["reason"] == _NONE],
+            "1 Parquet file has no column of images",
+            "Parquet files have no column of images",
+        ),
     ):
-        if found:
-            told.append(f"{what}: {len(found)}, e.g. {_named(found[0])}")
+        if len(found) == 1:
+            told.append(f"{one}: {_named(found[0])}")
+        elif found:
+            told.append(f"{len(found):,} {many}, e.g. {_named(found[0])}")
     return told
 
 

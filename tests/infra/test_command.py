@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.table import Table
 
 from infra.cli import app
 from infra.command import perform
 from infra.options import Screen, print_json, safe
+from infra.tables import show
 
 
 def perform_typed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -99,3 +101,13 @@ def test_json_gives_nothing_away_and_is_ascii(capsys: pytest.CaptureFixture[str]
     out = capsys.readouterr().out
     assert out.isascii() and "\x1b" not in out and "pass" not in out
     assert json.loads(out)["files"] == [str(tmp_path)]
+
+
+def test_tables_of_a_pipe_are_not_padded(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("name", "told", box=None, pad_edge=False)
+    table.add_row("a", "x" * 300)
+    table.add_row("b", "")
+    show(Screen(), table)
+    heading, first, second = capsys.readouterr().out.splitlines()
+    assert (heading, second) == ("name  told", "b")
+    assert first == f"a     {'x' * 300}"

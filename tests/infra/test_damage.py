@@ -237,7 +237,7 @@ def test_runs_are_in_the_order_in_which_they_finished_whatever_clocks_say(
 def test_a_run_that_changes_nothing_leaves_no_record(store: Store) -> None:
     assert run(store, dag()) == [("finished", "a"), ("finished", "b")]
     assert store.run_numbers() == [1]
-    with pytest.raises(LodesetError, match="has no run 7: it has runs 1 to 1"):
+    with pytest.raises(LodesetError, match="has no run 7: it has run 1 alone"):
         store.run(7)
 
 

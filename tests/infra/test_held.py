@@ -63,7 +63,9 @@ def test_status_and_report_tell_the_last_run_without_its_sources(world: World, t
     assert found.shards == world.store.full_url("shards/x")
     said = "\n".join(lines(found, "c.yaml"))
     assert (
-        "run 1, finished 2027-01-15" in said and "cannot be told now: pool: nothing is at" in said and "compact" in said
+        "run 1, finished 2027-01-15" in said
+        and "cannot tell now whether anything has changed since: pool: nothing is at" in said
+        and "compact" in said
     )
     page = api.report(opened(tmp_path), tmp_path / "page.html").read_text()
     assert "near-duplicates removed" in page and page.count("Not finished") == 0
@@ -142,7 +144,9 @@ def test_trace_begins_with_a_sentence(world: World, tmp_path: Path) -> None:
     def told(what: str) -> str:
         return api.trace(opened(tmp_path), what).sentence
 
-    copy = f"dropped as a copy of 00.jpg ({ids['00.jpg'][:12]}), similarity 0.800; kept since {today}"
+    copy = (
+        f"dropped as a copy of 00.jpg ({ids['00.jpg'][:12]}), similarity 0.800; that image has been kept since {today}"
+    )
     for what in (
         ids["copy-of-0.jpg"],
         ids["copy-of-0.jpg"][:7].upper(),
@@ -169,7 +173,7 @@ def test_trace_begins_with_a_sentence(world: World, tmp_path: Path) -> None:
         == f"{told(ids['tiny.jpg'])}. The file has other bytes now (image_id {id_of(jpeg(99))})"
     )
     for what in ("f" * 32, "nothing.jpg", "https://x.org/none.jpg"):
-        with pytest.raises(LodesetError, match=r"no image .* in this store's runs: give an image_id"):
+        with pytest.raises(LodesetError, match=r"no run of this store knows an image .*: give an image_id"):
             told(what)
 
 

@@ -97,3 +97,21 @@ def test_broken_ones_are_corrupt_by_name() -> None:
         with pytest.raises(Unreadable, match=r"HEIC|JPEG XL") as caught:
             decoded(data, Limits())
         assert caught.value.reason in ("corrupt", "too_many_pixels")
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "a Git LFS pointer"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE HTML><html>", "a web page"),
+        (b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG drawing"),
+        (b"%PDF-1.7 ...", "a PDF document"),
+        (b"\0\0\0\x20ftypisom" + bytes(40), "MP4's container"),
+        (b"file,label\n1,2", "14 bytes that start with 'file,lab'"),
+        (b"\x01\x02\x03", "3 bytes that start with 01 02 03"),
+    ],
+)
+def test_what_is_no_image_is_named(data: bytes, told: str) -> None:
+    with pytest.raises(Unreadable) as refused:
+        decoded(data, Limits())
+    assert refused.value.reason == "not_an_image" and told in refused.value.detail

@@ -273,5 +273,8 @@ def test_what_was_taken_with_reserve_is_told_of_each_image(tmp_path: Path, store
         id_of(twelve): ("0 to 4095 (the image's own)", None),
     }
     warnings = " ".join(outcome.details["warnings"])
-    assert "1 image of more than 8 bits" in warnings and "1 image kept of files that lack their end" in warnings
+    assert (
+        "1 image has more than 8 bits" in warnings
+        and "1 image was kept although the end of the file is missing" in warnings
+    )
     assert ran(Store(str(tmp_path / "b")), path, truncated="reject").rows.dropped == {"truncated": 1}
