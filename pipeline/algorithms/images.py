@@ -211,8 +211,8 @@ def _read(data: bytes, limits: Limits, turn: int | None = None) -> Decoded:
         if optional is not None:
             raise Unreadable("corrupt", f"{optional.told} that its decoder cannot open") from None
         if data.startswith(_SIGNATURES):
-            told = f"{len(data):,} bytes that start as an image does ({data[:8].hex(' ')}) and cannot be read as one"
-            raise Unreadable("corrupt", told) from None
+            like = f"{len(data):,} bytes that start as an image does ({data[:8].hex(' ')}) and cannot be read as one"
+            raise Unreadable("corrupt", like) from None
         raise Unreadable("not_an_image", formats.described(data)) from None
     except MemoryError:
         raise
