@@ -19,6 +19,7 @@ ABOUT = ("image_id", "image_id_a", "image_id_b", "pool_image_id", "query_id", "d
 # Tables that stages keep for themselves, or for the run after them.
 INNER = ("generations", "measured", "closeups", "samples", "features", "pictures")
 LARGE = ("thumbnail", "vector", "map")
+BLURRED = "blurred_"
 IMAGES, LOCATIONS = ("images", "blurred_images"), ("locations", "blurred_locations")
 
 
@@ -30,6 +31,7 @@ def trace(store: Store, artifacts: Mapping[str, Artifact], image_id: str) -> lis
     """
     steps: list[dict[str, Any]] = []
     for id_, artifact in artifacts.items():
+        of_stage: list[dict[str, Any]] = []
         for table, files in artifact.tables.items():
             if table in INNER:
                 continue
@@ -38,10 +40,13 @@ def trace(store: Store, artifacts: Mapping[str, Artifact], image_id: str) -> lis
             if table == "edges":
                 # An image has many candidates; those that say most about it are the verified ones, then the most similar.
                 found.sort(key=lambda row: (not row["verified"], -(row["similarity"] or 0.0)))
-            steps += [
+            of_stage += [
                 {"stage": id_, "table": table, **{k: v for k, v in row.items() if v is not None}}
                 for row in found[:MOST_ROWS]
             ]
+        # The pool that blur_faces leaves lists its blurred images again.
+        again = {step["table"].removeprefix(BLURRED) for step in of_stage if step["table"].startswith(BLURRED)}
+        steps += [step for step in of_stage if step["table"] not in again]
     if not any(step["table"] in IMAGES for step in steps):
         raise LodesetError(
             f"no image {image_id} in this run's sets: was it rejected? `lodeset status` counts the rejects by reason, and "

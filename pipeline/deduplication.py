@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.algorithms import closeup, evidence
 from pipeline.algorithms.keepers import RULES, KeeperRule
 from pipeline.strict import Strict
 
@@ -58,6 +57,8 @@ class Dedup(Strict):
 
 def computed(dedup: Dedup) -> dict[str, Any]:
     """What decides the results: the knobs, and what pairs are weighed by."""
+    from pipeline.algorithms import closeup, evidence  # here, because they load torch
+
     knobs = dedup.model_dump(exclude={"part_images", "calibration_images"})
     if dedup.verify == "pixels":
         knobs["copies"] = evidence.identity()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,7 +16,7 @@ from builders import id_of, picture
 
 from pipeline import records
 from pipeline.dag.stage import Context, Outcome, Stage
-from pipeline.dag.store import Artifact, Rows, Store
+from pipeline.dag.store import Artifact, File, Rows, Store
 from pipeline.stages.embed import vector_table
 
 
@@ -57,6 +58,12 @@ def artifact(stage: str, set_: str, outcome: Outcome) -> Artifact:
     return Artifact(
         stage, set_, 1, f"{stage}-{set_}", {}, {}, outcome.tables, outcome.rows, content, outcome.details, 1.0, 1.0
     )
+
+
+def listed(store: Store, path: str, rows: int = 0) -> File:
+    """A file that lies in the store, as a manifest lists it."""
+    data = Path(store.path(path)).read_bytes()
+    return File(path, rows, len(data), hashlib.sha256(data).hexdigest())
 
 
 def target_set(store: Store, folder: Path, side: int, vectors_of: slice = slice(None)) -> dict[str, Artifact]:

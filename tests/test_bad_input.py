@@ -75,7 +75,7 @@ def test_bad_files_are_counted(tmp_path: Path) -> None:
     path = config(tmp_path, "pool: pool/")
     code, out, err = typed("run", path, "--until", "ingest", "--json")
     assert code == 0, err
-    (entry,) = [e for e in json.loads(out)["artifacts"] if e["set"] == "pool"]
+    (entry,) = [e for e in json.loads(out)["artifacts"] if e["stage"] == "ingest"]
     assert entry["rows"] == {
         "in": 8,
         "kept": 2,

@@ -10,7 +10,8 @@ from typing import Any
 
 from infra import api
 from infra.config import usable_cpus
-from infra.demo.world import FULL_SIZE, Truth, is_made, load_truth, make_world, write_config
+from infra.demo.truth import Truth, is_made, load_truth
+from infra.demo.world import FULL_SIZE, make_world, write_config
 from infra.report.render import write_report
 from pipeline import own
 from pipeline.dag.runner import Event

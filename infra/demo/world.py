@@ -30,6 +30,7 @@ from PIL import Image, ImageDraw
 
 from infra.demo.copies import LEAK_KINDS, REJECTS, StoredFile, broken_files, copy_of, near_copies, saved, upright
 from infra.demo.draw import CONCEPTS, DISTRACTORS, draw
+from infra.demo.truth import UNFINISHED, NearGroup, Truth
 from pipeline.engines.failures import unwrapped
 from pipeline.engines.processes import Died, pool, task
 from pipeline.errors import LodesetError
@@ -38,9 +39,8 @@ FEWEST_IMAGES = 200
 FULL_SIZE = 2400  # pool images; in a smaller world the companion sets shrink in proportion
 CURATED: Mapping[str, tuple[str, ...]] = {"alpha": ("letters", "leaves"), "beta": ("trees", "fish", "butterflies")}
 
-_UNFINISHED = ".unfinished"
 _MADE = ("pool", "curated", "reference", "target.parquet", "truth.json")
-STEPS = 1800  # of training
+STEPS = 1200  # of training
 _TINY = 3
 _ZIPF_EXPONENT = 1.0
 _DISTRACTING = 0.3  # share of the pool's originals that show what nobody asked for
@@ -55,45 +55,6 @@ _MANNERS = ("jpeg", "turned", "webp", "png", "rgba", "grey", "palette", "gif")  
 _MANNER_SHARES = (0.55, 0.05, 0.18, 0.1, 0.04, 0.03, 0.03, 0.02)
 # EXIF orientation -> how upright pixels are turned before they are stored (CIPA DC-008, 4.6.4, tag 274).
 _STORED_TURN = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
-
-
-@dataclass(frozen=True)
-class NearGroup:
-    """Pool images made from one another: the source comes first, `kinds` says how each of the others was made."""
-
-    ids: tuple[str, ...]
-    kinds: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What is true of a sample world; images are named by image_id (32 hex digits).
-
-    Attributes:
-        images: readable image files in the pool, exact duplicates included, tiny ones not.
-        files: all files of the pool that bear an image's name: readable, tiny and broken.
-        seed: what the world was drawn from.
-        concepts: what each distinct pool image shows, tiny ones included.
-        near: groups of near-duplicates; no other two pool images are copies of each other.
-        exact_duplicates: files whose bytes occur in the pool a second time.
-        rejects: files that cannot be decoded safely, by kind.
-        tiny: images of 8 x 8 pixels, valid but useless.
-        repeated_names: members of a tar that bear the name of an earlier one; both are images of their own.
-        leaked: pool images that are copies of reference images, and how each was made.
-        curated: the concepts that each curated set shows.
-    """
-
-    images: int
-    files: int
-    seed: int
-    concepts: Mapping[str, str]
-    near: tuple[NearGroup, ...]
-    exact_duplicates: int
-    rejects: Mapping[str, int]
-    tiny: tuple[str, ...]
-    repeated_names: int
-    leaked: Mapping[str, str]
-    curated: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -128,13 +89,8 @@ def make_world(
     with _writing(folder):
         _take(folder)
         truth = _make(folder, images, seed, functools.partial(_drawn_by, cpus, report))
-        (folder / _UNFINISHED).unlink()
+        (folder / UNFINISHED).unlink()
     return truth
-
-
-def is_made(folder: Path) -> bool:
-    """Whether a finished sample world lies there."""
-    return os.access(folder / "truth.json", os.R_OK) and not os.access(folder / _UNFINISHED, os.F_OK)
 
 
 @contextlib.contextmanager
@@ -153,13 +109,13 @@ def _take(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise LodesetError(f"{folder} exists and is not an empty folder: choose another for the sample world")
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / _UNFINISHED).exists():
+    if (folder / UNFINISHED).exists():
         for name in _MADE:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     elif any(folder.iterdir()):
         raise LodesetError(f"{folder} exists and is not an empty folder: choose another for the sample world")
-    (folder / _UNFINISHED).write_text("`lodeset demo` makes what lies here anew\n", encoding="utf-8")
+    (folder / UNFINISHED).write_text("`lodeset demo` makes what lies here anew\n", encoding="utf-8")
 
 
 def _make(folder: Path, images: int, seed: int, drawn: Callable[[Sequence[Job]], list[StoredFile]]) -> Truth:
@@ -220,20 +176,6 @@ def _make(folder: Path, images: int, seed: int, drawn: Callable[[Sequence[Job]],
     return truth
 
 
-def load_truth(folder: Path) -> Truth:
-    """The truth about the sample world in `folder`.
-
-    Raises:
-        LodesetError: there is no finished sample world.
-    """
-    if not is_made(folder):
-        raise LodesetError(f"no finished sample world in {folder}: `lodeset demo` with a new folder makes one")
-    raw = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
-    near = tuple(NearGroup(tuple(group["ids"]), tuple(group["kinds"])) for group in raw.pop("near"))
-    curated = {name: tuple(shown) for name, shown in raw.pop("curated").items()}
-    return Truth(near=near, curated=curated, tiny=tuple(raw.pop("tiny")), **raw)
-
-
 def write_config(folder: Path, images: int = FULL_SIZE) -> Path:
     """Writes `lodeset.yaml`, a whole run over the sample world of so many `images` in `folder`, and returns its path.
 
@@ -278,7 +220,7 @@ training:                              # minutes on two cores; more steps learn 
   batch: 16                            # few images, many steps: the run is short
   precision: {"bf16" if has_bf16() else "fp32"}
   log_every: 25
-  checkpoint_every: 450
+  checkpoint_every: 400
   model: {{dim: 128, depth: 4, heads: 2}}
   heads: {{prototypes: 128}}
   crops:                               # light varies more than in the recipe, hue and scale less
@@ -288,7 +230,7 @@ training:                              # minutes on two cores; more steps learn 
   optimiser: {{base_lr: 1.0e-2, layer_decay: 1.0, patch_embed_lr: 1.0}}
 
 pruning:                               # without labels; shares of the parameters
-  - {{method: entropic, remove: [0.2, 0.4, 0.6]}}
+  - {{method: entropic, remove: [0.3, 0.6, 0.8]}}
 """
     with _writing(folder):
         # A half-written configuration would be taken for the user's.

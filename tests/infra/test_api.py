@@ -76,7 +76,7 @@ def test_a_trained_model_becomes_an_onnx_network(tmp_path: Path) -> None:
     export(DinoVisionTransformer(ModelConfig(dim=16, depth=1, heads=2), 32), tmp_path / "model")
     told = lodeset("export", tmp_path / "model", tmp_path / "model.onnx", "--size", 24, "--json")
     path = tmp_path / "model.onnx"
-    assert told == {"path": str(path), "size": 24, "dim": 16, "size_bytes": path.stat().st_size}
+    assert told == {"path": str(path), "size": 24, "any_size": True, "dim": 16, "size_bytes": path.stat().st_size}
     with pytest.raises(LodesetError, match="size 20 is not a multiple of patch size 8: use 16"):
         api.export(tmp_path / "model", path, 20)
     with pytest.raises(LodesetError, match="holds no model: looked for"):

@@ -8,7 +8,8 @@ import pytest
 from commands import typed
 
 from infra import api
-from infra.demo.world import Truth, load_truth, make_world, write_config
+from infra.demo.truth import Truth, load_truth
+from infra.demo.world import make_world, write_config
 from pruning.variants import METHODS
 
 

@@ -20,7 +20,8 @@ from PIL import Image, ImageOps
 from infra.demo import world as making
 from infra.demo.copies import LEAK_KINDS, NEAR_KINDS
 from infra.demo.draw import CONCEPTS, DISTRACTORS, draw
-from infra.demo.world import CURATED, Truth, load_truth, make_world, write_config
+from infra.demo.truth import Truth, load_truth
+from infra.demo.world import CURATED, make_world, write_config
 from pipeline.config import CurationConfig
 from pipeline.errors import LodesetError
 from pruning.config import PruneJob

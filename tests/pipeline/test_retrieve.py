@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from inline import artifact, without_engine
+from inline import artifact, listed, without_engine
 
 from pipeline import records
 from pipeline.algorithms import kmeans
@@ -86,7 +86,7 @@ def planted(
         "vectors": by_hand(store, "embed", {"vectors": [vector_table([ids[n] for n in p], vectors[p]) for p in parts]}),
         "dedup": by_hand(store, "dedup", {"duplicates": [table(records.DUPLICATES, duplicates)]}),
         "clusters": by_hand(store, "cluster", {"clusters": [table(records.CLUSTERS, part) for part in clusters]}),
-        "centroids": artifact("fit", "x", Outcome({"centroids": (File("centroids.npy", K, 1, ""),)}, Rows(1, 1))),
+        "centroids": artifact("fit", "x", Outcome({"centroids": (listed(store, "centroids.npy", K),)}, Rows(1, 1))),
     }
     return Planted(store, inputs, ids, vectors.astype(np.float64), query_ids, asking.astype(np.float64), centroids)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from builders import picture, write_shards
-from inline import artifact, ran, target_set, without_engine
+from inline import artifact, listed, ran, target_set, without_engine
 
 from pipeline.config import TargetSet
 from pipeline.dag.stage import Context, Outcome, Stage
-from pipeline.dag.store import File, Rows, Store
+from pipeline.dag.store import Rows, Store
 from pipeline.errors import LodesetError
 from pruning import graph
 from pruning.config import LotteryJob, PruneJob, SelfMaskingJob
@@ -60,11 +60,12 @@ def test_a_sweep_over_a_target_set_of_images_that_training_would_skip(
 
     _, teacher = student_and_teacher(CONFIG)
     export(teacher.backbone, Path(store.path("training/model")))
-    index = Path(write_shards(Path(store.path("shards")), [picture(n, width=24, height=20) for n in range(32)]))
-    files = {"index": (File("shards/index.parquet", 32, index.stat().st_size, ""),)}
+    write_shards(Path(store.path("shards")), [picture(n, width=24, height=20) for n in range(32)])
+    files = {"index": (listed(store, "shards/index.parquet", 32),)}
+    model = {"model": (listed(store, "training/model/model.safetensors"),)}
     inputs = {
         **{
-            f"{name}/all": artifact(name, "all", Outcome({}, Rows(32, 32), details={"folder": "training/model"}))
+            f"{name}/all": artifact(name, "all", Outcome(model, Rows(32, 32), details={"folder": "training/model"}))
             for name in ("train", "finish")
         },
         "write_shards/all": artifact("write_shards", "all", Outcome(files, Rows(32, 32))),

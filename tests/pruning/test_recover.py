@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from builders import picture, write_shards
-from inline import artifact, ran, target_set, without_engine
+from inline import artifact, listed, ran, target_set, without_engine
 
 from pipeline.config import TargetSet
 from pipeline.dag.stage import Context, Outcome, Stage
@@ -59,18 +59,15 @@ class World:
         patch.setattr(recover, "ray_job", lambda _: nullcontext())
         patch.setattr(recover, "launch", self.launch)
         self.store = Store(str(folder / "store"))
-        index = Path(
-            write_shards(Path(self.store.path("shards")), [picture(n, width=24, height=20) for n in range(40)])
-        )
+        index = write_shards(Path(self.store.path("shards")), [picture(n, width=24, height=20) for n in range(40)])
         self.shards = Shards(index=(str(index),))
         train_inline(CONFIG, self.shards, Path(self.store.path("training/run")))
         checkpoint = File(f"training/run/step-0000002/{MARKER}", 0, 1, "of-this-run")
-        files = {"index": (File("shards/index.parquet", 40, index.stat().st_size, ""),)}
+        files = {"index": (listed(self.store, "shards/index.parquet", 40),)}
+        made = {"checkpoints": (checkpoint,), "model": (listed(self.store, "training/run/model.safetensors"),)}
         details = {"folder": "training/run"}
         self.inputs: dict[str, Artifact] = {
-            "train/all": artifact(
-                "train", "all", Outcome({"checkpoints": (checkpoint,)}, Rows(40, 40), details=details)
-            ),
+            "train/all": artifact("train", "all", Outcome(made, Rows(40, 40), details=details)),
             "write_shards/all": artifact("write_shards", "all", Outcome(files, Rows(40, 40))),
             **target_set(self.store, folder / "target", 24),
         }

@@ -1,0 +1,71 @@
+"""What is true of a sample world, and where that is written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import LodesetError
+
+UNFINISHED = ".unfinished"  # in a folder whose world is being made
+
+
+@dataclass(frozen=True)
+class NearGroup:
+    """Pool images made from one another: the source comes first, `kinds` says how each of the others was made."""
+
+    ids: tuple[str, ...]
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is true of a sample world; images are named by image_id (32 hex digits).
+
+    Attributes:
+        images: readable image files in the pool, exact duplicates included, tiny ones not.
+        files: all files of the pool that bear an image's name: readable, tiny and broken.
+        seed: what the world was drawn from.
+        concepts: what each distinct pool image shows, tiny ones included.
+        near: groups of near-duplicates; no other two pool images are copies of each other.
+        exact_duplicates: files whose bytes occur in the pool a second time.
+        rejects: files that cannot be decoded safely, by kind.
+        tiny: images of 8 x 8 pixels, valid but useless.
+        repeated_names: members of a tar that bear the name of an earlier one; both are images of their own.
+        leaked: pool images that are copies of reference images, and how each was made.
+        curated: the concepts that each curated set shows.
+    """
+
+    images: int
+    files: int
+    seed: int
+    concepts: Mapping[str, str]
+    near: tuple[NearGroup, ...]
+    exact_duplicates: int
+    rejects: Mapping[str, int]
+    tiny: tuple[str, ...]
+    repeated_names: int
+    leaked: Mapping[str, str]
+    curated: Mapping[str, tuple[str, ...]]
+
+
+def is_made(folder: Path) -> bool:
+    """Whether a finished sample world lies there."""
+    return os.access(folder / "truth.json", os.R_OK) and not os.access(folder / UNFINISHED, os.F_OK)
+
+
+def load_truth(folder: Path) -> Truth:
+    """The truth about the sample world in `folder`.
+
+    Raises:
+        LodesetError: there is no finished sample world.
+    """
+    if not is_made(folder):
+        raise LodesetError(f"no finished sample world in {folder}: `lodeset demo` with a new folder makes one")
+    raw = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
+    near = tuple(NearGroup(tuple(group["ids"]), tuple(group["kinds"])) for group in raw.pop("near"))
+    curated = {name: tuple(shown) for name, shown in raw.pop("curated").items()}
+    return Truth(near=near, curated=curated, tiny=tuple(raw.pop("tiny")), **raw)
