@@ -34,6 +34,8 @@ FOLDERS = (
     "reports",
     "damaged",
 )
+# What lies beside the shards of a run, wherever they were copied to.
+_SHARDS = ("index.parquet", "tombstones.parquet", "changes.parquet")
 # What is in every store that has finished a stage.
 _SIGNS = ("artifacts/ingest", "parts/ingest")
 _TEXT = "{kind}\nlodeset made this folder and never reads it as a source of images. Delete this file if it should.\n"
@@ -74,6 +76,8 @@ def kind_of(folder: str) -> str:
     except OSError:
         if all(os.path.isdir(posixpath.join(folder, sign)) for sign in _SIGNS):
             return store_kind(path.name for path in Path(folder).iterdir())
+        if all(Path(folder, name).is_file() for name in _SHARDS):
+            return "store"
     return ""
 
 
@@ -124,8 +128,9 @@ def skipped_in(folder: str, entries: Iterable[str], kind: Callable[[str], str] =
 def folders_among(paths: Iterable[str], kind: Callable[[str], str]) -> set[str]:
     """The folders that are lodeset's own, by a whole listing of the files below them."""
     found: set[str] = set()
+    listed = set(paths)
     signs: dict[str, set[str]] = {}
-    for path in paths:
+    for path in listed:
         folder, _, name = path.rpartition("/")
         if name == MARK:
             found |= _own_of(folder, kind(folder))
@@ -133,6 +138,10 @@ def folders_among(paths: Iterable[str], kind: Callable[[str], str]) -> set[str]:
             at = f"/{path}".find(f"/{sign}/")
             if at > 0:
                 signs.setdefault(path[: at - 1], set()).add(sign)
+    for index in listed:
+        folder, _, name = index.rpartition("/")
+        if name == _SHARDS[0] and all(f"{folder}/{other}" in listed for other in _SHARDS):
+            found.add(folder)
     for folder, seen in signs.items():
         if len(seen) == len(_SIGNS):
             found |= _own_of(folder, "shared")

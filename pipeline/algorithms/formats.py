@@ -30,6 +30,24 @@ _HEIF_BRANDS = (
     b"avci",
 )
 _AVIF_BRANDS = (b"avif", b"avis")  # Pillow's own
+# Pictures that are not read here: (where, the bytes there, what they are). Told by name, because "no image" would be wrong.
+_UNREAD = (
+    (8, b"CR\x02", "a camera's raw file (CR2)"),
+    (4, b"ftypcrx", "a camera's raw file (CR3)"),
+    (0, b"FUJIFILMCCD-RAW", "a camera's raw file (RAF)"),
+    (0, b"IIRO", "a camera's raw file (ORF)"),
+    (0, b"IIU\0", "a camera's raw file (RW2)"),
+    (0, b"#?RADIANCE", "Radiance HDR"),
+    (0, b"\x76\x2f\x31\x01", "OpenEXR"),
+    (0, b"DDS ", "a DDS texture"),
+    (0, b"qoif", "QOI"),
+    (0, b"II\xbc", "JPEG XR"),
+    (0, b"\x01\xda", "SGI"),
+    (0, b"P7\n", "PAM"),
+    (0, b"PF\n", "PFM in colour"),
+    (0, b"SIMPLE  =", "FITS"),
+    (128, b"DICM", "DICOM"),
+)
 _JXL_CONTAINER = b"\0\0\0\x0cJXL \r\n\x87\n"
 # Width by height, as the header of JPEG XL abbreviates it.
 _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
@@ -55,6 +73,11 @@ def optional_format(data: bytes) -> Optionally | None:
     # What calls itself HEIF at large may hold AV1 as well as HEVC.
     held = "HEIC" if not any(brand in _AVIF_BRANDS for brand in brands) else "AVIF in HEIF"
     return Optionally(HEIF, held)
+
+
+def unread(data: bytes) -> str | None:
+    """Which kind of picture these bytes are that is not read here, if they are one."""
+    return next((told for at, magic, told in _UNREAD if data[at : at + len(magic)] == magic), None)
 
 
 @functools.cache

@@ -210,6 +210,11 @@ def _read(data: bytes, limits: Limits, turn: int | None = None) -> Decoded:
             return found
         if optional is not None:
             raise Unreadable("corrupt", f"{optional.told} that its decoder cannot open") from None
+        unread = formats.unread(data)
+        if unread is not None:
+            raise Unreadable(
+                "unsupported_format", f"{unread}: convert it to PNG, TIFF or another format that is read"
+            ) from None
         if data.startswith(_SIGNATURES):
             like = f"{len(data):,} bytes that start as an image does ({data[:8].hex(' ')}) and cannot be read as one"
             raise Unreadable("corrupt", like) from None

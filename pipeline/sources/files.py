@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import io
 import re
+import stat
+from pathlib import Path
 from types import TracebackType
 from typing import IO, cast
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import LodesetError
 
@@ -34,6 +37,10 @@ def open_source(uri: str) -> IO[bytes]:
     """A listed file, opened for reading. `fsspec.open` would take `::` in a name for a chain of file systems."""
     name = unescaped(uri)
     fs, _ = fsspec.core.url_to_fs(name.partition("::")[0])
+    if isinstance(fs, LocalFileSystem) and not stat.S_ISREG(Path(name).stat().st_mode):
+        raise OSError(
+            "no file any more, but a folder, pipe, socket or device"
+        )  # opening a pipe waits for its other end
     return cast(IO[bytes], fs.open(name, "rb"))
 
 

@@ -18,6 +18,21 @@ JXL_BOX = b"\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl \0\0\0\0jxl " + bytes(64)
 
 
 @pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"qoif" + bytes(90), "QOI"),
+        (b"\x76\x2f\x31\x01" + bytes(90), "OpenEXR"),
+        (b"II*\0\x10\0\0\0CR\x02\0" + bytes(90), "CR2"),
+        (b"P7\nWIDTH 1\n", "PAM"),
+    ],
+)
+def test_pictures_that_are_not_read_are_named(data: bytes, told: str) -> None:
+    with pytest.raises(Unreadable) as refused:
+        decoded(data, Limits())
+    assert refused.value.reason == "unsupported_format" and told in refused.value.detail
+
+
+@pytest.mark.parametrize(
     ("data", "name"),
     [(HEIC, "HEIC"), (AVIF_IN_HEIF, "AVIF in HEIF"), (JXL_STREAM, "JPEG XL"), (JXL_BOX, "JPEG XL")],
 )

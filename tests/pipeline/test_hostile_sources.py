@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -254,6 +255,16 @@ def test_a_source_that_vanished_or_shrank_after_it_was_listed(tmp_path: Path, na
 
 
 # -- the net
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_file_that_became_a_pipe_or_a_folder_is_not_waited_for(tmp_path: Path, make: Callable[[str], None]) -> None:
+    pool = write_folder(tmp_path / "pool", [("1.png", picture(1)), ("2.png", picture(2))])
+    (piece,) = pieces(pool)
+    (pool / "2.png").unlink()
+    make(str(pool / "2.png"))
+    with pytest.raises(LodesetError, match=r"2\.png cannot be read now .*no file any more"):
+        ingest_slice("pool", piece, Ingest())
 
 
 def test_nothing_raises_in_a_worker(capfd: pytest.CaptureFixture[str]) -> None:

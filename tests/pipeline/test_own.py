@@ -43,6 +43,20 @@ def test_a_store_below_a_source_is_left_out_and_told(tmp_path: Path) -> None:
     assert names(tmp_path / "**" / "*.png") == ["1.png", "2.png"]
 
 
+def test_shards_that_were_copied_without_their_store_are_known_by_what_lies_beside_them(tmp_path: Path) -> None:
+    pool = write_folder(tmp_path / "pool", [("1.png", picture(1)), ("mine/index.parquet", b"x"), ("mine/a.tar", b"x")])
+    for name in ("shard-000000.tar", "index.parquet", "tombstones.parquet", "changes.parquet"):
+        write_folder(pool / "given" / "v1", [(name, b"x")])
+    assert names(pool) == ["1.png", "mine/a.tar", "mine/index.parquet"]
+    with pytest.raises(LodesetError, match="was made by lodeset"):
+        names(pool / "given" / "v1" / "shard-000000.tar")
+    remote = fsspec.filesystem("memory")
+    for path in pool.rglob("*.*"):
+        if path.is_file():
+            remote.pipe_file(f"/copied/{path.relative_to(pool)}", b"x")
+    assert names("memory://copied") == ["1.png", "mine/a.tar", "mine/index.parquet"]
+
+
 def test_a_copied_moved_or_linked_store_is_still_one(tmp_path: Path) -> None:
     store_at(str(tmp_path / "runs"))
     pool = write_folder(tmp_path / "pool", [("1.png", picture(1))])
