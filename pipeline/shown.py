@@ -24,7 +24,7 @@ _SECRET = (
 )
 # Of a URL's parameters also these, which mean nothing in other text.
 _IN_URLS = (
-    r"(?:sig|sign|key|auth|access[-_]?key[-_]?id|key[-_]?pair[-_]?id|policy|session(?:[-_]?id)?|sid|code|assertion"
+    r"(?:sig|sign|key|auth|access[-_]?key[-_]?id|key[-_]?pair[-_]?id|policy|j?session(?:[-_]?id)?|sid|pass|pw|code|assertion"
     r"|ticket|hdne[at]s?|__gda__|otp)"
 )
 # Repetitions are bounded: this reads text that strangers wrote, and must not take quadratic time.
@@ -39,7 +39,11 @@ _HEADER = re.compile(r"(?i)(\bauthorization['\"]?\s?[:=]\s?['\"]?(?:bearer|basic
 _JWT = re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*")
 _AWS_KEY = re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b")
 # Only text with one of these is looked at more closely; most has none.
-_SUSPECT = re.compile(rf"(?i):/|=|{_SECRET}|eyJ|AKIA|ASIA")
+# Tokens that say by their start what they are: Hugging Face, GitHub, GitLab, OpenAI and Anthropic, Slack, Google.
+_TOKEN = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|sk-(?:proj-|ant-(?:\w+-)?)?\w{20,}|xox[abeoprs]-[\w-]{10,}|AIza[\w-]{30,})"
+)
+_SUSPECT = re.compile(rf"(?i):/|=|{_SECRET}|eyJ|AKIA|ASIA|hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox|AIza")
 
 # Controls (C0, DEL, C1), bidirectional marks, invisible spaces, line separators, tags, halves of surrogate pairs. Joiners stay:
 # emoji and several scripts need them.
@@ -59,7 +63,7 @@ def without_secrets(text: str) -> str:
     text = _HEADER.sub(rf"\1{HIDDEN}", text)
     text = _QUOTED.sub(rf"\1{HIDDEN}\3", text)
     text = _ASSIGNED.sub(rf"\1{HIDDEN}", text)
-    return _AWS_KEY.sub(HIDDEN, _JWT.sub(HIDDEN, text))
+    return _TOKEN.sub(HIDDEN, _AWS_KEY.sub(HIDDEN, _JWT.sub(HIDDEN, text)))
 
 
 def _user(match: re.Match[str]) -> str:

@@ -30,6 +30,10 @@ from pipeline.shown import json_text, redacted, shown, visible
         ('{"aws_secret_access_key": "B"}', '{"aws_secret_access_key": "***"}'),
         ("account_key=abc; next", "account_key=***; next"),
         ("Authorization: Bearer abcdef", "Authorization: Bearer ***"),
+        ("denied for hf_" + "aB3" * 11, "denied for ***"),
+        ("ghp_" + "aB3" * 12 + ": bad credentials", "***: bad credentials"),
+        ("sk-ant-api03-" + "aB3" * 10, "***"),
+        ("https://h/a;jsessionid=12?pass=x&w=3", "https://h/a;jsessionid=***&w=3"),
         ("key AKIAIOSFODNN7EXAMPLE was refused", "key *** was refused"),
     ],
 )  # fmt: skip
@@ -43,6 +47,7 @@ def test_credentials_are_hidden(text: str, told: str) -> None:
     "text",
     [
         "/data/a@b/c.tar",
+        "/data/hf_internal_testing/sk-images-of-cats-and-dogs/task-1",
         "s3://bucket/crawl/*.tar",
         "http://host:8080/p@2x.jpg",
         "hf://datasets/one/two@main/a.parquet",
