@@ -116,6 +116,8 @@ def lines(told: Summary, config: str) -> list[str]:
     ]
     if told.report is not None:
         found.append(f"report  {shown(told.report)}")
+    elif told.run is not None:
+        found.append(f"report  not written yet, or deleted by a take-down: `lodeset report {config}` writes one")
     return found + _next(told, config)
 
 

@@ -283,20 +283,22 @@ def _check_header(image: Image.Image, limits: Limits) -> None:
     _check_size(*image.size, image.mode, len(image.getbands()) * _SAMPLE_BYTES.get(image.mode, 1), limits)
     frames = _frames(image)
     if frames > limits.max_frames:
-        raise Unreadable("too_many_frames", f"{frames} frames > {limits.max_frames} (ingest.max_frames)")
+        raise Unreadable("too_many_frames", f"{frames:,} frames, and ingest.max_frames is {limits.max_frames:,}")
 
 
 def _check_size(width: int, height: int, kind: str, pixel_bytes: int, limits: Limits) -> None:
     if width < 1 or height < 1:
         raise Unreadable("corrupt", f"size {width} x {height}")
     if width * height > limits.max_pixels:
-        told = f"{width} x {height} = {width * height} > {limits.max_pixels} (ingest.max_pixels)"
+        told = f"{width} x {height} = {width * height:,} pixels, and ingest.max_pixels is {limits.max_pixels:,}"
         raise Unreadable("too_many_pixels", told)
     if max(width, height) > limits.max_side:
-        raise Unreadable("too_long_a_side", f"{width} x {height} > {limits.max_side} (ingest.max_side)")
+        raise Unreadable("too_long_a_side", f"{width} x {height}, and ingest.max_side is {limits.max_side:,}")
     decoded_mb = width * height * pixel_bytes / 2**20
     if decoded_mb > limits.max_decoded_mb:
-        told = f"{width} x {height} {kind} = {decoded_mb:.0f} MiB > {limits.max_decoded_mb:g} (ingest.max_decoded_mb)"
+        told = (
+            f"{width} x {height} {kind} = {decoded_mb:,.0f} MiB, and ingest.max_decoded_mb is {limits.max_decoded_mb:g}"
+        )
         raise Unreadable("too_many_decoded_bytes", told)
 
 

@@ -134,7 +134,7 @@ def fields_of(extension: str, data: bytes) -> dict[str, Any]:
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadMetadata(str(error)) from None
+        raise BadMetadata(f"is not JSON: {error}") from None
     if not isinstance(tree, dict):
         raise BadMetadata(f"holds a {type(tree).__name__}, not an object")
     fields: dict[str, Any] = plain(tree)

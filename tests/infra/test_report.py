@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,12 +13,14 @@ import pytest
 from PIL import Image
 from report_world import HOSTILE, ORDER, World, make_world, table
 
+import pipeline
 from infra.report import collect, pictures, trained
 from infra.report.contents import Copy
 from infra.report.render import REASONS, flow, render, tiles
 from pipeline import records
 from pipeline.dag.store import Rows, Store
 from pipeline.errors import LodesetError
+from pipeline.stages.culprits import _REASONS as REASON_OF
 
 
 @pytest.fixture
@@ -360,3 +363,13 @@ def test_an_image_that_several_parts_of_the_page_show_is_read_once(world: World)
     page = render(report, found, "a run", [])
     assert all(picture.uri in page for picture in found.values())
     assert page.count(found[world.ids["00.jpg"]].uri) == 2  # kept of its group, and in its cluster
+
+
+def test_every_reason_that_ingest_gives_is_explained() -> None:
+    package = Path(pipeline.__file__).parent
+    given = {
+        reason
+        for path in package.rglob("*.py")
+        for reason in re.findall(r'(?:Unreadable\(|reason=|"reason": )"([a-z_]+)"', path.read_text(encoding="utf-8"))
+    } | set(REASON_OF.values())
+    assert len(given) > 15 and given <= set(REASONS), given - set(REASONS)
