@@ -102,7 +102,7 @@ def test_bad_bytes_have_a_reason(data: bytes, reason: str) -> None:
 def test_pixel_limit_counts_the_header() -> None:
     data = picture(1, width=100, height=100)
     assert decode(data, 10_000).size == (100, 100)
-    with pytest.raises(Unreadable, match="10,000 pixels, and ingest.max_pixels is 9,999"):
+    with pytest.raises(Unreadable, match=r"10,000 pixels, and ingest\.max_pixels is 9,999"):
         decode(data, 9_999)
 
 
