@@ -219,11 +219,13 @@ def forget(
     if as_json:
         print_json(vars(done))
         return
-    rows = ", ".join(f"{name} {count}" for name, count in sorted(done.rows.items()) if count) or "none"
-    out.print(f"forgotten: {', '.join(done.image_ids)}; rows: {rows}; shards rewritten: {done.shards}", soft_wrap=True)
+    rows = ", ".join(f"{name} {count:,}" for name, count in sorted(done.rows.items()) if count) or "none"
+    shards = "1 shard was" if done.shards == 1 else f"{done.shards:,} shards were"
+    out.print(f"forgotten: {', '.join(done.image_ids)}; {shards} rewritten; rows taken out: {rows}", soft_wrap=True)
     if done.copies:
+        near = "1 near-duplicate stays" if len(done.copies) == 1 else f"{len(done.copies):,} near-duplicates stay"
         err.print(
-            f"[yellow]warning:[/] {len(done.copies)} near-duplicates stay, e.g. {done.copies[0]}: `--copies` takes them out, too",
+            f"[yellow]warning:[/] {near}, e.g. {done.copies[0]}: `lodeset forget` with `--copies` takes such images out, too",
             soft_wrap=True,
         )
     for warning in done.warnings:

@@ -42,7 +42,7 @@ REASONS = {
     "too_slow": "not decoded within ingest.max_seconds",
     "too_much_memory": "not decoded within ingest.worker_memory_gb",
     "killed_decoder": "images that kill the process that decodes them",
-    "unsupported_format": "HEIC or JPEG XL; `pip install 'lodeset[formats]'` brings their decoders",
+    "unsupported_format": "pictures in formats that are not read, or only with `pip install 'lodeset[formats]'` (HEIC, JPEG XL)",
     "location_not_removable": "say where they were taken, in a way that ingest.strip_location cannot remove",
     "unreadable_archive": "parts of a tar, or row groups of a Parquet file, that cannot be read",
     "truncated": "tars that end in the middle of a member; images without their end, with `ingest.truncated: reject`",
