@@ -9,11 +9,13 @@ lacks its end is read as far as it goes, and says so.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import math
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -224,7 +226,8 @@ def _read(data: bytes, limits: Limits, turn: int | None = None) -> Decoded:
     except Exception as error:
         # Codecs raise whatever their parser meets (struct.error, SyntaxError, OverflowError, ...) on crafted bytes.
         raise Unreadable("corrupt", kind + _short(error)) from error
-    _check_header(opened, limits)
+    with _named(kind):
+        _check_header(opened, limits)
     try:
         wide = is_wide(opened)
         deep = not wide and is_deep(opened, data)
@@ -242,10 +245,20 @@ def _read(data: bytes, limits: Limits, turn: int | None = None) -> Decoded:
         raise Unreadable("corrupt", kind + _short(error)) from error
 
 
+@contextlib.contextmanager
+def _named(kind: str) -> Iterator[None]:
+    """Puts the format before what is said of an image in it: its first bytes may be all that there is of that format."""
+    try:
+        yield
+    except Unreadable as error:
+        raise Unreadable(error.reason, f"{kind}{error.detail}") from error
+
+
 def _read_jxl(data: bytes, limits: Limits) -> Decoded:
     try:
         size = formats.jxl_size(data)
-        _check_size(*size, "RGBA", 4, limits)
+        with _named("JPEG XL: "):
+            _check_size(*size, "RGBA", 4, limits)
         planes = formats.jxl_planes(data)
         alpha = planes.shape[2] in (2, 4)
         if planes.dtype == np.uint8:

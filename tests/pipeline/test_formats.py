@@ -106,6 +106,15 @@ def test_limits_hold_before_anything_is_decoded(monkeypatch: pytest.MonkeyPatch)
             decoded(one, Limits(max_pixels=1_000))
 
 
+def test_broken_ones_are_named_whatever_their_header_says() -> None:
+    """Of bytes that only begin as JPEG XL, the header is chance: it may promise any size."""
+    pytest.importorskip("imagecodecs", reason="pip install 'lodeset[formats]'")
+    chance = np.random.default_rng(0)
+    for _ in range(200):
+        with pytest.raises(Unreadable, match="JPEG XL"):
+            decoded(b"\xff\x0a" + chance.bytes(800), Limits())
+
+
 def test_broken_ones_are_corrupt_by_name() -> None:
     noise = np.random.default_rng(0).bytes(400)
     for data in (heic(PICTURE)[:300], HEIC + noise, jxl(np.asarray(PICTURE))[:60], JXL_STREAM + noise, JXL_BOX + noise):
