@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.dataset as ds
 import pytest
 import webdataset
@@ -46,7 +47,10 @@ def grown(world: Path, finished: dict[str, dict[str, Any]]) -> Iterator[Path]:
     with open(place["uri"], "rb") as file:
         file.seek(place["offset"])
         near = Image.open(io.BytesIO(file.read(place["size_bytes"]))).convert("RGB")
-    larger = encoded(near.resize((2 * near.width, 2 * near.height)))
+    # Grain, since an image that was merely enlarged is never kept for its size.
+    enlarged = np.asarray(near.resize((2 * near.width, 2 * near.height)), np.float32)
+    grain = np.random.default_rng(0).normal(0, 8, enlarged.shape)
+    larger = encoded(Image.fromarray((enlarged + grain).clip(0, 255).astype(np.uint8)))
     new = world / "pool/a-new.tar"
     write_tar(
         new,
