@@ -230,7 +230,7 @@ training:                              # minutes on two cores; more steps learn 
   optimiser: {{base_lr: 1.0e-2, layer_decay: 1.0, patch_embed_lr: 1.0}}
 
 pruning:                               # without labels; shares of the parameters
-  - {{method: entropic, remove: [0.3, 0.6, 0.8]}}
+  - {{method: entropic, remove: [0.2, 0.4, 0.6]}}
 """
     with _writing(folder):
         # A half-written configuration would be taken for the user's.

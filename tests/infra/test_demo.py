@@ -50,7 +50,7 @@ def test_the_demo_and_its_gate(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     make_world(folder, 400)
     config = write_config(folder, 400)
-    text = config.read_text().replace("steps: 1200", "steps: 24").replace("[0.3, 0.6, 0.8]", "[0.3]")
+    text = config.read_text().replace("steps: 1200", "steps: 24").replace("[0.2, 0.4, 0.6]", "[0.3]")
     config.write_text(text)
     code, told = demo(folder)
     assert code == 0, told
