@@ -37,10 +37,9 @@ def open_source(uri: str) -> IO[bytes]:
     """A listed file, opened for reading. `fsspec.open` would take `::` in a name for a chain of file systems."""
     name = unescaped(uri)
     fs, _ = fsspec.core.url_to_fs(name.partition("::")[0])
-    if isinstance(fs, LocalFileSystem) and not stat.S_ISREG(Path(name).stat().st_mode):
-        raise OSError(
-            "no file any more, but a folder, pipe, socket or device"
-        )  # opening a pipe waits for its other end
+    # Opening a pipe would wait for its other end.
+    if isinstance(fs, LocalFileSystem) and not stat.S_ISREG(Path(fs._strip_protocol(name)).stat().st_mode):
+        raise OSError("no file any more, but a folder, pipe, socket or device")
     return cast(IO[bytes], fs.open(name, "rb"))
 
 

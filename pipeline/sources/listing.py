@@ -238,7 +238,7 @@ def check_state(uri: str, state: str, size_bytes: int) -> None:
     try:
         fs, _ = fsspec.core.url_to_fs(name.partition("::")[0])
         if isinstance(fs, LocalFileSystem):
-            status = Path(name).stat()
+            status = Path(fs._strip_protocol(name)).stat()
             now, size = str(status.st_mtime_ns), status.st_size
         else:
             fs.invalidate_cache()

@@ -63,7 +63,7 @@ def test_the_command_line_prints_what_the_functions_return(config: Path, tmp_pat
     assert lodeset("schema") == api.schema()
     assert lodeset("report", config, "--out", tmp_path / "a.html", "--json") == {"path": str(tmp_path / "a.html")}
     assert api.report(opened, tmp_path / "b.html").read_bytes() == (tmp_path / "a.html").read_bytes()
-    with pytest.raises(LodesetError, match=r"no image 0{32} in this store's runs"):
+    with pytest.raises(LodesetError, match=r"knows an image 0{32}"):
         api.trace(opened, "0" * 32)
 
 

@@ -106,5 +106,5 @@ def test_a_run_that_went_on_from_another_is_no_measure(config: Path, id_: str, d
 def test_the_plan_says_what_is_guessed(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "out", Console(width=200))
     printed = CliRunner().invoke(cli.app, ["plan", str(config)], catch_exceptions=False).stdout
-    assert " ~405 " in printed and "~ images: guessed from the bytes of tars" in printed
+    assert " ~405 " in printed and "~: estimated from the sizes of tars" in printed
     assert " ~0 B" not in printed
