@@ -29,16 +29,18 @@ def stopped(
     path = [*([str(first)] if first else []), *(p for p in sys.path if p)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     command = [sys.executable, "-c", STARTED, *arguments]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 60
-        while not ready():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(number)
-        told, said = process.communicate(timeout=30)
-    finally:
-        process.kill()
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not ready():
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.02)
+            time.sleep(0.3)  # a signal between Python's last check and a system call that waits would be seen after it
+            process.send_signal(number)
+            told, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
     return process.returncode, told, said
 
 
