@@ -28,20 +28,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.algorithms.images import decode
-from pruning.activations import Behind, collect_behind, collect_grams
-from pruning.allocation import Level, Sizes, allocate
-from pruning.config import PruneJob
-from pruning.distil import towards
-from pruning.folding import folded
-from pruning.groups import Group, find_groups, taken_by
-from pruning.in_turn import variant_in_turn
-from pruning.judging import output_change
-from pruning.learning import Recipe
-from pruning.moments import Gram
-from pruning.recover import METHODS as REFITTED
-from pruning.removal import apply
-from pruning.variants import METHODS, Method, Solutions, lost_alone, solved_at_once, variant
+from lodeset.pipeline.algorithms.images.decoding import decode
+from lodeset.pruning.choosing.allocation import Level, Sizes, allocate
+from lodeset.pruning.choosing.in_turn import variant_in_turn
+from lodeset.pruning.choosing.variants import METHODS, Method, Solutions, lost_alone, solved_at_once, variant
+from lodeset.pruning.config import PruneJob
+from lodeset.pruning.jobs.distil import towards
+from lodeset.pruning.jobs.judging import output_change
+from lodeset.pruning.jobs.recover import METHODS as REFITTED
+from lodeset.pruning.learning.loop import Recipe
+from lodeset.pruning.units.activations import Behind, collect_behind, collect_grams
+from lodeset.pruning.units.folding import folded
+from lodeset.pruning.units.groups import Group, find_groups, taken_by
+from lodeset.pruning.units.moments import Gram
+from lodeset.pruning.units.removal import apply
 
 BATCH, LR, MOMENTUM, DECAY, SMOOTHING, PAD = 128, 0.1, 0.9, 5e-4, 0.1, 4
 CALIBRATION, POSITIONS, PROBED = 4_000, 16, 256

@@ -3,7 +3,7 @@
     python benchmarks/copies.py EMBEDDER.onnx IMAGES...        IMAGES: tars, and Parquet files with a column `image`
 
 Of all images of 96 pixels and more, up to 1,000 are copied: every other one by one or two usual changes
-(`algorithms.variations`), the others as a crop to 10 to 40 % of the area, at any angle or inside another picture. Groups that
+(`algorithms.copies.variations`), the others as a crop to 10 to 40 % of the area, at any angle or inside another picture. Groups that
 hold several of the given images are counted too: some of these are copies of each other, others photographs of one scene.
 """
 
@@ -24,8 +24,8 @@ from fit_closeups import strong
 from PIL import Image
 from world import files, lodeset
 
-from pipeline.algorithms.images import Unreadable, decode, image_id
-from pipeline.algorithms.variations import varied
+from lodeset.pipeline.algorithms.copies.variations import varied
+from lodeset.pipeline.algorithms.images.decoding import Unreadable, decode, image_id
 
 LEAST_SIDE, COPIES = 96, 1_000
 

@@ -82,7 +82,7 @@ def index_of(work: Path, arm: str, seed: int) -> str:
 
 
 def images_of(work: Path, name: str, split: str) -> tuple[list[Any], list[str]]:
-    from pipeline.algorithms.images import decode
+    from lodeset.pipeline.algorithms.images.decoding import decode
 
     table = pq.read_table(work / f"sets/{name}-{split}.parquet", columns=["image", "label"])
     encoded = table["image"].combine_chunks()
@@ -93,7 +93,7 @@ def images_of(work: Path, name: str, split: str) -> tuple[list[Any], list[str]]:
 
 def judged(work: Path, embed: Any) -> dict[str, list[bool]]:
     """For each target set, which test images kNN labels rightly; `embed` takes images and gives vectors of length 1."""
-    from training.evaluate import knn
+    from lodeset.training.evaluate import knn
 
     right = {}
     for name in SETS:
@@ -103,10 +103,10 @@ def judged(work: Path, embed: Any) -> dict[str, list[bool]]:
 
 
 def dictionary(work: Path, arm: str, seed: int) -> None:
-    from pipeline.algorithms.images import decode
-    from pipeline.embedders import patches
-    from pipeline.embedders.config import PatchDictionary
-    from training.index import open_index
+    from lodeset.pipeline.algorithms.images.decoding import decode
+    from lodeset.pipeline.embedders import patches
+    from lodeset.pipeline.embedders.config import PatchDictionary
+    from lodeset.training.index import open_index
 
     index = open_index([index_of(work, arm, seed)])
     config = PatchDictionary(seed=seed)
@@ -123,11 +123,11 @@ def dictionary(work: Path, arm: str, seed: int) -> None:
 def vit(work: Path, arm: str, seed: int, steps: int) -> None:
     import torch
 
-    from training.config import TrainingConfig
-    from training.evaluate import features
-    from training.export import load_backbone
-    from training.index import Shards, open_index
-    from training.launch import train_inline
+    from lodeset.training.config import TrainingConfig
+    from lodeset.training.evaluate import features
+    from lodeset.training.export import load_backbone
+    from lodeset.training.index import Shards, open_index
+    from lodeset.training.launch import train_inline
 
     torch.set_num_threads(1)
     config = TrainingConfig.model_validate(

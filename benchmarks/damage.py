@@ -18,10 +18,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from infra.config import read
-from infra.mend import verify
-from pipeline.dag.damage import changed, contents
-from pipeline.dag.store import DAMAGED, Store
+from lodeset.infra.config import read
+from lodeset.infra.upkeep.damage import verify
+from lodeset.pipeline.dag.damage import changed, contents
+from lodeset.pipeline.dag.store import DAMAGED, Store
 
 FOLDERS = ("parts", "artifacts", "shards", "pruned", "training", "runs")
 
@@ -81,7 +81,7 @@ def main(config: Path) -> None:
         f"all flipped: verify names {len(verify(store, deep=True).damage)} files in {time.perf_counter() - started:.1f} s"
     )
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "infra.cli", "run", str(config)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "lodeset", "run", str(config)], capture_output=True, text=True)
     print(f"`lodeset run` ended with {done.returncode} after {time.perf_counter() - started:.0f} s")
     after = verify(store, deep=True)
     now = digests(store)

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.dag.damage import contents
-from pipeline.dag.store import Store
+from lodeset.pipeline.dag.damage import contents
+from lodeset.pipeline.dag.store import Store
 
 HOOK = """
 import importlib.abc, importlib.machinery, os, sys, time
 
-WRAPPED = {"pipeline.dag.store": ("Store.check", "Store.bytes_of"), "training.index": ("image_id",)}
+WRAPPED = {"lodeset.pipeline.dag.store": ("Store.check", "Store.bytes_of"), "lodeset.training.index": ("image_id",)}
 
 
 class Finder(importlib.abc.MetaPathFinder):
@@ -73,7 +73,7 @@ def main(config: Path) -> None:
         path = os.pathsep.join([str(folder / "hook"), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "LODESET_DIGEST_TIMES": str(folder / "times")}
         try:
-            subprocess.run([sys.executable, "-m", "infra.cli", "run", str(copy)], env=environment, check=True)
+            subprocess.run([sys.executable, "-m", "lodeset", "run", str(copy)], env=environment, check=True)
         finally:
             copy.unlink()
         report(Store(str(folder / "store")), folder / "times")

@@ -19,14 +19,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeline import graph
-from pipeline.algorithms.images import decode
-from pipeline.config import CurationConfig
-from pipeline.dag.runner import Runner
-from pipeline.dag.store import Store
-from pipeline.embedders import networks
-from pipeline.embedders.config import OnnxEmbedder
-from pipeline.engines.ray import cluster
+from lodeset.pipeline import graph
+from lodeset.pipeline.algorithms.images.decoding import decode
+from lodeset.pipeline.config import CurationConfig
+from lodeset.pipeline.dag.runner import Runner
+from lodeset.pipeline.dag.store import Store
+from lodeset.pipeline.embedders import networks
+from lodeset.pipeline.embedders.config import OnnxEmbedder
+from lodeset.pipeline.engines.ray import cluster
 
 WORKERS, BATCH = 2, 32
 

@@ -16,9 +16,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from pruning.config import PruneJob
-from pruning.entropic import Layer, path, simplex_weights
-from pruning.moments import Array, Gram, Indices
+from lodeset.pruning.choosing.entropic import Layer, path, simplex_weights
+from lodeset.pruning.config import PruneJob
+from lodeset.pruning.units.moments import Array, Gram, Indices
 
 N, TRUE, M, T, RHO, NOISE = 256, 32, 64, 4_096, 0.7, 0.05
 EPS = 1e-3

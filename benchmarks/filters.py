@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.algorithms.images import Unreadable, decode, examine
-from pipeline.algorithms.sharpness import luminance, sharpness
+from lodeset.pipeline.algorithms.images.decoding import Unreadable, decode, examine
+from lodeset.pipeline.algorithms.images.sharpness import luminance, sharpness
 
 Grey = NDArray[np.float32]
 SHARPNESS = (0.0, 0.1, 0.15, 0.2, 0.25, 0.3)

@@ -25,11 +25,11 @@ import torch
 from fit_copies import DRAWN, PROCESSES, drawn, fitted, gathered, thumbnail
 from PIL import Image
 
-from pipeline.algorithms import closeup, evidence, keypoints
-from pipeline.algorithms.closeup import FEATURES, LEAST_SIDE
-from pipeline.algorithms.images import decode
-from pipeline.algorithms.keypoints import Described
-from pipeline.algorithms.variations import varied
+from lodeset.pipeline.algorithms.copies import closeup, evidence, keypoints
+from lodeset.pipeline.algorithms.copies.closeup import FEATURES, LEAST_SIDE
+from lodeset.pipeline.algorithms.copies.keypoints import Described
+from lodeset.pipeline.algorithms.copies.variations import varied
+from lodeset.pipeline.algorithms.images.decoding import decode
 
 ROUNDS = 2
 # Candidate pairs that thumbnails already tell apart are not looked at.

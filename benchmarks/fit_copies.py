@@ -3,7 +3,7 @@
     python benchmarks/fit_copies.py POOL.tar [COPIES] [OUT.npz]
 
 No label is read. Simple drawings join the pool, since discs and stripes can be aligned with each other almost perfectly and
-are no copies. A sample of it all is copied in the ways of `algorithms.variations`; pool and copies are searched and
+are no copies. A sample of it all is copied in the ways of `algorithms.copies.variations`; pool and copies are searched and
 aligned as dedup does it; a copy and its original are a positive pair, a copy and anything else a negative one. The pool
 has duplicates of its own: a negative pair whose pool image is itself found to be a copy of the original is left out, by an
 agreement of thumbnails at first and by the networks of the round before afterwards.
@@ -26,12 +26,12 @@ import torch
 from drawings import CONCEPTS, draw
 from PIL import Image
 
-from pipeline.algorithms import evidence, views
-from pipeline.algorithms.evidence import FEATURES
-from pipeline.algorithms.hardware import has_bf16
-from pipeline.algorithms.images import Unreadable, decode, examine
-from pipeline.algorithms.scorer import Scorer
-from pipeline.algorithms.variations import varied
+from lodeset.pipeline.algorithms.copies import evidence, views
+from lodeset.pipeline.algorithms.copies.evidence import FEATURES
+from lodeset.pipeline.algorithms.copies.scorer import Scorer
+from lodeset.pipeline.algorithms.copies.variations import varied
+from lodeset.pipeline.algorithms.hardware import has_bf16
+from lodeset.pipeline.algorithms.images.decoding import Unreadable, decode, examine
 
 DIMENSIONS, HIDDEN, NETWORKS, ROUNDS, EPOCHS, BATCH = 64, 32, 4, 2, 30, 512
 # A pool pair that agrees as much as this may be a copy: before there is a network to ask.

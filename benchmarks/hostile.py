@@ -26,12 +26,12 @@ from pathlib import Path
 import cloudpickle
 import psutil
 
-from pipeline.algorithms.images import Examined, Limits, Unreadable, examine, image_id
-from pipeline.config import Ingest, Source
-from pipeline.dag.stage import Context, Stage
-from pipeline.dag.store import Store
-from pipeline.sources.listing import expand
-from pipeline.stages import ingest
+from lodeset.pipeline.algorithms.images.decoding import Examined, Limits, Unreadable, examine, image_id
+from lodeset.pipeline.config import Ingest, Source
+from lodeset.pipeline.dag.stage import Context, Stage
+from lodeset.pipeline.dag.store import Store
+from lodeset.pipeline.sources.listing import expand
+from lodeset.pipeline.stages.ingest import run as ingest
 
 CLEAN, DEADLY, WORKERS = 2_000, 10, 2
 LIMITS = Ingest(max_seconds=3, worker_memory_gb=1.5, max_pixels=50_000_000, slice_mb=2)

@@ -17,12 +17,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeline.algorithms.images import Unreadable, examine
-from pipeline.config import Ingest, Source
-from pipeline.dag.stage import Context, Stage
-from pipeline.dag.store import Store
-from pipeline.sources.listing import expand
-from pipeline.stages import ingest
+from lodeset.pipeline.algorithms.images.decoding import Unreadable, examine
+from lodeset.pipeline.config import Ingest, Source
+from lodeset.pipeline.dag.stage import Context, Stage
+from lodeset.pipeline.dag.store import Store
+from lodeset.pipeline.sources.listing import expand
+from lodeset.pipeline.stages.ingest import run as ingest
 
 WORKERS = 2
 LIMITS = Ingest(slice_mb=4)

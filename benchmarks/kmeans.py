@@ -22,7 +22,7 @@ import faiss
 import numpy as np
 import torch
 
-from pipeline.algorithms import kmeans
+from lodeset.pipeline.algorithms.clusters import kmeans
 
 ITERATIONS = 20
 CORES = len(os.sched_getaffinity(0))

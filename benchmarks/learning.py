@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
-from pipeline.algorithms.images import decode
-from training.checkpoint import MARKER, read_checkpoint
-from training.config import TrainingConfig
-from training.evaluate import features, knn_accuracy
-from training.index import Shards
-from training.launch import launch
-from training.metrics import FILE as METRICS
-from training.ssl import student_and_teacher
+from lodeset.pipeline.algorithms.images.decoding import decode
+from lodeset.training.checkpoint import MARKER, read_checkpoint
+from lodeset.training.config import TrainingConfig
+from lodeset.training.evaluate import features, knn_accuracy
+from lodeset.training.index import Shards
+from lodeset.training.launch import launch
+from lodeset.training.metrics import FILE as METRICS
+from lodeset.training.ssl import student_and_teacher
 
 GALLERY, K = 10_000, (10, 20, 100, 200)
 BATCH, CHECKPOINT = 64, 1_000

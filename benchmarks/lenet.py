@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.activations import collect_grams
-from pruning.config import PruneJob
-from pruning.entropic import path
-from pruning.groups import find_groups
-from pruning.removal import apply
-from pruning.variants import METHODS, Method, layers_of, variant
+from lodeset.pruning.choosing.entropic import path
+from lodeset.pruning.choosing.variants import METHODS, Method, layers_of, variant
+from lodeset.pruning.config import PruneJob
+from lodeset.pruning.units.activations import collect_grams
+from lodeset.pruning.units.groups import find_groups
+from lodeset.pruning.units.removal import apply
 
 TARGETS = (0.9, 0.95, 0.98)
 EPOCHS, BATCH = 8, 128

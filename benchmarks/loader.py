@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from pipeline.algorithms.images import decode
-from training.augment import augment, crop_box
-from training.config import CropsConfig
+from lodeset.pipeline.algorithms.images.decoding import decode
+from lodeset.training.augment import augment, crop_box
+from lodeset.training.config import CropsConfig
 
 PHOTOGRAPHS, SIDES = 24, (463, 392)
 LIMIT = 100_000_000  # pixels

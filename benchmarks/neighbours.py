@@ -29,10 +29,11 @@ import faiss
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline.algorithms import approximate, kmeans
-from pipeline.algorithms.components import components
-from pipeline.algorithms.neighbors import ExactIndex, arithmetic
-from pipeline.algorithms.points import Points
+from lodeset.pipeline.algorithms.clusters import kmeans
+from lodeset.pipeline.algorithms.clusters.points import Points
+from lodeset.pipeline.algorithms.copies.components import components
+from lodeset.pipeline.algorithms.neighbors import approximate
+from lodeset.pipeline.algorithms.neighbors.exact import ExactIndex, arithmetic
 
 THREADS = 2
 LINKED, CLUSTERS = 0.9, 1_000

@@ -17,11 +17,11 @@ import torch
 from loader import LIMIT, photographs
 from step import BATCH, GLOBAL, PATCH, Run
 
-from pipeline.algorithms.images import decode
-from training.augment import augment
-from training.data import Batch, view_major
-from training.masking import block_mask, mask_counts
-from training.schedules import step_values
+from lodeset.pipeline.algorithms.images.decoding import decode
+from lodeset.training.augment import augment
+from lodeset.training.data import Batch, view_major
+from lodeset.training.masking import block_mask, mask_counts
+from lodeset.training.schedules import step_values
 
 STEPS, MEASURED, PHOTOGRAPHS, DROP_PATH = 200, 150, 400, 0.3
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from pruning.report import count_macs, latencies_ms
-from pruning.saving import load_model
-from training.vit import DinoVisionTransformer
+from lodeset.pruning.formats.saving import load_model
+from lodeset.pruning.jobs.cost import count_macs, latencies_ms
+from lodeset.training.vit import DinoVisionTransformer
 
 ROUNDS = {1: 301, 32: 101}
 

@@ -17,14 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.api import prune
-from pipeline.config import TargetSet
-from pipeline.dag.store import Store
-from pruning.byhand import read_labelled
-from pruning.judging import knn_of
-from pruning.lottery import fresh
-from pruning.saving import load_model
-from training.vit import DinoVisionTransformer
+from lodeset.infra.api import prune
+from lodeset.pipeline.config import TargetSet
+from lodeset.pipeline.dag.store import Store
+from lodeset.pruning.byhand import read_labelled
+from lodeset.pruning.formats.saving import load_model
+from lodeset.pruning.jobs.judging import knn_of
+from lodeset.pruning.learning.lottery import fresh
+from lodeset.training.vit import DinoVisionTransformer
 
 GALLERY, K = 10_000, "20"
 SWEEP = "sweep=[0.0005, 0.001, 0.002, 0.008]"

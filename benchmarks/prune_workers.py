@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from infra.api import prune
-from pruning.saving import load_model
+from lodeset.infra.api import prune
+from lodeset.pruning.formats.saving import load_model
 
 SETTINGS = ("sweep=[1e-3,8e-3]", "targets=[units,heads]", "calibration_images=1024")
 

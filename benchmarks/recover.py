@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prune_vit import TARGETS, K, labelled
 
-from infra.api import prune
+from lodeset.infra.api import prune
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ import time
 
 import numpy as np
 
-from pipeline.algorithms import hierarchy, kmeans
-from pipeline.algorithms.balance import balanced
+from lodeset.pipeline.algorithms.clusters import hierarchy, kmeans
+from lodeset.pipeline.algorithms.clusters.balance import balanced
 
 SIZES = (20_000, 200, 1_000, 500, 8_000)
 CENTRES = np.array([[-2.2, 1.0], [0.0, 1.0], [2.2, 1.0], [-1.2, 0.2], [1.2, 0.2]])

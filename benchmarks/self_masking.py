@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prune_vit import K, labelled
 
-from infra.api import prune
+from lodeset.infra.api import prune
 
 RATES = "[0.5, 2.0, 8.0]"
 

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.config import TrainingConfig
-from training.data import Batch
-from training.masking import block_mask, mask_counts
-from training.schedules import StepValues, step_values
-from training.ssl import StepLosses, clip_gradients, fresh, losses, make_optimiser, schedule, update_teacher
+from lodeset.training.config import TrainingConfig
+from lodeset.training.data import Batch
+from lodeset.training.masking import block_mask, mask_counts
+from lodeset.training.schedules import StepValues, step_values
+from lodeset.training.ssl import StepLosses, clip_gradients, fresh, losses, make_optimiser, schedule, update_teacher
 
 WARM_UP = 6
 BATCH, GLOBAL, LOCAL, LOCALS, PATCH = 8, 98, 42, 8, 14

@@ -18,8 +18,8 @@ from convnets import Block, convolution
 from prune_vit import K, labelled
 from torch import nn
 
-from infra.api import prune
-from pruning.portable import save_portable
+from lodeset.infra.api import prune
+from lodeset.pruning.formats.portable import save_portable
 
 ROUNDS, RATE = 4, 0.5
 WIDTHS = (32, 64, 128)

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, TypeVar
 
-from pipeline.errors import LodesetError
+from lodeset.pipeline.errors import LodesetError
 
 Result = TypeVar("Result")
 
@@ -45,7 +45,7 @@ def apart(function: Callable[..., Result], *arguments: Any, leave_s: float = 60.
     try:
         told = ours.recv_bytes()
     except (EOFError, OSError):
-        from pipeline.dag.child import LOST_RAY  # loads pyarrow
+        from lodeset.pipeline.dag.child import LOST_RAY  # loads pyarrow
 
         process.join()
         code = process.exitcode or 0

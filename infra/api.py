@@ -15,37 +15,37 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.config import Config, cpus_of, read
-from infra.looking import held, title_of
-from infra.looking import report as report
-from infra.looking import status as status
-from infra.looking import summary as summary
-from infra.looking import table as table
-from infra.looking import tables as tables
-from infra.looking import trace as trace
-from infra.looking import verify as verify
-from infra.models import export as export
-from infra.models import prune as prune
-from infra.models import train as train
-from infra.opened import Opened as Opened
-from infra.opened import open_config as open_config
-from infra.opened import open_store as open_store
-from infra.template import TEMPLATE
-from pipeline.errors import ConfigError, GateError, LodesetError
+from lodeset.infra.config import Config, cpus_of, read
+from lodeset.infra.looking.looking import held, title_of
+from lodeset.infra.looking.looking import report as report
+from lodeset.infra.looking.looking import status as status
+from lodeset.infra.looking.looking import summary as summary
+from lodeset.infra.looking.looking import table as table
+from lodeset.infra.looking.looking import tables as tables
+from lodeset.infra.looking.looking import trace as trace
+from lodeset.infra.looking.looking import verify as verify
+from lodeset.infra.models import export as export
+from lodeset.infra.models import prune as prune
+from lodeset.infra.models import train as train
+from lodeset.infra.opened import Opened as Opened
+from lodeset.infra.opened import open_config as open_config
+from lodeset.infra.opened import open_store as open_store
+from lodeset.infra.template import TEMPLATE
+from lodeset.pipeline.errors import ConfigError, GateError, LodesetError
 
 if TYPE_CHECKING:
-    from infra.composition import Composition
-    from infra.doctor import Check
-    from infra.estimate import Estimate
-    from infra.forget import Forgotten
-    from infra.rows import Listed as Listed
-    from infra.summary import Summary as Summary
-    from infra.upkeep import Compacted
-    from pipeline.dag.decisions import Decision
-    from pipeline.dag.manifests import Run
-    from pipeline.dag.runner import Event
-    from pipeline.dag.stage import Stage
-    from pipeline.dag.store import Artifact, File
+    from lodeset.infra.composition import Composition
+    from lodeset.infra.doctor import Check
+    from lodeset.infra.estimate import Estimate
+    from lodeset.infra.looking.rows import Listed as Listed
+    from lodeset.infra.looking.summary import Summary as Summary
+    from lodeset.infra.upkeep.compact import Compacted
+    from lodeset.infra.upkeep.forget import Forgotten
+    from lodeset.pipeline.dag.decisions import Decision
+    from lodeset.pipeline.dag.manifests import Run
+    from lodeset.pipeline.dag.runner import Event
+    from lodeset.pipeline.dag.stage import Stage
+    from lodeset.pipeline.dag.store import Artifact, File
 
 DEDUP, SHARDS = "dedup/pool", "write_shards/all"
 
@@ -75,9 +75,9 @@ def schema() -> dict[str, Any]:
 
 def plan(opened: Opened, fresh: bool = False) -> list[tuple[Decision, Estimate]]:
     """What `run` would do, and why, with estimated time and bytes."""
-    from infra.estimate import estimates
-    from pipeline.dag.damage import missing, noted
-    from pipeline.dag.decisions import decide
+    from lodeset.infra.estimate import estimates
+    from lodeset.pipeline.dag.damage import missing, noted
+    from lodeset.pipeline.dag.decisions import decide
 
     decisions = decide(opened.store, opened.stages, names_of(opened) if fresh else ())
     lost = {one.path: one.why for one in (*noted(opened.store), *missing(opened.store, _files(decisions)))}
@@ -94,7 +94,7 @@ def _files(decisions: Mapping[str, Decision]) -> set[File]:
 
 def composition(opened: Opened) -> Composition:
     """How many images each curated set will bring, or brought, beside what is expected of it; needs no data."""
-    from infra.composition import compose
+    from lodeset.infra.composition import compose
 
     return compose(opened.config, opened.store, artifacts(opened))
 
@@ -106,9 +106,9 @@ def run(opened: Opened, watch: Callable[[Event], None], fresh: bool = False) -> 
     Raises:
         LodesetError: the first stage that failed; what was finished stays.
     """
-    from infra.held import wanted
-    from infra.versions import versions
-    from pipeline.dag.runs import record
+    from lodeset.infra.looking.held import wanted
+    from lodeset.infra.versions import versions
+    from lodeset.pipeline.dag.runs import record
 
     began = time.time()
     made = _run(opened, opened.stages, watch, names_of(opened) if fresh else ())
@@ -119,8 +119,8 @@ def run(opened: Opened, watch: Callable[[Event], None], fresh: bool = False) -> 
 
 def _keep_report(opened: Opened, run: Run) -> None:
     """Puts the run's report into the store. The run is done: what goes wrong here must not fail it."""
-    from infra.report.render import page_of
-    from infra.summary import REPORTS, report_path
+    from lodeset.infra.looking.summary import REPORTS, report_path
+    from lodeset.infra.report.render import page_of
 
     path = report_path(run.number)
     if path.rpartition("/")[2] in opened.store.names(REPORTS):
@@ -149,13 +149,13 @@ def _run(
     given: Mapping[str, Artifact] | None = None,
 ) -> dict[str, Artifact]:
     """`given` is what stages are made from that are not to be run."""
-    from infra.checks import before
-    from infra.mend import TRIES, mend
-    from pipeline.dag.claims import claim
-    from pipeline.dag.damage import noted
-    from pipeline.dag.runner import Runner
-    from pipeline.engines.ray import cluster
-    from pipeline.stages.forgotten import refuse_during_take_down
+    from lodeset.infra.checks import before
+    from lodeset.infra.upkeep.damage import TRIES, mend
+    from lodeset.pipeline.dag.claims import claim
+    from lodeset.pipeline.dag.damage import noted
+    from lodeset.pipeline.dag.runner import Runner
+    from lodeset.pipeline.engines.ray import cluster
+    from lodeset.pipeline.tables.forgotten import refuse_during_take_down
 
     cpus = cpus_of(opened.config)
     ray: Callable[[], contextlib.AbstractContextManager[str]] = functools.partial(
@@ -191,10 +191,10 @@ def compact(opened: Opened, watch: Callable[[Event], None], delete: bool = False
     Raises:
         LodesetError: there are no shards yet.
     """
-    from infra.held import rewriting
-    from infra.upkeep import compacted, superseded
-    from infra.versions import versions
-    from pipeline.dag.runs import Wanted, record
+    from lodeset.infra.looking.held import rewriting
+    from lodeset.infra.upkeep.compact import compacted, superseded
+    from lodeset.infra.versions import versions
+    from lodeset.pipeline.dag.runs import Wanted, record
 
     began, shown = time.time(), held(opened)
     before = shown.artifacts.get(SHARDS)
@@ -218,15 +218,15 @@ def forget(path: str | Path, asked: Sequence[str], copies: bool = False, overrid
         LodesetError: no store is there, or a URL that no image in it has.
         HeldError: a run is at work on the store.
     """
-    from infra.forget import forget
-    from pipeline.dag.store import Store
+    from lodeset.infra.upkeep.forget import forget
+    from lodeset.pipeline.dag.store import Store
 
     return forget(Store(read(path, overrides).store), asked, copies)
 
 
 def artifacts(opened: Opened) -> dict[str, Artifact]:
     """The finished artifacts of this configuration, by stage id."""
-    from pipeline.dag.decisions import decide
+    from lodeset.pipeline.dag.decisions import decide
 
     return {id_: d.artifact for id_, d in decide(opened.store, opened.stages).items() if d.artifact is not None}
 
@@ -242,10 +242,10 @@ def dedup_preview(
     Raises:
         LodesetError: a stage before dedup failed, no run holds dedup, or `path` cannot be written.
     """
-    from infra.preview import bands, edges_of, write_preview
-    from pipeline.dag.decisions import decide
-    from pipeline.dag.stage import closure
-    from pipeline.stages.dedup import chosen_thresholds
+    from lodeset.infra.report.preview import bands, edges_of, write_preview
+    from lodeset.pipeline.dag.decisions import decide
+    from lodeset.pipeline.dag.stage import closure
+    from lodeset.pipeline.stages.dedup.run import chosen_thresholds
 
     refused = None
     if run is not None or not opened.stages:
@@ -282,13 +282,13 @@ def demo(folder: str | Path, watch: Callable[[Event], None], seed: int = 0) -> d
         LodesetError: the folder is in use or cannot be written, or a stage failed.
         GateError: a reference image, or a copy of one, reached the shards.
     """
-    from infra.demo.run import run_demo
+    from lodeset.infra.demo.run import run_demo
 
     return run_demo(Path(folder), watch, seed)
 
 
 def doctor() -> list[Check]:
     """What works on this machine, and what to install for what does not; everything is tried for real."""
-    from infra.doctor import examine
+    from lodeset.infra.doctor import examine
 
     return examine()

@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from infra.apart import apart
-from pipeline.dag.decisions import decide
-from pipeline.dag.stage import Stage
-from pipeline.dag.store import Artifact, Store
+from lodeset.infra.apart import apart
+from lodeset.pipeline.dag.decisions import decide
+from lodeset.pipeline.dag.stage import Stage
+from lodeset.pipeline.dag.store import Artifact, Store
 
 if TYPE_CHECKING:
-    from pipeline.config import TargetSet
-    from pipeline.dag.runner import Event
-    from pipeline.embedders.make import AnyEmbedder
-    from pipeline.filters.config import Classifier, Faces
+    from lodeset.pipeline.config import TargetSet
+    from lodeset.pipeline.dag.runner import Event
+    from lodeset.pipeline.embedders.make import AnyEmbedder
+    from lodeset.pipeline.filters.config import Classifier, Faces
 
 # Stages that read labels, and stages that run models of others on images.
 LABELS = ("evaluate/all", "prune/all")
@@ -66,7 +66,7 @@ def before(
 
 def read_targets(store: Store, ingested: Mapping[str, Artifact], targets: Iterable[TargetSet]) -> None:
     """Raises what `evaluate` would raise of labels and splits."""
-    from training.labelled import read_target
+    from lodeset.training.labelled import read_target
 
     for one in targets:
         read_target(store, ingested[f"ingest/{one.name}"], one.name, one.label, one.split)
@@ -74,7 +74,7 @@ def read_targets(store: Store, ingested: Mapping[str, Artifact], targets: Iterab
 
 def _models(left: Iterable[Stage]) -> tuple[tuple[AnyEmbedder, ...], tuple[Classifier, ...], Faces | None] | None:
     """What the stages that are left will run on images, each once."""
-    from pipeline.embedders.config import PatchDictionary
+    from lodeset.pipeline.embedders.config import PatchDictionary
 
     embedders: dict[str, AnyEmbedder] = {}
     classifiers: tuple[Classifier, ...] = ()
@@ -100,11 +100,11 @@ def try_models(
     """
     from PIL import Image
 
-    from pipeline.embedders.config import PrecomputedEmbedder
-    from pipeline.embedders.make import load
-    from pipeline.embedders.precomputed import vector_files
-    from pipeline.filters.classifiers import classifier
-    from pipeline.filters.faces import detector
+    from lodeset.pipeline.embedders.config import PrecomputedEmbedder
+    from lodeset.pipeline.embedders.make import load
+    from lodeset.pipeline.embedders.precomputed import vector_files
+    from lodeset.pipeline.filters.classifiers import classifier
+    from lodeset.pipeline.filters.faces import detector
 
     image = Image.linear_gradient("L").convert("RGB")
     for config in embedders:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from infra.config import Config
-from pipeline.config import AsIs, Cluster, CuratedSet, Sample
-from pipeline.dag.store import Artifact, Store
+from lodeset.infra.config import Config
+from lodeset.pipeline.config import AsIs, Cluster, CuratedSet, Sample
+from lodeset.pipeline.dag.store import Artifact, Store
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 from fsspec.utils import get_protocol
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.config import CurationConfig, load
-from pruning.config import AnyJob, LotteryJob, PruneJob, run_of
-from training.config import TrainingConfig, distilling, finishing
+from lodeset.pipeline.config import CurationConfig, load
+from lodeset.pruning.config import AnyJob, LotteryJob, PruneJob, run_of
+from lodeset.training.config import TrainingConfig, distilling, finishing
 
 
 class Config(CurationConfig):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from infra.config import Config
-from pipeline import graph as curation
-from pipeline.dag.stage import Stage
-from pruning import graph as pruning
-from training import graph as training
+from lodeset.infra.config import Config
+from lodeset.pipeline import graph as curation
+from lodeset.pipeline.dag.stage import Stage
+from lodeset.pruning import graph as pruning
+from lodeset.training import graph as training
 
 
 def build(config: Config) -> dict[str, Stage]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from infra.quiet import others_quiet
+from lodeset.infra.quiet import others_quiet
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _said(error: Exception) -> str:
 
 
 def _machine() -> Check:
-    from infra.config import Config, cpus_of
+    from lodeset.infra.config import Config, cpus_of
 
     cores = cpus_of(Config(pool="."))
     memory = psutil.virtual_memory()
@@ -83,7 +83,7 @@ def _version(module: str) -> str:
 def _codecs() -> str:
     from PIL import Image, features
 
-    from pipeline.algorithms.images import FORMATS
+    from lodeset.pipeline.algorithms.images.decoding import FORMATS
 
     Image.init()
     missing = [name for name in FORMATS if name not in Image.OPEN]
@@ -96,7 +96,7 @@ def _codecs() -> str:
 def _beam() -> str:
     import apache_beam as beam
 
-    from pipeline.engines.beam import attempted, pipeline, raise_failures
+    from lodeset.pipeline.engines.beam import attempted, pipeline, raise_failures
 
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +115,7 @@ def _mark(path: Path) -> None:
 
 
 def _ray() -> str:
-    from pipeline.engines.ray import cluster, map_items
+    from lodeset.pipeline.engines.ray import cluster, map_items
 
     started = time.monotonic()
     with cluster("local", 1) as address:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.dag.decisions import Decision
-from pipeline.dag.stage import Stage
-from pipeline.dag.store import Artifact, Store
-from pipeline.stages.ingest import METADATA
+from lodeset.pipeline.dag.decisions import Decision
+from lodeset.pipeline.dag.stage import Stage
+from lodeset.pipeline.dag.store import Artifact, Store
+from lodeset.pipeline.stages.ingest.run import METADATA
 
 # Bytes stored for one image (of score: by each filter): measured on 15,866 web images with 1,280-dimensional vectors;
 # filter, cluster and evaluate on the sample world (two networks of width 128).

@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.apart import apart
-from infra.config import usable_cpus
-from pipeline import own
-from pipeline.errors import ConfigError, LodesetError
+from lodeset.infra.apart import apart
+from lodeset.infra.config import usable_cpus
+from lodeset.pipeline import own
+from lodeset.pipeline.errors import ConfigError, LodesetError
 
 LOG, PAGE = "log.txt", "report.html"
 
 if TYPE_CHECKING:
-    from pipeline.config import TargetSet
-    from pruning.config import Job
-    from training.config import TrainingConfig
-    from training.index import Shards
+    from lodeset.pipeline.config import TargetSet
+    from lodeset.pruning.config import Job
+    from lodeset.training.config import TrainingConfig
+    from lodeset.training.index import Shards
 
 
 def train(
@@ -38,20 +38,20 @@ def train(
         ConfigError: the configuration names no such key, or a value that cannot be.
         LodesetError: no images there, or a run failed.
     """
-    from pipeline.config import load
-    from training.config import TrainingConfig
-    from training.webdataset import shards_of
+    from lodeset.pipeline.config import load
+    from lodeset.training.config import TrainingConfig
+    from lodeset.training.webdataset import shards_of
 
     settings, target = load(TrainingConfig, config, overrides), Path(folder).resolve()
     if settings.mix:
         raise ConfigError("mix weighs curated sets, and shards alone do not say which set wants what: remove it")
     if settings.weights is not None:
-        from training.weights import check_weights  # loads torch
+        from lodeset.training.weights import check_weights  # loads torch
 
         check_weights(settings.weights.path, settings.model)  # now, not when all tars have been read
     if (target / "train").is_dir():
-        from training.checkpoint import check_settings
-        from training.config import identity_of
+        from lodeset.training.checkpoint import check_settings
+        from lodeset.training.config import identity_of
 
         check_settings(target / "train", identity_of(settings))  # likewise
     own.mark(target, "run")
@@ -63,8 +63,8 @@ def train(
 def _train(
     config: TrainingConfig, shards: Shards, folder: Path, ray_address: str, cpus: int
 ) -> dict[str, dict[str, Any]]:
-    from pipeline.engines.ray import cluster, job
-    from training.standalone import train
+    from lodeset.pipeline.engines.ray import cluster, job
+    from lodeset.training.standalone import train
 
     with cluster(ray_address, cpus) as address, job(address):
         return train(config, shards, folder, cpus)
@@ -90,9 +90,9 @@ def prune(
         ConfigError: the configuration names no such key, or a value that cannot be.
         LodesetError: no model or no images there, or the job cannot be done.
     """
-    from pipeline.config import TargetSet, load, resolve
-    from pruning.config import METHODS, WhichMethod
-    from training.webdataset import shards_of
+    from lodeset.pipeline.config import TargetSet, load, resolve
+    from lodeset.pruning.config import METHODS, WhichMethod
+    from lodeset.training.webdataset import shards_of
 
     method = load(WhichMethod, config, overrides).method
     job, out, source = load(METHODS[method], config, overrides), Path(folder).resolve(), Path(model).resolve()
@@ -108,7 +108,7 @@ def prune(
 
 
 def _size_of(model: Path, size: int | None) -> int:
-    from pruning.byhand import size_of
+    from lodeset.pruning.byhand import size_of
 
     return size_of(model, size)
 
@@ -123,10 +123,10 @@ def _prune(
     ray_address: str,
     cpus: int,
 ) -> dict[str, Any]:
-    from infra.report.render import write_pruned
-    from pipeline.dag.store import Store
-    from pipeline.engines.ray import cluster
-    from pruning.byhand import prune
+    from lodeset.infra.report.render import write_pruned
+    from lodeset.pipeline.dag.store import Store
+    from lodeset.pipeline.engines.ray import cluster
+    from lodeset.pruning.byhand import prune
 
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOG).open("ab") as log:
@@ -146,9 +146,9 @@ def export(folder: str | Path, path: str | Path, size: int | None = None) -> dic
     Raises:
         LodesetError: no model there, a size that is no multiple of the patch, or the `onnx` extra is not installed.
     """
-    from pruning.saving import load_model
-    from training.onnx import export_onnx
-    from training.vit import DinoVisionTransformer
+    from lodeset.pruning.formats.saving import load_model
+    from lodeset.training.onnx import export_onnx
+    from lodeset.training.vit import DinoVisionTransformer
 
     model, target = load_model(Path(folder)), Path(path)
     side = model.image_size if size is None and isinstance(model, DinoVisionTransformer) else size

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.config import Config, read
-from pipeline.errors import ConfigError, LodesetError
+from lodeset.infra.config import Config, read
+from lodeset.pipeline.errors import ConfigError, LodesetError
 
 if TYPE_CHECKING:
-    from pipeline.dag.stage import Stage
-    from pipeline.dag.store import Store
+    from lodeset.pipeline.dag.stage import Stage
+    from lodeset.pipeline.dag.store import Store
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ def open_config(
         ConfigError: the file, a key, a value, or `until` is wrong.
         LodesetError: a source or a model is not there.
     """
-    from infra import dag
-    from pipeline.dag.stage import closure
-    from pipeline.dag.store import Store
+    from lodeset.infra import dag
+    from lodeset.pipeline.dag.stage import closure
+    from lodeset.pipeline.dag.store import Store
 
     if limit is not None:
         overrides = (*overrides, f"ingest.limit={limit}")
@@ -76,7 +76,7 @@ def open_store(path: str | Path, overrides: tuple[str, ...] = (), limit: int | N
         ConfigError: the file, a key or a value is wrong.
         LodesetError: the store cannot be opened.
     """
-    from pipeline.dag.store import Store
+    from lodeset.pipeline.dag.store import Store
 
     try:
         return open_config(path, overrides, limit=limit)
@@ -88,8 +88,8 @@ def open_store(path: str | Path, overrides: tuple[str, ...] = (), limit: int | N
 
 def missing_sources(config: Config) -> tuple[str, ...]:
     """One message a set whose sources cannot be listed."""
-    from pipeline.graph import sets_of
-    from pipeline.sources.listing import expand
+    from lodeset.pipeline.graph import sets_of
+    from lodeset.pipeline.sources.listing import expand
 
     found = []
     for name, sources in sets_of(config).items():

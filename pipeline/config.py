@@ -13,17 +13,17 @@ from typing import Annotated, Any, Literal, TypeVar
 from fsspec.registry import known_implementations
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from pipeline.deduplication import Dedup as Dedup
-from pipeline.documents import parsed, read_text
-from pipeline.embedders.config import Embedder, HuggingFaceEmbedder, PatchDictionary
-from pipeline.errors import ConfigError
-from pipeline.filters.config import Filter
-from pipeline.problems import explained
-from pipeline.selection import Expected, Selection
-from pipeline.shorthand import short_too, written_out
-from pipeline.shown import shown
-from pipeline.sources.choice import Members, Patterns
-from pipeline.strict import Strict as Strict  # the sections of other packages take it from here
+from lodeset.pipeline.deduplication import Dedup as Dedup
+from lodeset.pipeline.documents import parsed, read_text
+from lodeset.pipeline.embedders.config import Embedder, HuggingFaceEmbedder, PatchDictionary
+from lodeset.pipeline.errors import ConfigError
+from lodeset.pipeline.filters.config import Filter
+from lodeset.pipeline.problems import explained
+from lodeset.pipeline.selection import Expected, Selection
+from lodeset.pipeline.shorthand import short_too, written_out
+from lodeset.pipeline.shown import shown
+from lodeset.pipeline.sources.choice import Members, Patterns
+from lodeset.pipeline.strict import Strict as Strict  # the sections of other packages take it from here
 
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]

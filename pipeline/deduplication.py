@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.algorithms.keepers import RULES, KeeperRule
-from pipeline.strict import Strict
+from lodeset.pipeline.algorithms.copies.keepers import RULES, KeeperRule
+from lodeset.pipeline.strict import Strict
 
 
 class Dedup(Strict):
@@ -57,7 +57,7 @@ class Dedup(Strict):
 
 def computed(dedup: Dedup) -> dict[str, Any]:
     """What decides the results: the knobs, and what pairs are weighed by."""
-    from pipeline.algorithms import closeup, evidence  # here, because they load torch
+    from lodeset.pipeline.algorithms.copies import closeup, evidence  # here, because they load torch
 
     knobs = dedup.model_dump(exclude={"part_images", "calibration_images"})
     if dedup.verify == "pixels":

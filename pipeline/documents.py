@@ -6,8 +6,8 @@ from typing import IO, Any
 
 import yaml
 
-from pipeline.errors import ConfigError
-from pipeline.shown import shown
+from lodeset.pipeline.errors import ConfigError
+from lodeset.pipeline.shown import shown
 
 MOST_BYTES = 2**20  # a configuration is a few kB
 MOST_ENTRIES = (

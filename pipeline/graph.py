@@ -8,7 +8,7 @@ sources -> ingest -> embed -> filter -> dedup -> cluster -> (balance) -> retriev
 With `filter.faces`, blur_faces stands between ingest and all that reads the pool.
 
 Each stage is one function in `pipeline/stages/<name>.py`, of the same name; what it stores is a table of
-`pipeline/records.py`. Making this graph lists the sources and runs nothing. Training and pruning hang below it:
+`pipeline/tables/records.py`. Making this graph lists the sources and runs nothing. Training and pruning hang below it:
 `training/graph.py`, `pruning/graph.py`; `infra/dag.py` puts them together.
 """
 
@@ -18,30 +18,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import Balance, CurationConfig, Ingest, Source
-from pipeline.dag.fingerprint import digest
-from pipeline.dag.stage import Follows, Input, Stage
-from pipeline.deduplication import computed
-from pipeline.embedders.config import PatchDictionary, PrecomputedEmbedder
-from pipeline.embedders.make import AnyEmbedder, identity, pinned
-from pipeline.errors import ConfigError
-from pipeline.filters import graph as filters
-from pipeline.sources.listing import expand
-from pipeline.stages import (
+from lodeset.pipeline.config import Balance, CurationConfig, Ingest, Source
+from lodeset.pipeline.dag.fingerprint import digest
+from lodeset.pipeline.dag.stage import Follows, Input, Stage
+from lodeset.pipeline.deduplication import computed
+from lodeset.pipeline.embedders.config import PatchDictionary, PrecomputedEmbedder
+from lodeset.pipeline.embedders.make import AnyEmbedder, identity, pinned
+from lodeset.pipeline.errors import ConfigError
+from lodeset.pipeline.filters import graph as filters
+from lodeset.pipeline.sources.listing import expand
+from lodeset.pipeline.stages import (
     balance,
     calibrate,
     cluster,
-    dedup,
     embed,
     fit_clusters,
     fit_embedder,
-    ingest,
     retrieve,
     write_shards,
 )
-from pipeline.stages.dedup import KEPT
-from pipeline.stages.fit_clusters import CENTROIDS
-from pipeline.stages.ingest import IMAGES, METADATA
+from lodeset.pipeline.stages.dedup import run as dedup
+from lodeset.pipeline.stages.dedup.run import KEPT
+from lodeset.pipeline.stages.fit_clusters import CENTROIDS
+from lodeset.pipeline.stages.ingest import run as ingest
+from lodeset.pipeline.stages.ingest.run import IMAGES, METADATA
 
 
 @dataclass(frozen=True)

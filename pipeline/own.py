@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
-from pipeline.errors import LodesetError
+from lodeset.pipeline.errors import LodesetError
 
 MARK = ".lodeset"
 PAGE = '<meta name="generator" content="lodeset">'

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipeline.shown import shown
+from lodeset.pipeline.shown import shown
 
 _QUOTE = "'"
 _COMMA = re.compile(r"\s*[+-]?(\d*),(\d+)\s*")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.strict import Strict
+from lodeset.pipeline.strict import Strict
 
 
 class Expected(Strict):

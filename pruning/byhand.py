@@ -7,22 +7,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Ingest, Resources, TargetSet
-from pipeline.dag.claims import claim
-from pipeline.dag.stage import Context, Outcome, Progress, Stage
-from pipeline.dag.store import Artifact, Rows, Store
-from pipeline.errors import LodesetError
-from pipeline.graph import ingest_stage
-from pruning.config import Job
-from pruning.graph import run_job
-from pruning.saving import digest_of, load_model
-from pruning.setting import VERSION, Setting
-from training.config import CropsConfig
-from training.index import Shards, open_index
-from training.labelled import Target, read_target
-from training.lines import PROGRESS
-from training.origin import finished
-from training.vit import DinoVisionTransformer
+from lodeset.pipeline.config import Ingest, Resources, TargetSet
+from lodeset.pipeline.dag.claims import claim
+from lodeset.pipeline.dag.stage import Context, Outcome, Progress, Stage
+from lodeset.pipeline.dag.store import Artifact, Rows, Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.graph import ingest_stage
+from lodeset.pruning.config import Job
+from lodeset.pruning.formats.saving import digest_of, load_model
+from lodeset.pruning.graph import run_job
+from lodeset.pruning.jobs.setting import VERSION, Setting
+from lodeset.training.config import CropsConfig
+from lodeset.training.index import Shards, open_index
+from lodeset.training.labelled import Target, read_target
+from lodeset.training.lines import PROGRESS
+from lodeset.training.origin import finished
+from lodeset.training.vit import DinoVisionTransformer
 
 REPORT = "report.json"
 MOST_PIXELS = Ingest().max_pixels

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
-from pipeline.config import Strict
-from training.config import CropsConfig, Fraction, Positive, TrainingConfig, recovering
+from lodeset.pipeline.config import Strict
+from lodeset.training.config import CropsConfig, Fraction, Positive, TrainingConfig, recovering
 
 BASE_LR = 1e-4  # of a recovery by a run
 LADDER = tuple(1e-5 * 2**rung for rung in range(15))  # strengths that `remove` chooses from: to .16

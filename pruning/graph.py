@@ -8,24 +8,24 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.config import TargetSet
-from pipeline.dag.fingerprint import digest
-from pipeline.dag.stage import Context, Input, Outcome, Stage
-from pipeline.dag.store import Artifact, File, Rows, Store
-from pipeline.engines.ray import map_with_state
-from pipeline.stages.write_shards import IMAGES
-from pruning.config import Job, Learned, LotteryJob, PruneJob, SelfMaskingJob, run_of
-from pruning.parts import PROBED, images_per_part
-from pruning.recover import METHODS as RECOVERED
-from pruning.setting import VERSION, Done, Setting, Workplace
-from pruning.sweep import sweep
-from pruning.trained import draw_tickets, learn_all, trainings
-from pruning.variants import METHODS
-from training import cost
-from training.checkpoint import MARKER
-from training.config import TrainingConfig
-from training.labelled import read_target
-from training.origin import Origin
+from lodeset.pipeline.config import TargetSet
+from lodeset.pipeline.dag.fingerprint import digest
+from lodeset.pipeline.dag.stage import Context, Input, Outcome, Stage
+from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
+from lodeset.pipeline.engines.ray import map_with_state
+from lodeset.pipeline.stages.write_shards import IMAGES
+from lodeset.pruning.choosing.variants import METHODS
+from lodeset.pruning.config import Job, Learned, LotteryJob, PruneJob, SelfMaskingJob, run_of
+from lodeset.pruning.jobs.recover import METHODS as RECOVERED
+from lodeset.pruning.jobs.setting import VERSION, Done, Setting, Workplace
+from lodeset.pruning.jobs.sweep import sweep
+from lodeset.pruning.jobs.sweep_parts import PROBED, images_per_part
+from lodeset.pruning.jobs.trained import draw_tickets, learn_all, trainings
+from lodeset.training import cost
+from lodeset.training.checkpoint import MARKER
+from lodeset.training.config import TrainingConfig
+from lodeset.training.labelled import read_target
+from lodeset.training.origin import Origin
 
 STAGE = "prune"
 SECONDS_A_VARIANT = 1.4  # the demo's 18 variants, moments and solutions included, 2 CPU cores

@@ -27,8 +27,8 @@ def typed(*arguments: str | Path) -> tuple[int, str, str]:
 
 def asked(*arguments: str | Path) -> tuple[int, str, str]:
     """As `typed`, in this process: for commands that start no engine, several seconds sooner."""
-    from infra.cli import app
-    from infra.command import perform
+    from lodeset.infra.cli.command import perform
+    from lodeset.infra.cli.main import app
 
     out, err = io.StringIO(), io.StringIO()
     before, sys.argv = sys.argv, ["lodeset", *map(str, arguments)]

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from infra.apart import apart
-from pipeline.errors import HeldError
+from lodeset.infra.apart import apart
+from lodeset.pipeline.errors import HeldError
 
 
 def pid() -> int:

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pytest
 from builders import id_of, picture
 
-from pipeline import records
-from pipeline.dag.stage import Context, Outcome, Stage
-from pipeline.dag.store import Artifact, File, Rows, Store
-from pipeline.stages.embed import vector_table
+from lodeset.pipeline.dag.stage import Context, Outcome, Stage
+from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
+from lodeset.pipeline.stages.embed import vector_table
+from lodeset.pipeline.tables import records
 
 
 def map_with_state(

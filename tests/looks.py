@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.algorithms.keepers import Looks
+from lodeset.pipeline.algorithms.copies.keepers import Looks
 
 
 def alike(area: np.ndarray, **columns: Any) -> Looks:

@@ -12,11 +12,12 @@ from builders import encoded, id_of, write_folder
 from inline import artifact, ran
 from PIL import Image, ImageFilter
 
-from pipeline import graph, records
-from pipeline.algorithms.images import examine
-from pipeline.config import CurationConfig
-from pipeline.dag.stage import Context, Outcome
-from pipeline.dag.store import Artifact, Rows, Store
+from lodeset.pipeline import graph
+from lodeset.pipeline.algorithms.images.decoding import examine
+from lodeset.pipeline.config import CurationConfig
+from lodeset.pipeline.dag.stage import Context, Outcome
+from lodeset.pipeline.dag.store import Artifact, Rows, Store
+from lodeset.pipeline.tables import records
 
 DETAIL, BLOCKS = (np.random.default_rng(0).integers(0, 128, (side, side, 3), dtype=np.uint8) for side in (64, 4))
 NOISE = DETAIL + np.kron(BLOCKS, np.ones((16, 16, 1), np.uint8))  # fine detail that blur takes, blocks that it leaves

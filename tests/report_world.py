@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from infra.report import collect
-from infra.report.contents import Report
-from infra.report.render import write_report
-from pipeline import records
-from pipeline.algorithms.images import image_id
-from pipeline.dag.stage import Context, Outcome, Stage
-from pipeline.dag.store import Artifact, File, Rows, Store
+from lodeset.infra.report import collect
+from lodeset.infra.report.contents import Report
+from lodeset.infra.report.render import write_report
+from lodeset.pipeline.algorithms.images.decoding import image_id
+from lodeset.pipeline.dag.stage import Context, Outcome, Stage
+from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
+from lodeset.pipeline.tables import records
 
 HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)'
 ORDER = (

@@ -33,16 +33,26 @@ def test_nothing_imports_what_stands_above_it(package: str) -> None:
     above = ORDER[ORDER.index(package) + 1 :]
     for file in files(package):
         for module in imported(file):
-            assert module.split(".")[0] not in above, f"{file.relative_to(ROOT)} imports {module}"
+            assert not module.startswith(tuple(f"lodeset.{one}" for one in above)), (
+                f"{file.relative_to(ROOT)} imports {module}"
+            )
+
+
+def test_every_import_names_lodeset() -> None:
+    """A short name would find a folder of the user's, or make a second copy of a module."""
+    for folder in (*ORDER, "lodeset", "tests", "benchmarks"):
+        for file in files(folder):
+            short = [module for module in imported(file) if module.split(".")[0] in ORDER]
+            assert not short, f"{file.relative_to(ROOT)} imports {', '.join(short)}: write lodeset.{short[0]}"
 
 
 def test_algorithms_import_no_engine_no_store_and_no_stage() -> None:
     for file in files("pipeline/algorithms"):
         for module in imported(file):
             assert module.split(".")[0] not in ENGINES, f"{file} imports {module}"
-            assert not module.startswith(("pipeline.dag", "pipeline.stages", "pipeline.engines")), (
-                f"{file} imports {module}"
-            )
+            assert not module.startswith(
+                ("lodeset.pipeline.dag", "lodeset.pipeline.stages", "lodeset.pipeline.engines")
+            ), f"{file} imports {module}"
 
 
 def test_engines_are_started_in_one_place() -> None:

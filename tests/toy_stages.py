@@ -10,9 +10,9 @@ import time
 
 import pyarrow as pa
 
-from pipeline.dag.stage import Context, Outcome, Progress
-from pipeline.dag.store import File, Rows
-from pipeline.errors import GateError, LodesetError, source_replaced
+from lodeset.pipeline.dag.stage import Context, Outcome, Progress
+from lodeset.pipeline.dag.store import File, Rows
+from lodeset.pipeline.errors import GateError, LodesetError, source_replaced
 
 
 def count(context: Context) -> Outcome:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Ingest, Source
-from pipeline.sources.listing import expand
-from pipeline.sources.members import Sample, joined
-from pipeline.sources.reading import read_slice
-from pipeline.sources.slices import Slice, cut, members_of, split_loose
-from pipeline.stages.ingest import ingest_slice
+from lodeset.pipeline.config import Ingest, Source
+from lodeset.pipeline.sources.listing import expand
+from lodeset.pipeline.sources.members import Sample, joined
+from lodeset.pipeline.sources.reading import read_slice
+from lodeset.pipeline.sources.slices import Slice, cut, members_of, split_loose
+from lodeset.pipeline.stages.ingest.run import ingest_slice
 
 
 def pieces(path: Path) -> list[Slice]:

@@ -29,8 +29,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from pipeline.config import Strict
-from pipeline.errors import LodesetError
+from lodeset.pipeline.config import Strict
+from lodeset.pipeline.errors import LodesetError
 
 MARKER = "manifest.json"
 NAME = re.compile(r"step-(\d{7,})")

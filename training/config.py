@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.config import Strict
-from training.recipes import RECIPES, SIZES, under
+from lodeset.pipeline.config import Strict
+from lodeset.training.recipes import RECIPES, SIZES, under
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]

@@ -3,7 +3,7 @@
 Shapes: D width, K prototypes, T tokens of a view.
 """
 
-from training.config import TrainingConfig
+from lodeset.training.config import TrainingConfig
 
 TINY_IMAGES_PER_S = 95.0  # 300 steps of `tiny` at its defaults, 2 CPU cores
 BYTES_A_WEIGHT = 4  # fp32

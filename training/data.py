@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.algorithms.images import Unreadable, decode, image_id
-from pipeline.errors import LodesetError
-from training.augment import Crops, augment
-from training.cache import ShardCache
-from training.config import CropsConfig, TrainingConfig
-from training.distort import distorted_batch, table_of
-from training.index import ShardIndex
-from training.masking import block_mask, mask_counts
-from training.order import Blocks, Floats, Order, generator
+from lodeset.pipeline.algorithms.images.decoding import Unreadable, decode, image_id
+from lodeset.pipeline.errors import LodesetError
+from lodeset.training.augment import Crops, augment
+from lodeset.training.cache import ShardCache
+from lodeset.training.config import CropsConfig, TrainingConfig
+from lodeset.training.distort import distorted_batch, table_of
+from lodeset.training.index import ShardIndex
+from lodeset.training.masking import block_mask, mask_counts
+from lodeset.training.order import Blocks, Floats, Order, generator
 
 UNREADABLE_IN_A_ROW = 100  # replacements tried before a run gives up
 

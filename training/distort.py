@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.augment import Distortion
+from lodeset.training.augment import Distortion
 
 # Columns of a table of distortions.
 FLIP, ORDER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, SIGMA, SOLARISE = 0, slice(1, 5), 5, 6, 7, 8, 9, 10, 11

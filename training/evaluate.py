@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline.errors import LodesetError
-from training.augment import normalised
-from training.vit import DinoVisionTransformer
+from lodeset.pipeline.errors import LodesetError
+from lodeset.training.augment import normalised
+from lodeset.training.vit import DinoVisionTransformer
 
 LAYERS = 4  # of which the linear probe sees the CLS token
 QUERIES_AT_ONCE = 1024  # bounds the similarity matrix in memory

@@ -18,11 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline import own
-from pipeline.embedders.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from pipeline.errors import LodesetError
-from training.config import ModelConfig
-from training.vit import NORM_EPS, DinoVisionTransformer
+from lodeset.pipeline import own
+from lodeset.pipeline.embedders.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from lodeset.pipeline.errors import LodesetError
+from lodeset.training.config import ModelConfig
+from lodeset.training.vit import NORM_EPS, DinoVisionTransformer
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

@@ -14,39 +14,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import TargetSet
-from pipeline.dag.background import repeating
-from pipeline.dag.fingerprint import digest, file_digest
-from pipeline.dag.stage import Context, Input, Outcome, Progress, Stage
-from pipeline.dag.store import File, Part, Rows, Store
-from pipeline.engines.ray import job, map_with_state
-from pipeline.errors import LodesetError
-from pipeline.stages.embed import read_vectors
-from pipeline.stages.parts import made
-from pipeline.stages.write_shards import IMAGES
-from training import cost
-from training.checkpoint import MARKER
-from training.config import TrainingConfig, distilling, finishing, identity_of
-from training.export import CONFIG, PREPROCESSOR, WEIGHTS, load_backbone
-from training.index import Shards
-from training.labelled import GALLERY, TEST, Target, read_target, unknown_classes
-from training.launch import launch
-from training.linear import Probe, linear_probe, probe_features
-from training.lines import last_line
-from training.metrics import FILE as METRICS
-from training.origin import Origin
-from training.pictures import picture_table
-from training.ssl import student_and_teacher
-from training.targets import (
-    Block,
-    accuracies,
-    feature_worker,
-    in_order,
-    read_features,
-    unit,
-)
-from training.vit import DinoVisionTransformer
-from training.weights import check_weights, identity, load_weights
+from lodeset.pipeline.config import TargetSet
+from lodeset.pipeline.dag.background import repeating
+from lodeset.pipeline.dag.fingerprint import digest, file_digest
+from lodeset.pipeline.dag.parts import made
+from lodeset.pipeline.dag.stage import Context, Input, Outcome, Progress, Stage
+from lodeset.pipeline.dag.store import File, Part, Rows, Store
+from lodeset.pipeline.engines.ray import job, map_with_state
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.stages.embed import read_vectors
+from lodeset.pipeline.stages.write_shards import IMAGES
+from lodeset.training import cost
+from lodeset.training.checkpoint import MARKER
+from lodeset.training.config import TrainingConfig, distilling, finishing, identity_of
+from lodeset.training.export import CONFIG, PREPROCESSOR, WEIGHTS, load_backbone
+from lodeset.training.index import Shards
+from lodeset.training.labelled import GALLERY, TEST, Target, read_target, unknown_classes
+from lodeset.training.launch import launch
+from lodeset.training.linear import Probe, linear_probe, probe_features
+from lodeset.training.lines import last_line
+from lodeset.training.metrics import FILE as METRICS
+from lodeset.training.origin import Origin
+from lodeset.training.pictures import picture_table
+from lodeset.training.ssl import student_and_teacher
+from lodeset.training.targets import Block, accuracies, feature_worker, in_order, read_features, unit
+from lodeset.training.vit import DinoVisionTransformer
+from lodeset.training.weights import check_weights, identity, load_weights
 
 TRAIN_VERSION = 4
 EVALUATE_VERSION = 3

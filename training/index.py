@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 from fsspec.utils import get_protocol
 from numpy.typing import NDArray
 
-from pipeline.algorithms.images import image_id
-from pipeline.config import Strict
-from pipeline.dag.files import reaching
-from pipeline.errors import LodesetError
-from pipeline.shown import shown
-from pipeline.sources.files import unescaped
+from lodeset.pipeline.algorithms.images.decoding import image_id
+from lodeset.pipeline.config import Strict
+from lodeset.pipeline.dag.files import reaching
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.shown import shown
+from lodeset.pipeline.sources.files import unescaped
 
 INDEX_COLUMNS = ("image_id", "shard", "offset", "size_bytes")
 

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline import records
-from pipeline.config import TargetSet
-from pipeline.dag.store import Artifact, Store
-from pipeline.errors import LodesetError
-from pipeline.shown import shown
-from pipeline.sources.metadata import field_of, label_text
-from pipeline.sources.reading import Location
+from lodeset.pipeline.config import TargetSet
+from lodeset.pipeline.dag.store import Artifact, Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.shown import shown
+from lodeset.pipeline.sources.metadata import field_of, label_text
+from lodeset.pipeline.sources.reading import Location
+from lodeset.pipeline.tables import records
 
 GALLERY, TEST = "gallery", "test"
 # What sets call their splits. The first of them that labelled images have is taken, in any case.

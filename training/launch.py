@@ -20,14 +20,14 @@ from typing import Any, cast
 import cv2
 import torch
 
-from pipeline.dag.child import last_line
-from pipeline.engines.ray import SCRATCH
-from pipeline.errors import LodesetError
-from training.checkpoint import newest_step
-from training.config import TrainingConfig
-from training.index import Shards
-from training.loop import SUMMARY, train_loop
-from training.origin import Origin
+from lodeset.pipeline.dag.child import last_line
+from lodeset.pipeline.engines.ray import SCRATCH
+from lodeset.pipeline.errors import LodesetError
+from lodeset.training.checkpoint import newest_step
+from lodeset.training.config import TrainingConfig
+from lodeset.training.index import Shards
+from lodeset.training.loop import SUMMARY, train_loop
+from lodeset.training.origin import Origin
 
 # What Ray says of one: while it trains, and before its first step.
 LOST_TYPES = (

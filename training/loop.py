@@ -14,19 +14,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline import own
-from pipeline.errors import LodesetError
-from training.checkpoint import load_checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
-from training.config import TrainingConfig, identity_of
-from training.data import Batch, Batches, load_batches
-from training.export import export
-from training.index import Shards, open_index, weights_of
-from training.metrics import MetricsLog, feature_metrics
-from training.narrow import heads_of, narrow, save_narrow
-from training.origin import Origin, networks
-from training.parallel import recompute_activations, shard
-from training.schedules import StepValues, step_values
-from training.ssl import (
+from lodeset.pipeline import own
+from lodeset.pipeline.errors import LodesetError
+from lodeset.training.checkpoint import load_checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
+from lodeset.training.config import TrainingConfig, identity_of
+from lodeset.training.data import Batch, Batches, load_batches
+from lodeset.training.export import export
+from lodeset.training.index import Shards, open_index, weights_of
+from lodeset.training.metrics import MetricsLog, feature_metrics
+from lodeset.training.narrow import heads_of, narrow, save_narrow
+from lodeset.training.origin import Origin, networks
+from lodeset.training.parallel import recompute_activations, shard
+from lodeset.training.schedules import StepValues, step_values
+from lodeset.training.ssl import (
     average_gradients,
     clip_gradients,
     losses,
@@ -35,7 +35,7 @@ from training.ssl import (
     training_state,
     update_teacher,
 )
-from training.vit import DinoVisionTransformer
+from lodeset.training.vit import DinoVisionTransformer
 
 SUMMARY = "summary.json"
 

@@ -6,7 +6,7 @@ Shapes: C crops, N = rows * columns patches a crop.
 import numpy as np
 from numpy.typing import NDArray
 
-from training.config import MaskingConfig
+from lodeset.training.config import MaskingConfig
 
 LEAST_BLOCK = 4  # patches
 ASPECT = (0.3, 1 / 0.3)  # height / width of a block

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from tensorboardX import SummaryWriter
 from torch import Tensor
 
-from training.losses.koleo import nearest_distances
-from training.ssl import StepLosses
+from lodeset.training.losses.koleo import nearest_distances
+from lodeset.training.ssl import StepLosses
 
 FILE = "metrics.jsonl"
 EVENTS = "tensorboard"

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipeline import own
-from training.config import ModelConfig
-from training.export import WEIGHTS
-from training.vit import Attention, DinoVisionTransformer
+from lodeset.pipeline import own
+from lodeset.training.config import ModelConfig
+from lodeset.training.export import WEIGHTS
+from lodeset.training.vit import Attention, DinoVisionTransformer
 
 # Not called config.json: no reader of dense checkpoints may take a pruned one for its own.
 ARCHITECTURE = "architecture.json"

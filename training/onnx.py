@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.embedders.onnx import MEAN_KEY, SIZE_KEY, STD_KEY
-from pipeline.embedders.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from pipeline.errors import LodesetError
-from training.vit import DinoVisionTransformer
+from lodeset.pipeline.embedders.onnx import MEAN_KEY, SIZE_KEY, STD_KEY
+from lodeset.pipeline.embedders.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from lodeset.pipeline.errors import LodesetError
+from lodeset.training.vit import DinoVisionTransformer
 
 LIMIT = 2**31 - 2**20  # bytes; a protobuf message ends at 2 GiB
 STEP = 32  # pixels: networks other than lodeset's transformers take multiples of it, where they take several sizes

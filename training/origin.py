@@ -12,15 +12,15 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from pipeline.config import Strict
-from pipeline.dag.fingerprint import file_digest
-from pipeline.errors import LodesetError
-from training.checkpoint import MARKER, Marker, check_checkpoint, newest_step, read_checkpoint
-from training.config import TrainingConfig
-from training.narrow import heads_of, load_narrow, narrow
-from training.ssl import Network, Networks, fresh
-from training.vit import DinoVisionTransformer
-from training.weights import load_weights
+from lodeset.pipeline.config import Strict
+from lodeset.pipeline.dag.fingerprint import file_digest
+from lodeset.pipeline.errors import LodesetError
+from lodeset.training.checkpoint import MARKER, Marker, check_checkpoint, newest_step, read_checkpoint
+from lodeset.training.config import TrainingConfig
+from lodeset.training.narrow import heads_of, load_narrow, narrow
+from lodeset.training.ssl import Network, Networks, fresh
+from lodeset.training.vit import DinoVisionTransformer
+from lodeset.training.weights import load_weights
 
 POSITIONS = "backbone.pos_embed"
 

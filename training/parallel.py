@@ -7,8 +7,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-from training.ssl import Network, Networks
-from training.vit import Block, DinoVisionTransformer
+from lodeset.training.ssl import Network, Networks
+from lodeset.training.vit import Block, DinoVisionTransformer
 
 
 def shard(nets: Networks, group: dist.ProcessGroup, device: torch.device, half: bool) -> None:

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import records
-from pipeline.algorithms.images import decode
-from pipeline.sources.reading import Location, read_images
-from training.augment import normalised
-from training.evaluate import centre_square
-from training.vit import DinoVisionTransformer
+from lodeset.pipeline.algorithms.images.decoding import decode
+from lodeset.pipeline.sources.reading import Location, read_images
+from lodeset.pipeline.tables import records
+from lodeset.training.augment import normalised
+from lodeset.training.evaluate import centre_square
+from lodeset.training.vit import DinoVisionTransformer
 
 STRETCHED = (1, 99)  # percentiles of a component that become 0 and 255
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from training.config import TrainingConfig
+from lodeset.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from training.augment import normalised
-from training.config import OptimiserConfig, TrainingConfig
-from training.data import Batch
-from training.heads import DinoHead
-from training.losses.centering import centred
-from training.losses.dino import dino_loss
-from training.losses.ibot import ibot_loss
-from training.losses.koleo import koleo_loss
-from training.losses.sinkhorn import sinkhorn_knopp
-from training.schedules import StepValues
-from training.vit import DinoVisionTransformer
+from lodeset.training.augment import normalised
+from lodeset.training.config import OptimiserConfig, TrainingConfig
+from lodeset.training.data import Batch
+from lodeset.training.heads import DinoHead
+from lodeset.training.losses.centering import centred
+from lodeset.training.losses.dino import dino_loss
+from lodeset.training.losses.ibot import ibot_loss
+from lodeset.training.losses.koleo import koleo_loss
+from lodeset.training.losses.sinkhorn import sinkhorn_knopp
+from lodeset.training.schedules import StepValues
+from lodeset.training.vit import DinoVisionTransformer
 
 
 class Network(nn.Module):

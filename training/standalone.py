@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.dag.claims import claim
-from pipeline.dag.fingerprint import file_digest
-from pipeline.dag.store import Store
-from training.checkpoint import MARKER
-from training.config import TrainingConfig, distilling, finishing
-from training.index import Shards
-from training.launch import launch
-from training.origin import Origin
-from training.weights import identity
+from lodeset.pipeline.dag.claims import claim
+from lodeset.pipeline.dag.fingerprint import file_digest
+from lodeset.pipeline.dag.store import Store
+from lodeset.training.checkpoint import MARKER
+from lodeset.training.config import TrainingConfig, distilling, finishing
+from lodeset.training.index import Shards
+from lodeset.training.launch import launch
+from lodeset.training.origin import Origin
+from lodeset.training.weights import identity
 
 
 def train(config: TrainingConfig, shards: Shards, folder: Path, cpus: int) -> dict[str, dict[str, Any]]:

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.algorithms.images import decode
-from pipeline.dag.store import Part, Store
-from pipeline.sources.reading import Location, read_images
-from pipeline.stages.embed import read_vectors, vector_table
-from training.evaluate import knn_accuracy, layered_features
-from training.labelled import GALLERY, TEST, Target
-from training.vit import DinoVisionTransformer
+from lodeset.pipeline.algorithms.images.decoding import decode
+from lodeset.pipeline.dag.store import Part, Store
+from lodeset.pipeline.sources.reading import Location, read_images
+from lodeset.pipeline.stages.embed import read_vectors, vector_table
+from lodeset.training.evaluate import knn_accuracy, layered_features
+from lodeset.training.labelled import GALLERY, TEST, Target
+from lodeset.training.vit import DinoVisionTransformer
 
 PUBLISHED_K = (10, 20, 100, 200)  # DINOv2, section 7.1
 BATCH = 64

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from training.config import ModelConfig
+from lodeset.training.config import ModelConfig
 
 NORM_EPS = 1e-6
 # Up to so many tokens a crop, attention in bf16 on a CPU multiplies matrices one by one: forward and backward take a third of the

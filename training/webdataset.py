@@ -24,18 +24,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline import records
-from pipeline.algorithms.formats import optional_format
-from pipeline.algorithms.images import FORMATS, Unreadable, decode, image_id
-from pipeline.config import Ingest, Source
-from pipeline.dag.fingerprint import digest
-from pipeline.errors import LodesetError
-from pipeline.shown import shown
-from pipeline.sources.files import Bytes
-from pipeline.sources.listing import SourceFile, expand
-from pipeline.sources.members import Member
-from pipeline.sources.slices import members_of
-from training.index import Shards, open_index
+from lodeset.pipeline.algorithms.images.decoding import FORMATS, Unreadable, decode, image_id
+from lodeset.pipeline.algorithms.images.formats import optional_format
+from lodeset.pipeline.config import Ingest, Source
+from lodeset.pipeline.dag.fingerprint import digest
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.shown import shown
+from lodeset.pipeline.sources.files import Bytes
+from lodeset.pipeline.sources.listing import SourceFile, expand
+from lodeset.pipeline.sources.members import Member
+from lodeset.pipeline.sources.slices import members_of
+from lodeset.pipeline.tables import records
+from lodeset.training.index import Shards, open_index
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.dag.fingerprint import file_digest
-from pipeline.errors import LodesetError
-from training.config import ModelConfig
-from training.export import CONFIG, WEIGHTS, load_backbone
-from training.vit import DinoVisionTransformer
+from lodeset.pipeline.dag.fingerprint import file_digest
+from lodeset.pipeline.errors import LodesetError
+from lodeset.training.config import ModelConfig
+from lodeset.training.export import CONFIG, WEIGHTS, load_backbone
+from lodeset.training.vit import DinoVisionTransformer
 
 # What FSDP, torch.compile, activation checkpoints and DistributedDataParallel put between the names of a network's parts.
 WRAPPERS = ("module", "_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module", "_forward_module")

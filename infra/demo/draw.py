@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from infra.demo.scene import (
+from lodeset.infra.demo.scene import (
     ANY,
     GROUNDS,
     Pixels,

@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
-from infra import api
-from infra.config import usable_cpus
-from infra.demo.truth import Truth, is_made, load_truth
-from infra.demo.world import FULL_SIZE, make_world, write_config
-from infra.report.render import write_report
-from pipeline import own
-from pipeline.dag.runner import Event
-from pipeline.dag.stage import Outcome, Progress, Stage
-from pipeline.dag.store import Artifact, Rows, Store
-from pipeline.errors import ConfigError, GateError
-from pruning.variants import METHODS
+from lodeset.infra import api
+from lodeset.infra.config import usable_cpus
+from lodeset.infra.demo.truth import Truth, is_made, load_truth
+from lodeset.infra.demo.world import FULL_SIZE, make_world, write_config
+from lodeset.infra.report.render import write_report
+from lodeset.pipeline import own
+from lodeset.pipeline.dag.runner import Event
+from lodeset.pipeline.dag.stage import Outcome, Progress, Stage
+from lodeset.pipeline.dag.store import Artifact, Rows, Store
+from lodeset.pipeline.errors import ConfigError, GateError
+from lodeset.pruning.choosing.variants import METHODS
 
 Lines = dict[str, list[str]]
 K = "10"  # neighbours of the accuracies that are told

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import LodesetError
+from lodeset.pipeline.errors import LodesetError
 
 UNFINISHED = ".unfinished"  # in a folder whose world is being made
 

@@ -28,12 +28,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from infra.demo.copies import LEAK_KINDS, REJECTS, StoredFile, broken_files, copy_of, near_copies, saved, upright
-from infra.demo.draw import CONCEPTS, DISTRACTORS, draw
-from infra.demo.truth import UNFINISHED, NearGroup, Truth
-from pipeline.engines.failures import unwrapped
-from pipeline.engines.processes import Died, pool, task
-from pipeline.errors import LodesetError
+from lodeset.infra.demo.copies import (
+    LEAK_KINDS,
+    REJECTS,
+    StoredFile,
+    broken_files,
+    copy_of,
+    near_copies,
+    saved,
+    upright,
+)
+from lodeset.infra.demo.draw import CONCEPTS, DISTRACTORS, draw
+from lodeset.infra.demo.truth import UNFINISHED, NearGroup, Truth
+from lodeset.pipeline.engines.failures import unwrapped
+from lodeset.pipeline.engines.processes import Died, pool, task
+from lodeset.pipeline.errors import LodesetError
 
 FEWEST_IMAGES = 200
 FULL_SIZE = 2400  # pool images; in a smaller world the companion sets shrink in proportion
@@ -182,7 +191,7 @@ def write_config(folder: Path, images: int = FULL_SIZE) -> Path:
     Raises:
         LodesetError: the folder cannot be written.
     """
-    from pipeline.algorithms.hardware import has_bf16  # loads torch
+    from lodeset.pipeline.algorithms.hardware import has_bf16  # loads torch
 
     shown = {name: ", ".join(concepts) for name, concepts in CURATED.items()}
     path = folder / "lodeset.yaml"

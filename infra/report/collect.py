@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.report.contents import (
+from lodeset.infra.report.contents import (
     Calibration,
     Cluster,
     Clusters,
@@ -28,13 +28,13 @@ from infra.report.contents import (
     Similarity,
     Step,
 )
-from infra.report.pictures import public, short_name
-from infra.report.pruned import report_of
-from infra.report.scored import scored
-from infra.report.trained import scores_of, training_of
-from pipeline import records
-from pipeline.dag.stage import Stage
-from pipeline.dag.store import Artifact, File, Store
+from lodeset.infra.report.pictures import public, short_name
+from lodeset.infra.report.pruned import report_of
+from lodeset.infra.report.scored import scored
+from lodeset.infra.report.trained import scores_of, training_of
+from lodeset.pipeline.dag.stage import Stage
+from lodeset.pipeline.dag.store import Artifact, File, Store
+from lodeset.pipeline.tables import records
 
 # What the page shows of each: 382 pictures at most.
 REJECTS_SHOWN = 5  # for each set and reason

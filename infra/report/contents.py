@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra.report.pruned import SweepReport, TrainedReport
-from pipeline.dag.store import File
+from lodeset.infra.report.pruned import SweepReport, TrainedReport
+from lodeset.pipeline.dag.store import File
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from pipeline.algorithms.images import Unreadable, decode
-from pipeline.dag.store import Artifact, Store
-from pipeline.errors import LodesetError
-from pipeline.shown import without_secrets
-from pipeline.sources.reading import Location, read_images
+from lodeset.pipeline.algorithms.images.decoding import Unreadable, decode
+from lodeset.pipeline.dag.store import Artifact, Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.shown import without_secrets
+from lodeset.pipeline.sources.reading import Location, read_images
 
 SIDE = 112  # pixels, the longer side
 QUALITY = 80

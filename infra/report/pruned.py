@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup
 
-from infra.report import charts
-from infra.report.pictures import png_uri
+from lodeset.infra.report import charts
+from lodeset.infra.report.pictures import png_uri
 
 CRITERIA = (
     "entropic",

@@ -17,15 +17,15 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from infra.report import charts
-from infra.report.collect import collect, pictured
-from infra.report.contents import Calibration, Clusters, Dedup, Report, Scored, Step, Training
-from infra.report.pictures import Picture, load
-from infra.report.pruned import Drawn, drawn, report_of, smallest_k
-from pipeline.dag.stage import Stage
-from pipeline.dag.store import Artifact, Store
-from pipeline.errors import LodesetError
-from pipeline.shown import shown
+from lodeset.infra.report import charts
+from lodeset.infra.report.collect import collect, pictured
+from lodeset.infra.report.contents import Calibration, Clusters, Dedup, Report, Scored, Step, Training
+from lodeset.infra.report.pictures import Picture, load
+from lodeset.infra.report.pruned import Drawn, drawn, report_of, smallest_k
+from lodeset.pipeline.dag.stage import Stage
+from lodeset.pipeline.dag.store import Artifact, Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.shown import shown
 
 TEMPLATE, PRUNED = "page.html.jinja", "pruned.html.jinja"
 
@@ -163,7 +163,7 @@ def harmless(value: Any) -> Any:
 
 
 def _environment() -> Environment:
-    folder = resources.files("infra.report")
+    folder = resources.files("lodeset.infra.report")
     loader = FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
     environment = Environment(
         loader=loader,

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from infra.report.charts import ticks
-from infra.report.contents import Scored
-from pipeline.dag.stage import Stage
-from pipeline.dag.store import Artifact, Store
-from pipeline.filters.config import BLUR
+from lodeset.infra.report.charts import ticks
+from lodeset.infra.report.contents import Scored
+from lodeset.pipeline.dag.stage import Stage
+from lodeset.pipeline.dag.store import Artifact, Store
+from lodeset.pipeline.filters.config import BLUR
 
 BINS = 10  # about as many; their edges are round
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 
-from infra.report.contents import Scores, Training
-from infra.report.pictures import png_uri
-from pipeline import records
-from pipeline.dag.store import Artifact, Store
+from lodeset.infra.report.contents import Scores, Training
+from lodeset.infra.report.pictures import png_uri
+from lodeset.pipeline.dag.store import Artifact, Store
+from lodeset.pipeline.tables import records
 
 POINTS = 400  # of a training curve
 

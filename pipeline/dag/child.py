@@ -21,8 +21,8 @@ from typing import IO, Any
 
 import cloudpickle
 
-from pipeline.dag.stage import Context, Outcome, Progress
-from pipeline.errors import LodesetError, replaced_source
+from lodeset.pipeline.dag.stage import Context, Outcome, Progress
+from lodeset.pipeline.errors import LodesetError, replaced_source
 
 # Every worker inherits these. Oversubscribed BLAS threads cost far more than they give; each engine gives its workers
 # the cores that it means them to use.

@@ -17,9 +17,9 @@ from typing import Any
 
 import psutil
 
-from pipeline.dag.background import repeating
-from pipeline.dag.store import Store
-from pipeline.errors import HeldError
+from lodeset.pipeline.dag.background import repeating
+from lodeset.pipeline.dag.store import Store
+from lodeset.pipeline.errors import HeldError
 
 LEASE_SECONDS = 60.0
 

@@ -19,9 +19,9 @@ from typing import TypeVar
 import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
-from pipeline.dag.manifests import ARTIFACT, PART, RUN, Artifact, File, Part, Run, parsed
-from pipeline.dag.store import DAMAGED, Store, artifact_manifest, part_manifest, run_path
-from pipeline.errors import DamagedError
+from lodeset.pipeline.dag.manifests import ARTIFACT, PART, RUN, Artifact, File, Part, Run, parsed
+from lodeset.pipeline.dag.store import DAMAGED, Store, artifact_manifest, part_manifest, run_path
+from lodeset.pipeline.errors import DamagedError
 
 # Every file of an artifact below these folders is one of a part, too.
 _OF_PARTS = ("parts/", "shards/", "pruned/")

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from pipeline.dag.fingerprint import canonical
-from pipeline.dag.stage import PREVIOUS, Follows, Stage
-from pipeline.dag.store import Artifact, Store
+from lodeset.pipeline.dag.fingerprint import canonical
+from lodeset.pipeline.dag.stage import PREVIOUS, Follows, Stage
+from lodeset.pipeline.dag.store import Artifact, Store
 
 Action = Literal["finished", "taken over", "run", "wait"]
 

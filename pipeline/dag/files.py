@@ -13,8 +13,8 @@ from typing import IO, Any
 
 import fsspec
 
-from pipeline.errors import LodesetError
-from pipeline.shown import shown
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.shown import shown
 
 # Packages that drivers of remote file systems are made of: what they raise is about the file system.
 _DRIVERS: tuple[str, ...] = (

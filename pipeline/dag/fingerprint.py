@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipeline.dag.files import reaching
-from pipeline.shown import shown
+from lodeset.pipeline.dag.files import reaching
+from lodeset.pipeline.shown import shown
 
 
 def canonical(value: Any, where: str = "") -> Any:

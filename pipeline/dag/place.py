@@ -11,10 +11,10 @@ from typing import IO, cast
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
-from pipeline import own
-from pipeline.dag.files import HashingFile, explanation, opened_file_system, published, unreachable
-from pipeline.errors import LodesetError
-from pipeline.shown import shown
+from lodeset.pipeline import own
+from lodeset.pipeline.dag.files import HashingFile, explanation, opened_file_system, published, unreachable
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.shown import shown
 
 
 class Place:

@@ -9,7 +9,6 @@ import re
 import selectors
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -21,14 +20,15 @@ from typing import IO, Any, Literal
 
 import cloudpickle
 
-from pipeline.dag import child
-from pipeline.dag.claims import claim
-from pipeline.dag.decisions import Decision, decided
-from pipeline.dag.fingerprint import canonical
-from pipeline.dag.stage import PREVIOUS, Outcome, Progress, Stage
-from pipeline.dag.store import Artifact, File, Rows, Store
-from pipeline.errors import GateError, HeldError, LodesetError, ends_like_an_interrupt
-from pipeline.shown import shown
+from lodeset.pipeline.dag import child
+from lodeset.pipeline.dag.claims import claim
+from lodeset.pipeline.dag.decisions import Decision, decided
+from lodeset.pipeline.dag.fingerprint import canonical
+from lodeset.pipeline.dag.stage import PREVIOUS, Outcome, Progress, Stage
+from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
+from lodeset.pipeline.errors import GateError, HeldError, LodesetError, ends_like_an_interrupt
+from lodeset.pipeline.interpreters import command, import_path
+from lodeset.pipeline.shown import shown
 
 LOGS = "logs"
 
@@ -167,9 +167,9 @@ class Runner:
         assert self._logs is not None  # since the run began
         log = self._logs / f"{stage.name}-{stage.set}-{fingerprint[:12]}.log"
         read, write = os.pipe()
-        environment = {**os.environ, **child.ENVIRONMENT, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        environment = {**os.environ, **child.ENVIRONMENT, **import_path()}
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.dag.child", str(write)],
+            command("pipeline.dag.child", str(write)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

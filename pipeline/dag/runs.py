@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.dag.manifests import Artifact, Made, Run, sealed
-from pipeline.dag.stage import PREVIOUS
-from pipeline.dag.store import Store, run_path
+from lodeset.pipeline.dag.manifests import Artifact, Made, Run, sealed
+from lodeset.pipeline.dag.stage import PREVIOUS
+from lodeset.pipeline.dag.store import Store, run_path
 
 
 @dataclass(frozen=True)

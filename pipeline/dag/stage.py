@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.dag.fingerprint import digest
-from pipeline.dag.store import Artifact, File, Rows, Store
+from lodeset.pipeline.dag.fingerprint import digest
+from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
 
 Engine = Literal["beam", "ray"]
 # The role that its own last artifact plays among the inputs of a stage that goes on from it.

@@ -29,15 +29,15 @@ from typing import IO, Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dag.manifests import ARTIFACT, PART, RUN, parsed, sealed, unsealed
-from pipeline.dag.manifests import Artifact as Artifact
-from pipeline.dag.manifests import File as File
-from pipeline.dag.manifests import Part as Part
-from pipeline.dag.manifests import Rows as Rows
-from pipeline.dag.manifests import Run as Run
-from pipeline.dag.place import Place
-from pipeline.errors import DamagedError, LodesetError
-from pipeline.shown import shown
+from lodeset.pipeline.dag.manifests import ARTIFACT, PART, RUN, parsed, sealed, unsealed
+from lodeset.pipeline.dag.manifests import Artifact as Artifact
+from lodeset.pipeline.dag.manifests import File as File
+from lodeset.pipeline.dag.manifests import Part as Part
+from lodeset.pipeline.dag.manifests import Rows as Rows
+from lodeset.pipeline.dag.manifests import Run as Run
+from lodeset.pipeline.dag.place import Place
+from lodeset.pipeline.errors import DamagedError, LodesetError
+from lodeset.pipeline.shown import shown
 
 Told = TypeVar("Told")
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.strict import Strict
+from lodeset.pipeline.strict import Strict
 
 Positive = Annotated[float, Field(gt=0)]
 SIZE = "side of the square input, pixels; absent: what the file is fixed to, or says in its metadata (`image_size`), or {default}"

@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pipeline.embedders.config import HuggingFaceEmbedder
-from pipeline.errors import LodesetError
+from lodeset.pipeline.embedders.config import HuggingFaceEmbedder
+from lodeset.pipeline.errors import LodesetError
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

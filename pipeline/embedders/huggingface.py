@@ -14,12 +14,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.embedders import Embed
-from pipeline.embedders.config import HuggingFaceEmbedder
-from pipeline.embedders.hub import CONFIG, INSTALL, PREPROCESSOR, located, read_json
-from pipeline.embedders.networks import arithmetic, embedder
-from pipeline.embedders.preprocess import IMAGENET_MEAN, IMAGENET_STD, Recipe, Triple
-from pipeline.errors import LodesetError
+from lodeset.pipeline.embedders import Embed
+from lodeset.pipeline.embedders.config import HuggingFaceEmbedder
+from lodeset.pipeline.embedders.hub import CONFIG, INSTALL, PREPROCESSOR, located, read_json
+from lodeset.pipeline.embedders.networks import arithmetic, embedder
+from lodeset.pipeline.embedders.preprocess import IMAGENET_MEAN, IMAGENET_STD, Recipe, Triple
+from lodeset.pipeline.errors import LodesetError
 
 _FILTERS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 _MOST_OTHERS = 32  # tokens that are no patches; published models have at most 9

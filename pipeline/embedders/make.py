@@ -7,21 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dag.files import reaching
-from pipeline.dag.fingerprint import file_digest
-from pipeline.dag.store import File, Store
-from pipeline.embedders import Embed, huggingface, networks, onnx, patches, precomputed
-from pipeline.embedders.config import (
+from lodeset.pipeline.dag.files import reaching
+from lodeset.pipeline.dag.fingerprint import file_digest
+from lodeset.pipeline.dag.store import File, Store
+from lodeset.pipeline.embedders import Embed, huggingface, networks, onnx, patches, precomputed
+from lodeset.pipeline.embedders.config import (
     HuggingFaceEmbedder,
     OnnxEmbedder,
     PatchDictionary,
     PrecomputedEmbedder,
     TorchScriptEmbedder,
 )
-from pipeline.embedders.hub import located, model_files, on_hub
-from pipeline.embedders.precomputed import files_of
-from pipeline.errors import LodesetError
-from pipeline.shown import shown
+from lodeset.pipeline.embedders.hub import located, model_files, on_hub
+from lodeset.pipeline.embedders.precomputed import files_of
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.shown import shown
 
 AnyEmbedder = PatchDictionary | OnnxEmbedder | TorchScriptEmbedder | HuggingFaceEmbedder | PrecomputedEmbedder
 

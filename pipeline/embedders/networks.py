@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.embedders import Embed
-from pipeline.embedders.config import Dtype, TorchScriptEmbedder
-from pipeline.embedders.preprocess import Map, Recipe, inputs
-from pipeline.errors import LodesetError
+from lodeset.pipeline.embedders import Embed
+from lodeset.pipeline.embedders.config import Dtype, TorchScriptEmbedder
+from lodeset.pipeline.embedders.preprocess import Map, Recipe, inputs
+from lodeset.pipeline.errors import LodesetError
 
 if TYPE_CHECKING:
     import torch

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.embedders import Embed
-from pipeline.embedders.config import OnnxEmbedder
-from pipeline.embedders.networks import embedder, present
-from pipeline.embedders.preprocess import IMAGENET_MEAN, IMAGENET_STD, Recipe, Triple
-from pipeline.errors import LodesetError
+from lodeset.pipeline.embedders import Embed
+from lodeset.pipeline.embedders.config import OnnxEmbedder
+from lodeset.pipeline.embedders.networks import embedder, present
+from lodeset.pipeline.embedders.preprocess import IMAGENET_MEAN, IMAGENET_STD, Recipe, Triple
+from lodeset.pipeline.errors import LodesetError
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -18,9 +18,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.embedders import Embed
-from pipeline.embedders.config import PatchDictionary
-from pipeline.errors import LodesetError
+from lodeset.pipeline.embedders import Embed
+from lodeset.pipeline.embedders.config import PatchDictionary
+from lodeset.pipeline.errors import LodesetError
 
 Floats = NDArray[np.float32]
 

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
-from pipeline.embedders.config import PrecomputedEmbedder
-from pipeline.errors import LodesetError
+from lodeset.pipeline.embedders.config import PrecomputedEmbedder
+from lodeset.pipeline.errors import LodesetError
 
 VERSION = 2  # of what `look_up` gives
 # Why an image has no vector.

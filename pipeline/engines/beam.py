@@ -22,9 +22,9 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import WindowedValue
 
-from pipeline.engines.failures import Failed, failed
-from pipeline.engines.processes import TRIES, Again, Died, Pool, Task, pool, task
-from pipeline.errors import LodesetError
+from lodeset.pipeline.engines.failures import Failed, failed
+from lodeset.pipeline.engines.processes import TRIES, Again, Died, Pool, Task, pool, task
+from lodeset.pipeline.errors import LodesetError
 
 # What to do with an element whose worker died: (element, how, again, *arguments of the function) -> results.
 Rescue = Callable[..., Iterable[Any]]

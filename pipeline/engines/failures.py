@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.errors import LodesetError
+from lodeset.pipeline.errors import LodesetError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -25,8 +25,8 @@ from typing import Any, Literal, cast
 import cloudpickle
 import psutil
 
-from pipeline.engines.failures import Failed, failed
-from pipeline.errors import LodesetError
+from lodeset.pipeline.engines.failures import Failed, failed
+from lodeset.pipeline.errors import LodesetError
 
 Cause = Literal["killed", "too_slow", "stalled", "too_much_memory", "out_of_memory"]
 
@@ -38,7 +38,11 @@ _START_S = 60.0
 _WATCH_S = 0.02
 _MARGIN_BYTES = 256 * 2**20
 # Imported once by the server that workers are forked from.
-_PRELOADED = ("pipeline.stages.ingest", "pipeline.stages.write_shards", "pipeline.engines.processes")
+_PRELOADED = (
+    "lodeset.pipeline.stages.ingest.run",
+    "lodeset.pipeline.stages.write_shards",
+    "lodeset.pipeline.engines.processes",
+)
 
 
 @dataclass(frozen=True)

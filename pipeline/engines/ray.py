@@ -26,10 +26,11 @@ from typing import Any, Protocol, TypeVar, cast
 import cloudpickle
 import psutil
 
-from pipeline.dag.background import repeating
-from pipeline.dag.child import ENVIRONMENT, LOST_RAY
-from pipeline.engines.failures import caught, unwrapped
-from pipeline.errors import LodesetError
+from lodeset.pipeline.dag.background import repeating
+from lodeset.pipeline.dag.child import ENVIRONMENT, LOST_RAY
+from lodeset.pipeline.engines.failures import caught, unwrapped
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.interpreters import command, import_path
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -41,7 +42,7 @@ OBJECT_STORE_BYTES = 256 * 2**20
 def cluster(address: str, cpus: int) -> Iterator[str]:
     """The address of a Ray cluster that lives as long as the block: a local one, or the one at `address`.
 
-    The local one is a process of its own (`python -m pipeline.engines.ray`), which ends when its standard input does. It listens
+    The local one is a process of its own (`python -m lodeset.pipeline.engines.ray`), which ends when its standard input does. It listens
     on the loopback interface alone, and only processes that inherit its token may talk to it.
 
     Raises:
@@ -68,11 +69,11 @@ def cluster(address: str, cpus: int) -> Iterator[str]:
     log = os.path.join(folder, "host.log")
     with open(log, "wb") as errors:
         host = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.engines.ray", str(cpus), folder],
+            command("pipeline.engines.ray", str(cpus), folder),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env={**os.environ, **ENVIRONMENT, **_NO_METRICS, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            env={**os.environ, **ENVIRONMENT, **_NO_METRICS, **import_path()},
             start_new_session=True,
             pass_fds=[lock],
         )
@@ -218,12 +219,14 @@ def job(address: str | None) -> Iterator[None]:
 
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     try:
-        ray.init(
-            address=address,
-            logging_level=logging.WARNING,
-            log_to_driver=False,
-            runtime_env={"env_vars": {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}},
-        )
+        # Ray puts the working directory of this moment on the import path of its workers, before all else (2.60).
+        with contextlib.chdir(os.environ.get(SCRATCH, "/")):
+            ray.init(
+                address=address,
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+                runtime_env={"env_vars": {**ENVIRONMENT, **import_path()}},
+            )
     except ConnectionError as error:
         raise LodesetError(f"no Ray cluster answers at {address}: {error}") from error
     context = ray.data.DataContext.get_current()

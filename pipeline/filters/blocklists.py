@@ -10,10 +10,10 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 
-from pipeline.dag.files import reaching
-from pipeline.errors import ConfigError, LodesetError
-from pipeline.filters.config import BLOCKED_DOMAIN, BLOCKED_URL, Filter
-from pipeline.shown import shown
+from lodeset.pipeline.dag.files import reaching
+from lodeset.pipeline.errors import ConfigError, LodesetError
+from lodeset.pipeline.filters.config import BLOCKED_DOMAIN, BLOCKED_URL, Filter
+from lodeset.pipeline.shown import shown
 
 _SCHEME = re.compile(r"^(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
 _OPAQUE = re.compile(r"^[a-z][a-z0-9+.-]*:(?!\d)", re.IGNORECASE)  # data:, mailto:; but host:8080 is a host

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.embedders import make, onnx
-from pipeline.embedders.config import OnnxEmbedder
-from pipeline.embedders.preprocess import normalised
-from pipeline.errors import LodesetError
-from pipeline.filters.config import Classifier
+from lodeset.pipeline.embedders import make, onnx
+from lodeset.pipeline.embedders.config import OnnxEmbedder
+from lodeset.pipeline.embedders.preprocess import normalised
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.filters.config import Classifier
 
 Floats = NDArray[np.float32]
 

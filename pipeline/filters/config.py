@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.embedders.config import BATCH, MEAN, SIZE, STD, Positive
-from pipeline.strict import Strict
+from lodeset.pipeline.embedders.config import BATCH, MEAN, SIZE, STD, Positive
+from lodeset.pipeline.strict import Strict
 
 # The reasons that are no classifier's name, in the order in which they are tried (classifiers come after `blur`).
 MIN_SIDE, MAX_ASPECT, BLANK, BLUR, BLOCKED_DOMAIN, BLOCKED_URL = (

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from pipeline.embedders import make, onnx
-from pipeline.embedders.config import OnnxEmbedder
-from pipeline.embedders.preprocess import normalised
-from pipeline.errors import LodesetError
-from pipeline.filters.config import FACES_SIDE, Faces
+from lodeset.pipeline.embedders import make, onnx
+from lodeset.pipeline.embedders.config import OnnxEmbedder
+from lodeset.pipeline.embedders.preprocess import normalised
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.filters.config import FACES_SIDE, Faces
 
 KEY = "filter.faces"
 SIGMA = 0.1  # of the diagonal of an image's largest face

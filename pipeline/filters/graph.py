@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pipeline.config import CurationConfig
-from pipeline.dag.fingerprint import digest
-from pipeline.dag.stage import Input, Stage
-from pipeline.filters import blocklists, classifiers, faces
-from pipeline.filters.config import Faces
-from pipeline.stages import blur_faces, filter, score
-from pipeline.stages.ingest import IMAGES, METADATA
+from lodeset.pipeline.config import CurationConfig
+from lodeset.pipeline.dag.fingerprint import digest
+from lodeset.pipeline.dag.stage import Input, Stage
+from lodeset.pipeline.filters import blocklists, classifiers, faces
+from lodeset.pipeline.filters.config import Faces
+from lodeset.pipeline.stages import blur_faces, filter, score
+from lodeset.pipeline.stages.ingest.run import IMAGES, METADATA
 
 
 def blur_faces_stage(config: CurationConfig, detector: Faces, pool: Stage) -> Stage:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.shown import shown
-from pipeline.sources.metadata import is_known
+from lodeset.pipeline.shown import shown
+from lodeset.pipeline.sources.metadata import is_known
 
 # What columns of images are called, where their type alone does not say what they hold.
 _NAMES = re.compile(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from pipeline.strict import Strict
+from lodeset.pipeline.strict import Strict
 
 
 def _listed(value: Any) -> Any:

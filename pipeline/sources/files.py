@@ -16,7 +16,7 @@ from typing import IO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import LodesetError
+from lodeset.pipeline.errors import LodesetError
 
 # Python holds the byte 0xNN of a name that is not UTF-8 as U+DCNN, which neither Arrow nor JSON can store.
 _NOT_UTF8 = re.compile(r"[\udc80-\udcff]|\\(?=x[0-9a-f]{2})")

@@ -16,13 +16,13 @@ from typing import Any, Literal
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline import own
-from pipeline.config import Source
-from pipeline.dag.files import opened_file_system, reaching, why_not_there
-from pipeline.errors import LodesetError
-from pipeline.shown import shown
-from pipeline.sources.choice import Members, matches
-from pipeline.sources.files import cannot_be_read, escaped, unescaped
+from lodeset.pipeline import own
+from lodeset.pipeline.config import Source
+from lodeset.pipeline.dag.files import opened_file_system, reaching, why_not_there
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.shown import shown
+from lodeset.pipeline.sources.choice import Members, matches
+from lodeset.pipeline.sources.files import cannot_be_read, escaped, unescaped
 
 Kind = Literal["tar", "parquet", "loose"]
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.sources.choice import Members, matches
-from pipeline.sources.metadata import Metadata
+from lodeset.pipeline.sources.choice import Members, matches
+from lodeset.pipeline.sources.metadata import Metadata
 
 # Members that say something about an image whose name they share.
 SIDECARS = (".json", ".txt", ".cls")

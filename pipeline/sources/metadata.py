@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from pipeline.sources.places import is_place, says_place
+from lodeset.pipeline.sources.places import is_place, says_place
 
 # Of one sidecar, or of the texts of a Parquet row together.
 MAX_BYTES = 2**20

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import LodesetError
-from pipeline.sources.cells import (
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.sources.cells import (
     Column,
     NotEncoded,
     class_names,
@@ -24,9 +24,9 @@ from pipeline.sources.cells import (
     named,
     stored_type,
 )
-from pipeline.sources.files import Bytes
-from pipeline.sources.members import Member, Sample
-from pipeline.sources.metadata import MAX_BYTES, Metadata, from_fields, is_known, partition_fields, plain
+from lodeset.pipeline.sources.files import Bytes
+from lodeset.pipeline.sources.members import Member, Sample
+from lodeset.pipeline.sources.metadata import MAX_BYTES, Metadata, from_fields, is_known, partition_fields, plain
 
 # What a batch of rows may take, by the footer's word, and the rows it may have whatever the footer says.
 _BATCH_BYTES = 8 * 2**20

@@ -8,15 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.algorithms.images import image_id
-from pipeline.algorithms.stripping import without_location
-from pipeline.errors import LodesetError, source_replaced
-from pipeline.sources.files import Bytes, changed
-from pipeline.sources.members import Member, Sample
-from pipeline.sources.metadata import MAX_BYTES, BadMetadata, fields_of, from_fields, partition_fields
-from pipeline.sources.packed import HEAD_BYTES, packed_as
-from pipeline.sources.parquet import Cells, read_rows
-from pipeline.sources.slices import Slice
+from lodeset.pipeline.algorithms.images.decoding import image_id
+from lodeset.pipeline.algorithms.images.stripping import without_location
+from lodeset.pipeline.errors import LodesetError, source_replaced
+from lodeset.pipeline.sources.files import Bytes, changed
+from lodeset.pipeline.sources.members import Member, Sample
+from lodeset.pipeline.sources.metadata import MAX_BYTES, BadMetadata, fields_of, from_fields, partition_fields
+from lodeset.pipeline.sources.packed import HEAD_BYTES, packed_as
+from lodeset.pipeline.sources.parquet import Cells, read_rows
+from lodeset.pipeline.sources.slices import Slice
 
 # More than file systems read ahead: sidecars beside their image lie nearer.
 _FAR_BYTES = 16 * 2**20

@@ -13,13 +13,13 @@ import math
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.errors import LodesetError
-from pipeline.sources.cells import NoImages
-from pipeline.sources.files import Bytes
-from pipeline.sources.listing import SourceFile, check_state
-from pipeline.sources.members import Member, joined, reported_once, without_excluded
-from pipeline.sources.parquet import parquet_members
-from pipeline.sources.tars import tar_members
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.sources.cells import NoImages
+from lodeset.pipeline.sources.files import Bytes
+from lodeset.pipeline.sources.listing import SourceFile, check_state
+from lodeset.pipeline.sources.members import Member, joined, reported_once, without_excluded
+from lodeset.pipeline.sources.parquet import parquet_members
+from lodeset.pipeline.sources.tars import tar_members
 
 _TAR_HEADER_BYTES = 512
 _LOOSE_FILES = 2_000

@@ -14,9 +14,9 @@ from typing import IO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import LodesetError
-from pipeline.sources.files import Bytes, escaped
-from pipeline.sources.members import Member
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.sources.files import Bytes, escaped
+from lodeset.pipeline.sources.members import Member
 
 _BLOCK = tarfile.BLOCKSIZE
 _SCAN_BYTES = 2**20

@@ -10,14 +10,14 @@ import time
 import numpy as np
 import pyarrow as pa
 
-from pipeline import records
-from pipeline.algorithms.balance import balanced
-from pipeline.algorithms.points import keys_of
-from pipeline.dag.fingerprint import digest
-from pipeline.dag.stage import Context, Outcome
-from pipeline.dag.store import Rows
-from pipeline.stages.parts import made
-from pipeline.stages.retrieve import counted
+from lodeset.pipeline.algorithms.clusters.balance import balanced
+from lodeset.pipeline.algorithms.clusters.points import keys_of
+from lodeset.pipeline.dag.fingerprint import digest
+from lodeset.pipeline.dag.parts import made
+from lodeset.pipeline.dag.stage import Context, Outcome
+from lodeset.pipeline.dag.store import Rows
+from lodeset.pipeline.stages.retrieve import counted
+from lodeset.pipeline.tables import records
 
 VERSION = 1
 STAGE = "balance"

@@ -20,18 +20,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from pipeline import records
-from pipeline.algorithms.images import EXTENSIONS, Limits, decode, examine
-from pipeline.dag.fingerprint import digest
-from pipeline.dag.stage import Context, Outcome
-from pipeline.dag.store import Artifact, File, Part, Rows, Store
-from pipeline.engines.ray import map_with_state
-from pipeline.filters.config import Faces
-from pipeline.filters.faces import Boxes, blurred, detector
-from pipeline.sources.reading import Location, read_images
-from pipeline.stages.embed import image_ids, places_of
-from pipeline.stages.parts import made
-from pipeline.stages.write_shards import TAR_RECORD, add_member, open_tar
+from lodeset.pipeline.algorithms.images.decoding import EXTENSIONS, Limits, decode, examine
+from lodeset.pipeline.dag.fingerprint import digest
+from lodeset.pipeline.dag.parts import made
+from lodeset.pipeline.dag.stage import Context, Outcome
+from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
+from lodeset.pipeline.engines.ray import map_with_state
+from lodeset.pipeline.filters.config import Faces
+from lodeset.pipeline.filters.faces import Boxes, blurred, detector
+from lodeset.pipeline.sources.reading import Location, read_images
+from lodeset.pipeline.stages.embed import image_ids, places_of
+from lodeset.pipeline.stages.write_shards import TAR_RECORD, add_member, open_tar
+from lodeset.pipeline.tables import records
 
 VERSION = 1
 STAGE, LISTED = "blur_faces", "blur_faces_listed"

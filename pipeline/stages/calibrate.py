@@ -1,6 +1,6 @@
 """calibrate (Ray Data): how similar an embedder finds copies and strangers -> thresholds, frozen.
 
-A seeded sample of the pool is copied in the ways of `algorithms.copies`; each copy is embedded and compared with its
+A seeded sample of the pool is copied in the ways of `algorithms.copies.kinds`; each copy is embedded and compared with its
 original. Each sampled image is also compared with the whole pool: its most similar image that is no copy by its thumbnail
 is its nearest stranger.
 """
@@ -15,20 +15,21 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.algorithms import copies, thresholds, verify
-from pipeline.algorithms.images import decode
-from pipeline.algorithms.neighbors import ExactIndex
-from pipeline.dag.fingerprint import digest
-from pipeline.dag.stage import Context, Outcome
-from pipeline.dag.store import Artifact, File, Part, Rows
-from pipeline.embedders.make import load, runs_on_gpu
-from pipeline.engines.ray import cores, map_with_state
-from pipeline.errors import LodesetError
-from pipeline.sources.reading import Location, read_images
-from pipeline.stages.embed import Embedder, embedder_of, normalised, read_vectors
-from pipeline.stages.fit_embedder import seeded_sample
-from pipeline.stages.parts import made
-from pipeline.stages.universe import thumbnails_of
+from lodeset.pipeline.algorithms.copies import kinds as copies
+from lodeset.pipeline.algorithms.copies import thresholds, verify
+from lodeset.pipeline.algorithms.images.decoding import decode
+from lodeset.pipeline.algorithms.neighbors.exact import ExactIndex
+from lodeset.pipeline.dag.fingerprint import digest
+from lodeset.pipeline.dag.parts import made
+from lodeset.pipeline.dag.stage import Context, Outcome
+from lodeset.pipeline.dag.store import Artifact, File, Part, Rows
+from lodeset.pipeline.embedders.make import load, runs_on_gpu
+from lodeset.pipeline.engines.ray import cores, map_with_state
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.sources.reading import Location, read_images
+from lodeset.pipeline.stages.dedup.universe import thumbnails_of
+from lodeset.pipeline.stages.embed import Embedder, embedder_of, normalised, read_vectors
+from lodeset.pipeline.stages.fit_embedder import seeded_sample
 
 VERSION = 1
 STAGE = "calibrate"

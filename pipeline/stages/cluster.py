@@ -10,16 +10,16 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from pipeline import records
-from pipeline.algorithms import hierarchy, kmeans
-from pipeline.dag.fingerprint import digest
-from pipeline.dag.stage import Context, Outcome
-from pipeline.dag.store import Artifact, File, Part, Rows, Store
-from pipeline.engines.ray import map_with_state
-from pipeline.stages.embed import read_vectors
-from pipeline.stages.fit_clusters import CENTROIDS, read_levels
-from pipeline.stages.kept import pool_kept
-from pipeline.stages.parts import made
+from lodeset.pipeline.algorithms.clusters import hierarchy, kmeans
+from lodeset.pipeline.dag.fingerprint import digest
+from lodeset.pipeline.dag.parts import made
+from lodeset.pipeline.dag.stage import Context, Outcome
+from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
+from lodeset.pipeline.engines.ray import map_with_state
+from lodeset.pipeline.stages.embed import read_vectors
+from lodeset.pipeline.stages.fit_clusters import CENTROIDS, read_levels
+from lodeset.pipeline.tables import records
+from lodeset.pipeline.tables.kept import pool_kept
 
 VERSION = 3
 STAGE = "cluster"

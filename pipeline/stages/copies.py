@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline import records
-from pipeline.algorithms.keepers import Ints, KeeperRule, Looks
-from pipeline.dag.store import Artifact, File, Store
-from pipeline.stages.universe import Universe
+from lodeset.pipeline.algorithms.copies.keepers import Ints, KeeperRule, Looks
+from lodeset.pipeline.dag.store import Artifact, File, Store
+from lodeset.pipeline.stages.dedup.universe import Universe
+from lodeset.pipeline.tables import records
 
 SAID = ("label", "caption", "url", "licence")
 # Entries of `metadata_of_copies` in one image's JSON; the table `copies` has them all.

@@ -22,19 +22,28 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import records
-from pipeline.algorithms.images import decode
-from pipeline.dag.fingerprint import canonical, digest
-from pipeline.dag.stage import Context, Outcome
-from pipeline.dag.store import Artifact, File, Part, Rows, Store
-from pipeline.embedders import Embed
-from pipeline.embedders.config import PrecomputedEmbedder
-from pipeline.embedders.make import AnyEmbedder, load, name_of, runs_on_gpu
-from pipeline.embedders.precomputed import NO_VECTOR, NULL, SEVERAL, ZERO, VectorFile, look_up, unmatched, vector_files
-from pipeline.engines.ray import cores, map_with_state
-from pipeline.errors import LodesetError
-from pipeline.sources.reading import Location, read_images
-from pipeline.stages.parts import made
+from lodeset.pipeline.algorithms.images.decoding import decode
+from lodeset.pipeline.dag.fingerprint import canonical, digest
+from lodeset.pipeline.dag.parts import made
+from lodeset.pipeline.dag.stage import Context, Outcome
+from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
+from lodeset.pipeline.embedders import Embed
+from lodeset.pipeline.embedders.config import PrecomputedEmbedder
+from lodeset.pipeline.embedders.make import AnyEmbedder, load, name_of, runs_on_gpu
+from lodeset.pipeline.embedders.precomputed import (
+    NO_VECTOR,
+    NULL,
+    SEVERAL,
+    ZERO,
+    VectorFile,
+    look_up,
+    unmatched,
+    vector_files,
+)
+from lodeset.pipeline.engines.ray import cores, map_with_state
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.sources.reading import Location, read_images
+from lodeset.pipeline.tables import records
 
 VERSION = 1
 STAGE = "embed"

@@ -19,16 +19,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import records
-from pipeline.algorithms.verify import LOW_INFORMATION
-from pipeline.dag.fingerprint import digest
-from pipeline.dag.stage import Context, Outcome
-from pipeline.dag.store import File, Part, Rows, Store
-from pipeline.engines.ray import map_items
-from pipeline.filters.blocklists import Blocklists
-from pipeline.filters.config import BLANK, BLOCKED_DOMAIN, BLOCKED_URL, BLUR, MAX_ASPECT, MIN_SIDE, Filter
-from pipeline.shown import shown
-from pipeline.stages.parts import made
+from lodeset.pipeline.algorithms.copies.verify import LOW_INFORMATION
+from lodeset.pipeline.dag.fingerprint import digest
+from lodeset.pipeline.dag.parts import made
+from lodeset.pipeline.dag.stage import Context, Outcome
+from lodeset.pipeline.dag.store import File, Part, Rows, Store
+from lodeset.pipeline.engines.ray import map_items
+from lodeset.pipeline.filters.blocklists import Blocklists
+from lodeset.pipeline.filters.config import BLANK, BLOCKED_DOMAIN, BLOCKED_URL, BLUR, MAX_ASPECT, MIN_SIDE, Filter
+from lodeset.pipeline.shown import shown
+from lodeset.pipeline.tables import records
 
 VERSION = 3
 STAGE = "filter"

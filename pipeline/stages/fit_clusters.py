@@ -15,17 +15,17 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from pipeline.algorithms import hierarchy, kmeans
-from pipeline.algorithms.points import Floats, Points, keys_of
-from pipeline.algorithms.sampling import seeded_order
-from pipeline.dag.fingerprint import digest
-from pipeline.dag.stage import Context, Outcome
-from pipeline.dag.store import Artifact, File, Part, Rows, Store
-from pipeline.engines.ray import holding
-from pipeline.errors import LodesetError
-from pipeline.stages.embed import read_vectors
-from pipeline.stages.kept import pool_kept
-from pipeline.stages.parts import made
+from lodeset.pipeline.algorithms.clusters import hierarchy, kmeans
+from lodeset.pipeline.algorithms.clusters.points import Floats, Points, keys_of
+from lodeset.pipeline.algorithms.sampling import seeded_order
+from lodeset.pipeline.dag.fingerprint import digest
+from lodeset.pipeline.dag.parts import made
+from lodeset.pipeline.dag.stage import Context, Outcome
+from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
+from lodeset.pipeline.engines.ray import holding
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.stages.embed import read_vectors
+from lodeset.pipeline.tables.kept import pool_kept
 
 VERSION = 3
 STAGE = "fit_clusters"

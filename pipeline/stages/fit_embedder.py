@@ -10,15 +10,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline import records
-from pipeline.algorithms.images import decode
-from pipeline.dag.fingerprint import digest
-from pipeline.dag.stage import Context, Outcome
-from pipeline.dag.store import Artifact, File, Part, Rows, Store
-from pipeline.embedders.config import PatchDictionary
-from pipeline.engines.ray import map_items
-from pipeline.sources.reading import Location, read_images
-from pipeline.stages.parts import made
+from lodeset.pipeline.algorithms.images.decoding import decode
+from lodeset.pipeline.dag.fingerprint import digest
+from lodeset.pipeline.dag.parts import made
+from lodeset.pipeline.dag.stage import Context, Outcome
+from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
+from lodeset.pipeline.embedders.config import PatchDictionary
+from lodeset.pipeline.engines.ray import map_items
+from lodeset.pipeline.sources.reading import Location, read_images
+from lodeset.pipeline.tables import records
 
 VERSION = 1
 STAGE = "fit_embedder"
@@ -64,7 +64,7 @@ def _fit(
 ) -> Part:
     import faiss
 
-    from pipeline.embedders.patches import fit
+    from lodeset.pipeline.embedders.patches import fit
 
     started = time.time()
     faiss.omp_set_num_threads(threads)

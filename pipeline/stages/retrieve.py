@@ -18,19 +18,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline import records
-from pipeline.algorithms import kmeans, sampling
-from pipeline.config import AsIs, Cluster, Sample
-from pipeline.dag.fingerprint import digest
-from pipeline.dag.stage import Context, Outcome
-from pipeline.dag.store import File, Part, Rows, Store
-from pipeline.engines.ray import map_with_state
-from pipeline.errors import LodesetError
-from pipeline.stages import search
-from pipeline.stages.embed import read_vectors
-from pipeline.stages.fit_clusters import read_centroids
-from pipeline.stages.kept import fixed, left_of_all, left_of_pool, pool_kept, with_vector
-from pipeline.stages.parts import Block, blocks, made
+from lodeset.pipeline.algorithms import sampling
+from lodeset.pipeline.algorithms.clusters import kmeans
+from lodeset.pipeline.config import AsIs, Cluster, Sample
+from lodeset.pipeline.dag.fingerprint import digest
+from lodeset.pipeline.dag.parts import Block, blocks, made
+from lodeset.pipeline.dag.stage import Context, Outcome
+from lodeset.pipeline.dag.store import File, Part, Rows, Store
+from lodeset.pipeline.engines.ray import map_with_state
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.stages import search
+from lodeset.pipeline.stages.embed import read_vectors
+from lodeset.pipeline.stages.fit_clusters import read_centroids
+from lodeset.pipeline.tables import records
+from lodeset.pipeline.tables.kept import fixed, left_of_all, left_of_pool, pool_kept, with_vector
 
 VERSION = 2
 STAGE, SEARCH = "retrieve", "retrieve_search"

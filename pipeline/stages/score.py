@@ -19,18 +19,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline import records
-from pipeline.algorithms.images import decode
-from pipeline.algorithms.sharpness import luminance, sharpness
-from pipeline.dag.fingerprint import digest
-from pipeline.dag.stage import Context, Outcome
-from pipeline.dag.store import Artifact, File, Part, Rows, Store
-from pipeline.engines.ray import map_with_state
-from pipeline.filters.classifiers import Measure, classifier
-from pipeline.filters.config import BLUR, Classifier
-from pipeline.sources.reading import Location, read_images
-from pipeline.stages.embed import image_ids, places_of
-from pipeline.stages.parts import made
+from lodeset.pipeline.algorithms.images.decoding import decode
+from lodeset.pipeline.algorithms.images.sharpness import luminance, sharpness
+from lodeset.pipeline.dag.fingerprint import digest
+from lodeset.pipeline.dag.parts import made
+from lodeset.pipeline.dag.stage import Context, Outcome
+from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
+from lodeset.pipeline.engines.ray import map_with_state
+from lodeset.pipeline.filters.classifiers import Measure, classifier
+from lodeset.pipeline.filters.config import BLUR, Classifier
+from lodeset.pipeline.sources.reading import Location, read_images
+from lodeset.pipeline.stages.embed import image_ids, places_of
+from lodeset.pipeline.tables import records
 
 VERSION = 1
 STAGE = "score"

@@ -20,14 +20,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.algorithms import approximate
-from pipeline.algorithms.approximate import ApproximateIndex, Asked, Kind, Plan
-from pipeline.algorithms.neighbors import ExactIndex
-from pipeline.dag.fingerprint import digest
-from pipeline.dag.stage import Context
-from pipeline.dag.store import File, Store
-from pipeline.errors import LodesetError
-from pipeline.stages.embed import read_vectors
+from lodeset.pipeline.algorithms.neighbors import approximate
+from lodeset.pipeline.algorithms.neighbors.approximate import ApproximateIndex, Asked, Kind, Plan
+from lodeset.pipeline.algorithms.neighbors.exact import ExactIndex
+from lodeset.pipeline.dag.fingerprint import digest
+from lodeset.pipeline.dag.stage import Context
+from lodeset.pipeline.dag.store import File, Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.stages.embed import read_vectors
 
 VERSION = 1
 STAGE = "neighbors"

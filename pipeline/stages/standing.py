@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import records
-from pipeline.dag.stage import Context
-from pipeline.dag.store import Artifact, File, Store
+from lodeset.pipeline.dag.stage import Context
+from lodeset.pipeline.dag.store import Artifact, File, Store
+from lodeset.pipeline.tables import records
 
 ROOT = "shards"
 # Why an image that shards hold is selected no more, where neither a filter nor dedup dropped it.

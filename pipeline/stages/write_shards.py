@@ -27,20 +27,20 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import records
-from pipeline.algorithms.images import EXTENSIONS
-from pipeline.algorithms.sampling import seeded_order
-from pipeline.config import Shards
-from pipeline.dag.files import HashingFile
-from pipeline.dag.fingerprint import digest
-from pipeline.dag.stage import Context, Outcome
-from pipeline.dag.store import Artifact, File, Part, Rows, Store
-from pipeline.errors import LodesetError
-from pipeline.shown import json_text, redacted
-from pipeline.sources.reading import Location, read_images
-from pipeline.stages.copies import MOST, SAID, said_of_copies, stands_for
-from pipeline.stages.parts import watching
-from pipeline.stages.standing import Standing, Told, changes, counted, leaked, shards_before, tombstones
+from lodeset.pipeline.algorithms.images.decoding import EXTENSIONS
+from lodeset.pipeline.algorithms.sampling import seeded_order
+from lodeset.pipeline.config import Shards
+from lodeset.pipeline.dag.files import HashingFile
+from lodeset.pipeline.dag.fingerprint import digest
+from lodeset.pipeline.dag.parts import watching
+from lodeset.pipeline.dag.stage import Context, Outcome
+from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.shown import json_text, redacted
+from lodeset.pipeline.sources.reading import Location, read_images
+from lodeset.pipeline.stages.copies import MOST, SAID, said_of_copies, stands_for
+from lodeset.pipeline.stages.standing import Standing, Told, changes, counted, leaked, shards_before, tombstones
+from lodeset.pipeline.tables import records
 
 VERSION = 4
 STAGE, INDEX = "write_shards", "shard_index"
@@ -68,7 +68,7 @@ class Shard:
 def run(context: Context) -> Outcome:
     import apache_beam as beam  # here for the reason given in ingest
 
-    from pipeline.engines.beam import attempted, pipeline, raise_failures
+    from lodeset.pipeline.engines.beam import attempted, pipeline, raise_failures
 
     config: Shards = context.speed["shards"]
     store = context.store

@@ -13,8 +13,8 @@ import held
 import psutil
 import pytest
 
-from infra.apart import apart
-from pipeline.errors import HeldError, LodesetError
+from lodeset.infra.apart import apart
+from lodeset.pipeline.errors import HeldError, LodesetError
 
 
 def test_what_it_returns_and_raises() -> None:

@@ -9,9 +9,10 @@ import pytest
 from builders import picture, write_folder
 from typer.testing import CliRunner
 
-from infra import api, cli
-from infra.config import read
-from pipeline.errors import ConfigError, LodesetError
+from lodeset.infra import api
+from lodeset.infra.cli import main as cli
+from lodeset.infra.config import read
+from lodeset.pipeline.errors import ConfigError, LodesetError
 
 
 def lodeset(*arguments: str | Path) -> dict[str, object]:
@@ -40,13 +41,14 @@ def test_every_command_is_a_function() -> None:
     }  # fmt: skip
     for name in commands:
         assert (
-            getattr(api, name).__module__ in ("infra.api", "infra.looking", "infra.models")
+            getattr(api, name).__module__
+            in ("lodeset.infra.api", "lodeset.infra.looking.looking", "lodeset.infra.models")
             and getattr(api, name).__doc__
         )
 
 
 def test_starting_loads_neither_torch_nor_an_engine() -> None:
-    heavy = "import sys, infra.cli; print([m for m in ('torch', 'ray', 'apache_beam', 'pyarrow') if m in sys.modules])"
+    heavy = "import sys, lodeset.infra.cli.main; print([m for m in ('torch', 'ray', 'apache_beam', 'pyarrow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True).stdout.strip() == "[]"
 
 
@@ -69,9 +71,9 @@ def test_the_command_line_prints_what_the_functions_return(config: Path, tmp_pat
 
 def test_a_trained_model_becomes_an_onnx_network(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="the onnx extra is not installed")
-    from training.config import ModelConfig
-    from training.export import export
-    from training.vit import DinoVisionTransformer
+    from lodeset.training.config import ModelConfig
+    from lodeset.training.export import export
+    from lodeset.training.vit import DinoVisionTransformer
 
     export(DinoVisionTransformer(ModelConfig(dim=16, depth=1, heads=2), 32), tmp_path / "model")
     told = lodeset("export", tmp_path / "model", tmp_path / "model.onnx", "--size", 24, "--json")
@@ -88,9 +90,9 @@ def test_pruned_models_become_onnx_networks(tmp_path: Path) -> None:
     import onnxruntime
     from networks import LeNet, images, replaced_at_random, shaken, vit
 
-    from pruning.groups import find_groups, outputs_of
-    from pruning.removal import apply
-    from pruning.saving import save_pruned
+    from lodeset.pruning.formats.saving import save_pruned
+    from lodeset.pruning.units.groups import find_groups, outputs_of
+    from lodeset.pruning.units.removal import apply
 
     for name, model in (("vit", vit(registers=2, heads=4)), ("lenet", shaken(LeNet()))):
         groups = find_groups(model, images(2)).prunable

@@ -11,12 +11,12 @@ from builders import picture
 from inline import target_set
 from onnx_files import write_detector, write_means
 
-from infra import checks, dag
-from infra.config import Config
-from pipeline.dag.runner import Event
-from pipeline.dag.stage import Stage, closure
-from pipeline.dag.store import Artifact, Store
-from pipeline.errors import LodesetError
+from lodeset.infra import checks, dag
+from lodeset.infra.config import Config
+from lodeset.pipeline.dag.runner import Event
+from lodeset.pipeline.dag.stage import Stage, closure
+from lodeset.pipeline.dag.store import Artifact, Store
+from lodeset.pipeline.errors import LodesetError
 
 NUMBERS = {"threshold": 0.9, "reference_threshold": 0.9}  # precomputed vectors cannot be calibrated
 VECTORS = {"embed": {"semantic": {"kind": "precomputed", "path": "{good}"}}, "dedup": NUMBERS}

@@ -12,10 +12,10 @@ import pytest
 import typer
 from rich.table import Table
 
-from infra.cli import app
-from infra.command import perform
-from infra.options import Screen, print_json, safe
-from infra.tables import show
+from lodeset.infra.cli.command import perform
+from lodeset.infra.cli.main import app
+from lodeset.infra.cli.options import Screen, print_json, safe
+from lodeset.infra.cli.tables import show
 
 
 def perform_typed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -12,11 +12,12 @@ from builders import picture, write_folder
 from rich.console import Console
 from typer.testing import CliRunner
 
-from infra import api, cli
-from infra.composition import Composition, Row, compose
-from pipeline.dag.fingerprint import canonical
-from pipeline.dag.store import Artifact, Rows
-from pipeline.errors import LodesetError
+from lodeset.infra import api
+from lodeset.infra.cli import main as cli
+from lodeset.infra.composition import Composition, Row, compose
+from lodeset.pipeline.dag.fingerprint import canonical
+from lodeset.pipeline.dag.store import Artifact, Rows
+from lodeset.pipeline.errors import LodesetError
 
 RECIPE = Path(__file__).parents[2] / "recipes/lvd142m.yaml"
 MILLION = 1_000_000

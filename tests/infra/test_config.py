@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.config import read
-from pipeline.errors import ConfigError
+from lodeset.infra.config import read
+from lodeset.pipeline.errors import ConfigError
 
 
 @pytest.mark.parametrize(

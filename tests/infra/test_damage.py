@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 import toy_stages
 
-from infra.mend import mend, verify
-from pipeline.dag.damage import noted, withdraw
-from pipeline.dag.manifests import RUN, Made, Run, parsed, sealed
-from pipeline.dag.runner import Event, Runner
-from pipeline.dag.runs import Wanted, artifacts_of, newest_first, record, without_records
-from pipeline.dag.stage import Follows, Input, Stage
-from pipeline.dag.store import Artifact, Store, artifact_manifest, part_manifest, run_path
-from pipeline.errors import DamagedError, LodesetError
+from lodeset.infra.upkeep.damage import mend, verify
+from lodeset.pipeline.dag.damage import noted, withdraw
+from lodeset.pipeline.dag.manifests import RUN, Made, Run, parsed, sealed
+from lodeset.pipeline.dag.runner import Event, Runner
+from lodeset.pipeline.dag.runs import Wanted, artifacts_of, newest_first, record, without_records
+from lodeset.pipeline.dag.stage import Follows, Input, Stage
+from lodeset.pipeline.dag.store import Artifact, Store, artifact_manifest, part_manifest, run_path
+from lodeset.pipeline.errors import DamagedError, LodesetError
 
 FOLDERS = ("parts", "artifacts", "shards", "runs")
 
@@ -216,7 +216,7 @@ def test_runs_are_in_the_order_in_which_they_finished_whatever_clocks_say(
     store, now = Store(str(tmp_path)), time.time()
     made: list[Artifact] = []
     for k in range(4):
-        monkeypatch.setattr("pipeline.dag.runner.time.time", lambda k=k: now - 3600 * k)
+        monkeypatch.setattr("lodeset.pipeline.dag.runner.time.time", lambda k=k: now - 3600 * k)
         go = Stage("go", "pool", 1, "beam", toy_stages.goes_on, {"k": k}, max_cpus=1, follows=Follows(()))
         run(store, {go.id: go})
         made.append(store.history("go", "pool")[0])

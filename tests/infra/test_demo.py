@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from commands import typed
 
-from infra import api
-from infra.demo.truth import Truth, load_truth
-from infra.demo.world import make_world, write_config
-from pruning.variants import METHODS
+from lodeset.infra import api
+from lodeset.infra.demo.truth import Truth, load_truth
+from lodeset.infra.demo.world import make_world, write_config
+from lodeset.pruning.choosing.variants import METHODS
 
 
 def demo(folder: Path) -> tuple[int, dict[str, Any]]:

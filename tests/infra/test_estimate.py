@@ -8,12 +8,13 @@ from builders import picture, write_folder
 from rich.console import Console
 from typer.testing import CliRunner
 
-from infra import api, cli
-from infra.estimate import GUESSED_SOURCE_BYTES, Estimate
-from pipeline.dag.fingerprint import canonical
-from pipeline.dag.store import Artifact, File, Rows
-from training.config import TrainingConfig
-from training.cost import stored_bytes
+from lodeset.infra import api
+from lodeset.infra.cli import main as cli
+from lodeset.infra.estimate import GUESSED_SOURCE_BYTES, Estimate
+from lodeset.pipeline.dag.fingerprint import canonical
+from lodeset.pipeline.dag.store import Artifact, File, Rows
+from lodeset.training.config import TrainingConfig
+from lodeset.training.cost import stored_bytes
 
 TAR_BYTES = 400 * GUESSED_SOURCE_BYTES
 

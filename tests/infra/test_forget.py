@@ -16,21 +16,21 @@ import pytest
 from builders import id_of, picture, write_folder
 from whole import pieces
 
-from infra.forget import forget
-from infra.mend import verify
-from pipeline import records
-from pipeline.config import Ingest
-from pipeline.dag.claims import claim
-from pipeline.dag.fingerprint import digest
-from pipeline.dag.store import Artifact, File, Part, Rows, Store
-from pipeline.errors import HeldError, LodesetError
-from pipeline.sources.reading import Location
-from pipeline.stages import generations
-from pipeline.stages.forgotten import forgotten, refuse_during_take_down
-from pipeline.stages.generations import generations_of
-from pipeline.stages.ingest import ingest_slice
-from pipeline.stages.standing import Told
-from pipeline.stages.write_shards import Entry, Shard, _publish, add_member, content_of, open_tar, write_shard
+from lodeset.infra.upkeep.damage import verify
+from lodeset.infra.upkeep.forget import forget
+from lodeset.pipeline.config import Ingest
+from lodeset.pipeline.dag.claims import claim
+from lodeset.pipeline.dag.fingerprint import digest
+from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
+from lodeset.pipeline.errors import HeldError, LodesetError
+from lodeset.pipeline.sources.reading import Location
+from lodeset.pipeline.stages.dedup import generations
+from lodeset.pipeline.stages.dedup.generations import generations_of
+from lodeset.pipeline.stages.ingest.run import ingest_slice
+from lodeset.pipeline.stages.standing import Told
+from lodeset.pipeline.stages.write_shards import Entry, Shard, _publish, add_member, content_of, open_tar, write_shard
+from lodeset.pipeline.tables import records
+from lodeset.pipeline.tables.forgotten import forgotten, refuse_during_take_down
 
 DATA = [picture(n) for n in range(6)]
 IDS = [id_of(data) for data in DATA]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from infra.report.pictures import public, short_name
-from infra.report.render import _environment
-from pipeline.shown import visible
-from pipeline.stages.write_shards import _told
+from lodeset.infra.report.pictures import public, short_name
+from lodeset.infra.report.render import _environment
+from lodeset.pipeline.shown import visible
+from lodeset.pipeline.stages.write_shards import _told
 
 SIGNED = "https://me:word@host/a.jpg?X-Amz-Signature=abcdef&w=1"
 

@@ -17,19 +17,19 @@ from builders import id_of, picture, write_folder
 from report_world import World, jpeg, make_world
 from whole import pieces
 
-from infra import api
-from infra.config import read
-from infra.held import configuration
-from infra.summary import lines, snippet
-from pipeline.config import Ingest
-from pipeline.dag.damage import Damage, withdraw
-from pipeline.dag.runs import Wanted, record
-from pipeline.dag.store import Artifact, Rows, Store
-from pipeline.errors import ConfigError, LodesetError, replaced_source, source_replaced
-from pipeline.sources.reading import Location
-from pipeline.stages.forgotten import remember
-from pipeline.stages.ingest import ingest_slice
-from pipeline.stages.write_shards import Entry, Shard, _read_from, write_shard
+from lodeset.infra import api
+from lodeset.infra.config import read
+from lodeset.infra.looking.held import configuration
+from lodeset.infra.looking.summary import lines, snippet
+from lodeset.pipeline.config import Ingest
+from lodeset.pipeline.dag.damage import Damage, withdraw
+from lodeset.pipeline.dag.runs import Wanted, record
+from lodeset.pipeline.dag.store import Artifact, Rows, Store
+from lodeset.pipeline.errors import ConfigError, LodesetError, replaced_source, source_replaced
+from lodeset.pipeline.sources.reading import Location
+from lodeset.pipeline.stages.ingest.run import ingest_slice
+from lodeset.pipeline.stages.write_shards import Entry, Shard, _read_from, write_shard
+from lodeset.pipeline.tables.forgotten import remember
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from infra.preview import bands, edges_of, write_preview
-from pipeline import records
-from pipeline.dag.decisions import Decision
-from pipeline.dag.stage import Stage
-from pipeline.dag.store import File, Store
-from pipeline.errors import LodesetError
-from pipeline.stages import dedup
+from lodeset.infra.report.preview import bands, edges_of, write_preview
+from lodeset.pipeline.dag.decisions import Decision
+from lodeset.pipeline.dag.stage import Stage
+from lodeset.pipeline.dag.store import File, Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.stages.dedup import run as dedup
+from lodeset.pipeline.tables import records
 
 
 def edge(n: int, score: float | None, verified: bool | None, similarity: float | None = 0.5) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 from toy_stages import count
 
-from infra import progress
-from infra.progress import Work, following, watching
-from pipeline.dag.runner import Event
-from pipeline.dag.stage import Progress, Stage
+from lodeset.infra.cli import progress
+from lodeset.infra.cli.progress import Work, following, watching
+from lodeset.pipeline.dag.runner import Event
+from lodeset.pipeline.dag.stage import Progress, Stage
 
 STAGE = Stage("dedup", "pool", 1, "ray", count, {})
 

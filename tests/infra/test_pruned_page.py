@@ -9,9 +9,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from infra.report.pruned import report_of
-from infra.report.render import write_pruned
-from pruning.pictures import in_order, path_picture
+from lodeset.infra.report.pruned import report_of
+from lodeset.infra.report.render import write_pruned
+from lodeset.pruning.jobs.path_picture import in_order, path_picture
 
 LATENCY = {f"batch_{b}": {"median": 1.5, "spread": 0.5} for b in (1, 32)}
 COST = {"parameters": 800, "nonzero": 400, "macs": 4_000_000, "channels": 32, "latency_ms": LATENCY, "threads": 1}

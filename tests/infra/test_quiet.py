@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from infra.quiet import others_quiet
+from lodeset.infra.quiet import others_quiet
 
 
 def test_nothing_of_others_is_seen_and_what_comes_after_is(

@@ -13,14 +13,14 @@ import pytest
 from PIL import Image
 from report_world import HOSTILE, ORDER, World, make_world, table
 
-import pipeline
-from infra.report import collect, pictures, trained
-from infra.report.contents import Copy
-from infra.report.render import REASONS, flow, render, tiles
-from pipeline import records
-from pipeline.dag.store import Rows, Store
-from pipeline.errors import LodesetError
-from pipeline.stages.culprits import _REASONS as REASON_OF
+import lodeset.pipeline
+from lodeset.infra.report import collect, pictures, trained
+from lodeset.infra.report.contents import Copy
+from lodeset.infra.report.render import REASONS, flow, render, tiles
+from lodeset.pipeline.dag.store import Rows, Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.stages.ingest.culprits import _REASONS as REASON_OF
+from lodeset.pipeline.tables import records
 
 
 @pytest.fixture
@@ -366,7 +366,7 @@ def test_an_image_that_several_parts_of_the_page_show_is_read_once(world: World)
 
 
 def test_every_reason_that_ingest_gives_is_explained() -> None:
-    package = Path(pipeline.__file__).parent
+    package = Path(lodeset.pipeline.__file__).parent
     given = {
         reason
         for path in package.rglob("*.py")

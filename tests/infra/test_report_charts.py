@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from infra.report import charts
+from lodeset.infra.report import charts
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -17,7 +17,7 @@ import pytest
 # Whoever runs the tests may ignore SIGINT, as what scripts start in the background does; that is inherited.
 STARTED = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "sys.argv[0] = 'lodeset'; from infra.__main__ import main; main()"
+    "sys.argv[0] = 'lodeset'; from lodeset.__main__ import main; main()"
 )
 SAID = "stopped; the same command again goes on from what is finished"
 

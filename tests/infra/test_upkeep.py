@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from infra.upkeep import superseded, sweep
-from pipeline.dag.claims import claim
-from pipeline.dag.store import Artifact, File, Rows, Store
-from pipeline.errors import HeldError
+from lodeset.infra.upkeep.compact import superseded, sweep
+from lodeset.pipeline.dag.claims import claim
+from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
+from lodeset.pipeline.errors import HeldError
 
 
 class Shards:

@@ -17,15 +17,15 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from infra.demo import world as making
-from infra.demo.copies import LEAK_KINDS, NEAR_KINDS
-from infra.demo.draw import CONCEPTS, DISTRACTORS, draw
-from infra.demo.truth import Truth, load_truth
-from infra.demo.world import CURATED, make_world, write_config
-from pipeline.config import CurationConfig
-from pipeline.errors import LodesetError
-from pruning.config import PruneJob
-from training.config import TrainingConfig
+from lodeset.infra.demo import world as making
+from lodeset.infra.demo.copies import LEAK_KINDS, NEAR_KINDS
+from lodeset.infra.demo.draw import CONCEPTS, DISTRACTORS, draw
+from lodeset.infra.demo.truth import Truth, load_truth
+from lodeset.infra.demo.world import CURATED, make_world, write_config
+from lodeset.pipeline.config import CurationConfig
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning.config import PruneJob
+from lodeset.training.config import TrainingConfig
 
 IMAGES = 200
 

@@ -5,9 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.algorithms import copies, kmeans, sampling, thresholds, verify
-from pipeline.algorithms.components import components, size_limit
-from pipeline.algorithms.hashes import hamming_pairs
+from lodeset.pipeline.algorithms import sampling
+from lodeset.pipeline.algorithms.clusters import kmeans
+from lodeset.pipeline.algorithms.copies import kinds as copies
+from lodeset.pipeline.algorithms.copies import thresholds, verify
+from lodeset.pipeline.algorithms.copies.components import components, size_limit
+from lodeset.pipeline.algorithms.copies.hashes import hamming_pairs
 
 RNG = np.random.default_rng(0)
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import ConfigError, LodesetError
-from pipeline.filters.blocklists import address_of, host_of, read
-from pipeline.filters.config import Filter
+from lodeset.pipeline.errors import ConfigError, LodesetError
+from lodeset.pipeline.filters.blocklists import address_of, host_of, read
+from lodeset.pipeline.filters.config import Filter
 
 LISTS = read(
     Filter(

@@ -13,18 +13,19 @@ from onnx_files import write_detector, write_means
 from PIL import Image
 from pools import Pool, noisy, pictures
 
-from infra.report.pictures import load as pictures_of
-from infra.trace import trace
-from pipeline import graph, records
-from pipeline.config import CurationConfig
-from pipeline.dag.stage import Context, Outcome
-from pipeline.dag.store import Artifact, Rows, Store
-from pipeline.errors import LodesetError
-from pipeline.filters.config import Faces
-from pipeline.filters.faces import _boxes_and_scores, blurred, detector, identity
-from pipeline.sources.reading import Location, read_images
-from pipeline.stages import blur_faces, write_shards
-from pipeline.stages.standing import shards_before
+from lodeset.infra.looking.trace import trace
+from lodeset.infra.report.pictures import load as pictures_of
+from lodeset.pipeline import graph
+from lodeset.pipeline.config import CurationConfig
+from lodeset.pipeline.dag.stage import Context, Outcome
+from lodeset.pipeline.dag.store import Artifact, Rows, Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.filters.config import Faces
+from lodeset.pipeline.filters.faces import _boxes_and_scores, blurred, detector, identity
+from lodeset.pipeline.sources.reading import Location, read_images
+from lodeset.pipeline.stages import blur_faces, write_shards
+from lodeset.pipeline.stages.standing import shards_before
+from lodeset.pipeline.tables import records
 
 BOX = (0.25, 0.25, 0.75, 0.5)  # of an image of 64 x 64: 16 to 48, 16 to 32
 PLAIN: dict[str, Any] = {"size": 16, "mean": (0, 0, 0), "std": (1, 1, 1)}

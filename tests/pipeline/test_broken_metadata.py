@@ -9,7 +9,7 @@ from builders import encoded, textured
 from image_bytes import png_chunk, tiff
 from PIL import Image
 
-from pipeline.algorithms.images import MOST_MISSING, Limits, Unreadable, decoded
+from lodeset.pipeline.algorithms.images.decoding import MOST_MISSING, Limits, Unreadable, decoded
 
 LIMIT = Limits(10**6)
 PICTURE = textured(5)

@@ -14,16 +14,16 @@ from builders import drawing, thumbnail_of
 from inline import artifact, without_engine
 from PIL import Image
 
-from pipeline import records
-from pipeline.algorithms import evidence
-from pipeline.algorithms.alignment import warped
-from pipeline.algorithms.views import ORIENTATIONS
-from pipeline.dag.stage import Context, Outcome, Stage
-from pipeline.dag.store import Artifact, Rows, Store
-from pipeline.stages import candidates, pairwise
-from pipeline.stages.candidates import MEASURED, Looked, Seen, find_and_verify
-from pipeline.stages.generations import TABLE, generations_of
-from pipeline.stages.universe import Members, Universe
+from lodeset.pipeline.algorithms.copies import evidence
+from lodeset.pipeline.algorithms.copies.alignment import warped
+from lodeset.pipeline.algorithms.copies.views import ORIENTATIONS
+from lodeset.pipeline.dag.stage import Context, Outcome, Stage
+from lodeset.pipeline.dag.store import Artifact, Rows, Store
+from lodeset.pipeline.stages.dedup import candidates, pairwise
+from lodeset.pipeline.stages.dedup.candidates import MEASURED, Looked, Seen, find_and_verify
+from lodeset.pipeline.stages.dedup.generations import TABLE, generations_of
+from lodeset.pipeline.stages.dedup.universe import Members, Universe
+from lodeset.pipeline.tables import records
 
 COUNT = 50
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.dag import claims
-from pipeline.dag.store import Store
-from pipeline.errors import HeldError
+from lodeset.pipeline.dag import claims
+from lodeset.pipeline.dag.store import Store
+from lodeset.pipeline.errors import HeldError
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from builders import pixels
 from onnx_files import write_means
 from PIL import Image
 
-from pipeline.embedders.preprocess import Recipe, normalised
-from pipeline.errors import LodesetError
-from pipeline.filters.classifiers import classifier, identity
-from pipeline.filters.config import Classifier
+from lodeset.pipeline.embedders.preprocess import Recipe, normalised
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.filters.classifiers import classifier, identity
+from lodeset.pipeline.filters.config import Classifier
 
 PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}
 

@@ -13,18 +13,18 @@ from builders import encoded, id_of, textured, write_tar
 from inline import artifact, without_engine
 from PIL import Image, ImageDraw
 
-from pipeline import records
-from pipeline.algorithms import closeup
-from pipeline.algorithms.closeup import FEATURES
-from pipeline.algorithms.keypoints import aligned, described
-from pipeline.algorithms.views import ORIENTATIONS, nearest_orientation, starts
-from pipeline.dag.stage import Context, Outcome, Stage
-from pipeline.dag.store import Artifact, Rows, Store
-from pipeline.stages import pairwise
-from pipeline.stages.closeups import CLOSEUPS, Looks, look
-from pipeline.stages.judging import Pairs, doubtful, settled
-from pipeline.stages.pairwise import Kind, Known, measured_before
-from pipeline.stages.universe import Universe
+from lodeset.pipeline.algorithms.copies import closeup
+from lodeset.pipeline.algorithms.copies.closeup import FEATURES
+from lodeset.pipeline.algorithms.copies.keypoints import aligned, described
+from lodeset.pipeline.algorithms.copies.views import ORIENTATIONS, nearest_orientation, starts
+from lodeset.pipeline.dag.stage import Context, Outcome, Stage
+from lodeset.pipeline.dag.store import Artifact, Rows, Store
+from lodeset.pipeline.stages.dedup import pairwise
+from lodeset.pipeline.stages.dedup.closeups import CLOSEUPS, Looks, look
+from lodeset.pipeline.stages.dedup.judging import Pairs, doubtful, settled
+from lodeset.pipeline.stages.dedup.pairwise import Kind, Known, measured_before
+from lodeset.pipeline.stages.dedup.universe import Universe
+from lodeset.pipeline.tables import records
 
 CONFIG = {"verify": "pixels", "closeups": True, "within": True, "min_score": 4.0}
 

@@ -16,19 +16,19 @@ import pytest
 from builders import picture
 from inline import artifact, ran, without_engine
 
-from pipeline import records
-from pipeline.algorithms import kmeans
-from pipeline.algorithms.points import Points, keys_of
-from pipeline.config import CurationConfig
-from pipeline.dag.stage import Outcome, Stage
-from pipeline.dag.store import Artifact, File, Rows, Store
-from pipeline.engines.ray import cluster as ray_cluster
-from pipeline.engines.ray import holding
-from pipeline.errors import LodesetError
-from pipeline.graph import build
-from pipeline.stages import cluster, fit_clusters
-from pipeline.stages.embed import vector_table
-from pipeline.stages.fit_clusters import read_levels
+from lodeset.pipeline.algorithms.clusters import kmeans
+from lodeset.pipeline.algorithms.clusters.points import Points, keys_of
+from lodeset.pipeline.config import CurationConfig
+from lodeset.pipeline.dag.stage import Outcome, Stage
+from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
+from lodeset.pipeline.engines.ray import cluster as ray_cluster
+from lodeset.pipeline.engines.ray import holding
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.graph import build
+from lodeset.pipeline.stages import cluster, fit_clusters
+from lodeset.pipeline.stages.embed import vector_table
+from lodeset.pipeline.stages.fit_clusters import read_levels
+from lodeset.pipeline.tables import records
 
 GROUPS = (300, 60, 30)  # images of each planted group
 IDS = [hashlib.sha256(str(n).encode()).hexdigest()[:32] for n in range(sum(GROUPS) + 10)]

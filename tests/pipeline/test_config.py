@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Cluster, CurationConfig, Sample, load
-from pipeline.embedders.config import PatchDictionary
-from pipeline.errors import ConfigError
+from lodeset.pipeline.config import Cluster, CurationConfig, Sample, load
+from lodeset.pipeline.embedders.config import PatchDictionary
+from lodeset.pipeline.errors import ConfigError
 
 
 def read(tmp_path: Path, text: str, *overrides: str) -> CurationConfig:

@@ -10,10 +10,10 @@ import torch
 from builders import drawing, thumbnail_of
 from PIL import Image, ImageOps
 
-from pipeline.algorithms import evidence, views
-from pipeline.algorithms.alignment import align, warped
-from pipeline.algorithms.variations import CHANGES, varied
-from pipeline.algorithms.views import View, Window
+from lodeset.pipeline.algorithms.copies import evidence, views
+from lodeset.pipeline.algorithms.copies.alignment import align, warped
+from lodeset.pipeline.algorithms.copies.variations import CHANGES, varied
+from lodeset.pipeline.algorithms.copies.views import View, Window
 
 SIDE = 32
 

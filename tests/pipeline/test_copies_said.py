@@ -6,10 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import records
-from pipeline.dag.store import Artifact, Rows, Store
-from pipeline.stages.copies import MOST, said_of_copies, stands_for
-from pipeline.stages.write_shards import _told
+from lodeset.pipeline.dag.store import Artifact, Rows, Store
+from lodeset.pipeline.stages.copies import MOST, said_of_copies, stands_for
+from lodeset.pipeline.stages.write_shards import _told
+from lodeset.pipeline.tables import records
 
 
 def said(source: str, **fields: Any) -> dict[str, Any]:

@@ -15,14 +15,14 @@ import pyarrow as pa
 import pytest
 from builders import id_of, picture, write_folder, write_parquet, write_tar
 
-from pipeline.algorithms.images import Examined, Limits, examine
-from pipeline.config import Ingest, Source
-from pipeline.dag.stage import Context, Outcome, Stage
-from pipeline.dag.store import Store
-from pipeline.engines import processes
-from pipeline.errors import LodesetError
-from pipeline.sources.listing import expand
-from pipeline.stages import ingest
+from lodeset.pipeline.algorithms.images.decoding import Examined, Limits, examine
+from lodeset.pipeline.config import Ingest, Source
+from lodeset.pipeline.dag.stage import Context, Outcome, Stage
+from lodeset.pipeline.dag.store import Store
+from lodeset.pipeline.engines import processes
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.sources.listing import expand
+from lodeset.pipeline.stages.ingest import run as ingest
 
 # What importing Beam warns of is not ours.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -154,9 +154,9 @@ def test_a_reader_that_dies_at_a_member_loses_that_member_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a native Parquet or archive library would at crafted bytes."""
-    from pipeline.engines.failures import Failed
-    from pipeline.sources.slices import Slice, cut, members_of
-    from pipeline.stages import culprits
+    from lodeset.pipeline.engines.failures import Failed
+    from lodeset.pipeline.sources.slices import Slice, cut, members_of
+    from lodeset.pipeline.stages.ingest import culprits
 
     path = write_tar(tmp_path / "a.tar", [(f"{n:02}.png", picture(n)) for n in range(9)])
     (file,) = expand([Source(uri=str(path))], "pool")
@@ -199,7 +199,7 @@ def test_tables_say_what_was_refused(tmp_path: Path) -> None:
 
 
 def _piece(folder: Path) -> ingest.Slice:
-    from pipeline.sources.slices import cut, members_of
+    from lodeset.pipeline.sources.slices import cut, members_of
 
     path = write_tar(folder / "a.tar", [("long.png", picture(0, width=200, height=8)), ("ok.png", picture(1))])
     (file,) = expand([Source(uri=str(path))], "pool")

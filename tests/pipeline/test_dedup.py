@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from looks import alike
 
-from pipeline.algorithms.components import components
-from pipeline.algorithms.keepers import keepers
-from pipeline.algorithms.thresholds import Thresholds
-from pipeline.algorithms.views import ORIENTATIONS
-from pipeline.errors import GateError
-from pipeline.stages.candidates import NONE, Seen
-from pipeline.stages.dedup import guard, verdicts
-from pipeline.stages.judging import judge
-from pipeline.stages.universe import Universe
+from lodeset.pipeline.algorithms.copies.components import components
+from lodeset.pipeline.algorithms.copies.keepers import keepers
+from lodeset.pipeline.algorithms.copies.thresholds import Thresholds
+from lodeset.pipeline.algorithms.copies.views import ORIENTATIONS
+from lodeset.pipeline.errors import GateError
+from lodeset.pipeline.stages.dedup.candidates import NONE, Seen
+from lodeset.pipeline.stages.dedup.judging import judge
+from lodeset.pipeline.stages.dedup.run import guard, verdicts
+from lodeset.pipeline.stages.dedup.universe import Universe
 
 LIMITS = Thresholds(pool=0.9, reference=0.8)
 # picture of each node; the nodes that a reference or an included set holds

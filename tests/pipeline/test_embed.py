@@ -14,16 +14,16 @@ import pytest
 import torch
 from builders import id_of, picture
 
-from pipeline import records
-from pipeline.config import CurationConfig
-from pipeline.dag.stage import Context, Outcome, Stage
-from pipeline.dag.store import Artifact, Rows, Store
-from pipeline.embedders.config import TorchScriptEmbedder
-from pipeline.engines.ray import Pool, pool_for
-from pipeline.errors import LodesetError
-from pipeline.graph import build
-from pipeline.stages import embed
-from pipeline.stages.embed import read_vectors
+from lodeset.pipeline.config import CurationConfig
+from lodeset.pipeline.dag.stage import Context, Outcome, Stage
+from lodeset.pipeline.dag.store import Artifact, Rows, Store
+from lodeset.pipeline.embedders.config import TorchScriptEmbedder
+from lodeset.pipeline.engines.ray import Pool, pool_for
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.graph import build
+from lodeset.pipeline.stages import embed
+from lodeset.pipeline.stages.embed import read_vectors
+from lodeset.pipeline.tables import records
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
@@ -153,7 +153,7 @@ def test_a_grown_part_decodes_what_is_new_for_either_embedder(
 
 
 def _canonical(stage: Stage) -> Any:
-    from pipeline.dag.fingerprint import canonical
+    from lodeset.pipeline.dag.fingerprint import canonical
 
     return canonical(stage.config)
 

@@ -6,13 +6,13 @@ import torch
 from builders import pixels
 from PIL import Image
 
-from pipeline.dag.store import Store
-from pipeline.embedders import networks, patches, preprocess
-from pipeline.embedders.config import OnnxEmbedder, PatchDictionary, TorchScriptEmbedder
-from pipeline.embedders.make import identity
-from pipeline.embedders.onnx import onnx
-from pipeline.errors import LodesetError
-from pipeline.stages.embed import normalised, read_vectors, vector_table
+from lodeset.pipeline.dag.store import Store
+from lodeset.pipeline.embedders import networks, patches, preprocess
+from lodeset.pipeline.embedders.config import OnnxEmbedder, PatchDictionary, TorchScriptEmbedder
+from lodeset.pipeline.embedders.make import identity
+from lodeset.pipeline.embedders.onnx import onnx
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.stages.embed import normalised, read_vectors, vector_table
 
 CONFIG = PatchDictionary(size=32, patch=6, stride=2, words=16, dimensions=12, fit_images=40)
 

@@ -14,9 +14,9 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.dag import files
-from pipeline.dag.store import Store
-from pipeline.errors import LodesetError
+from lodeset.pipeline.dag import files
+from lodeset.pipeline.dag.store import Store
+from lodeset.pipeline.errors import LodesetError
 
 NO_LINKS = [errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK, errno.EXDEV, errno.EACCES]
 

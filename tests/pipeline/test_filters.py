@@ -18,11 +18,12 @@ from onnx_files import write_means
 from PIL import Image
 from pools import Pool, pictures
 
-from pipeline import graph, records
-from pipeline.dag.store import Store
-from pipeline.errors import ConfigError, LodesetError
-from pipeline.stages import filter, score
-from pipeline.stages.filter import first_reasons
+from lodeset.pipeline import graph
+from lodeset.pipeline.dag.store import Store
+from lodeset.pipeline.errors import ConfigError, LodesetError
+from lodeset.pipeline.stages import filter, score
+from lodeset.pipeline.stages.filter import first_reasons
+from lodeset.pipeline.tables import records
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@ import math
 
 import pytest
 
-from pipeline.config import Dedup
-from pipeline.dag.fingerprint import canonical, digest
-from pipeline.dag.stage import Context, Input, Outcome, Stage
-from pipeline.dag.store import Artifact, Rows
+from lodeset.pipeline.config import Dedup
+from lodeset.pipeline.dag.fingerprint import canonical, digest
+from lodeset.pipeline.dag.stage import Context, Input, Outcome, Stage
+from lodeset.pipeline.dag.store import Artifact, Rows
 
 
 def nothing(context: Context) -> Outcome:

@@ -7,8 +7,8 @@ import pytest
 from builders import textured
 from PIL import Image
 
-from pipeline.algorithms import formats
-from pipeline.algorithms.images import EXTENSIONS, Limits, Unreadable, decoded
+from lodeset.pipeline.algorithms.images import formats
+from lodeset.pipeline.algorithms.images.decoding import EXTENSIONS, Limits, Unreadable, decoded
 
 PICTURE = textured(5)
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)

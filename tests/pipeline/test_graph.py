@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from builders import picture
 
-from pipeline.config import CurationConfig
-from pipeline.dag.stage import Stage
-from pipeline.graph import build
+from lodeset.pipeline.config import CurationConfig
+from lodeset.pipeline.dag.stage import Stage
+from lodeset.pipeline.graph import build
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.algorithms import hierarchy, kmeans
-from pipeline.algorithms.balance import balanced, shared
-from pipeline.algorithms.points import hashed
-from pipeline.errors import LodesetError
+from lodeset.pipeline.algorithms.clusters import hierarchy, kmeans
+from lodeset.pipeline.algorithms.clusters.balance import balanced, shared
+from lodeset.pipeline.algorithms.clusters.points import hashed
+from lodeset.pipeline.errors import LodesetError
 
 sizes_ = st.lists(st.integers(0, 50), min_size=1, max_size=30).map(lambda s: np.array(s, np.int64))
 

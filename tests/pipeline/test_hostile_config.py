@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from infra.config import read
-from pipeline.config import CurationConfig, load
-from pipeline.documents import MOST_BYTES
-from pipeline.errors import ConfigError
-from pipeline.problems import nearest
+from lodeset.infra.config import read
+from lodeset.pipeline.config import CurationConfig, load
+from lodeset.pipeline.documents import MOST_BYTES
+from lodeset.pipeline.errors import ConfigError
+from lodeset.pipeline.problems import nearest
 
 
 def told(folder: Path, text: str | bytes, *overrides: str) -> str:

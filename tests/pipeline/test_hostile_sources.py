@@ -15,12 +15,12 @@ import pytest
 from builders import picture, write_folder, write_parquet, write_tar
 from whole import pieces, read, rejects
 
-from pipeline.config import Ingest
-from pipeline.errors import LodesetError
-from pipeline.sources.metadata import MAX_DEPTH, BadMetadata, fields_of, from_fields
-from pipeline.sources.reading import read_slice
-from pipeline.sources.tars import tar_members
-from pipeline.stages.ingest import ingest_slice
+from lodeset.pipeline.config import Ingest
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.sources.metadata import MAX_DEPTH, BadMetadata, fields_of, from_fields
+from lodeset.pipeline.sources.reading import read_slice
+from lodeset.pipeline.sources.tars import tar_members
+from lodeset.pipeline.stages.ingest.run import ingest_slice
 
 # -- tars
 
@@ -130,7 +130,7 @@ def test_a_name_that_no_file_system_takes_is_a_reject() -> None:
 def test_what_a_listing_takes_in_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     write_tar(tmp_path / "a.tar", [(f"{n:07}.png", picture(n)) for n in range(9)])
     write_parquet(tmp_path / "a.parquet", [picture(n) for n in range(9)])
-    monkeypatch.setattr("pipeline.sources.slices._LISTING_BYTES", 5 * (512 + 11))
+    monkeypatch.setattr("lodeset.pipeline.sources.slices._LISTING_BYTES", 5 * (512 + 11))
     found = read(tmp_path / name)
     assert [s.data for s in found if s.data] == [picture(n) for n in range(5)]
     (row,) = rejects(tmp_path / name)
@@ -201,7 +201,7 @@ def test_sidecars_apart_repeated_and_alone(tmp_path: Path) -> None:
 
 def test_a_sidecar_beyond_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tar(tmp_path / "a.tar", [("a.png", picture(1)), ("a.txt", b"x" * 2_000)])
-    monkeypatch.setattr("pipeline.sources.reading.MAX_BYTES", 1_000)
+    monkeypatch.setattr("lodeset.pipeline.sources.reading.MAX_BYTES", 1_000)
     assert [(r["member"], r["detail"]) for r in rejects(path)] == [("a.txt", "2000 bytes, more than 1000")]
 
 
@@ -228,7 +228,7 @@ def test_what_a_file_system_refuses_now_is_no_reject(
         return Failing(Path(uri).read_bytes())
 
     (piece,) = pieces(tmp_path / name)
-    monkeypatch.setattr("pipeline.sources.files.open_source", opened)
+    monkeypatch.setattr("lodeset.pipeline.sources.files.open_source", opened)
     told = "may not be read" if isinstance(error, PermissionError) else "cannot be read now"
     with pytest.raises(LodesetError, match=f"{name}.* {told}"):
         list(read_slice(piece, 10**6))
@@ -268,8 +268,8 @@ def test_a_file_that_became_a_pipe_or_a_folder_is_not_waited_for(tmp_path: Path,
 
 
 def test_nothing_raises_in_a_worker(capfd: pytest.CaptureFixture[str]) -> None:
-    from pipeline.engines.failures import Failed
-    from pipeline.engines.processes import _answer
+    from lodeset.pipeline.engines.failures import Failed
+    from lodeset.pipeline.engines.processes import _answer
 
     def answer(function: Callable[[int], Any]) -> Any:
         return cloudpickle.loads(_answer(cloudpickle.dumps((function, (1,)))))

@@ -15,15 +15,15 @@ import torch
 from builders import pixels
 from PIL import Image
 
-from pipeline.config import CurationConfig, load
-from pipeline.embedders import hub, preprocess
-from pipeline.embedders.config import HuggingFaceEmbedder
-from pipeline.embedders.huggingface import extra_tokens, huggingface, recipe_of
-from pipeline.embedders.make import identity, name_of, pinned
-from pipeline.errors import LodesetError
-from training.config import ModelConfig
-from training.export import export
-from training.vit import DinoVisionTransformer
+from lodeset.pipeline.config import CurationConfig, load
+from lodeset.pipeline.embedders import hub, preprocess
+from lodeset.pipeline.embedders.config import HuggingFaceEmbedder
+from lodeset.pipeline.embedders.huggingface import extra_tokens, huggingface, recipe_of
+from lodeset.pipeline.embedders.make import identity, name_of, pinned
+from lodeset.pipeline.errors import LodesetError
+from lodeset.training.config import ModelConfig
+from lodeset.training.export import export
+from lodeset.training.vit import DinoVisionTransformer
 
 transformers = pytest.importorskip("transformers", reason="the extra `hf` is not installed")
 

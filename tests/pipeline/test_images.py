@@ -9,7 +9,7 @@ import pytest
 from builders import encoded, id_of, picture, pixels
 from PIL import Image
 
-from pipeline.algorithms.images import Unreadable, decode, examine, image_id
+from lodeset.pipeline.algorithms.images.decoding import Unreadable, decode, examine, image_id
 
 LIMIT = 10**6
 

@@ -13,15 +13,16 @@ import pytest
 from builders import encoded, id_of, picture, pixels, write_folder, write_parquet, write_tar
 from PIL import Image
 
-from pipeline import records
-from pipeline.config import Ingest, Source
-from pipeline.dag.stage import Context, Outcome, Stage
-from pipeline.dag.store import Rows, Store
-from pipeline.errors import LodesetError
-from pipeline.sources.listing import expand
-from pipeline.sources.members import joined
-from pipeline.sources.slices import Slice, cut, members_of, split_loose
-from pipeline.stages import draw, ingest
+from lodeset.pipeline.config import Ingest, Source
+from lodeset.pipeline.dag.stage import Context, Outcome, Stage
+from lodeset.pipeline.dag.store import Rows, Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.sources.listing import expand
+from lodeset.pipeline.sources.members import joined
+from lodeset.pipeline.sources.slices import Slice, cut, members_of, split_loose
+from lodeset.pipeline.stages.ingest import draw
+from lodeset.pipeline.stages.ingest import run as ingest
+from lodeset.pipeline.tables import records
 
 # What importing Beam warns of is not ours.
 pytestmark = pytest.mark.filterwarnings("ignore")

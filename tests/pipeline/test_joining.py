@@ -10,11 +10,11 @@ import pytest
 from builders import id_of, picture, write_folder, write_tar
 from whole import read, rejects
 
-from pipeline.config import Source
-from pipeline.errors import LodesetError
-from pipeline.sources.choice import Members, matches
-from pipeline.sources.listing import expand
-from pipeline.sources.members import Member, joined
+from lodeset.pipeline.config import Source
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.sources.choice import Members, matches
+from lodeset.pipeline.sources.listing import expand
+from lodeset.pipeline.sources.members import Member, joined
 
 
 def told(*names: str) -> dict[str, list[str] | str]:
@@ -129,10 +129,10 @@ def test_patterns_mean_names_at_any_depth_and_paths_from_the_source_on() -> None
 @pytest.mark.parametrize("kind", ["tar", "folder"])
 @pytest.mark.parametrize("members", ["*.jpg", {"exclude": ["*.seg.png", "thumbs"]}, {"include": ["[0-9].jpg"]}])
 def test_masks_and_thumbnails_are_left_out_and_counted(tmp_path: Path, kind: str, members: object) -> None:
-    from pipeline.dag.store import Store
-    from pipeline.sources.reading import read_slice
-    from pipeline.sources.slices import cut, split_loose
-    from pipeline.stages.draw import members as listed
+    from lodeset.pipeline.dag.store import Store
+    from lodeset.pipeline.sources.reading import read_slice
+    from lodeset.pipeline.sources.slices import cut, split_loose
+    from lodeset.pipeline.stages.ingest.draw import members as listed
 
     files = [
         ("1.jpg", picture(1)),

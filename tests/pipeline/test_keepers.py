@@ -9,9 +9,9 @@ from builders import encoded
 from looks import alike
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from pipeline.algorithms.images import Examined, Limits, decode, examine
-from pipeline.algorithms.keepers import RULES, Looks, keepers
-from pipeline.algorithms.quality import detail_and_sharpness, encoding_quality
+from lodeset.pipeline.algorithms.copies.keepers import RULES, Looks, keepers
+from lodeset.pipeline.algorithms.images.decoding import Examined, Limits, decode, examine
+from lodeset.pipeline.algorithms.images.quality import detail_and_sharpness, encoding_quality
 
 ONE_GROUP = np.zeros(2, np.int64)
 

@@ -7,8 +7,8 @@ import pytest
 from builders import textured
 from PIL import Image
 
-from pipeline.algorithms import closeup, keypoints
-from pipeline.algorithms.keypoints import Described, aligned, described, mirrored
+from lodeset.pipeline.algorithms.copies import closeup, keypoints
+from lodeset.pipeline.algorithms.copies.keypoints import Described, aligned, described, mirrored
 
 
 def corners_off(first: Described, second: Described, planted: np.ndarray) -> float:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.algorithms import kmeans, points
-from pipeline.algorithms.points import Points, hashed, keys_of
-from pipeline.errors import LodesetError
+from lodeset.pipeline.algorithms.clusters import kmeans, points
+from lodeset.pipeline.algorithms.clusters.points import Points, hashed, keys_of
+from lodeset.pipeline.errors import LodesetError
 
 
 def cloud(n: int, d: int, seed: int, centres: int = 12) -> np.ndarray:

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from looks import alike
 
-from pipeline.algorithms.components import components
-from pipeline.algorithms.keepers import keepers
-from pipeline.dag.stage import Outcome
-from pipeline.dag.store import File, Part, Rows
-from pipeline.stages.dedup import verdicts
-from pipeline.stages.judging import Pairs
-from pipeline.stages.leaks import leaks_of, with_leaks
-from pipeline.stages.universe import Universe
+from lodeset.pipeline.algorithms.copies.components import components
+from lodeset.pipeline.algorithms.copies.keepers import keepers
+from lodeset.pipeline.dag.stage import Outcome
+from lodeset.pipeline.dag.store import File, Part, Rows
+from lodeset.pipeline.stages.dedup.judging import Pairs
+from lodeset.pipeline.stages.dedup.leaks import leaks_of, with_leaks
+from lodeset.pipeline.stages.dedup.run import verdicts
+from lodeset.pipeline.stages.dedup.universe import Universe
 
 ROLES = {"pool": "pool", "r1": "reference", "r2": "reference", "r3": "reference", "i1": "included", "i2": "included"}
 HOLDERS = [(), (), (), ("r1",), ("r2",), ("r1", "r2"), ("i1",), ("i2",), ("i1", "i2"), ("i1", "r1")]

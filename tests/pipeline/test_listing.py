@@ -10,13 +10,13 @@ import fsspec
 import pytest
 from builders import picture, write_folder, write_parquet, write_tar
 
-from pipeline.config import Ingest, Source
-from pipeline.errors import LodesetError
-from pipeline.sources.files import Bytes, escaped, unescaped
-from pipeline.sources.listing import expand
-from pipeline.sources.reading import Location, read_images
-from pipeline.sources.slices import split_loose
-from pipeline.stages.ingest import ingest_slice
+from lodeset.pipeline.config import Ingest, Source
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.sources.files import Bytes, escaped, unescaped
+from lodeset.pipeline.sources.listing import expand
+from lodeset.pipeline.sources.reading import Location, read_images
+from lodeset.pipeline.sources.slices import split_loose
+from lodeset.pipeline.stages.ingest.run import ingest_slice
 
 
 def test_globs_folders_and_hidden_files(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from builders import encoded
 from image_bytes import plain, png_chunk
 from located_images import PICTURE, XMP, exif
 
-from pipeline.algorithms.images import Limits, decoded, examine
+from lodeset.pipeline.algorithms.images.decoding import Limits, decoded, examine
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])

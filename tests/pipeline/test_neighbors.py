@@ -10,9 +10,10 @@ import numpy as np
 import psutil
 import pytest
 
-from pipeline.algorithms import approximate, neighbors
-from pipeline.algorithms.neighbors import ExactIndex
-from pipeline.errors import LodesetError
+from lodeset.pipeline.algorithms.neighbors import approximate
+from lodeset.pipeline.algorithms.neighbors import exact as neighbors
+from lodeset.pipeline.algorithms.neighbors.exact import ExactIndex
+from lodeset.pipeline.errors import LodesetError
 
 ARITHMETIC = ("bf16", "fp32")
 

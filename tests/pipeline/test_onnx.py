@@ -11,13 +11,13 @@ from builders import pixels
 from onnx_files import DOUBLE, FLOAT, FLOAT16, INT64, UINT8, write_detector, write_means
 from PIL import Image
 
-from pipeline.embedders.config import OnnxEmbedder
-from pipeline.embedders.make import identity
-from pipeline.embedders.onnx import onnx
-from pipeline.errors import LodesetError
-from pipeline.filters.classifiers import classifier
-from pipeline.filters.config import Classifier, Faces
-from pipeline.filters.faces import detector
+from lodeset.pipeline.embedders.config import OnnxEmbedder
+from lodeset.pipeline.embedders.make import identity
+from lodeset.pipeline.embedders.onnx import onnx
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.filters.classifiers import classifier
+from lodeset.pipeline.filters.config import Classifier, Faces
+from lodeset.pipeline.filters.faces import detector
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 

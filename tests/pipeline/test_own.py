@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 from builders import picture, write_folder, write_tar
 
-from pipeline import own
-from pipeline.config import Source
-from pipeline.dag.store import Store
-from pipeline.errors import LodesetError
-from pipeline.sources.listing import expand
+from lodeset.pipeline import own
+from lodeset.pipeline.config import Source
+from lodeset.pipeline.dag.store import Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.sources.listing import expand
 
 
 def names(*uris: object, left_out: list[str] | None = None) -> list[str]:
@@ -93,9 +93,9 @@ def test_images_beside_a_store_s_own_folders_are_sources(tmp_path: Path) -> None
 
 
 def test_the_store_s_folder_is_no_set(tmp_path: Path) -> None:
-    from infra.config import read
-    from pipeline.errors import ConfigError
-    from pipeline.graph import build
+    from lodeset.infra.config import read
+    from lodeset.pipeline.errors import ConfigError
+    from lodeset.pipeline.graph import build
 
     write_folder(tmp_path, [("1.png", picture(1))])
     (tmp_path / "c.yaml").write_text("store: .\npool: .\n")
@@ -130,7 +130,9 @@ def test_pages_carry_the_mark() -> None:
     from importlib import resources
 
     pages = [
-        p for p in resources.files("infra.report").iterdir() if p.name.endswith(".jinja") and "<head>" in p.read_text()
+        p
+        for p in resources.files("lodeset.infra.report").iterdir()
+        if p.name.endswith(".jinja") and "<head>" in p.read_text()
     ]
     assert len(pages) >= 3
     assert all(own.PAGE in page.read_text() for page in pages)
@@ -153,10 +155,11 @@ def test_stores_on_other_file_systems(tmp_path: Path) -> None:
 
 def test_all_that_a_store_holds_is_known_as_its_own(tmp_path: Path) -> None:
     """A folder that a later version puts beside these must be named, or a shared folder's listing would take it in."""
-    from infra.summary import REPORTS
-    from pipeline.dag.store import DAMAGED, RUNS
-    from pipeline.stages import forgotten, standing
-    from training.graph import folder_of
+    from lodeset.infra.looking.summary import REPORTS
+    from lodeset.pipeline.dag.store import DAMAGED, RUNS
+    from lodeset.pipeline.stages import standing
+    from lodeset.pipeline.tables import forgotten
+    from lodeset.training.graph import folder_of
 
     used = {"parts", "artifacts", "claims", "logs", REPORTS, DAMAGED, RUNS, forgotten.FOLDER, standing.ROOT}
     assert used <= set(own.FOLDERS)

@@ -14,12 +14,12 @@ import pytest
 from builders import id_of, picture, write_parquet
 from whole import pieces, read, rejects
 
-from pipeline.config import Ingest
-from pipeline.errors import LodesetError
-from pipeline.sources import parquet
-from pipeline.sources.files import Bytes
-from pipeline.sources.reading import Location, read_images, read_slice
-from pipeline.stages import ingest
+from lodeset.pipeline.config import Ingest
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.sources import parquet
+from lodeset.pipeline.sources.files import Bytes
+from lodeset.pipeline.sources.reading import Location, read_images, read_slice
+from lodeset.pipeline.stages.ingest import run as ingest
 
 LOST = "unreadable_archive"
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.sources.metadata import fields_of, from_fields
-from pipeline.sources.places import is_place
+from lodeset.pipeline.sources.metadata import fields_of, from_fields
+from lodeset.pipeline.sources.places import is_place
 
 PLACES = [
     *(

@@ -12,17 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import records
-from pipeline.config import CurationConfig, load
-from pipeline.dag.stage import Context, Outcome
-from pipeline.dag.store import Artifact, Rows, Store
-from pipeline.embedders.config import PrecomputedEmbedder
-from pipeline.embedders.make import identity
-from pipeline.embedders.precomputed import Found, look_up, vector_files
-from pipeline.errors import LodesetError
-from pipeline.graph import build
-from pipeline.stages import embed
-from pipeline.stages.embed import read_vectors
+from lodeset.pipeline.config import CurationConfig, load
+from lodeset.pipeline.dag.stage import Context, Outcome
+from lodeset.pipeline.dag.store import Artifact, Rows, Store
+from lodeset.pipeline.embedders.config import PrecomputedEmbedder
+from lodeset.pipeline.embedders.make import identity
+from lodeset.pipeline.embedders.precomputed import Found, look_up, vector_files
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.graph import build
+from lodeset.pipeline.stages import embed
+from lodeset.pipeline.stages.embed import read_vectors
+from lodeset.pipeline.tables import records
 
 IDS = [f"{n:032x}" for n in range(0xAB, 0xAB + 4)]
 WANTED = pa.table(

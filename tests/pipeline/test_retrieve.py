@@ -11,14 +11,14 @@ import pyarrow as pa
 import pytest
 from inline import artifact, listed, without_engine
 
-from pipeline import records
-from pipeline.algorithms import kmeans
-from pipeline.config import AsIs, Cluster, Sample
-from pipeline.dag.stage import Context, Outcome, Stage
-from pipeline.dag.store import Artifact, File, Rows, Store
-from pipeline.errors import LodesetError
-from pipeline.stages import retrieve
-from pipeline.stages.embed import normalised, vector_table
+from lodeset.pipeline.algorithms.clusters import kmeans
+from lodeset.pipeline.config import AsIs, Cluster, Sample
+from lodeset.pipeline.dag.stage import Context, Outcome, Stage
+from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.stages import retrieve
+from lodeset.pipeline.stages.embed import normalised, vector_table
+from lodeset.pipeline.tables import records
 
 POOL, KEPT, QUERIES, WIDTH, K = 500, 400, 60, 8, 12
 

@@ -7,11 +7,11 @@ import psutil
 import pytest
 import toy_stages
 
-from pipeline.dag.decisions import decide
-from pipeline.dag.runner import Event, Runner
-from pipeline.dag.stage import PREVIOUS, Context, Follows, Input, Outcome, Stage
-from pipeline.dag.store import Artifact, Rows, Store
-from pipeline.errors import GateError, HeldError, LodesetError
+from lodeset.pipeline.dag.decisions import decide
+from lodeset.pipeline.dag.runner import Event, Runner
+from lodeset.pipeline.dag.stage import PREVIOUS, Context, Follows, Input, Outcome, Stage
+from lodeset.pipeline.dag.store import Artifact, Rows, Store
+from lodeset.pipeline.errors import GateError, HeldError, LodesetError
 
 
 def stage(name: str, function: Callable[[Context], Outcome] = toy_stages.count, **changes: object) -> Stage:
@@ -235,7 +235,7 @@ def test_nothing_survives_a_stage(store: Store) -> None:
 
 
 def test_two_runs_of_one_stage(store: Store) -> None:
-    from pipeline.dag.claims import claim
+    from lodeset.pipeline.dag.claims import claim
 
     a = stage("a")
     store.prepare()

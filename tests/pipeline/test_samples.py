@@ -7,8 +7,8 @@ from builders import encoded, textured
 from image_bytes import plain, png16, tiff
 from PIL import Image
 
-from pipeline.algorithms.images import Limits, Unreadable, decoded
-from pipeline.algorithms.samples import Declared, range_of
+from lodeset.pipeline.algorithms.images.decoding import Limits, Unreadable, decoded
+from lodeset.pipeline.algorithms.images.samples import Declared, range_of
 
 LIMIT = Limits(10**6)
 COLOUR = np.asarray(textured(3, 48, 40))

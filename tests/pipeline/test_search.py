@@ -11,16 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.algorithms.approximate import ApproximateIndex, Asked
-from pipeline.algorithms.neighbors import ExactIndex
-from pipeline.config import Sample
-from pipeline.dag.stage import Context, Stage
-from pipeline.dag.store import Artifact, File, Rows, Store
-from pipeline.errors import LodesetError
-from pipeline.stages import dedup, retrieve, search
-from pipeline.stages.embed import vector_table
-from pipeline.stages.generations import TABLE, generations_of
-from pipeline.stages.universe import Members
+from lodeset.pipeline.algorithms.neighbors.approximate import ApproximateIndex, Asked
+from lodeset.pipeline.algorithms.neighbors.exact import ExactIndex
+from lodeset.pipeline.config import Sample
+from lodeset.pipeline.dag.stage import Context, Stage
+from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.stages import retrieve, search
+from lodeset.pipeline.stages.dedup import run as dedup
+from lodeset.pipeline.stages.dedup.generations import TABLE, generations_of
+from lodeset.pipeline.stages.dedup.universe import Members
+from lodeset.pipeline.stages.embed import vector_table
 
 
 def context_in(folder: Path) -> Context:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from pipeline.algorithms.sharpness import FLOOR, SIDE, luminance, sharpness
+from lodeset.pipeline.algorithms.images.sharpness import FLOOR, SIDE, luminance, sharpness
 
 
 def textured(seed: int, width: int = 96, height: int = 80) -> np.ndarray:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pipeline.shown import json_text, redacted, shown, visible
+from lodeset.pipeline.shown import json_text, redacted, shown, visible
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 from builders import id_of, picture, write_folder, write_parquet, write_tar
 
-from pipeline.config import Ingest, Source
-from pipeline.errors import LodesetError
-from pipeline.sources.files import Bytes
-from pipeline.sources.listing import SourceFile, expand
-from pipeline.sources.members import joined
-from pipeline.sources.metadata import BadMetadata, field_of, fields_of, from_fields, plain
-from pipeline.sources.reading import Location, read_images, read_slice
-from pipeline.sources.slices import Slice, cut, members_of, split_loose
-from pipeline.sources.tars import tar_members
-from pipeline.stages.ingest import ingest_slice
+from lodeset.pipeline.config import Ingest, Source
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.sources.files import Bytes
+from lodeset.pipeline.sources.listing import SourceFile, expand
+from lodeset.pipeline.sources.members import joined
+from lodeset.pipeline.sources.metadata import BadMetadata, field_of, fields_of, from_fields, plain
+from lodeset.pipeline.sources.reading import Location, read_images, read_slice
+from lodeset.pipeline.sources.slices import Slice, cut, members_of, split_loose
+from lodeset.pipeline.sources.tars import tar_members
+from lodeset.pipeline.stages.ingest.run import ingest_slice
 
 LIMIT = 10**6
 
@@ -113,7 +113,7 @@ def test_a_file_is_read_forward_though_its_labels_lie_at_its_end(
 
     monkeypatch.setattr(Bytes, "read_at", watched)
     for far, handles in ((1, 2), (10**6, 1)):
-        monkeypatch.setattr("pipeline.sources.reading._FAR_BYTES", far)
+        monkeypatch.setattr("lodeset.pipeline.sources.reading._FAR_BYTES", far)
         offsets.clear()
         found = samples(slices_of(path, 10**6))
         assert [s.metadata.label for s in found] == [str(n) for n in range(6)]

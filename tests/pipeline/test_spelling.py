@@ -9,7 +9,7 @@ import pytest
 from builders import picture, write_folder, write_parquet, write_tar
 from whole import read
 
-from pipeline.sources.metadata import field_of, fields_of, from_fields, label_text, partition_fields, told
+from lodeset.pipeline.sources.metadata import field_of, fields_of, from_fields, label_text, partition_fields, told
 
 
 @pytest.mark.parametrize("key", ["url", "URL", "Image URL", "imageUrl", "source-url", "\ufeffurl", "Original_Url"])

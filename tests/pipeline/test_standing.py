@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline import records
-from pipeline.dag.stage import Context, Stage
-from pipeline.dag.store import Artifact, File, Rows, Store
-from pipeline.stages.standing import Standing, changes, counted, leaked, shards_before, tombstones
+from lodeset.pipeline.dag.stage import Context, Stage
+from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
+from lodeset.pipeline.stages.standing import Standing, changes, counted, leaked, shards_before, tombstones
+from lodeset.pipeline.tables import records
 
 # An index in `shards/b` that names shards of its own folder and of an earlier one.
 INDEX = [

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
-from pipeline.dag.store import Artifact, Rows, Store
-from pipeline.errors import LodesetError
+from lodeset.pipeline.dag.store import Artifact, Rows, Store
+from lodeset.pipeline.errors import LodesetError
 
 TABLE = pa.table({"x": [1, 2, 3]})
 

@@ -11,12 +11,12 @@ from located_images import PICTURE, XMP, exif
 from PIL import Image
 from whole import pieces
 
-from pipeline.algorithms.images import Limits, decode, examine
-from pipeline.algorithms.located import location_in
-from pipeline.algorithms.stripping import without_location
-from pipeline.config import Ingest
-from pipeline.sources.reading import Location, read_images
-from pipeline.stages.ingest import ingest_slice
+from lodeset.pipeline.algorithms.images.decoding import Limits, decode, examine
+from lodeset.pipeline.algorithms.images.located import location_in
+from lodeset.pipeline.algorithms.images.stripping import without_location
+from lodeset.pipeline.config import Ingest
+from lodeset.pipeline.sources.reading import Location, read_images
+from lodeset.pipeline.stages.ingest.run import ingest_slice
 
 FILES = {
     "JPEG": encoded(PICTURE, "JPEG", exif=exif(place=True)),

@@ -17,13 +17,13 @@ import pytest
 from builders import encoded, id_of, picture, pixels, write_folder, write_parquet, write_tar
 from whole import read, rejects
 
-from pipeline.config import Ingest, Source
-from pipeline.dag.stage import Context, Outcome, Stage
-from pipeline.dag.store import Store
-from pipeline.errors import LodesetError
-from pipeline.sources.listing import expand
-from pipeline.sources.reading import Location, read_images
-from pipeline.stages import ingest
+from lodeset.pipeline.config import Ingest, Source
+from lodeset.pipeline.dag.stage import Context, Outcome, Stage
+from lodeset.pipeline.dag.store import Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.sources.listing import expand
+from lodeset.pipeline.sources.reading import Location, read_images
+from lodeset.pipeline.stages.ingest import run as ingest
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what importing Beam warns of is not ours
 
@@ -256,7 +256,7 @@ def test_lists_of_one_repeated_value_do_not_fill_memory(tmp_path: Path) -> None:
 def read_each(path: Path) -> Any:
     from whole import pieces
 
-    from pipeline.sources.reading import read_slice
+    from lodeset.pipeline.sources.reading import read_slice
 
     for piece in pieces(path):
         yield from read_slice(piece, 10**8)

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning.groups import Group, layer_of
-from pruning.removal import Replacement, Weights
-from training.config import ModelConfig
-from training.vit import DinoVisionTransformer
+from lodeset.pruning.units.groups import Group, layer_of
+from lodeset.pruning.units.removal import Replacement, Weights
+from lodeset.training.config import ModelConfig
+from lodeset.training.vit import DinoVisionTransformer
 
 
 def shaken(model: nn.Module) -> nn.Module:

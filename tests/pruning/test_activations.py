@@ -6,10 +6,10 @@ import torch
 from networks import Residual, images, shaken, vit
 from torch import nn
 
-from pipeline.errors import LodesetError
-from pruning.activations import collect_grams, sample_positions
-from pruning.groups import find_groups
-from pruning.moments import Gram
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning.units.activations import collect_grams, sample_positions
+from lodeset.pruning.units.groups import find_groups
+from lodeset.pruning.units.moments import Gram
 
 
 def assert_same(one: Gram, other: Gram) -> None:

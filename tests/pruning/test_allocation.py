@@ -9,14 +9,14 @@ import pytest
 from networks import LeNet, Residual, images, shaken, vit
 from torch import nn
 
-from pipeline.errors import LodesetError
-from pruning.activations import collect_grams
-from pruning.allocation import Level, Sizes, allocate
-from pruning.config import PruneJob
-from pruning.folding import folded
-from pruning.groups import Group, Reader, find_groups
-from pruning.removal import apply
-from pruning.variants import solved_at_once, variant
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning.choosing.allocation import Level, Sizes, allocate
+from lodeset.pruning.choosing.variants import solved_at_once, variant
+from lodeset.pruning.config import PruneJob
+from lodeset.pruning.units.activations import collect_grams
+from lodeset.pruning.units.folding import folded
+from lodeset.pruning.units.groups import Group, Reader, find_groups
+from lodeset.pruning.units.removal import apply
 
 
 @pytest.mark.parametrize("network", [LeNet, Residual, vit])

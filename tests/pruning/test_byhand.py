@@ -18,24 +18,25 @@ from inline import without_engine
 from networks import LeNet, Residual, images, shaken
 from torch import nn
 
-from pipeline.config import TargetSet
-from pipeline.errors import LodesetError
-from pruning import graph, trained
-from pruning.byhand import prune
-from pruning.config import LotteryJob, PruneJob, RecoverConfig, SelfMaskingJob
-from pruning.distil import towards
-from pruning.examples import Examples
-from pruning.judging import batched
-from pruning.learning import NotLearnedError, Recipe
-from pruning.masks import Masks
-from pruning.parts import calibration, images_per_part
-from pruning.saving import load_model, save_pruned
-from pruning.self_masking import learn_masks
-from pruning.setting import Setting
-from pruning.tasks import Task
-from pruning.trained import trainings
-from training.config import CropsConfig
-from training.index import Shards, open_index
+from lodeset.pipeline.config import TargetSet
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning import graph
+from lodeset.pruning.byhand import prune
+from lodeset.pruning.config import LotteryJob, PruneJob, RecoverConfig, SelfMaskingJob
+from lodeset.pruning.formats.saving import load_model, save_pruned
+from lodeset.pruning.jobs import trained
+from lodeset.pruning.jobs.distil import towards
+from lodeset.pruning.jobs.judging import batched
+from lodeset.pruning.jobs.setting import Setting
+from lodeset.pruning.jobs.sweep_parts import calibration, images_per_part
+from lodeset.pruning.jobs.trained import trainings
+from lodeset.pruning.learning.examples import Examples
+from lodeset.pruning.learning.loop import NotLearnedError, Recipe
+from lodeset.pruning.learning.masks import Masks
+from lodeset.pruning.learning.self_masking import learn_masks
+from lodeset.pruning.learning.tasks import Task
+from lodeset.training.config import CropsConfig
+from lodeset.training.index import Shards, open_index
 
 JOB = PruneJob(sweep=(1e-2,), calibration_images=40)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from pipeline.errors import LodesetError
-from pruning.config import PruneJob
-from pruning.entropic import Layer, Problem, Regression, Solution, _ahead, path, simplex_weights, solve
-from pruning.moments import Array, Gram, Indices
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning.choosing.entropic import Layer, Problem, Regression, Solution, _ahead, path, simplex_weights, solve
+from lodeset.pruning.config import PruneJob
+from lodeset.pruning.units.moments import Array, Gram, Indices
 
 
 def gram_of(x: Array, y: Array) -> Gram:
@@ -347,7 +347,7 @@ def test_extrapolation_saves_solves_and_ends_as_low(monkeypatch: pytest.MonkeyPa
     """Where every channel says a little of every output, the alternation is slow."""
     ends = []
     for ahead in (_ahead, lambda *_: None):
-        monkeypatch.setattr("pruning.entropic._ahead", ahead)
+        monkeypatch.setattr("lodeset.pruning.choosing.entropic._ahead", ahead)
         solved = []
         for seed in range(3):
             x, _, _, _ = planted(seed)

@@ -4,8 +4,8 @@ import torch
 from networks import Residual, images, shaken
 from torch import Tensor, nn
 
-from pruning.folding import folded
-from pruning.groups import find_groups, max_difference
+from lodeset.pruning.units.folding import folded
+from lodeset.pruning.units.groups import find_groups, max_difference
 
 
 def norms(model: nn.Module) -> int:

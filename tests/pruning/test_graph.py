@@ -8,20 +8,20 @@ import torch
 from builders import picture, write_shards
 from inline import artifact, listed, ran, target_set, without_engine
 
-from pipeline.config import TargetSet
-from pipeline.dag.stage import Context, Outcome, Stage
-from pipeline.dag.store import Rows, Store
-from pipeline.errors import LodesetError
-from pruning import graph
-from pruning.config import LotteryJob, PruneJob, SelfMaskingJob
-from pruning.masks import density, digest_of, load_masks
-from pruning.saving import load_model
-from pruning.self_masking import load_masked
-from pruning.trained import trainings
-from pruning.variants import METHODS
-from training.config import TrainingConfig
-from training.export import export
-from training.ssl import student_and_teacher
+from lodeset.pipeline.config import TargetSet
+from lodeset.pipeline.dag.stage import Context, Outcome, Stage
+from lodeset.pipeline.dag.store import Rows, Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning import graph
+from lodeset.pruning.choosing.variants import METHODS
+from lodeset.pruning.config import LotteryJob, PruneJob, SelfMaskingJob
+from lodeset.pruning.formats.saving import load_model
+from lodeset.pruning.jobs.trained import trainings
+from lodeset.pruning.learning.masks import density, digest_of, load_masks
+from lodeset.pruning.learning.self_masking import load_masked
+from lodeset.training.config import TrainingConfig
+from lodeset.training.export import export
+from lodeset.training.ssl import student_and_teacher
 
 SIDE = 40
 CONFIG = TrainingConfig.model_validate(

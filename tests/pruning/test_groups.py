@@ -9,9 +9,9 @@ import torch
 from networks import LeNet, Residual, images, replaced_at_random, shaken, vit
 from torch import Tensor, nn
 
-from pipeline.errors import LodesetError
-from pruning.groups import find_groups, max_difference, outputs_of
-from pruning.removal import apply
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning.units.groups import find_groups, max_difference, outputs_of
+from lodeset.pruning.units.removal import apply
 
 
 def found(model: nn.Module) -> dict[str, tuple[int, dict[str, int]]]:

@@ -11,11 +11,10 @@ import torch
 from networks import LeNet, Residual, images, shaken, vit
 from torch import nn
 
-from pipeline.errors import LodesetError
-from pruning.examples import Examples, Gallery
-from pruning.groups import find_groups
-from pruning.learning import Recipe
-from pruning.lottery import (
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning.learning.examples import Examples, Gallery
+from lodeset.pruning.learning.loop import Recipe
+from lodeset.pruning.learning.lottery import (
     again,
     begin,
     fresh,
@@ -26,11 +25,12 @@ from pruning.lottery import (
     units_kept,
     without_units,
 )
-from pruning.masks import cut, density, everything, maskable
-from pruning.removal import apply
-from pruning.self_masking import learn_masks, masked_network, scaled
-from pruning.tasks import TaskName, features_of, make_task
-from training.config import CropsConfig
+from lodeset.pruning.learning.masks import cut, density, everything, maskable
+from lodeset.pruning.learning.self_masking import learn_masks, masked_network, scaled
+from lodeset.pruning.learning.tasks import TaskName, features_of, make_task
+from lodeset.pruning.units.groups import find_groups
+from lodeset.pruning.units.removal import apply
+from lodeset.training.config import CropsConfig
 
 CROPS = CropsConfig(
     global_size=16, local_count=0, global_scale=(0.8, 1.0), blur=(0.0, 0.0, 0.0), solarise=0.0, grey=0.0, hue=0.0
@@ -184,7 +184,7 @@ def test_masks_learn_and_the_network_stays(name: TaskName, gallery: Gallery) -> 
 
 def test_the_gradient_of_a_score_is_that_of_its_mask() -> None:
     """d loss / d S = d loss / d (theta M / s) * theta / s with the scale s held."""
-    from pruning.self_masking import _StraightThrough
+    from lodeset.pruning.learning.self_masking import _StraightThrough
 
     weight = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     scores = torch.tensor([[1.0, -1.0, 0.5]] * 4, requires_grad=True)

@@ -8,8 +8,8 @@ import torch
 from networks import LeNet, Residual, shaken
 from safetensors.torch import save_file
 
-from pipeline.errors import LodesetError
-from pruning.masks import (
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning.learning.masks import (
     Masks,
     at_random,
     by_magnitude,

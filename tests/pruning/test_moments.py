@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from pruning.moments import Array, Gram
+from lodeset.pruning.units.moments import Array, Gram
 
 
 def gram_of(x: Array, y: Array) -> Gram:

@@ -9,10 +9,10 @@ import torch
 from networks import LeNet, Residual, images, replaced_at_random, shaken
 from torch import Tensor, nn
 
-from pipeline.errors import LodesetError
-from pruning.groups import find_groups, max_difference
-from pruning.portable import GRAPH, load_portable, save_portable
-from pruning.removal import apply
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning.formats.portable import GRAPH, load_portable, save_portable
+from lodeset.pruning.units.groups import find_groups, max_difference
+from lodeset.pruning.units.removal import apply
 
 
 class Sequence(nn.Module):

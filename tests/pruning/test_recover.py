@@ -14,23 +14,24 @@ import torch
 from builders import picture, write_shards
 from inline import artifact, listed, ran, target_set, without_engine
 
-from pipeline.config import TargetSet
-from pipeline.dag.stage import Context, Outcome, Stage
-from pipeline.dag.store import Artifact, File, Rows, Store
-from pipeline.errors import LodesetError
-from pruning import graph, recover
-from pruning.byhand import prune
-from pruning.config import PruneJob, RecoverConfig, run_of
-from pruning.saving import load_model
-from pruning.variants import METHODS
-from training.checkpoint import MARKER, read_checkpoint
-from training.config import TrainingConfig, distilling, finishing
-from training.export import export
-from training.index import Shards
-from training.launch import train_inline
-from training.narrow import load_narrow, narrow, save_narrow
-from training.origin import Origin, finished, networks
-from training.vit import DinoVisionTransformer
+from lodeset.pipeline.config import TargetSet
+from lodeset.pipeline.dag.stage import Context, Outcome, Stage
+from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning import graph
+from lodeset.pruning.byhand import prune
+from lodeset.pruning.choosing.variants import METHODS
+from lodeset.pruning.config import PruneJob, RecoverConfig, run_of
+from lodeset.pruning.formats.saving import load_model
+from lodeset.pruning.jobs import recover
+from lodeset.training.checkpoint import MARKER, read_checkpoint
+from lodeset.training.config import TrainingConfig, distilling, finishing
+from lodeset.training.export import export
+from lodeset.training.index import Shards
+from lodeset.training.launch import train_inline
+from lodeset.training.narrow import load_narrow, narrow, save_narrow
+from lodeset.training.origin import Origin, finished, networks
+from lodeset.training.vit import DinoVisionTransformer
 
 CONFIG = TrainingConfig.model_validate(
     {

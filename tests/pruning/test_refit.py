@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from pruning.groups import Group, Reader
-from pruning.magnitude import magnitude_scores, random_scores, top
-from pruning.moments import Gram, Moments
-from pruning.refit import refit
+from lodeset.pruning.choosing.magnitude import magnitude_scores, random_scores, top
+from lodeset.pruning.choosing.refit import refit
+from lodeset.pruning.units.groups import Group, Reader
+from lodeset.pruning.units.moments import Gram, Moments
 
 
 def moments(x: np.ndarray, y: np.ndarray) -> Moments:

@@ -8,10 +8,10 @@ import torch
 from networks import LeNet, Residual, images, replaced_at_random, shaken, vit
 from torch import nn
 
-from pipeline.errors import LodesetError
-from pruning.groups import find_groups, layer_of, max_difference
-from pruning.removal import Replacement, Weights, apply, masked
-from pruning.saving import load_model, save_pruned
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning.formats.saving import load_model, save_pruned
+from lodeset.pruning.units.groups import find_groups, layer_of, max_difference
+from lodeset.pruning.units.removal import Replacement, Weights, apply, masked
 
 MODELS = {
     "lenet": lambda: shaken(LeNet()),

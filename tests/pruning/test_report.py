@@ -10,19 +10,19 @@ import torch
 from networks import images, replaced_at_random
 from torch import Tensor, nn
 
-from pipeline.dag.store import Store
-from pipeline.errors import LodesetError
-from pruning import parts
-from pruning.activations import collect_grams
-from pruning.config import PruneJob
-from pruning.entropic import Solution, path
-from pruning.groups import Group, find_groups, layer_of
-from pruning.moments import Gram
-from pruning.removal import apply
-from pruning.report import count_macs, latencies_ms, row
-from pruning.variants import METHODS, Variant, layers_of, variant
-from training.config import CropsConfig, ModelConfig
-from training.vit import DinoVisionTransformer
+from lodeset.pipeline.dag.store import Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning.choosing.entropic import Solution, path
+from lodeset.pruning.choosing.variants import METHODS, Variant, layers_of, variant
+from lodeset.pruning.config import PruneJob
+from lodeset.pruning.jobs import sweep_parts as parts
+from lodeset.pruning.jobs.cost import count_macs, latencies_ms, row
+from lodeset.pruning.units.activations import collect_grams
+from lodeset.pruning.units.groups import Group, find_groups, layer_of
+from lodeset.pruning.units.moments import Gram
+from lodeset.pruning.units.removal import apply
+from lodeset.training.config import CropsConfig, ModelConfig
+from lodeset.training.vit import DinoVisionTransformer
 
 JOB = PruneJob(sweep=(1e-4, 1e-2), seed=1)
 

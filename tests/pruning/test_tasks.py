@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.tasks import DINO_TEMPERATURE, STUDENT_TEMPERATURE, SWAV_EPSILON, Dino, Swav
+from lodeset.pruning.learning.tasks import DINO_TEMPERATURE, STUDENT_TEMPERATURE, SWAV_EPSILON, Dino, Swav
 
 IMAGES, WIDTH = 6, 12
 

@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from networks import LeNet, Residual, images, shaken, vit
 from torch import Tensor, nn
 
-from pipeline.errors import LodesetError
-from pruning.activations import Behind, collect_behind, collect_grams, given, unfolded
-from pruning.config import PruneJob
-from pruning.folding import folded
-from pruning.groups import Group, find_groups, layer_of, taken_by
-from pruning.in_turn import Measure, solved_in_turn, variant_in_turn
-from pruning.removal import apply, masked
-from pruning.variants import METHODS, Method, Solutions, Variant, solved_at_once
-from training.vit import DinoVisionTransformer
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning.choosing.in_turn import Measure, solved_in_turn, variant_in_turn
+from lodeset.pruning.choosing.variants import METHODS, Method, Solutions, Variant, solved_at_once
+from lodeset.pruning.config import PruneJob
+from lodeset.pruning.units.activations import Behind, collect_behind, collect_grams, given, unfolded
+from lodeset.pruning.units.folding import folded
+from lodeset.pruning.units.groups import Group, find_groups, layer_of, taken_by
+from lodeset.pruning.units.removal import apply, masked
+from lodeset.training.vit import DinoVisionTransformer
 
 EPS = 5e-2
 JOB = PruneJob(sweep=(EPS,), mode="sequential")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.watching import Call, watched
+from lodeset.pruning.units.residual_sums import Call, watched
 
 Forward = Callable[["Layers", Tensor], Any]
 

@@ -9,11 +9,11 @@ from networks import LeNet, images, shaken, vit
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from pruning.distil import towards
-from pruning.groups import outputs_of
-from pruning.judging import output_change
-from pruning.learning import Recipe
-from pruning.whitening import moments_of, whitened
+from lodeset.pruning.jobs.distil import towards
+from lodeset.pruning.jobs.judging import output_change
+from lodeset.pruning.learning.loop import Recipe
+from lodeset.pruning.learning.whitening import moments_of, whitened
+from lodeset.pruning.units.groups import outputs_of
 
 
 def white(model: nn.Module) -> set[str]:

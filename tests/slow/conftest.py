@@ -11,8 +11,8 @@ import pytest
 import yaml
 from commands import copied, entries, lodeset
 
-from infra.demo.truth import Truth, load_truth
-from infra.demo.world import make_world, write_config
+from lodeset.infra.demo.truth import Truth, load_truth
+from lodeset.infra.demo.world import make_world, write_config
 
 
 @pytest.fixture(scope="session")

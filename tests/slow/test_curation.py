@@ -13,7 +13,7 @@ import webdataset
 from builders import id_of
 from commands import actions, assert_digests_hold, entries, lodeset, rows
 
-from infra.demo.truth import Truth
+from lodeset.infra.demo.truth import Truth
 
 pytestmark = [
     pytest.mark.slow,  # whole runs

@@ -17,10 +17,10 @@ from builders import picture
 from commands import entries
 from runs import Run
 
-from pipeline.engines.ray import cores, map_with_state
-from training.config import ModelConfig
-from training.export import export
-from training.vit import DinoVisionTransformer
+from lodeset.pipeline.engines.ray import cores, map_with_state
+from lodeset.training.config import ModelConfig
+from lodeset.training.export import export
+from lodeset.training.vit import DinoVisionTransformer
 
 pytestmark = pytest.mark.slow
 

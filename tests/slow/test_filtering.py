@@ -14,8 +14,8 @@ from commands import entries, lodeset, rows
 from onnx_files import write_means
 from PIL import Image, ImageFilter
 
-from infra import api
-from pipeline.errors import LodesetError
+from lodeset.infra import api
+from lodeset.pipeline.errors import LodesetError
 
 DETAIL = np.random.default_rng(0).integers(-40, 40, (64, 64, 1))
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from runs import Run, part_manifests, shard_digests
 
-from infra.demo.world import make_world, write_config
+from lodeset.infra.demo.world import make_world, write_config
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.dag.child import LOST_RAY
+from lodeset.pipeline.dag.child import LOST_RAY
 
 pytestmark = pytest.mark.slow
 
@@ -96,7 +96,7 @@ def test_services_answer_nobody_without_the_token() -> None:
 
 def test_folders_of_killed_runs_are_cleared_by_the_next() -> None:
     """Killed together with the host of its cluster, a run can remove nothing."""
-    from pipeline.engines import ray
+    from lodeset.pipeline.engines import ray
 
     folder = Path(ray._parent()) / f"{ray._PREFIX}of-a-killed-run"
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -15,10 +15,10 @@ from commands import lodeset
 from networks import LeNet, images, shaken, vit
 from runs import Run, part_manifests
 
-from pruning.groups import max_difference
-from pruning.saving import load_model, save_pruned
-from pruning.variants import METHODS
-from training.export import export
+from lodeset.pruning.choosing.variants import METHODS
+from lodeset.pruning.formats.saving import load_model, save_pruned
+from lodeset.pruning.units.groups import max_difference
+from lodeset.training.export import export
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import time
 SECONDS = float(os.environ.get("SLOW_COMMIT_SECONDS", "0"))
 
 if SECONDS:
-    from pipeline.dag.store import Store
+    from lodeset.pipeline.dag.store import Store
 
     _commit = Store.commit_part
 

@@ -10,9 +10,9 @@ import torch
 from builders import write_shards
 from PIL import Image
 
-from training.config import TrainingConfig
-from training.index import Shards
-from training.metrics import MetricsLog
+from lodeset.training.config import TrainingConfig
+from lodeset.training.index import Shards
+from lodeset.training.metrics import MetricsLog
 
 
 @pytest.fixture(autouse=True)

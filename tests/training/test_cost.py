@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from training import cost
-from training.checkpoint import save_checkpoint
-from training.config import TrainingConfig
-from training.export import WEIGHTS, export
-from training.ssl import fresh, make_optimiser, training_state
+from lodeset.training import cost
+from lodeset.training.checkpoint import save_checkpoint
+from lodeset.training.config import TrainingConfig
+from lodeset.training.export import WEIGHTS, export
+from lodeset.training.ssl import fresh, make_optimiser, training_state
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import torch
 from builders import drawing, textured
 from numpy.typing import NDArray
 
-from training.augment import Distortion, augment, distorted, drawn
-from training.config import CropsConfig, TrainingConfig
-from training.data import Batches
-from training.distort import distorted_batch, table_of
-from training.index import Shards, open_index
+from lodeset.training.augment import Distortion, augment, distorted, drawn
+from lodeset.training.config import CropsConfig, TrainingConfig
+from lodeset.training.data import Batches
+from lodeset.training.distort import distorted_batch, table_of
+from lodeset.training.index import Shards, open_index
 
 NONE = Distortion(False, (), 1.0, 1.0, 1.0, 0.0, False, 0.0, False)
 SIDE = 48

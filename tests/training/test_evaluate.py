@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import LodesetError
-from training.config import ModelConfig
-from training.evaluate import features, knn, knn_accuracy
-from training.metrics import effective_rank
-from training.vit import DinoVisionTransformer
+from lodeset.pipeline.errors import LodesetError
+from lodeset.training.config import ModelConfig
+from lodeset.training.evaluate import features, knn, knn_accuracy
+from lodeset.training.metrics import effective_rank
+from lodeset.training.vit import DinoVisionTransformer
 
 
 def unit(rng: np.random.Generator, rows: int) -> np.ndarray:

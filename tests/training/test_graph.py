@@ -12,14 +12,14 @@ from builders import write_shards
 from inline import artifact, ran, target_set, without_engine
 from PIL import Image
 
-from pipeline import records
-from pipeline.config import TargetSet
-from pipeline.dag.fingerprint import file_digest
-from pipeline.dag.stage import Context, Outcome, Stage
-from pipeline.dag.store import Artifact, File, Rows, Store
-from training import graph
-from training.config import TrainingConfig
-from training.launch import train_inline
+from lodeset.pipeline.config import TargetSet
+from lodeset.pipeline.dag.fingerprint import file_digest
+from lodeset.pipeline.dag.stage import Context, Outcome, Stage
+from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
+from lodeset.pipeline.tables import records
+from lodeset.training import graph
+from lodeset.training.config import TrainingConfig
+from lodeset.training.launch import train_inline
 
 TARGET = TargetSet(name="target", uri="target/")
 SIDE = 40

@@ -12,12 +12,12 @@ from builders import textured
 from PIL import Image, ImageEnhance, ImageFilter
 from scipy.stats import kstest
 
-from pipeline.errors import LodesetError
-from training.augment import augment, crop_box, distorted, drawn
-from training.config import CropsConfig, MaskingConfig, TrainingConfig
-from training.data import Batch, Batches, load_batches
-from training.index import open_index
-from training.masking import block_mask, mask_counts
+from lodeset.pipeline.errors import LodesetError
+from lodeset.training.augment import augment, crop_box, distorted, drawn
+from lodeset.training.config import CropsConfig, MaskingConfig, TrainingConfig
+from lodeset.training.data import Batch, Batches, load_batches
+from lodeset.training.index import open_index
+from lodeset.training.masking import block_mask, mask_counts
 
 
 def test_masks_have_exactly_the_count_asked_for() -> None:

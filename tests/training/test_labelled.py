@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 from inline import artifact
 
-from pipeline import records
-from pipeline.dag.stage import Outcome
-from pipeline.dag.store import Artifact, Rows, Store
-from pipeline.errors import LodesetError
-from training.labelled import Target, read_target, unknown_classes
+from lodeset.pipeline.dag.stage import Outcome
+from lodeset.pipeline.dag.store import Artifact, Rows, Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.tables import records
+from lodeset.training.labelled import Target, read_target, unknown_classes
 
 
 def ingested(store: Store, images: list[tuple[str, str, dict[str, str]]]) -> Artifact:

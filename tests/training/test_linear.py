@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from training.linear import BATCH, INITIAL, LEARNING_RATES, _trained, linear_probe, probe_features
+from lodeset.training.linear import BATCH, INITIAL, LEARNING_RATES, _trained, linear_probe, probe_features
 
 
 def test_heads_trained_together_are_those_that_plain_sgd_trains_alone() -> None:

@@ -16,15 +16,29 @@ import pytest
 import ray
 import torch
 
-from pipeline.errors import LodesetError
-from training.checkpoint import check_checkpoint, check_settings, newest_checkpoint, read_checkpoint, save_checkpoint
-from training.config import TrainingConfig, identity_of
-from training.data import Batches
-from training.export import load_backbone
-from training.index import Shards, open_index
-from training.launch import launch, plan_workers, train_inline
-from training.schedules import step_values
-from training.ssl import clip_gradients, fresh, losses, make_optimiser, schedule, student_and_teacher, update_teacher
+from lodeset.pipeline.errors import LodesetError
+from lodeset.training.checkpoint import (
+    check_checkpoint,
+    check_settings,
+    newest_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
+from lodeset.training.config import TrainingConfig, identity_of
+from lodeset.training.data import Batches
+from lodeset.training.export import load_backbone
+from lodeset.training.index import Shards, open_index
+from lodeset.training.launch import launch, plan_workers, train_inline
+from lodeset.training.schedules import step_values
+from lodeset.training.ssl import (
+    clip_gradients,
+    fresh,
+    losses,
+    make_optimiser,
+    schedule,
+    student_and_teacher,
+    update_teacher,
+)
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -201,7 +215,7 @@ def test_a_loss_that_is_not_finite_names_its_images(
             seen.terms["ibot"] = seen.terms["ibot"] * float("nan")
         return seen
 
-    monkeypatch.setattr("training.loop.losses", poisoned)
+    monkeypatch.setattr("lodeset.training.loop.losses", poisoned)
     with pytest.raises(LodesetError, match="ibot became nan on worker 0 at step 2"):
         train_inline(small, shards, tmp_path)
     told = json.loads((tmp_path / "nonfinite-step-0000002-worker-0.json").read_text())
@@ -300,7 +314,7 @@ def test_a_worker_killed_before_its_first_step_is_replaced(
 def test_a_gradient_that_is_not_finite_names_its_images(
     tmp_path: Path, shards: Shards, small: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.loop.clip_gradients", lambda student, largest: float("inf"))
+    monkeypatch.setattr("lodeset.training.loop.clip_gradients", lambda student, largest: float("inf"))
     with pytest.raises(LodesetError, match="norm became inf on worker 0 at step 0"):
         train_inline(small, shards, tmp_path)
     assert len(json.loads((tmp_path / "nonfinite-step-0000000-worker-0.json").read_text())["image_ids"]) == 8

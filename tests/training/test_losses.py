@@ -10,13 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from training.losses import ibot
-from training.losses.centering import centred
-from training.losses.dino import dino_loss
-from training.losses.ibot import ibot_loss
-from training.losses.koleo import koleo_loss, nearest_distances
-from training.losses.sinkhorn import sinkhorn_knopp
-from training.ssl import average_gradients
+from lodeset.training.losses import ibot
+from lodeset.training.losses.centering import centred
+from lodeset.training.losses.dino import dino_loss
+from lodeset.training.losses.ibot import ibot_loss
+from lodeset.training.losses.koleo import koleo_loss, nearest_distances
+from lodeset.training.losses.sinkhorn import sinkhorn_knopp
+from lodeset.training.ssl import average_gradients
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from builders import write_shards
 
-from pipeline.errors import LodesetError
-from training.cache import ShardCache
-from training.config import CacheConfig, TrainingConfig, identity_of
-from training.data import Batches, load_batches
-from training.index import Shards, open_index, weights_of
-from training.launch import train_inline
-from training.order import Blocks, Order, times
+from lodeset.pipeline.errors import LodesetError
+from lodeset.training.cache import ShardCache
+from lodeset.training.config import CacheConfig, TrainingConfig, identity_of
+from lodeset.training.data import Batches, load_batches
+from lodeset.training.index import Shards, open_index, weights_of
+from lodeset.training.launch import train_inline
+from lodeset.training.order import Blocks, Order, times
 
 
 def test_an_epoch_is_a_permutation_without_its_incomplete_batch() -> None:

@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from training.checkpoint import read_checkpoint
-from training.config import TrainingConfig
-from training.index import Shards
-from training.launch import train_inline
-from training.loop import train_loop
-from training.parallel import recompute_activations
-from training.ssl import fresh
+from lodeset.training.checkpoint import read_checkpoint
+from lodeset.training.config import TrainingConfig
+from lodeset.training.index import Shards
+from lodeset.training.launch import train_inline
+from lodeset.training.loop import train_loop
+from lodeset.training.parallel import recompute_activations
+from lodeset.training.ssl import fresh
 
 
 def worker(rank: int, folder: Path, config: TrainingConfig, shards: Shards) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from training.pictures import pca_pictures
+from lodeset.training.pictures import pca_pictures
 
 
 def planted() -> tuple[np.ndarray, np.ndarray]:

@@ -8,9 +8,9 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from training.config import ModelConfig, TrainingConfig, distilling, finishing, identity_of
-from training.schedules import step_values
-from training.ssl import Network
+from lodeset.training.config import ModelConfig, TrainingConfig, distilling, finishing, identity_of
+from lodeset.training.schedules import step_values
+from lodeset.training.ssl import Network
 
 
 def test_short_is_the_published_recipe() -> None:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.config import TrainingConfig
-from training.data import Batch, Batches
-from training.index import Shards, open_index
-from training.schedules import step_values
-from training.ssl import Network, clip_gradients, fresh, losses, make_optimiser, schedule, update_teacher
+from lodeset.training.config import TrainingConfig
+from lodeset.training.data import Batch, Batches
+from lodeset.training.index import Shards, open_index
+from lodeset.training.schedules import step_values
+from lodeset.training.ssl import Network, clip_gradients, fresh, losses, make_optimiser, schedule, update_teacher
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -10,18 +10,18 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.dag.stage import Context, Outcome, Stage
-from pipeline.errors import LodesetError
-from training import graph
-from training.checkpoint import newest_checkpoint, read_checkpoint
-from training.config import DistillConfig, TrainingConfig, distilling, finishing, identity_of
-from training.data import Batches
-from training.export import load_backbone
-from training.index import Shards, open_index
-from training.launch import train_inline
-from training.origin import Origin, networks
-from training.ssl import losses
-from training.vit import DinoVisionTransformer
+from lodeset.pipeline.dag.stage import Context, Outcome, Stage
+from lodeset.pipeline.errors import LodesetError
+from lodeset.training import graph
+from lodeset.training.checkpoint import newest_checkpoint, read_checkpoint
+from lodeset.training.config import DistillConfig, TrainingConfig, distilling, finishing, identity_of
+from lodeset.training.data import Batches
+from lodeset.training.export import load_backbone
+from lodeset.training.index import Shards, open_index
+from lodeset.training.launch import train_inline
+from lodeset.training.origin import Origin, networks
+from lodeset.training.ssl import losses
+from lodeset.training.vit import DinoVisionTransformer
 
 Interruption = Callable[[int], AbstractContextManager[None]]
 SHARDS = {"write_shards/all": Stage("write_shards", "all", 1, "ray", lambda context: never(context), {})}

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.errors import LodesetError
-from training.config import ModelConfig
-from training.export import export, load_backbone
-from training.vit import Attention, Block, DinoVisionTransformer
+from lodeset.pipeline.errors import LodesetError
+from lodeset.training.config import ModelConfig
+from lodeset.training.export import export, load_backbone
+from lodeset.training.vit import Attention, Block, DinoVisionTransformer
 
 BLOCK = {
     "norm1.weight": (384,),
@@ -142,7 +142,7 @@ def test_explicit_attention_in_bf16_is_the_fused_one() -> None:
         found = []
         for explicit in (512, 0):  # tokens up to which products are explicit
             with pytest.MonkeyPatch.context() as patched, torch.autocast("cpu", torch.bfloat16):
-                patched.setattr("training.vit.EXPLICIT_TOKENS", explicit)
+                patched.setattr("lodeset.training.vit.EXPLICIT_TOKENS", explicit)
                 torch.manual_seed(0)
                 x = torch.randn(batch * tokens, 24, requires_grad=True)
                 out = attention(x, [(batch, tokens)])

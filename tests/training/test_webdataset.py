@@ -10,14 +10,14 @@ import pytest
 from builders import id_of, write_shards
 from PIL import Image
 
-from pipeline.dag.claims import claim
-from pipeline.dag.store import Store
-from pipeline.errors import HeldError, LodesetError
-from training import standalone
-from training.config import TrainingConfig
-from training.index import Shards, open_index
-from training.launch import train_inline
-from training.webdataset import braces_expanded, shards_of
+from lodeset.pipeline.dag.claims import claim
+from lodeset.pipeline.dag.store import Store
+from lodeset.pipeline.errors import HeldError, LodesetError
+from lodeset.training import standalone
+from lodeset.training.config import TrainingConfig
+from lodeset.training.index import Shards, open_index
+from lodeset.training.launch import train_inline
+from lodeset.training.webdataset import braces_expanded, shards_of
 
 
 def foreign(path: Path, payloads: list[bytes], image: str = "jpg") -> Path:
@@ -171,7 +171,7 @@ def test_train_takes_what_a_run_takes(tmp_path: Path, payloads: list[bytes]) -> 
     import struct
     import zlib
 
-    from pipeline.algorithms.images import Unreadable, decode
+    from lodeset.pipeline.algorithms.images.decoding import Unreadable, decode
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

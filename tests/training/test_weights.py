@@ -12,19 +12,19 @@ from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from pipeline.embedders.config import HuggingFaceEmbedder, OnnxEmbedder
-from pipeline.embedders.huggingface import recipe_of
-from pipeline.embedders.onnx import onnx, opened
-from pipeline.embedders.preprocess import IMAGENET_MEAN, IMAGENET_STD, Recipe, normalised
-from pipeline.errors import LodesetError
-from training.config import ModelConfig, TrainingConfig, WeightsConfig
-from training.export import export, load_backbone
-from training.index import Shards
-from training.launch import train_inline
-from training.onnx import export_onnx
-from training.origin import Origin, networks
-from training.vit import DinoVisionTransformer
-from training.weights import check_weights, identity, load_weights
+from lodeset.pipeline.embedders.config import HuggingFaceEmbedder, OnnxEmbedder
+from lodeset.pipeline.embedders.huggingface import recipe_of
+from lodeset.pipeline.embedders.onnx import onnx, opened
+from lodeset.pipeline.embedders.preprocess import IMAGENET_MEAN, IMAGENET_STD, Recipe, normalised
+from lodeset.pipeline.errors import LodesetError
+from lodeset.training.config import ModelConfig, TrainingConfig, WeightsConfig
+from lodeset.training.export import export, load_backbone
+from lodeset.training.index import Shards
+from lodeset.training.launch import train_inline
+from lodeset.training.onnx import export_onnx
+from lodeset.training.origin import Origin, networks
+from lodeset.training.vit import DinoVisionTransformer
+from lodeset.training.weights import check_weights, identity, load_weights
 
 MODEL = ModelConfig(patch_size=8, dim=128, depth=2, heads=2, registers=2)
 

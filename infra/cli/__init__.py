@@ -1,0 +1,1 @@
+"""The command line: Typer commands, their options, and how they print results and progress."""

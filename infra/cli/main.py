@@ -1,0 +1,391 @@
+"""The command line. Results on standard output, logs on standard error.
+
+Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 a gate was breached, 4 held by another run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from lodeset.infra import api
+from lodeset.infra.cli.command import Group
+from lodeset.infra.cli.models import models
+from lodeset.infra.cli.options import Json, Set, err, out, print_json, safe
+from lodeset.infra.cli.store import RunNumber, store_commands
+from lodeset.infra.cli.tables import composition_tree, show, show_changes, show_composition, show_retrieval
+from lodeset.pipeline.errors import LodesetError
+
+app = typer.Typer(
+    cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
+)
+app.add_typer(models)
+app.add_typer(store_commands)
+MISSING_SHOWN = 5  # sources that are not there, of which `plan` tells
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a lodeset.yaml (`lodeset init` writes one)")]
+Until = Annotated[str | None, typer.Option(help="stop after this stage, e.g. dedup")]
+Limit = Annotated[int | None, typer.Option(min=1, help="take a seeded sample of N pool images first")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="ignore what earlier runs fitted")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"lodeset {version('lodeset')}")
+        raise typer.Exit
+
+
+@app.callback()
+def lodeset(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="print the version and leave", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """From a pile of uncurated images to a pretrained, pruned vision model."""
+
+
+def _open(config: Path, set_: list[str] | None, limit: int | None, until: str | None = None) -> api.Opened:
+    return api.open_config(config, tuple(set_ or ()), until, limit)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="file to write")] = Path("lodeset.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="overwrite an existing file")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a commented configuration."""
+    target = api.init(path, force)
+    if as_json:
+        print_json({"path": str(target)})
+    else:
+        out.print(f"wrote {safe(target)}: set `pool`, then `lodeset plan {safe(target)}`", highlight=False)
+
+
+@app.command()
+def schema(as_json: Json = False) -> None:
+    """Print the configuration's JSON schema (always JSON), for editors."""
+    print_json(api.schema())
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    set_: Set = None,
+    until: Until = None,
+    limit: Limit = None,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Show what would run and why, with estimated time and bytes; spends nothing."""
+    opened = api.open_config(config, tuple(set_ or ()), until, limit, without_sources=True)
+    rows, composed = api.plan(opened, fresh), api.composition(opened)
+    if as_json:
+        print_json(
+            {
+                "stages": [
+                    {"stage": d.stage.name, "set": d.stage.set, "action": d.action, "reason": d.reason, "images": e.images,
+                     "images_guessed": e.images_guessed, "seconds": e.seconds, "size_bytes": e.size_bytes}
+                    for d, e in rows
+                ],
+                "composition": composition_tree(composed),
+                "missing": list(opened.missing),
+            }
+        )  # fmt: skip
+        return
+    if composed.known:
+        show_composition(out, composed)
+    if opened.missing:
+        _show_missing(opened.missing)
+        return
+    table = Table("stage", "action", "why", "images", "time", "stores", box=None, pad_edge=False)
+    colours = {"finished": "dim", "taken over": "cyan", "run": "bold", "wait": ""}
+    for decision, estimate in rows:
+        images = "" if estimate.images is None else f"{'~' if estimate.images_guessed else ''}{estimate.images:,}"
+        seconds = "" if decision.artifact else _seconds(estimate.seconds)
+        size = "" if decision.artifact else _size(estimate.size_bytes)
+        style = colours[decision.action]
+        action = "run" if decision.action == "wait" else decision.action
+        table.add_row(decision.stage.id, action, safe(decision.reason), images, seconds, size, style=style)
+    show(out, table)
+    if any(e.images_guessed for _, e in rows):
+        told = "~: estimated from the sizes of tars and Parquet files; ingest counts their images"
+        out.print(told, style="dim", soft_wrap=True)
+    changed = [d.stage.id for d, _ in rows if d.action == "run"]
+    also = [d.stage.id for d, _ in rows if d.action == "wait"]
+    if not changed:
+        out.print("nothing to do")
+    else:
+        then = f", then whichever of the {len(also)} stages after it read something new" if also else ""
+        out.print(f"`lodeset run {safe(config)}` would run {', '.join(changed)}{then}", highlight=False, soft_wrap=True)
+
+
+def _show_missing(messages: Sequence[str]) -> None:
+    err.print(f"[yellow]not ready to run:[/] {len(messages)} missing:", highlight=False)
+    for message in messages[:MISSING_SHOWN]:
+        err.print(f"  {safe(message)}", highlight=False, soft_wrap=True)
+    if len(messages) > MISSING_SHOWN:
+        err.print(f"  and {len(messages) - MISSING_SHOWN} more (`--json` lists all)", highlight=False)
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    return (
+        f"~{seconds:.0f} s"
+        if seconds < 120
+        else f"~{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"~{seconds / 3600:.1f} h"
+    )
+
+
+def _size(size: int | None) -> str:
+    if size is None:
+        return "?"
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"~{size} {unit}"
+        size //= 1000
+    return f"~{size} TB"
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    set_: Set = None,
+    until: Until = None,
+    limit: Limit = None,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Run what is not finished."""
+    from lodeset.infra.cli.progress import watching
+
+    opened = _open(config, set_, limit, until)
+    with watching(err) as watch:
+        api.run(opened, watch, fresh)
+    _show_status(config, opened, as_json)
+
+
+@app.command()
+def compact(
+    config: ConfigPath,
+    delete: Annotated[bool, typer.Option("--delete", help="delete the shards that the new ones replace")] = False,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Write the shards anew, without the images that they hold and no longer stand for."""
+    from lodeset.infra.cli.progress import watching
+
+    opened = api.open_store(config, tuple(set_ or ()))
+    with watching(err) as watch:
+        done = api.compact(opened, watch, delete)
+    if as_json:
+        print_json(vars(done))
+        return
+    out.print(
+        f"{done.images:,} images in {done.shards} shards of {_size(done.size_bytes)[1:]}, in {done.folder}; "
+        f"{'deleted' if delete else 'nothing refers any more to'} {_size(done.superseded_bytes)[1:]}"
+        + ("" if delete or not done.superseded_bytes else " of old ones: `--delete` deletes them"),
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def forget(
+    config: ConfigPath,
+    what: Annotated[list[str], typer.Argument(metavar="IMAGE_ID or URL", help="one or several")],
+    copies: Annotated[bool, typer.Option("--copies", help="near-duplicates of these images, too")] = False,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Take images out of every table, cache and shard, and never take them in again."""
+    done = api.forget(config, what, copies, tuple(set_ or ()))
+    if as_json:
+        print_json(vars(done))
+        return
+    rows = ", ".join(f"{name} {count:,}" for name, count in sorted(done.rows.items()) if count) or "none"
+    shards = "1 shard was" if done.shards == 1 else f"{done.shards:,} shards were"
+    out.print(f"forgotten: {', '.join(done.image_ids)}; {shards} rewritten; rows taken out: {rows}", soft_wrap=True)
+    if done.copies:
+        near = "1 near-duplicate stays" if len(done.copies) == 1 else f"{len(done.copies):,} near-duplicates stay"
+        err.print(
+            f"[yellow]warning:[/] {near}, e.g. {done.copies[0]}: `lodeset forget` with `--copies` takes such images out, too",
+            soft_wrap=True,
+        )
+    for warning in done.warnings:
+        err.print(f"[yellow]warning:[/] {safe(warning)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def status(
+    config: ConfigPath,
+    number: RunNumber = None,
+    code: Annotated[
+        bool, typer.Option("--snippet", help="print Python that reads the shards, and nothing else")
+    ] = False,
+    set_: Set = None,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Show the last finished run: what each stage took, kept and dropped, and where its results lie."""
+    opened = api.open_store(config, tuple(set_ or ()), limit)
+    if code:
+        _show_snippet(api.summary(opened, number), config)
+    else:
+        _show_status(config, opened, as_json, number)
+
+
+def _show_snippet(told: api.Summary, config: Path) -> None:
+    from lodeset.infra.looking.summary import snippet
+
+    if told.shards is None:
+        raise LodesetError(f"no finished run of {config} has written shards: `lodeset run` first")
+    print(snippet(told), end="")
+
+
+def _show_status(config: Path, opened: api.Opened, as_json: bool, number: int | None = None) -> None:
+    from lodeset.infra.looking.summary import lines
+
+    entries, summary = api.status(opened, number), api.summary(opened, number)
+    if as_json:
+        print_json({"artifacts": entries, **summary.to_json()})
+        return
+    table = Table("stage", box=None, pad_edge=False)
+    for heading in ("in", "kept", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("dropped")  # last, for it may be long
+    for entry in entries:
+        id_ = f"{entry['stage']}/{entry['set']}"
+        if not entry["finished"]:
+            table.add_row(id_, "", "", "", "not finished", style="dim")
+            continue
+        rows = entry["rows"]
+        dropped = ", ".join(f"{reason} {count:,}" for reason, count in rows["dropped"].items())
+        table.add_row(id_, f"{rows['in']:,}", f"{rows['kept']:,}", f"{entry['seconds']:.1f}", dropped)
+    show(out, table)
+    show_retrieval(out, entries)
+    show_changes(out, entries)
+    for entry in entries:
+        for warning in entry["details"].get("warnings", ()):
+            err.print(
+                f"[yellow]warning:[/] {entry['stage']}/{entry['set']}: {safe(warning)}",
+                highlight=False,
+                soft_wrap=True,
+            )
+    for line in lines(summary, str(config)):
+        out.print(safe(line), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(
+    config: ConfigPath,
+    to: Annotated[Path, typer.Option("--out", help="the page to write")] = Path("report.html"),
+    number: RunNumber = None,
+    set_: Set = None,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML page: funnel, examples with pictures, curves."""
+    page = api.report(api.open_store(config, tuple(set_ or ()), limit), to, number)
+    if as_json:
+        print_json({"path": str(page)})
+    else:
+        out.print(safe(page), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def dedup_preview(
+    config: ConfigPath,
+    to: Annotated[Path, typer.Option("--out", help="the page to write")] = Path("dedup-preview.html"),
+    pairs: Annotated[int, typer.Option(min=1, help="pairs shown of each section")] = 12,
+    number: RunNumber = None,
+    set_: Set = None,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Run up to dedup and show pairs around the line between copies and strangers."""
+    from lodeset.infra.cli.progress import watching
+
+    opened = api.open_store(config, tuple(set_ or ()), limit)
+    with watching(err) as watch:
+        done = api.dedup_preview(opened, watch, to, pairs, number)
+    if as_json:
+        print_json(done)
+        return
+    table = Table("pairs", "judged", box=None, pad_edge=False)
+    for section in done["sections"]:
+        table.add_row(f"{section['pairs']:,}", safe(section["title"]))
+    out.print(table)
+    out.print(safe(done["path"]), highlight=False, soft_wrap=True)
+    if done["refused"]:
+        err.print(f"[yellow]warning:[/] dedup refused this: {safe(done['refused'])}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def trace(
+    config: ConfigPath,
+    what: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="an image_id or its first digits, a path, a URL, a picture file")
+    ],
+    number: RunNumber = None,
+    set_: Set = None,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what became of one image, and its way from its source to its shard."""
+    told = api.trace(api.open_store(config, tuple(set_ or ()), limit), what, number)
+    if as_json:
+        print_json({"image_id": told.image_id, "sentence": told.sentence, "steps": list(told.steps)})
+        return
+    out.print(f"[bold]{told.image_id or safe(what)}[/]: {safe(told.sentence)}", highlight=False, soft_wrap=True)
+    for step in told.steps:
+        rest = {k: v for k, v in step.items() if k not in ("stage", "table", "image_id") and v not in (None, "")}
+        out.print(f"[bold]{step['stage']}[/] {step['table']}", highlight=False)
+        for key, value in rest.items():
+            out.print(f"    {key}: {safe(value)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="where the sample world is made")] = Path("demo"),
+    as_json: Json = False,
+) -> None:
+    """Make a sample world with known truth and run everything on it."""
+    from lodeset.infra.cli.progress import watching
+
+    with watching(err) as watch:
+        result = api.demo(folder, watch)
+    if as_json:
+        print_json(result)
+        return
+    table = Table("what", "figure", box=None, pad_edge=False, show_header=False)
+    for name, figure in _flat(result):
+        table.add_row(name, safe(figure))
+    out.print(table)
+
+
+def _flat(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(section, str(line)) for section, lines in result["lines"].items() for line in lines]
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what works on this machine and what to install."""
+    checks = api.doctor()
+    broken = [c.name for c in checks if c.needed and not c.works]
+    if as_json:
+        print_json({"checks": [vars(c) for c in checks], "works": not broken})
+    else:
+        for check in checks:
+            mark = "[green]works[/]" if check.works else "[red]broken[/]" if check.needed else "[yellow]absent[/]"
+            out.print(f"{mark:<24} {check.name:<14} {safe(check.told)}", highlight=False, soft_wrap=True)
+    if broken:
+        raise LodesetError(f"not working: {', '.join(broken)}")

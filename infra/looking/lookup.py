@@ -1,0 +1,138 @@
+"""Which image is meant by an id, the beginning of one, a path, a URL, or a picture file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lodeset.infra.looking.trace import IMAGES, LOCATIONS
+from lodeset.pipeline.algorithms.images.decoding import ID_HEX_DIGITS, image_id
+from lodeset.pipeline.dag.store import Artifact, Store
+from lodeset.pipeline.errors import ConfigError
+from lodeset.pipeline.shown import shown
+from lodeset.pipeline.tables.forgotten import FOLDER, forgotten
+
+SHORTEST = 4  # digits of an id that stand for it
+SHOWN = 5  # of several that are meant
+_HEX = re.compile(rf"[0-9a-f]{{{SHORTEST},{ID_HEX_DIGITS}}}")
+
+
+@dataclass(frozen=True)
+class Meant:
+    """Images of a run, and files that it refused, for which a text may stand; `read` is the id of the file of that name as it is now."""
+
+    ids: tuple[str, ...]
+    rejects: tuple[Mapping[str, Any], ...] = ()
+    read: str | None = None
+
+
+def meant(store: Store, artifacts: Mapping[str, Artifact], asked: str, folders: Sequence[Path]) -> Meant:
+    """What of a run's sets, or of what the store was told to forget, `asked` stands for.
+
+    Args:
+        folders: where relative paths may begin.
+    """
+    text = asked.lower()
+    if _HEX.fullmatch(text):
+        ids = _beginning(store, artifacts, text)
+        if ids or len(text) == ID_HEX_DIGITS:
+            return Meant(tuple(ids))
+    read = _of_file(asked, folders)
+    spellings = tuple(dict.fromkeys([asked, *(str((folder / asked).resolve()) for folder in folders)]))
+    ids, rejects = _at(store, artifacts, asked, spellings)
+    if not ids and not rejects and read is not None:
+        ids = _beginning(store, artifacts, read)
+    ids += [one for one in _forgotten_as(store, asked) if one not in ids]
+    return Meant(tuple(dict.fromkeys(ids)), tuple(rejects), read)
+
+
+def one_of(found: Sequence[str], asked: str) -> str:
+    """Raises ConfigError: several images are meant."""
+    if len(found) > 1:
+        some = ", ".join(found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")
+        raise ConfigError(f"{shown(asked)} stands for {len(found):,} images: give one of their ids ({some})")
+    return found[0]
+
+
+def _tables(
+    store: Store, artifacts: Mapping[str, Artifact], names: Sequence[str], columns: list[str]
+) -> Iterator[pa.Table]:
+    for artifact in artifacts.values():
+        for name in names:
+            for file in artifact.tables.get(name, ()):
+                if file.rows:
+                    yield store.table([file], columns)
+
+
+def _beginning(store: Store, artifacts: Mapping[str, Artifact], prefix: str) -> list[str]:
+    found: set[str] = {one for one in forgotten(store) if one.startswith(prefix)}
+    for table in _tables(store, artifacts, IMAGES, ["image_id"]):
+        found |= set(table["image_id"].filter(pc.starts_with(table["image_id"], prefix)).to_pylist())
+    return sorted(found)
+
+
+def _of_file(asked: str, folders: Sequence[Path]) -> str | None:
+    """The id of a file's bytes as they are now."""
+    for path in (Path(asked), *(folder / asked for folder in folders)):
+        try:
+            if path.is_file():
+                return image_id(path.read_bytes())
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _at(
+    store: Store, artifacts: Mapping[str, Artifact], asked: str, spellings: Sequence[str]
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Images that lie at a path, whole or its end, or that have this URL; and files there that were refused."""
+    ids: list[str] = []
+    for table in _tables(store, artifacts, ("metadata",), ["image_id", "url"]):
+        ids += table["image_id"].filter(pc.equal(table["url"], asked)).to_pylist()
+    if not ids:
+        for table in _tables(store, artifacts, LOCATIONS, ["image_id", "uri", "member"]):
+            ids += table["image_id"].filter(_lies(table, spellings)).to_pylist()
+    rejects: list[dict[str, Any]] = []
+    for id_, artifact in artifacts.items():
+        for file in artifact.tables.get("rejects", ()) if artifact.stage == "ingest" else ():
+            table = store.table([file])
+            rejects += [
+                {"stage": id_, "table": "rejects", **row} for row in table.filter(_lies(table, spellings)).to_pylist()
+            ]
+    return sorted(set(ids)), rejects
+
+
+def _lies(table: pa.Table, spellings: Sequence[str]) -> pa.ChunkedArray:
+    """Rows of which a place is spelled so: the file, the member, the end of either, or both joined as messages join them."""
+    uri, member = table["uri"], pc.fill_null(table["member"], "")
+    joined: list[Callable[[], pa.ChunkedArray]] = [
+        lambda: uri,
+        lambda: member,
+        *(lambda by=by: pc.binary_join_element_wise(uri, member, by) for by in (" ", "#", "/", "::")),
+    ]
+    hit = pa.chunked_array([pa.repeat(False, table.num_rows)])
+    for place in (make() for make in joined):
+        for text in spellings:
+            hit = pc.or_(hit, pc.or_(pc.equal(place, text), pc.ends_with(place, "/" + text.lstrip("./"))))
+    return pc.fill_null(hit, False)
+
+
+def _forgotten_as(store: Store, asked: str) -> list[str]:
+    """Images that were forgotten because somebody asked so."""
+    found = []
+    for one in sorted(forgotten(store)):
+        told = told_of(store, one)
+        if asked in told.get("asked", ()):
+            found.append(one)
+    return found
+
+
+def told_of(store: Store, one: str) -> dict[str, Any]:
+    """What a store keeps of a take-down."""
+    return store.read_json(f"{FOLDER}/{one}.json") or {}

@@ -1,0 +1,112 @@
+"""Pairs of images around the line between copies and strangers, to be looked at before anyone trusts it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+
+from lodeset.infra.report.pictures import load
+from lodeset.infra.report.render import harmless, save
+from lodeset.pipeline.algorithms.sampling import seeded_order
+from lodeset.pipeline.dag.decisions import Decision
+from lodeset.pipeline.dag.store import Artifact, File, Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.stages.dedup import run as dedup
+from lodeset.pipeline.tables import records
+
+TEMPLATE = "preview.html.jinja"
+# Steps of the log-odds that make a section of the page each.
+SCORES = (-np.inf, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
+# Steps of the cosine, likewise, about the threshold.
+COSINES = (-0.05, -0.02, 0.0, 0.02, 0.05, 0.1)
+
+
+@dataclass(frozen=True)
+class Band:
+    """Pairs that one rule judges alike; `pairs` are a seeded sample of them."""
+
+    title: str
+    copies: bool
+    count: int
+    pairs: tuple[Mapping[str, Any], ...]
+
+
+def edges_of(store: Store, decision: Decision) -> tuple[File, ...]:
+    """The edges of dedup as this configuration has it, also where the guard stopped it.
+
+    Raises:
+        LodesetError: dedup has not got that far.
+    """
+    if decision.artifact is not None:
+        return decision.artifact.tables["edges"]
+    part = store.part(dedup.EDGES, dedup.edges_key(decision.fingerprint or ""))
+    if part is None:
+        raise LodesetError(f"{decision.stage.id} has not searched yet: {decision.reason}")
+    return (part.files["edges"],)
+
+
+def bands(store: Store, files: Sequence[File], config: Mapping[str, Any], threshold: float, each: int) -> list[Band]:
+    """The pairs by what decides on them, the least certain first; at most `each` of a band are kept."""
+    rows: list[dict[str, Any]] = store.table(files, None, records.EDGES).drop_columns(["map"]).to_pylist()
+    found: list[Band] = []
+
+    def add(title: str, copies: bool, chosen: list[dict[str, Any]]) -> None:
+        if chosen:
+            order = seeded_order([row["image_id_a"] + row["image_id_b"] for row in chosen], seed=0)[:each]
+            found.append(Band(title, copies, len(chosen), tuple(chosen[i] for i in order)))
+
+    if config["verify"] == "pixels":
+        line = config["min_score"]
+        edges = sorted({*SCORES, line})
+        for low, high in zip(edges, [*edges[1:], np.inf], strict=True):
+            inside = [row for row in rows if row["score"] is not None and low <= row["score"] < high]
+            above = f"{low:g} to {high:g}" if np.isfinite(high) else f"{low:g} and more"
+            above = above if np.isfinite(low) else f"below {high:g}"
+            add(f"aligned, log-odds {above}: copies", True, [row for row in inside if row["linked"]])
+            why = "too low" if low < line else "of a kind of picture, not above its surroundings"
+            add(f"aligned, log-odds {above}: not taken, {why}", False, [row for row in inside if not row["linked"]])
+        others = [row for row in rows if row["score"] is None]
+        add("agree as they are, or mirrored: copies", True, [row for row in others if row["linked"]])
+        add(
+            "alike by vector or hash, but not in their pixels: not taken",
+            False,
+            [row for row in others if not row["linked"]],
+        )
+    else:
+        lines = [-np.inf, *(threshold + step for step in COSINES)]
+        for low, high in zip(lines, [*lines[1:], np.inf], strict=True):
+            inside = [row for row in rows if row["similarity"] is not None and low < row["similarity"] <= high]
+            span = f"up to {high:.3f}" if np.isinf(low) else f"{low:.3f} to {min(high, 1):.3f}"
+            add(f"cosine {span}: copies", True, [row for row in inside if row["linked"]])
+            add(f"cosine {span}: not taken", False, [row for row in inside if not row["linked"]])
+        add("by perceptual hash alone: copies", True, [r for r in rows if r["similarity"] is None and r["linked"]])
+    return found
+
+
+def write_preview(
+    store: Store,
+    artifacts: Mapping[str, Artifact],
+    found: Sequence[Band],
+    line: str,
+    max_pixels: int,
+    path: Path,
+    title: str,
+) -> Path:
+    """One self-contained HTML page.
+
+    Raises:
+        LodesetError: `path` cannot be written.
+    """
+    ids = sorted({row[side] for band in found for row in band.pairs for side in ("image_id_a", "image_id_b")})
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=harmless
+    )
+    source = resources.files("lodeset.infra.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    pictures = load(store, artifacts, ids, max_pixels)
+    return save(environment.from_string(source).render(bands=found, pictures=pictures, line=line, title=title), path)

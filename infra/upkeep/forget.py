@@ -1,0 +1,373 @@
+"""Take-down: an image leaves every table, cache and shard of a store, and is never taken in again.
+
+Parts and artifacts are rewritten where they lie, the only exception to their being written once. A journal says which images go;
+then clean copies are made, a second journal says which replaces what, and they are put in place. A take-down that was cut short
+is completed by the next one, and no run starts before it is.
+
+Images are looked up in all that the store holds, not in what is finished today: a configuration may have moved on.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import posixpath
+import tarfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lodeset.infra.looking.summary import REPORTS
+from lodeset.infra.upkeep.compact import every_artifact, sweep
+from lodeset.infra.upkeep.taken import copies_of, every_part, is_in, kept_for, resolved, with_derived
+from lodeset.pipeline.dag.claims import claim, live
+from lodeset.pipeline.dag.damage import Damage, noted, withdraw
+from lodeset.pipeline.dag.manifests import sealed
+from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
+from lodeset.pipeline.errors import DamagedError, HeldError, LodesetError
+from lodeset.pipeline.shown import json_text
+from lodeset.pipeline.stages import search, write_shards
+from lodeset.pipeline.stages.dedup import generations
+from lodeset.pipeline.stages.write_shards import TAR_RECORD, add_member, open_tar
+from lodeset.pipeline.tables import records
+from lodeset.pipeline.tables.forgotten import CLAIM, JOURNAL, PLANNED, remember
+
+# A row goes with the image that it is about; a mention of it in another image's row goes alone.
+ABOUT = ("image_id", "image_id_a", "image_id_b", "pool_image_id", "derived_from", "copy_id")
+MENTIONS = ("query_id", "matched_id")
+# Stage -> the table whose images are those that it kept.
+KEPT_BY = {
+    "ingest": "images", "blur_faces": "images", "embed": "vectors", "embed_dedup": "vectors", "dedup": "duplicates",
+    "cluster": "clusters", "retrieve": "selected", "write_shards": "index",
+}  # fmt: skip
+# Models that have seen the image keep what they learnt.
+TRAINED = ("train", "finish", "distill", "prune")
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What was taken out: images, rows by table, shards that were rewritten; copies that stay; what a store cannot undo."""
+
+    image_ids: tuple[str, ...]
+    rows: Mapping[str, int]
+    shards: int
+    copies: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass
+class _Plan:
+    """Clean copies by the path that they replace, the images that left each of these (as far as their stage counted them as
+    kept), the digests of what is left of an index, and parts that go whole: what was laid out for searching names no image."""
+
+    clean: dict[str, tuple[str, File]] = field(default_factory=dict)
+    lost: dict[str, int] = field(default_factory=dict)
+    content: dict[str, str] = field(default_factory=dict)
+    whole: list[tuple[str, str]] = field(default_factory=list)
+    rows: dict[str, int] = field(default_factory=dict)
+
+
+def forget(store: Store, asked: Sequence[str], with_copies: bool) -> Forgotten:
+    """Takes images out of the store, by image_id or by the URL that their source gave.
+
+    Args:
+        with_copies: the near-duplicates of the images that dedup found in its last run go, too.
+
+    Raises:
+        LodesetError: no store is there, or a URL that no image in it has.
+        HeldError: a run is at work on the store.
+    """
+    if not store.names("artifacts"):
+        raise LodesetError(f"no run has finished a stage in {store.url}: is this the store of the configuration?")
+    with claim(store, CLAIM, f"a take-down in {store.url}"):
+        others = [name for name in live(store) if name != CLAIM]
+        if others:
+            raise HeldError(f"a run is at work on {store.url} ({', '.join(others)}): wait for it, or stop it")
+        damaged: list[Damage] = []
+        while True:
+            try:
+                ids, copies, plan = _taken_down(store, asked, with_copies)
+                break
+            except DamagedError:
+                # What cannot be read may hold the image, and must not hold up its take-down: it goes whole.
+                found = noted(store)
+                if not found:
+                    raise
+                damaged += withdraw(store, found).damage
+    shards = sum(path.endswith(".tar") and path.startswith("shards/") for path in plan.clean)
+    warnings = (*_warnings(store, plan), *([_DAMAGED.format(len(damaged), damaged[0].path)] if damaged else []))
+    return Forgotten(tuple(sorted(ids)), plan.rows, shards, tuple(sorted(copies)), warnings)
+
+
+_DAMAGED = "{} damaged files were met and taken out with what listed them (e.g. {}): `lodeset run` makes that again"
+
+
+def _taken_down(store: Store, asked: Sequence[str], with_copies: bool) -> tuple[set[str], set[str], _Plan]:
+    """Which images went, which copies of them stay, and what was done.
+
+    Raises:
+        DamagedError: something in the store cannot be read; the take-down can be given again.
+    """
+    _complete(store)
+    ids = with_derived(store, {i for one in asked for i in resolved(store, one)})
+    copies = copies_of(store, ids)
+    if with_copies:
+        ids, copies = with_derived(store, ids | copies), set()
+    # From here on the take-down can only be completed.
+    store.put_absent(JOURNAL, sealed({"ids": sorted(ids), "asked": list(asked)}))
+    return ids, copies, _complete(store) or _Plan()
+
+
+# -- clean copies
+
+
+def _plan(store: Store, ids: set[str]) -> _Plan:
+    plan, offsets = _Plan(), {}
+    parts = list(every_part(store))
+    carriers = kept_for(store, ids)  # their JSON says what these said
+    for stage, part in parts:
+        if stage == write_shards.STAGE and _mentions(store, part.files["entries"], ids | carriers):
+            offsets[part.files["shard"].path] = _shard(store, plan, part.files["shard"], ids)
+    for stage, part in parts:
+        if stage == search.STAGE:
+            plan.whole.append((stage, part.key))
+        elif stage == "ingest":
+            _ingested(store, plan, part, ids)
+        else:
+            _part(store, plan, part, ids, offsets)
+    return plan
+
+
+def _part(store: Store, plan: _Plan, part: Part, ids: set[str], offsets: Mapping[str, Mapping[str, int]]) -> None:
+    for name, file in part.files.items():
+        if name == "blurred" and _mentions(store, part.files["images"], ids):
+            _scrubbed(store, plan, file, ids)
+        if not file.path.endswith(".parquet"):
+            continue
+        # `entries` of a shard lie apart from it, and name it as the index beside it does.
+        beside = posixpath.dirname(part.files["shard"].path if name == "entries" else file.path)
+        moved = offsets if "offset" in _columns(store, file) else {}
+        if not moved and not _mentions(store, file, ids):
+            continue
+        before = store.table([file])
+        if name == generations.TABLE:
+            hit = is_in(before["image_id"], ids)
+            after = before.set_column(0, "image_id", pc.if_else(hit, pa.scalar(None, pa.string()), before["image_id"]))
+            removed = int(pc.sum(hit).as_py() or 0)
+        else:
+            after = _without(before, ids)
+            removed = before.num_rows - after.num_rows
+            after = _with_offsets(after, beside, moved)
+        if not after.equals(before):
+            _write(store, plan, file, name, after, removed)
+            plan.lost[file.path] = _kept(name, before) - _kept(name, after)
+            if name == "index":
+                plan.content[file.path] = write_shards.content_of(after)
+
+
+def _kept(name: str, table: pa.Table) -> int:
+    """Images that a table counts as kept by its stage."""
+    if name == "duplicates":
+        return int(pc.sum(table["kept"]).as_py() or 0)
+    return int(pc.count_distinct(table["image_id"]).as_py()) if name in KEPT_BY.values() else 0
+
+
+def _ingested(store: Store, plan: _Plan, part: Part, ids: set[str]) -> None:
+    """A place that is forgotten becomes a reject, so that the files of a part still add up."""
+    if not _mentions(store, part.files["locations"], ids):
+        return
+    tables = {name: store.table([file]) for name, file in part.files.items()}
+    places = tables["locations"].filter(is_in(tables["locations"]["image_id"], ids))
+    shown = {"reason": pa.repeat("forgotten", len(places)), "detail": pa.repeat("", len(places))}
+    columns = [shown[n] if n in shown else places[n] for n in records.REJECTS.names]
+    rejects = pa.concat_tables([tables["rejects"], pa.table(columns, schema=records.REJECTS)])
+    for name, table in tables.items():
+        after = rejects if name == "rejects" else _without(table, ids)
+        if not after.equals(table):
+            removed = 0 if name == "rejects" else table.num_rows - after.num_rows
+            _write(store, plan, part.files[name], name, after, removed)
+            plan.lost[part.files[name].path] = _kept(name, table) - _kept(name, after)
+
+
+def _columns(store: Store, file: File) -> list[str]:
+    with store.opened(file) as source:
+        return list(pq.read_schema(source).names)
+
+
+def _mentions(store: Store, file: File, ids: set[str]) -> bool:
+    columns = [c for c in _columns(store, file) if c in (*ABOUT, *MENTIONS, "group_id")]
+    table = store.table([file], columns) if columns else None
+    return table is not None and any(pc.any(is_in(table[c], ids)).as_py() for c in columns)
+
+
+def _without(table: pa.Table, ids: set[str]) -> pa.Table:
+    for name in table.column_names:
+        at = table.schema.get_field_index(name)
+        if name in ABOUT:
+            table = table.filter(pc.invert(is_in(table[name], ids)))
+        elif name in MENTIONS:
+            hit = is_in(table[name], ids)
+            table = table.set_column(at, name, pc.if_else(hit, pa.scalar(None, pa.string()), table[name]))
+    if "group_id" in table.column_names:
+        # A group bears the smallest image_id in it; those that bore one of these get that of what is left of them.
+        group = table["group_id"].to_pylist()
+        first: dict[str, str] = {}
+        for image_id, name in zip(table["image_id"].to_pylist(), group, strict=True):
+            if name in ids:
+                first[name] = min(image_id, first.get(name, image_id))
+        named = pa.array([first.get(name, name) for name in group], pa.string())
+        table = table.set_column(table.schema.get_field_index("group_id"), "group_id", named)
+    return table
+
+
+def _with_offsets(table: pa.Table, folder: str, moved: Mapping[str, Mapping[str, int]]) -> pa.Table:
+    if not moved or "shard" not in table.column_names:
+        return table
+    shards = [posixpath.normpath(f"{folder}/{name}") for name in table["shard"].to_pylist()]
+    rows = zip(shards, table["image_id"].to_pylist(), table["offset"].to_pylist(), strict=True)
+    offsets = [moved[shard].get(i, offset) if shard in moved else offset for shard, i, offset in rows]
+    return table.set_column(table.schema.get_field_index("offset"), "offset", pa.array(offsets, pa.int64()))
+
+
+def _write(store: Store, plan: _Plan, file: File, name: str, table: pa.Table, removed: int) -> None:
+    copy = store.write_named(_copy_name(file), table)
+    plan.clean[file.path] = (copy.path, File(file.path, copy.rows, copy.size_bytes, copy.sha256))
+    plan.rows[name] = plan.rows.get(name, 0) + removed
+
+
+def _copy_name(file: File) -> str:
+    return f"{file.path}.clean-{time.time_ns():x}"
+
+
+def _shard(store: Store, plan: _Plan, file: File, ids: set[str]) -> dict[str, int]:
+    """A shard without the members of these images; where the bytes of the others lie now."""
+    relative, offsets, rows = _copy_name(file), dict[str, int](), 0
+    with (
+        store.opened(file) as source,
+        store.writing(relative) as sink,
+        tarfile.open(fileobj=source, mode="r|") as old,
+        open_tar(sink) as new,
+    ):
+        for member in old:
+            image_id, _, extension = member.name.partition(".")
+            data = old.extractfile(member)
+            if image_id in ids or data is None:
+                continue
+            content = data.read()
+            if extension == "json":
+                content = _without_copies(content, ids)
+            else:
+                offsets[image_id], rows = new.offset + TAR_RECORD, rows + 1
+            add_member(new, member.name, content)
+    plan.clean[file.path] = (relative, File(file.path, rows, sink.size_bytes, sink.sha256()))
+    return offsets
+
+
+def _without_copies(told: bytes, ids: set[str]) -> bytes:
+    """An image's JSON without what copies said that are forgotten."""
+    tree = json.loads(told)
+    copies = tree.get("metadata_of_copies", ())
+    tree["metadata_of_copies"] = [copy for copy in copies if copy["image_id"] not in ids]
+    if len(tree["metadata_of_copies"]) == len(copies):
+        return told
+    if not tree["metadata_of_copies"]:
+        del tree["metadata_of_copies"]
+    return json_text(tree).encode()
+
+
+def _scrubbed(store: Store, plan: _Plan, file: File, ids: set[str]) -> None:
+    """Blurred images lie where tables say that they do: zeros take the place of those that go."""
+    data = io.BytesIO(store.bytes_of(file))
+    with tarfile.open(fileobj=data) as tar:
+        for member in tar.getmembers():
+            if member.name.partition(".")[0] in ids:
+                data.seek(member.offset)
+                blank = tarfile.TarInfo("forgotten")
+                blank.size = member.size
+                data.write(blank.tobuf(tarfile.USTAR_FORMAT))
+                data.seek(member.offset_data)
+                data.write(bytes(member.size))
+    relative = _copy_name(file)
+    with store.writing(relative) as sink:
+        sink.write(data.getvalue())
+    plan.clean[file.path] = (relative, File(file.path, file.rows, sink.size_bytes, sink.sha256()))
+
+
+# -- in place
+
+
+def _complete(store: Store) -> _Plan | None:
+    """Does what the journals say, however much of it was done before; the plan, where this made it."""
+    journal = store.read_json(JOURNAL)
+    if journal is None:
+        return None
+    plan, ids = None, set(journal["ids"])
+    if store.read(PLANNED) is None:
+        remember(store, ids, journal["asked"])
+        plan = _plan(store, ids)
+        planned = {
+            "files": {path: {"copy": copy, "file": asdict(file)} for path, (copy, file) in plan.clean.items()},
+            "whole": plan.whole,
+            "lost": plan.lost,
+            "content": plan.content,
+        }
+        store.put_absent(PLANNED, sealed(planned))
+    _replace(store, store.read_json(PLANNED) or {})
+    sweep(store)
+    for name in store.names(REPORTS):
+        store.delete(f"{REPORTS}/{name}")  # pages show pictures; `run` and `report` write new ones
+    store.delete(PLANNED)
+    store.delete(JOURNAL)
+    return plan
+
+
+def _replace(store: Store, planned: Mapping[str, Any]) -> None:
+    files = {path: File(**entry["file"]) for path, entry in planned["files"].items()}
+    for stage, key in planned["whole"]:
+        part = store.part(stage, key)
+        if part is not None:
+            store.delete_part(stage, part)
+    for stage, part in every_part(store):
+        if any(file.path in files for file in part.files.values()):
+            changed = {name: files.get(file.path, file) for name, file in part.files.items()}
+            tree = asdict(Part(part.key, changed, part.counts, part.seconds))
+            store.replace_json(f"parts/{stage}/{part.key}/manifest.json", tree)
+    for artifact in every_artifact(store):
+        tables = {name: tuple(files.get(f.path, f) for f in of) for name, of in artifact.tables.items()}
+        if tables != dict(artifact.tables):
+            store.replace_artifact(_less(artifact, planned, tables))
+    for path, entry in planned["files"].items():
+        store.replace(entry["copy"], path)
+
+
+def _less(artifact: Artifact, planned: Mapping[str, Any], tables: Mapping[str, tuple[File, ...]]) -> Artifact:
+    """The artifact with other files: what it kept is less by what they lost, so that what counts on it still adds up."""
+    rows, of = artifact.rows, artifact.tables.get(KEPT_BY.get(artifact.stage, ""), ())
+    lost = sum(planned["lost"].get(file.path, 0) for file in of if file not in tables[KEPT_BY[artifact.stage]])
+    if lost:
+        dropped = {**rows.dropped, "forgotten": rows.dropped.get("forgotten", 0) + lost}
+        rows = Rows(rows.taken, rows.kept - lost, dropped)
+    content = dict(artifact.content)
+    for file in artifact.tables.get("index", ()):
+        # What is trained on changed, and so must what was trained.
+        if file.path in planned["content"]:
+            content[write_shards.IMAGES] = planned["content"][file.path]
+    return replace(artifact, tables=tables, rows=rows, content=content)
+
+
+def _warnings(store: Store, plan: _Plan) -> tuple[str, ...]:
+    found = []
+    if not any(plan.rows.values()):
+        found.append("nothing in the store named it: it is on the list of what is never taken in, and that is all")
+    trained = sorted({one.stage for one in every_artifact(store) if one.stage in TRAINED})
+    if trained and plan.content:
+        told = ", ".join(trained)
+        found.append(
+            f"{told} ran before: models that were trained on it keep what they learnt; the next run trains again"
+        )
+    return tuple(found)

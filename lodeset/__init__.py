@@ -1,0 +1,1 @@
+"""From a pile of uncurated images to a pretrained, pruned vision model, as one DAG."""

@@ -1,0 +1,1 @@
+"""k-means, hierarchies of clusters, and balanced sampling from them."""

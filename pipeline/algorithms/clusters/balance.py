@@ -1,0 +1,61 @@
+"""Balanced top-down sampling from a hierarchy of clusters (Vo et al., arXiv:2405.15613, section 3.3)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lodeset.pipeline.algorithms.clusters.points import Ints, Keys, hashed
+
+
+def shared(sizes: Ints, request: int, order: Keys) -> Ints:
+    """How many each cluster gives: as evenly as their sizes allow, `request` in all or everything.
+
+    Below the common share a cluster gives all it has, and the others share what it lacks. What does not divide goes, one
+    each, to the clusters first in `order`.
+    """
+    if request >= sizes.sum():
+        return sizes.copy()
+    low, high = 0, int(sizes.max())  # the highest share at which the sum stays within the request
+    while low < high:
+        middle = (low + high + 1) // 2
+        if np.minimum(sizes, middle).sum() <= request:
+            low = middle
+        else:
+            high = middle - 1
+    given = np.minimum(sizes, low)
+    able = np.flatnonzero(sizes > low)
+    given[able[np.argsort(order[able], kind="stable")[: request - int(given.sum())]]] += 1
+    return given
+
+
+def balanced(paths: NDArray[np.int32], keys: Keys, request: int, seed: int) -> Ints:
+    """Rows of a sample that every cluster of every level has an equal share in, as far as its size allows; rising.
+
+    Inside a lowest cluster rows are drawn at random (the default of the published code; its other choice is the nearest to the
+    centroid), by the hash of their keys, so that the sample is the same in whatever order the rows come.
+
+    Args:
+        paths: clusters from the top level down, int32 [N, levels], numbered over a whole level.
+        keys: one a row, distinct (`keys_of` their image_ids).
+        request: rows to draw; all rows if there are fewer.
+    """
+    levels = paths.shape[1]
+    order = np.lexsort((keys, hashed(keys, seed, 0), *paths.T[::-1]))
+    ordered = paths[order]
+    drawn: list[Ints] = []
+    work = [(0, len(order), 0, request)]
+    while work:
+        start, stop, level, wanted = work.pop()
+        if wanted == 0:
+            continue
+        if level == levels:
+            drawn.append(order[start : start + wanted])
+            continue
+        clusters, first = np.unique(ordered[start:stop, level], return_index=True)
+        ends = np.append(first[1:], stop - start)
+        given = shared(ends - first, wanted, hashed(clusters.astype(np.uint64), seed, level + 1))
+        work += [
+            (start + int(a), start + int(b), level + 1, int(n)) for a, b, n in zip(first, ends, given, strict=True) if n
+        ]
+    return np.sort(np.concatenate(drawn)) if drawn else np.zeros(0, np.int64)

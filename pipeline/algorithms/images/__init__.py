@@ -1,0 +1,1 @@
+"""Encoded bytes to pixels and what can be measured of them."""

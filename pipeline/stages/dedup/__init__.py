@@ -1,0 +1,1 @@
+"""The stage dedup: its function in `run`, and what its workers do."""

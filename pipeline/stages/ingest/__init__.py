@@ -1,0 +1,1 @@
+"""The stage ingest: its function in `run`, and what its workers do."""

@@ -1,0 +1,167 @@
+"""Every way of choosing and rewriting units at one sparsity.
+
+The penalty's strength in a group decides how many units the entropic method keeps there; the baselines then keep exactly as many in that
+group, so that only the choice of units and of weights differs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from torch import nn
+
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning.choosing.entropic import Layer, Rewritten, Solution, path
+from lodeset.pruning.choosing.magnitude import magnitude_scores, random_scores, top
+from lodeset.pruning.choosing.refit import refit
+from lodeset.pruning.config import PruneJob
+from lodeset.pruning.units.groups import Group, columns, layer_of
+from lodeset.pruning.units.moments import Array, Gram, Indices
+from lodeset.pruning.units.removal import Replacement, Weights, masked
+
+# `entropic` uses the weights that the penalised objective gives (shrunk by the L2 term); `magnitude` and `random` keep
+# the dense model's; `+refit` solves least squares on the units kept.
+Method = Literal["entropic", "entropic+refit", "magnitude", "magnitude+refit", "random", "random+refit"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One pruned model to be: what becomes of every group, and how well that rebuilds the dense layers."""
+
+    method: Method
+    layers: dict[str, Replacement]  # by group
+    # By layer that reads units: mean square error on the calibration positions over the dense output's variance; in turn, of the sum that
+    # the output goes into, in the output's scale.
+    unexplained: dict[str, float]
+    converged: bool  # whether every group's solve settled within max_iterations
+
+
+def layers_of(group: Group, grams: Mapping[str, Gram]) -> list[Layer]:
+    """The layers that read a group, with their moments.
+
+    Raises:
+        LodesetError: the moments are not of this model or cannot be used.
+    """
+    found = []
+    for reader in group.readers:
+        gram = grams.get(reader.name)
+        seen = 0 if gram is None else len(gram.sum_x)
+        if gram is None or seen != len(reader.unit_of):
+            raise LodesetError(
+                f"{reader.name}: the moments cover {seen} inputs and the layer takes {len(reader.unit_of)}: "
+                "measure them again on this checkpoint"
+            )
+        found.append(Layer(reader.name, gram.moments(reader.name), reader.unit_of))
+    return found
+
+
+Solutions = dict[str, dict[float, Solution]]  # by group and eps_w
+Paths = dict[str, dict[float, Array]]  # w [n] by group and strength
+
+
+def solved_at_once(
+    groups: Sequence[Group], grams: Mapping[str, Gram], job: PruneJob
+) -> tuple[Solutions, Paths, dict[str, str]]:
+    """Every group over the whole sweep, each by itself; w on the way there; and why groups cannot be solved."""
+    solved: Solutions = {}
+    paths: Paths = {}
+    refused: dict[str, str] = {}
+    for group in groups:
+        followed: dict[float, Array] = {}
+        try:
+            solved[group.name] = path(layers_of(group, grams), group.units, job, followed)
+        except LodesetError as error:
+            refused[group.name] = str(error)
+        else:
+            paths[group.name] = followed
+    return solved, paths, refused
+
+
+def _unexplained(layers: Sequence[Layer], new: Replacement) -> dict[str, float]:
+    of = new.readers
+    return {one.name: one.moments.unexplained(of[one.name].weight, of[one.name].bias) for one in layers}
+
+
+def variant(
+    model: nn.Module,
+    groups: Sequence[Group],
+    grams: Mapping[str, Gram],
+    job: PruneJob,
+    method: Method,
+    chosen: Mapping[str, Solution],
+) -> Variant:
+    """One variant by itself, whoever computes it and in whatever order; `chosen`: each group's solution at its strength.
+
+    Raises:
+        LodesetError: the moments are not of this model or cannot be used.
+    """
+    replacements: dict[str, Replacement] = {}
+    lost: dict[str, float] = {}
+    for group in groups:
+        layers = layers_of(group, grams)
+        new = _replacement(model, group, layers, job, chosen[group.name], method)
+        replacements[group.name] = new
+        lost |= _unexplained(layers, new)
+    return Variant(method, replacements, lost, all(chosen[group.name].converged for group in groups))
+
+
+def lost_alone(
+    model: nn.Module,
+    group: Group,
+    grams: Mapping[str, Gram],
+    job: PruneJob,
+    solved: Mapping[float, Solution],
+    change: Callable[[nn.Module], float],
+) -> dict[float, float]:
+    """What `change` says of the model with this group alone pruned and refitted, by strength."""
+    layers = layers_of(group, grams)
+    lost = {}
+    for eps, solution in solved.items():
+        new = _replacement(model, group, layers, job, solution, "entropic+refit")
+        lost[eps] = change(masked(model, {group.name: new})) if len(new.keep) < group.units else 0.0
+    return lost
+
+
+def units_kept(group: Group, support: int, round_to: int) -> int:
+    """How many units are kept for so many that have weight: these, filled up to a multiple; attention heads as they are."""
+    multiple = 1 if group.heads is not None else round_to
+    return min(group.units, -(-support // multiple) * multiple)
+
+
+def units_of(
+    model: nn.Module, group: Group, layers: Sequence[Layer], job: PruneJob, solution: Solution, method: Method
+) -> Indices:
+    """The units [k] that a method keeps of a group, ascending: as many as the solution."""
+    count = units_kept(group, len(solution.support), job.round_to)
+    criterion = method.partition("+")[0]
+    if criterion == "entropic":
+        # What fills up the last multiple: the units that say most of an output by themselves.
+        by_themselves = np.max([one.covariance(group.units) for one in layers], axis=0)
+        return top(np.where(solution.w > 0, np.inf, by_themselves), count)
+    if criterion == "magnitude":
+        return top(magnitude_scores(model, group), count)
+    return top(random_scores(group.units, group.name, job.seed), count)
+
+
+def rewritten(model: nn.Module, layer: Layer, keep: Indices, solved: Rewritten | None, method: Method) -> Weights:
+    """What a method makes of a layer when only the units `keep` are left for it to read; `solved` is the penalised problem's."""
+    kept = np.isin(layer.unit_of, keep)
+    if method.endswith("+refit"):
+        return Weights(*refit(layer.moments, np.flatnonzero(kept)))
+    if method == "entropic":
+        assert solved is not None
+        return Weights(solved.q, solved.bias)
+    module = layer_of(model, layer.name)
+    weight = columns(module).double().cpu().numpy() * kept
+    bias = np.zeros(len(weight)) if module.bias is None else module.bias.detach().double().cpu().numpy()
+    return Weights(weight, bias)
+
+
+def _replacement(
+    model: nn.Module, group: Group, layers: Sequence[Layer], job: PruneJob, solution: Solution, method: Method
+) -> Replacement:
+    keep = units_of(model, group, layers, job, solution, method)
+    pairs = zip(layers, solution.layers, strict=True)
+    return Replacement(keep, {one.name: rewritten(model, one, keep, solved, method) for one, solved in pairs})

@@ -1,0 +1,1 @@
+"""The jobs of the stage prune: their parts, and what they report."""

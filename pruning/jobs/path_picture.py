@@ -1,0 +1,37 @@
+"""The path of w as a picture: which units carry a group's layers as the penalty grows, and when each goes.
+
+Shapes: n units, R strengths.
+"""
+
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+
+from lodeset.pruning.units.moments import Array, Indices
+
+HEIGHT, WIDTH = 320, 420  # pixels, at most and about
+ROW = 24  # pixels, the tallest
+DECADES = 2.0  # of w n, to either side of 1, that colours tell apart
+GONE = (228, 228, 224)  # BGR
+
+
+def in_order(w: Array) -> Indices:
+    """Rows of w [R, n] -> units [n] by how long they stay, then by what they weigh at last; the first stays longest."""
+    lives = (w > 0).sum(axis=0)
+    last = w[np.maximum(lives - 1, 0), np.arange(w.shape[1])]
+    return np.asarray(np.lexsort((-last, -lives)))
+
+
+def path_picture(followed: Mapping[float, Array]) -> bytes:
+    """A PNG: a column a strength, weakest first; a row a unit, in the order of `in_order`; where there are more units than rows, one in
+    so many. Colours tell log10(n w) from -2 (dark) to 2 (bright); grey: gone."""
+    w = np.stack([followed[eps] for eps in sorted(followed)])
+    order = in_order(w)
+    shown = w[:, order[:: -(-len(order) // HEIGHT)]].T  # [rows, R]
+    level = (np.log10(np.maximum(shown * w.shape[1], 1e-12)) + DECADES) / (2 * DECADES)
+    picture = cv2.applyColorMap((255 * level.clip(0, 1)).astype(np.uint8), cv2.COLORMAP_VIRIDIS)
+    picture[shown == 0] = GONE
+    tall, wide = max(1, min(ROW, HEIGHT // len(shown))), max(1, WIDTH // len(w))
+    drawn = picture.repeat(tall, axis=0).repeat(wide, axis=1)
+    return bytes(cv2.imencode(".png", drawn)[1].tobytes())

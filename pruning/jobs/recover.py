@@ -1,0 +1,183 @@
+"""What pruning and refit left, trained again: through `training`, by distillation from the dense model, or on with its own run; or, where the
+dense model is no run's, by its outputs (`pruning/jobs/distil.py`).
+
+Each model of a run is one run of all of the budget's workers, with checkpoints of its own: one that was stopped goes on. The three refitted
+ways of choosing units are recovered alike, so that the choice still stands beside its baselines.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import posixpath
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lodeset.pipeline.dag.fingerprint import digest
+from lodeset.pipeline.dag.parts import made
+from lodeset.pipeline.dag.stage import Progress
+from lodeset.pipeline.dag.store import Part
+from lodeset.pipeline.engines.ray import job as ray_job
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning.choosing.variants import Method
+from lodeset.pruning.config import PruneJob, RecoverConfig, run_of
+from lodeset.pruning.formats.saving import load_model
+from lodeset.pruning.jobs.distil import TRAINED, distiller, told_of
+from lodeset.pruning.jobs.judging import seen
+from lodeset.pruning.jobs.setting import VERSION, Setting, Workplace, kept_file, told
+from lodeset.pruning.jobs.sweep_parts import agreement, publish
+from lodeset.training.config import TrainingConfig, identity_of
+from lodeset.training.export import WEIGHTS
+from lodeset.training.graph import following
+from lodeset.training.index import Shards, open_index
+from lodeset.training.launch import launch
+from lodeset.training.metrics import FILE as METRICS
+from lodeset.training.narrow import ARCHITECTURE
+from lodeset.training.origin import Origin
+
+JUDGED = "prune_recovered_rows"
+METHODS: tuple[Method, ...] = ("entropic+refit", "magnitude+refit", "random+refit")
+HOW = {"distill": "distilled", "finetune": "fine-tuned"}
+
+Row = Mapping[str, Any]
+
+
+def run_to_recover_by(setting: Setting, recover: RecoverConfig) -> tuple[Origin, TrainingConfig] | None:
+    """The dense model's last checkpoint, and the configuration to go on with; none where it is a model alone, whose outputs teach.
+
+    Raises:
+        LodesetError: it is not of a run, or of one, that `recover` does not fit.
+    """
+    if setting.trained is None or setting.trained.of is None:
+        if recover.how == "distill":
+            return None
+        raise LodesetError(
+            "recover: finetune goes on with the networks of a run and their heads, and this is a model alone: give the folder of a run, with its "
+            "last checkpoint, or use `how: distill`"
+        )
+    try:
+        return setting.trained, run_of(setting.trained.of, recover)
+    except ValueError as error:
+        raise LodesetError(f"recover does not fit the dense model's run: {error}") from error
+
+
+def recovered(
+    work: Workplace, job: PruneJob, variants: Iterable[tuple[Part, Row]], compared: list[int], number: int
+) -> tuple[list[Row], list[Part], int]:
+    """A row more for each refitted variant of the strengths to recover; the parts, and how many of them this run made.
+
+    Raises:
+        LodesetError: as `run_to_recover_by`, or training failed.
+    """
+    if job.recover is None:
+        return [], [], 0
+    run = run_to_recover_by(work.setting, job.recover)
+    if run is None:
+        asked = told_of(work.setting, job.recover, job.seed, compared)
+    else:
+        asked = [run[0].digest, identity_of(run[1]), job.recover.how]
+    basis = digest(TRAINED, VERSION, *work.basis, work.setting.size, *asked)
+    wanted = [(part, row) for part, row in variants if row["method"] in METHODS and row[job.swept] in job.recovered]
+    # What a training starts from is told by its bytes: on what models are judged does not matter.
+    keys = [digest(basis, *sorted(f.sha256 for name, f in part.files.items() if name != "row")) for part, _ in wanted]
+    items = [(key, (key, row), 1) for key, (_, row) in zip(keys, wanted, strict=True)]
+    if run is None:
+        distil = functools.partial(distiller, work.setting, job.recover, job.seed, compared, number)
+        make = functools.partial(work.share, distil)
+    else:
+        make = functools.partial(_trained, work, job.recover, run[1], run[0], number)
+    trained, new = made(work.context, TRAINED, items, make, unit="trainings")
+    for key in keys:  # what they left is published, and nothing goes on from their checkpoints
+        shutil.rmtree(_folder(work, key), ignore_errors=True)
+    rows = [
+        (key, (key, left, row), 1)
+        for left, (variant, row) in zip(trained, wanted, strict=True)
+        if (key := digest(JUDGED, left.key, variant.key, told(work.setting), compared))
+    ]
+    judge = functools.partial(judged, work.setting, compared)
+    parts, new_rows = made(work.context, JUDGED, rows, functools.partial(work.share, judge), unit="variants")
+    found = [json.loads(work.context.store.bytes_of(part.files["row"])) for part in parts]
+    return found, [*trained, *parts], len(new) + len(new_rows)
+
+
+def _folder(work: Workplace, key: str) -> Path:
+    """Of a run's checkpoints: not that of another stage that makes the same part at the same time."""
+    return Path(work.context.store.path(f"training/{digest(key, work.context.fingerprint)[:16]}"))
+
+
+def _trained(
+    work: Workplace,
+    recover: RecoverConfig,
+    config: TrainingConfig,
+    origin: Origin,
+    number: int,
+    items: Collection[tuple[str, Row]],
+) -> Iterator[Part]:
+    """One run after the other: each has all workers."""
+    store, setting = work.context.store, work.setting
+    with ray_job(work.context.ray_address):
+        for done, (key, row) in enumerate(items):
+            started = time.time()
+            folder = _folder(work, key)
+            start = origin.model_copy(
+                update={
+                    "digest": digest(origin.digest, key),
+                    "distil": recover.how == "distill",
+                    "pruned": store.path(str(row["model"])),
+                }
+            )
+
+            def report(share: float, images: int, done: int = done) -> None:
+                work.context.report(Progress((done + share) / len(items), images, phase="recovered"))
+
+            with following(report, folder, config):
+                summary = launch(config, Shards(index=setting.index), folder, work.context.cpus, start)
+            stem = posixpath.basename(str(row["model"])).rpartition("-")[0]
+            name = f"{setting.folder}/job-{number}/{stem}-{HOW[recover.how]}-{key[:8]}"
+            files = publish(store, name, functools.partial(_copied, folder))
+            run = {of: summary[of] for of in ("steps", "images_seen", "losses")} | {
+                "how": HOW[recover.how],
+                "model": name,
+            }
+            files["summary"] = kept_file(store, TRAINED, key, "summary.json", json.dumps(run).encode())
+            yield store.commit_part(TRAINED, key, {}, {"images": 0}, time.time() - started, files=files)
+
+
+def _copied(folder: Path, to: Path) -> None:
+    to.mkdir(parents=True)
+    for name in (WEIGHTS, ARCHITECTURE, METRICS):
+        shutil.copyfile(folder / name, to / name)
+
+
+def judged(setting: Setting, compared: list[int]) -> Callable[[tuple[str, Part, Row]], Part]:
+    store, dense = setting.store, setting.model()
+    pixels = setting.pixels(open_index(setting.index), compared)
+    expected = seen(dense, pixels)
+
+    def judge(item: tuple[str, Part, Row]) -> Part:
+        key, trained, row = item
+        started = time.time()
+        run = json.loads(store.bytes_of(trained.files["summary"]))
+        model = load_model(Path(store.path(run["model"])))
+        nonzero = sum(int((p != 0).sum()) for p in model.parameters())
+        found = {
+            **row,
+            "method": f"{row['method']}, {run['how']}",
+            "nonzero": nonzero,
+            "density": nonzero / row["dense"]["parameters"],
+            # No longer a least-squares copy of the dense layers, nor what removal was compared on.
+            "unexplained": {},
+            "converged": None,
+            "removal_difference": None,
+            "knn": setting.knn(model),
+            "agreement": agreement(model, expected, pixels),
+            "seconds": round(row["seconds"] + trained.seconds + time.time() - started, 3),
+            **run,
+        }
+        files = {"row": kept_file(store, JUDGED, key, "row.json", json.dumps(found, indent=1).encode())}
+        return store.commit_part(JUDGED, key, {}, {"images": 0}, time.time() - started, files=files)
+
+    return judge

@@ -1,0 +1,359 @@
+"""The parts of a pruning job, which workers make each by itself: moments of some calibration images, one group's solutions over the
+whole sweep, one variant (method x strength), measured and evaluated.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from lodeset.pipeline.algorithms.sampling import seeded_order
+from lodeset.pipeline.dag.fingerprint import file_digest
+from lodeset.pipeline.dag.store import File, Part, Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning.choosing.allocation import Level, Sizes, allocate
+from lodeset.pruning.choosing.entropic import Rewritten, Solution
+from lodeset.pruning.choosing.in_turn import Measure, solved_in_turn, variant_in_turn
+from lodeset.pruning.choosing.variants import Method, Paths, lost_alone, solved_at_once, units_kept, variant
+from lodeset.pruning.config import PruneJob
+from lodeset.pruning.formats.saving import save_pruned
+from lodeset.pruning.jobs.cost import row
+from lodeset.pruning.jobs.judging import batched, output_change, seen
+from lodeset.pruning.jobs.setting import Setting, kept_file
+from lodeset.pruning.units.activations import Behind, collect_behind, collect_grams
+from lodeset.pruning.units.groups import Group, taken_by
+from lodeset.pruning.units.moments import Gram, Indices
+from lodeset.pruning.units.removal import apply
+from lodeset.training.index import open_index
+
+GRAMS, SOLVED, VARIANT = "prune_moments", "prune_solved", "prune_variant"
+PROBED = 128  # calibration images on which what a group's pruning alone changes is measured
+COMPARED = 256  # images that were not calibrated on, on which outputs are compared
+
+
+# -- step 1: moments
+
+
+def images_per_part(images: int) -> int:
+    """Parts are few, since each holds every layer's moments (170 MB for a 3 x 3 convolution of 512 channels), and hold what fits in memory
+    (1,024 images of 224 pixels: 150 MB). What they are does not depend on how many workers make them.
+    """
+    return min(1_024, max(64, -(-images // 16)))
+
+
+def calibration(urls: Sequence[str], job: PruneJob) -> tuple[list[list[int]], list[int]]:
+    """Rows of the index, chosen by a seed and the image_ids: those to calibrate on in runs of one part, and others to compare models on."""
+    index = open_index(urls)
+    order = seeded_order([index.image_id(row) for row in range(len(index))], job.seed)
+    chosen, rest = order[: job.calibration_images], order[job.calibration_images :]
+    size = images_per_part(job.calibration_images)
+    return [chosen[i : i + size] for i in range(0, len(chosen), size)], rest[:COMPARED]
+
+
+def measurer(setting: Setting, groups: Sequence[Group], job: PruneJob) -> Callable[[tuple[str, int, list[int]]], Part]:
+    model, index = setting.model(), open_index(setting.index)
+
+    def measure(item: tuple[str, int, list[int]]) -> Part:
+        key, first, rows = item
+        started = time.time()
+        pixels = setting.pixels(index, rows)  # the part says how many could be read
+        grams: dict[str, Gram] = {}
+        if pixels:
+            grams = collect_grams(
+                model,
+                groups,
+                batched(pixels),
+                positions_per_image=job.positions_per_image,
+                seed=job.seed,
+                first_image=first,
+            )
+        arrays = {f"{name}/{field}": array for name, gram in grams.items() for field, array in gram.arrays().items()}
+        return commit_arrays(setting.store, GRAMS, key, "moments", arrays, len(pixels), started)
+
+    return measure
+
+
+def commit_arrays(
+    store: Store, stage: str, key: str, name: str, arrays: Mapping[str, Any], images: int, started: float
+) -> Part:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    file = kept_file(store, stage, key, f"{name}.npz", buffer.getvalue(), len(arrays))
+    return store.commit_part(stage, key, {}, {"images": images}, time.time() - started, files={name: file})
+
+
+def _arrays(store: Store, file: File, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, Any]:
+    with store.opened(file) as raw, np.load(raw, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files if wanted(name)}
+
+
+def _total(store: Store, files: Sequence[File]) -> dict[str, Gram]:
+    """The moments of all calibration images, by layer: the parts' sums, added in their order, so that workers do not matter."""
+    total: dict[str, Gram] = {}
+    for file in files:
+        split: dict[str, dict[str, Any]] = {}
+        for name, array in _arrays(store, file).items():
+            layer, field = name.rsplit("/", 1)
+            split.setdefault(layer, {})[field] = array
+        for layer, arrays in split.items():
+            gram = Gram.from_arrays(arrays)
+            total[layer] = total[layer] + gram if layer in total else gram
+    return total
+
+
+# -- step 2: solutions
+
+
+def order_of(setting: Setting, model: nn.Module, groups: Sequence[Group]) -> list[str]:
+    """The layers that read the groups, as a forward pass calls them."""
+    readers = {one.name for group in groups for one in group.readers}
+    return [name for name in taken_by(model, setting.example()) if name in readers]
+
+
+def behind(setting: Setting, model: nn.Module, rows: Sequence[int], job: PruneJob) -> Measure:
+    """Measures layers on the calibration images in a copy of the dense model that is pruned in part."""
+    pixels = setting.pixels(open_index(setting.index), rows)
+
+    def measure(cut: nn.Module, order: Sequence[str], names: Sequence[str]) -> dict[str, Behind]:
+        batches, positions = batched(pixels), job.positions_per_image
+        return collect_behind(cut, model, order, names, batches, positions_per_image=positions, seed=job.seed)
+
+    return measure
+
+
+def solver(
+    setting: Setting, files: Sequence[File], rows: Sequence[int], job: PruneJob
+) -> Callable[[tuple[str, tuple[Group, ...], float | None]], Part]:
+    """Solves some groups: over the whole sweep, or one after the other at one strength."""
+    store = setting.store
+    if job.solved_in_turn:
+        model = setting.model()
+        measure = behind(setting, model, rows, job)
+    else:
+        torch.set_num_threads(1)
+        grams = _total(store, files)
+        if job.remove:
+            model = setting.model()
+            change = changer(setting, model, rows)
+
+    def solve(item: tuple[str, tuple[Group, ...], float | None]) -> Part:
+        key, groups, eps_w = item
+        started = time.time()
+        if eps_w is None:
+            solved, paths, refused = solved_at_once(groups, grams, job)
+        else:
+            order = order_of(setting, model, groups)
+            solved, refused = solved_in_turn(model, groups, order, measure, job, eps_w)
+            paths = {name: {eps_w: by_eps[eps_w].w} for name, by_eps in solved.items()}
+        arrays: dict[str, Any] = {f"{name}/refused": np.asarray(reason) for name, reason in refused.items()}
+        arrays |= {f"{name}/{eps!r}/followed": w for name, path in paths.items() for eps, w in path.items()}
+        for name, by_eps in solved.items():
+            for eps, solution in by_eps.items():
+                for field in ("w", "support", "history", "converged"):
+                    arrays[f"{name}/{eps!r}/{field}"] = np.asarray(getattr(solution, field))
+                for number, layer in enumerate(solution.layers):
+                    for field in ("q", "bias", "unexplained"):
+                        arrays[f"{name}/{eps!r}/{number}/{field}"] = np.asarray(getattr(layer, field))
+        if job.remove:
+            for group in (one for one in groups if one.name in solved):
+                alone = lost_alone(model, group, grams, job, solved[group.name], change)
+                arrays |= {f"{group.name}/{eps!r}/lost": np.asarray(lost) for eps, lost in alone.items()}
+        return commit_arrays(store, SOLVED, key, "solution", arrays, 0, started)
+
+    return solve
+
+
+def changer(setting: Setting, model: nn.Module, rows: Sequence[int]) -> Callable[[nn.Module], float]:
+    """By how much another model's features differ from the dense one's on some calibration images: the mean square, over their variance.
+
+    Raises:
+        LodesetError: features do not vary, so that no change can be weighed.
+    """
+    index, pixels = open_index(setting.index), []
+    for first in range(0, len(rows), PROBED):
+        pixels += setting.pixels(index, rows[first : first + PROBED])
+        if len(pixels) >= PROBED:
+            break
+    del pixels[PROBED:]
+    expected = seen(model, pixels)
+    if not len(expected) or not expected.double().var(dim=0, correction=0).any():
+        raise LodesetError(
+            f"remove weighs what pruning changes in the model's outputs, and these do not vary over the {len(pixels)} calibration images that "
+            "could be read: raise calibration_images, or give strengths (sweep) without remove"
+        )
+
+    return lambda other: output_change(seen(other, pixels), expected)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a strength keeps of a group, and what the model's outputs lose where that was measured."""
+
+    support: Indices
+    lost: float
+
+
+def choices(store: Store, files: Sequence[File]) -> tuple[dict[str, dict[float, Choice]], dict[str, str]]:
+    """What was solved, but for groups that could not be solved at every strength; and why those could not."""
+    solved: dict[str, dict[float, Choice]] = {}
+    refused: dict[str, str] = {}
+    for file in files:
+        arrays = _arrays(store, file, lambda label: label.endswith(("/support", "/lost", "/refused")))
+        refused |= {label.split("/")[0]: str(a) for label, a in arrays.items() if label.endswith("/refused")}
+        for name, eps in (label.split("/")[:2] for label in arrays if label.endswith("/support")):
+            lost = float(arrays.get(f"{name}/{eps}/lost", np.nan))
+            solved.setdefault(name, {})[float(eps)] = Choice(arrays[f"{name}/{eps}/support"], lost)
+    return {name: by_eps for name, by_eps in solved.items() if name not in refused}, refused
+
+
+def solutions(store: Store, files: Sequence[File], strengths: Mapping[str, float]) -> dict[str, Solution]:
+    """Each group's solution at its strength."""
+    of = {name: f"{name}/{eps!r}/" for name, eps in strengths.items()}
+    arrays: dict[str, Any] = {}
+    for file in files:
+        arrays |= _arrays(store, file, lambda label: label.startswith(tuple(of.values())))
+    return {name: _solution(arrays, start) for name, start in of.items()}
+
+
+def paths_of(store: Store, files: Sequence[File]) -> Paths:
+    """w by group and strength, at every strength that was solved on the way."""
+    found: Paths = {}
+    for file in files:
+        for label, w in _arrays(store, file, lambda label: label.endswith("/followed")).items():
+            name, eps, _ = label.split("/")
+            found.setdefault(name, {})[float(eps)] = w
+    return found
+
+
+def _solution(arrays: Mapping[str, Any], of: str) -> Solution:
+    layers: list[Rewritten] = []
+    while f"{of}{len(layers)}/q" in arrays:
+        q, bias, unexplained = (arrays[f"{of}{len(layers)}/{field}"] for field in ("q", "bias", "unexplained"))
+        layers.append(Rewritten(q, bias, float(unexplained)))
+    return Solution(
+        w=arrays[f"{of}w"],
+        support=arrays[f"{of}support"],
+        layers=tuple(layers),
+        history=tuple(float(v) for v in arrays[f"{of}history"]),
+        converged=bool(arrays[f"{of}converged"]),
+    )
+
+
+# -- step 3: variants
+
+
+@dataclass(frozen=True)
+class Point:
+    """What models are made for, one a method: a strength, or a share of the parameters to remove; and the strength of each group there, 0 where it
+    stays whole."""
+
+    at: float
+    strengths: Mapping[str, float]
+
+
+def points(
+    job: PruneJob, model: nn.Module, groups: Sequence[Group], solved: Mapping[str, Mapping[float, Choice]]
+) -> list[Point]:
+    """In the order of the job's points.
+
+    Raises:
+        LodesetError: a share cannot be removed at the strengths of the sweep.
+    """
+    if not job.remove:
+        return [Point(eps, dict.fromkeys(solved, eps)) for eps in job.points]
+    groups = [group for group in groups if group.name in solved]
+    levels = {
+        group.name: [
+            Level(eps, units_kept(group, len(one.support), job.round_to) / group.units, one.lost)
+            for eps, one in sorted(solved[group.name].items())
+        ]
+        for group in groups
+    }
+    sizes = Sizes.of(model, groups)
+    return [Point(share, allocate(sizes, levels, share)) for share in job.points]
+
+
+def pruner(
+    setting: Setting,
+    groups: Sequence[Group],
+    moments: Sequence[File],
+    solved_in: Sequence[File],
+    rows: Sequence[int],
+    compared: Sequence[int],
+    job: PruneJob,
+    number: int,
+) -> Callable[[tuple[str, Point, Method]], Part]:
+    store, dense, example = setting.store, setting.model(), setting.example()
+    if job.mode == "sequential":
+        order = order_of(setting, dense, groups)
+        measure = behind(setting, dense, rows, job)
+    else:
+        grams = _total(store, moments)
+    pixels = setting.pixels(open_index(setting.index), compared)
+    dense_outputs = seen(dense, pixels)
+    compared_on = next(batched(pixels)) if len(pixels) > 1 else example  # what the pruned model is compared on
+
+    def prune(item: tuple[str, Point, Method]) -> Part:
+        key, point, method = item
+        started = time.time()
+        of = [group for group in groups if group.name in point.strengths]
+        solved = solutions(store, solved_in, {name: eps for name, eps in point.strengths.items() if eps > 0.0})
+        cut = [group for group in of if group.name in solved]
+        if job.mode == "sequential":
+            chosen = variant_in_turn(dense, of, order, measure, job, method, solved)
+        else:
+            chosen = variant(dense, cut, grams, job, method, solved)
+        pruned, difference = apply(dense, of, chosen.layers, compared_on)
+        told = {
+            job.swept: point.at,
+            **({"strengths": point.strengths} if job.remove else {}),
+            **row(chosen, of, pruned, dense, example),
+            "knn": setting.knn(pruned),
+            "agreement": agreement(pruned, dense_outputs, pixels),
+            "removal_difference": difference,
+            "model": f"{setting.folder}/job-{number}/{method}-{point.at!r}-{key[:8]}",
+            "seconds": round(time.time() - started, 3),
+        }
+        files = publish(store, str(told["model"]), lambda folder: save_pruned(pruned, folder, example))
+        files["row"] = kept_file(store, VARIANT, key, "row.json", json.dumps(told, indent=1).encode())
+        return store.commit_part(VARIANT, key, {}, {"images": 0}, time.time() - started, files=files)
+
+    return prune
+
+
+def publish(store: Store, relative: str, write: Callable[[Path], None]) -> dict[str, File]:
+    """A folder in the store that `write` fills, and that appears whole. One that is there already (of an attempt that was killed) stays."""
+    folder = Path(store.path(relative))
+    attempt = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    write(attempt)
+    try:
+        os.rename(attempt, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        shutil.rmtree(attempt)
+    return {
+        path.name: File(f"{relative}/{path.name}", 0, path.stat().st_size, file_digest(str(path)))
+        for path in sorted(folder.iterdir())
+    }
+
+
+def agreement(model: nn.Module, expected: torch.Tensor, pixels: Sequence[NDArray[np.uint8]]) -> float | None:
+    """Mean cosine of a model's first outputs with `expected` [n, D]; None where there are no images."""
+    if not pixels:
+        return None
+    return round(float(torch.cosine_similarity(seen(model, pixels), expected).mean()), 5)
