@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from lodeset.pipeline.algorithms.images.decoding import decode
 from lodeset.pruning.choosing.allocation import Level, Sizes, allocate
 from lodeset.pruning.choosing.in_turn import variant_in_turn
-from lodeset.pruning.choosing.variants import METHODS, Method, Solutions, lost_alone, solved_at_once, variant
+from lodeset.pruning.choosing.variants import Solutions, lost_alone, solved_at_once, variant
 from lodeset.pruning.config import PruneJob
 from lodeset.pruning.jobs.distil import towards
 from lodeset.pruning.jobs.judging import output_change
-from lodeset.pruning.jobs.recover import METHODS as REFITTED
 from lodeset.pruning.learning.loop import Recipe
+from lodeset.pruning.specs import METHODS, REFITTED, Method
 from lodeset.pruning.units.activations import Behind, collect_behind, collect_grams
 from lodeset.pruning.units.folding import folded
 from lodeset.pruning.units.groups import Group, find_groups, taken_by

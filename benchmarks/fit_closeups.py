@@ -25,7 +25,7 @@ import torch
 from fit_copies import DRAWN, PROCESSES, drawn, fitted, gathered, thumbnail
 from PIL import Image
 
-from lodeset.pipeline.algorithms.copies import closeup, evidence, keypoints
+from lodeset.pipeline.algorithms.copies import closeup, evidence, keypoints, shipped
 from lodeset.pipeline.algorithms.copies.closeup import FEATURES, LEAST_SIDE
 from lodeset.pipeline.algorithms.copies.keypoints import Described
 from lodeset.pipeline.algorithms.copies.variations import varied
@@ -99,7 +99,7 @@ def looked_at(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(features or [closeup.measured([])]), np.array(rows, np.int64)
 
 
-def main(pool_tar: str, count: int = 5_000, out: str = str(closeup.MODEL)) -> None:
+def main(pool_tar: str, count: int = 5_000, out: str = str(shipped.CLOSEUP)) -> None:
     started = time.time()
     with tarfile.open(pool_tar) as tar:
         files.extend(tar.extractfile(m).read() for m in tar if m.isfile())

@@ -26,7 +26,7 @@ import torch
 from drawings import CONCEPTS, draw
 from PIL import Image
 
-from lodeset.pipeline.algorithms.copies import evidence, views
+from lodeset.pipeline.algorithms.copies import evidence, shipped, views
 from lodeset.pipeline.algorithms.copies.evidence import FEATURES
 from lodeset.pipeline.algorithms.copies.scorer import Scorer
 from lodeset.pipeline.algorithms.copies.variations import varied
@@ -114,7 +114,7 @@ def fitted(features: np.ndarray, copies: np.ndarray) -> Scorer:
     return Scorer(mean.astype(np.float32), deviation.astype(np.float32), *(np.stack(x) for x in layers))
 
 
-def main(pool_tar: str, count: int = 4_000, out: str = str(evidence.MODEL)) -> None:
+def main(pool_tar: str, count: int = 4_000, out: str = str(shipped.EVIDENCE)) -> None:
     started = time.time()
     with tarfile.open(pool_tar) as tar:
         files = [tar.extractfile(m).read() for m in tar if m.isfile()]

@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lodeset.pruning.choosing.entropic import path
-from lodeset.pruning.choosing.variants import METHODS, Method, layers_of, variant
+from lodeset.pruning.choosing.variants import layers_of, variant
 from lodeset.pruning.config import PruneJob
+from lodeset.pruning.specs import METHODS, Method
 from lodeset.pruning.units.activations import collect_grams
 from lodeset.pruning.units.groups import find_groups
 from lodeset.pruning.units.removal import apply

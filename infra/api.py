@@ -244,7 +244,8 @@ def dedup_preview(
     """
     from lodeset.infra.report.preview import bands, edges_of, write_preview
     from lodeset.pipeline.dag.decisions import decide
-    from lodeset.pipeline.dag.stage import closure
+    from lodeset.pipeline.dag.stage import closure, read_as
+    from lodeset.pipeline.specs import DedupSpec
     from lodeset.pipeline.stages.dedup.run import chosen_thresholds
 
     refused = None
@@ -252,7 +253,7 @@ def dedup_preview(
         done = dict(held(opened, run).artifacts)
         if DEDUP not in done:
             raise LodesetError(f"no finished run in {opened.store.url} holds {DEDUP}: `lodeset run` first")
-        config, edges = done[DEDUP].config, done[DEDUP].tables["edges"]
+        spec, edges = read_as(DedupSpec, done[DEDUP].config), done[DEDUP].tables["edges"]
     else:
         stages = closure(opened.stages, "dedup")
         try:
@@ -261,12 +262,12 @@ def dedup_preview(
             refused = str(error)
         decisions = decide(opened.store, stages)
         done = {id_: d.artifact for id_, d in decisions.items() if d.artifact is not None}
-        config, edges = decisions[DEDUP].stage.config, edges_of(opened.store, decisions[DEDUP])
-    limits = chosen_thresholds(config, done.get("calibrate/pool"))
-    found = bands(opened.store, edges, config, limits.pool, pairs)
+        spec, edges = decisions[DEDUP].stage.spec, edges_of(opened.store, decisions[DEDUP])
+    limits = chosen_thresholds(spec, done.get("calibrate/pool"))
+    found = bands(opened.store, edges, spec, limits.pool, pairs)
     line = (
-        f"Aligned pairs are copies from log-odds {config['min_score']:g} on (dedup.min_score)."
-        if config["verify"] == "pixels"
+        f"Aligned pairs are copies from log-odds {spec.min_score:g} on (dedup.min_score)."
+        if spec.verify == "pixels"
         else f"Pairs are copies above a cosine of {limits.pool:.3f} (dedup.threshold)."
     )
     line += f" Dedup refused this: {refused}." if refused else ""

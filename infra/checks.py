@@ -7,8 +7,8 @@ and read as evaluation will read them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from lodeset.infra.apart import apart
 from lodeset.pipeline.dag.decisions import decide
@@ -18,7 +18,7 @@ from lodeset.pipeline.dag.store import Artifact, Store
 if TYPE_CHECKING:
     from lodeset.pipeline.config import TargetSet
     from lodeset.pipeline.dag.runner import Event
-    from lodeset.pipeline.embedders.make import AnyEmbedder
+    from lodeset.pipeline.embedders.config import AnyEmbedder
     from lodeset.pipeline.filters.config import Classifier, Faces
 
 # Stages that read labels, and stages that run models of others on images.
@@ -40,7 +40,7 @@ def before(
     models = _models(left)
     if models:
         apart(try_models, store, *models)
-    targets: tuple[TargetSet, ...] = next((s.speed["targets"] for s in left if s.id in LABELS), ())
+    targets: Sequence[TargetSet] = next((s.spec.targets for s in left if s.id in LABELS), ())
     if not targets:
         return watch
     told: set[tuple[str, str]] = set()
@@ -75,16 +75,19 @@ def read_targets(store: Store, ingested: Mapping[str, Artifact], targets: Iterab
 def _models(left: Iterable[Stage]) -> tuple[tuple[AnyEmbedder, ...], tuple[Classifier, ...], Faces | None] | None:
     """What the stages that are left will run on images, each once."""
     from lodeset.pipeline.embedders.config import PatchDictionary
+    from lodeset.pipeline.specs import BlurFacesRuntime, EmbedderRuntime, ScoreRuntime
 
     embedders: dict[str, AnyEmbedder] = {}
     classifiers: tuple[Classifier, ...] = ()
     faces: Faces | None = None
     for stage in left:
-        speed: Mapping[str, Any] = stage.speed
-        if "embedder" in speed and not isinstance(speed["embedder"], PatchDictionary):
-            embedders[repr(speed["embedder"])] = speed["embedder"]
-        classifiers = speed.get("classifiers", classifiers)
-        faces = speed.get("faces", faces)
+        match stage.runtime:
+            case EmbedderRuntime(embedder=embedder) if not isinstance(embedder, PatchDictionary):
+                embedders[repr(embedder)] = embedder
+            case ScoreRuntime(classifiers=classifiers):
+                pass
+            case BlurFacesRuntime(faces=faces):
+                pass
     if not embedders and not classifiers and faces is None:
         return None
     return tuple(embedders.values()), classifiers, faces

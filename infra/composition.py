@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from lodeset.infra.config import Config
 from lodeset.pipeline.config import AsIs, Cluster, CuratedSet, Sample
+from lodeset.pipeline.dag.stage import read_as
 from lodeset.pipeline.dag.store import Artifact, Store
+from lodeset.pipeline.specs import Listed, RetrieveDetails, SelectDetails
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def compose(config: Config, store: Store, artifacts: Mapping[str, Artifact]) -> 
             if together is None:
                 rows.append(Row(one.name, "as_is", images, None, images, basis, published))
             else:
-                left = int(together.details["as_is_by_set"][one.name])
+                left = read_as(SelectDetails, together.details).as_is_by_set[one.name]
                 rows.append(Row(one.name, "as_is", images, None, left, "measured", published))
         if not isinstance(one.retrieve, AsIs):
             retrieved, final, how = _retrieved(store, artifacts, one, images, basis, pool)
@@ -92,7 +94,7 @@ def _counted(store: Store, artifacts: Mapping[str, Artifact], name: str) -> int 
     """Distinct, readable images of a set: as ingested now, or else by the last run that ingested it whole."""
     artifact = artifacts.get(f"ingest/{name}")
     if artifact is None:
-        artifact = next((a for a in store.history("ingest", name) if "limit" not in a.config), None)
+        artifact = next((a for a in store.history("ingest", name) if read_as(Listed, a.config).limit is None), None)
     return None if artifact is None else artifact.rows.kept
 
 
@@ -116,7 +118,8 @@ def _retrieved(
     """Retrieved, final, and where they come from; `basis` is where the number of its images comes from."""
     done = artifacts.get(f"retrieve/{one.name}")
     if done is not None:
-        return int(done.details["retrieved"]), int(done.details["distinct"]), "measured"
+        details = read_as(RetrieveDetails, done.details)
+        return details.retrieved, details.distinct, "measured"
     mode = one.retrieve
     if isinstance(mode, Sample):
         asked = None if images is None else mode.k * images
@@ -137,5 +140,5 @@ def _clusters_gave(store: Store, name: str, mode: Cluster) -> int | None:
     for earlier in store.history("retrieve", name):
         same = all(earlier.config.get(key) == getattr(mode, key) for key in ("mode", "per_cluster", "min_matches"))
         if same and "retrieved" in earlier.details:
-            return int(earlier.details["retrieved"])
+            return read_as(RetrieveDetails, earlier.details).retrieved
     return None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from lodeset.pipeline.dag.decisions import Decision
-from lodeset.pipeline.dag.stage import Stage
+from lodeset.pipeline.dag.stage import Stage, read_as
 from lodeset.pipeline.dag.store import Artifact, Store
-from lodeset.pipeline.stages.ingest.run import METADATA
+from lodeset.pipeline.specs import METADATA, Listed
 
 # Bytes stored for one image (of score: by each filter): measured on 15,866 web images with 1,280-dimensional vectors;
 # filter, cluster and evaluate on the sample world (two networks of width 128).
@@ -87,16 +87,24 @@ def _count(
 
 
 def _listed(store: Store, stage: Stage) -> Count:
-    files = stage.speed["files"]
+    files = stage.runtime.files
     loose = sum(file.kind == "loose" for file in files)
     if loose == len(files):
         count = Count(loose)
     else:
-        earlier = [a for a in store.history(stage.name, stage.set) if a.rows.taken and "limit" not in a.config]
-        each = earlier[0].config["size_bytes"] / earlier[0].rows.taken if earlier else GUESSED_SOURCE_BYTES
+        each = next(_bytes_an_image(store, stage), GUESSED_SOURCE_BYTES)
         packed = sum(file.size_bytes for file in files if file.kind != "loose")
         count = Count(loose + max(1, round(packed / each)), guessed=True)
-    return Count(min(count.images, stage.config.get("limit", count.images)), count.guessed)
+    limit = stage.spec.limits.limit
+    return Count(count.images if limit is None else min(count.images, limit), count.guessed)
+
+
+def _bytes_an_image(store: Store, stage: Stage) -> Iterator[float]:
+    """Of the earlier runs of ingest that read everything, the newest first."""
+    for earlier in store.history(stage.name, stage.set):
+        listed = read_as(Listed, earlier.config)
+        if earlier.rows.taken and listed.limit is None:
+            yield listed.size_bytes / earlier.rows.taken
 
 
 def _seconds(stage: Stage, images: int | None, history: list[Artifact], cpus: int) -> float | None:
@@ -137,12 +145,12 @@ def _bytes(
         # Blurred images take about the bytes of what they were.
         above += [needed.stage for one in above if one.name == "blur_faces" for needed in one.inputs.values()]
         read = [one for one in above if one.name == "ingest"]
-        if any("limit" in one.config for one in read):
+        if any(one.spec.limits.limit is not None for one in read):
             return None  # how much of the bytes a sample takes is not known
         listed = sum(count.images for one in read if (count := counts[one.id]) is not None)
-        source_bytes: int = sum(one.config["size_bytes"] for one in read)
+        source_bytes: int = sum(one.spec.size_bytes for one in read)
         return round(images * source_bytes / max(1, listed))
     each = STORED_BYTES.get(stage.name)
     if each is not None and stage.name == "score":
-        each *= len(stage.config["scorers"])  # a row for each filter
+        each *= len(stage.spec.scorers)  # a row for each filter
     return None if each is None else each * images

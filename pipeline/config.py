@@ -219,6 +219,9 @@ class Resources(Strict):
     )
 
 
+Neighbors = Literal["auto", "exact", "ivfpq", "hnsw"]
+
+
 class CurationConfig(Strict):
     """The curation half of a configuration file."""
 
@@ -239,7 +242,7 @@ class CurationConfig(Strict):
     ingest: Ingest = Ingest()
     embed: Embed = Embed()
     filter: Filter = Filter()
-    neighbors: Literal["auto", "exact", "ivfpq", "hnsw"] = Field(
+    neighbors: Neighbors = Field(
         "auto",
         description="search; auto: exact up to queries x vectors x dimensions = 2e13, then ivfpq; hnsw: slow build",
     )

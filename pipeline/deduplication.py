@@ -6,8 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from lodeset.pipeline.algorithms.copies import shipped
 from lodeset.pipeline.algorithms.copies.keepers import RULES, KeeperRule
 from lodeset.pipeline.strict import Strict
+
+Threshold = Literal["auto"] | Annotated[float, Field(gt=-1, le=1)]
+MaxGroup = Literal["auto"] | Annotated[int, Field(ge=2)]
 
 
 class Dedup(Strict):
@@ -18,14 +22,14 @@ class Dedup(Strict):
         description="drop near-duplicates within the pool; false compares it with reference and included sets only",
     )
     k: int = Field(64, ge=1, description="nearest neighbours searched for each image")
-    threshold: Literal["auto"] | Annotated[float, Field(gt=-1, le=1)] = Field(
+    threshold: Threshold = Field(
         "auto", description="cosine above which two images are copies; `auto` calibrates; 0.6 is right for SSCD only"
     )
-    reference_threshold: Literal["auto"] | Annotated[float, Field(gt=-1, le=1)] = Field(
+    reference_threshold: Threshold = Field(
         "auto", description="the same against reference sets, where a miss costs more; 0.45 is right for SSCD only"
     )
     phash_distance: int = Field(4, ge=0, le=16, description="perceptual hashes at most this many bits apart are copies")
-    max_group: Literal["auto"] | Annotated[int, Field(ge=2)] = Field(
+    max_group: MaxGroup = Field(
         "auto",
         description="pool images in a group of copies above which the run stops; auto: max(100, 0.1 % of the pool)",
     )
@@ -57,13 +61,11 @@ class Dedup(Strict):
 
 def computed(dedup: Dedup) -> dict[str, Any]:
     """What decides the results: the knobs, and what pairs are weighed by."""
-    from lodeset.pipeline.algorithms.copies import closeup, evidence  # here, because they load torch
-
     knobs = dedup.model_dump(exclude={"part_images", "calibration_images"})
     if dedup.verify == "pixels":
-        knobs["copies"] = evidence.identity()
+        knobs["copies"] = shipped.identity(shipped.EVIDENCE)
         if dedup.closeups:
-            knobs["closeups"] = closeup.identity()
+            knobs["closeups"] = shipped.identity(shipped.CLOSEUP)
     else:
         del knobs["min_score"], knobs["closeups"]
     return knobs

@@ -19,29 +19,39 @@ from dataclasses import dataclass
 from typing import Any
 
 from lodeset.pipeline.config import Balance, CurationConfig, Ingest, Source
-from lodeset.pipeline.dag.fingerprint import digest
-from lodeset.pipeline.dag.stage import Follows, Input, Stage
+from lodeset.pipeline.dag.fingerprint import canonical
+from lodeset.pipeline.dag.stage import Follows, Input, Stage, deferred
 from lodeset.pipeline.deduplication import computed
-from lodeset.pipeline.embedders.config import PatchDictionary, PrecomputedEmbedder
-from lodeset.pipeline.embedders.make import AnyEmbedder, identity, pinned
+from lodeset.pipeline.embedders.config import AnyEmbedder, PatchDictionary, PrecomputedEmbedder
+from lodeset.pipeline.embedders.models import identity, pinned
 from lodeset.pipeline.errors import ConfigError
 from lodeset.pipeline.filters import graph as filters
 from lodeset.pipeline.sources.listing import expand
-from lodeset.pipeline.stages import (
-    balance,
-    calibrate,
-    cluster,
-    embed,
-    fit_clusters,
-    fit_embedder,
-    retrieve,
-    write_shards,
+from lodeset.pipeline.specs import (
+    CENTROIDS,
+    IMAGES,
+    KEPT,
+    METADATA,
+    BalanceSpec,
+    CalibrateSpec,
+    ClusterSpec,
+    DedupRuntime,
+    DedupSpec,
+    EmbedderRuntime,
+    EmbedSpec,
+    FitClustersSpec,
+    FitEmbedderRuntime,
+    FitEmbedderSpec,
+    IngestRuntime,
+    IngestSpec,
+    RetrieveSpec,
+    SelectSpec,
+    WriteShardsRuntime,
+    WriteShardsSpec,
+    listing_of,
 )
-from lodeset.pipeline.stages.dedup import run as dedup
-from lodeset.pipeline.stages.dedup.run import KEPT
-from lodeset.pipeline.stages.fit_clusters import CENTROIDS
-from lodeset.pipeline.stages.ingest import run as ingest
-from lodeset.pipeline.stages.ingest.run import IMAGES, METADATA
+
+BALANCED_BYTES = 40  # stored, of an image that balance draws
 
 
 @dataclass(frozen=True)
@@ -80,8 +90,10 @@ def build(config: CurationConfig) -> dict[str, Stage]:
     def embedding(chosen: AnyEmbedder, suffix: str) -> Embedding:
         chosen = pinned(chosen)
         what = identity(chosen)
-        fit = isinstance(chosen, PatchDictionary)
-        return Embedding(chosen, what, add(_fit_embedder(config, chosen, what, pool, suffix)) if fit else None, suffix)
+        fitted = None
+        if isinstance(chosen, PatchDictionary):
+            fitted = add(_fit_embedder(config, chosen, what, pool, suffix))
+        return Embedding(chosen, what, fitted, suffix)
 
     semantic = embedding(config.embed.semantic, "")
     compared = roles_of(config)
@@ -148,7 +160,6 @@ def ingest_stage(settings: Ingest, beam: Mapping[str, str], name: str, sources: 
     """
     own: list[str] = []
     files = tuple(expand(sources, name, own))
-    patterns = {one.members: (one.members.include, one.members.exclude) for one in sources}
     size = sum(f.size_bytes for f in files)
     # The sample is one of the pool: other sets are small, and say what to look for.
     limits = settings if name == "pool" else settings.model_copy(update={"limit": None})
@@ -156,23 +167,11 @@ def ingest_stage(settings: Ingest, beam: Mapping[str, str], name: str, sources: 
     return Stage(
         "ingest",
         name,
-        ingest.VERSION,
+        IngestSpec.VERSION,
         "beam",
-        ingest.run,
-        config={
-            **limits.model_dump(exclude={"slice_mb", "limit", "on_unreadable"}),
-            "files": len(files),
-            "size_bytes": size,
-            # All that decides what is read: the draw of a limit goes by relative path and namesakes.
-            "listing": digest(
-                [
-                    (f.uri, f.relative, f.namesakes, f.size_bytes, f.state, f.image, f.refused, *patterns[f.members])
-                    for f in files
-                ]
-            ),
-            **({"limit": limits.limit} if limits.limit is not None else {}),
-        },
-        speed={"files": files, "limits": limits, "beam": beam, "own": tuple(own)},
+        deferred("lodeset.pipeline.stages.ingest.run:run"),
+        spec=IngestSpec(limits=limits, files=len(files), size_bytes=size, listing=listing_of(files)),
+        runtime=IngestRuntime(files=files, beam=beam, left_out=tuple(own)),
         max_cpus=slices,
         seconds_per_image=0.0004,
     )
@@ -187,17 +186,17 @@ def _fitted(embedding: Embedding) -> dict[str, Input]:
 
 
 def _fit_embedder(
-    config: CurationConfig, embedder: AnyEmbedder, identity: Mapping[str, Any], pool: Stage, suffix: str
+    config: CurationConfig, embedder: PatchDictionary, identity: Mapping[str, Any], pool: Stage, suffix: str
 ) -> Stage:
     return Stage(
         f"fit_embedder{suffix}",
         "pool",
-        fit_embedder.VERSION,
+        FitEmbedderSpec.VERSION,
         "ray",
-        fit_embedder.run,
-        config={"embedder": identity, "limit": config.ingest.limit},
+        deferred("lodeset.pipeline.stages.fit_embedder:run"),
+        spec=FitEmbedderSpec(embedder=identity, limit=config.ingest.limit),
         inputs={"images": Input(pool, IMAGES)},
-        speed={"embedder": embedder, "max_pixels": config.ingest.max_pixels},
+        runtime=FitEmbedderRuntime(embedder=embedder, max_pixels=config.ingest.max_pixels),
         frozen=True,
         seconds_per_image=0.0005,
     )
@@ -213,17 +212,16 @@ def _embed(config: CurationConfig, embedding: Embedding, images: Stage, also: tu
     return Stage(
         f"embed{embedding.suffix}",
         images.set,
-        embed.VERSION,
+        EmbedSpec.VERSION,
         "ray",
-        embed.run,
-        config={"embedder": embedding.identity},
+        deferred("lodeset.pipeline.stages.embed:run"),
+        spec=EmbedSpec(embedder=embedding.identity),
         inputs=_embedder_inputs(images, embedding),
-        speed={
-            "embedder": embedding.config,
-            "max_pixels": config.ingest.max_pixels,
-            # Of a set that is only evaluated on, vectors say how good the embedder is, and nothing else needs them.
-            "optional": any(one.name == images.set for one in config.targets),
-        },
+        runtime=EmbedderRuntime(
+            embedder=embedding.config,
+            max_pixels=config.ingest.max_pixels,
+            may_find_nothing=any(one.name == images.set for one in config.targets),
+        ),
         max_cpus=images.max_cpus,
         seconds_per_image=0.006,
         also=also,
@@ -239,16 +237,16 @@ def _calibrate(config: CurationConfig, embedding: Embedding, pool: Stage, vector
     return Stage(
         "calibrate",
         "pool",
-        calibrate.VERSION,
+        CalibrateSpec.VERSION,
         "ray",
-        calibrate.run,
-        config={
-            "calibration_images": config.dedup.calibration_images,
-            "embedder": embedding.identity,
-            "limit": config.ingest.limit,
-        },
+        deferred("lodeset.pipeline.stages.calibrate:run"),
+        spec=CalibrateSpec(
+            calibration_images=config.dedup.calibration_images,
+            embedder=embedding.identity,
+            limit=config.ingest.limit,
+        ),
         inputs={**_embedder_inputs(pool, embedding), "vectors": Input(vectors)},
-        speed={"embedder": embedding.config, "max_pixels": config.ingest.max_pixels},
+        runtime=EmbedderRuntime(embedder=embedding.config, max_pixels=config.ingest.max_pixels),
         frozen=True,
         seconds_per_image=0.0005,
     )
@@ -266,10 +264,10 @@ def _dedup(
     return Stage(
         "dedup",
         "pool",
-        dedup.VERSION,
+        DedupSpec.VERSION,
         "ray",
-        dedup.run,
-        config={**computed(config.dedup), "roles": roles, "neighbors": config.neighbors, **_history(config)},
+        deferred("lodeset.pipeline.stages.dedup.run:run"),
+        spec=DedupSpec(**computed(config.dedup), roles=roles, neighbors=config.neighbors, **_history(config)),
         inputs={
             # Keepers may go by what is said about images.
             **{f"images:{name}": Input(ingested[name], METADATA if by_metadata else IMAGES) for name in roles},
@@ -277,11 +275,7 @@ def _dedup(
             "masked": Input(masked),
             **({"calibration": Input(calibration)} if calibration else {}),
         },
-        speed={
-            "part_images": config.dedup.part_images,
-            "roles": roles,
-            "max_pixels": config.ingest.max_pixels,
-        },
+        runtime=DedupRuntime(part_images=config.dedup.part_images, max_pixels=config.ingest.max_pixels),
         # Not from a trial: what a sample kept is no reason to keep it.
         follows=Follows(("limit", "name"), published=("write_shards/all", "dedup")),
         seconds_per_image=0.002,
@@ -291,16 +285,16 @@ def _dedup(
 def _fit_clusters(config: CurationConfig, embedding: Embedding, vectors: Stage, unique: Stage) -> Stage:
     levels = isinstance(config.cluster.k, tuple) and len(config.cluster.k) > 1
     knobs = config.cluster.model_dump(exclude=set() if levels else {"resampling"})
-    knobs |= {"embedder": embedding.identity, **_history(config)}
+    spec = FitClustersSpec(**knobs, embedder=embedding.identity, **_history(config))
     return Stage(
         "fit_clusters",
         "pool",
-        fit_clusters.VERSION,
+        FitClustersSpec.VERSION,
         "ray",
-        fit_clusters.run,
-        config=knobs,
+        deferred("lodeset.pipeline.stages.fit_clusters:run"),
+        spec=spec,
         inputs={"vectors": Input(vectors), "dedup": Input(unique, KEPT), **_fitted(embedding)},
-        follows=Follows(tuple(knob for knob in knobs if knob != "drift")),
+        follows=Follows(tuple(knob for knob in canonical(spec) if knob != "drift")),
         seconds_per_image=0.0002,
     )
 
@@ -309,10 +303,10 @@ def _cluster(config: CurationConfig, vectors: Stage, unique: Stage, centroids: S
     return Stage(
         "cluster",
         "pool",
-        cluster.VERSION,
+        ClusterSpec.VERSION,
         "ray",
-        cluster.run,
-        config={},
+        deferred("lodeset.pipeline.stages.cluster:run"),
+        spec=ClusterSpec(),
         inputs={"vectors": Input(vectors), "dedup": Input(unique, KEPT), "centroids": Input(centroids, CENTROIDS)},
         max_cpus=vectors.max_cpus,
         seconds_per_image=0.00005,
@@ -323,14 +317,14 @@ def _balance(config: CurationConfig, wanted: Balance, clusters: Stage) -> Stage:
     return Stage(
         "balance",
         "pool",
-        balance.VERSION,
+        BalanceSpec.VERSION,
         "ray",
-        balance.run,
-        config=wanted.model_dump(),
+        deferred("lodeset.pipeline.stages.balance:run"),
+        spec=BalanceSpec(images=wanted.images, seed=wanted.seed),
         inputs={"clusters": Input(clusters)},
         max_cpus=1,
         seconds_per_image=0.00001,
-        size_bytes=balance.BYTES_PER_IMAGE * wanted.images,
+        size_bytes=BALANCED_BYTES * wanted.images,
         most=wanted.images,
     )
 
@@ -354,15 +348,11 @@ def _retrieve(
     return Stage(
         "retrieve",
         one.name,
-        retrieve.VERSION,
+        RetrieveSpec.VERSION,
         "ray",
-        retrieve.run,
-        config={
-            **one.retrieve.model_dump(exclude={"part_images"}),
-            **({"neighbors": config.neighbors} if one.retrieve.mode == "sample" else {}),
-        },
+        deferred("lodeset.pipeline.stages.retrieve:run"),
+        spec=RetrieveSpec(mode=one.retrieve, neighbors=config.neighbors),
         inputs=inputs,
-        speed={"retrieve": one.retrieve},
         max_cpus=vectors[one.name].max_cpus,
         seconds_per_image=0.0001,
     )
@@ -372,18 +362,17 @@ def _retrieve_all(
     config: CurationConfig, ingested: dict[str, Stage], unique: Stage, retrieved: dict[str, Stage]
 ) -> Stage:
     included = [one.name for one in config.curated if one.include]
-    knobs: dict[str, Any] = {
-        "everything": not config.curated and not config.balance,
-        "sets": sorted(retrieved),
-        "shared": config.selection.shared,
-    }
     return Stage(
         "retrieve",
         "all",
-        retrieve.VERSION,
+        SelectSpec.VERSION,
         "ray",
-        retrieve.run_all,
-        config=knobs,
+        deferred("lodeset.pipeline.stages.retrieve:run_all"),
+        spec=SelectSpec(
+            everything=not config.curated and not config.balance,
+            sets=sorted(retrieved),
+            shared=config.selection.shared,
+        ),
         inputs={
             **{f"retrieve:{name}": Input(stage) for name, stage in retrieved.items()},
             **{f"images:{name}": Input(ingested[name], IMAGES) for name in included},
@@ -402,17 +391,17 @@ def _write_shards(
     return Stage(
         "write_shards",
         "all",
-        write_shards.VERSION,
+        WriteShardsSpec.VERSION,
         "beam",
-        write_shards.run,
-        config={**config.shards.model_dump(), **_history(config)},
+        deferred("lodeset.pipeline.stages.write_shards:run"),
+        spec=WriteShardsSpec(**config.shards.model_dump(), **_history(config)),
         inputs={
             "selected": Input(selected),
             "dedup": Input(unique, KEPT),
             "masked": Input(masked),
             **{f"images:{name}": Input(ingested[name], METADATA) for name in ("pool", *included)},
         },
-        speed={"shards": config.shards, "beam": config.resources.beam},
+        runtime=WriteShardsRuntime(beam=config.resources.beam),
         follows=Follows(("size_mb", "seed", "limit", "name")),
         seconds_per_image=0.0002,
     )

@@ -15,7 +15,7 @@ from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.graph import ingest_stage
 from lodeset.pruning.config import Job
 from lodeset.pruning.formats.saving import digest_of, load_model
-from lodeset.pruning.graph import run_job
+from lodeset.pruning.jobs.run import run_job
 from lodeset.pruning.jobs.setting import VERSION, Setting
 from lodeset.training.config import CropsConfig
 from lodeset.training.index import Shards, open_index
@@ -57,7 +57,9 @@ def prune(
         crops, limit = (CropsConfig(), MOST_PIXELS) if of is None else (of.crops, of.max_pixels)
         setting = Setting(store, str(model), shards.index, size, limit, MOST_PIXELS, targets, "models", crops, trained)
         basis = (digest_of(model), open_index(shards.index).digest())
-        stage = Stage("prune", "all", VERSION, "ray", _run, {}, speed={"job": job, "setting": setting, "basis": basis})
+        stage: Stage[Any, ByHand] = Stage(
+            "prune", "all", VERSION, "ray", _run, {}, runtime=ByHand(job, setting, basis)
+        )
         report = functools.partial(_note, folder / PROGRESS)
         context = Context(store, stage, "by-hand", {}, cpus, report, ray_address=ray_address)
         try:
@@ -107,6 +109,14 @@ def _note(path: Path, progress: Progress) -> None:
         begun.replace(path)
 
 
-def _run(context: Context) -> Outcome:
-    done = run_job(context, context.speed["setting"], context.speed["basis"], context.speed["job"], 0)
+@dataclasses.dataclass(frozen=True)
+class ByHand:
+    job: Job
+    setting: Setting
+    basis: tuple[str, str]
+
+
+def _run(context: Context[Any, ByHand]) -> Outcome:
+    asked = context.runtime
+    done = run_job(context, asked.setting, asked.basis, asked.job, 0)
     return Outcome({"models": tuple(done.models)}, Rows(1, 1), details=done.report)

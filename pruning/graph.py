@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import json
-import posixpath
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from lodeset.pipeline.config import TargetSet
-from lodeset.pipeline.dag.fingerprint import digest
-from lodeset.pipeline.dag.stage import Context, Input, Outcome, Stage
-from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
-from lodeset.pipeline.engines.ray import map_with_state
-from lodeset.pipeline.stages.write_shards import IMAGES
-from lodeset.pruning.choosing.variants import METHODS
+from lodeset.pipeline.dag.stage import Input, Stage, deferred
+from lodeset.pipeline.specs import METADATA, SHARDS
 from lodeset.pruning.config import Job, Learned, LotteryJob, PruneJob, SelfMaskingJob, run_of
-from lodeset.pruning.jobs.recover import METHODS as RECOVERED
-from lodeset.pruning.jobs.setting import VERSION, Done, Setting, Workplace
-from lodeset.pruning.jobs.sweep import sweep
-from lodeset.pruning.jobs.sweep_parts import PROBED, images_per_part
-from lodeset.pruning.jobs.trained import draw_tickets, learn_all, trainings
+from lodeset.pruning.specs import METHODS, PROBED, REFITTED, PruneRuntime, PruneSpec, images_per_part, trainings
 from lodeset.training import cost
-from lodeset.training.checkpoint import MARKER
 from lodeset.training.config import TrainingConfig
-from lodeset.training.labelled import read_target
-from lodeset.training.origin import Origin
+from lodeset.training.specs import TrainSpec
 
 STAGE = "prune"
 SECONDS_A_VARIANT = 1.4  # the demo's 18 variants, moments and solutions included, 2 CPU cores
@@ -41,20 +27,21 @@ def build(
     if not jobs:
         return {}
     trained = list(dict.fromkeys(job.checkpoint for job in jobs))
-    configs = {name: above[f"{name}/all"].speed["training"] for name in trained}
+    specs: dict[str, TrainSpec] = {name: above[f"{name}/all"].spec for name in trained}
+    configs = {name: spec.config for name, spec in specs.items()}
     stage = Stage(
         STAGE,
         "all",
-        VERSION,
+        PruneSpec.VERSION,
         "ray",
-        run,
-        config={"jobs": list(jobs), "targets": [t.model_dump(include={"name", "label", "split"}) for t in targets]},
+        deferred("lodeset.pruning.jobs.run:run"),
+        spec=PruneSpec(jobs=tuple(jobs), targets=tuple(targets)),
         inputs={
             **{name: Input(above[f"{name}/all"]) for name in trained},
-            "shards": Input(above["write_shards/all"], IMAGES),
-            **{f"images:{t.name}": Input(above[f"ingest/{t.name}"], "metadata") for t in targets},
+            "shards": Input(above["write_shards/all"], SHARDS),
+            **{f"images:{t.name}": Input(above[f"ingest/{t.name}"], METADATA) for t in targets},
         },
-        speed={"jobs": tuple(jobs), "training": configs, "targets": tuple(targets), "max_pixels": max_pixels},
+        runtime=PruneRuntime(training=specs, max_pixels=max_pixels),
         seconds_per_image=SECONDS_A_VARIANT,
         work=sum(_variants(job, configs[job.checkpoint]) for job in jobs),
         size_bytes=sum(_stored_bytes(job, configs[job.checkpoint]) for job in jobs),
@@ -87,7 +74,7 @@ def _recovery_seconds(job: PruneJob, dense: TrainingConfig) -> float:
         return 0.0
     run = run_of(dense, job.recover)
     teacher = dense if job.recover.how == "distill" else None
-    return len(job.recovered) * len(RECOVERED) * run.steps * run.batch * cost.seconds_per_image(run, teacher)
+    return len(job.recovered) * len(REFITTED) * run.steps * run.batch * cost.seconds_per_image(run, teacher)
 
 
 def _stored_bytes(job: Job, training: TrainingConfig) -> int:
@@ -105,88 +92,6 @@ def _stored_bytes(job: Job, training: TrainingConfig) -> int:
     parts = -(-job.calibration_images // images_per_part(job.calibration_images))
     moments = parts * model.depth * sum(n * (n + model.dim) * 8 for n in read)
     solutions = len(job.sweep) * model.depth * sum(n * model.dim * 8 for n in read)
-    models = len(job.points) * len(METHODS) + len(job.recovered) * len(RECOVERED)
+    models = len(job.points) * len(METHODS) + len(job.recovered) * len(REFITTED)
     checkpoints = 0 if job.recover is None else cost.stored_bytes(run_of(training, job.recover))  # of one run at a time
     return moments + solutions + models * whole + checkpoints
-
-
-def run(context: Context) -> Outcome:
-    store = context.store
-    targets = tuple(
-        read_target(store, context.inputs[f"images:{t.name}"], t.name, t.label, t.split)[0]
-        for t in context.speed["targets"]
-    )
-    configs: Mapping[str, TrainingConfig] = context.speed["training"]
-    folder = f"pruned/{context.fingerprint[:16]}"
-    for name in configs:
-        for file in (*context.inputs[name].tables["model"], *context.inputs["shards"].tables["index"]):
-            store.check(file)  # what reads them looks at no digest
-    settings = {
-        name: Setting(
-            store,
-            store.path(str(context.inputs[name].details["folder"])),
-            (store.full_url(context.inputs["shards"].tables["index"][0].path),),
-            config.crops.global_size,
-            config.max_pixels,
-            context.speed["max_pixels"],
-            targets,
-            folder,
-            config.crops,
-            _checkpoint(store, context.inputs[name], config),
-        )
-        for name, config in configs.items()
-    }
-    done = []
-    for number, job in enumerate(context.speed["jobs"]):
-        basis = (context.inputs[job.checkpoint].fingerprint, context.inputs["shards"].content[IMAGES])
-        done.append(run_job(context, settings[job.checkpoint], basis, job, number))
-    reports = [one.report for one in done]
-    report_file = _write_report(store, folder, context.fingerprint, reports)
-    return Outcome(
-        tables={"report": (report_file,), "models": tuple(file for one in done for file in one.models)},
-        rows=Rows(taken=len(done), kept=len(done)),
-        details={
-            "jobs": reports,
-            "parts": sum(one.parts for one in done),
-            "parts_made": sum(one.parts_made for one in done),
-            "folder": folder,
-            "work": context.stage.work,
-        },
-    )
-
-
-def _checkpoint(store: Store, trained: Artifact, config: TrainingConfig) -> Origin | None:
-    """A run's last one, to go on from; artifacts of other hands need not have any."""
-    files = trained.tables.get("checkpoints", ())
-    marker = next((file for file in files if posixpath.basename(file.path) == MARKER), None)
-    if marker is None:
-        return None
-    return Origin(path=posixpath.dirname(store.path(marker.path)), digest=marker.sha256, of=config)
-
-
-def run_job(context: Context, setting: Setting, basis: tuple[str, str], job: Job, number: int) -> Done:
-    """What a job leaves; `basis` is which model on which images.
-
-    Raises:
-        LodesetError: no image can be read, or the model cannot be used for it.
-    """
-    share = functools.partial(map_with_state, cpus=context.cpus, address=context.ray_address)
-    work = Workplace(context, setting, share, basis)
-    if isinstance(job, LotteryJob):
-        return draw_tickets(work, job, number)
-    if isinstance(job, SelfMaskingJob):
-        return learn_all(work, job, number)
-    assert isinstance(job, PruneJob)
-    return sweep(work, job, number)
-
-
-def _write_report(store: Store, folder: str, fingerprint: str, reports: Sequence[Mapping[str, Any]]) -> File:
-    key = digest("prune_report", VERSION, fingerprint)
-    found = store.part("prune_report", key)
-    if found is None:
-        relative = f"{folder}/report.json"
-        with store.writing(relative) as sink:
-            sink.write(json.dumps(list(reports), indent=1).encode())
-        file = File(relative, len(reports), sink.size_bytes, sink.sha256())
-        found = store.commit_part("prune_report", key, {}, {}, files={"report": file})
-    return found.files["report"]

@@ -15,10 +15,11 @@ from lodeset.infra.demo.world import FULL_SIZE, make_world, write_config
 from lodeset.infra.report.render import write_report
 from lodeset.pipeline import own
 from lodeset.pipeline.dag.runner import Event
-from lodeset.pipeline.dag.stage import Outcome, Progress, Stage
+from lodeset.pipeline.dag.stage import Outcome, Progress, Stage, read_as
 from lodeset.pipeline.dag.store import Artifact, Rows, Store
 from lodeset.pipeline.errors import ConfigError, GateError
-from lodeset.pruning.choosing.variants import METHODS
+from lodeset.pruning.specs import METHODS, PruneDetails
+from lodeset.training.specs import EvaluateDetails
 
 Lines = dict[str, list[str]]
 K = "10"  # neighbours of the accuracies that are told
@@ -91,8 +92,8 @@ def judge(store: Store, artifacts: Mapping[str, Artifact], truth: Truth) -> dict
     leaked = len(shards & set(truth.leaked))
     purity = _purity(store, artifacts, truth)
     wanted = _wanted(shards, truth)
-    knn = artifacts["evaluate/all"].details["targets"]
-    pruning = artifacts["prune/all"].details["jobs"]
+    knn = read_as(EvaluateDetails, artifacts["evaluate/all"].details).targets
+    pruning = read_as(PruneDetails, artifacts["prune/all"].details).jobs
     lines: Lines = {
         "pool": _funnel(artifacts),
         "near-duplicates": [f"recall {recall:.3f}, precision {precision:.3f} of {found} pairs found"],

@@ -8,14 +8,13 @@ from typing import Any
 
 from lodeset.infra.config import Config
 from lodeset.infra.report.pictures import public
-from lodeset.pipeline.config import Shards
 from lodeset.pipeline.dag.decisions import decide
 from lodeset.pipeline.dag.manifests import Run
 from lodeset.pipeline.dag.runs import Wanted, artifacts_of, newest_first, without_records
-from lodeset.pipeline.dag.stage import PREVIOUS, Context, Follows, Input, Outcome, Stage
+from lodeset.pipeline.dag.stage import PREVIOUS, Context, Follows, Input, Outcome, Stage, deferred, read_as
 from lodeset.pipeline.dag.store import Artifact, Store
 from lodeset.pipeline.errors import LodesetError
-from lodeset.pipeline.stages import write_shards
+from lodeset.pipeline.specs import WriteShardsRuntime, WriteShardsSpec
 
 
 @dataclass(frozen=True)
@@ -133,17 +132,15 @@ def rewriting(written: Artifact, shown: Held, beam: Mapping[str, str]) -> Stage:
                 f"the shards were made from a {told['stage']} that is no longer there: `lodeset run` first"
             )
         inputs[role] = Input(_stage(told["stage"], made_from), of[0])
-    knobs = {key: written.config[key] for key in Shards.model_fields if key in written.config}
-    speed = {"shards": Shards.model_validate(knobs), "beam": beam, "from": written}
     return Stage(
         written.stage,
         written.set,
-        write_shards.VERSION,
+        WriteShardsSpec.VERSION,
         "beam",
-        write_shards.run,
-        written.config,
+        deferred("lodeset.pipeline.stages.write_shards:run"),
+        read_as(WriteShardsSpec, written.config),
         inputs,
-        speed,
+        WriteShardsRuntime(beam=beam, rewritten=written),
         follows=Follows(("size_mb", "seed", "limit", "name")),
     )
 

@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lodeset.infra.looking.held import Held
+from lodeset.pipeline.dag.stage import read_as
 from lodeset.pipeline.dag.store import Artifact, Store
 from lodeset.pipeline.shown import shown
+from lodeset.pipeline.specs import WriteShardsDetails
+from lodeset.training.specs import TrainDetails
 
 REPORTS = "reports"
 TRAINED = ("train", "finish", "distill")
@@ -66,7 +69,7 @@ def report_path(number: int) -> str:
 def summary(store: Store, held: Held) -> Summary:
     run = held.run
     written = held.artifacts.get("write_shards/all")
-    told: Mapping[str, Any] = written.details if written is not None else {}
+    shards = None if written is None else read_as(WriteShardsDetails, written.details)
     page = report_path(run.number) if run is not None else ""
     return Summary(
         run=run.number if run is not None else None,
@@ -75,24 +78,21 @@ def summary(store: Store, held: Held) -> Summary:
         until=(run.until or None) if run is not None else None,
         changed=held.changed,
         why=held.why,
-        shards=store.full_url(str(told["folder"])) if "folder" in told else None,
+        shards=None if shards is None else store.full_url(shards.folder),
         images=written.rows.kept if written is not None else None,
-        dead_bytes=int(told.get("dead_bytes", 0)),
+        dead_bytes=0 if shards is None else shards.dead_bytes,
         models=_models(store, held.artifacts),
         report=store.full_url(page) if page and page.rpartition("/")[2] in store.names(REPORTS) else None,
     )
 
 
 def _models(store: Store, artifacts: Mapping[str, Artifact]) -> tuple[Model, ...]:
-    found = [
-        Model(name, store.full_url(str(artifacts[f"{name}/all"].details["folder"])))
-        for name in TRAINED
-        if "folder" in getattr(artifacts.get(f"{name}/all"), "details", {})
-    ]
-    pruned = artifacts.get("prune/all")
-    if pruned is not None and "folder" in pruned.details:
-        found.append(Model("prune", store.full_url(str(pruned.details["folder"]))))
-    return tuple(found)
+    made = ((name, artifacts.get(f"{name}/all")) for name in (*TRAINED, "prune"))
+    return tuple(
+        Model(name, store.full_url(read_as(TrainDetails, artifact.details).folder))
+        for name, artifact in made
+        if artifact is not None
+    )
 
 
 def lines(told: Summary, config: str) -> list[str]:

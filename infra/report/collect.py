@@ -32,9 +32,18 @@ from lodeset.infra.report.pictures import public, short_name
 from lodeset.infra.report.pruned import report_of
 from lodeset.infra.report.scored import scored
 from lodeset.infra.report.trained import scores_of, training_of
-from lodeset.pipeline.dag.stage import Stage
+from lodeset.pipeline.dag.stage import Stage, read_as
 from lodeset.pipeline.dag.store import Artifact, File, Store
+from lodeset.pipeline.specs import (
+    CalibrateDetails,
+    ClusterDetails,
+    DedupDetails,
+    RetrieveDetails,
+    SelectDetails,
+    WriteShardsDetails,
+)
 from lodeset.pipeline.tables import records
+from lodeset.pruning.specs import PruneDetails
 
 # What the page shows of each: 382 pictures at most.
 REJECTS_SHOWN = 5  # for each set and reason
@@ -75,11 +84,13 @@ def collect(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, A
         calibration=_calibration(store, calibrated) if calibrated else None,
         clusters=_clusters(store, clustered) if clustered else None,
         retrieved=_retrieved(store, artifacts),
-        shared=artifacts["retrieve/all"].details["shared"] if "retrieve/all" in artifacts else None,
+        shared=read_as(SelectDetails, artifacts["retrieve/all"].details).shared
+        if "retrieve/all" in artifacts
+        else None,
         shards=_shards(store, written) if written else None,
         training=tuple(training_of(store, artifacts[f"{name}/all"]) for name in TRAINED if f"{name}/all" in artifacts),
         scores=scores_of(store, evaluated) if evaluated else (),
-        pruned=tuple(map(report_of, pruned.details["jobs"])) if pruned else (),
+        pruned=tuple(map(report_of, read_as(PruneDetails, pruned.details).jobs)) if pruned else (),
         absent={names[0]: _absent(stages, artifacts, names) for names in SECTIONS},
     )
 
@@ -234,7 +245,8 @@ def _dedup(store: Store, artifact: Artifact) -> Dedup:
     groups = [*sizes.slice(0, GROUPS_SHOWN).to_pylist(), *rest.take(pa.array(np.sort(drawn))).to_pylist()]
     members = [_members(own, group["group_id"]) for group in groups]
 
-    roles = {name: counts["role"] for name, counts in artifact.details["leaks"].items()}
+    details = read_as(DedupDetails, artifact.details)
+    roles = {name: counts["role"] for name, counts in details.leaks.items()}
     leaks, included = (
         _pairs(store, artifact, [name for name, its in roles.items() if its == role], most)
         for role, most in (("reference", LEAKS_SHOWN), ("included", INCLUDED_SHOWN))
@@ -246,11 +258,11 @@ def _dedup(store: Store, artifact: Artifact) -> Dedup:
     ]
     return Dedup(
         artifact.rows.dropped,
-        artifact.details,
+        details,
         artifact.config,
         tuple(shown[:GROUPS_SHOWN]),
         tuple(shown[GROUPS_SHOWN:]),
-        tuple(Leaked(name, **counts) for name, counts in artifact.details["leaks"].items()),
+        tuple(Leaked(name, **counts) for name, counts in details.leaks.items()),
         tuple(_copy(row, edges) for row in leaks),
         tuple(_copy(row, edges) for row in included),
     )
@@ -301,7 +313,7 @@ def _copy(row: Row, edges: Mapping[tuple[str, str], Row]) -> Copy:
 def _calibration(store: Store, artifact: Artifact) -> Calibration:
     table = store.table(artifact.tables["samples"], ["kind", "similarity"])
     kinds = []
-    for kind in artifact.details["median_similarity"]:
+    for kind in read_as(CalibrateDetails, artifact.details).median_similarity:
         of_kind = table.filter(pc.equal(table["kind"], kind))["similarity"].to_numpy()
         if len(of_kind):
             kinds.append(Similarity(kind, *(float(q) for q in np.quantile(of_kind, (0.1, 0.5, 0.9)))))
@@ -312,7 +324,7 @@ def _calibration(store: Store, artifact: Artifact) -> Calibration:
 
 
 def _clusters(store: Store, artifact: Artifact) -> Clusters:
-    k = int(artifact.details["k"])
+    k = read_as(ClusterDetails, artifact.details).k
     sizes = np.zeros(k, np.int64)
     for file in artifact.tables["clusters"]:
         sizes += np.bincount(store.table([file], ["cluster"])["cluster"].to_numpy(), minlength=k)
@@ -361,27 +373,25 @@ def _retrieved_by(store: Store, artifact: Artifact, artifacts: Mapping[str, Arti
             key=lambda hit: (-hit[1], hit[0]),
         )
         shown.append(Query(query_id, len(hits), tuple(hits[:HITS_SHOWN])))
-    told = artifact.details
+    told = read_as(RetrieveDetails, artifact.details)
     return Retrieved(
         set=artifact.set,
         config=artifact.config,
         images=embedded.rows.kept if embedded else None,
-        asked=int(told["asked"]),
-        retrieved=int(told["retrieved"]),
-        distinct=int(told["distinct"]),
-        collisions=int(told["collisions"]),
-        short=int(told["short"]),
-        capped=int(told["capped"]),
-        shared=together.details["shared_by_set"].get(artifact.set, 0) if together else None,
+        asked=told.asked,
+        retrieved=told.retrieved,
+        distinct=told.distinct,
+        collisions=told.collisions,
+        short=told.short,
+        capped=told.capped,
+        shared=read_as(SelectDetails, together.details).shared_by_set.get(artifact.set, 0) if together else None,
         median_similarity=float(np.median(similarity)) if len(similarity) else None,
         queries=tuple(shown),
     )
 
 
 def _shards(store: Store, artifact: Artifact) -> Shards:
-    folder = public(store.full_url(str(artifact.details["folder"])))
-    told, since = artifact.details, artifact.details.get("since", {})
+    told = read_as(WriteShardsDetails, artifact.details)
+    folder, since = public(store.full_url(told.folder)), told.since or {}
     changes = tuple((change, why, n) for change in ("added", "removed") for why, n in since.get(change, {}).items())
-    return Shards(
-        folder, artifact.rows.kept, told["size_bytes"], artifact.tables["shards"], changes, int(told["dead_bytes"])
-    )
+    return Shards(folder, artifact.rows.kept, told.size_bytes, artifact.tables["shards"], changes, told.dead_bytes)

@@ -8,6 +8,7 @@ from typing import Any
 
 from lodeset.infra.report.pruned import SweepReport, TrainedReport
 from lodeset.pipeline.dag.store import File
+from lodeset.pipeline.specs import DedupDetails
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Dedup:
     """Near-duplicates, and what reference and included sets took from the pool."""
 
     dropped: Mapping[str, int]
-    details: Mapping[str, Any]
+    details: DedupDetails
     config: Mapping[str, Any]
     largest: tuple[Group, ...]
     drawn: tuple[Group, ...]

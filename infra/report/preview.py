@@ -17,6 +17,7 @@ from lodeset.pipeline.algorithms.sampling import seeded_order
 from lodeset.pipeline.dag.decisions import Decision
 from lodeset.pipeline.dag.store import Artifact, File, Store
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.specs import DedupSpec
 from lodeset.pipeline.stages.dedup import run as dedup
 from lodeset.pipeline.tables import records
 
@@ -51,7 +52,7 @@ def edges_of(store: Store, decision: Decision) -> tuple[File, ...]:
     return (part.files["edges"],)
 
 
-def bands(store: Store, files: Sequence[File], config: Mapping[str, Any], threshold: float, each: int) -> list[Band]:
+def bands(store: Store, files: Sequence[File], spec: DedupSpec, threshold: float, each: int) -> list[Band]:
     """The pairs by what decides on them, the least certain first; at most `each` of a band are kept."""
     rows: list[dict[str, Any]] = store.table(files, None, records.EDGES).drop_columns(["map"]).to_pylist()
     found: list[Band] = []
@@ -61,8 +62,8 @@ def bands(store: Store, files: Sequence[File], config: Mapping[str, Any], thresh
             order = seeded_order([row["image_id_a"] + row["image_id_b"] for row in chosen], seed=0)[:each]
             found.append(Band(title, copies, len(chosen), tuple(chosen[i] for i in order)))
 
-    if config["verify"] == "pixels":
-        line = config["min_score"]
+    if spec.verify == "pixels":
+        line = spec.min_score
         edges = sorted({*SCORES, line})
         for low, high in zip(edges, [*edges[1:], np.inf], strict=True):
             inside = [row for row in rows if row["score"] is not None and low <= row["score"] < high]

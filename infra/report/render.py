@@ -22,10 +22,11 @@ from lodeset.infra.report.collect import collect, pictured
 from lodeset.infra.report.contents import Calibration, Clusters, Dedup, Report, Scored, Step, Training
 from lodeset.infra.report.pictures import Picture, load
 from lodeset.infra.report.pruned import Drawn, drawn, report_of, smallest_k
-from lodeset.pipeline.dag.stage import Stage
+from lodeset.pipeline.dag.stage import Stage, read_as
 from lodeset.pipeline.dag.store import Artifact, Store
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.shown import shown
+from lodeset.pipeline.specs import Listed
 
 TEMPLATE, PRUNED = "page.html.jinja", "pruned.html.jinja"
 
@@ -213,7 +214,7 @@ def render(report: Report, found: Mapping[str, Picture], title: str, jobs: Seque
 
 
 def _max_pixels(stages: Mapping[str, Stage]) -> int:
-    found = (stage.config.get("max_pixels", 0) for stage in stages.values() if stage.name == "ingest")
+    found = (read_as(Listed, stage.config).max_pixels for stage in stages.values() if stage.name == "ingest")
     return max((int(limit) for limit in found), default=0) or 1
 
 
@@ -259,8 +260,8 @@ def _calibration_chart(calibration: Calibration | None, dedup: Dedup | None) -> 
     marks = []
     if dedup is not None:
         marks = [
-            charts.Mark("reference threshold", dedup.details["reference_threshold"]),
-            charts.Mark("threshold", dedup.details["threshold"]),
+            charts.Mark("reference threshold", dedup.details.reference_threshold),
+            charts.Mark("threshold", dedup.details.threshold),
         ]
     return charts.range_chart(spans, "cosine similarity to the original (10 % to 90 %, median)", marks)
 

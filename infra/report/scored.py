@@ -10,9 +10,10 @@ import pyarrow.compute as pc
 
 from lodeset.infra.report.charts import ticks
 from lodeset.infra.report.contents import Scored
-from lodeset.pipeline.dag.stage import Stage
+from lodeset.pipeline.dag.stage import Stage, read_as
 from lodeset.pipeline.dag.store import Artifact, Store
 from lodeset.pipeline.filters.config import BLUR
+from lodeset.pipeline.specs import FilterSpec, ScoreSpec
 
 BINS = 10  # about as many; their edges are round
 
@@ -22,17 +23,18 @@ def scored(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, Ar
     made, judging = artifacts.get("score/pool"), stages.get("filter/pool")
     if made is None or judging is None or not judging.config:
         return ()
-    found: dict[str, list[Any]] = {name: [] for name in made.config["scorers"]}
+    found: dict[str, list[Any]] = {name: [] for name in read_as(ScoreSpec, made.config).scorers}
     for file in made.tables["scores"]:
         table = store.table([file], ["filter", "score"])
         for name, values in found.items():
             values.append(table["score"].filter(pc.equal(table["filter"], name)).to_numpy())
     joined = {name: np.concatenate(values) for name, values in found.items() if values}
-    return tuple(_scored(name, values, judging.config) for name, values in sorted(joined.items()) if len(values))
+    thresholds = read_as(FilterSpec, judging.config)
+    return tuple(_scored(name, values, thresholds) for name, values in sorted(joined.items()) if len(values))
 
 
-def _scored(name: str, values: Any, config: Mapping[str, Any]) -> Scored:
-    threshold, keep = _threshold(name, config)
+def _scored(name: str, values: Any, thresholds: FilterSpec) -> Scored:
+    threshold, keep = _threshold(name, thresholds)
     values = values.astype(np.float64)
     dropped = values < threshold if keep == "above" else values >= threshold
     low, high = float(values.min()), float(values.max())
@@ -41,9 +43,9 @@ def _scored(name: str, values: Any, config: Mapping[str, Any]) -> Scored:
     return Scored(name, keep, threshold, len(values), int(dropped.sum()), tuple(edges), tuple(int(n) for n in counts))
 
 
-def _threshold(name: str, config: Mapping[str, Any]) -> tuple[float, str]:
+def _threshold(name: str, thresholds: FilterSpec) -> tuple[float, str]:
     """What the configuration says of a filter, and which side it keeps."""
     if name == BLUR:
-        return float(config["min_sharpness"]), "above"
-    one = config["classifiers"][name]
+        return float(thresholds.min_sharpness or 0.0), "above"
+    one = (thresholds.classifiers or {})[name]
     return float(one["threshold"]), str(one["keep"])

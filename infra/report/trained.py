@@ -7,8 +7,10 @@ from dataclasses import fields
 
 from lodeset.infra.report.contents import Scores, Training
 from lodeset.infra.report.pictures import png_uri
+from lodeset.pipeline.dag.stage import read_as
 from lodeset.pipeline.dag.store import Artifact, Store
 from lodeset.pipeline.tables import records
+from lodeset.training.specs import EvaluateDetails
 
 POINTS = 400  # of a training curve
 
@@ -26,7 +28,7 @@ def scores_of(store: Store, artifact: Artifact) -> tuple[Scores, ...]:
     seen = store.table(artifact.tables.get("pictures", ()), None, records.PICTURES).to_pylist()
     names = [f.name for f in fields(Scores) if f.name not in ("target", "pictures", "pictured")]
     found = []
-    for target, tree in artifact.details["targets"].items():
+    for target, tree in read_as(EvaluateDetails, artifact.details).targets.items():
         rows = [row for row in seen if row["set"] == target]
         pictures = tuple((row["image_id"], png_uri(row["image"]), png_uri(row["picture"])) for row in rows)
         pictured = rows[0]["network"] if rows else ""

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lodeset.pipeline.dag.claims import claim, live
+from lodeset.pipeline.dag.stage import read_as
 from lodeset.pipeline.dag.store import Artifact, File, Store
 from lodeset.pipeline.errors import HeldError
+from lodeset.pipeline.specs import WriteShardsDetails
 from lodeset.pipeline.stages import write_shards
 from lodeset.pipeline.tables.forgotten import CLAIM
 
@@ -26,11 +28,9 @@ class Compacted:
 
 
 def compacted(after: Artifact, old: list[File], deleted: bool) -> Compacted:
-    details = after.details
+    details = read_as(WriteShardsDetails, after.details)
     bytes_of_old = sum(file.size_bytes for file in old)
-    return Compacted(
-        details["folder"], details["shards"], after.rows.kept, details["size_bytes"], bytes_of_old, deleted
-    )
+    return Compacted(details.folder, details.shards, after.rows.kept, details.size_bytes, bytes_of_old, deleted)
 
 
 def superseded(store: Store, after: Artifact, delete: bool) -> list[File]:

@@ -31,6 +31,7 @@ from lodeset.pipeline.dag.manifests import sealed
 from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
 from lodeset.pipeline.errors import DamagedError, HeldError, LodesetError
 from lodeset.pipeline.shown import json_text
+from lodeset.pipeline.specs import SHARDS
 from lodeset.pipeline.stages import search, write_shards
 from lodeset.pipeline.stages.dedup import generations
 from lodeset.pipeline.stages.write_shards import TAR_RECORD, add_member, open_tar
@@ -356,7 +357,7 @@ def _less(artifact: Artifact, planned: Mapping[str, Any], tables: Mapping[str, t
     for file in artifact.tables.get("index", ()):
         # What is trained on changed, and so must what was trained.
         if file.path in planned["content"]:
-            content[write_shards.IMAGES] = planned["content"][file.path]
+            content[SHARDS] = planned["content"][file.path]
     return replace(artifact, tables=tables, rows=rows, content=content)
 
 

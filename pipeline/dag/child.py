@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import cloudpickle
 
-from lodeset.pipeline.dag.stage import Context, Outcome, Progress
+from lodeset.pipeline.dag.stage import Context, Outcome, Progress, as_mapping
 from lodeset.pipeline.errors import LodesetError, replaced_source
 
 # Every worker inherits these. Oversubscribed BLAS threads cost far more than they give; each engine gives its workers
@@ -81,7 +81,7 @@ def main() -> None:
         context = Context(**task, report=report, also=also)
         with context.store.explained(f"stage {context.stage.id}"):
             outcome: Outcome = context.stage.function(context)
-        tell({"outcome": dataclasses.asdict(outcome)})
+        tell({"outcome": {**dataclasses.asdict(outcome), "details": as_mapping(outcome.details)}})
     except LodesetError as error:
         replaced = replaced_source(str(error))
         if replaced is not None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -14,8 +15,20 @@ from lodeset.pipeline.dag.files import reaching
 from lodeset.pipeline.shown import shown
 
 
+@runtime_checkable
+class Identified(Protocol):
+    """A dataclass whose fingerprint is not simply that of its fields."""
+
+    def identity(self) -> Mapping[str, Any]: ...
+
+
+def optional() -> Any:
+    """A dataclass field, None by default, that a fingerprint leaves out while it is None: adding one changes no fingerprint."""
+    return dataclasses.field(default=None, metadata={"optional": True})
+
+
 def canonical(value: Any, where: str = "") -> Any:
-    """The value as JSON types with one spelling: mappings sorted, tuples as lists, models as mappings.
+    """The value as JSON types with one spelling: mappings sorted, tuples as lists, models and dataclasses as mappings.
 
     Raises:
         TypeError: names the field whose value has no such spelling (a function, an open file, a NaN).
@@ -28,6 +41,8 @@ def canonical(value: Any, where: str = "") -> Any:
         return value
     if isinstance(value, BaseModel):
         return canonical({key: getattr(value, key) for key in type(value).model_fields}, where)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return canonical(value.identity() if isinstance(value, Identified) else _fields(value), where)
     if isinstance(value, Mapping):
         odd = [key for key in value if not isinstance(key, str)]
         if odd:
@@ -36,6 +51,11 @@ def canonical(value: Any, where: str = "") -> Any:
     if isinstance(value, list | tuple):
         return [canonical(entry, f"{where}[{index}]") for index, entry in enumerate(value)]
     raise TypeError(f"{where or 'value'} is a {type(value).__name__}, which cannot be fingerprinted")
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    named = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+    return {field.name: held for field, held in named if not (held is None and field.metadata.get("optional"))}
 
 
 def digest(*values: Any) -> str:

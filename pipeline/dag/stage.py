@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Generic, Literal
 
-from lodeset.pipeline.dag.fingerprint import digest
+from typing_extensions import TypeVar
+
+from lodeset.pipeline.dag.fingerprint import canonical, digest
 from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
+from lodeset.pipeline.errors import LodesetError
 
 Engine = Literal["beam", "ray"]
+Spec = TypeVar("Spec", default=Any)  # a frozen dataclass of what a stage is
+Runtime = TypeVar("Runtime", default=Any)  # a frozen dataclass of how it runs
+Read = TypeVar("Read")
 # The role that its own last artifact plays among the inputs of a stage that goes on from it.
 PREVIOUS = "previous"
 
@@ -28,12 +36,15 @@ class Input:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage's function returns; the runner checks the rows and writes the manifest."""
+    """What a stage's function returns; the runner checks the rows and writes the manifest.
+
+    `details` is a mapping of JSON types, or a frozen dataclass of these (fields that are None are left out).
+    """
 
     tables: Mapping[str, tuple[File, ...]]
     rows: Rows
     content: Mapping[str, str] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Any = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,16 +60,16 @@ class Follows:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Generic[Spec, Runtime]):
     """One node of the DAG.
 
     Attributes:
         name, set: what it does, to which set (`pool`, a curated set's name, ..., or `all`).
         version: raised whenever the function's results change.
-        function: `Context -> Outcome`, importable by name.
-        config: what it is; enters the fingerprint.
+        function: `Context -> Outcome`, importable by name (see `deferred`).
+        spec: what it is; enters the fingerprint.
         inputs: the stages it reads, by the role they play.
-        speed: how it runs (part sizes, places); never enters a fingerprint.
+        runtime: how it runs (part sizes, places); never enters a fingerprint.
         max_cpus: more cores than this would idle.
         frozen: fitted once and taken over by later runs even when its inputs have changed, unless these are frozen
             themselves (`--fresh` refits).
@@ -71,17 +82,17 @@ class Stage:
         also: ids of stages that read the same bytes. Where they are to run in the same run, they wait for this one, which
             makes their parts in its own pass; never in the fingerprint.
         most: images that it lets through at most, where its configuration says it; for `plan`.
-        advice: what `plan` adds where a key of the configuration has changed since the last run, by key.
+        advice: what `plan` adds where a key of the specification has changed since the last run, by key.
     """
 
     name: str
     set: str
     version: int
     engine: Engine
-    function: Callable[[Context], Outcome]
-    config: Mapping[str, Any]
+    function: Callable[[Context[Spec, Runtime]], Outcome]
+    spec: Spec
     inputs: Mapping[str, Input] = field(default_factory=dict)
-    speed: Mapping[str, Any] = field(default_factory=dict)
+    runtime: Runtime = None  # type: ignore[assignment]  # a stage without knobs of its own has none
     max_cpus: int = 1_000_000
     frozen: bool = False
     follows: Follows | None = None
@@ -96,8 +107,14 @@ class Stage:
     def id(self) -> str:
         return f"{self.name}/{self.set}"
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its specification as JSON types, as artifacts hold it."""
+        tree: Mapping[str, Any] = canonical(self.spec)
+        return tree
+
     def fingerprint(self, finished: Mapping[str, Artifact], previous: str | None = None) -> str | None:
-        """SHA-256 of (name, version, configuration, inputs); None while an input is not finished.
+        """SHA-256 of (name, version, specification, inputs); None while an input is not finished.
 
         `previous` is the fingerprint of what it goes on from. The set's *name* is no part of it, so that two sets with the
         same content share parts.
@@ -108,7 +125,46 @@ class Stage:
             if artifact is None:
                 return None
             identities[role] = artifact.identity(needed.of)
-        return digest(self.name, self.version, self.config, identities)
+        return digest(self.name, self.version, self.spec, identities)
+
+
+def deferred(reference: str) -> Callable[[Context], Outcome]:
+    """The function `reference` ("package.module:name"), imported when it is called: a graph is built without its engines."""
+    return functools.partial(_called, reference)
+
+
+def _called(reference: str, context: Context) -> Outcome:
+    outcome: Outcome = resolved(reference)(context)
+    return outcome
+
+
+def resolved(reference: str) -> Callable[..., Any]:
+    module, _, name = reference.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def as_mapping(details: Any) -> dict[str, Any]:
+    """Details as a manifest holds them."""
+    if isinstance(details, Mapping):
+        return dict(details)
+    return {name: value for name, value in asdict(details).items() if value is not None}
+
+
+def read_as(cls: type[Read], tree: Mapping[str, Any]) -> Read:
+    """A dataclass from what an artifact holds; keys that the dataclass does not have are ignored, fields have their defaults.
+
+    Raises:
+        LodesetError: a field without a default is missing.
+    """
+    known = {one.name: tree[one.name] for one in fields(cls) if one.name in tree}  # type: ignore[arg-type]
+    try:
+        return cls(**known)
+    except TypeError:
+        raise LodesetError(
+            f"the store holds {cls.__name__} without some of its fields ({', '.join(sorted(tree)) or 'nothing'}): another "
+            "version of lodeset made it; run again with `--fresh`, or use a new store"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -125,7 +181,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Context:
+class Context(Generic[Spec, Runtime]):
     """What a stage's function is given.
 
     Attributes:
@@ -134,22 +190,22 @@ class Context:
     """
 
     store: Store
-    stage: Stage
+    stage: Stage[Spec, Runtime]
     fingerprint: str
     inputs: Mapping[str, Artifact]
     cpus: int
     report: Callable[[Progress], None]
     previous: Artifact | None = None
     ray_address: str | None = None
-    also: tuple[Context, ...] = ()
+    also: tuple[Context[Spec, Runtime], ...] = ()
 
     @property
-    def config(self) -> Mapping[str, Any]:
-        return self.stage.config
+    def spec(self) -> Spec:
+        return self.stage.spec
 
     @property
-    def speed(self) -> Mapping[str, Any]:
-        return self.stage.speed
+    def runtime(self) -> Runtime:
+        return self.stage.runtime
 
 
 def closure(stages: Mapping[str, Stage], until: str | None) -> dict[str, Stage]:

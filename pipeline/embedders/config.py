@@ -126,7 +126,5 @@ class PatchDictionary(Strict):
         return self
 
 
-Embedder = Annotated[
-    PatchDictionary | OnnxEmbedder | TorchScriptEmbedder | HuggingFaceEmbedder | PrecomputedEmbedder,
-    Field(discriminator="kind"),
-]
+AnyEmbedder = PatchDictionary | OnnxEmbedder | TorchScriptEmbedder | HuggingFaceEmbedder | PrecomputedEmbedder
+Embedder = Annotated[AnyEmbedder, Field(discriminator="kind")]

@@ -10,28 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lodeset.pipeline.embedders import make, onnx
-from lodeset.pipeline.embedders.config import OnnxEmbedder
+from lodeset.pipeline.embedders import onnx
 from lodeset.pipeline.embedders.preprocess import normalised
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.filters.config import Classifier
+from lodeset.pipeline.filters.models import classifier_key, classifier_network
 
 Floats = NDArray[np.float32]
-
-
-def network(config: Classifier) -> OnnxEmbedder:
-    """The part that classifiers share with embedders: the file, and how pixels go in."""
-    return OnnxEmbedder(
-        kind="onnx", path=config.path, size=config.size, mean=config.mean, std=config.std, batch=config.batch
-    )
-
-
-def identity(config: Classifier) -> dict[str, Any]:
-    """What scores depend on: the model's bytes, how pixels go in and which number comes out; no threshold."""
-    return {
-        **make.identity(network(config), _key(config)),
-        **config.model_dump(include={"output", "index", "activation"}),
-    }
 
 
 @dataclass(frozen=True)
@@ -49,7 +34,7 @@ def classifier(config: Classifier, threads: int) -> Measure:
         LodesetError: the file is missing or broken, it is not a network of images to numbers, it does not say which of
             several outputs or numbers is meant, or it gives a score that is no finite number.
     """
-    model = onnx.opened(network(config), threads, _key(config), _told(config))
+    model = onnx.opened(classifier_network(config), threads, classifier_key(config), _told(config))
     output = _output(config, model.outputs)
     model = onnx.settled(model, [output])
 
@@ -62,10 +47,6 @@ def classifier(config: Classifier, threads: int) -> Measure:
         return np.concatenate(found) if found else np.zeros(0, np.float32)
 
     return Measure(lambda image: normalised(image, model.recipe), scores)
-
-
-def _key(config: Classifier) -> str:
-    return f"filter.classifiers ({config.name})"
 
 
 def _told(config: Classifier) -> str:

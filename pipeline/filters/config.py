@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from lodeset.pipeline.algorithms.images.blank import LOW_INFORMATION
 from lodeset.pipeline.embedders.config import BATCH, MEAN, SIZE, STD, Positive
 from lodeset.pipeline.strict import Strict
 
@@ -104,3 +105,8 @@ class Filter(Strict):
         if twice:
             raise ValueError(f"classifiers are told apart by name; used twice: {', '.join(twice)}")
         return self
+
+
+def blank_below(config: Filter) -> float:
+    """Standard deviation of a thumbnail's luminance (0 to 255) below which an image is blank."""
+    return LOW_INFORMATION if config.blank is True else float(config.blank)

@@ -9,25 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from lodeset.pipeline.embedders import make, onnx
-from lodeset.pipeline.embedders.config import OnnxEmbedder
+from lodeset.pipeline.embedders import onnx
 from lodeset.pipeline.embedders.preprocess import normalised
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.filters.config import FACES_SIDE, Faces
+from lodeset.pipeline.filters.models import FACES_KEY, detector_network
 
-KEY = "filter.faces"
 SIGMA = 0.1  # of the diagonal of an image's largest face
 
 Boxes = NDArray[np.float64]
-
-
-def _network(config: Faces) -> OnnxEmbedder:
-    return OnnxEmbedder(kind="onnx", path=config.path, size=config.size, mean=config.mean, std=config.std, batch=1)
-
-
-def identity(config: Faces) -> dict[str, Any]:
-    """What the blurred images depend on: the model's bytes and every knob but its place."""
-    return {**make.identity(_network(config), KEY), **config.model_dump(include={"boxes", "threshold", "expand"})}
 
 
 def detector(config: Faces, threads: int) -> Callable[[Image.Image], Boxes]:
@@ -36,7 +26,7 @@ def detector(config: Faces, threads: int) -> Callable[[Image.Image], Boxes]:
     Raises:
         LodesetError: the file is missing or broken, or its outputs are not boxes and scores as `Faces` says.
     """
-    model = onnx.opened(_network(config), threads, KEY, f"the face detector {config.path}", FACES_SIDE)
+    model = onnx.opened(detector_network(config), threads, FACES_KEY, f"the face detector {config.path}", FACES_SIDE)
     side = model.recipe.side if config.boxes == "pixels" else 1.0
 
     def detect(image: Image.Image) -> Boxes:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from lodeset.pipeline.config import CurationConfig
 from lodeset.pipeline.dag.fingerprint import digest
-from lodeset.pipeline.dag.stage import Input, Stage
-from lodeset.pipeline.filters import blocklists, classifiers, faces
-from lodeset.pipeline.filters.config import Faces
-from lodeset.pipeline.stages import blur_faces, filter, score
-from lodeset.pipeline.stages.ingest.run import IMAGES, METADATA
+from lodeset.pipeline.dag.stage import Input, Stage, deferred
+from lodeset.pipeline.filters import blocklists, models
+from lodeset.pipeline.filters.config import BLUR, Faces, blank_below
+from lodeset.pipeline.specs import (
+    IMAGES,
+    METADATA,
+    BlurFacesRuntime,
+    BlurFacesSpec,
+    FilterRuntime,
+    FilterSpec,
+    ScoreRuntime,
+    ScoreSpec,
+)
+
+MEASURED_BLUR = {"measure": "finest octave", "version": 1}  # of `algorithms.images.sharpness`
 
 
 def blur_faces_stage(config: CurationConfig, detector: Faces, pool: Stage) -> Stage:
@@ -16,13 +29,12 @@ def blur_faces_stage(config: CurationConfig, detector: Faces, pool: Stage) -> St
     return Stage(
         "blur_faces",
         "pool",
-        blur_faces.VERSION,
+        BlurFacesSpec.VERSION,
         "ray",
-        blur_faces.run,
-        # Like ingest it tells where bytes lie, some of them in the store.
-        config={"detector": faces.identity(detector), "store": digest(config.store)},
+        deferred("lodeset.pipeline.stages.blur_faces:run"),
+        spec=BlurFacesSpec(detector=models.detector_identity(detector), store=digest(config.store)),
         inputs={"images": Input(pool)},  # all of it: where the bytes lie is listed anew
-        speed={"faces": detector, "max_pixels": config.ingest.max_pixels},
+        runtime=BlurFacesRuntime(faces=detector, max_pixels=config.ingest.max_pixels),
         max_cpus=pool.max_cpus,
         seconds_per_image=0.01,
     )
@@ -30,20 +42,21 @@ def blur_faces_stage(config: CurationConfig, detector: Faces, pool: Stage) -> St
 
 def score_stage(config: CurationConfig, pool: Stage) -> Stage | None:
     """What filters that look at pixels measure; None where there are none."""
-    scorers = score.scorers_of(
-        config.filter.min_sharpness, {one.name: classifiers.identity(one) for one in config.filter.classifiers}
-    )
+    scorers: dict[str, Mapping[str, Any]] = {}
+    if config.filter.min_sharpness is not None:
+        scorers[BLUR] = MEASURED_BLUR
+    scorers |= {one.name: models.classifier_identity(one) for one in config.filter.classifiers}
     if not scorers:
         return None
     return Stage(
         "score",
         "pool",
-        score.VERSION,
+        ScoreSpec.VERSION,
         "ray",
-        score.run,
-        config={"scorers": scorers},
+        deferred("lodeset.pipeline.stages.score:run"),
+        spec=ScoreSpec(scorers=scorers),
         inputs={"images": Input(pool, IMAGES)},
-        speed={"classifiers": config.filter.classifiers, "max_pixels": config.ingest.max_pixels},
+        runtime=ScoreRuntime(classifiers=config.filter.classifiers, max_pixels=config.ingest.max_pixels),
         max_cpus=pool.max_cpus,
         # Reading and decoding with the sharpness, and a network of MobileNetV2's size each.
         seconds_per_image=0.0004 + 0.005 * len(config.filter.classifiers),
@@ -52,20 +65,38 @@ def score_stage(config: CurationConfig, pool: Stage) -> Stage | None:
 
 def filter_stage(config: CurationConfig, pool: Stage, scored: Stage | None) -> Stage:
     """Which images of the pool go no further."""
-    masks = filter.Masks(config.filter, blocklists.read(config.filter))
+    masks = FilterRuntime(config=config.filter, lists=blocklists.read(config.filter))
     return Stage(
         "filter",
         "pool",
-        filter.VERSION,
+        FilterSpec.VERSION,
         "ray",
-        filter.run,
-        config=filter.knobs(masks),
+        deferred("lodeset.pipeline.stages.filter:run"),
+        spec=_thresholds(masks),
         inputs={
             "images": Input(pool, IMAGES),
             **({"scores": Input(scored)} if scored else {}),
             **({"metadata": Input(pool, METADATA)} if masks.lists else {}),
         },
-        speed={"masks": masks},
+        runtime=masks,
         max_cpus=pool.max_cpus,
         seconds_per_image=0.00002,
+    )
+
+
+def _thresholds(masks: FilterRuntime) -> FilterSpec:
+    config, lists = masks.config, masks.lists
+    return FilterSpec(
+        min_side=config.min_side,
+        max_aspect=config.max_aspect,
+        blank=None if config.blank is False else blank_below(config),
+        min_sharpness=config.min_sharpness,
+        # Their order decides which reason counts, and a mapping has none in a fingerprint.
+        classifiers={
+            one.name: {"keep": one.keep, "threshold": one.threshold, "place": place}
+            for place, one in enumerate(config.classifiers)
+        }
+        or None,
+        blocked_domains={"hosts": len(lists.hosts), "digest": digest(lists.hosts)} if lists.hosts else None,
+        blocked_urls={"starts": len(lists.starts), "digest": digest(lists.starts)} if lists.starts else None,
     )

@@ -14,26 +14,26 @@ from lodeset.pipeline.algorithms.clusters.balance import balanced
 from lodeset.pipeline.algorithms.clusters.points import keys_of
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.parts import made
-from lodeset.pipeline.dag.stage import Context, Outcome
+from lodeset.pipeline.dag.stage import Context, Outcome, as_mapping
 from lodeset.pipeline.dag.store import Rows
+from lodeset.pipeline.specs import BalanceSpec
 from lodeset.pipeline.stages.retrieve import counted
 from lodeset.pipeline.tables import records
 
-VERSION = 1
+VERSION = BalanceSpec.VERSION
 STAGE = "balance"
-BYTES_PER_IMAGE = 40  # stored, of one that is drawn
 
 
-def run(context: Context) -> Outcome:
+def run(context: Context[BalanceSpec, None]) -> Outcome:
     started, store = time.time(), context.store
     table = store.table(context.inputs["clusters"].tables["clusters"], ["image_id", "path"], records.CLUSTERS)
-    images, wanted = table.num_rows, int(context.config["images"])
+    images, wanted = table.num_rows, context.spec.images
     key = digest(STAGE, VERSION, context.fingerprint)
 
     def draw(_: object) -> pa.Table:
         ids = table["image_id"].to_pylist()
         paths = table["path"].combine_chunks().flatten().to_numpy().reshape(images, -1)
-        rows = balanced(paths, keys_of(ids), wanted, context.config["seed"])
+        rows = balanced(paths, keys_of(ids), wanted, context.spec.seed)
         drawn = sorted((ids[row], int(paths[row, -1])) for row in rows)
         columns = {
             "image_id": [i for i, _ in drawn],
@@ -58,5 +58,5 @@ def run(context: Context) -> Outcome:
     return Outcome(
         tables={"matches": (parts[0].files["matches"],)},
         rows=Rows(taken=images, kept=kept, dropped={"not_drawn": images - kept} if images > kept else {}),
-        details={**counted(wanted, kept, kept), "parts": 1, "parts_made": len(new)},
+        details={**as_mapping(counted(wanted, kept, kept)), "parts": 1, "parts_made": len(new)},
     )

@@ -29,11 +29,12 @@ from lodeset.pipeline.engines.ray import map_with_state
 from lodeset.pipeline.filters.config import Faces
 from lodeset.pipeline.filters.faces import Boxes, blurred, detector
 from lodeset.pipeline.sources.reading import Location, read_images
+from lodeset.pipeline.specs import BlurFacesRuntime, BlurFacesSpec
 from lodeset.pipeline.stages.embed import image_ids, places_of
 from lodeset.pipeline.stages.write_shards import TAR_RECORD, add_member, open_tar
 from lodeset.pipeline.tables import records
 
-VERSION = 1
+VERSION = BlurFacesSpec.VERSION
 STAGE, LISTED = "blur_faces", "blur_faces_listed"
 
 
@@ -53,12 +54,12 @@ class Piece:
     locations: File
 
 
-def run(context: Context) -> Outcome:
+def run(context: Context[BlurFacesSpec, BlurFacesRuntime]) -> Outcome:
     store, ingested = context.store, context.inputs["images"]
     pairs = list(zip(ingested.tables["images"], ingested.tables["locations"], strict=True))
-    keys = [digest(STAGE, VERSION, image_ids(store, images), context.config["detector"]) for images, _ in pairs]
+    keys = [digest(STAGE, VERSION, image_ids(store, images), context.spec.detector) for images, _ in pairs]
     work = [(key, Piece(key, *pair), pair[0].rows) for key, pair in zip(keys, pairs, strict=True)]
-    worker = functools.partial(_worker, Work(store, context.speed["faces"], context.speed["max_pixels"]))
+    worker = functools.partial(_worker, Work(store, context.runtime.faces, context.runtime.max_pixels))
     run_parts = functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address)
     parts, new = made(context, STAGE, work, run_parts)
 

@@ -27,11 +27,12 @@ from lodeset.pipeline.embedders.make import load, runs_on_gpu
 from lodeset.pipeline.engines.ray import cores, map_with_state
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.sources.reading import Location, read_images
+from lodeset.pipeline.specs import CalibrateSpec, EmbedderRuntime
 from lodeset.pipeline.stages.dedup.universe import thumbnails_of
 from lodeset.pipeline.stages.embed import Embedder, embedder_of, normalised, read_vectors
 from lodeset.pipeline.stages.fit_embedder import seeded_sample
 
-VERSION = 1
+VERSION = CalibrateSpec.VERSION
 STAGE = "calibrate"
 PARTS = 8
 SAMPLES = pa.schema([("image_id", pa.string()), ("kind", pa.string()), ("similarity", pa.float32())])
@@ -52,10 +53,10 @@ class Chunk:
     places: tuple[Location, ...]
 
 
-def run(context: Context) -> Outcome:
+def run(context: Context[CalibrateSpec, EmbedderRuntime]) -> Outcome:
     ingested, embedded = context.inputs["images"], context.inputs["vectors"]
     embedder = embedder_of(context)
-    wanted = context.config["calibration_images"]
+    wanted = context.spec.calibration_images
     sample = seeded_sample(context.store, ingested, wanted, seed=1)
     if len(sample) < 2:
         raise LodesetError(

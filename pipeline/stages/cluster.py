@@ -13,19 +13,20 @@ import pyarrow as pa
 from lodeset.pipeline.algorithms.clusters import hierarchy, kmeans
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.parts import made
-from lodeset.pipeline.dag.stage import Context, Outcome
+from lodeset.pipeline.dag.stage import Context, Outcome, read_as
 from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
 from lodeset.pipeline.engines.ray import map_with_state
+from lodeset.pipeline.specs import CENTROIDS, ClusterDetails, ClusterSpec, FitClustersDetails
 from lodeset.pipeline.stages.embed import read_vectors
-from lodeset.pipeline.stages.fit_clusters import CENTROIDS, read_levels
+from lodeset.pipeline.stages.fit_clusters import read_levels
 from lodeset.pipeline.tables import records
 from lodeset.pipeline.tables.kept import pool_kept
 
-VERSION = 3
+VERSION = ClusterSpec.VERSION
 STAGE = "cluster"
 
 
-def run(context: Context) -> Outcome:
+def run(context: Context[ClusterSpec, None]) -> Outcome:
     vectors, dedup, fitted = (context.inputs[role] for role in ("vectors", "dedup", "centroids"))
     wanted, work = pool_kept(context.store, dedup), []
     for file in vectors.tables["vectors"]:
@@ -37,7 +38,7 @@ def run(context: Context) -> Outcome:
     parts, new = made(
         context, STAGE, work, functools.partial(map_with_state, make, cpus=context.cpus, address=context.ray_address)
     )
-    count = sum(p.files["clusters"].rows for p in parts)
+    count, k = sum(p.files["clusters"].rows for p in parts), read_as(FitClustersDetails, fitted.details).k
     sizes = np.bincount(
         context.store.table([p.files["clusters"] for p in parts], ["cluster"], records.CLUSTERS)["cluster"].to_numpy(),
         minlength=1,
@@ -48,13 +49,13 @@ def run(context: Context) -> Outcome:
             "centroids": fitted.tables["centroids"],
         },
         rows=Rows(taken=count, kept=count),
-        details={
-            "k": fitted.details["k"],
-            "largest": int(sizes.max()),
-            "empty": int(fitted.details["k"] - (sizes > 0).sum()),
-            "parts": len(parts),
-            "parts_made": len(new),
-        },
+        details=ClusterDetails(
+            k=k,
+            largest=int(sizes.max()),
+            empty=int(k - (sizes > 0).sum()),
+            parts=len(parts),
+            parts_made=len(new),
+        ),
     )
 
 

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,8 +29,9 @@ from lodeset.pipeline.dag.parts import made
 from lodeset.pipeline.dag.stage import Context, Outcome
 from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
 from lodeset.pipeline.embedders import Embed
-from lodeset.pipeline.embedders.config import PrecomputedEmbedder
-from lodeset.pipeline.embedders.make import AnyEmbedder, load, name_of, runs_on_gpu
+from lodeset.pipeline.embedders.config import AnyEmbedder, PrecomputedEmbedder
+from lodeset.pipeline.embedders.make import load, runs_on_gpu
+from lodeset.pipeline.embedders.models import name_of
 from lodeset.pipeline.embedders.precomputed import (
     NO_VECTOR,
     NULL,
@@ -43,9 +45,10 @@ from lodeset.pipeline.embedders.precomputed import (
 from lodeset.pipeline.engines.ray import cores, map_with_state
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.sources.reading import Location, read_images
+from lodeset.pipeline.specs import EmbedderRuntime, EmbedSpec
 from lodeset.pipeline.tables import records
 
-VERSION = 1
+VERSION = EmbedSpec.VERSION
 STAGE = "embed"
 REASONS = ("not_finite", NO_VECTOR, NULL, ZERO, SEVERAL)
 _AHEAD = 4  # images that each thread decodes ahead of the network
@@ -83,14 +86,14 @@ class Piece:
     also: tuple[Wanted, ...] = ()
 
 
-def embedder_of(context: Context) -> Embedder:
+def embedder_of(context: Context[Any, EmbedderRuntime]) -> Embedder:
     """The embedder of a stage that is given one (embed, calibrate)."""
     fitted = context.inputs.get("fitted")
     dictionary = fitted.tables["dictionary"][0] if fitted else None
-    return Embedder(context.store, context.speed["embedder"], dictionary, context.speed["max_pixels"])
+    return Embedder(context.store, context.runtime.embedder, dictionary, context.runtime.max_pixels)
 
 
-def run(context: Context) -> Outcome:
+def run(context: Context[EmbedSpec, EmbedderRuntime]) -> Outcome:
     ingested = context.inputs["images"]
     pairs = list(zip(ingested.tables["images"], ingested.tables["locations"], strict=True))
     ids = [image_ids(context.store, images) for images, _ in pairs]
@@ -115,7 +118,7 @@ def run(context: Context) -> Outcome:
     )
     parts, new = made(context, STAGE, work, run_parts)
     useless = not any(part.files["vectors"].rows for part in parts)
-    if useless and isinstance(config, PrecomputedEmbedder) and not context.speed["optional"]:
+    if useless and isinstance(config, PrecomputedEmbedder) and not context.runtime.may_find_nothing:
         raise LodesetError(_nothing(context, config, parts))
     outcome = _outcome(parts, new, name_of(config))
     beside = sum(len(also[n]) for n, wanted in enumerate(own) if wanted.key in new)
@@ -149,7 +152,7 @@ def _nothing(context: Context, config: PrecomputedEmbedder, parts: Sequence[Part
 def _wanted(context: Context, number: int, held: Sequence[tuple[Sequence[str], tuple[str, ...]]]) -> list[Wanted]:
     """One part of this stage for each list of image_ids, and what else of them its key must hold."""
     fitted = context.inputs.get("fitted")
-    identity = (context.config["embedder"], fitted.fingerprint if fitted else "")
+    identity = (context.spec.embedder, fitted.fingerprint if fitted else "")
     keys = [digest(STAGE, VERSION, ids, *identity, *places) for ids, places in held]
     known = _known(context.previous, context, keys)
     return [Wanted(number, key, known) for key in keys]
@@ -157,7 +160,7 @@ def _wanted(context: Context, number: int, held: Sequence[tuple[Sequence[str], t
 
 def _known(previous: Artifact | None, context: Context, keys: Sequence[str]) -> tuple[File, ...]:
     """Vector files of the run before that are no longer parts as they stand, if the embedder is still the same."""
-    if previous is None or previous.config != canonical(context.config) or (
+    if previous is None or previous.config != canonical(context.spec) or (
         previous.inputs.get("fitted", {}).get("fingerprint") != (context.inputs["fitted"].fingerprint if "fitted" in context.inputs else None)
     ):  # fmt: skip
         return ()

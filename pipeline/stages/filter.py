@@ -11,7 +11,7 @@ import functools
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,18 +19,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lodeset.pipeline.algorithms.copies.verify import LOW_INFORMATION
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.parts import made
 from lodeset.pipeline.dag.stage import Context, Outcome
 from lodeset.pipeline.dag.store import File, Part, Rows, Store
 from lodeset.pipeline.engines.ray import map_items
-from lodeset.pipeline.filters.blocklists import Blocklists
-from lodeset.pipeline.filters.config import BLANK, BLOCKED_DOMAIN, BLOCKED_URL, BLUR, MAX_ASPECT, MIN_SIDE, Filter
+from lodeset.pipeline.filters.config import (
+    BLANK,
+    BLOCKED_DOMAIN,
+    BLOCKED_URL,
+    BLUR,
+    MAX_ASPECT,
+    MIN_SIDE,
+    Filter,
+    blank_below,
+)
 from lodeset.pipeline.shown import shown
+from lodeset.pipeline.specs import FilterRuntime, FilterSpec
 from lodeset.pipeline.tables import records
 
-VERSION = 3
+VERSION = FilterSpec.VERSION
 STAGE = "filter"
 WITH_URL = "with_url"  # rows of metadata that say where an image comes from
 # Where fields with addresses are looked for, if none is known.
@@ -38,14 +46,6 @@ _ASKED_FILES, _ASKED_ROWS, _NAMED = 4, 1_000, 3
 _ADDRESS = re.compile(r"(?i)(https?:)?//[^\s/]+\.[^\s/]+")
 
 Table = Literal["images", "scores", "metadata"]
-
-
-@dataclass(frozen=True)
-class Masks:
-    """What a worker judges by."""
-
-    config: Filter
-    lists: Blocklists
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class Piece:
     file: File
 
 
-def run(context: Context) -> Outcome:
-    masks: Masks = context.speed["masks"]
+def run(context: Context[FilterSpec, FilterRuntime]) -> Outcome:
+    masks = context.runtime
     images = context.inputs["images"].tables["images"]
     scored, told = context.inputs.get("scores"), context.inputs.get("metadata")
     pieces = [
-        *_pieces("images", images, context.config),
-        *_pieces("scores", scored.tables["scores"] if scored else (), context.config),
-        *_pieces("metadata", told.tables["metadata"] if told else (), context.config),
+        *_pieces("images", images, context.spec),
+        *_pieces("scores", scored.tables["scores"] if scored else (), context.spec),
+        *_pieces("metadata", told.tables["metadata"] if told else (), context.spec),
     ]
     judge = functools.partial(_judged, context.store, masks)
     make = functools.partial(map_items, judge, cpus=context.cpus, address=context.ray_address)
@@ -103,36 +103,9 @@ def without_urls(store: Store, metadata: Sequence[File], images: int) -> str:
     )
 
 
-def knobs(masks: Masks) -> dict[str, Any]:
-    """The configuration of the stage: the thresholds that are set. Lists by their digest, because they can be long."""
-    config, lists = masks.config, masks.lists
-    chosen: dict[str, Any] = {"min_side": config.min_side}
-    if config.max_aspect is not None:
-        chosen["max_aspect"] = config.max_aspect
-    if config.blank is not False:
-        chosen["blank"] = _blank(config)
-    if config.min_sharpness is not None:
-        chosen["min_sharpness"] = config.min_sharpness
-    if config.classifiers:
-        # Their order decides which reason counts, and a mapping has none in a fingerprint.
-        chosen["classifiers"] = {
-            one.name: {"keep": one.keep, "threshold": one.threshold, "place": place}
-            for place, one in enumerate(config.classifiers)
-        }
-    if lists.hosts:
-        chosen["blocked_domains"] = {"hosts": len(lists.hosts), "digest": digest(lists.hosts)}
-    if lists.starts:
-        chosen["blocked_urls"] = {"starts": len(lists.starts), "digest": digest(lists.starts)}
-    return chosen
-
-
 def order(config: Filter) -> list[str]:
     """Every reason, in the order in which they count."""
     return [MIN_SIDE, MAX_ASPECT, BLANK, BLUR, *(one.name for one in config.classifiers), BLOCKED_DOMAIN, BLOCKED_URL]
-
-
-def _blank(config: Filter) -> float:
-    return LOW_INFORMATION if config.blank is True else float(config.blank)
 
 
 _READ_BY: dict[str, tuple[str, ...]] = {
@@ -142,15 +115,16 @@ _READ_BY: dict[str, tuple[str, ...]] = {
 }
 
 
-def _pieces(table: Table, files: Sequence[File], config: Mapping[str, Any]) -> list[Piece]:
+def _pieces(table: Table, files: Sequence[File], spec: FilterSpec) -> list[Piece]:
     """A part's key is the digest of its file and of the thresholds that are compared with that table."""
-    used = {knob: config[knob] for knob in _READ_BY[table] if knob in config}
+    thresholds = {knob: getattr(spec, knob) for knob in _READ_BY[table]}
+    used = {knob: value for knob, value in thresholds.items() if value is not None}
     return [Piece(digest(STAGE, VERSION, table, file.sha256, used), table, file) for file in files]
 
 
-def _judged(store: Store, masks: Masks, piece: Piece) -> Part:
+def _judged(store: Store, masks: FilterRuntime, piece: Piece) -> Part:
     started = time.time()
-    judge: Callable[[pa.Table, Masks], pa.Table] = _JUDGES[piece.table]
+    judge: Callable[[pa.Table, FilterRuntime], pa.Table] = _JUDGES[piece.table]
     columns = [c for c in _COLUMNS[piece.table] if c != "thumbnail" or masks.config.blank is not False]
     table = store.table([piece.file], columns)
     counts = {"rows": piece.file.rows}
@@ -159,7 +133,7 @@ def _judged(store: Store, masks: Masks, piece: Piece) -> Part:
     return store.commit_part(STAGE, piece.key, {"failing": judge(table, masks)}, counts, time.time() - started)
 
 
-def judged_images(images: pa.Table, masks: Masks) -> pa.Table:
+def judged_images(images: pa.Table, masks: FilterRuntime) -> pa.Table:
     """`filtered` rows of the images (image_id, width, height, and thumbnail if `blank` is set) that are too small, too long
     or blank: one for each filter that an image fails."""
     config = masks.config
@@ -172,11 +146,11 @@ def judged_images(images: pa.Table, masks: Masks) -> pa.Table:
         failing.append(_rows(ids, MAX_ASPECT, aspect, aspect > config.max_aspect, config.max_aspect))
     if config.blank is not False:
         deviation = np.array([np.frombuffer(t, np.uint8).std() for t in images["thumbnail"].to_pylist()], np.float64)
-        failing.append(_rows(ids, BLANK, deviation, deviation < _blank(config), _blank(config)))
+        failing.append(_rows(ids, BLANK, deviation, deviation < blank_below(config), blank_below(config)))
     return pa.concat_tables(failing)
 
 
-def judged_scores(scores: pa.Table, masks: Masks) -> pa.Table:
+def judged_scores(scores: pa.Table, masks: FilterRuntime) -> pa.Table:
     """`filtered` rows of the scores on the wrong side of their filter's threshold."""
     failing = [records.FILTERED.empty_table()]
     for name in pc.unique(scores["filter"]).to_pylist():
@@ -197,7 +171,7 @@ def _kept_side(config: Filter, name: str) -> tuple[float, bool]:
     return one.threshold, one.keep == "above"
 
 
-def judged_urls(metadata: pa.Table, masks: Masks) -> pa.Table:
+def judged_urls(metadata: pa.Table, masks: FilterRuntime) -> pa.Table:
     """`filtered` rows of the images of which any URL is blocked: an image found in two places has two."""
     reason = masks.lists.judge()
     rows: dict[tuple[str, str], None] = {}

@@ -12,6 +12,7 @@ import io
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,34 +21,35 @@ from lodeset.pipeline.algorithms.clusters.points import Floats, Points, keys_of
 from lodeset.pipeline.algorithms.sampling import seeded_order
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.parts import made
-from lodeset.pipeline.dag.stage import Context, Outcome
+from lodeset.pipeline.dag.stage import Context, Outcome, read_as
 from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
 from lodeset.pipeline.engines.ray import holding
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.specs import CENTROIDS, FitClustersDetails, FitClustersSpec
 from lodeset.pipeline.stages.embed import read_vectors
 from lodeset.pipeline.tables.kept import pool_kept
 
-VERSION = 3
+VERSION = FitClustersSpec.VERSION
 STAGE = "fit_clusters"
-CENTROIDS = "centroids"  # the digest that it names
 DRIFT_FILES = 64  # of vectors, some thousand images each, that tell whether centroids still fit
 # Below, an actor more costs more than it saves; the cores work inside one.
 BYTES_PER_ACTOR = 64 * 2**20
 
 
-def run(context: Context) -> Outcome:
+def run(context: Context[FitClustersSpec, None]) -> Outcome:
     dedup = context.inputs["dedup"]
     wanted = pool_kept(context.store, dedup)
     images = len(wanted)
     if images == 0:
         raise LodesetError(f"dedup kept no pool image ({dict(dedup.rows.dropped)}): there is nothing to cluster")
-    asked = context.config["k"]
+    asked = context.spec.k
     k = (kmeans.choose_k(images),) if asked == "auto" else (asked,) if isinstance(asked, int) else tuple(asked)
     hierarchy.checked(k, images)
     drift = _drift(context, wanted) if context.previous else None
-    if context.previous and drift is not None and drift <= context.config["drift"]:
+    if context.previous and drift is not None and drift <= context.spec.drift:
         earlier = context.previous
-        details = {**earlier.details, "drift": round(drift, 4), "parts_made": 0}
+        fitted = read_as(FitClustersDetails, earlier.details)
+        details = replace(fitted, drift=round(drift, 4), refitted_at_drift=None, parts_made=0)
         return Outcome(earlier.tables, Rows(taken=images, kept=images), earlier.content, details)
     key = digest(STAGE, VERSION, context.fingerprint)
     parts, new = made(context, STAGE, [(key, k, images)], functools.partial(_fit, context, key))
@@ -56,19 +58,19 @@ def run(context: Context) -> Outcome:
         tables={"centroids": files},
         rows=Rows(taken=images, kept=images),
         content={CENTROIDS: digest(STAGE, VERSION, [file.sha256 for file in files])},
-        details={
-            "k": k[0],
-            "levels": list(k),
-            "mean_squared_distance": parts[0].counts["micro_distance"] / 1e6,
-            "steps": parts[0].counts["steps"],
-            "parts": 1,
-            "parts_made": len(new),
-            **({} if drift is None else {"refitted_at_drift": round(drift, 4)}),
-        },
+        details=FitClustersDetails(
+            k=k[0],
+            levels=list(k),
+            mean_squared_distance=parts[0].counts["micro_distance"] / 1e6,
+            steps=parts[0].counts["steps"],
+            parts=1,
+            parts_made=len(new),
+            refitted_at_drift=None if drift is None else round(drift, 4),
+        ),
     )
 
 
-def _drift(context: Context, wanted: set[str]) -> float | None:
+def _drift(context: Context[FitClustersSpec, None], wanted: set[str]) -> float | None:
     """By what share the mean squared distance to the centroids of the run before has grown since they were fitted, by a seeded
     sample of the files; None where they are of other vectors."""
     store, previous = context.store, context.previous
@@ -77,7 +79,7 @@ def _drift(context: Context, wanted: set[str]) -> float | None:
     if previous.inputs.get("fitted", {}).get("fingerprint") != fitted:
         return None
     files = context.inputs["vectors"].tables["vectors"]
-    chosen = seeded_order([file.sha256 for file in files], context.config["seed"])[:DRIFT_FILES]
+    chosen = seeded_order([file.sha256 for file in files], context.spec.seed)[:DRIFT_FILES]
     centroids = read_centroids(store, previous)
     total, count = 0.0, 0
     for at in chosen:
@@ -86,13 +88,13 @@ def _drift(context: Context, wanted: set[str]) -> float | None:
         if rows:
             total += float(kmeans.assign(matrix[rows], centroids)[1].sum(dtype=np.float64))
             count += len(rows)
-    before: float = previous.details["mean_squared_distance"]
+    before = read_as(FitClustersDetails, previous.details).mean_squared_distance
     return total / max(1, count) / max(before, 1e-12) - 1
 
 
-def _fit(context: Context, key: str, work: Iterable[tuple[int, ...]]) -> Iterator[Part]:
-    started, store, config = time.time(), context.store, context.config
-    iterations, seed, spherical = config["iterations"], config["seed"], config["spherical"]
+def _fit(context: Context[FitClustersSpec, None], key: str, work: Iterable[tuple[int, ...]]) -> Iterator[Part]:
+    started, store, spec = time.time(), context.store, context.spec
+    iterations, seed, spherical = spec.iterations, spec.seed, spec.spherical
     groups = shares(context.inputs["vectors"].tables["vectors"], context.cpus)
     # An actor runs on one machine: of a cluster with more cores, it must not ask for all.
     threads = max(1, min(context.cpus // len(groups), os.cpu_count() or 1))
@@ -100,9 +102,7 @@ def _fit(context: Context, key: str, work: Iterable[tuple[int, ...]]) -> Iterato
     for k in work:
         with holding(make, groups, cpus_each=threads, address=context.ray_address) as each:
             fit = kmeans.fit_each(each, k[0], iterations, seed, spherical=spherical)
-        upper = hierarchy.levels(
-            fit.centroids, k[1:], iterations, config.get("resampling", 0), seed, spherical, context.cpus
-        )
+        upper = hierarchy.levels(fit.centroids, k[1:], iterations, spec.resampling or 0, seed, spherical, context.cpus)
         files = {f"centroids-{n}": _written(store, key, n, level) for n, level in enumerate((fit.centroids, *upper))}
         counts = {
             "images": int(fit.counts.sum()),

@@ -18,19 +18,20 @@ from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
 from lodeset.pipeline.embedders.config import PatchDictionary
 from lodeset.pipeline.engines.ray import map_items
 from lodeset.pipeline.sources.reading import Location, read_images
+from lodeset.pipeline.specs import FitEmbedderRuntime, FitEmbedderSpec
 from lodeset.pipeline.tables import records
 
-VERSION = 1
+VERSION = FitEmbedderSpec.VERSION
 STAGE = "fit_embedder"
 
 
-def run(context: Context) -> Outcome:
-    config: PatchDictionary = context.speed["embedder"]
+def run(context: Context[FitEmbedderSpec, FitEmbedderRuntime]) -> Outcome:
+    config = context.runtime.embedder
     ingested = context.inputs["images"]
     sample = seeded_sample(context.store, ingested, config.fit_images, config.seed)
     key = digest(STAGE, VERSION, context.fingerprint)
     work = [(key, sample, len(sample))]
-    make = functools.partial(_fit, context.store, config, context.speed["max_pixels"], key, context.cpus)
+    make = functools.partial(_fit, context.store, config, context.runtime.max_pixels, key, context.cpus)
     parts, new = made(context, STAGE, work, functools.partial(map_items, make, cpus=1, address=context.ray_address))
     total = ingested.rows.kept
     return Outcome(

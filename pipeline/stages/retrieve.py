@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,23 +22,24 @@ from lodeset.pipeline.algorithms.clusters import kmeans
 from lodeset.pipeline.config import AsIs, Cluster, Sample
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.parts import Block, blocks, made
-from lodeset.pipeline.dag.stage import Context, Outcome
+from lodeset.pipeline.dag.stage import Context, Outcome, as_mapping, read_as
 from lodeset.pipeline.dag.store import File, Part, Rows, Store
 from lodeset.pipeline.engines.ray import map_with_state
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.specs import RetrieveDetails, RetrieveSpec, SelectDetails, SelectSpec
 from lodeset.pipeline.stages import search
 from lodeset.pipeline.stages.embed import read_vectors
 from lodeset.pipeline.stages.fit_clusters import read_centroids
 from lodeset.pipeline.tables import records
 from lodeset.pipeline.tables.kept import fixed, left_of_all, left_of_pool, pool_kept, with_vector
 
-VERSION = 2
+VERSION = RetrieveSpec.VERSION
 STAGE, SEARCH = "retrieve", "retrieve_search"
 
 
-def run(context: Context) -> Outcome:
+def run(context: Context[RetrieveSpec, None]) -> Outcome:
     """One curated set."""
-    mode: AsIs | Sample | Cluster = context.speed["retrieve"]
+    mode = context.spec.mode
     store, name = context.store, context.stage.set
     files = context.inputs["queries"].tables["vectors"]
     images = sum(file.rows for file in files)
@@ -60,24 +60,19 @@ def run(context: Context) -> Outcome:
     return _by_cluster(context, mode)
 
 
-def counted(asked: int, retrieved: int, distinct: int, capped: int = 0, warnings: Sequence[str] = ()) -> dict[str, Any]:
-    """What every mode tells of a set: asked = retrieved + short, and retrieved = distinct + collisions + capped.
-
-    Args:
-        asked: k x N, or per_cluster for each matching cluster; `short` is what the pool or a cluster does not hold.
-        retrieved: hits, as LVD-142M's table counts them.
-        distinct: images that the set gets; `collisions` are hits on images that it has already.
-        capped: what its limit takes off.
-    """
-    return {
-        "asked": asked,
-        "retrieved": retrieved,
-        "distinct": distinct,
-        "collisions": retrieved - capped - distinct,
-        "short": asked - retrieved,
-        "capped": capped,
-        **({"warnings": list(warnings)} if warnings else {}),
-    }
+def counted(
+    asked: int, retrieved: int, distinct: int, capped: int = 0, warnings: Sequence[str] = ()
+) -> RetrieveDetails:
+    """What every mode says of a set."""
+    return RetrieveDetails(
+        asked=asked,
+        retrieved=retrieved,
+        distinct=distinct,
+        collisions=retrieved - capped - distinct,
+        short=asked - retrieved,
+        capped=capped,
+        warnings=list(warnings) or None,
+    )
 
 
 # -- sample
@@ -108,7 +103,7 @@ def _search(context: Context, images: int, mode: Sample) -> list[File]:
     store, name, size, k = context.store, context.stage.set, mode.part_images, mode.k
     files = {"pool": context.inputs["vectors"].tables["vectors"]}
     ids = tuple(sorted(with_vector(store, files["pool"], pool_kept(store, context.inputs["dedup"]))))
-    chosen = search.chosen(context, files, images, len(ids), k, context.config["neighbors"])
+    chosen = search.chosen(context, files, images, len(ids), k, context.spec.neighbors)
     pool = [context.inputs[role].identity("") for role in ("vectors", "dedup")]
     identities = [name, context.inputs["queries"].identity(""), *pool]
     work = blocks(images, size, SEARCH, VERSION, identities, k, chosen.kind)
@@ -179,7 +174,7 @@ def _by_cluster(context: Context, mode: Cluster) -> Outcome:
             dropped={reason: n for reason, n in (("not_drawn", beyond), ("capped", capped)) if n},
         ),
         details={
-            **counted(mode.per_cluster * len(matched), drawn.offered, table.num_rows, capped, warnings),
+            **as_mapping(counted(mode.per_cluster * len(matched), drawn.offered, table.num_rows, capped, warnings)),
             "clusters": len(matched),
         },
     )
@@ -225,7 +220,7 @@ def _most_similar_queries(
 # -- all sets together
 
 
-def run_all(context: Context) -> Outcome:
+def run_all(context: Context[SelectSpec, None]) -> Outcome:
     """Every set's matches, each image once a set, and the images that come in as they are."""
     store, dedup = context.store, context.inputs["dedup"]
     inputs = sorted(context.inputs.items())
@@ -235,30 +230,32 @@ def run_all(context: Context) -> Outcome:
         if role.startswith("images:"):
             ids = pc.unique(store.table(artifact.tables["images"], ["image_id"], records.IMAGES)["image_id"])
             tables.append(_rows(ids.filter(pc.is_in(ids, left_of_all(store, dedup))), role.removeprefix("images:")))
-    if context.config["everything"]:
+    if context.spec.everything:
         tables.append(_rows(left_of_pool(store, dedup), "pool"))
     wanted = pa.concat_tables([t.select(records.SELECTED.names) for t in tables], promote_options="none").sort_by(
         [("image_id", "ascending"), ("set", "ascending")]
     )
     several = _wanted_by_several(wanted["image_id"])
-    selected = _best(wanted) if context.config["shared"] == "best" else wanted
+    selected = _best(wanted) if context.spec.shared == "best" else wanted
     distinct = pc.count_distinct(wanted["image_id"]).as_py()
     part = store.commit_part(STAGE, digest(STAGE, VERSION, "all", context.fingerprint), {"selected": selected})
     twice = wanted.num_rows - distinct
-    sets = sorted({*pc.unique(wanted["set"]).to_pylist(), *context.config["sets"]})
+    details = [read_as(RetrieveDetails, artifact.details) for artifact in retrieved]
+    sets = sorted({*pc.unique(wanted["set"]).to_pylist(), *context.spec.sets})
     return Outcome(
         tables={"selected": (part.files["selected"],)},
         rows=Rows(taken=wanted.num_rows, kept=distinct, dropped={"several_sets": twice} if twice else {}),
-        details={
-            "distinct": distinct,
-            **{
-                key: sum(a.details[key] for a in retrieved)
-                for key in ("asked", "retrieved", "collisions", "short", "capped")
-            },
-            "shared": pc.count_distinct(wanted["image_id"].filter(several)).as_py(),
-            "shared_by_set": _by_set(wanted.filter(several), sets),
-            "as_is_by_set": _by_set(wanted.filter(pc.equal(wanted["mode"], "as_is")), sets),
-        },
+        details=SelectDetails(
+            distinct=distinct,
+            asked=sum(of_set.asked for of_set in details),
+            retrieved=sum(of_set.retrieved for of_set in details),
+            collisions=sum(of_set.collisions for of_set in details),
+            short=sum(of_set.short for of_set in details),
+            capped=sum(of_set.capped for of_set in details),
+            shared=pc.count_distinct(wanted["image_id"].filter(several)).as_py(),
+            shared_by_set=_by_set(wanted.filter(several), sets),
+            as_is_by_set=_by_set(wanted.filter(pc.equal(wanted["mode"], "as_is")), sets),
+        ),
     )
 
 

@@ -23,19 +23,19 @@ from lodeset.pipeline.algorithms.images.decoding import decode
 from lodeset.pipeline.algorithms.images.sharpness import luminance, sharpness
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.parts import made
-from lodeset.pipeline.dag.stage import Context, Outcome
+from lodeset.pipeline.dag.stage import Context, Outcome, read_as
 from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
 from lodeset.pipeline.engines.ray import map_with_state
 from lodeset.pipeline.filters.classifiers import Measure, classifier
-from lodeset.pipeline.filters.config import BLUR, Classifier
+from lodeset.pipeline.filters.config import Classifier
 from lodeset.pipeline.sources.reading import Location, read_images
+from lodeset.pipeline.specs import ScoreRuntime, ScoreSpec
 from lodeset.pipeline.stages.embed import image_ids, places_of
 from lodeset.pipeline.tables import records
 
-VERSION = 1
+VERSION = ScoreSpec.VERSION
 STAGE = "score"
 AT_ONCE = 64  # images whose network inputs wait for one call; decoded images never wait
-BLUR_IDENTITY = {"measure": "finest octave", "version": 1}  # of algorithms.sharpness
 
 Floats = NDArray[np.float32]
 
@@ -59,9 +59,9 @@ class Work:
     max_pixels: int
 
 
-def run(context: Context) -> Outcome:
+def run(context: Context[ScoreSpec, ScoreRuntime]) -> Outcome:
     store, ingested = context.store, context.inputs["images"]
-    scorers: Mapping[str, object] = context.config["scorers"]
+    scorers = context.spec.scorers
     pairs = list(zip(ingested.tables["images"], ingested.tables["locations"], strict=True))
     holds = [digest(image_ids(store, images)) for images, _ in pairs]
     keys = {name: [digest(STAGE, VERSION, ids, name, what) for ids in holds] for name, what in scorers.items()}
@@ -76,7 +76,7 @@ def run(context: Context) -> Outcome:
         for key, name, at in items:
             lacking.setdefault(at, {})[key] = name
         pieces = [Piece(*pairs[at], wanted, known) for at, wanted in sorted(lacking.items())]
-        worker = functools.partial(_worker, Work(store, context.speed["classifiers"], context.speed["max_pixels"]))
+        worker = functools.partial(_worker, Work(store, context.runtime.classifiers, context.runtime.max_pixels))
         for parts in map_with_state(worker, pieces, cpus=context.cpus, address=context.ray_address):
             yield from parts
 
@@ -100,7 +100,7 @@ def _known(previous: Artifact | None, scorers: Mapping[str, object], current: se
     """For each filter that computes what it did in the run before: that run's files which are no longer parts as they stand."""
     if previous is None:
         return {}
-    before = previous.config["scorers"]
+    before = read_as(ScoreSpec, previous.config).scorers
     files = tuple(f for f in previous.tables["scores"] if f.path.split("/")[2] not in current)
     return {name: files for name, what in scorers.items() if digest(before.get(name)) == digest(what)}
 
@@ -173,8 +173,3 @@ def score_table(ids: Sequence[str], name: str, scores: Sequence[float]) -> pa.Ta
     """`scores` rows of one filter."""
     columns = [pa.array(ids, pa.string()), pa.array([name] * len(ids), pa.string()), pa.array(scores, pa.float32())]
     return pa.Table.from_arrays(columns, schema=records.SCORES)
-
-
-def scorers_of(min_sharpness: float | None, classifiers: Mapping[str, object]) -> dict[str, object]:
-    """What each pixel filter computes, by its reason: the configuration of the stage. Empty: no image need be read."""
-    return {**({BLUR: BLUR_IDENTITY} if min_sharpness is not None else {}), **classifiers}

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lodeset.pipeline.dag.stage import Context
+from lodeset.pipeline.dag.stage import Context, read_as
 from lodeset.pipeline.dag.store import Artifact, File, Store
+from lodeset.pipeline.specs import WriteShardsDetails
 from lodeset.pipeline.tables import records
 
 ROOT = "shards"
@@ -48,7 +49,8 @@ def shards_before(store: Store, previous: Artifact | None, selected: pa.ChunkedA
     nothing = records.SHARDS.empty_table()
     if previous is None:
         return Standing(nothing, nothing, (), 0, nothing["image_id"])
-    folder = previous.details["folder"]
+    written = read_as(WriteShardsDetails, previous.details)
+    folder = written.folder
     index, buried = (
         store.table(previous.tables[name], records.SHARDS.names, records.SHARDS) for name in ("index", "tombstones")
     )
@@ -60,7 +62,7 @@ def shards_before(store: Store, previous: Artifact | None, selected: pa.ChunkedA
     readable = pc.is_in(held["shard"], pa.array(known, pa.string()))
     live, dead = held.filter(pc.and_(wanted, readable)), held.filter(pc.invert(wanted))
     files = tuple(known[name] for name in sorted(pc.unique(live["shard"]).to_pylist(), key=posixpath.basename))
-    return Standing(live, dead, files, previous.details["shards_numbered"], index["image_id"])
+    return Standing(live, dead, files, written.shards_numbered, index["image_id"])
 
 
 def _beside(folder: str, shard: str) -> str:

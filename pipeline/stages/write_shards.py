@@ -29,22 +29,21 @@ import pyarrow.compute as pc
 
 from lodeset.pipeline.algorithms.images.decoding import EXTENSIONS
 from lodeset.pipeline.algorithms.sampling import seeded_order
-from lodeset.pipeline.config import Shards
 from lodeset.pipeline.dag.files import HashingFile
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.parts import watching
-from lodeset.pipeline.dag.stage import Context, Outcome
+from lodeset.pipeline.dag.stage import Context, Outcome, read_as
 from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.shown import json_text, redacted
 from lodeset.pipeline.sources.reading import Location, read_images
+from lodeset.pipeline.specs import SHARDS, WriteShardsDetails, WriteShardsRuntime, WriteShardsSpec
 from lodeset.pipeline.stages.copies import MOST, SAID, said_of_copies, stands_for
 from lodeset.pipeline.stages.standing import Standing, Told, changes, counted, leaked, shards_before, tombstones
 from lodeset.pipeline.tables import records
 
-VERSION = 4
+VERSION = WriteShardsSpec.VERSION
 STAGE, INDEX = "write_shards", "shard_index"
-IMAGES = "images"  # the digest that it names
 BLOCK_IMAGES = 64
 TAR_RECORD = 512
 
@@ -65,13 +64,12 @@ class Shard:
     entries: tuple[Entry, ...]  # in the order in which they are written
 
 
-def run(context: Context) -> Outcome:
+def run(context: Context[WriteShardsSpec, WriteShardsRuntime]) -> Outcome:
     import apache_beam as beam  # here for the reason given in ingest
 
     from lodeset.pipeline.engines.beam import attempted, pipeline, raise_failures
 
-    config: Shards = context.speed["shards"]
-    store = context.store
+    store, spec = context.store, context.spec
     selected = store.table(context.inputs["selected"].tables["selected"])
     if not selected.num_rows:
         raise LodesetError(
@@ -79,15 +77,15 @@ def run(context: Context) -> Outcome:
         )
     standing = shards_before(store, context.previous, selected["image_id"])
     said = _said(store, context, selected["image_id"].to_pylist())
-    shards = plan(store, context, config, standing, said)
-    if "from" in context.speed:
-        shards = _read_from(store, context.speed["from"], shards)
+    shards = plan(store, context, spec, standing, said)
+    if context.runtime.rewritten is not None:
+        shards = _read_from(store, context.runtime.rewritten, shards)
     folder = f"shards/{digest(context.fingerprint, [s.key for s in shards])[:16]}"
     before = set(store.committed(STAGE, [s.key for s in shards]))
     left = sum(len(s.entries) for s in shards if s.key not in before)
     there = set(store.names(f"parts/{STAGE}"))
     if left:
-        with watching(context, STAGE, there, left, "images"), pipeline(context.cpus, context.speed["beam"]) as p:
+        with watching(context, STAGE, there, left, "images"), pipeline(context.cpus, context.runtime.beam) as p:
             wanted = p | "shards" >> beam.Create([s for s in shards if s.key not in before]) | beam.Reshuffle()
             _, unwritten = attempted(wanted, "write", _write, store, folder)
             raise_failures(unwritten)
@@ -103,6 +101,7 @@ def run(context: Context) -> Outcome:
     )
     published = _publish(store, folder, told)
     written_bytes = sum(p.files["shard"].size_bytes for p in parts)
+    since = None if context.previous is None else read_as(WriteShardsDetails, context.previous.details)
     return Outcome(
         tables={
             "shards": (*standing.files, *(p.files["shard"] for p in parts)),
@@ -110,31 +109,28 @@ def run(context: Context) -> Outcome:
         },
         rows=Rows(taken=context.inputs["selected"].rows.kept, kept=told.index.num_rows),
         # What is trained on: the same images in other shards change nothing downstream.
-        content={IMAGES: content_of(told.index)},
-        details={
-            "folder": folder,
-            "shards": len(standing.files) + len(parts),
-            "shards_numbered": standing.numbered + len(parts),
-            "parts": len(parts),
-            "parts_made": len(parts) - len(before),
-            "size_bytes": written_bytes + sum(file.size_bytes for file in standing.files),
-            "written_bytes": written_bytes,
-            "dead_bytes": int(pc.sum(told.tombstones["size_bytes"]).as_py() or 0),
-            "warnings": leaked(told.tombstones),
-            **(
-                {"since": {"folder": context.previous.details["folder"], **counted(told.changes)}}
-                if context.previous
-                else {}
-            ),
-        },
+        content={SHARDS: content_of(told.index)},
+        details=WriteShardsDetails(
+            folder=folder,
+            shards=len(standing.files) + len(parts),
+            shards_numbered=standing.numbered + len(parts),
+            parts=len(parts),
+            parts_made=len(parts) - len(before),
+            size_bytes=written_bytes + sum(file.size_bytes for file in standing.files),
+            written_bytes=written_bytes,
+            dead_bytes=int(pc.sum(told.tombstones["size_bytes"]).as_py() or 0),
+            warnings=leaked(told.tombstones),
+            since=None if since is None else {"folder": since.folder, **counted(told.changes)},
+        ),
     )
 
 
 def _read_from(store: Store, held: Artifact, shards: Sequence[Shard]) -> list[Shard]:
     """The same shards, whose images are read from those that hold them: their sources may be gone."""
     stand: dict[str, Location] = {}
+    folder = read_as(WriteShardsDetails, held.details).folder
     for row in store.table(held.tables["index"], records.SHARDS.names, records.SHARDS).to_pylist():
-        uri = store.full_url(posixpath.normpath(f"{held.details['folder']}/{row['shard']}"))
+        uri = store.full_url(posixpath.normpath(f"{folder}/{row['shard']}"))
         stand[row["image_id"]] = Location(row["image_id"], uri, row["image_id"], row["offset"], row["size_bytes"])
     return [
         replace(one, entries=tuple(replace(e, place=stand.get(e.place.image_id, e.place)) for e in one.entries))
@@ -171,7 +167,7 @@ def _said(store: Store, context: Context, selected: Sequence[str]) -> Said:
     return Said(own, said_of_copies(selected, copies, rows))
 
 
-def plan(store: Store, context: Context, config: Shards, standing: Standing, said: Said) -> list[Shard]:
+def plan(store: Store, context: Context, spec: WriteShardsSpec, standing: Standing, said: Said) -> list[Shard]:
     """The shards to write, by metadata alone."""
     selected = store.table(context.inputs["selected"].tables["selected"])
     selected = selected.filter(pc.invert(pc.is_in(selected["image_id"], standing.live["image_id"])))
@@ -181,10 +177,10 @@ def plan(store: Store, context: Context, config: Shards, standing: Standing, sai
     entries = _entries(store, context, why, said)
     blocks = [entries[i : i + BLOCK_IMAGES] for i in range(0, len(entries), BLOCK_IMAGES)]
     names = [block[0].place.image_id for block in blocks]
-    mixed = [entry for i in seeded_order(names, config.seed) for entry in blocks[i]]
+    mixed = [entry for i in seeded_order(names, spec.seed) for entry in blocks[i]]
     shards = []
-    for number, run_ in enumerate(_filled(mixed, int(config.size_mb * 2**20)), standing.numbered):
-        order = seeded_order([e.place.image_id for e in run_], config.seed)
+    for number, run_ in enumerate(_filled(mixed, int(spec.size_mb * 2**20)), standing.numbered):
+        order = seeded_order([e.place.image_id for e in run_], spec.seed)
         chosen = tuple(run_[i] for i in order)
         key = digest(STAGE, VERSION, context.fingerprint, number, [e.place.image_id for e in chosen])
         shards.append(Shard(key, f"shard-{number:06d}.tar", chosen))

@@ -14,8 +14,9 @@ from torch import nn
 
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pruning.choosing.entropic import Layer, Solution, path
-from lodeset.pruning.choosing.variants import Method, Solutions, Variant, layers_of, rewritten, units_of
+from lodeset.pruning.choosing.variants import Solutions, Variant, layers_of, rewritten, units_of
 from lodeset.pruning.config import PruneJob
+from lodeset.pruning.specs import Method
 from lodeset.pruning.units.activations import Behind
 from lodeset.pruning.units.groups import Group
 from lodeset.pruning.units.moments import Gram

@@ -6,7 +6,6 @@ group, so that only the choice of units and of weights differs.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 from torch import nn
@@ -16,14 +15,10 @@ from lodeset.pruning.choosing.entropic import Layer, Rewritten, Solution, path
 from lodeset.pruning.choosing.magnitude import magnitude_scores, random_scores, top
 from lodeset.pruning.choosing.refit import refit
 from lodeset.pruning.config import PruneJob
+from lodeset.pruning.specs import Method
 from lodeset.pruning.units.groups import Group, columns, layer_of
 from lodeset.pruning.units.moments import Array, Gram, Indices
 from lodeset.pruning.units.removal import Replacement, Weights, masked
-
-# `entropic` uses the weights that the penalised objective gives (shrunk by the L2 term); `magnitude` and `random` keep
-# the dense model's; `+refit` solves least squares on the units kept.
-Method = Literal["entropic", "entropic+refit", "magnitude", "magnitude+refit", "random", "random+refit"]
-METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)

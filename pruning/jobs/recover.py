@@ -22,24 +22,23 @@ from lodeset.pipeline.dag.stage import Progress
 from lodeset.pipeline.dag.store import Part
 from lodeset.pipeline.engines.ray import job as ray_job
 from lodeset.pipeline.errors import LodesetError
-from lodeset.pruning.choosing.variants import Method
 from lodeset.pruning.config import PruneJob, RecoverConfig, run_of
 from lodeset.pruning.formats.saving import load_model
 from lodeset.pruning.jobs.distil import TRAINED, distiller, told_of
 from lodeset.pruning.jobs.judging import seen
 from lodeset.pruning.jobs.setting import VERSION, Setting, Workplace, kept_file, told
 from lodeset.pruning.jobs.sweep_parts import agreement, publish
+from lodeset.pruning.specs import REFITTED
 from lodeset.training.config import TrainingConfig, identity_of
 from lodeset.training.export import WEIGHTS
-from lodeset.training.graph import following
 from lodeset.training.index import Shards, open_index
 from lodeset.training.launch import launch
 from lodeset.training.metrics import FILE as METRICS
 from lodeset.training.narrow import ARCHITECTURE
 from lodeset.training.origin import Origin
+from lodeset.training.stages.train import following
 
 JUDGED = "prune_recovered_rows"
-METHODS: tuple[Method, ...] = ("entropic+refit", "magnitude+refit", "random+refit")
 HOW = {"distill": "distilled", "finetune": "fine-tuned"}
 
 Row = Mapping[str, Any]
@@ -80,7 +79,7 @@ def recovered(
     else:
         asked = [run[0].digest, identity_of(run[1]), job.recover.how]
     basis = digest(TRAINED, VERSION, *work.basis, work.setting.size, *asked)
-    wanted = [(part, row) for part, row in variants if row["method"] in METHODS and row[job.swept] in job.recovered]
+    wanted = [(part, row) for part, row in variants if row["method"] in REFITTED and row[job.swept] in job.recovered]
     # What a training starts from is told by its bytes: on what models are judged does not matter.
     keys = [digest(basis, *sorted(f.sha256 for name, f in part.files.items() if name != "row")) for part, _ in wanted]
     items = [(key, (key, row), 1) for key, (_, row) in zip(keys, wanted, strict=True)]

@@ -22,6 +22,7 @@ from lodeset.pipeline.errors import LodesetError
 from lodeset.pruning.config import PruneJob
 from lodeset.pruning.formats.saving import load_model
 from lodeset.pruning.jobs.judging import knn_of
+from lodeset.pruning.specs import PruneSpec
 from lodeset.pruning.units.folding import folded
 from lodeset.pruning.units.groups import Group, find_groups, taken_by
 from lodeset.training.config import CropsConfig
@@ -31,7 +32,7 @@ from lodeset.training.labelled import Target
 from lodeset.training.origin import Origin
 from lodeset.training.vit import DinoVisionTransformer
 
-VERSION = 10  # of all that jobs make
+VERSION = PruneSpec.VERSION
 DENSE = "prune_dense"
 
 # Has workers make parts of items; each worker calls the first argument once.

@@ -28,12 +28,13 @@ from lodeset.pipeline.errors import LodesetError
 from lodeset.pruning.choosing.allocation import Level, Sizes, allocate
 from lodeset.pruning.choosing.entropic import Rewritten, Solution
 from lodeset.pruning.choosing.in_turn import Measure, solved_in_turn, variant_in_turn
-from lodeset.pruning.choosing.variants import Method, Paths, lost_alone, solved_at_once, units_kept, variant
+from lodeset.pruning.choosing.variants import Paths, lost_alone, solved_at_once, units_kept, variant
 from lodeset.pruning.config import PruneJob
 from lodeset.pruning.formats.saving import save_pruned
 from lodeset.pruning.jobs.cost import row
 from lodeset.pruning.jobs.judging import batched, output_change, seen
 from lodeset.pruning.jobs.setting import Setting, kept_file
+from lodeset.pruning.specs import PROBED, Method, images_per_part
 from lodeset.pruning.units.activations import Behind, collect_behind, collect_grams
 from lodeset.pruning.units.groups import Group, taken_by
 from lodeset.pruning.units.moments import Gram, Indices
@@ -41,18 +42,10 @@ from lodeset.pruning.units.removal import apply
 from lodeset.training.index import open_index
 
 GRAMS, SOLVED, VARIANT = "prune_moments", "prune_solved", "prune_variant"
-PROBED = 128  # calibration images on which what a group's pruning alone changes is measured
 COMPARED = 256  # images that were not calibrated on, on which outputs are compared
 
 
 # -- step 1: moments
-
-
-def images_per_part(images: int) -> int:
-    """Parts are few, since each holds every layer's moments (170 MB for a 3 x 3 convolution of 512 channels), and hold what fits in memory
-    (1,024 images of 224 pixels: 150 MB). What they are does not depend on how many workers make them.
-    """
-    return min(1_024, max(64, -(-images // 16)))
 
 
 def calibration(urls: Sequence[str], job: PruneJob) -> tuple[list[list[int]], list[int]]:

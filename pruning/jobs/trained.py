@@ -63,14 +63,6 @@ MASKS = "masks.safetensors"
 Chosen = Literal["dense", "magnitude", "random"]
 
 
-def trainings(job: Learned) -> int:
-    """How many networks a job trains."""
-    if isinstance(job, LotteryJob):
-        on_labels = len([task for task in job.tasks if task != "labels"]) if job.transfer else 0
-        return (len(job.tasks) + on_labels) * (1 + 2 * job.rounds)
-    return len(job.lr) if isinstance(job, SelfMaskingJob) else 1
-
-
 class School:
     """Where networks of a job learn: images of the shards, or of a target set where the task is to tell labels."""
 

@@ -9,7 +9,7 @@ from PIL import Image
 from lodeset.pipeline.dag.store import Store
 from lodeset.pipeline.embedders import networks, patches, preprocess
 from lodeset.pipeline.embedders.config import OnnxEmbedder, PatchDictionary, TorchScriptEmbedder
-from lodeset.pipeline.embedders.make import identity
+from lodeset.pipeline.embedders.models import identity
 from lodeset.pipeline.embedders.onnx import onnx
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.stages.embed import normalised, read_vectors, vector_table

@@ -19,7 +19,7 @@ from lodeset.pipeline.config import CurationConfig, load
 from lodeset.pipeline.embedders import hub, preprocess
 from lodeset.pipeline.embedders.config import HuggingFaceEmbedder
 from lodeset.pipeline.embedders.huggingface import extra_tokens, huggingface, recipe_of
-from lodeset.pipeline.embedders.make import identity, name_of, pinned
+from lodeset.pipeline.embedders.models import identity, name_of, pinned
 from lodeset.pipeline.errors import LodesetError
 from lodeset.training.config import ModelConfig
 from lodeset.training.export import export

@@ -12,7 +12,7 @@ from onnx_files import DOUBLE, FLOAT, FLOAT16, INT64, UINT8, write_detector, wri
 from PIL import Image
 
 from lodeset.pipeline.embedders.config import OnnxEmbedder
-from lodeset.pipeline.embedders.make import identity
+from lodeset.pipeline.embedders.models import identity
 from lodeset.pipeline.embedders.onnx import onnx
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.filters.classifiers import classifier

@@ -159,7 +159,7 @@ def test_all_that_a_store_holds_is_known_as_its_own(tmp_path: Path) -> None:
     from lodeset.pipeline.dag.store import DAMAGED, RUNS
     from lodeset.pipeline.stages import standing
     from lodeset.pipeline.tables import forgotten
-    from lodeset.training.graph import folder_of
+    from lodeset.training.stages.train import folder_of
 
     used = {"parts", "artifacts", "claims", "logs", REPORTS, DAMAGED, RUNS, forgotten.FOLDER, standing.ROOT}
     assert used <= set(own.FOLDERS)

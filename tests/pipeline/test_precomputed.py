@@ -16,7 +16,7 @@ from lodeset.pipeline.config import CurationConfig, load
 from lodeset.pipeline.dag.stage import Context, Outcome
 from lodeset.pipeline.dag.store import Artifact, Rows, Store
 from lodeset.pipeline.embedders.config import PrecomputedEmbedder
-from lodeset.pipeline.embedders.make import identity
+from lodeset.pipeline.embedders.models import identity
 from lodeset.pipeline.embedders.precomputed import Found, look_up, vector_files
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.graph import build

@@ -28,13 +28,13 @@ from lodeset.pruning.jobs import trained
 from lodeset.pruning.jobs.distil import towards
 from lodeset.pruning.jobs.judging import batched
 from lodeset.pruning.jobs.setting import Setting
-from lodeset.pruning.jobs.sweep_parts import calibration, images_per_part
-from lodeset.pruning.jobs.trained import trainings
+from lodeset.pruning.jobs.sweep_parts import calibration
 from lodeset.pruning.learning.examples import Examples
 from lodeset.pruning.learning.loop import NotLearnedError, Recipe
 from lodeset.pruning.learning.masks import Masks
 from lodeset.pruning.learning.self_masking import learn_masks
 from lodeset.pruning.learning.tasks import Task
+from lodeset.pruning.specs import images_per_part, trainings
 from lodeset.training.config import CropsConfig
 from lodeset.training.index import Shards, open_index
 

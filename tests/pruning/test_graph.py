@@ -13,12 +13,11 @@ from lodeset.pipeline.dag.stage import Context, Outcome, Stage
 from lodeset.pipeline.dag.store import Rows, Store
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pruning import graph
-from lodeset.pruning.choosing.variants import METHODS
 from lodeset.pruning.config import LotteryJob, PruneJob, SelfMaskingJob
 from lodeset.pruning.formats.saving import load_model
-from lodeset.pruning.jobs.trained import trainings
 from lodeset.pruning.learning.masks import density, digest_of, load_masks
 from lodeset.pruning.learning.self_masking import load_masked
+from lodeset.pruning.specs import METHODS, trainings
 from lodeset.training.config import TrainingConfig
 from lodeset.training.export import export
 from lodeset.training.ssl import student_and_teacher

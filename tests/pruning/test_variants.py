@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pruning.choosing.in_turn import Measure, solved_in_turn, variant_in_turn
-from lodeset.pruning.choosing.variants import METHODS, Method, Solutions, Variant, solved_at_once
+from lodeset.pruning.choosing.variants import Solutions, Variant, solved_at_once
 from lodeset.pruning.config import PruneJob
+from lodeset.pruning.specs import METHODS, Method
 from lodeset.pruning.units.activations import Behind, collect_behind, collect_grams, given, unfolded
 from lodeset.pruning.units.folding import folded
 from lodeset.pruning.units.groups import Group, find_groups, layer_of, taken_by

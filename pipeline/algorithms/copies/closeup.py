@@ -11,7 +11,6 @@ Small networks weigh the measures. They are fitted on copies that are made for t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,17 +18,17 @@ import torch
 import torch.nn.functional as functional
 from numpy.typing import NDArray
 
+from lodeset.pipeline.algorithms.copies import shipped
 from lodeset.pipeline.algorithms.copies.alignment import align, warped
 from lodeset.pipeline.algorithms.copies.comparison import agreeing, correlation, detail, shape, standardised, tiles
 from lodeset.pipeline.algorithms.copies.keypoints import Alignment, Described, mirrored
-from lodeset.pipeline.algorithms.copies.scorer import arrays_of, identity_of, scorer_of
+from lodeset.pipeline.algorithms.copies.scorer import arrays_of, scorer_of
 
 Tensor = torch.Tensor
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
 
-MODEL = Path(__file__).with_name("closeup.npz")
 SIDE = 64
 # Shorter side from which an image holds more than its thumbnail of 32 pixels does.
 LEAST_SIDE = 64
@@ -74,14 +73,9 @@ class Overlap:
     facts: tuple[float, ...]  # the features from `points` on
 
 
-def identity() -> str:
-    """What ships, for keys and fingerprints."""
-    return identity_of(MODEL)
-
-
 def score(features: Floats) -> Floats:
     """Log-odds [P] that pairs with these features [P, F] are copies."""
-    return scorer_of(arrays_of(MODEL)).score(features)
+    return scorer_of(arrays_of(shipped.CLOSEUP)).score(features)
 
 
 def overlap(first: Described, second: Described, found: Alignment) -> Overlap | None:

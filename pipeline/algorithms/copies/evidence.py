@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as functional
 from numpy.typing import NDArray
 
-from lodeset.pipeline.algorithms.copies import views
+from lodeset.pipeline.algorithms.copies import shipped, views
 from lodeset.pipeline.algorithms.copies.alignment import align, warped
 from lodeset.pipeline.algorithms.copies.comparison import agreeing, correlation, detail, shape, tiles
-from lodeset.pipeline.algorithms.copies.scorer import Scorer, arrays_of, identity_of, scorer_of
+from lodeset.pipeline.algorithms.copies.scorer import Scorer, arrays_of, scorer_of
 from lodeset.pipeline.algorithms.images.decoding import THUMBNAIL_SIDE
 
 Tensor = torch.Tensor
@@ -27,7 +26,6 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
-MODEL = Path(__file__).with_name("copies.npz")
 COARSE_STEPS, FINE_STEPS = 6, 5
 PAIRS_AT_ONCE = 256  # what they take stays in the cache: 6x faster than 2,048
 TILES = 4  # along each side
@@ -77,14 +75,9 @@ class Model:
         return self.networks.score(features)
 
 
-def identity() -> str:
-    """What ships, for keys and fingerprints."""
-    return identity_of(MODEL)
-
-
 @functools.lru_cache(maxsize=1)
 def model() -> Model:
-    arrays = arrays_of(MODEL)
+    arrays = arrays_of(shipped.EVIDENCE)
     return Model(arrays["whitening"], scorer_of(arrays))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -52,9 +51,3 @@ def scorer_of(arrays: Mapping[str, NDArray[np.float32]]) -> Scorer:
 def arrays_of(path: Path) -> dict[str, Floats]:
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
-
-
-@functools.lru_cache(maxsize=4)
-def identity_of(path: Path) -> str:
-    """What ships, for keys and fingerprints: SHA-256 of the file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from lodeset.pipeline.algorithms.images.blank import LOW_INFORMATION
 from lodeset.pipeline.algorithms.images.decoding import THUMBNAIL_SIDE
 
 Floats = NDArray[np.float32]
@@ -15,8 +16,6 @@ Floats = NDArray[np.float32]
 AGREE = 0.97
 # Against reference sets a miss costs more than a lost image: one step lower.
 AGREE_REFERENCE = 0.90
-# Luminance standard deviation (8-bit steps) below which a thumbnail says too little for a hash or a correlation.
-LOW_INFORMATION = 5.0
 
 PAIRS_AT_ONCE = 16_384  # 64 MiB of standardised thumbnails on either side
 

@@ -16,13 +16,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lodeset.pipeline.algorithms.copies import evidence, views
+from lodeset.pipeline.algorithms.copies import evidence, shipped, views
 from lodeset.pipeline.algorithms.hardware import has_bf16
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.parts import made
 from lodeset.pipeline.dag.stage import Context
 from lodeset.pipeline.dag.store import File, Part, Store
 from lodeset.pipeline.engines.ray import map_with_state
+from lodeset.pipeline.specs import DedupRuntime, DedupSpec
 from lodeset.pipeline.stages.dedup.generations import Between, Generation, between
 from lodeset.pipeline.stages.dedup.pairwise import Kind, Known, Pairs, columns_of, known, lists, matrix
 from lodeset.pipeline.stages.dedup.universe import Members, Universe, thumbnails_of
@@ -72,16 +73,19 @@ class Looked:
 
 
 def find_and_verify(
-    context: Context, sets: Sequence[Members], universe: Universe, generations: Sequence[Generation]
+    context: Context[DedupSpec, DedupRuntime],
+    sets: Sequence[Members],
+    universe: Universe,
+    generations: Sequence[Generation],
 ) -> Looked:
     """The pairs that stand out in some view, aligned and weighed."""
     # A thumbnail is what ingest of some version made of the bytes that the id names.
     makers = {(a.stage, a.version) for role, a in context.inputs.items() if role.startswith("images:")}
-    basis = digest(VERSION, evidence.identity(), sorted(makers))
+    basis = digest(VERSION, shipped.identity(shipped.EVIDENCE), sorted(makers))
     files = tuple(file for one in sets for file in one.images)
     found, finding, made_finding = _found(context, generations, files, basis)
     candidates = views.standing_out(found, len(universe.ids))
-    if not context.config["within"]:
+    if not context.spec.within:
         counts = universe.reference | universe.included
         candidates = candidates[np.flatnonzero(counts[candidates.a] | counts[candidates.b])]
     measured = _measured(context, universe, files, candidates, basis)
@@ -113,10 +117,10 @@ def _undone(maps: Floats) -> Floats:
 
 
 def _found(
-    context: Context, generations: Sequence[Generation], files: Sequence[File], basis: str
+    context: Context[DedupSpec, DedupRuntime], generations: Sequence[Generation], files: Sequence[File], basis: str
 ) -> tuple[views.Found, int, int]:
     """What each image found, by node; parts in all and parts made."""
-    work = between(generations, context.speed["part_images"], lambda _: (FIND, basis))
+    work = between(generations, context.runtime.part_images, lambda _: (FIND, basis))
     worker = functools.partial(_finder, context.store, files, generations)
     make = functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address)
     parts, new = made(context, FIND, work, make)
@@ -157,7 +161,11 @@ def _finder(store: Store, files: Sequence[File], generations: Sequence[Generatio
 
 
 def _measured(
-    context: Context, universe: Universe, files: Sequence[File], candidates: views.Candidates, basis: str
+    context: Context[DedupSpec, DedupRuntime],
+    universe: Universe,
+    files: Sequence[File],
+    candidates: views.Candidates,
+    basis: str,
 ) -> Known:
     """Features and maps of pairs; what the run before measured is taken from its files."""
     worker = functools.partial(_verifier, context.store, files, universe.ids)

@@ -57,7 +57,7 @@ def look(context: Context, artifacts: Sequence[Artifact], ids: Sequence[str], a:
     """
     order = _gathered(a, b)
     places = _places(context.store, artifacts, [ids[node] for node in np.union1d(a, b).tolist()])
-    worker = functools.partial(_looker, context.store, ids, places, context.speed["max_pixels"])
+    worker = functools.partial(_looker, context.store, ids, places, context.runtime.max_pixels)
     pairs = a[order], b[order], np.zeros(len(a), np.int16)
     # What pixels are made of bytes is for ingest of some version to say.
     basis = digest(VERSION, sorted({(artifact.stage, artifact.version) for artifact in artifacts}))

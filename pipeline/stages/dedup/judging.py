@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from lodeset.pipeline.algorithms.copies import closeup, evidence, verify, views
 from lodeset.pipeline.algorithms.copies.hashes import hamming_pairs
 from lodeset.pipeline.algorithms.copies.thresholds import Thresholds
 from lodeset.pipeline.algorithms.sampling import ranks
+from lodeset.pipeline.specs import DedupSpec
 from lodeset.pipeline.stages.dedup.candidates import Seen
 from lodeset.pipeline.stages.dedup.closeups import Looks
 from lodeset.pipeline.stages.dedup.universe import Universe
@@ -51,7 +51,7 @@ def judge(
     neighbors: Neighbors,
     seen: Seen,
     limits: Thresholds,
-    config: Mapping[str, Any],
+    spec: DedupSpec,
 ) -> Pairs:
     """Which candidate pairs are copies. A pair that touches a reference image is judged by the reference threshold.
 
@@ -60,9 +60,9 @@ def judge(
     count = len(universe.ids)
     a, b, near = neighbors
     informative = np.flatnonzero(~universe.flat)
-    hash_a, hash_b, _ = hamming_pairs(universe.phash[informative], config["phash_distance"])
+    hash_a, hash_b, _ = hamming_pairs(universe.phash[informative], spec.phash_distance)
     by_neighbor, by_hash = a * count + b, informative[hash_a] * count + informative[hash_b]
-    worth = seen.score >= np.where(_large(universe, seen.a, seen.b, config), closeup.WORTH, evidence.FLOOR)
+    worth = seen.score >= np.where(_large(universe, seen.a, seen.b, spec), closeup.WORTH, evidence.FLOOR)
     by_view = (seen.a * count + seen.b)[worth]
     known = np.unique(np.r_[by_neighbor, by_hash, by_view])
     a, b = known // count, known % count
@@ -74,21 +74,21 @@ def judge(
 
     similarity = spread(by_neighbor, near, np.nan)
     touches = universe.reference[a] | universe.reference[b]
-    allowed = _allowed(universe, a, b, config)
+    allowed = _allowed(universe, a, b, spec)
     hashed = spread(by_hash, np.ones(len(by_hash), bool), False)
     candidate = allowed & (hashed | (similarity > np.where(touches, limits.reference, limits.pool)))
     verified = np.full(len(a), -1, np.int8)
     orientation = np.full(len(a), views.IDENTITY, np.int16)
     score, maps = spread(by_view, seen.score[worth], np.nan), spread(by_view, seen.maps[worth], np.nan)
     linked = candidate
-    if config["verify"] == "pixels":
+    if spec.verify == "pixels":
         agreement, turned = verify.agreement(universe.thumbnails, a[candidate], b[candidate])
         upright = agreement >= np.where(touches[candidate], verify.AGREE_REFERENCE, verify.AGREE)
         verified[candidate] = upright
         orientation[candidate] = np.where(turned, views.MIRROR, views.IDENTITY)
         strict = np.ones(len(seen.a), bool)
         strict[worth] = ~touches[np.searchsorted(known, by_view)]
-        copies = seen.copies(strict, config["min_score"])[worth]
+        copies = seen.copies(strict, spec.min_score)[worth]
         # A pair that agrees as it is needs no map; any other is told as it was aligned.
         score[verified == 1], maps[verified == 1] = np.nan, np.nan
         aligned = allowed & ~np.isnan(score)
@@ -99,7 +99,7 @@ def judge(
     return Pairs(a, b, similarity, distance, hashed, verified, orientation, score, maps, np.full(len(a), -1), linked)
 
 
-def doubtful(universe: Universe, pairs: Pairs, floor: float, config: Mapping[str, Any]) -> Ints:
+def doubtful(universe: Universe, pairs: Pairs, floor: float, spec: DedupSpec) -> Ints:
     """The rows whose full images are to be compared: these hold more than thumbnails do, and thumbnails may be wrong.
 
     `floor` is the cosine down to which neighbours were searched for.
@@ -107,8 +107,8 @@ def doubtful(universe: Universe, pairs: Pairs, floor: float, config: Mapping[str
     They are sure where they agree upright. What was aligned from a view is looked at whatever was found, as photographs of one
     scene look like copies at 32 pixels; what is near by vector or hash and agrees in no view only if it stands out there.
     """
-    allowed = _allowed(universe, pairs.a, pairs.b, config)
-    open_ = _large(universe, pairs.a, pairs.b, config) & allowed & (np.isfinite(pairs.score) | (pairs.verified != 1))
+    allowed = _allowed(universe, pairs.a, pairs.b, spec)
+    open_ = _large(universe, pairs.a, pairs.b, spec) & allowed & (np.isfinite(pairs.score) | (pairs.verified != 1))
     return np.flatnonzero(open_ & (np.isfinite(pairs.score) | _near(len(universe.ids), pairs, floor)))
 
 
@@ -138,7 +138,7 @@ def _ranked(pairs: Pairs, chosen: Ints, key: NDArray[Any]) -> tuple[Ints, Ints, 
     return ends[order], chosen[at[order]], ranks(ends[order])
 
 
-def settled(universe: Universe, pairs: Pairs, rows: Ints, looks: Looks, config: Mapping[str, Any]) -> Pairs:
+def settled(universe: Universe, pairs: Pairs, rows: Ints, looks: Looks, spec: DedupSpec) -> Pairs:
     """The pairs, `rows` of them as full images show them.
 
     These make copies of a pair by themselves, and strangers of one only if they are clear about it and no reference set is
@@ -149,7 +149,7 @@ def settled(universe: Universe, pairs: Pairs, rows: Ints, looks: Looks, config: 
     before = pairs.verified[at] == 1
     touches = universe.reference[pairs.a[at]] | universe.reference[pairs.b[at]]
     stands = before & (touches | (close >= closeup.DOUBT))
-    copies = stands | (close >= config["min_score"])
+    copies = stands | (close >= spec.min_score)
     # What thumbnails say stays where it decides.
     taken = ~stands | (close > np.nan_to_num(pairs.score[at], nan=-np.inf))
     score, maps, orientation = pairs.score.copy(), pairs.maps.copy(), pairs.orientation.copy()
@@ -166,14 +166,14 @@ def settled(universe: Universe, pairs: Pairs, rows: Ints, looks: Looks, config: 
     return now.chosen(pairs.hashed | np.isfinite(pairs.similarity) | (highest >= evidence.FLOOR) | linked)
 
 
-def _allowed(universe: Universe, a: Ints, b: Ints, config: Mapping[str, Any]) -> NDArray[np.bool_]:
+def _allowed(universe: Universe, a: Ints, b: Ints, spec: DedupSpec) -> NDArray[np.bool_]:
     """Which pairs may be linked: without `within`, not two images that are both in nothing but the pool."""
     listed = universe.reference | universe.included
-    return np.asarray(listed[a] | listed[b] | config["within"])
+    return np.asarray(listed[a] | listed[b] | spec.within)
 
 
-def _large(universe: Universe, a: Ints, b: Ints, config: Mapping[str, Any]) -> NDArray[np.bool_]:
+def _large(universe: Universe, a: Ints, b: Ints, spec: DedupSpec) -> NDArray[np.bool_]:
     """Which pairs can be looked at closely."""
-    if config["verify"] != "pixels" or not config["closeups"]:
+    if spec.verify != "pixels" or not spec.closeups:
         return np.zeros(len(a), bool)
     return np.asarray(np.minimum(universe.side[a], universe.side[b]) >= closeup.LEAST_SIDE)

@@ -34,10 +34,11 @@ from lodeset.pipeline.algorithms.neighbors.approximate import Asked
 from lodeset.pipeline.algorithms.sampling import ranks
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.parts import made
-from lodeset.pipeline.dag.stage import Context, Outcome
+from lodeset.pipeline.dag.stage import Context, Outcome, read_as
 from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
 from lodeset.pipeline.engines.ray import map_with_state
 from lodeset.pipeline.errors import GateError, LodesetError
+from lodeset.pipeline.specs import KEPT, CalibrateDetails, DedupRuntime, DedupSpec
 from lodeset.pipeline.stages import search
 from lodeset.pipeline.stages.copies import looks_of
 from lodeset.pipeline.stages.dedup.candidates import MEASURED, NONE, find_and_verify
@@ -50,47 +51,46 @@ from lodeset.pipeline.stages.dedup.universe import Members, Universe, gather, me
 from lodeset.pipeline.tables import records
 from lodeset.pipeline.tables.kept import left_of_all
 
-VERSION = 8
+VERSION = DedupSpec.VERSION
 STAGE, SEARCH, EDGES = "dedup", "dedup_search", "dedup_edges"
 # Edges are kept this far below the threshold, so that the table shows what another threshold would add.
 FLOOR = 0.05
-KEPT = "kept"  # the digest that it names: what later stages depend on
 NEIGHBORS = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("similarity", pa.float32())])
 
 
-def run(context: Context) -> Outcome:
-    config: Mapping[str, Any] = context.config
+def run(context: Context[DedupSpec, DedupRuntime]) -> Outcome:
+    spec = context.spec
     store = context.store
-    sets = members_of(context.inputs, context.speed["roles"])
+    sets = members_of(context.inputs, spec.roles)
     universe = gather(store, sets)
     generations = generations_of(store, context.previous, universe.ids)
-    limits = chosen_thresholds(config, context.inputs.get("calibration"))
+    limits = chosen_thresholds(spec, context.inputs.get("calibration"))
     floor = min(limits.pool, limits.reference) - FLOOR
-    neighbors, parts, parts_made = _search(context, sets, generations, config["k"], config["neighbors"], floor)
+    neighbors, parts, parts_made = _search(context, sets, generations, spec.k, spec.neighbors, floor)
     looked = None
-    if config["verify"] == "pixels":
+    if spec.verify == "pixels":
         looked = find_and_verify(context, sets, universe, generations)
         parts, parts_made = parts + looked.parts, parts_made + looked.parts_made
-    pairs = judge(universe, neighbors, looked.seen if looked else NONE, limits, config)
+    pairs = judge(universe, neighbors, looked.seen if looked else NONE, limits, spec)
     tables_of_pairs = [looked.measured] if looked else []
-    rows = doubtful(universe, pairs, floor, config)
+    rows = doubtful(universe, pairs, floor, spec)
     if len(rows):
         images = [context.inputs[f"images:{one.set}"] for one in sets]
         looks = look(context, images, universe.ids, pairs.a[rows], pairs.b[rows])
-        pairs = settled(universe, pairs, rows, looks, config)
+        pairs = settled(universe, pairs, rows, looks, spec)
         parts, parts_made = parts + looks.known.parts, parts_made + looks.known.parts_made
         tables_of_pairs.append(looks.known)
     measured = measured_before(context.previous, (MEASURED, CLOSEUPS), tables_of_pairs)
     component = components(len(universe.ids), pairs.a[pairs.linked], pairs.b[pairs.linked])
     # Before the guard: who is stopped by it wants to see what linked strangers.
     edges = store.commit_part(EDGES, edges_key(context.fingerprint), {"edges": _edge_table(universe, pairs)})
-    guard(universe.pool, component, limits, config)
+    guard(universe.pool, component, limits, spec)
     stood = standing(store, context.previous, universe.ids)
     images = [context.inputs[f"images:{one.set}"] for one in sets]
-    known = looks_of(store, images, universe, component, stood, config["keeper"])
-    table = verdicts(universe, component, pairs, keepers(component, known, config["keeper"]))
+    known = looks_of(store, images, universe, component, stood, spec.keeper)
+    table = verdicts(universe, component, pairs, keepers(component, known, spec.keeper))
     key = digest(STAGE, VERSION, context.fingerprint)
-    leaks = leaks_of(universe, component, pairs, context.speed["roles"])
+    leaks = leaks_of(universe, component, pairs, spec.roles)
     part = store.commit_part(STAGE, key, {"duplicates": table, "leaks": leaks})
     tables = {
         "duplicates": (part.files["duplicates"],),
@@ -109,7 +109,7 @@ def run(context: Context) -> Outcome:
     }
     outcome = _outcome(table, universe, component, tables, details)
     outcome = replace(outcome, content={KEPT: digest(STAGE, VERSION, part.files["duplicates"].sha256)})
-    return with_leaks(outcome, part, leaks, context.speed["roles"])
+    return with_leaks(outcome, part, leaks, spec.roles)
 
 
 def edges_key(fingerprint: str) -> str:
@@ -136,7 +136,7 @@ def _search(
     space = sorted({_space(context.inputs[f"vectors:{one.set}"]) for one in sets})
     plans = {one.key: search.chosen(context, files, len(one.ids), len(one.ids), k, asked) for one in generations}
     work = between(
-        generations, context.speed["part_images"], lambda base: (SEARCH, VERSION, space, k, plans[base.key].kind)
+        generations, context.runtime.part_images, lambda base: (SEARCH, VERSION, space, k, plans[base.key].kind)
     )
 
     def make(left: Iterable[Between]) -> Iterator[Part]:
@@ -203,39 +203,40 @@ def _neighbors(store: Store, found: Sequence[tuple[Generation, Generation, File]
     return low[first], high[first], similarity[first]
 
 
-def chosen_thresholds(config: Mapping[str, Any], calibration: Artifact | None) -> Thresholds:
+def chosen_thresholds(spec: DedupSpec, calibration: Artifact | None) -> Thresholds:
     """The configured numbers, or those that the calibration found for this way of verifying."""
     found: Mapping[str, float] | None = {}
     if calibration is not None:
-        found = calibration.details["candidates" if config["verify"] == "pixels" else "unverified"]
+        learned = read_as(CalibrateDetails, calibration.details)
+        found = learned.candidates if spec.verify == "pixels" else learned.unverified
     if found is None:
         raise LodesetError(
             "every image of the calibration sample is a copy of its neighbours, so no threshold can be learned for "
             "`verify: none`: set dedup.threshold and dedup.reference_threshold, or use `verify: pixels`"
         )
-    pool = found["pool"] if config["threshold"] == "auto" else config["threshold"]
-    reference = found["reference"] if config["reference_threshold"] == "auto" else config["reference_threshold"]
+    pool = found["pool"] if spec.threshold == "auto" else spec.threshold
+    reference = found["reference"] if spec.reference_threshold == "auto" else spec.reference_threshold
     return Thresholds(pool, reference)
 
 
 # -- decisions
 
 
-def guard(in_pool: NDArray[np.bool_], component: Ints, limits: Thresholds, config: Mapping[str, Any]) -> None:
+def guard(in_pool: NDArray[np.bool_], component: Ints, limits: Thresholds, spec: DedupSpec) -> None:
     """Raises GateError where a group of copies is too large to be one."""
     sizes = np.bincount(component, weights=in_pool) if len(component) else np.zeros(1)
     pool = int(in_pool.sum())
-    allowed = size_limit(pool) if config["max_group"] == "auto" else config["max_group"]
+    allowed = size_limit(pool) if spec.max_group == "auto" else spec.max_group
     largest = int(sizes.max(initial=0))
     if largest <= allowed:
         return
     many = int((sizes > allowed).sum())
-    if config["verify"] == "pixels":
-        way_out = f"Choose a higher dedup.min_score (now {config['min_score']})"
+    if spec.verify == "pixels":
+        way_out = f"Choose a higher dedup.min_score (now {spec.min_score})"
     else:
         way_out = (
             f"the cosine threshold {limits.pool} links strangers. Choose a higher dedup.threshold, `threshold: auto`, "
-            f"`verify: pixels`, or a lower dedup.phash_distance (now {config['phash_distance']})"
+            f"`verify: pixels`, or a lower dedup.phash_distance (now {spec.phash_distance})"
         )
     raise GateError(
         f"one near-duplicate group holds {largest} of {pool} pool images ({largest / pool:.1%}; the limit is {allowed}), "

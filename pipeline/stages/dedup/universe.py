@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lodeset.pipeline.algorithms.copies import verify
+from lodeset.pipeline.algorithms.images.blank import LOW_INFORMATION
 from lodeset.pipeline.algorithms.images.decoding import THUMBNAIL_SIDE
 from lodeset.pipeline.dag.store import Artifact, File, Store
 from lodeset.pipeline.tables import records
@@ -89,7 +89,7 @@ def gather(store: Store, sets: Sequence[Members]) -> Universe:
         side=np.fromiter((min(rows[i][:2]) for i in ids), np.int64, len(ids)),
         phash=np.fromiter((rows[i][2] for i in ids), np.uint64, len(ids)),
         thumbnails=thumbnails,
-        flat=thumbnails.std(axis=1) < verify.LOW_INFORMATION,
+        flat=thumbnails.std(axis=1) < LOW_INFORMATION,
         set_names={i: tuple(sorted(names)) for i, names in holders.items()},
     )
 

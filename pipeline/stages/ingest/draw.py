@@ -19,6 +19,7 @@ from lodeset.pipeline.dag.store import Store
 from lodeset.pipeline.sources.listing import SourceFile, check_state
 from lodeset.pipeline.sources.members import Member, is_image, joined, without_excluded
 from lodeset.pipeline.sources.slices import loose_members, members_of
+from lodeset.pipeline.specs import IngestRuntime, IngestSpec
 
 # Raised when a file's members are listed in another way; ingest's own VERSION, which says what is made of them, with it.
 VERSION = 4
@@ -70,7 +71,12 @@ def members(store: Store, file: SourceFile) -> list[Member]:
     return list(without_excluded(described, file.members))
 
 
-def drawn(context: Context, packed: Sequence[SourceFile], loose: Sequence[SourceFile], limit: int | None) -> Draw:
+def drawn(
+    context: Context[IngestSpec, IngestRuntime],
+    packed: Sequence[SourceFile],
+    loose: Sequence[SourceFile],
+    limit: int | None,
+) -> Draw:
     """The `limit` images with the smallest hashes, by the sources' headers alone."""
     if limit is None:
         return Draw()
@@ -82,7 +88,7 @@ def drawn(context: Context, packed: Sequence[SourceFile], loose: Sequence[Source
     key = digest(DRAW, VERSION, context.fingerprint, context.stage.set)
     if store.part(DRAW, key) is None:
         alone = _smallest([_hash(f, m) for f, m in loose_members(loose) if is_image(m)], limit + 1)
-        with pipeline(context.cpus, context.speed["beam"]) as p:
+        with pipeline(context.cpus, context.runtime.beam) as p:
             files = p | "files" >> beam.Create(packed)
             inside, unlisted = attempted(files, "list", _smallest_of, store, limit + 1)
             both = (inside, p | "loose" >> beam.Create([alone])) | "all" >> beam.Flatten()

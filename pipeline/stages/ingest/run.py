@@ -24,7 +24,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lodeset.pipeline.algorithms.images.decoding import Examined, Limits, Unreadable, examine
-from lodeset.pipeline.algorithms.images.formats import installed
 from lodeset.pipeline.config import Ingest
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.parts import watching
@@ -37,6 +36,7 @@ from lodeset.pipeline.shown import shown
 from lodeset.pipeline.sources.listing import SourceFile
 from lodeset.pipeline.sources.members import Member, Sample
 from lodeset.pipeline.sources.slices import Slice, check_unchanged, cut, split_loose
+from lodeset.pipeline.specs import IngestRuntime, IngestSpec
 from lodeset.pipeline.stages.ingest.culprits import limits_of, rescued, samples_of
 from lodeset.pipeline.stages.ingest.draw import Draw, drawn, members
 from lodeset.pipeline.stages.ingest.noted import warnings_of
@@ -45,9 +45,8 @@ from lodeset.pipeline.stages.ingest.yields import WRONG, Given, checked, nothing
 from lodeset.pipeline.tables import records
 from lodeset.pipeline.tables.forgotten import forgotten
 
-VERSION = 8
+VERSION = IngestSpec.VERSION
 STAGE, KEYS, EXACT, UNIQUE = "ingest", "ingest_keys", "ingest_exact", "ingest_unique"
-IMAGES, METADATA = "images", "metadata"  # the digests that it names, as blur_faces does after it
 # Files whose parts' keys lie in one part.
 _KEYS_FILES = 1_000
 # Characters of metadata that a slice may hold. Files that repeat one long text (a shared sidecar, a Parquet dictionary) are
@@ -78,19 +77,13 @@ class Work:
         return digest(STAGE, VERSION, self.set, piece.uri, piece.image, piece.states, held, computed)
 
 
-def decoders() -> dict[str, Any]:
-    """Formats that are read here and not everywhere: what they make of an image is no property of its bytes alone."""
-    return {"formats": list(installed())} if installed() else {}
-
-
-def run(context: Context) -> Outcome:
+def run(context: Context[IngestSpec, IngestRuntime]) -> Outcome:
     # Here, because the graph imports this module to make a plan, and Beam takes a second to import.
     import apache_beam as beam
 
     from lodeset.pipeline.engines.beam import attempted, pipeline, raise_failures
 
-    files: tuple[SourceFile, ...] = context.speed["files"]
-    limits: Ingest = context.speed["limits"]
+    files, limits = context.runtime.files, context.spec.limits
     store = context.store
     work = Work(store, context.stage.set, limits, forgotten(store), examine)
     slice_bytes = int(limits.slice_mb * 2**20)
@@ -105,7 +98,7 @@ def run(context: Context) -> Outcome:
     memory = int(limits.worker_memory_gb * 2**30)
     before = set(store.names(f"parts/{STAGE}"))
 
-    with watching(context, STAGE, before, total, "size_bytes"), pipeline(context.cpus, context.speed["beam"]) as p:
+    with watching(context, STAGE, before, total, "size_bytes"), pipeline(context.cpus, context.runtime.beam) as p:
         files_in_order = p | "files" >> beam.Create(list(enumerate(packed)))
         loose_slices = p | "loose" >> beam.Create([((len(packed), i), *piece) for i, piece in enumerate(loose)])
         packed_slices, unsplit = attempted(
@@ -132,7 +125,7 @@ def run(context: Context) -> Outcome:
     )
     stop, rejects = limits.on_unreadable == "stop", outcome.tables["rejects"]
     told = checked(store, context.stage.set, files, given, rejects, stop, bool(draw.last))
-    own = [f"left out, because lodeset made it: {shown(path)}" for path in context.speed.get("own", ())]
+    own = [f"left out, because lodeset made it: {shown(path)}" for path in context.runtime.left_out]
     warnings = [*outcome.details.get("warnings", ()), *told, *own]
     return replace(outcome, details={**outcome.details, "warnings": warnings}) if warnings else outcome
 

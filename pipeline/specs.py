@@ -1,0 +1,391 @@
+"""What each stage of curation is, and how it runs: the two dataclasses that its `Context` carries.
+
+A `...Spec` enters the stage's fingerprint, so its field names are part of every store; its `VERSION` is raised whenever the
+results of the stage's function change. A `...Runtime` never enters it. A `...Details` is what a stage says in its manifest
+and other stages read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from lodeset.pipeline.algorithms.copies.keepers import KeeperRule
+from lodeset.pipeline.config import AsIs, Cluster, Ingest, Neighbors, Sample
+from lodeset.pipeline.dag.fingerprint import digest, optional
+from lodeset.pipeline.dag.store import Artifact
+from lodeset.pipeline.deduplication import MaxGroup, Threshold
+from lodeset.pipeline.embedders.config import AnyEmbedder, PatchDictionary
+from lodeset.pipeline.filters.blocklists import Blocklists
+from lodeset.pipeline.filters.config import Classifier, Faces, Filter
+from lodeset.pipeline.sources.listing import SourceFile
+
+Identity = Mapping[str, Any]  # what a model is: its knobs, and the digest of its bytes
+
+# The digests of content that ingest (and blur_faces after it), dedup, fit_clusters and write_shards name: a stage that depends on
+# one of them alone runs again only when that changes.
+IMAGES, METADATA, KEPT, CENTROIDS, SHARDS = "images", "metadata", "kept", "centroids", "images"
+
+
+# -- ingest
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestSpec:
+    """The limits of ingest, and what its sources hold.
+
+    Attributes:
+        listing: digest of everything that decides which bytes are read.
+    """
+
+    VERSION: ClassVar[int] = 8
+    limits: Ingest
+    files: int
+    size_bytes: int
+    listing: str
+
+    def identity(self) -> Identity:
+        knobs = self.limits.model_dump(exclude={"slice_mb", "limit", "on_unreadable"})
+        limit = {} if self.limits.limit is None else {"limit": self.limits.limit}
+        return {**knobs, "files": self.files, "size_bytes": self.size_bytes, "listing": self.listing, **limit}
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestRuntime:
+    """The files to read, the options of Beam, and the folders that were left out because lodeset made them."""
+
+    files: tuple[SourceFile, ...]
+    beam: Mapping[str, str]
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """What the manifest of an ingested set says about its sources."""
+
+    size_bytes: int
+    limit: int | None = None
+    max_pixels: int = 0
+
+
+# -- embedders
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitEmbedderSpec:
+    VERSION: ClassVar[int] = 1
+    embedder: Identity
+    limit: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitEmbedderRuntime:
+    embedder: PatchDictionary
+    max_pixels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedSpec:
+    VERSION: ClassVar[int] = 1
+    embedder: Identity
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedderRuntime:
+    """How a stage embeds images (embed, calibrate).
+
+    Attributes:
+        may_find_nothing: whether precomputed vectors may exist for none of the images. Of a set that is only evaluated on,
+            vectors say how good the embedder is, and nothing else needs them.
+    """
+
+    embedder: AnyEmbedder
+    max_pixels: int
+    may_find_nothing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateSpec:
+    VERSION: ClassVar[int] = 1
+    calibration_images: int
+    embedder: Identity
+    limit: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateDetails:
+    """Thresholds (`pool`, `reference`) with pixels compared, and without: None where these could not be learned."""
+
+    parts: int
+    parts_made: int
+    candidates: Mapping[str, float]
+    median_similarity: Mapping[str, float]
+    unverified: Mapping[str, float] | None = None
+
+
+# -- filters
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlurFacesSpec:
+    """Like ingest, this stage says where bytes lie, some of them in the store: `store` is the digest of its URL."""
+
+    VERSION: ClassVar[int] = 1
+    detector: Identity
+    store: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlurFacesRuntime:
+    faces: Faces
+    max_pixels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSpec:
+    VERSION: ClassVar[int] = 1
+    scorers: Mapping[str, Identity]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRuntime:
+    classifiers: tuple[Classifier, ...]
+    max_pixels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterSpec:
+    """The thresholds that are set; blocklists by their digest, because they can be long."""
+
+    VERSION: ClassVar[int] = 3
+    min_side: int
+    max_aspect: float | None = optional()
+    blank: float | None = optional()
+    min_sharpness: float | None = optional()
+    classifiers: Mapping[str, Mapping[str, Any]] | None = optional()
+    blocked_domains: Mapping[str, Any] | None = optional()
+    blocked_urls: Mapping[str, Any] | None = optional()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterRuntime:
+    """What a worker judges by."""
+
+    config: Filter
+    lists: Blocklists
+
+
+# -- dedup
+
+Roles = Mapping[str, str]  # the sets that dedup compares, and the part that each plays: pool, reference, included
+
+
+@dataclass(frozen=True, kw_only=True)
+class DedupSpec:
+    """The knobs of `dedup`, with the digests of the models that weigh pairs where pixels are compared."""
+
+    VERSION: ClassVar[int] = 8
+    within: bool
+    k: int
+    threshold: Threshold
+    reference_threshold: Threshold
+    phash_distance: int
+    max_group: MaxGroup
+    verify: Literal["none", "pixels"]
+    keeper: tuple[KeeperRule, ...]
+    roles: Roles
+    neighbors: Neighbors
+    limit: int | None
+    name: str
+    min_score: float = 0.0
+    closeups: str | bool | None = optional()
+    copies: str | None = optional()
+
+    def identity(self) -> Identity:
+        tree = {name: value for name, value in vars(self).items() if value is not None or name == "limit"}
+        if self.verify == "none":
+            del tree["min_score"]
+        return tree
+
+
+@dataclass(frozen=True, kw_only=True)
+class DedupRuntime:
+    part_images: int
+    max_pixels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DedupDetails:
+    """The thresholds that counted, the groups of copies, and by set: its role, images dropped because of it, its images met."""
+
+    threshold: float
+    reference_threshold: float
+    groups: int
+    largest_group: int
+    leaks: Mapping[str, Mapping[str, Any]]
+    leaked_by_set: Mapping[str, int]
+
+
+# -- clusters
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitClustersSpec:
+    VERSION: ClassVar[int] = 3
+    k: Literal["auto"] | int | tuple[int, ...]
+    iterations: int
+    spherical: bool
+    drift: float
+    seed: int
+    embedder: Identity
+    limit: int | None
+    name: str
+    resampling: int | None = optional()  # of the levels above the lowest, where there are any
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitClustersDetails:
+    """`k` clusters on the lowest of the `levels`; `drift` is that of images since they were fitted, where they were kept."""
+
+    k: int
+    levels: Sequence[int]
+    mean_squared_distance: float
+    steps: int
+    parts: int
+    parts_made: int
+    drift: float | None = None
+    refitted_at_drift: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSpec:
+    """The centroids decide everything."""
+
+    VERSION: ClassVar[int] = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterDetails:
+    k: int
+    largest: int
+    empty: int
+    parts: int
+    parts_made: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalanceSpec:
+    VERSION: ClassVar[int] = 1
+    images: int
+    seed: int
+
+
+# -- retrieval
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieveSpec:
+    """What a curated set asks for. `neighbors` decides only where each image asks for its nearest."""
+
+    VERSION: ClassVar[int] = 2
+    mode: AsIs | Sample | Cluster
+    neighbors: Neighbors
+
+    def identity(self) -> Identity:
+        knobs = self.mode.model_dump(exclude={"part_images"})
+        return {**knobs, "neighbors": self.neighbors} if isinstance(self.mode, Sample) else knobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieveDetails:
+    """What a set asked for and got: asked = retrieved + short, and retrieved = distinct + collisions + capped.
+
+    Attributes:
+        asked: k x N, or per_cluster for each matching cluster; `short` is what the pool or a cluster does not hold.
+        retrieved: hits, as LVD-142M's table counts them.
+        distinct: images that the set gets; `collisions` are hits on images that it has already.
+        capped: what its limit takes off.
+    """
+
+    asked: int
+    retrieved: int
+    distinct: int
+    collisions: int
+    short: int
+    capped: int
+    warnings: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectSpec:
+    """`retrieve/all`: which sets there are, and what becomes of images that several want."""
+
+    VERSION: ClassVar[int] = 2
+    everything: bool
+    sets: Sequence[str]
+    shared: Literal["each", "best"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectDetails:
+    """Sums over the sets, and how many images several sets want (`shared`)."""
+
+    distinct: int
+    asked: int
+    retrieved: int
+    collisions: int
+    short: int
+    capped: int
+    shared: int
+    shared_by_set: Mapping[str, int]
+    as_is_by_set: Mapping[str, int]
+
+
+# -- shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteShardsSpec:
+    VERSION: ClassVar[int] = 4
+    size_mb: float
+    seed: int
+    limit: int | None
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteShardsRuntime:
+    """The options of Beam, and the artifact whose shards the images are read from, where these are rewritten."""
+
+    beam: Mapping[str, str]
+    rewritten: Artifact | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteShardsDetails:
+    """`shards_numbered` counts all that were ever written; `since` says what changed since the run before."""
+
+    folder: str
+    shards: int
+    shards_numbered: int
+    parts: int
+    parts_made: int
+    size_bytes: int
+    written_bytes: int
+    dead_bytes: int
+    warnings: Sequence[str]
+    since: Mapping[str, Any] | None = None
+
+
+def listing_of(files: Sequence[SourceFile]) -> str:
+    """Digest of all that decides what is read: the draw of a limit goes by relative path and namesakes."""
+    return digest(
+        [
+            (
+                *(f.uri, f.relative, f.namesakes, f.size_bytes, f.state, f.image, f.refused),
+                *(f.members.include, f.members.exclude),
+            )
+            for f in files
+        ]
+    )

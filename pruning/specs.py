@@ -1,0 +1,63 @@
+"""What the stage of pruning is, and how it runs (see `lodeset.pipeline.specs`); what its jobs make, for plans that load no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+from lodeset.pipeline.config import TargetSet
+from lodeset.pruning.config import Job, Learned, LotteryJob, SelfMaskingJob
+from lodeset.training.specs import TrainSpec
+
+# Ways of choosing units and rewriting the layers that read them. `entropic` uses the weights that the penalised objective
+# gives (shrunk by the L2 term); `magnitude` and `random` keep the dense model's; `+refit` solves least squares on the units
+# kept.
+Method = Literal["entropic", "entropic+refit", "magnitude", "magnitude+refit", "random", "random+refit"]
+METHODS: tuple[Method, ...] = get_args(Method)
+REFITTED: tuple[Method, ...] = ("entropic+refit", "magnitude+refit", "random+refit")
+PROBED = 128  # calibration images on which what a group's pruning alone changes is measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneSpec:
+    VERSION: ClassVar[int] = 10  # of all that jobs make
+    jobs: Sequence[Job]
+    targets: Sequence[TargetSet]
+
+    def identity(self) -> Mapping[str, Any]:
+        chosen = {"name", "label", "split"}
+        return {"jobs": list(self.jobs), "targets": [target.model_dump(include=chosen) for target in self.targets]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneRuntime:
+    """`training` holds the specification of each stage whose model is pruned, by name; images are decoded up to `max_pixels`."""
+
+    training: Mapping[str, TrainSpec]
+    max_pixels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneDetails:
+    """One report a job, and the folder of the pruned models, relative to the store."""
+
+    jobs: Sequence[Mapping[str, Any]]
+    folder: str
+
+
+def images_per_part(images: int) -> int:
+    """Images whose moments one part holds.
+
+    Parts are few, since each holds every layer's moments (170 MB for a 3 x 3 convolution of 512 channels), and hold what fits
+    in memory (1,024 images of 224 pixels: 150 MB). What they are does not depend on how many workers make them.
+    """
+    return min(1_024, max(64, -(-images // 16)))
+
+
+def trainings(job: Learned) -> int:
+    """How many networks a job trains."""
+    if isinstance(job, LotteryJob):
+        on_labels = len([task for task in job.tasks if task != "labels"]) if job.transfer else 0
+        return (len(job.tasks) + on_labels) * (1 + 2 * job.rounds)
+    return len(job.lr) if isinstance(job, SelfMaskingJob) else 1

@@ -1,0 +1,1 @@
+"""One file a stage: a function `Context -> Outcome` and what its workers run."""

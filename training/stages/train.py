@@ -1,0 +1,135 @@
+"""train, finish, distill (Ray Train): shards -> checkpoints, metrics and an exported model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import posixpath
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from lodeset.pipeline.dag.background import repeating
+from lodeset.pipeline.dag.fingerprint import file_digest
+from lodeset.pipeline.dag.stage import Context, Outcome, Progress
+from lodeset.pipeline.dag.store import File, Rows, Store
+from lodeset.pipeline.engines.ray import job
+from lodeset.pipeline.errors import LodesetError
+from lodeset.training.checkpoint import MARKER
+from lodeset.training.config import TrainingConfig
+from lodeset.training.export import CONFIG, PREPROCESSOR, WEIGHTS
+from lodeset.training.index import Shards
+from lodeset.training.launch import launch
+from lodeset.training.lines import last_line
+from lodeset.training.metrics import FILE as METRICS
+from lodeset.training.origin import Origin
+from lodeset.training.specs import SELECTED, TrainRuntime, TrainSpec
+
+
+def folder_of(store: Store, fingerprint: str) -> Path:
+    """Where a run's checkpoints, metrics and export lie."""
+    if not store.local:
+        raise LodesetError(
+            f"training writes checkpoints to a file system that all workers mount, and {store.url} is not one: "
+            "use a path as `store:` for runs with `training:`"
+        )
+    return Path(store.path(f"training/{fingerprint[:16]}"))
+
+
+def run(context: Context[TrainSpec, TrainRuntime]) -> Outcome:
+    config = context.spec.config
+    store, shards = context.store, context.inputs["shards"]
+    folder = folder_of(store, context.fingerprint)
+    selected = context.inputs[SELECTED].tables["selected"] if SELECTED in context.inputs else ()
+    check_whole(store, (*shards.tables["index"], *selected))
+    found = Shards(
+        index=(store.full_url(shards.tables["index"][0].path),),
+        selected=tuple(store.full_url(file.path) for file in selected),
+    )
+
+    def report(share: float, images: int) -> None:
+        context.report(Progress(share, images))
+
+    with job(context.ray_address), following(report, folder, config):
+        summary = launch(config, found, folder, context.cpus, _origin(context))
+    model = (WEIGHTS, CONFIG, PREPROCESSOR)
+    names = (*model, METRICS, "summary.json")
+    files = {name: _file(store, folder / name, rows=0) for name in names}
+    images = shards.rows.kept
+    return Outcome(
+        tables={
+            "model": tuple(files[name] for name in model),
+            "metrics": (files[METRICS], files["summary.json"]),
+            "checkpoints": _checkpoint(store, folder, config.steps),
+        },
+        rows=Rows(taken=images, kept=images),
+        details={
+            **summary,
+            "folder": store_relative(store, folder),
+            "work": context.stage.work,
+            "warnings": _skipped(int(summary["skipped"])),
+        },
+    )
+
+
+def check_whole(store: Store, files: Sequence[File]) -> None:
+    """Raises DamagedError: one of these is missing, or not what was written. What reads them next looks at no digest."""
+    for file in files:
+        store.check(file)
+
+
+def _skipped(count: int) -> list[str]:
+    if not count:
+        return []
+    return [
+        f"{count} times an image of the shards could not be read, or was not what was written, and another one stood in for it: "
+        "`lodeset verify --deep` says which shards are damaged, and `lodeset run` writes these again"
+    ]
+
+
+def _origin(context: Context[TrainSpec, TrainRuntime]) -> Origin | None:
+    before = context.inputs.get("before")
+    if before is not None:
+        marker = before.tables["checkpoints"][0]
+        check_whole(context.store, before.tables["checkpoints"])
+        path = posixpath.dirname(context.store.path(marker.path))
+        distil = context.stage.name == "distill"
+        return Origin(path=path, digest=marker.sha256, of=context.runtime.before, distil=distil)
+    weights, digest = context.spec.config.weights, context.spec.weights
+    return None if weights is None or digest is None else Origin(path=weights.path, digest=digest)
+
+
+def store_relative(store: Store, path: Path) -> str:
+    return path.relative_to(store.root).as_posix()
+
+
+def _file(store: Store, path: Path, rows: int) -> File:
+    return File(store_relative(store, path), rows, path.stat().st_size, file_digest(str(path)))
+
+
+def _checkpoint(store: Store, folder: Path, step: int) -> tuple[File, ...]:
+    """The files of a step's checkpoint, its manifest first. Digests are those in it: the files can be gigabytes."""
+    path = folder / f"step-{step:07d}"
+    marker = _file(store, path / MARKER, rows=0)
+    told = json.loads((path / MARKER).read_text(encoding="utf-8"))["files"]
+    files = (
+        File(store_relative(store, path / name), 0, one["size_bytes"], one["sha256"]) for name, one in told.items()
+    )
+    return (marker, *files)
+
+
+@contextlib.contextmanager
+def following(report: Callable[[float, int], None], folder: Path, config: TrainingConfig) -> Iterator[None]:
+    """Reports the share of the steps that is done, and images since it looked first, from the last line of metrics.jsonl, which worker 0
+    writes wherever it runs."""
+    start: int | None = None
+
+    def look() -> float:
+        nonlocal start
+        line = last_line(folder / METRICS)
+        step = line["step"] if line is not None else 0
+        start = step if start is None else start
+        report(step / config.steps, max(0, step - start) * config.batch)
+        return 1.0
+
+    with repeating(look, 1.0):
+        yield
