@@ -28,9 +28,9 @@ import psutil
 
 from lodeset.pipeline.algorithms.images.decoding import Examined, Limits, Unreadable, examine, image_id
 from lodeset.pipeline.config import Ingest, Source
-from lodeset.pipeline.dag.stage import Context, Stage
+from lodeset.pipeline.dag.stage import Context
 from lodeset.pipeline.dag.store import Store
-from lodeset.pipeline.sources.listing import expand
+from lodeset.pipeline.graph import ingest_stage
 from lodeset.pipeline.stages.ingest import run as ingest
 
 CLEAN, DEADLY, WORKERS = 2_000, 10, 2
@@ -131,10 +131,8 @@ def main() -> None:
         members = [(f"clean/{n:05}", data) for n, data in enumerate(clean)]
         members += [(f"mutated/{n:05}", mutated(chance.choice(clean), chance)) for n in range(count)]
         write(Path(folder) / "mutations.tar", members)
-        files = tuple(expand([Source(uri=f"{folder}/mutations.tar"), Source(uri=hostile)], "pool"))
         store = Store(f"{folder}/store")
-        speed = {"files": files, "limits": LIMITS, "beam": {}}
-        stage = Stage("ingest", "pool", ingest.VERSION, "beam", ingest.run, {}, speed=speed)
+        stage = ingest_stage(LIMITS, {}, "pool", [Source(uri=f"{folder}/mutations.tar"), Source(uri=hostile)])
         ingest.examine = Deadly(deadly)  # what workers are sent
         ended, peak = threading.Event(), {"worker": 0, "all": 0}
         watch = threading.Thread(target=peak_of_workers, args=(ended, peak))

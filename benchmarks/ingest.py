@@ -19,9 +19,9 @@ from pathlib import Path
 
 from lodeset.pipeline.algorithms.images.decoding import Unreadable, examine
 from lodeset.pipeline.config import Ingest, Source
-from lodeset.pipeline.dag.stage import Context, Stage
+from lodeset.pipeline.dag.stage import Context
 from lodeset.pipeline.dag.store import Store
-from lodeset.pipeline.sources.listing import expand
+from lodeset.pipeline.graph import ingest_stage
 from lodeset.pipeline.stages.ingest import run as ingest
 
 WORKERS = 2
@@ -55,8 +55,7 @@ def ingest_seconds(path: str) -> float:
     folder = tempfile.mkdtemp(prefix="lodeset-bench-")
     try:
         store = Store(folder)
-        speed = {"files": tuple(expand([Source(uri=path)], "pool")), "limits": LIMITS, "beam": {}}
-        stage = Stage("ingest", "pool", ingest.VERSION, "beam", ingest.run, {}, speed=speed)
+        stage = ingest_stage(LIMITS, {}, "pool", [Source(uri=path)])
         started = time.perf_counter()
         ingest.run(Context(store, stage, "0" * 64, {}, WORKERS, lambda _: None))
         return time.perf_counter() - started

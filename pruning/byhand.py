@@ -57,9 +57,7 @@ def prune(
         crops, limit = (CropsConfig(), MOST_PIXELS) if of is None else (of.crops, of.max_pixels)
         setting = Setting(store, str(model), shards.index, size, limit, MOST_PIXELS, targets, "models", crops, trained)
         basis = (digest_of(model), open_index(shards.index).digest())
-        stage: Stage[Any, ByHand] = Stage(
-            "prune", "all", VERSION, "ray", _run, {}, runtime=ByHand(job, setting, basis)
-        )
+        stage: Stage[Any, ByHand] = Stage("prune", "all", VERSION, "ray", _run, {}, runtime=ByHand(job, setting, basis))
         report = functools.partial(_note, folder / PROGRESS)
         context = Context(store, stage, "by-hand", {}, cpus, report, ray_address=ray_address)
         try:

@@ -14,6 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
+from lodeset.pipeline.deduplication import Dedup, computed
+from lodeset.pipeline.specs import DedupSpec
+
 
 def pixels(seed: int, width: int = 48, height: int = 40) -> np.ndarray:
     """Smooth, distinct content: a few random blobs, uint8 [height, width, 3]."""
@@ -111,3 +114,8 @@ def textured(seed: int, width: int = 160, height: int = 128) -> Image.Image:
         rough = Image.fromarray(rng.uniform(0, 255, (size, size)).astype(np.float32))
         total += np.asarray(rough.resize((width, height), Image.Resampling.BICUBIC))
     return Image.fromarray((total / 3).clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def dedup_spec(**knobs: Any) -> DedupSpec:
+    """What dedup is with these knobs, on a pool alone."""
+    return DedupSpec(**computed(Dedup(**knobs)), roles={"pool": "pool"}, neighbors="auto", limit=None, name="lodeset")

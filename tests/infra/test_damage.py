@@ -229,7 +229,7 @@ def test_runs_are_in_the_order_in_which_they_finished_whatever_clocks_say(
     first = Stage("go", "pool", 1, "beam", toy_stages.goes_on, {"k": 0}, max_cpus=1, follows=Follows(()))
     assert run(store, {first.id: first}) == [("finished", "go")]
     assert store.history("go", "pool")[0] == made[0]
-    fifth = replace(first, config={"k": 5})
+    fifth = replace(first, spec={"k": 5})
     run(store, {fifth.id: fifth})
     assert store.history("go", "pool")[0].details["from"] == made[0].fingerprint
 

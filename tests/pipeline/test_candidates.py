@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from builders import drawing, thumbnail_of
+from builders import dedup_spec, drawing, thumbnail_of
 from inline import artifact, without_engine
 from PIL import Image
 
@@ -19,6 +19,7 @@ from lodeset.pipeline.algorithms.copies.alignment import warped
 from lodeset.pipeline.algorithms.copies.views import ORIENTATIONS
 from lodeset.pipeline.dag.stage import Context, Outcome, Stage
 from lodeset.pipeline.dag.store import Artifact, Rows, Store
+from lodeset.pipeline.specs import DedupRuntime
 from lodeset.pipeline.stages.dedup import candidates, pairwise
 from lodeset.pipeline.stages.dedup.candidates import MEASURED, Looked, Seen, find_and_verify
 from lodeset.pipeline.stages.dedup.generations import TABLE, generations_of
@@ -58,7 +59,15 @@ def looked(
     held = np.arange(len(ids)) == reference
     universe = Universe(ids, ~held, held, nobody, sizes, sizes, sizes.astype(np.uint64), shown, nobody, {})
     sets = [Members("pool", "pool", (part.files["images"],), ())]
-    stage = Stage("dedup", "pool", 1, "ray", lambda _: None, {"within": within}, speed={"part_images": part_images})
+    stage = Stage(
+        "dedup",
+        "pool",
+        1,
+        "ray",
+        lambda _: None,
+        dedup_spec(within=within),
+        runtime=DedupRuntime(part_images=part_images, max_pixels=10**6),
+    )
     images = replace(artifact("ingest", "pool", Outcome({}, Rows(0, 0))), version=version)
     context = Context(store, stage, "f", {"images:pool": images}, 1, lambda _: None, previous)
     generations = generations_of(store, previous, ids)

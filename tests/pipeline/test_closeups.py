@@ -19,6 +19,7 @@ from lodeset.pipeline.algorithms.copies.keypoints import aligned, described
 from lodeset.pipeline.algorithms.copies.views import ORIENTATIONS, nearest_orientation, starts
 from lodeset.pipeline.dag.stage import Context, Outcome, Stage
 from lodeset.pipeline.dag.store import Artifact, Rows, Store
+from lodeset.pipeline.specs import DedupRuntime
 from lodeset.pipeline.stages.dedup import pairwise
 from lodeset.pipeline.stages.dedup.closeups import CLOSEUPS, Looks, look
 from lodeset.pipeline.stages.dedup.judging import Pairs, doubtful, settled
@@ -155,7 +156,9 @@ class Pool:
         self.images = artifact("ingest", "pool", Outcome({k: (f,) for k, f in part.files.items()}, Rows(0, 0)))
 
     def look(self, a: list[int], b: list[int], previous: Artifact | None = None) -> tuple[Looks, Artifact]:
-        stage = Stage("dedup", "pool", 1, "ray", lambda _: None, {}, speed={"max_pixels": 10**6})
+        stage = Stage(
+            "dedup", "pool", 1, "ray", lambda _: None, {}, runtime=DedupRuntime(part_images=1, max_pixels=10**6)
+        )
         context = Context(self.store, stage, "f", {}, 1, lambda _: None, previous)
         found = look(context, [self.images], self.ids, np.array(a, np.int64), np.array(b, np.int64))
         outcome = Outcome({CLOSEUPS.table: found.known.files}, Rows(0, 0), details={CLOSEUPS.by: found.known.basis})

@@ -17,10 +17,11 @@ from builders import id_of, picture, write_folder, write_parquet, write_tar
 
 from lodeset.pipeline.algorithms.images.decoding import Examined, Limits, examine
 from lodeset.pipeline.config import Ingest, Source
-from lodeset.pipeline.dag.stage import Context, Outcome, Stage
+from lodeset.pipeline.dag.stage import Context, Outcome
 from lodeset.pipeline.dag.store import Store
 from lodeset.pipeline.engines import processes
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.graph import ingest_stage
 from lodeset.pipeline.sources.listing import expand
 from lodeset.pipeline.stages.ingest import run as ingest
 
@@ -69,10 +70,7 @@ class Deadly:
 
 def ran(store: Store, path: Path, decoder: Deadly, monkeypatch: pytest.MonkeyPatch, cpus: int = 2) -> Outcome:
     limits = Ingest(max_seconds=0.5, worker_memory_gb=0.6, slice_mb=0.05)
-    files = tuple(expand([Source(uri=str(path))], "pool"))
-    stage = Stage(
-        "ingest", "pool", ingest.VERSION, "beam", ingest.run, {}, speed={"files": files, "limits": limits, "beam": {}}
-    )
+    stage = ingest_stage(limits, {}, "pool", [Source(uri=str(path))])
     monkeypatch.setattr(ingest, "examine", decoder)
     outcome = ingest.run(Context(store, stage, str(path), {}, cpus, lambda _: None))
     assert outcome.rows.balanced()

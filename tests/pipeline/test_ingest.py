@@ -14,9 +14,10 @@ from builders import encoded, id_of, picture, pixels, write_folder, write_parque
 from PIL import Image
 
 from lodeset.pipeline.config import Ingest, Source
-from lodeset.pipeline.dag.stage import Context, Outcome, Stage
+from lodeset.pipeline.dag.stage import Context, Outcome
 from lodeset.pipeline.dag.store import Rows, Store
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.graph import ingest_stage
 from lodeset.pipeline.sources.listing import expand
 from lodeset.pipeline.sources.members import joined
 from lodeset.pipeline.sources.slices import Slice, cut, members_of, split_loose
@@ -30,9 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def ran(store: Store, *paths: Path, set_: str = "pool", **knobs: Any) -> Outcome:
     """The stage in this process."""
-    files = tuple(expand([Source(uri=str(path)) for path in paths], set_))
-    speed = {"files": files, "limits": Ingest(**knobs), "beam": {}}
-    stage = Stage("ingest", set_, ingest.VERSION, "beam", ingest.run, {}, speed=speed)
+    stage = ingest_stage(Ingest(**knobs), {}, set_, [Source(uri=str(path)) for path in paths])
     fingerprint = f"{knobs.get('limit')}{[str(p) for p in paths]}"
     outcome = ingest.run(Context(store, stage, fingerprint, {}, 1, lambda _: None))
     assert outcome.rows.balanced()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from lodeset.pipeline.config import AsIs, Cluster, Sample
 from lodeset.pipeline.dag.stage import Context, Outcome, Stage
 from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.specs import RetrieveSpec, SelectSpec
 from lodeset.pipeline.stages import retrieve
 from lodeset.pipeline.stages.embed import normalised, vector_table
 from lodeset.pipeline.tables import records
@@ -40,9 +41,7 @@ class Planted:
     centroids: np.ndarray
 
     def run(self, mode: Any, set_: str = "flowers") -> tuple[Artifact, list[dict[str, Any]]]:
-        stage = Stage(
-            "retrieve", set_, 2, "ray", retrieve.run, {"mode": mode.mode, "neighbors": "auto"}, speed={"retrieve": mode}
-        )
+        stage = Stage("retrieve", set_, 2, "ray", retrieve.run, RetrieveSpec(mode=mode, neighbors="auto"))
         fingerprint = f"{mode!r}".encode().hex()[:200]
         done = artifact("retrieve", set_, retrieve.run(Context(self.store, stage, fingerprint, self.inputs, 1, ignore)))
         return done, self.store.table(done.tables["matches"], None, records.MATCHES).to_pylist()
@@ -239,9 +238,9 @@ def test_what_becomes_of_an_image_that_several_sets_want(tmp_path: Path, monkeyp
         "dedup": by_hand(store, "dedup", {"duplicates": [table(records.DUPLICATES, kept)]}),
     }
 
-    def run(shared: str) -> tuple[Outcome, list[tuple[str, str, str | None]]]:
-        knobs = {"everything": False, "sets": ["birds", "cats", "dogs"], "shared": shared}
-        stage = Stage("retrieve", "all", 2, "ray", retrieve.run_all, knobs)
+    def run(shared: Literal["each", "best"]) -> tuple[Outcome, list[tuple[str, str, str | None]]]:
+        spec = SelectSpec(everything=False, sets=["birds", "cats", "dogs"], shared=shared)
+        stage = Stage("retrieve", "all", 2, "ray", retrieve.run_all, spec)
         done = retrieve.run_all(Context(store, stage, f"all-{shared}", inputs, 1, ignore))
         rows = store.table(done.tables["selected"]).to_pylist()
         return done, [(row["image_id"], row["set"], row["query_id"]) for row in rows]

@@ -75,10 +75,10 @@ def test_a_stage_waits_for_the_one_that_makes_its_parts(store: Store) -> None:
     assert made["host/pool"].details["guests"] == {guest.id: [made[guest.id].fingerprint, ["fitted", "x"], False]}
 
     # A guest that is finished, or not wanted, is none; a finished host holds nobody up.
-    changed = replace(host, config={"k": 2})
+    changed = replace(host, spec={"k": 2})
     assert Watched(store).run(source, changed, fit, guest)["host/pool"].details["guests"] == {}
-    assert Watched(store).run(source, replace(host, config={"k": 3}))["host/pool"].details["guests"] == {}
-    again = replace(guest, config={"k": 2})
+    assert Watched(store).run(source, replace(host, spec={"k": 3}))["host/pool"].details["guests"] == {}
+    again = replace(guest, spec={"k": 2})
     third = Watched(store)
     third.run(source, changed, fit, again)
     assert ("started", "guest") in third.kinds() and ("started", "host") not in third.kinds()
@@ -91,7 +91,7 @@ def test_plan_says_why(store: Store) -> None:
     assert [(d.action, d.reason) for d in planned.values()] == [("run", "not made yet"), ("wait", "after a/pool")]
     Watched(store).run(a, b)
     assert {d.action for d in decide(store, dag(a, b)).values()} == {"finished"}
-    changed = replace(a, config={"k": 2})
+    changed = replace(a, spec={"k": 2})
     planned = decide(store, dag(changed, replace(b, inputs={"x": Input(changed)})))
     assert planned["a/pool"].reason == "k 1 -> 2"
     assert planned["b/pool"].action == "wait"
@@ -104,15 +104,15 @@ def test_content_cuts_off_what_lies_downstream(store: Store) -> None:
     """An input that was made again with the same content does not make what depends on that content run again."""
     a = stage("a")
     Watched(store).run(a, stage("b", inputs={"x": Input(a, "images")}))
-    moved = replace(a, config={"k": 2})
+    moved = replace(a, spec={"k": 2})
     again = Watched(store)
     again.run(moved, stage("b", inputs={"x": Input(moved, "images")}))
     assert again.kinds() == [("started", "a"), ("done", "a"), ("finished", "b")]
 
 
 def test_a_digest_that_changed_is_not_spelled_out(store: Store) -> None:
-    Watched(store).run(stage("a", config={"listing": "0" * 64, "files": 1}))
-    decision = decide(store, dag(stage("a", config={"listing": "f" * 64, "files": 2})))["a/pool"]
+    Watched(store).run(stage("a", spec={"listing": "0" * 64, "files": 1}))
+    decision = decide(store, dag(stage("a", spec={"listing": "f" * 64, "files": 2})))["a/pool"]
     assert decision.reason == "files 1 -> 2; listing changed"
 
 
@@ -120,7 +120,7 @@ def test_what_was_fitted_is_taken_over_unless_fresh(store: Store) -> None:
     a = stage("a")
     fitted = stage("fit", inputs={"x": Input(a)}, frozen=True)
     first = Watched(store).run(a, fitted)["fit/pool"]
-    grown = replace(a, config={"k": 2})
+    grown = replace(a, spec={"k": 2})
     fitted_on_grown = stage("fit", inputs={"x": Input(grown)}, frozen=True)
     taken = Watched(store)
     assert taken.run(grown, fitted_on_grown)["fit/pool"] == first
@@ -130,7 +130,7 @@ def test_what_was_fitted_is_taken_over_unless_fresh(store: Store) -> None:
 
 def test_a_stage_goes_on_from_its_last_artifact_which_is_an_input(store: Store) -> None:
     def at(k: int, limit: int = 0, version: int = 1) -> tuple[Stage, Stage]:
-        source = stage("source", config={"k": k})
+        source = stage("source", spec={"k": k})
         config = {"k": 1, "limit": limit}
         inputs = {"x": Input(source)}
         return source, stage(
@@ -164,7 +164,7 @@ def test_a_stage_goes_on_from_its_last_artifact_which_is_an_input(store: Store) 
 
 def test_what_was_tried_out_since_the_last_publication_does_not_count(store: Store) -> None:
     def at(k: int) -> tuple[Stage, Stage]:
-        go = stage("go", toy_stages.goes_on, config={"k": k}, follows=Follows((), published=("publish/pool", "made")))
+        go = stage("go", toy_stages.goes_on, spec={"k": k}, follows=Follows((), published=("publish/pool", "made")))
         return go, stage("publish", inputs={"made": Input(go)})
 
     tried = Watched(store).run(at(1)[0])["go/pool"]
@@ -181,8 +181,8 @@ def test_what_was_fitted_on_something_fitted_follows_it(store: Store) -> None:
     a = stage("a")
     dictionary = stage("dictionary", inputs={"x": Input(a)}, frozen=True)
     Watched(store).run(a, dictionary, stage("thresholds", inputs={"x": Input(a), "f": Input(dictionary)}, frozen=True))
-    grown = replace(a, config={"k": 2})
-    other = stage("dictionary", inputs={"x": Input(grown)}, frozen=True, config={"k": 3})
+    grown = replace(a, spec={"k": 2})
+    other = stage("dictionary", inputs={"x": Input(grown)}, frozen=True, spec={"k": 3})
     again = Watched(store)
     again.run(grown, other, stage("thresholds", inputs={"x": Input(grown), "f": Input(other)}, frozen=True))
     assert ("done", "thresholds") in again.kinds()

@@ -17,6 +17,7 @@ from lodeset.pipeline.config import Sample
 from lodeset.pipeline.dag.stage import Context, Stage
 from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.specs import DedupRuntime, RetrieveSpec
 from lodeset.pipeline.stages import retrieve, search
 from lodeset.pipeline.stages.dedup import run as dedup
 from lodeset.pipeline.stages.dedup.generations import TABLE, generations_of
@@ -105,7 +106,12 @@ def test_dedup_and_retrieval_search_the_same_way(tmp_path: Path, monkeypatch: py
     }
     kept = {"duplicates": (context.store.write_named("duplicates.parquet", table),)}
     inputs["dedup"] = Artifact("dedup", "pool", 1, "dedup", {}, {}, kept, Rows(0, 0))
-    stage = dataclasses.replace(context.stage, set="flowers", config={"neighbors": asked}, speed={"part_images": 1_000})
+    stage = dataclasses.replace(
+        context.stage,
+        set="flowers",
+        spec=RetrieveSpec(mode=Sample(mode="sample", k=4), neighbors=asked),
+        runtime=DedupRuntime(part_images=1_000, max_pixels=10**6),
+    )
     context = dataclasses.replace(context, stage=stage, inputs=inputs)
 
     sets = [Members(name, "pool", (), tuple(found)) for name, found in files.items()]

@@ -18,9 +18,10 @@ from builders import encoded, id_of, picture, pixels, write_folder, write_parque
 from whole import read, rejects
 
 from lodeset.pipeline.config import Ingest, Source
-from lodeset.pipeline.dag.stage import Context, Outcome, Stage
+from lodeset.pipeline.dag.stage import Context, Outcome
 from lodeset.pipeline.dag.store import Store
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.graph import ingest_stage
 from lodeset.pipeline.sources.listing import expand
 from lodeset.pipeline.sources.reading import Location, read_images
 from lodeset.pipeline.stages.ingest import run as ingest
@@ -31,8 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # what importing Beam warns o
 def ran(store: Path, *sources: Any, **knobs: Any) -> Outcome:
     """The stage in this process."""
     made = [Source.model_validate(one if isinstance(one, dict) else {"uri": str(one)}) for one in sources]
-    speed = {"files": tuple(expand(made, "pool")), "limits": Ingest(**knobs), "beam": {}}
-    stage = Stage("ingest", "pool", ingest.VERSION, "beam", ingest.run, {}, speed=speed)
+    stage = ingest_stage(Ingest(**knobs), {}, "pool", made)
     outcome = ingest.run(Context(Store(str(store)), stage, f"{made}{knobs}", {}, 1, lambda _: None))
     assert outcome.rows.balanced()
     return outcome

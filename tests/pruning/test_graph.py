@@ -20,6 +20,7 @@ from lodeset.pruning.learning.self_masking import load_masked
 from lodeset.pruning.specs import METHODS, trainings
 from lodeset.training.config import TrainingConfig
 from lodeset.training.export import export
+from lodeset.training.specs import TrainSpec
 from lodeset.training.ssl import student_and_teacher
 
 SIDE = 40
@@ -48,7 +49,7 @@ def test_a_sweep_over_a_target_set_of_images_that_training_would_skip(
         for id_ in ("ingest/target", "train/all", "finish/all", "write_shards/all")
     }
     for id_ in ("train/all", "finish/all"):
-        above[id_] = replace(above[id_], speed={"training": CONFIG})
+        above[id_] = replace(above[id_], spec=TrainSpec(config=CONFIG))
     job = PruneJob(sweep=(1e-3, 1e-2), calibration_images=32)
     heads = PruneJob(checkpoint="finish", targets=("heads",), sweep=(1e-3,), calibration_images=32)
     tickets = LotteryJob(method="lottery", tasks=("labels", "rotation", "dino"), rounds=2, steps=6, batch=8)

@@ -31,6 +31,7 @@ from lodeset.training.index import Shards
 from lodeset.training.launch import train_inline
 from lodeset.training.narrow import load_narrow, narrow, save_narrow
 from lodeset.training.origin import Origin, finished, networks
+from lodeset.training.specs import TrainSpec
 from lodeset.training.vit import DinoVisionTransformer
 
 CONFIG = TrainingConfig.model_validate(
@@ -89,7 +90,7 @@ class World:
             id_: Stage(id_.split("/")[0], id_.split("/")[1], 1, "ray", never, {})
             for id_ in ("ingest/target", "train/all", "write_shards/all")
         }
-        above["train/all"] = replace(above["train/all"], speed={"training": CONFIG})
+        above["train/all"] = replace(above["train/all"], spec=TrainSpec(config=CONFIG))
         stage = graph.build([job], [TargetSet(name=name, uri=f"{name}/") for name in targets], above, 24**2)[
             "prune/all"
         ]
