@@ -33,7 +33,7 @@ def pss_bytes(mark: str) -> int:
 def main() -> None:
     folder, mark, peak = tempfile.mkdtemp(prefix="lodeset-demo-"), uuid.uuid4().hex, 0
     started = time.perf_counter()
-    command = [sys.executable, "-m", "infra", "demo", f"{folder}/demo", "--json"]
+    command = [sys.executable, "-m", "lodeset", "demo", f"{folder}/demo", "--json"]
     with subprocess.Popen(command, env={**os.environ, MARK: mark}, stdout=subprocess.PIPE, text=True) as run:
         while run.poll() is None:
             peak = max(peak, pss_bytes(mark))

@@ -40,7 +40,7 @@ def split(pool: Path, folder: Path) -> list[int]:
 
 def run(config: Path) -> tuple[float, dict[str, dict[str, Any]]]:
     started = time.perf_counter()
-    command = [sys.executable, "-m", "infra", "run", str(config), "--json"]
+    command = [sys.executable, "-m", "lodeset", "run", str(config), "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     artifacts = json.loads(done.stdout)["artifacts"]
     return time.perf_counter() - started, {f"{a['stage']}/{a['set']}": a for a in artifacts}

@@ -23,7 +23,7 @@ OFF = ("dedup.within=false",)
 
 def lodeset(*arguments: str) -> Any:
     done = subprocess.run(
-        [sys.executable, "-m", "infra", *arguments, "--json"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "lodeset", *arguments, "--json"], capture_output=True, text=True, check=True
     )
     return json.loads(done.stdout)
 

@@ -19,7 +19,7 @@ from builders import id_of
 
 def typed(*arguments: str | Path) -> tuple[int, str, str]:
     """Exit status, standard output and standard error; whatever goes wrong, no traceback."""
-    command = [sys.executable, "-m", "infra", *map(str, arguments)]
+    command = [sys.executable, "-m", "lodeset", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert "Traceback" not in done.stderr + done.stdout, done.stderr
     return done.returncode, done.stdout, done.stderr

@@ -33,7 +33,7 @@ class Run:
     def start(self) -> Run:
         environment = {**os.environ, MARK: self.mark, "SLOW_COMMIT_SECONDS": str(self.slow_commit_s)}
         environment["PYTHONPATH"] = str(SLOW_COMMIT)
-        command = [sys.executable, "-m", "infra", *map(str, self.arguments)]
+        command = [sys.executable, "-m", "lodeset", *map(str, self.arguments)]
         self.process = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
         )

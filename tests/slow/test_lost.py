@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 _STRANGER = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
 WORK = """
 import os, sys, time
-from pipeline.engines import ray
+from lodeset.pipeline.engines import ray
 ray._NOTICE_S = 2.0
 def nap(seconds):
     time.sleep(seconds)
