@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 WORLD ?= ../shared/data
 
-.PHONY: venv demo test test-slow test-kills check format bench clean
+.PHONY: venv demo test test-slow test-kills check docs format bench clean
 
 venv: $(STAMP)
 
@@ -36,6 +36,10 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
+
+# The documentation as a site, in build/site. A broken link or reference stops it.
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 format: venv
 	$(BIN)/ruff check --fix .

@@ -74,9 +74,9 @@ def test_the_published_heads_have_their_shapes() -> None:
     assert long.backbone.blocks[0].mlp.w12.weight.shape == (5_472, 1_024)
 
 
-def test_the_readme_shows_a_configuration_that_is_one() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)]
+def test_the_guide_shows_a_recipe_that_keeps_its_settings() -> None:
+    guide = (Path(__file__).parents[2] / "docs/guides/training.md").read_text()
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)]
     (shown,) = (block["training"] for block in blocks if block.get("training", {}).get("weights"))
     config = TrainingConfig.model_validate(shown)
     assert config.model.layerscale == finishing(config).model.layerscale == distilling(config).model.layerscale == 1e-5
