@@ -89,7 +89,7 @@ def main(config: Path) -> None:
     print(f"verify names {len(after.damage)} files; {same} of {len(before)} files have the digests that they had")
     for name in sorted(set(before) - set(now))[:20]:
         print(f"  gone: {name}")
-    for name in sorted(name for name in before if name in now and now[name] != before[name])[:20]:
+    for name in sorted(name for name in before if name in now and now[name] != before[name]):
         print(f"  other: {name}")
 
 

@@ -4,6 +4,7 @@ whole sweep, one variant (method x strength), measured and evaluated.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -329,20 +330,37 @@ def pruner(
 
 
 def publish(store: Store, relative: str, write: Callable[[Path], None]) -> dict[str, File]:
-    """A folder in the store that `write` fills, and that appears whole. One that is there already (of an attempt that was killed) stays."""
+    """A folder in the store that `write` fills, and that appears whole.
+
+    No manifest lists the files of a folder that is there already: an attempt was killed before it committed its part, or the
+    part's manifest was damaged. Such a folder stays if its bytes are the same, and is replaced otherwise.
+    """
     folder = Path(store.path(relative))
     attempt = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     write(attempt)
-    try:
-        os.rename(attempt, folder)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        shutil.rmtree(attempt)
+    made = _digests(attempt)
+    while True:
+        try:
+            os.rename(attempt, folder)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if _digests(folder) == made:
+            shutil.rmtree(attempt)
+            break
+        stale = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+        with contextlib.suppress(FileNotFoundError):  # another attempt took it away first
+            os.rename(folder, stale)
+            shutil.rmtree(stale)
     return {
-        path.name: File(f"{relative}/{path.name}", 0, path.stat().st_size, file_digest(str(path)))
-        for path in sorted(folder.iterdir())
+        name: File(f"{relative}/{name}", 0, (folder / name).stat().st_size, sha256) for name, sha256 in made.items()
     }
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a folder, by its name."""
+    return {path.name: file_digest(str(path)) for path in sorted(folder.iterdir())} if folder.is_dir() else {}
 
 
 def agreement(model: nn.Module, expected: torch.Tensor, pixels: Sequence[NDArray[np.uint8]]) -> float | None:

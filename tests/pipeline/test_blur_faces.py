@@ -21,7 +21,8 @@ from lodeset.pipeline.dag.stage import Context, Outcome
 from lodeset.pipeline.dag.store import Artifact, Rows, Store
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.filters.config import Faces
-from lodeset.pipeline.filters.faces import _boxes_and_scores, blurred, detector, identity
+from lodeset.pipeline.filters.faces import _boxes_and_scores, blurred, detector
+from lodeset.pipeline.filters.models import detector_identity
 from lodeset.pipeline.sources.reading import Location, read_images
 from lodeset.pipeline.stages import blur_faces, write_shards
 from lodeset.pipeline.stages.standing import shards_before
@@ -107,7 +108,7 @@ def test_detectors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(LodesetError, match="no finite numbers"):
         detector(config(broken), 1)(bright)
     with pytest.raises(LodesetError, match=r"no model.*check `filter\.faces: path:`"):
-        identity(config(tmp_path / "none.onnx"))
+        detector_identity(config(tmp_path / "none.onnx"))
 
 
 # -- the pool

@@ -11,8 +11,9 @@ from PIL import Image
 
 from lodeset.pipeline.embedders.preprocess import Recipe, normalised
 from lodeset.pipeline.errors import LodesetError
-from lodeset.pipeline.filters.classifiers import classifier, identity
+from lodeset.pipeline.filters.classifiers import classifier
 from lodeset.pipeline.filters.config import Classifier
+from lodeset.pipeline.filters.models import classifier_identity
 
 PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}
 
@@ -94,7 +95,7 @@ def test_models_that_do_not_fit_are_named(
 
 def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     missing = config(tmp_path / "none.onnx")
-    for ask in (identity, lambda one: classifier(one, 1)):
+    for ask in (classifier_identity, lambda one: classifier(one, 1)):
         with pytest.raises(LodesetError, match=r"no model.*check `filter\.classifiers \(red\): path:`"):
             ask(missing)
     (tmp_path / "none.onnx").write_bytes(b"no model")
@@ -105,7 +106,7 @@ def test_a_file_that_is_no_model(tmp_path: Path) -> None:
 def test_identity_is_what_scores_depend_on(model: Path, tmp_path: Path) -> None:
     (tmp_path / "moved.onnx").write_bytes(model.read_bytes())
     same = config(tmp_path / "moved.onnx", index=0, keep="above", threshold=0.9, batch=2)
-    assert identity(same) == identity(config(model, index=0))
+    assert classifier_identity(same) == classifier_identity(config(model, index=0))
     others = [
         {"index": 1},
         {"index": 0, "size": 24},
@@ -113,6 +114,6 @@ def test_identity_is_what_scores_depend_on(model: Path, tmp_path: Path) -> None:
         {"index": 0, "mean": (1, 0, 0)},
     ]
     for knobs in others:
-        assert identity(config(model, **knobs)) != identity(same)
+        assert classifier_identity(config(model, **knobs)) != classifier_identity(same)
     write_means(tmp_path / "moved.onnx", 16, then=["Neg"])
-    assert identity(same) != identity(config(model, index=0))
+    assert classifier_identity(same) != classifier_identity(config(model, index=0))

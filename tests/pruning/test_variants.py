@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import torch.nn.functional as F
 from networks import LeNet, Residual, images, shaken, vit
 from torch import Tensor, nn
 
+from lodeset.pipeline.dag.store import Store
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pruning.choosing.in_turn import Measure, solved_in_turn, variant_in_turn
 from lodeset.pruning.choosing.variants import Solutions, Variant, solved_at_once
 from lodeset.pruning.config import PruneJob
+from lodeset.pruning.jobs.sweep_parts import publish
 from lodeset.pruning.specs import METHODS, Method
 from lodeset.pruning.units.activations import Behind, collect_behind, collect_grams, given, unfolded
 from lodeset.pruning.units.folding import folded
@@ -278,3 +281,19 @@ def test_a_group_that_cannot_be_refitted_in_a_later_turn_stays_whole() -> None:
     solved, refused = solved_in_turn(model, groups, order, measure, JOB, EPS)
     assert set(refused) == {several.name} and "infinities" in refused[several.name]
     assert set(solved) == {group.name for group in groups} - {several.name}
+
+
+def test_a_folder_that_no_manifest_lists_is_made_again_unless_it_is_the_same(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+
+    def write(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "model").write_bytes(b"weights")
+
+    first = publish(store, "pruned/a", write)
+    assert publish(store, "pruned/a", write) == first
+    (tmp_path / "pruned/a/model").write_bytes(b"weighty")  # a bit that flipped, after the manifest was lost
+    (tmp_path / "pruned/a/more").touch()
+    assert publish(store, "pruned/a", write) == first
+    assert [p.name for p in (tmp_path / "pruned").iterdir()] == ["a"]
+    assert [(p.name, p.read_bytes()) for p in (tmp_path / "pruned/a").iterdir()] == [("model", b"weights")]
