@@ -17,7 +17,12 @@ from lodeset.infra.config import read
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
     file.relative_to(ROOT).as_posix()
-    for file in (ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md"))
+    for file in (
+        ROOT / "README.md",
+        ROOT / "SECURITY.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "benchmarks").glob("*.md"),
+    )
 )
 FOLDERS = ("pipeline", "training", "pruning", "infra", "docs", "benchmarks", "recipes", "tests", "lodeset")
 COLUMNS = 120
