@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,6 +17,7 @@ import pyarrow as pa
 import pytest
 from builders import id_of, picture
 
+from lodeset.pipeline.dag.child import perform
 from lodeset.pipeline.dag.stage import Context, Outcome, Stage
 from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
 from lodeset.pipeline.stages.embed import vector_table
@@ -32,6 +36,31 @@ def holding(
 ) -> Iterator[Callable[[Callable[[Any], Any]], list[Any]]]:
     held = [make(item) for item in items]
     yield lambda work: [work(one) for one in held]
+
+
+class InThisProcess:
+    """Runs a stage at once in this process, where the runner would start a child process for it."""
+
+    def __init__(self, task: bytes, log: Path) -> None:
+        told: list[dict[str, Any]] = []
+        perform(task, told.append)
+        self.channel, write = os.pipe()
+        lines = "".join(json.dumps(message) + "\n" for message in told).encode()
+        # In a thread, since a pipe holds 64 KiB until the runner reads it.
+        self._writer = threading.Thread(target=_write_all, args=(write, lines))
+        self._writer.start()
+
+    def wait(self) -> int:
+        self._writer.join()
+        return 0
+
+    def sweep(self) -> None:
+        """Nothing outlives what ran in this process."""
+
+
+def _write_all(pipe: int, data: bytes) -> None:
+    with os.fdopen(pipe, "wb") as file:
+        file.write(data)
 
 
 def without_engine(module: ModuleType, patch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from typing import IO, Any
 
 import cloudpickle
@@ -59,18 +60,8 @@ def last_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[-1]
 
 
-def main() -> None:
-    stdin = sys.stdin.buffer
-    length = int.from_bytes(stdin.read(8), "little")
-    payload = stdin.read(length)
-    die_with(stdin)
-    channel = os.fdopen(int(sys.argv[1]), "w", encoding="utf-8")
-    lock = threading.Lock()
-
-    def tell(message: dict[str, Any]) -> None:
-        with lock:
-            channel.write(json.dumps(message) + "\n")
-            channel.flush()
+def perform(payload: bytes, tell: Callable[[dict[str, Any]], None]) -> None:
+    """Runs the stage of a pickled task. Tells its progress, and in the end its outcome or its error."""
 
     def report(progress: Progress) -> None:
         tell({"progress": dataclasses.astuple(progress)})
@@ -97,6 +88,22 @@ def main() -> None:
     except BaseException as error:
         traceback.print_exc()
         tell({"error": f"{type(error).__name__}: {last_line(error)}", "exit_code": 1, "unexpected": True})
+
+
+def main() -> None:
+    stdin = sys.stdin.buffer
+    length = int.from_bytes(stdin.read(8), "little")
+    payload = stdin.read(length)
+    die_with(stdin)
+    channel = os.fdopen(int(sys.argv[1]), "w", encoding="utf-8")
+    lock = threading.Lock()
+
+    def tell(message: dict[str, Any]) -> None:
+        with lock:
+            channel.write(json.dumps(message) + "\n")
+            channel.flush()
+
+    perform(payload, tell)
     with contextlib.suppress(BrokenPipeError):
         channel.close()
     sys.stdout.flush()

@@ -5,18 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import selectors
-import signal
-import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import cloudpickle
 
@@ -24,11 +20,10 @@ from lodeset.pipeline.dag import child
 from lodeset.pipeline.dag.claims import claim
 from lodeset.pipeline.dag.decisions import Decision, decided
 from lodeset.pipeline.dag.fingerprint import canonical
+from lodeset.pipeline.dag.launched import ChildProcess, Launched
 from lodeset.pipeline.dag.stage import PREVIOUS, Outcome, Progress, Stage
 from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
 from lodeset.pipeline.errors import GateError, HeldError, LodesetError, ends_like_an_interrupt
-from lodeset.pipeline.interpreters import command, import_path
-from lodeset.pipeline.shown import shown
 
 LOGS = "logs"
 
@@ -48,10 +43,8 @@ class Event:
 class Running:
     stage: Stage
     decision: Decision
-    process: subprocess.Popen[bytes]
-    channel: int
+    child: Launched
     log: Path
-    logger: threading.Thread
     cpus: int
     started: float
     held: contextlib.ExitStack
@@ -69,7 +62,10 @@ class Runner:
         ray: Callable[[], contextlib.AbstractContextManager[str]],
         watch: Callable[[Event], None],
         fresh: Container[str] = (),
+        launch: Callable[[bytes, Path], Launched] = ChildProcess,
     ) -> None:
+        """`launch` starts the stage of a pickled task, whose output goes to a log file."""
+        self._launch_child = launch
         self.store, self.cpus, self.watch, self.fresh = store, cpus, watch, fresh
         self._start_ray = ray
         self._ray_address: str | None = None
@@ -166,27 +162,9 @@ class Runner:
         }
         assert self._logs is not None  # since the run began
         log = self._logs / f"{stage.name}-{stage.set}-{fingerprint[:12]}.log"
-        read, write = os.pipe()
-        environment = {**os.environ, **child.ENVIRONMENT, **import_path()}
-        process = subprocess.Popen(
-            command("pipeline.dag.child", str(write)),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=[write],
-            env=environment,
-            start_new_session=True,
-        )
-        logger = threading.Thread(target=_keep_log, args=(process.stdout, log), daemon=True)
-        logger.start()
-        os.close(write)
-        payload = cloudpickle.dumps(task)
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(len(payload).to_bytes(8, "little") + payload)
-            process.stdin.flush()
-        started = Running(stage, decision, process, read, log, logger, cpus, time.time(), held)
-        self._selector.register(read, selectors.EVENT_READ, started)
+        child_process = self._launch_child(cloudpickle.dumps(task), log)
+        started = Running(stage, decision, child_process, log, cpus, time.time(), held)
+        self._selector.register(child_process.channel, selectors.EVENT_READ, started)
         self.watch(Event("started", stage, reason=decision.reason))
         return started
 
@@ -206,12 +184,12 @@ class Runner:
     def _listen(self, running: dict[str, Running]) -> Iterator[Running]:
         for key, _ in self._selector.select(timeout=1.0):
             one: Running = key.data
-            data = os.read(one.channel, 65536)
+            data = os.read(one.child.channel, 65536)
             if not data:
-                self._selector.unregister(one.channel)
-                os.close(one.channel)
+                self._selector.unregister(one.child.channel)
+                os.close(one.child.channel)
                 del running[one.stage.id]
-                one.process.wait()
+                one.child.wait()
                 self._sweep(one)
                 yield one
                 continue
@@ -225,23 +203,17 @@ class Runner:
 
     def _sweep(self, one: Running) -> None:
         """Ends whatever is left of a stage's session (engine workers that outlived it)."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(one.process.pid, signal.SIGKILL)
-        one.process.wait()
-        one.logger.join(timeout=5.0)
+        one.child.sweep()
         if not self.store.local and one.log.exists():
             with contextlib.suppress(OSError, LodesetError):  # a stage must not fail because its log cannot be written
                 self.store.append(f"{LOGS}/{one.log.name}", one.log.read_bytes())
                 one.log.unlink()
-        if one.process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                one.process.stdin.close()
 
     def _finish(self, one: Running, finished: Mapping[str, Artifact]) -> Artifact:
         with one.held:
             result = one.result
             if result is None:
-                code = one.process.returncode
+                code = one.child.wait()
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
                 if code == child.LOST_RAY:
                     how = "lost the local Ray cluster (killed, or out of memory)"
@@ -294,32 +266,6 @@ class Runner:
             created=time.time(),
             order=self.store.next_order(one.stage.name, one.stage.set),
         )
-
-
-_COLOUR = re.compile("\x1b\\[[0-9;]*m")  # Ray prints in colours
-
-
-def _keep_log(stream: IO[bytes], path: Path) -> None:
-    """Writes down what a stage prints, without secrets and acting characters. The pipe is emptied even when the disk is full: a
-    stage must not fail, or hang, because its log cannot be written."""
-    with stream:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab", buffering=0) as file:
-                begun = b""
-                while data := os.read(stream.fileno(), 65536):
-                    *lines, begun = (begun + data).split(b"\n")
-                    if len(begun) > 65536:
-                        lines, begun = [*lines, begun], b""
-                    file.write(b"".join(_shown(line) + b"\n" for line in lines))
-                file.write(_shown(begun))
-        except OSError:
-            while os.read(stream.fileno(), 65536):
-                pass
-
-
-def _shown(line: bytes) -> bytes:
-    return shown(_COLOUR.sub("", line.decode(errors="backslashreplace").rstrip("\r")), lines=True).encode()
 
 
 def _outcome(tree: Mapping[str, Any]) -> Outcome:

@@ -66,7 +66,7 @@ def pipeline(cpus: int, given: Mapping[str, str]) -> Iterator[beam.Pipeline]:
         _workers.reset(before)
 
 
-_RAISED = re.compile(r"^pipeline\.errors\.\w+: (.*?)(?: \[while running [^\]]*\])?$", re.MULTILINE)
+_RAISED = re.compile(r"^lodeset\.pipeline\.errors\.\w+: (.*?)(?: \[while running [^\]]*\])?$", re.MULTILINE)
 
 
 def attempted(

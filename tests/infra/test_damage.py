@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import toy_stages
+from inline import InThisProcess
 
 from lodeset.infra.upkeep.damage import mend, verify
 from lodeset.pipeline.dag.damage import noted, withdraw
@@ -44,7 +45,7 @@ def run(store: Store, stages: dict[str, Stage]) -> list[tuple[str, str]]:
     events: list[Event] = []
     while mend(store, stages, "mine", events.append, {}):
         pass
-    made = Runner(store, 2, no_ray, events.append).run(stages)
+    made = Runner(store, 2, no_ray, events.append, launch=InThisProcess).run(stages)
     record(store, Wanted("lodeset", None, "", {"k": 1}, tuple(stages)), made, {}, 0.0, 1.0)
     return [(event.kind, event.stage.name) for event in events if event.kind != "progress"]
 

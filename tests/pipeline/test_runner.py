@@ -6,8 +6,10 @@ from pathlib import Path
 import psutil
 import pytest
 import toy_stages
+from inline import InThisProcess
 
 from lodeset.pipeline.dag.decisions import decide
+from lodeset.pipeline.dag.launched import ChildProcess, Launched
 from lodeset.pipeline.dag.runner import Event, Runner
 from lodeset.pipeline.dag.stage import PREVIOUS, Context, Follows, Input, Outcome, Stage
 from lodeset.pipeline.dag.store import Artifact, Rows, Store
@@ -29,9 +31,17 @@ def no_ray() -> Iterator[str]:
 
 
 class Watched:
-    def __init__(self, store: Store, cpus: int = 2, fresh: tuple[str, ...] = ()) -> None:
+    """What is decided does not depend on where stages run: in this process, unless their processes are what is tested."""
+
+    def __init__(
+        self,
+        store: Store,
+        cpus: int = 2,
+        fresh: tuple[str, ...] = (),
+        launch: Callable[[bytes, Path], Launched] = InThisProcess,
+    ) -> None:
         self.events: list[Event] = []
-        self.runner = Runner(store, cpus, no_ray, self.events.append, fresh)
+        self.runner = Runner(store, cpus, no_ray, self.events.append, fresh, launch)
 
     def run(self, *stages: Stage) -> dict[str, Artifact]:
         return self.runner.run(dag(*stages))
@@ -51,7 +61,7 @@ def store(tmp_path: Path) -> Store:
 def test_runs_in_order_then_does_nothing(store: Store) -> None:
     a = stage("a")
     b = stage("b", inputs={"x": Input(a)})
-    first = Watched(store)
+    first = Watched(store, launch=ChildProcess)
     artifacts = first.run(a, b)
     assert artifacts["b/pool"].rows.kept == 2
     assert first.kinds() == [("started", "a"), ("done", "a"), ("started", "b"), ("done", "b")]
@@ -190,7 +200,7 @@ def test_what_was_fitted_on_something_fitted_follows_it(store: Store) -> None:
 
 def test_independent_stages_share_the_budget(store: Store) -> None:
     a, b = stage("a", toy_stages.sleepy), stage("b", toy_stages.sleepy)
-    done = Watched(store, cpus=2).run(a, b)
+    done = Watched(store, cpus=2, launch=ChildProcess).run(a, b)
     times = [(a.details["started"], a.details["ended"]) for a in done.values()]
     assert max(s for s, _ in times) < min(e for _, e in times)
 
@@ -201,22 +211,27 @@ def test_a_wide_stage_gets_all_cores(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "kind", "told"),
+    ("function", "kind", "told", "launch"),
     [
-        (toy_stages.user_error, LodesetError, "a/pool: the pool is dry: add water"),
-        (toy_stages.gate, GateError, "too large"),
-        (toy_stages.defect, LodesetError, "ZeroDivisionError: oops"),
-        (toy_stages.engine_defect, LodesetError, "RuntimeError: KeyError: 'vector' (log:"),
-        (toy_stages.dies, LodesetError, "was killed by signal 9"),
-        (toy_stages.loses_rows, LodesetError, "10 in, 7 kept, dropped {'near': 2}"),
+        (toy_stages.user_error, LodesetError, "a/pool: the pool is dry: add water", InThisProcess),
+        (toy_stages.gate, GateError, "too large", InThisProcess),
+        (toy_stages.gate, GateError, "too large", ChildProcess),
+        (toy_stages.defect, LodesetError, "ZeroDivisionError: oops", InThisProcess),
+        (toy_stages.engine_defect, LodesetError, "RuntimeError: KeyError: 'vector' (log:", InThisProcess),
+        (toy_stages.dies, LodesetError, "was killed by signal 9", ChildProcess),
+        (toy_stages.loses_rows, LodesetError, "10 in, 7 kept, dropped {'near': 2}", InThisProcess),
     ],
 )
 def test_a_failure_publishes_nothing_and_can_be_run_again(
-    store: Store, function: Callable[[Context], Outcome], kind: type[LodesetError], told: str
+    store: Store,
+    function: Callable[[Context], Outcome],
+    kind: type[LodesetError],
+    told: str,
+    launch: Callable[[bytes, Path], Launched],
 ) -> None:
     a = stage("a", function)
     with pytest.raises(kind) as caught:
-        Watched(store).run(a, stage("b", inputs={"x": Input(a)}))
+        Watched(store, launch=launch).run(a, stage("b", inputs={"x": Input(a)}))
     assert told in str(caught.value) and "Traceback" not in str(caught.value)
     assert store.history("a", "pool") == []
     assert store.names("claims") == []
@@ -225,12 +240,12 @@ def test_a_failure_publishes_nothing_and_can_be_run_again(
 
 def test_a_failure_lets_its_neighbours_finish(store: Store) -> None:
     with pytest.raises(LodesetError):
-        Watched(store).run(stage("a", toy_stages.defect), stage("b", toy_stages.sleepy))
+        Watched(store, launch=ChildProcess).run(stage("a", toy_stages.defect), stage("b", toy_stages.sleepy))
     assert len(store.history("b", "pool")) == 1
 
 
 def test_nothing_survives_a_stage(store: Store) -> None:
-    left = Watched(store).run(stage("a", toy_stages.leaves_a_process))["a/pool"].details["pid"]
+    left = Watched(store, launch=ChildProcess).run(stage("a", toy_stages.leaves_a_process))["a/pool"].details["pid"]
     assert not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE
 
 
