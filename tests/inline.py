@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib
 import json
 import os
+import pkgutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -17,9 +20,12 @@ import pyarrow as pa
 import pytest
 from builders import id_of, picture
 
+from lodeset.pipeline import stages
+from lodeset.pipeline.dag import runner
 from lodeset.pipeline.dag.child import perform
 from lodeset.pipeline.dag.stage import Context, Outcome, Stage
 from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
+from lodeset.pipeline.engines import ray
 from lodeset.pipeline.stages.embed import vector_table
 from lodeset.pipeline.tables import records
 
@@ -63,12 +69,34 @@ def _write_all(pipe: int, data: bytes) -> None:
         file.write(data)
 
 
+def map_items(function: Callable[[Any], Any], items: Iterable[Any], *, cpus: int, address: str | None) -> Iterator[Any]:
+    return map(function, items)
+
+
+_INSTEAD = {
+    "map_items": map_items,
+    "map_with_state": map_with_state,
+    "holding": holding,
+    "job": lambda _: nullcontext(),
+}
+
+
 def without_engine(module: ModuleType, patch: pytest.MonkeyPatch) -> None:
-    """Runs what a graph's stages give to Ray in this process instead."""
-    for name, instead in (("map_with_state", map_with_state), ("holding", holding)):
-        if hasattr(module, name):
-            patch.setattr(module, name, instead)
-    patch.setattr(module, "job", lambda _: nullcontext(), raising=False)
+    """Runs in this process what a module would give to Ray."""
+    names = [name for name in _INSTEAD if hasattr(module, name)]
+    assert names, f"{module.__name__} gives nothing to Ray"
+    for name in names:
+        patch.setattr(module, name, _INSTEAD[name])
+
+
+def without_processes(patch: pytest.MonkeyPatch) -> None:
+    """Runs in this process every stage of curation that a command runs: no child processes, and no Ray. Beam keeps its workers."""
+    for found in pkgutil.walk_packages(stages.__path__, f"{stages.__name__}."):
+        module = importlib.import_module(found.name)
+        if any(hasattr(module, name) for name in _INSTEAD):
+            without_engine(module, patch)
+    patch.setattr(runner, "Runner", functools.partial(runner.Runner, launch=InThisProcess))
+    patch.setattr(ray, "cluster", lambda address, cpus: nullcontext("nowhere"))
 
 
 def ran(

@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from builders import picture, write_folder, write_tar
 from commands import asked, typed
+from inline import without_processes
+
+
+def inside(test: Callable[..., None]) -> Callable[..., None]:
+    """For tests that call `without_processes`: what Beam and TorchScript warn of concerns the stages' processes."""
+    for warning in ("ignore::ImportWarning", "ignore:.torch.jit.load:DeprecationWarning"):
+        test = pytest.mark.filterwarnings(warning)(test)
+    return test
 
 
 def config(folder: Path, text: str) -> Path:
@@ -60,7 +69,9 @@ def test_usage(tmp_path: Path, pool: Path) -> None:
     assert asked("plan", tmp_path / "new.yaml")[0] == 1
 
 
-def test_bad_files_are_counted(tmp_path: Path) -> None:
+@inside
+def test_bad_files_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_processes(monkeypatch)
     broken = picture(1)
     members = [
         ("a.png", picture(0)),
@@ -73,7 +84,7 @@ def test_bad_files_are_counted(tmp_path: Path) -> None:
     (tmp_path / "pool/bad.tar").write_bytes(os.urandom(4096))
     write_folder(tmp_path / "pool/loose", [("readme.md", b"text"), ("x.png", picture(2))])
     path = config(tmp_path, "pool: pool/")
-    code, out, err = typed("run", path, "--until", "ingest", "--json")
+    code, out, err = asked("run", path, "--until", "ingest", "--json")
     assert code == 0, err
     (entry,) = [e for e in json.loads(out)["artifacts"] if e["stage"] == "ingest"]
     assert entry["rows"] == {
@@ -83,14 +94,21 @@ def test_bad_files_are_counted(tmp_path: Path) -> None:
     }
 
 
-def test_too_few_images_are_told(tmp_path: Path, pool: Path) -> None:
-    code, _, err = typed("run", config(tmp_path, "pool: pool.tar"))
+@inside
+def test_too_few_images_are_told(tmp_path: Path, pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_processes(monkeypatch)
+    code, _, err = asked("run", config(tmp_path, "pool: pool.tar"))
     assert code == 1
     assert "too few for a dictionary" in err
 
 
-def test_a_tiny_network_too_many_clusters_and_an_empty_curated_set(tmp_path: Path, pool: Path) -> None:
+@inside
+def test_a_tiny_network_too_many_clusters_and_an_empty_curated_set(
+    tmp_path: Path, pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
+
+    without_processes(monkeypatch)
 
     class Mean(torch.nn.Module):
         def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -100,29 +118,33 @@ def test_a_tiny_network_too_many_clusters_and_an_empty_curated_set(tmp_path: Pat
         torch.jit.save(torch.jit.trace(Mean(), torch.zeros(1, 3, 32, 32)), tmp_path / "mean.pt")
     write_tar(tmp_path / "none.tar", [("x.png", b"broken")])
     base = "pool: pool.tar\nembed: {semantic: {kind: torchscript, path: mean.pt, size: 32}}\ndedup: {threshold: 0.999, reference_threshold: 0.999}\n"
-    code, _, err = typed("run", config(tmp_path, base + "cluster: {k: 50}"))
+    code, _, err = asked("run", config(tmp_path, base + "cluster: {k: 50}"))
     assert (code, "more than the 6 images" in err) == (1, True), err
-    code, _, err = typed(
+    code, _, err = asked(
         "run", config(tmp_path, base + "curated: [{name: none, uri: none.tar, retrieve: {mode: sample}}]")
     )
     assert (code, "`none` has no readable image" in err) == (1, True), err
     # A reference set equal to the pool leaves nothing, and says so.
-    code, _, err = typed("run", config(tmp_path, base + "reference: [{name: same, uri: pool.tar}]"))
+    code, _, err = asked("run", config(tmp_path, base + "reference: [{name: same, uri: pool.tar}]"))
     assert (code, "reference" in err) == (1, True), err
     looking = base + "curated: [{name: some, uri: pool.tar, retrieve: {mode: sample, k: 50}}]\n"
-    code, _, err = typed("run", config(tmp_path, looking + "reference: [{name: same, uri: pool.tar}]"))
+    code, _, err = asked("run", config(tmp_path, looking + "reference: [{name: same, uri: pool.tar}]"))
     assert (code, "{'reference': 6}): `some` has nothing" in err) == (1, True), err
     # More than there is: all of it, and a warning with the numbers.
-    code, out, err = typed("run", config(tmp_path, looking))
+    code, out, err = asked("run", config(tmp_path, looking))
     assert (code, "k = 50 is more than the 6 pool images" in err) == (0, True), err
     assert "some 300 6 30 264 0 0" in " ".join(out.split()), out
-    code, _, err = typed("run", config(tmp_path, base), "--json")
+    code, _, err = asked("run", config(tmp_path, base), "--json")
     assert code == 0, err
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a small file system of its own")
-def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
-    """A store on a file system of 1 MiB: one clear error, no half-written artifact; with room the run goes on."""
+@inside
+def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store on a file system of 1 MiB: one clear error, no half-written artifact; with room the run goes on.
+
+    The log of the stage's process cannot be written there either.
+    """
     small = tmp_path / "small"
     small.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)], capture_output=True).returncode:
@@ -130,13 +152,14 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     try:
         write_tar(tmp_path / "pool.tar", [(f"{i}.png", picture(i, width=120, height=90)) for i in range(300)])
         path = config(tmp_path, "pool: pool.tar\nstore: small/runs\ningest: {slice_mb: 0.2}")
-        code, _, err = typed("run", path, "--until", "ingest")
+        code, _, err = asked("run", path, "--until", "ingest")
         assert (code, "is full" in err) == (1, True), err
         assert not list(small.glob("runs/artifacts/**/manifest.json"))
         for manifest in small.glob("runs/parts/**/manifest.json"):
             json.loads(manifest.read_text())
         subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
-        code, _, err = typed("run", path, "--until", "ingest")
+        without_processes(monkeypatch)
+        code, _, err = asked("run", path, "--until", "ingest")
         assert code == 0, err
     finally:
         subprocess.run(["umount", str(small)], check=True)
