@@ -176,6 +176,16 @@ class FilterRuntime:
     lists: Blocklists
 
 
+@dataclass(frozen=True, kw_only=True)
+class FilterDetails:
+    """`with_url`: images whose metadata hold a URL, where blocklists ask for one."""
+
+    parts: int
+    parts_made: int
+    with_url: int | None = None
+    warnings: Sequence[str] | None = None
+
+
 # -- dedup
 
 Roles = Mapping[str, str]  # the sets that dedup compares, and the part that each plays: pool, reference, included

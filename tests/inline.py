@@ -23,7 +23,7 @@ from builders import id_of, picture
 from lodeset.pipeline import stages
 from lodeset.pipeline.dag import runner
 from lodeset.pipeline.dag.child import perform
-from lodeset.pipeline.dag.stage import Context, Outcome, Stage
+from lodeset.pipeline.dag.stage import Context, Outcome, Stage, as_mapping
 from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
 from lodeset.pipeline.engines import ray
 from lodeset.pipeline.stages.embed import vector_table
@@ -112,9 +112,8 @@ def ran(
 def artifact(stage: str, set_: str, outcome: Outcome) -> Artifact:
     assert outcome.rows.balanced()
     content = {"images": f"images-{set_}", "metadata": f"metadata-{set_}", **outcome.content}
-    return Artifact(
-        stage, set_, 1, f"{stage}-{set_}", {}, {}, outcome.tables, outcome.rows, content, outcome.details, 1.0, 1.0
-    )
+    details = as_mapping(outcome.details)
+    return Artifact(stage, set_, 1, f"{stage}-{set_}", {}, {}, outcome.tables, outcome.rows, content, details, 1.0, 1.0)
 
 
 def listed(store: Store, path: str, rows: int = 0) -> File:

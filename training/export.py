@@ -94,27 +94,27 @@ def load_backbone(folder: str | Path) -> DinoVisionTransformer:
     """
     folder = Path(folder)
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        said = json.loads((folder / CONFIG).read_text())
         tensors = load_file(folder / WEIGHTS)
     except FileNotFoundError as error:
         raise LodesetError(f"{error.filename or folder} does not exist: export a model there first") from error
     except (ValueError, SafetensorError) as error:
         raise LodesetError(f"{folder} holds no readable {WEIGHTS} and {CONFIG}: {error}") from error
     try:
-        side, blocks = config["image_size"], {n.split(".")[2] for n in tensors if n.startswith("encoder.layer.")}
-        if config["num_hidden_layers"] != len(blocks) or not isinstance(side, int) or side < config["patch_size"]:
+        side, blocks = said["image_size"], {n.split(".")[2] for n in tensors if n.startswith("encoder.layer.")}
+        if said["num_hidden_layers"] != len(blocks) or not isinstance(side, int) or side < said["patch_size"]:
             raise ValueError(
-                f"{config['num_hidden_layers']} layers of images of {side!r} pixels, and weights of {len(blocks)} layers"
+                f"{said['num_hidden_layers']} layers of images of {side!r} pixels, and weights of {len(blocks)} layers"
             )
         model = DinoVisionTransformer(
             ModelConfig(
-                patch_size=config["patch_size"],
-                dim=config["hidden_size"],
-                depth=config["num_hidden_layers"],
-                heads=config["num_attention_heads"],
-                ffn="swiglu" if config["use_swiglu_ffn"] else "mlp",
-                registers=config.get("num_register_tokens", 0),
-                layerscale=config["layerscale_value"],
+                patch_size=said["patch_size"],
+                dim=said["hidden_size"],
+                depth=said["num_hidden_layers"],
+                heads=said["num_attention_heads"],
+                ffn="swiglu" if said["use_swiglu_ffn"] else "mlp",
+                registers=said.get("num_register_tokens", 0),
+                layerscale=said["layerscale_value"],
             ),
             side,
         )

@@ -51,7 +51,7 @@ def show_composition(out: Console, composed: Composition) -> None:
 def show_retrieval(out: Console, entries: Sequence[Mapping[str, Any]]) -> None:
     """What each finished curated set asked and got (asked = distinct + collisions + short + capped), and who leaked."""
     done = {e["set"]: e["details"] for e in entries if e["stage"] == "retrieve" and e["finished"]}
-    sets = {name: details for name, details in done.items() if name != "all" and details["asked"]}
+    sets = {name: told for name, told in done.items() if name != "all" and told["asked"]}
     if sets:
         keys = ("asked", "distinct", "collisions", "short", "capped")
         table = Table("retrieved for", box=None, pad_edge=False)
@@ -59,9 +59,9 @@ def show_retrieval(out: Console, entries: Sequence[Mapping[str, Any]]) -> None:
             table.add_column(heading, justify="right", no_wrap=True)
         everything = done.get("all", {})
         shared = everything.get("shared_by_set", {})
-        for name, details in sets.items():
-            table.add_row(safe(name), *(_figure(details[key]) for key in keys), _figure(shared.get(name)))
-        total = (sum(details[key] for details in sets.values()) for key in keys)
+        for name, told in sets.items():
+            table.add_row(safe(name), *(_figure(told[key]) for key in keys), _figure(shared.get(name)))
+        total = (sum(told[key] for told in sets.values()) for key in keys)
         table.add_row("all sets", *map(_figure, total), _figure(everything.get("shared")), style="bold")
         print_whole(out, table)
     for entry in entries:
@@ -78,10 +78,10 @@ def show_changes(out: Console, entries: Sequence[Mapping[str, Any]]) -> None:
         since = entry["details"].get("since")
         if since:
             told = [f"{_total(since[change])} {change}{_by_reason(since[change])}" for change in ("added", "removed")]
-            details = entry["details"]
+            written, dead = (entry["details"][f"{what}_bytes"] / 1e6 for what in ("written", "dead"))
             out.print(
-                f"since the run before: {', '.join(told)}; {details['written_bytes'] / 1e6:,.1f} MB of shards written, "
-                f"{details['dead_bytes'] / 1e6:,.1f} MB dead (`lodeset compact`)",
+                f"since the run before: {', '.join(told)}; {written:,.1f} MB of shards written, "
+                f"{dead:,.1f} MB dead (`lodeset compact`)",
                 highlight=False,
                 soft_wrap=True,
             )

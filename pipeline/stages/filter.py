@@ -35,7 +35,7 @@ from lodeset.pipeline.filters.config import (
     blank_below,
 )
 from lodeset.pipeline.shown import shown
-from lodeset.pipeline.specs import FilterRuntime, FilterSpec
+from lodeset.pipeline.specs import FilterDetails, FilterRuntime, FilterSpec
 from lodeset.pipeline.tables import records
 
 VERSION = FilterSpec.VERSION
@@ -72,16 +72,17 @@ def run(context: Context[FilterSpec, FilterRuntime]) -> Outcome:
     mask = _mask(context.store, parts, order(masks.config))
     file = mask.files["filtered"]
     taken = sum(f.rows for f in images)
-    details: dict[str, Any] = {"parts": len(parts), "parts_made": len(new)}
-    if masks.lists:
-        with_url = sum(part.counts.get(WITH_URL, 0) for part in parts)
-        details["with_url"] = with_url
-        if not with_url:
-            details["warnings"] = [without_urls(context.store, told.tables["metadata"] if told else (), taken)]
+    with_url = sum(part.counts.get(WITH_URL, 0) for part in parts) if masks.lists else None
+    metadata = told.tables["metadata"] if told else ()
     return Outcome(
         tables={"filtered": (file,) if file.rows else ()},
         rows=Rows(taken=taken, kept=taken - file.rows, dropped=mask.counts),
-        details=details,
+        details=FilterDetails(
+            parts=len(parts),
+            parts_made=len(new),
+            with_url=with_url,
+            warnings=[without_urls(context.store, metadata, taken)] if with_url == 0 else None,
+        ),
     )
 
 

@@ -89,14 +89,16 @@ def with_leaks(outcome: Outcome, part: Part, leaks: pa.Table, roles: Mapping[str
             dropped, images = found.get(name, (0, 0))
             counts[name] = {"role": role, "dropped": dropped, "images": images}
     leaked = {name: one["dropped"] for name, one in counts.items() if one["role"] == "reference" and one["dropped"]}
-    details = {**outcome.details, "leaks": counts, "leaked_by_set": leaked}
     lost = outcome.rows.dropped.get("reference", 0)
-    if outcome.rows.taken and lost == outcome.rows.taken:
-        details["warnings"] = [
-            f"all {lost} images of the pool and of included sets are copies of what reference sets hold ({', '.join(leaked)}), "
-            "so nothing is left: is a reference set the pool itself?"
-        ]
-    return replace(outcome, tables={**outcome.tables, "leaks": (part.files["leaks"],)}, details=details)
+    warning = (
+        f"all {lost} images of the pool and of included sets are copies of what reference sets hold ({', '.join(leaked)}), "
+        "so nothing is left: is a reference set the pool itself?"
+    )
+    nothing_left = outcome.rows.taken and lost == outcome.rows.taken
+    told = {"leaks": counts, "leaked_by_set": leaked, **({"warnings": [warning]} if nothing_left else {})}
+    return replace(
+        outcome, tables={**outcome.tables, "leaks": (part.files["leaks"],)}, details={**outcome.details, **told}
+    )
 
 
 def _holders(universe: Universe, by_reference: NDArray[np.bool_], roles: Mapping[str, str]) -> Holders:
