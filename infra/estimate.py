@@ -9,13 +9,8 @@ from lodeset.pipeline.dag.decisions import Decision
 from lodeset.pipeline.dag.stage import Stage, read_as
 from lodeset.pipeline.dag.store import Artifact, Store
 from lodeset.pipeline.specs import METADATA, Listed
+from lodeset.pipeline.tables.records import bytes_per_image
 
-# Bytes stored for one image (of score: by each filter): measured on 15,866 web images with 1,280-dimensional vectors;
-# filter, cluster and evaluate on the sample world (two networks of width 128).
-STORED_BYTES = {
-    "ingest": 1_034, "embed": 2_064, "embed_dedup": 2_064, "score": 25, "filter": 1, "dedup": 799, "cluster": 45, "retrieve": 40,
-    "evaluate": 734,
-}  # fmt: skip
 # How many images a tar or Parquet file holds is not known before it is read. Web images have from 3.5 kB (thumbnails, as
 # measured above) to some hundred (photographs); after the first run the set's own mean is used.
 GUESSED_SOURCE_BYTES = 50_000
@@ -150,7 +145,7 @@ def _bytes(
         listed = sum(count.images for one in read if (count := counts[one.id]) is not None)
         source_bytes: int = sum(one.spec.size_bytes for one in read)
         return round(images * source_bytes / max(1, listed))
-    each = STORED_BYTES.get(stage.name)
-    if each is not None and stage.name == "score":
+    each = bytes_per_image(stage.name)
+    if stage.name == "score":
         each *= len(stage.spec.scorers)  # a row for each filter
-    return None if each is None else each * images
+    return each * images or None

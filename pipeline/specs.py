@@ -8,7 +8,7 @@ and other stages read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from lodeset.pipeline.algorithms.copies.keepers import KeeperRule
@@ -64,7 +64,7 @@ class IngestRuntime:
 class Listed:
     """What the manifest of an ingested set says about its sources."""
 
-    size_bytes: int
+    size_bytes: int = 0
     limit: int | None = None
     max_pixels: int = 0
 
@@ -117,10 +117,10 @@ class CalibrateSpec:
 class CalibrateDetails:
     """Thresholds (`pool`, `reference`) with pixels compared, and without: None where these could not be learned."""
 
-    parts: int
-    parts_made: int
+    parts: int = 0
+    parts_made: int = 0
     candidates: Mapping[str, float]
-    median_similarity: Mapping[str, float]
+    median_similarity: Mapping[str, float] = field(default_factory=dict)
     unverified: Mapping[str, float] | None = None
 
 
@@ -231,10 +231,10 @@ class DedupDetails:
 
     threshold: float
     reference_threshold: float
-    groups: int
-    largest_group: int
+    groups: int = 0
+    largest_group: int = 0
     leaks: Mapping[str, Mapping[str, Any]]
-    leaked_by_set: Mapping[str, int]
+    leaked_by_set: Mapping[str, int] = field(default_factory=dict)
 
 
 # -- clusters
@@ -261,9 +261,9 @@ class FitClustersDetails:
     k: int
     levels: Sequence[int]
     mean_squared_distance: float
-    steps: int
-    parts: int
-    parts_made: int
+    steps: int = 0
+    parts: int = 0
+    parts_made: int = 0
     drift: float | None = None
     refitted_at_drift: float | None = None
 
@@ -280,8 +280,8 @@ class ClusterDetails:
     k: int
     largest: int
     empty: int
-    parts: int
-    parts_made: int
+    parts: int = 0
+    parts_made: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,9 +321,9 @@ class RetrieveDetails:
     asked: int
     retrieved: int
     distinct: int
-    collisions: int
-    short: int
-    capped: int
+    collisions: int = 0
+    short: int = 0
+    capped: int = 0
     warnings: Sequence[str] | None = None
 
 
@@ -341,15 +341,15 @@ class SelectSpec:
 class SelectDetails:
     """Sums over the sets, and how many images several sets want (`shared`)."""
 
-    distinct: int
-    asked: int
-    retrieved: int
-    collisions: int
-    short: int
-    capped: int
-    shared: int
-    shared_by_set: Mapping[str, int]
-    as_is_by_set: Mapping[str, int]
+    distinct: int = 0
+    asked: int = 0
+    retrieved: int = 0
+    collisions: int = 0
+    short: int = 0
+    capped: int = 0
+    shared: int = 0
+    shared_by_set: Mapping[str, int] = field(default_factory=dict)
+    as_is_by_set: Mapping[str, int] = field(default_factory=dict)
 
 
 # -- shards
@@ -379,12 +379,12 @@ class WriteShardsDetails:
     folder: str
     shards: int
     shards_numbered: int
-    parts: int
-    parts_made: int
-    size_bytes: int
-    written_bytes: int
-    dead_bytes: int
-    warnings: Sequence[str]
+    parts: int = 0
+    parts_made: int = 0
+    size_bytes: int = 0
+    written_bytes: int = 0
+    dead_bytes: int = 0
+    warnings: Sequence[str] = ()
     since: Mapping[str, Any] | None = None
 
 

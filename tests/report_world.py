@@ -172,7 +172,7 @@ def _curate(world: World) -> None:
     ids = world.ids
     samples = [("i", "jpeg", n / 100) for n in range(101)] + [("i", "stranger", 0.25)]
     schema = pa.schema([("image_id", pa.string()), ("kind", pa.string()), ("similarity", pa.float32())])
-    calibrated = {"median_similarity": {"jpeg": 0.5, "stranger": 0.25}}
+    calibrated = {"candidates": {"pool": 0.6, "reference": 0.5}, "median_similarity": {"jpeg": 0.5, "stranger": 0.25}}
     world.add("calibrate", "pool", {"samples": [table(schema, *samples)]}, Rows(19, 10, {"not_sampled": 9}), calibrated)
 
     duplicates: list[tuple[Any, ...]] = [
@@ -242,6 +242,7 @@ def _curate(world: World) -> None:
         {
             "folder": "shards/x",
             "shards": 23,
+            "shards_numbered": 23,
             "size_bytes": 23 * 2048,
             "dead_bytes": 3_072,
             "since": {"folder": "shards/w", "added": {"flowers sample": 2}, "removed": {"near": 1, "gone": 4}},
@@ -299,4 +300,4 @@ def _train(world: World) -> None:
         "job": {"method": "entropic"}, "calibration_images": 8, "skipped_modules": {"blocks.0.attn": "attention: left whole"},
         "knn_dense": {"birds": {"10": 0.5, "100": 0.625}}, "variants": variants, "seconds": 3.0,
     }  # fmt: skip
-    world.add("prune", "all", {}, Rows(1, 1), {"jobs": [job]})
+    world.add("prune", "all", {}, Rows(1, 1), {"jobs": [job], "folder": "pruned/x"})

@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from lodeset.infra.looking.trace import LARGE, columns_of
+from lodeset.infra.looking.trace import columns_of
 from lodeset.pipeline.dag.store import Artifact, File, Store
 from lodeset.pipeline.errors import ConfigError, LodesetError
 from lodeset.pipeline.shown import shown
+from lodeset.pipeline.tables.records import LARGE
 
 # What a table is written as, by the end of the file's name.
 FORMATS = (".parquet", ".csv", ".jsonl")

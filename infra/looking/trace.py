@@ -11,14 +11,10 @@ import pyarrow.parquet as pq
 
 from lodeset.pipeline.dag.store import Artifact, File, Store
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.tables.records import BY_NAME, LARGE
 
 # Rows of one table that are told of one image (exact copies of a popular image can lie in thousands of places).
 MOST_ROWS = 20
-# Columns in which an image_id stands for what the row is about. Others only mention one (`matched_id`, `group_id`).
-ABOUT = ("image_id", "image_id_a", "image_id_b", "pool_image_id", "query_id", "derived_from")
-# Tables that stages keep for themselves, or for the run after them.
-INNER = ("generations", "measured", "closeups", "samples", "features", "pictures")
-LARGE = ("thumbnail", "vector", "map")
 BLURRED = "blurred_"
 IMAGES, LOCATIONS = ("images", "blurred_images"), ("locations", "blurred_locations")
 
@@ -33,9 +29,13 @@ def trace(store: Store, artifacts: Mapping[str, Artifact], image_id: str) -> lis
     for id_, artifact in artifacts.items():
         of_stage: list[dict[str, Any]] = []
         for table, files in artifact.tables.items():
-            if table in INNER:
+            known = BY_NAME.get(table)
+            if known is None or known.inner:
                 continue
-            about = ("image_id",) if table in IMAGES else ABOUT  # what was derived from it is told by `faces`
+            # What was derived from an image is told by `faces`; a row of `matches` is of interest to its query, too.
+            about = (
+                ("image_id",) if table in IMAGES else (*known.about, *(c for c in known.mentions if c == "query_id"))
+            )
             found = rows_about(store, files, image_id, about)
             if table == "edges":
                 # An image has many candidates; those that say most about it are the verified ones, then the most similar.

@@ -33,19 +33,11 @@ from lodeset.pipeline.errors import DamagedError, HeldError, LodesetError
 from lodeset.pipeline.shown import json_text
 from lodeset.pipeline.specs import SHARDS
 from lodeset.pipeline.stages import search, write_shards
-from lodeset.pipeline.stages.dedup import generations
 from lodeset.pipeline.stages.write_shards import TAR_RECORD, add_member, open_tar
 from lodeset.pipeline.tables import records
 from lodeset.pipeline.tables.forgotten import CLAIM, JOURNAL, PLANNED, remember
+from lodeset.pipeline.tables.records import BY_NAME, kept_by
 
-# A row goes with the image that it is about; a mention of it in another image's row goes alone.
-ABOUT = ("image_id", "image_id_a", "image_id_b", "pool_image_id", "derived_from", "copy_id")
-MENTIONS = ("query_id", "matched_id")
-# Stage -> the table whose images are those that it kept.
-KEPT_BY = {
-    "ingest": "images", "blur_faces": "images", "embed": "vectors", "embed_dedup": "vectors", "dedup": "duplicates",
-    "cluster": "clusters", "retrieve": "selected", "write_shards": "index",
-}  # fmt: skip
 # Models that have seen the image keep what they learnt.
 TRAINED = ("train", "finish", "distill", "prune")
 
@@ -132,7 +124,7 @@ def _plan(store: Store, ids: set[str]) -> _Plan:
     parts = list(every_part(store))
     carriers = kept_for(store, ids)  # their JSON says what these said
     for stage, part in parts:
-        if stage == write_shards.STAGE and _mentions(store, part.files["entries"], ids | carriers):
+        if stage == write_shards.STAGE and _mentions(store, part.files["entries"], ids | carriers, "entries"):
             offsets[part.files["shard"].path] = _shard(store, plan, part.files["shard"], ids)
     for stage, part in parts:
         if stage == search.STAGE:
@@ -146,24 +138,19 @@ def _plan(store: Store, ids: set[str]) -> _Plan:
 
 def _part(store: Store, plan: _Plan, part: Part, ids: set[str], offsets: Mapping[str, Mapping[str, int]]) -> None:
     for name, file in part.files.items():
-        if name == "blurred" and _mentions(store, part.files["images"], ids):
+        if name == "blurred" and _mentions(store, part.files["images"], ids, "images"):
             _scrubbed(store, plan, file, ids)
         if not file.path.endswith(".parquet"):
             continue
         # `entries` of a shard lie apart from it, and name it as the index beside it does.
         beside = posixpath.dirname(part.files["shard"].path if name == "entries" else file.path)
         moved = offsets if "offset" in _columns(store, file) else {}
-        if not moved and not _mentions(store, file, ids):
+        if not moved and not _mentions(store, file, ids, name):
             continue
         before = store.table([file])
-        if name == generations.TABLE:
-            hit = is_in(before["image_id"], ids)
-            after = before.set_column(0, "image_id", pc.if_else(hit, pa.scalar(None, pa.string()), before["image_id"]))
-            removed = int(pc.sum(hit).as_py() or 0)
-        else:
-            after = _without(before, ids)
-            removed = before.num_rows - after.num_rows
-            after = _with_offsets(after, beside, moved)
+        after = _with_offsets(_without(before, ids, name), beside, moved)
+        named = sum(int(pc.sum(is_in(before[column], ids)).as_py() or 0) for column in _blanked(name, before))
+        removed = before.num_rows - after.num_rows + named
         if not after.equals(before):
             _write(store, plan, file, name, after, removed)
             plan.lost[file.path] = _kept(name, before) - _kept(name, after)
@@ -173,14 +160,15 @@ def _part(store: Store, plan: _Plan, part: Part, ids: set[str], offsets: Mapping
 
 def _kept(name: str, table: pa.Table) -> int:
     """Images that a table counts as kept by its stage."""
-    if name == "duplicates":
+    how = BY_NAME[name].kept if name in BY_NAME else None
+    if how == "flag":
         return int(pc.sum(table["kept"]).as_py() or 0)
-    return int(pc.count_distinct(table["image_id"]).as_py()) if name in KEPT_BY.values() else 0
+    return int(pc.count_distinct(table["image_id"]).as_py()) if how == "rows" else 0
 
 
 def _ingested(store: Store, plan: _Plan, part: Part, ids: set[str]) -> None:
     """A place that is forgotten becomes a reject, so that the files of a part still add up."""
-    if not _mentions(store, part.files["locations"], ids):
+    if not _mentions(store, part.files["locations"], ids, "locations"):
         return
     tables = {name: store.table([file]) for name, file in part.files.items()}
     places = tables["locations"].filter(is_in(tables["locations"]["image_id"], ids))
@@ -188,7 +176,7 @@ def _ingested(store: Store, plan: _Plan, part: Part, ids: set[str]) -> None:
     columns = [shown[n] if n in shown else places[n] for n in records.REJECTS.names]
     rejects = pa.concat_tables([tables["rejects"], pa.table(columns, schema=records.REJECTS)])
     for name, table in tables.items():
-        after = rejects if name == "rejects" else _without(table, ids)
+        after = rejects if name == "rejects" else _without(table, ids, name)
         if not after.equals(table):
             removed = 0 if name == "rejects" else table.num_rows - after.num_rows
             _write(store, plan, part.files[name], name, after, removed)
@@ -200,29 +188,37 @@ def _columns(store: Store, file: File) -> list[str]:
         return list(pq.read_schema(source).names)
 
 
-def _mentions(store: Store, file: File, ids: set[str]) -> bool:
-    columns = [c for c in _columns(store, file) if c in (*ABOUT, *MENTIONS, "group_id")]
+def _mentions(store: Store, file: File, ids: set[str], name: str) -> bool:
+    columns = [c for c in _columns(store, file) if name in BY_NAME and c in BY_NAME[name].naming]
     table = store.table([file], columns) if columns else None
     return table is not None and any(pc.any(is_in(table[c], ids)).as_py() for c in columns)
 
 
-def _without(table: pa.Table, ids: set[str]) -> pa.Table:
-    for name in table.column_names:
-        at = table.schema.get_field_index(name)
-        if name in ABOUT:
-            table = table.filter(pc.invert(is_in(table[name], ids)))
-        elif name in MENTIONS:
-            hit = is_in(table[name], ids)
-            table = table.set_column(at, name, pc.if_else(hit, pa.scalar(None, pa.string()), table[name]))
-    if "group_id" in table.column_names:
+def _blanked(name: str, table: pa.Table) -> list[str]:
+    """Columns of rows that stay when they alone name an image."""
+    known = BY_NAME.get(name)
+    return [] if known is None or known.about else [c for c in known.mentions if c in table.column_names]
+
+
+def _without(table: pa.Table, ids: set[str], name: str) -> pa.Table:
+    known = BY_NAME.get(name)
+    if known is None:
+        return table
+    there = set(table.column_names)
+    for column in there & set(known.about):
+        table = table.filter(pc.invert(is_in(table[column], ids)))
+    for column in there & set(known.mentions):
+        at, hit = table.schema.get_field_index(column), is_in(table[column], ids)
+        table = table.set_column(at, column, pc.if_else(hit, pa.scalar(None, pa.string()), table[column]))
+    for column in there & set(known.groups):
         # A group bears the smallest image_id in it; those that bore one of these get that of what is left of them.
-        group = table["group_id"].to_pylist()
+        group = table[column].to_pylist()
         first: dict[str, str] = {}
         for image_id, name in zip(table["image_id"].to_pylist(), group, strict=True):
             if name in ids:
                 first[name] = min(image_id, first.get(name, image_id))
-        named = pa.array([first.get(name, name) for name in group], pa.string())
-        table = table.set_column(table.schema.get_field_index("group_id"), "group_id", named)
+        renamed = pa.array([first.get(name, name) for name in group], pa.string())
+        table = table.set_column(table.schema.get_field_index(column), column, renamed)
     return table
 
 
@@ -348,8 +344,9 @@ def _replace(store: Store, planned: Mapping[str, Any]) -> None:
 
 def _less(artifact: Artifact, planned: Mapping[str, Any], tables: Mapping[str, tuple[File, ...]]) -> Artifact:
     """The artifact with other files: what it kept is less by what they lost, so that what counts on it still adds up."""
-    rows, of = artifact.rows, artifact.tables.get(KEPT_BY.get(artifact.stage, ""), ())
-    lost = sum(planned["lost"].get(file.path, 0) for file in of if file not in tables[KEPT_BY[artifact.stage]])
+    rows, keeping = artifact.rows, kept_by(artifact.stage)
+    of = artifact.tables.get(keeping.name, ()) if keeping is not None else ()
+    lost = sum(planned["lost"].get(file.path, 0) for file in of if keeping and file not in tables[keeping.name])
     if lost:
         dropped = {**rows.dropped, "forgotten": rows.dropped.get("forgotten", 0) + lost}
         rows = Rows(rows.taken, rows.kept - lost, dropped)

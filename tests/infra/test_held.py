@@ -218,7 +218,7 @@ def shard_of(store: Store, folder: Path, number: int) -> Artifact:
         parts.append(write_shard(store, f"shards/{number}", Shard(f"{number}-{n}", f"shard-{n:06d}.tar", entries)))
     index = store.write_named(f"shards/{number}/index.parquet", store.table([part.files["entries"] for part in parts]))
     tables = {"shards": tuple(part.files["shard"] for part in parts), "index": (index,)}
-    details = {"folder": f"shards/{number}", "dead_bytes": 0}
+    details = {"folder": f"shards/{number}", "shards": 1, "shards_numbered": 1}
     return Artifact("write_shards", "all", 1, "w", {}, {}, tables, Rows(4, 4), {}, details)
 
 

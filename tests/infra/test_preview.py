@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from builders import dedup_spec
 
 from lodeset.infra.report.preview import bands, edges_of, write_preview
 from lodeset.pipeline.dag.decisions import Decision
@@ -37,7 +38,7 @@ def test_each_pair_is_in_the_section_of_what_judged_it(tmp_path: Path) -> None:
         edge(42, None, True),
         edge(43, None, False),
     ]
-    found = bands(store, [written(store, rows)], {"verify": "pixels", "min_score": 4.0}, 0.9, each=12)
+    found = bands(store, [written(store, rows)], dedup_spec(verify="pixels", min_score=4.0), 0.9, each=12)
     assert [(band.title, band.copies, band.count) for band in found] == [
         ("aligned, log-odds 3 to 4: not taken, too low", False, 1),
         ("aligned, log-odds 4 to 5: copies", True, 30),
@@ -54,7 +55,7 @@ def test_unverified_pairs_go_by_cosine(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     rows = [edge(1, None, None, 0.89), edge(2, None, True, 0.91), edge(3, None, True, 0.99), edge(4, None, True, None)]
     rows.append(edge(5, None, True, 0.4))  # by its hash, too
-    found = bands(store, [written(store, rows)], {"verify": "none"}, 0.9, each=12)
+    found = bands(store, [written(store, rows)], dedup_spec(verify="none"), 0.9, each=12)
     assert [(band.copies, band.count) for band in found] == [(True, 1), (False, 1), (True, 1), (True, 1), (True, 1)]
 
 
