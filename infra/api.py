@@ -5,12 +5,8 @@ Importing this loads neither torch nor an engine: what needs them is imported wh
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import logging
 import time
-import uuid
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +23,11 @@ from lodeset.infra.looking.looking import verify as verify
 from lodeset.infra.models import export as export
 from lodeset.infra.models import prune as prune
 from lodeset.infra.models import train as train
-from lodeset.infra.opened import Opened as Opened
-from lodeset.infra.opened import open_config as open_config
-from lodeset.infra.opened import open_store as open_store
+from lodeset.infra.session import Opened as Opened
+from lodeset.infra.session import names_of, run_stages
+from lodeset.infra.session import open_config as open_config
+from lodeset.infra.session import open_store as open_store
+from lodeset.infra.session import run as run
 from lodeset.infra.template import TEMPLATE
 from lodeset.pipeline.errors import ConfigError, GateError, LodesetError
 
@@ -42,9 +40,7 @@ if TYPE_CHECKING:
     from lodeset.infra.upkeep.compact import Compacted
     from lodeset.infra.upkeep.forget import Forgotten
     from lodeset.pipeline.dag.decisions import Decision
-    from lodeset.pipeline.dag.manifests import Run
     from lodeset.pipeline.dag.runner import Event
-    from lodeset.pipeline.dag.stage import Stage
     from lodeset.pipeline.dag.store import Artifact, File
 
 DEDUP, SHARDS = "dedup/pool", "write_shards/all"
@@ -99,91 +95,6 @@ def composition(opened: Opened) -> Composition:
     return compose(opened.config, opened.store, artifacts(opened))
 
 
-def run(opened: Opened, watch: Callable[[Event], None], fresh: bool = False) -> dict[str, Artifact]:
-    """Runs what is not finished and returns every artifact by stage id; `fresh` takes nothing over from earlier runs. The store
-    keeps a record of the run, and its report.
-
-    Raises:
-        LodesetError: the first stage that failed; what was finished stays.
-    """
-    from lodeset.infra.looking.held import wanted
-    from lodeset.infra.versions import versions
-    from lodeset.pipeline.dag.runs import record
-
-    began = time.time()
-    made = _run(opened, opened.stages, watch, names_of(opened) if fresh else ())
-    asked = wanted(opened.config, opened.ids or tuple(opened.stages), opened.until)
-    _keep_report(opened, record(opened.store, asked, made, versions(), began, time.time()))
-    return made
-
-
-def _keep_report(opened: Opened, run: Run) -> None:
-    """Puts the run's report into the store. The run is done: what goes wrong here must not fail it."""
-    from lodeset.infra.looking.summary import REPORTS, report_path
-    from lodeset.infra.report.render import page_of
-
-    path = report_path(run.number)
-    if path.rpartition("/")[2] in opened.store.names(REPORTS):
-        return
-    try:
-        shown = held(opened, run.number)
-        page = page_of(opened.store, shown.stages(opened.stages), shown.artifacts, title_of(opened))
-        opened.store.put_absent(path, page.encode())
-    except Exception as error:
-        logging.getLogger("lodeset").warning(
-            "the run is done, but its report could not be written (%s: %s); `lodeset report` tries again",
-            type(error).__name__,
-            error,
-        )
-
-
-def names_of(opened: Opened) -> frozenset[str]:
-    return frozenset(stage.name for stage in opened.stages.values())
-
-
-def _run(
-    opened: Opened,
-    stages: Mapping[str, Stage],
-    watch: Callable[[Event], None],
-    fresh: Container[str],
-    given: Mapping[str, Artifact] | None = None,
-) -> dict[str, Artifact]:
-    """`given` is what stages are made from that are not to be run."""
-    from lodeset.infra.checks import before
-    from lodeset.infra.upkeep.damage import TRIES, mend
-    from lodeset.pipeline.dag.claims import claim
-    from lodeset.pipeline.dag.damage import noted
-    from lodeset.pipeline.dag.runner import Runner
-    from lodeset.pipeline.engines.ray import cluster
-    from lodeset.pipeline.tables.forgotten import refuse_during_take_down
-
-    cpus = cpus_of(opened.config)
-    ray: Callable[[], contextlib.AbstractContextManager[str]] = functools.partial(
-        cluster, opened.config.resources.ray_address, cpus
-    )
-
-    def running(some: Mapping[str, Stage], told: Callable[[Event], None]) -> dict[str, Artifact]:
-        return Runner(opened.store, cpus, ray, told, fresh).run(some, given or {})
-
-    opened.store.prepare()
-    # A run and a take-down put their claims first, and then look for the other's.
-    mine = f"run-{uuid.uuid4().hex[:12]}"
-    with claim(opened.store, mine, f"a run on {opened.store.url}"):
-        refuse_during_take_down(opened.store)
-        for tries_left in reversed(range(TRIES)):
-            for _ in range(TRIES):
-                if not mend(opened.store, stages, mine, watch, given or {}):
-                    break
-            try:
-                then = before(opened.store, stages, running, watch)
-                return running(stages, then)
-            except LodesetError:
-                # Readers leave a note of what they find damaged.
-                if not tries_left or not noted(opened.store):
-                    raise
-    raise AssertionError("the last try returns or raises")
-
-
 def compact(opened: Opened, watch: Callable[[Event], None], delete: bool = False) -> Compacted:
     """Writes the shards of the last finished run anew, without what they hold besides; then deletes, if asked to, the shards that
     these replace. The images are read from the shards: sources need not be there.
@@ -201,7 +112,7 @@ def compact(opened: Opened, watch: Callable[[Event], None], delete: bool = False
     if before is None:
         raise LodesetError(f"no finished run of {opened.path} has written shards: `lodeset run` first")
     stage = rewriting(before, shown, opened.config.resources.beam)
-    after = _run(opened, {stage.id: stage}, watch, frozenset({before.stage}), shown.artifacts)[SHARDS]
+    after = run_stages(opened, {stage.id: stage}, watch, frozenset({before.stage}), shown.artifacts)[SHARDS]
     if shown.run is not None:
         made = {**shown.artifacts, SHARDS: after}
         run = shown.run
@@ -257,7 +168,7 @@ def dedup_preview(
     else:
         stages = closure(opened.stages, "dedup")
         try:
-            _run(opened, stages, watch, ())
+            run_stages(opened, stages, watch, ())
         except GateError as error:
             refused = str(error)
         decisions = decide(opened.store, stages)

@@ -159,7 +159,7 @@ class FilterSpec:
     """The thresholds that are set; blocklists by their digest, because they can be long."""
 
     VERSION: ClassVar[int] = 3
-    min_side: int
+    min_side: int = 1
     max_aspect: float | None = optional()
     blank: float | None = optional()
     min_sharpness: float | None = optional()

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from builders import dedup_spec
 from PIL import Image
 
 from lodeset.infra.report import collect
 from lodeset.infra.report.contents import Report
 from lodeset.infra.report.render import write_report
 from lodeset.pipeline.algorithms.images.decoding import image_id
+from lodeset.pipeline.dag.fingerprint import canonical
 from lodeset.pipeline.dag.stage import Context, Outcome, Stage
 from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
 from lodeset.pipeline.tables import records
@@ -195,13 +197,7 @@ def _curate(world: World) -> None:
         edge("chained.jpg", "01.jpg", 0.7, 9, False, "identity"),
         edge("leak.jpg", "ref.jpg", 0.9, 2, True, "identity"),
     )
-    config = {
-        "threshold": "auto",
-        "reference_threshold": 0.45,
-        "phash_distance": 4,
-        "verify": "pixels",
-        "min_score": 3.0,
-    }
+    config = canonical(dedup_spec(reference_threshold=0.45, min_score=3.0, keeper=("area",)))
     found = {
         "threshold": 0.61,
         "reference_threshold": 0.45,
@@ -267,7 +263,13 @@ def _train(world: World) -> None:
     }
     metrics = File("training/x/metrics.jsonl", 0, 1, "")
     for stage in ("train", "finish"):
-        world.add(stage, "all", {"metrics": [metrics]}, Rows(8, 8), {**summary, "images_per_s": 4571.4})
+        world.add(
+            stage,
+            "all",
+            {"metrics": [metrics]},
+            Rows(8, 8),
+            {**summary, "images_per_s": 4571.4, "folder": f"training/{stage}"},
+        )
     pictures = table(records.PICTURES, ("birds", "0" * 32, "finished", b"\x89PNG image", b"\x89PNG picture"))
     linear = {
         name: {"accuracy": accuracy, "features": "cls + patches", "lr": 0.002}

@@ -19,6 +19,7 @@ from lodeset.infra.cli.models import models
 from lodeset.infra.cli.options import Json, Set, err, out, print_json, safe
 from lodeset.infra.cli.store import RunNumber, store_commands
 from lodeset.infra.cli.tables import composition_tree, show, show_changes, show_composition, show_retrieval
+from lodeset.infra.project import Project, Status
 from lodeset.pipeline.errors import LodesetError
 
 app = typer.Typer(
@@ -49,8 +50,8 @@ def lodeset(
     """From a pile of uncurated images to a pretrained, pruned vision model."""
 
 
-def _open(config: Path, set_: list[str] | None, limit: int | None, until: str | None = None) -> api.Opened:
-    return api.open_config(config, tuple(set_ or ()), until, limit)
+def _project(config: Path, set_: list[str] | None, limit: int | None) -> Project:
+    return Project(config, tuple(set_ or ()), limit)
 
 
 @app.command()
@@ -167,10 +168,9 @@ def run(
     """Run what is not finished."""
     from lodeset.infra.cli.progress import watching
 
-    opened = _open(config, set_, limit, until)
     with watching(err) as watch:
-        api.run(opened, watch, fresh)
-    _show_status(config, opened, as_json)
+        done = _project(config, set_, limit).run(until=until, fresh=fresh, watch=watch)
+    _show_status(config, done, as_json)
 
 
 @app.command()
@@ -236,11 +236,11 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show the last finished run: what each stage took, kept and dropped, and where its results lie."""
-    opened = api.open_store(config, tuple(set_ or ()), limit)
+    found = _project(config, set_, limit).status(number)
     if code:
-        _show_snippet(api.summary(opened, number), config)
+        _show_snippet(found.summary, config)
     else:
-        _show_status(config, opened, as_json, number)
+        _show_status(config, found, as_json)
 
 
 def _show_snippet(told: api.Summary, config: Path) -> None:
@@ -251,12 +251,12 @@ def _show_snippet(told: api.Summary, config: Path) -> None:
     print(snippet(told), end="")
 
 
-def _show_status(config: Path, opened: api.Opened, as_json: bool, number: int | None = None) -> None:
+def _show_status(config: Path, found: Status, as_json: bool) -> None:
     from lodeset.infra.looking.summary import lines
 
-    entries, summary = api.status(opened, number), api.summary(opened, number)
+    entries = found.stages
     if as_json:
-        print_json({"artifacts": entries, **summary.to_json()})
+        print_json({"artifacts": list(entries), **found.summary.to_json()})
         return
     table = Table("stage", box=None, pad_edge=False)
     for heading in ("in", "kept", "seconds"):
@@ -280,7 +280,7 @@ def _show_status(config: Path, opened: api.Opened, as_json: bool, number: int | 
                 highlight=False,
                 soft_wrap=True,
             )
-    for line in lines(summary, str(config)):
+    for line in lines(found.summary, str(config)):
         out.print(safe(line), highlight=False, soft_wrap=True)
 
 
@@ -294,7 +294,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write one self-contained HTML page: funnel, examples with pictures, curves."""
-    page = api.report(api.open_store(config, tuple(set_ or ()), limit), to, number)
+    page = _project(config, set_, limit).report(to, number)
     if as_json:
         print_json({"path": str(page)})
     else:
@@ -341,7 +341,7 @@ def trace(
     as_json: Json = False,
 ) -> None:
     """Tell what became of one image, and its way from its source to its shard."""
-    told = api.trace(api.open_store(config, tuple(set_ or ()), limit), what, number)
+    told = _project(config, set_, limit).trace(what, number)
     if as_json:
         print_json({"image_id": told.image_id, "sentence": told.sentence, "steps": list(told.steps)})
         return

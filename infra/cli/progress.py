@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import threading
 import time
@@ -109,9 +110,10 @@ class _Left(ProgressColumn):
 
 @contextmanager
 def watching(console: Console) -> Iterator[Callable[[Event], None]]:
-    """A callback for the runner. On a terminal it draws bars; elsewhere it writes a line when a stage starts or ends, and one
-    every half minute about each that goes on."""
-    with _bars(console) if console.is_terminal else _lines(console) as watch:
+    """A callback for the runner. On a terminal, and in a notebook with ipywidgets, it draws bars; elsewhere it writes a line when
+    a stage starts or ends, and one every half minute about each that goes on."""
+    widgets = console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+    with _bars(console) if console.is_terminal or widgets else _lines(console) as watch:
         yield watch
 
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
-from lodeset.infra import api
 from lodeset.infra.config import usable_cpus
 from lodeset.infra.demo.truth import Truth, is_made, load_truth
 from lodeset.infra.demo.world import FULL_SIZE, make_world, write_config
 from lodeset.infra.report.render import write_report
+from lodeset.infra.session import open_config, run
 from lodeset.pipeline import own
 from lodeset.pipeline.dag.runner import Event
 from lodeset.pipeline.dag.stage import Outcome, Progress, Stage, read_as
@@ -42,13 +42,13 @@ def run_demo(folder: Path, watch: Callable[[Event], None], seed: int = 0) -> dic
     config = folder / "lodeset.yaml"
     if not config.exists():
         write_config(folder)
-    opened = api.open_config(config)
+    opened = open_config(config)
     lacking = [id_ for id_ in JUDGED if id_ not in opened.stages]
     if lacking:
         raise ConfigError(
             f"{config} no longer makes {', '.join(lacking)}: remove it, and the demo writes its own again"
         )
-    artifacts = api.run(opened, watch)
+    artifacts = run(opened, watch)
     report = write_report(opened.store, opened.stages, artifacts, folder / "report.html", "sample world")
     judged = judge(opened.store, artifacts, truth)
     judged["lines"]["report"] = [str(report)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lodeset.infra.config import read
-from lodeset.infra.opened import Opened
+from lodeset.infra.session import Opened
 from lodeset.pipeline.errors import LodesetError
 
 if TYPE_CHECKING:

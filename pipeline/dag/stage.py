@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Generic, Literal
 
 from typing_extensions import TypeVar
@@ -157,14 +157,15 @@ def read_as(cls: type[Read], tree: Mapping[str, Any]) -> Read:
     Raises:
         LodesetError: a field without a default is missing.
     """
-    known = {one.name: tree[one.name] for one in fields(cls) if one.name in tree}  # type: ignore[arg-type]
-    try:
-        return cls(**known)
-    except TypeError:
+    named = [one for one in fields(cls) if one.init]  # type: ignore[arg-type]
+    needed = [one.name for one in named if one.default is MISSING and one.default_factory is MISSING]
+    lacking = [name for name in needed if name not in tree]
+    if lacking:
         raise LodesetError(
-            f"the store holds {cls.__name__} without some of its fields ({', '.join(sorted(tree)) or 'nothing'}): another "
-            "version of lodeset made it; run again with `--fresh`, or use a new store"
-        ) from None
+            f"a manifest of the store lacks {', '.join(lacking)} ({cls.__name__}): another version of lodeset wrote it; run again "
+            "with `--fresh`, or use a new store"
+        )
+    return cls(**{one.name: tree[one.name] for one in named if one.name in tree})
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def test_pictures_are_bounded_however_much_there_is(world: World) -> None:
     large.add("dedup", "pool", tables, counts, details, like.config)
 
     clusters = table(records.CLUSTERS, *((names[n], n % 30, [0]) for n in range(1200)))
-    large.add("cluster", "pool", {"clusters": [clusters]}, Rows(1200, 1200), {"k": 30})
+    large.add("cluster", "pool", {"clusters": [clusters]}, Rows(1200, 1200), {"k": 30, "largest": 40, "empty": 0})
     asked = {"asked": 100, "retrieved": 100, "distinct": 100, "collisions": 0, "short": 0, "capped": 0}
     for s in range(20):
         hits = [(names[s * 100 + n], f"s{s}", "sample", names[9000 + s * 10 + n % 5], 0.5, None) for n in range(100)]

@@ -1,0 +1,304 @@
+"""A configuration as an object: what the commands do, for notebooks and schedulers."""
+
+from __future__ import annotations
+
+import functools
+import html
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from lodeset.infra import session
+from lodeset.infra.config import read
+from lodeset.infra.looking import looking
+from lodeset.infra.session import Opened
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.shown import shown
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from lodeset.infra.looking.story import Traced
+    from lodeset.infra.looking.summary import Summary
+    from lodeset.pipeline.dag.runner import Event
+
+Cells = Sequence[str]
+
+
+def load(config: str | Path, *, overrides: Iterable[str] | Mapping[str, Any] = (), limit: int | None = None) -> Project:
+    """See `lodeset.load`."""
+    if isinstance(overrides, Mapping):
+        overrides = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    project = Project(Path(config), tuple(overrides), limit)
+    read(project.path, project.asked)  # now, not when it is first used
+    return project
+
+
+@dataclass(frozen=True)
+class Project:
+    """A configuration and its store. Every method reads them anew: what another process did in between counts.
+
+    Every method raises `lodeset.LodesetError`, with one sentence that says what is wrong and the way out.
+    """
+
+    path: Path
+    overrides: tuple[str, ...] = ()
+    limit: int | None = None
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The overrides, the limit among them."""
+        return self.overrides if self.limit is None else (*self.overrides, f"ingest.limit={self.limit}")
+
+    @property
+    def store(self) -> str:
+        """The URL of the store."""
+        return self._looked().store.url
+
+    def plan(self, *, until: str | None = None, fresh: bool = False) -> Plan:
+        """What `run` would do, and why, with estimated seconds and bytes. Spends nothing."""
+        from lodeset.infra.api import plan
+
+        rows = plan(session.open_config(self.path, self.overrides, until, self.limit), fresh)
+        return Plan(
+            tuple(
+                Planned(
+                    stage=decision.stage.id,
+                    action="run" if decision.action == "wait" else decision.action,
+                    reason=decision.reason,
+                    images=estimate.images,
+                    seconds=None if decision.artifact else estimate.seconds,
+                    size_bytes=None if decision.artifact else estimate.size_bytes,
+                )
+                for decision, estimate in rows
+            )
+        )
+
+    def run(
+        self,
+        *,
+        until: str | None = None,
+        fresh: bool = False,
+        watch: Callable[[Event], None] | None = None,
+    ) -> Status:
+        """Runs what is not finished, and shows progress: bars in a terminal or a notebook, lines elsewhere.
+
+        Args:
+            until: the last stage to run, e.g. "dedup".
+            fresh: take nothing over from earlier runs.
+            watch: is called with every event of the run, instead of a display.
+        """
+        opened = session.open_config(self.path, self.overrides, until, self.limit)
+        with _watching(watch) as told:
+            session.run(opened, told, fresh)
+        return self.status()
+
+    def status(self, run: int | None = None) -> Status:
+        """The last finished run, or the one with this number: what each stage took, kept and dropped, and why."""
+        opened = self._looked()
+        return Status(looking.summary(opened, run), tuple(looking.status(opened, run)))
+
+    def report(self, path: str | Path = "report.html", run: int | None = None) -> Path:
+        """Writes the report of the last finished run, one self-contained HTML page, and returns its path."""
+        return looking.report(self._looked(), path, run)
+
+    def trace(self, image: str | Path, run: int | None = None) -> Traced:
+        """What became of an image: an image_id or its first digits, a path, a URL, or a picture file."""
+        return looking.trace(self._looked(), str(image), run)
+
+    def tables(self, run: int | None = None) -> dict[str, list[str]]:
+        """The tables of the last finished run: name -> the stages that made one."""
+        found: dict[str, list[str]] = {}
+        for listed in looking.tables(self._looked(), run):
+            found.setdefault(listed.table, []).append(listed.stage)
+        return found
+
+    def table(
+        self, name: str, *, of: str | None = None, where: Mapping[str, str] | None = None, run: int | None = None
+    ) -> pa.Table:
+        """All rows of a table of the last finished run, e.g. `table("duplicates", where={"reason": "near"})`.
+
+        Args:
+            of: the stage that made it, where several made one of this name, e.g. "ingest/pool".
+            where: only rows whose columns hold these values as text.
+        """
+        import pyarrow as pa
+
+        from lodeset.infra.looking.rows import batches, chosen
+
+        opened = self._looked()
+        listed = chosen(looking.tables(opened, run), name, of)
+        found = list(batches(opened.store, listed, where or {}))
+        if not found:
+            return opened.store.table(listed[0].files[:1]).slice(0, 0)
+        return pa.concat_tables(found, promote_options="permissive")
+
+    def dataset(self, run: int | None = None) -> Dataset:
+        """The shards of the last finished run that hold images which count, as a list of URLs."""
+        opened = self._looked()
+        written = looking.held(opened, run).artifacts.get("write_shards/all")
+        if written is None:
+            raise LodesetError(f"no finished run of {self.path} has written shards: run it first")
+        urls = (opened.store.full_url(file.path) for file in written.tables["shards"])
+        return Dataset(urls, images=written.rows.kept)
+
+    def neighbors(self, image: Any, k: int = 10) -> pa.Table:
+        """The k pool images of the last finished run that are most similar to an image.
+
+        Args:
+            image: an image_id or its first digits, a path, a URL that the run knows, or a `PIL.Image.Image`. Files and
+                pictures that the run does not know are embedded first.
+
+        Returns:
+            image_id, similarity (cosine), falling; without the image itself.
+        """
+        from lodeset.infra.looking.neighbors import neighbors
+
+        opened = session.open_config(self.path, self.overrides, None, self.limit)
+        return neighbors(opened, image, k)
+
+    def _looked(self) -> Opened:
+        return session.open_store(self.path, self.overrides, self.limit)
+
+    def __repr__(self) -> str:
+        above = f", {len(self.asked)} overrides" if self.asked else ""
+        return f"Project({str(self.path)!r}, store {shown(self.store)}{above})"
+
+
+@contextmanager
+def _watching(watch: Callable[[Event], None] | None) -> Iterator[Callable[[Event], None]]:
+    if watch is not None:
+        yield watch
+        return
+    from lodeset.infra.cli.progress import watching
+
+    with watching(Console(stderr=True)) as told:
+        yield told
+
+
+class Dataset(list[str]):
+    """URLs of WebDataset shards, for `webdataset.WebDataset(dataset)` or `ray.data.read_webdataset(list(dataset))`.
+
+    An old shard may still hold images that no longer count: `index.parquet` beside the newest shards says which do.
+    """
+
+    def __init__(self, urls: Iterable[str], *, images: int) -> None:
+        super().__init__(urls)
+        self.images = images
+
+    def __repr__(self) -> str:
+        return f"Dataset({len(self)} shards, {self.images:,} images)"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One stage of a plan; `seconds` and `size_bytes` are estimates, None where nothing is known or nothing runs."""
+
+    stage: str
+    action: str
+    reason: str
+    images: int | None
+    seconds: float | None
+    size_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Plan(Sequence[Planned]):
+    """What a run would do, stage by stage."""
+
+    rows: tuple[Planned, ...]
+
+    @property
+    def to_run(self) -> tuple[str, ...]:
+        """The ids of the stages that would run."""
+        return tuple(row.stage for row in self.rows if row.action == "run")
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @functools.cached_property
+    def _cells(self) -> list[Cells]:
+        return [
+            ("stage", "action", "why", "images", "seconds"),
+            *(
+                (row.stage, row.action, row.reason, _number(row.images), _number(row.seconds and round(row.seconds)))
+                for row in self.rows
+            ),
+        ]
+
+    def __repr__(self) -> str:
+        return _text(self._cells)
+
+    def _repr_html_(self) -> str:
+        return _html(self._cells)
+
+
+@dataclass(frozen=True)
+class Status:
+    """A finished run: `stages` as `lodeset status --json` lists them, and where its results lie."""
+
+    summary: Summary
+    stages: tuple[Mapping[str, Any], ...]
+
+    def __getitem__(self, id_: str) -> Mapping[str, Any]:
+        """The entry of a stage, e.g. `status["dedup/pool"]`."""
+        for entry in self.stages:
+            if f"{entry['stage']}/{entry['set']}" == id_:
+                return entry
+        raise KeyError(id_)
+
+    @functools.cached_property
+    def _cells(self) -> list[Cells]:
+        rows: list[Cells] = [("stage", "in", "kept", "dropped", "seconds")]
+        for entry in self.stages:
+            counted = entry["rows"] or {"in": None, "kept": None, "dropped": {}}
+            dropped = ", ".join(f"{reason} {count:,}" for reason, count in counted["dropped"].items())
+            seconds = entry["seconds"] and round(entry["seconds"])
+            rows.append(
+                (
+                    f"{entry['stage']}/{entry['set']}",
+                    _number(counted["in"]),
+                    _number(counted["kept"]),
+                    dropped,
+                    _number(seconds),
+                )
+            )
+        return rows
+
+    @property
+    def _head(self) -> str:
+        told = self.summary
+        if told.run is None:
+            return "no finished run is on record"
+        return f"run {told.run}, finished {told.finished}; shards: {told.shards or 'none'}"
+
+    def __repr__(self) -> str:
+        return f"{shown(self._head)}\n{_text(self._cells)}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(shown(self._head))}</p>{_html(self._cells)}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _text(rows: Sequence[Cells]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ("  ".join(shown(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return os.linesep.join(line.rstrip() for line in lines)
+
+
+def _html(rows: Sequence[Cells]) -> str:
+    head, *body = (["".join(f"<{tag}>{html.escape(shown(cell))}</{tag}>" for cell in row)]
+                   for tag, row in zip(("th", *["td"] * (len(rows) - 1)), rows, strict=True))  # fmt: skip
+    return f"<table><tr>{head[0]}</tr>{''.join(f'<tr>{row[0]}</tr>' for row in body)}</table>"

@@ -1,0 +1,193 @@
+"""A configuration with its graph and its store, which every command begins with, and the run of its stages."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import time
+import uuid
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lodeset.infra.config import Config, cpus_of, read
+from lodeset.pipeline.errors import ConfigError, LodesetError
+
+if TYPE_CHECKING:
+    from lodeset.pipeline.dag.manifests import Run
+    from lodeset.pipeline.dag.runner import Event
+    from lodeset.pipeline.dag.stage import Stage
+    from lodeset.pipeline.dag.store import Artifact, Store
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A configuration with its graph and its store."""
+
+    path: Path
+    config: Config
+    stages: Mapping[str, Stage]
+    store: Store
+    missing: tuple[str, ...] = ()  # why there is no graph, where that was asked for: a source or a model is not there
+    ids: tuple[str, ...] = ()  # every stage of the configuration; `stages` are those up to the one that was asked for
+    until: str | None = None
+    overridden: bool = False  # by `--set`
+
+
+def open_config(
+    path: str | Path,
+    overrides: tuple[str, ...] = (),
+    until: str | None = None,
+    limit: int | None = None,
+    without_sources: bool = False,
+) -> Opened:
+    """Reads a configuration, lists its sources and builds the graph; runs nothing.
+
+    `without_sources` opens a configuration that says what its sets are `expected` to hold even where sources or models
+    are not there: without stages, and with what is `missing`.
+
+    Raises:
+        ConfigError: the file, a key, a value, or `until` is wrong.
+        LodesetError: a source or a model is not there.
+    """
+    from lodeset.infra import dag
+    from lodeset.pipeline.dag.stage import closure
+    from lodeset.pipeline.dag.store import Store
+
+    if limit is not None:
+        overrides = (*overrides, f"ingest.limit={limit}")
+    config = read(path, overrides)
+    try:
+        stages = dag.build(config)
+    except ConfigError:
+        raise
+    except LodesetError as error:
+        if not without_sources or not any(one.expected for one in config.curated):
+            raise
+        return Opened(Path(path), config, {}, Store(config.store), missing_sources(config) or (str(error),))
+    names = sorted({stage.name for stage in stages.values()})
+    if until is not None and until not in names:
+        raise ConfigError(f"--until {until}: no such stage in this configuration; there are: {', '.join(names)}")
+    chosen = closure(stages, until)
+    return Opened(
+        Path(path), config, chosen, Store(config.store), (), tuple(closure(stages, None)), until, bool(overrides)
+    )
+
+
+def open_store(path: str | Path, overrides: tuple[str, ...] = (), limit: int | None = None) -> Opened:
+    """Like `open_config`, for what is shown of a store: sources and models need not be there.
+
+    Raises:
+        ConfigError: the file, a key or a value is wrong.
+        LodesetError: the store cannot be opened.
+    """
+    from lodeset.pipeline.dag.store import Store
+
+    try:
+        return open_config(path, overrides, limit=limit)
+    except LodesetError as error:
+        limits = (f"ingest.limit={limit}",) if limit is not None else ()
+        config = read(path, (*overrides, *limits))
+        return Opened(Path(path), config, {}, Store(config.store), (str(error),), overridden=bool(overrides))
+
+
+def missing_sources(config: Config) -> tuple[str, ...]:
+    """One message a set whose sources cannot be listed."""
+    from lodeset.pipeline.graph import sets_of
+    from lodeset.pipeline.sources.listing import expand
+
+    found = []
+    for name, sources in sets_of(config).items():
+        try:
+            expand(sources, name)
+        except LodesetError as error:
+            found.append(str(error))
+    return tuple(found)
+
+
+def run(opened: Opened, watch: Callable[[Event], None], fresh: bool = False) -> dict[str, Artifact]:
+    """Runs what is not finished and returns every artifact by stage id; `fresh` takes nothing over from earlier runs. The store
+    keeps a record of the run, and its report.
+
+    Raises:
+        LodesetError: the first stage that failed; what was finished stays.
+    """
+    from lodeset.infra.looking.held import wanted
+    from lodeset.infra.versions import versions
+    from lodeset.pipeline.dag.runs import record
+
+    began = time.time()
+    made = run_stages(opened, opened.stages, watch, names_of(opened) if fresh else ())
+    asked = wanted(opened.config, opened.ids or tuple(opened.stages), opened.until)
+    _keep_report(opened, record(opened.store, asked, made, versions(), began, time.time()))
+    return made
+
+
+def _keep_report(opened: Opened, run: Run) -> None:
+    """Puts the run's report into the store. The run is done: what goes wrong here must not fail it."""
+    from lodeset.infra.looking.looking import held, title_of
+    from lodeset.infra.looking.summary import REPORTS, report_path
+    from lodeset.infra.report.render import page_of
+
+    path = report_path(run.number)
+    if path.rpartition("/")[2] in opened.store.names(REPORTS):
+        return
+    try:
+        shown = held(opened, run.number)
+        page = page_of(opened.store, shown.stages(opened.stages), shown.artifacts, title_of(opened))
+        opened.store.put_absent(path, page.encode())
+    except Exception as error:
+        logging.getLogger("lodeset").warning(
+            "the run is done, but its report could not be written (%s: %s); `lodeset report` tries again",
+            type(error).__name__,
+            error,
+        )
+
+
+def names_of(opened: Opened) -> frozenset[str]:
+    return frozenset(stage.name for stage in opened.stages.values())
+
+
+def run_stages(
+    opened: Opened,
+    stages: Mapping[str, Stage],
+    watch: Callable[[Event], None],
+    fresh: Container[str],
+    given: Mapping[str, Artifact] | None = None,
+) -> dict[str, Artifact]:
+    """`given` is what stages are made from that are not to be run."""
+    from lodeset.infra.checks import before
+    from lodeset.infra.upkeep.damage import TRIES, mend
+    from lodeset.pipeline.dag.claims import claim
+    from lodeset.pipeline.dag.damage import noted
+    from lodeset.pipeline.dag.runner import Runner
+    from lodeset.pipeline.engines.ray import cluster
+    from lodeset.pipeline.tables.forgotten import refuse_during_take_down
+
+    cpus = cpus_of(opened.config)
+    ray: Callable[[], contextlib.AbstractContextManager[str]] = functools.partial(
+        cluster, opened.config.resources.ray_address, cpus
+    )
+
+    def running(some: Mapping[str, Stage], told: Callable[[Event], None]) -> dict[str, Artifact]:
+        return Runner(opened.store, cpus, ray, told, fresh).run(some, given or {})
+
+    opened.store.prepare()
+    # A run and a take-down put their claims first, and then look for the other's.
+    mine = f"run-{uuid.uuid4().hex[:12]}"
+    with claim(opened.store, mine, f"a run on {opened.store.url}"):
+        refuse_during_take_down(opened.store)
+        for tries_left in reversed(range(TRIES)):
+            for _ in range(TRIES):
+                if not mend(opened.store, stages, mine, watch, given or {}):
+                    break
+            try:
+                then = before(opened.store, stages, running, watch)
+                return running(stages, then)
+            except LodesetError:
+                # Readers leave a note of what they find damaged.
+                if not tries_left or not noted(opened.store):
+                    raise
+    raise AssertionError("the last try returns or raises")
