@@ -30,13 +30,13 @@ from torch import Tensor, nn
 
 from lodeset.pipeline.algorithms.images.decoding import decode
 from lodeset.pruning.choosing.allocation import Level, Sizes, allocate
+from lodeset.pruning.choosing.criteria import METHODS, REFITTED
 from lodeset.pruning.choosing.in_turn import variant_in_turn
 from lodeset.pruning.choosing.variants import Solutions, lost_alone, solved_at_once, variant
 from lodeset.pruning.config import PruneJob
 from lodeset.pruning.jobs.distil import towards
 from lodeset.pruning.jobs.judging import output_change
 from lodeset.pruning.learning.loop import Recipe
-from lodeset.pruning.specs import METHODS, REFITTED, Method
 from lodeset.pruning.units.activations import Behind, collect_behind, collect_grams
 from lodeset.pruning.units.folding import folded
 from lodeset.pruning.units.groups import Group, find_groups, taken_by
@@ -284,7 +284,7 @@ def main() -> None:
         }
         print(json.dumps(asked | told), flush=True)
 
-    def at_once(asked: dict[str, Any], strengths: Mapping[str, float], method: Method) -> None:
+    def at_once(asked: dict[str, Any], strengths: Mapping[str, float], method: str) -> None:
         started = time.perf_counter()
         at = {name: solved[name][eps] for name, eps in strengths.items() if eps > 0.0}  # the others stay whole
         cut = [group for group in groups if group.name in at]
@@ -292,7 +292,7 @@ def main() -> None:
         units = [len(at[group.name].support) if group.name in at else group.units for group in groups]
         judged(asked | {"method": method, "units": units}, pruned, started)
 
-    def one_by_one(share: float, method: Method) -> None:
+    def one_by_one(share: float, method: str) -> None:
         started, asked = time.perf_counter(), {"in_turn": share, "method": method}
         at = {name: solved[name][eps] for name, eps in allocate(sizes, levels, share).items() if eps > 0.0}
         layers = kept_at(

@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lodeset.pruning.choosing.criteria import METHODS
 from lodeset.pruning.choosing.entropic import path
 from lodeset.pruning.choosing.variants import layers_of, variant
 from lodeset.pruning.config import PruneJob
-from lodeset.pruning.specs import METHODS, Method
 from lodeset.pruning.units.activations import collect_grams
 from lodeset.pruning.units.groups import find_groups
 from lodeset.pruning.units.removal import apply
@@ -94,7 +94,7 @@ def one_seed(file: str, seed: int) -> dict[str, Any]:
         "sweep_s": round(time.thread_time() - started, 1),
     }
 
-    def at(eps: float, method: Method) -> tuple[float, float, list[int]]:
+    def at(eps: float, method: str) -> tuple[float, float, list[int]]:
         chosen = variant(model, groups, grams, job, method, {name: by_eps[eps] for name, by_eps in solved.items()})
         pruned, _ = apply(model, groups, chosen.layers, example)
         left = sum(p.numel() for p in pruned.parameters())

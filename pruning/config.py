@@ -117,7 +117,7 @@ class PruneJob(Job):
         1e-6, gt=0.0, description="stop when an alternation lowers the objective by less than this share of it"
     )
     recover: RecoverConfig | None = Field(
-        None, description="training of what pruning and refit left, random and magnitude beside it; none: as they are"
+        None, description="training of what pruning and refit left, by every criterion; none: as they are"
     )
 
     @model_validator(mode="before")

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from lodeset.pipeline.config import TargetSet
 from lodeset.pipeline.dag.stage import Input, Stage, deferred
 from lodeset.pipeline.specs import METADATA, SHARDS
+from lodeset.pruning.choosing.criteria import METHODS, REFITTED
 from lodeset.pruning.config import Job, Learned, LotteryJob, PruneJob, SelfMaskingJob, run_of
-from lodeset.pruning.specs import METHODS, PROBED, REFITTED, PruneRuntime, PruneSpec, images_per_part, trainings
+from lodeset.pruning.specs import PROBED, PruneRuntime, PruneSpec, images_per_part, trainings
 from lodeset.training import cost
 from lodeset.training.config import TrainingConfig
 from lodeset.training.specs import TrainSpec

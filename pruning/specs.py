@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 from lodeset.pipeline.config import TargetSet
-from lodeset.pruning.config import Job, Learned, LotteryJob, SelfMaskingJob
+from lodeset.pruning.choosing.criteria import CRITERIA
+from lodeset.pruning.config import Job, Learned, LotteryJob, PruneJob, SelfMaskingJob
 from lodeset.training.specs import TrainSpec
 
-# Ways of choosing units and rewriting the layers that read them. `entropic` uses the weights that the penalised objective
-# gives (shrunk by the L2 term); `magnitude` and `random` keep the dense model's; `+refit` solves least squares on the units
-# kept.
-Method = Literal["entropic", "entropic+refit", "magnitude", "magnitude+refit", "random", "random+refit"]
-METHODS: tuple[Method, ...] = get_args(Method)
-REFITTED: tuple[Method, ...] = ("entropic+refit", "magnitude+refit", "random+refit")
+FIRST_CRITERIA = {"entropic", "magnitude", "random"}  # fingerprints name only the criteria that were added to these
 PROBED = 128  # calibration images on which what a group's pruning alone changes is measured
 
 
@@ -27,7 +23,12 @@ class PruneSpec:
 
     def identity(self) -> Mapping[str, Any]:
         chosen = {"name", "label", "split"}
-        return {"jobs": list(self.jobs), "targets": [target.model_dump(include=chosen) for target in self.targets]}
+        added = [one.name for one in CRITERIA if one.name not in FIRST_CRITERIA]
+        return {
+            "jobs": list(self.jobs),
+            "targets": [target.model_dump(include=chosen) for target in self.targets],
+            **({"criteria": added} if added and any(isinstance(job, PruneJob) for job in self.jobs) else {}),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

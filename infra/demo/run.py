@@ -18,13 +18,12 @@ from lodeset.pipeline.dag.runner import Event
 from lodeset.pipeline.dag.stage import Outcome, Progress, Stage, read_as
 from lodeset.pipeline.dag.store import Artifact, Rows, Store
 from lodeset.pipeline.errors import ConfigError, GateError
-from lodeset.pruning.specs import METHODS, PruneDetails
+from lodeset.pruning.choosing.criteria import CRITERIA, METHODS, REFIT
+from lodeset.pruning.specs import PruneDetails
 from lodeset.training.specs import EvaluateDetails
 
 Lines = dict[str, list[str]]
 K = "10"  # neighbours of the accuracies that are told
-# How units are chosen at each strength: what is told, all with weights refitted.
-TOLD = {"entropic+refit": "entropic", "magnitude+refit": "magnitude", "random+refit": "random"}
 JUDGED = ("dedup/pool", "retrieve/alpha", "retrieve/beta", "train/all", "evaluate/all", "prune/all")
 
 
@@ -198,6 +197,7 @@ def _pruned(job: Mapping[str, Any]) -> list[str]:
         removed = at[METHODS[0]]
         line = f"{removed['parameters_removed']:.0%} of parameters, {removed['macs_removed']:.0%} of MACs removed"
         if target is not None:
-            line += ": " + ", ".join(f"{name} {_at_k(at[method]['knn'][target]):.3f}" for method, name in TOLD.items())
+            knn = {one.name: _at_k(at[one.name + REFIT]["knn"][target]) for one in CRITERIA}
+            line += ": " + ", ".join(f"{name} {accuracy:.3f}" for name, accuracy in knn.items())
         lines.append(line)
     return lines

@@ -10,12 +10,8 @@ from markupsafe import Markup
 
 from lodeset.infra.report import charts
 from lodeset.infra.report.pictures import png_uri
+from lodeset.pruning.choosing.criteria import CRITERIA
 
-CRITERIA = (
-    "entropic",
-    "magnitude",
-    "random",
-)  # each with a colour; solid with `+refit`, dashed without, dotted where it was trained again
 PATHS_SHOWN = 24  # groups whose path of w a page draws
 
 
@@ -146,8 +142,11 @@ def smallest_k(accuracies: Mapping[str, float]) -> str:
 def _style_of(method: str, methods: Sequence[str]) -> tuple[int, charts.Line]:
     """A method's colour, and how its line is drawn."""
     criterion, _, refit = method.partition("+")
-    if criterion in CRITERIA:
-        return CRITERIA.index(criterion), "dashed" if not refit else "dotted" if ", " in refit else "solid"
+    criteria = [one.name for one in CRITERIA]
+    if criterion in criteria:  # solid with refit, dashed without, dotted where it was trained again
+        return criteria.index(
+            criterion
+        ) % charts.COLOURS, "dashed" if not refit else "dotted" if ", " in refit else "solid"
     of, _, how = method.partition(", ")
     tasks = list(dict.fromkeys(one.partition(", ")[0] for one in methods))
     return tasks.index(of) % charts.COLOURS, "dashed" if how.startswith("at random") else "solid"

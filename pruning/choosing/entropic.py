@@ -24,6 +24,7 @@ import numpy as np
 from scipy.special import wrightomega
 
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning.choosing.criteria import Candidates
 from lodeset.pruning.config import PruneJob
 from lodeset.pruning.units.moments import CONSTANT_RATIO, Array, Indices, Moments, solve_positive
 
@@ -328,6 +329,13 @@ def _solution(scaled: Sequence[_Scaled], end: _Descent) -> Solution:
         history=tuple(end.history),
         converged=end.converged,
     )
+
+
+def scores(units: Candidates) -> Array:
+    """Score [n]: infinite for the units with weight; the others, which fill up the last multiple of `round_to`, by how much they say of
+    an output by themselves."""
+    by_themselves = np.max([layer.covariance(units.group.units) for layer in units.layers], axis=0)
+    return np.where(units.solution.w > 0, np.inf, by_themselves)
 
 
 def solve(

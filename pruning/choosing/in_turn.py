@@ -13,10 +13,10 @@ import numpy as np
 from torch import nn
 
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning.choosing.criteria import refits
 from lodeset.pruning.choosing.entropic import Layer, Solution, path
 from lodeset.pruning.choosing.variants import Solutions, Variant, layers_of, rewritten, units_of
 from lodeset.pruning.config import PruneJob
-from lodeset.pruning.specs import Method
 from lodeset.pruning.units.activations import Behind
 from lodeset.pruning.units.groups import Group
 from lodeset.pruning.units.moments import Gram
@@ -53,7 +53,7 @@ def variant_in_turn(
     order: Sequence[str],
     measure: Measure,
     job: PruneJob,
-    method: Method,
+    method: str,
     chosen: Mapping[str, Solution],
 ) -> Variant:
     """As `variants.variant`, each layer measured behind those before it, as this method prunes them; groups that are not `chosen` stay whole.
@@ -61,8 +61,7 @@ def variant_in_turn(
     Raises:
         LodesetError: the moments cannot be used.
     """
-    refits = method.endswith("+refit")
-    of = [group for group in groups if refits or group.name in chosen]  # others would not change
+    of = [group for group in groups if refits(method) or group.name in chosen]  # others would not change
     done, lost = _turns(model, of, order, measure, job, method, lambda group, _: chosen.get(group.name), None)
     return Variant(method, done, lost, all(one.converged for one in chosen.values()))
 
@@ -73,7 +72,7 @@ def _turns(
     order: Sequence[str],
     measure: Measure,
     job: PruneJob,
-    method: Method,
+    method: str,
     solve: Solve,
     refused: dict[str, str] | None,
 ) -> tuple[dict[str, Replacement], dict[str, float]]:

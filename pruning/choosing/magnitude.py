@@ -1,15 +1,15 @@
-"""Baselines that choose units without a regression: by the size of their weights, or at random.
-
-Shapes: n units.
-"""
-
-import hashlib
+"""The baseline that chooses units by the size of their weights. Shapes: n units."""
 
 import numpy as np
 from torch import nn
 
+from lodeset.pruning.choosing.criteria import Candidates
 from lodeset.pruning.units.groups import Group, Reader, columns, layer_of
 from lodeset.pruning.units.moments import Array, Indices
+
+
+def scores(units: Candidates) -> Array:
+    return magnitude_scores(units.model, units.group)
 
 
 def magnitude_scores(model: nn.Module, group: Group) -> Array:
@@ -26,15 +26,6 @@ def magnitude_scores(model: nn.Module, group: Group) -> Array:
         return total
 
     return np.asarray(np.sqrt(squares(group.makers, 1) * squares(group.readers, 0)))
-
-
-def random_scores(units: int, name: str, seed: int) -> Array:
-    """Score [n] that ranks the units at random; the ranking depends on the seed and the layer's name alone.
-
-    One ranking serves every sparsity, so a smaller random selection is part of a larger one.
-    """
-    stream = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-    return np.random.default_rng((seed, stream)).permutation(units).astype(np.float64)
 
 
 def top(scores: Array, count: int) -> Indices:

@@ -1,7 +1,7 @@
 """Every way of choosing and rewriting units at one sparsity.
 
-The penalty's strength in a group decides how many units the entropic method keeps there; the baselines then keep exactly as many in that
-group, so that only the choice of units and of weights differs.
+The penalty's strength in a group decides how many units the entropic method keeps there; the other criteria then keep exactly as many in
+that group, so that only the choice of units and of weights differs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +11,11 @@ import numpy as np
 from torch import nn
 
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning.choosing.criteria import Candidates, criterion_of, refits
 from lodeset.pruning.choosing.entropic import Layer, Rewritten, Solution, path
-from lodeset.pruning.choosing.magnitude import magnitude_scores, random_scores, top
+from lodeset.pruning.choosing.magnitude import top
 from lodeset.pruning.choosing.refit import refit
 from lodeset.pruning.config import PruneJob
-from lodeset.pruning.specs import Method
 from lodeset.pruning.units.groups import Group, columns, layer_of
 from lodeset.pruning.units.moments import Array, Gram, Indices
 from lodeset.pruning.units.removal import Replacement, Weights, masked
@@ -25,7 +25,7 @@ from lodeset.pruning.units.removal import Replacement, Weights, masked
 class Variant:
     """One pruned model to be: what becomes of every group, and how well that rebuilds the dense layers."""
 
-    method: Method
+    method: str
     layers: dict[str, Replacement]  # by group
     # By layer that reads units: mean square error on the calibration positions over the dense output's variance; in turn, of the sum that
     # the output goes into, in the output's scale.
@@ -84,7 +84,7 @@ def variant(
     groups: Sequence[Group],
     grams: Mapping[str, Gram],
     job: PruneJob,
-    method: Method,
+    method: str,
     chosen: Mapping[str, Solution],
 ) -> Variant:
     """One variant by itself, whoever computes it and in whatever order; `chosen`: each group's solution at its strength.
@@ -126,26 +126,20 @@ def units_kept(group: Group, support: int, round_to: int) -> int:
 
 
 def units_of(
-    model: nn.Module, group: Group, layers: Sequence[Layer], job: PruneJob, solution: Solution, method: Method
+    model: nn.Module, group: Group, layers: Sequence[Layer], job: PruneJob, solution: Solution, method: str
 ) -> Indices:
     """The units [k] that a method keeps of a group, ascending: as many as the solution."""
     count = units_kept(group, len(solution.support), job.round_to)
-    criterion = method.partition("+")[0]
-    if criterion == "entropic":
-        # What fills up the last multiple: the units that say most of an output by themselves.
-        by_themselves = np.max([one.covariance(group.units) for one in layers], axis=0)
-        return top(np.where(solution.w > 0, np.inf, by_themselves), count)
-    if criterion == "magnitude":
-        return top(magnitude_scores(model, group), count)
-    return top(random_scores(group.units, group.name, job.seed), count)
+    units = Candidates(model=model, group=group, layers=layers, solution=solution, seed=job.seed)
+    return top(criterion_of(method).of(units), count)
 
 
-def rewritten(model: nn.Module, layer: Layer, keep: Indices, solved: Rewritten | None, method: Method) -> Weights:
+def rewritten(model: nn.Module, layer: Layer, keep: Indices, solved: Rewritten | None, method: str) -> Weights:
     """What a method makes of a layer when only the units `keep` are left for it to read; `solved` is the penalised problem's."""
     kept = np.isin(layer.unit_of, keep)
-    if method.endswith("+refit"):
+    if refits(method):
         return Weights(*refit(layer.moments, np.flatnonzero(kept)))
-    if method == "entropic":
+    if criterion_of(method).has_weights:
         assert solved is not None
         return Weights(solved.q, solved.bias)
     module = layer_of(model, layer.name)
@@ -155,7 +149,7 @@ def rewritten(model: nn.Module, layer: Layer, keep: Indices, solved: Rewritten |
 
 
 def _replacement(
-    model: nn.Module, group: Group, layers: Sequence[Layer], job: PruneJob, solution: Solution, method: Method
+    model: nn.Module, group: Group, layers: Sequence[Layer], job: PruneJob, solution: Solution, method: str
 ) -> Replacement:
     keep = units_of(model, group, layers, job, solution, method)
     pairs = zip(layers, solution.layers, strict=True)

@@ -22,13 +22,13 @@ from lodeset.pipeline.dag.stage import Progress
 from lodeset.pipeline.dag.store import Part
 from lodeset.pipeline.engines.ray import job as ray_job
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning.choosing.criteria import REFITTED
 from lodeset.pruning.config import PruneJob, RecoverConfig, run_of
 from lodeset.pruning.formats.saving import load_model
 from lodeset.pruning.jobs.distil import TRAINED, distiller, told_of
 from lodeset.pruning.jobs.judging import seen
 from lodeset.pruning.jobs.setting import VERSION, Setting, Workplace, kept_file, told
 from lodeset.pruning.jobs.sweep_parts import agreement, publish
-from lodeset.pruning.specs import REFITTED
 from lodeset.training.config import TrainingConfig, identity_of
 from lodeset.training.export import WEIGHTS
 from lodeset.training.index import Shards, open_index

@@ -13,6 +13,7 @@ from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.parts import made
 from lodeset.pipeline.dag.store import File
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning.choosing.criteria import METHODS
 from lodeset.pruning.config import PruneJob
 from lodeset.pruning.jobs.path_picture import path_picture
 from lodeset.pruning.jobs.recover import recovered, run_to_recover_by
@@ -29,7 +30,7 @@ from lodeset.pruning.jobs.sweep_parts import (
     pruner,
     solver,
 )
-from lodeset.pruning.specs import METHODS, images_per_part
+from lodeset.pruning.specs import images_per_part
 from lodeset.pruning.units.groups import Group
 
 PICTURED = "prune_paths"

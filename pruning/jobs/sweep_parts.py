@@ -35,7 +35,7 @@ from lodeset.pruning.formats.saving import save_pruned
 from lodeset.pruning.jobs.cost import row
 from lodeset.pruning.jobs.judging import batched, output_change, seen
 from lodeset.pruning.jobs.setting import Setting, kept_file
-from lodeset.pruning.specs import PROBED, Method, images_per_part
+from lodeset.pruning.specs import PROBED, images_per_part
 from lodeset.pruning.units.activations import Behind, collect_behind, collect_grams
 from lodeset.pruning.units.groups import Group, taken_by
 from lodeset.pruning.units.moments import Gram, Indices
@@ -290,7 +290,7 @@ def pruner(
     compared: Sequence[int],
     job: PruneJob,
     number: int,
-) -> Callable[[tuple[str, Point, Method]], Part]:
+) -> Callable[[tuple[str, Point, str]], Part]:
     store, dense, example = setting.store, setting.model(), setting.example()
     if job.mode == "sequential":
         order = order_of(setting, dense, groups)
@@ -301,7 +301,7 @@ def pruner(
     dense_outputs = seen(dense, pixels)
     compared_on = next(batched(pixels)) if len(pixels) > 1 else example  # what the pruned model is compared on
 
-    def prune(item: tuple[str, Point, Method]) -> Part:
+    def prune(item: tuple[str, Point, str]) -> Part:
         key, point, method = item
         started = time.time()
         of = [group for group in groups if group.name in point.strengths]

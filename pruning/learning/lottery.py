@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lodeset.pipeline.errors import LodesetError
-from lodeset.pruning.choosing.magnitude import magnitude_scores, random_scores, top
+from lodeset.pruning.choosing.at_random import random_scores
+from lodeset.pruning.choosing.magnitude import magnitude_scores, top
 from lodeset.pruning.learning.examples import Examples
 from lodeset.pruning.learning.loop import Recipe, train
 from lodeset.pruning.learning.masks import Masks, at_random, by_magnitude, everything, maskable

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lodeset.pipeline.errors import LodesetError
-from lodeset.pruning.choosing.magnitude import random_scores
+from lodeset.pruning.choosing.at_random import random_scores
 
 Masks = dict[str, Tensor]  # bool, by the names of parameters
 FORMAT = "lodeset masks 1"

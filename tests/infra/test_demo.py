@@ -10,7 +10,7 @@ from commands import typed
 from lodeset.infra import api
 from lodeset.infra.demo.truth import Truth, load_truth
 from lodeset.infra.demo.world import make_world, write_config
-from lodeset.pruning.specs import METHODS
+from lodeset.pruning.choosing.criteria import METHODS
 
 
 def demo(folder: Path) -> tuple[int, dict[str, Any]]:

@@ -13,11 +13,12 @@ from lodeset.pipeline.dag.stage import Context, Outcome, Stage
 from lodeset.pipeline.dag.store import Rows, Store
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pruning import graph
+from lodeset.pruning.choosing.criteria import METHODS
 from lodeset.pruning.config import LotteryJob, PruneJob, SelfMaskingJob
 from lodeset.pruning.formats.saving import load_model
 from lodeset.pruning.learning.masks import density, digest_of, load_masks
 from lodeset.pruning.learning.self_masking import load_masked
-from lodeset.pruning.specs import METHODS, trainings
+from lodeset.pruning.specs import trainings
 from lodeset.training.config import TrainingConfig
 from lodeset.training.export import export
 from lodeset.training.specs import TrainSpec

@@ -20,10 +20,10 @@ from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pruning import graph
 from lodeset.pruning.byhand import prune
+from lodeset.pruning.choosing.criteria import METHODS
 from lodeset.pruning.config import PruneJob, RecoverConfig, run_of
 from lodeset.pruning.formats.saving import load_model
 from lodeset.pruning.jobs import recover
-from lodeset.pruning.specs import METHODS
 from lodeset.training.checkpoint import MARKER, read_checkpoint
 from lodeset.training.config import TrainingConfig, distilling, finishing
 from lodeset.training.export import export

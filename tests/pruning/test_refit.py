@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from lodeset.pruning.choosing.magnitude import magnitude_scores, random_scores, top
+from lodeset.pruning.choosing.at_random import random_scores
+from lodeset.pruning.choosing.magnitude import magnitude_scores, top
 from lodeset.pruning.choosing.refit import refit
 from lodeset.pruning.units.groups import Group, Reader
 from lodeset.pruning.units.moments import Gram, Moments

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from lodeset.pipeline.dag.store import Store
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning.choosing.criteria import METHODS
 from lodeset.pruning.choosing.entropic import Solution, path
 from lodeset.pruning.choosing.variants import Variant, layers_of, variant
 from lodeset.pruning.config import PruneJob
 from lodeset.pruning.jobs import sweep_parts as parts
 from lodeset.pruning.jobs.cost import count_macs, latencies_ms, row
-from lodeset.pruning.specs import METHODS
 from lodeset.pruning.units.activations import collect_grams
 from lodeset.pruning.units.groups import Group, find_groups, layer_of
 from lodeset.pruning.units.moments import Gram

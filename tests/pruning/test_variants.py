@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from lodeset.pipeline.dag.store import Store
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pruning.choosing.criteria import METHODS
 from lodeset.pruning.choosing.in_turn import Measure, solved_in_turn, variant_in_turn
 from lodeset.pruning.choosing.variants import Solutions, Variant, solved_at_once
 from lodeset.pruning.config import PruneJob
 from lodeset.pruning.jobs.sweep_parts import publish
-from lodeset.pruning.specs import METHODS, Method
 from lodeset.pruning.units.activations import Behind, collect_behind, collect_grams, given, unfolded
 from lodeset.pruning.units.folding import folded
 from lodeset.pruning.units.groups import Group, find_groups, layer_of, taken_by
@@ -52,7 +52,7 @@ def solved_and_measured(model: nn.Module) -> tuple[tuple[Group, ...], list[str],
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_lost_is_what_the_pruned_model_gets_wrong(method: Method) -> None:
+def test_what_is_lost_is_what_the_pruned_model_gets_wrong(method: str) -> None:
     """At every layer, behind all that was pruned before it: the share of the dense layer's variance."""
     model = shaken(LeNet())
     groups, order, measure, solved = solved_and_measured(model)

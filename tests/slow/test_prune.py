@@ -15,8 +15,8 @@ from commands import lodeset
 from networks import LeNet, images, shaken, vit
 from runs import Run, part_manifests
 
+from lodeset.pruning.choosing.criteria import METHODS
 from lodeset.pruning.formats.saving import load_model, save_pruned
-from lodeset.pruning.specs import METHODS
 from lodeset.pruning.units.groups import max_difference
 from lodeset.training.export import export
 
