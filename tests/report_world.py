@@ -14,7 +14,8 @@ from PIL import Image
 
 from lodeset.infra.report import collect
 from lodeset.infra.report.contents import Report
-from lodeset.infra.report.render import write_report
+from lodeset.infra.report.render import Collected, collected, write_report
+from lodeset.infra.report.section import Finished
 from lodeset.pipeline.algorithms.images.decoding import image_id
 from lodeset.pipeline.dag.fingerprint import canonical
 from lodeset.pipeline.dag.stage import Context, Outcome, Stage
@@ -89,6 +90,10 @@ class World:
 
     def report(self) -> Report:
         return collect.collect(self.store, self.stages, self.artifacts)
+
+    def sections(self) -> list[Collected]:
+        report = self.report()
+        return collected(Finished(store=self.store, stages=self.stages, artifacts=self.artifacts, report=report))
 
     def write(self, path: Path, title: str = "a run") -> str:
         return write_report(self.store, self.stages, self.artifacts, path, title).read_text(encoding="utf-8")

@@ -54,12 +54,8 @@ CLUSTERS_SHOWN, CLUSTER_PICTURES = 8, 12
 QUERIES_SHOWN, HITS_SHOWN = 14, 6  # queries over all sets, at most 3 a set; hits of each
 CANDIDATES = 100  # images looked up as having no vector
 
-# The stages that a section shows; it is told under the first.
 TRAINED = ("train", "finish", "distill")
-SECTIONS = (
-    *((n,) for n in ("ingest", "dedup", "calibrate", "cluster", "retrieve", "write_shards", "evaluate", "prune")),
-    TRAINED,
-)
+PARTLY_SHOWN = ("ingest", "dedup", "calibrate")  # stages whose section is there without them, and says what it lacks
 
 Row = dict[str, Any]
 
@@ -91,23 +87,8 @@ def collect(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, A
         training=tuple(training_of(store, artifacts[f"{name}/all"]) for name in TRAINED if f"{name}/all" in artifacts),
         scores=scores_of(store, evaluated) if evaluated else (),
         pruned=tuple(map(report_of, read_as(PruneDetails, pruned.details).jobs)) if pruned else (),
-        absent={names[0]: _absent(stages, artifacts, names) for names in SECTIONS},
+        absent={name: absent_stages(stages, artifacts, (name,)) for name in PARTLY_SHOWN},
     )
-
-
-def pictured(report: Report) -> list[str]:
-    """The image_ids of which the page shows a picture, each once."""
-    ids: list[str] = [i for one in report.dropped for i in one.image_ids]
-    if report.dedup:
-        for group in (*report.dedup.largest, *report.dedup.drawn):
-            ids += [group.keeper, *(copy.image_id for copy in group.copies)]
-        for pair in (*report.dedup.leaks, *report.dedup.included):
-            ids += [pair.image_id, pair.matched_id]
-    if report.clusters:
-        ids += [i for cluster in report.clusters.largest for i in cluster.image_ids]
-    for query in (query for one in report.retrieved for query in one.queries):
-        ids += [query.query_id, *(i for i, _ in query.hits)]
-    return list(dict.fromkeys(ids))
 
 
 def _step(stage: Stage, artifact: Artifact | None) -> Step:
@@ -127,7 +108,7 @@ def _step(stage: Stage, artifact: Artifact | None) -> Step:
     )
 
 
-def _absent(stages: Mapping[str, Stage], artifacts: Mapping[str, Artifact], names: Sequence[str]) -> str:
+def absent_stages(stages: Mapping[str, Stage], artifacts: Mapping[str, Artifact], names: Sequence[str]) -> str:
     """What stages have nothing to show, and why; empty where all of them are finished."""
     wanted = [id_ for id_, stage in stages.items() if stage.name in names]
     waiting = [id_ for id_ in wanted if id_ not in artifacts]

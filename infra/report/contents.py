@@ -210,7 +210,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Report:
-    """The whole page. What is None or empty is not finished; `absent` says so, by section."""
+    """What the header and the sections show. What is None or empty is not finished; `absent` says so, by stage."""
 
     store: str
     newest: float  # when the last of the artifacts was made, seconds since 1970; 0 without any

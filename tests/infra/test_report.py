@@ -16,7 +16,9 @@ from report_world import HOSTILE, ORDER, World, make_world, table
 import lodeset.pipeline
 from lodeset.infra.report import collect, pictures, trained
 from lodeset.infra.report.contents import Copy
-from lodeset.infra.report.render import REASONS, flow, render, tiles
+from lodeset.infra.report.header import flow, tiles
+from lodeset.infra.report.reasons import REASONS
+from lodeset.infra.report.render import pictured, render
 from lodeset.pipeline.dag.store import Rows, Store
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.stages.ingest.culprits import _REASONS as REASON_OF
@@ -175,7 +177,7 @@ def test_pictures_are_bounded_however_much_there_is(world: World) -> None:
     assert len({pair.image_id for pair in dedup.leaks}) == collect.LEAKS_SHOWN
     assert {int(pair.image_id, 16) % 7 for pair in dedup.leaks[:7]} == set(range(7))
     assert [(one.set, one.role) for one in dedup.leaked] == list(roles.items())
-    shown = collect.pictured(large.report())
+    shown = pictured(large.sections())
     assert len(shown) == len(set(shown))
     assert 300 < len(shown) <= 400
 
@@ -358,9 +360,9 @@ def test_a_place_that_cannot_be_written_is_named(world: World, tmp_path: Path) -
 
 def test_an_image_that_several_parts_of_the_page_show_is_read_once(world: World) -> None:
     report = world.report()
-    wanted = collect.pictured(report)
-    found = pictures.load(world.store, world.artifacts, wanted, 10_000)
-    page = render(report, found, "a run", [])
+    sections = world.sections()
+    found = pictures.load(world.store, world.artifacts, pictured(sections), 10_000)
+    page = render(report, sections, found, "a run")
     assert all(picture.uri in page for picture in found.values())
     assert page.count(found[world.ids["00.jpg"]].uri) == 2  # kept of its group, and in its cluster
 

@@ -1,0 +1,45 @@
+"""Numbers, sizes, durations and dates as a page writes them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+
+
+def count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def compact(value: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6)):
+        if value >= size:
+            return f"{value / size:.1f} {unit}"
+    return count(value)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def size(size_bytes: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if size_bytes < 1024 or unit == "TiB":
+            break
+        size_bytes /= 1024
+    return f"{size_bytes:,.0f} {unit}" if unit == "bytes" or size_bytes >= 100 else f"{size_bytes:.1f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 100 else f"{minutes} min {rest} s"
+
+
+def date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+
+
+def tree(config: Mapping[str, object]) -> str:
+    return json.dumps(dict(config), indent=2, ensure_ascii=False, default=str)
