@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from itertools import islice, zip_longest
 from typing import Any
 
@@ -87,7 +88,7 @@ def collect(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, A
         training=tuple(training_of(store, artifacts[f"{name}/all"]) for name in TRAINED if f"{name}/all" in artifacts),
         scores=scores_of(store, evaluated) if evaluated else (),
         pruned=tuple(map(report_of, read_as(PruneDetails, pruned.details).jobs)) if pruned else (),
-        absent={name: absent_stages(stages, artifacts, (name,)) for name in PARTLY_SHOWN},
+        absent={name: absent_stages(stages, artifacts, (f"{name}/*",)) for name in PARTLY_SHOWN},
     )
 
 
@@ -108,13 +109,17 @@ def _step(stage: Stage, artifact: Artifact | None) -> Step:
     )
 
 
-def absent_stages(stages: Mapping[str, Stage], artifacts: Mapping[str, Artifact], names: Sequence[str]) -> str:
-    """What stages have nothing to show, and why; empty where all of them are finished."""
-    wanted = [id_ for id_, stage in stages.items() if stage.name in names]
+def absent_stages(stages: Mapping[str, Stage], artifacts: Mapping[str, Artifact], needs: Sequence[str]) -> str:
+    """Which stages are not finished, or that there are none of them; empty where all are finished. `needs` as in `Section`."""
+    wanted = matching(stages, needs)
     waiting = [id_ for id_ in wanted if id_ not in artifacts]
     if not wanted:
-        return f"This configuration has no stage {names[0]}."
+        return f"This configuration has no stage {needs[0].partition('/')[0]}."
     return f"Not finished: {', '.join(waiting)}." if waiting else ""
+
+
+def matching(ids: Iterable[str], needs: Sequence[str]) -> list[str]:
+    return [id_ for id_ in ids if any(fnmatchcase(id_, pattern) for pattern in needs)]
 
 
 # -- tables, a file at a time

@@ -15,7 +15,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from lodeset.infra.report import charts, words
-from lodeset.infra.report.collect import absent_stages, collect
+from lodeset.infra.report.collect import absent_stages, collect, matching
 from lodeset.infra.report.contents import Report
 from lodeset.infra.report.header import tiles
 from lodeset.infra.report.pictures import Picture, load
@@ -77,7 +77,7 @@ def collected(finished: Finished) -> list[Collected]:
 def _collected(section: Section, finished: Finished) -> Collected:
     needs = section.needs
     absent = absent_stages(finished.stages, finished.artifacts, needs) if needs else ""
-    there = not needs or any(artifact.stage in needs for artifact in finished.artifacts.values())
+    there = not needs or bool(matching(finished.artifacts, needs))
     return Collected(section=section, absent=absent, contents=section.collect(finished) if there else None)
 
 

@@ -44,7 +44,8 @@ class Section:
     Attributes:
         id: its anchor in the page.
         title: its heading, and its entry in the table of contents.
-        needs: names of stages. The page says which of them are not finished, and leaves the section's body out while none is.
+        needs: ids of stages, or patterns of them ("ingest/pool", "retrieve/*"). The page says which of them are not finished, and leaves
+            the section's body out while none is.
         collect: reads what the section shows from the store. Raises LodesetError where the store lacks a file that a manifest lists.
         template: Jinja source of the body. Besides the variables that `collect` gives it sees `report` and `pictures`.
     """

@@ -138,10 +138,10 @@ def _called(reference: str, context: Context) -> Outcome:
     return outcome
 
 
-def resolved(reference: str) -> Callable[..., Any]:
+def resolved(reference: str) -> Any:
+    """What `reference` ("package.module:name") stands for; its module is imported now."""
     module, _, name = reference.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return function
+    return getattr(importlib.import_module(module), name)
 
 
 def as_mapping(details: Any) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def _cluster_chart(clusters: Clusters | None) -> Markup:
 SECTION = Section(
     id="clusters",
     title="Clusters",
-    needs=("cluster",),
+    needs=("cluster/*",),
     collect=_collect,
     template=stored("clusters.html.jinja"),
 )

@@ -13,7 +13,7 @@ def _collect(finished: Finished) -> Contents:
 SECTION = Section(
     id="evaluation",
     title="Evaluation",
-    needs=("evaluate",),
+    needs=("evaluate/*",),
     collect=_collect,
     template=stored("evaluation.html.jinja"),
 )

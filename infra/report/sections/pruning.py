@@ -14,7 +14,7 @@ def _collect(finished: Finished) -> Contents:
 SECTION = Section(
     id="pruning",
     title="Pruning",
-    needs=("prune",),
+    needs=("prune/*",),
     collect=_collect,
     template=stored("pruning.html.jinja"),
 )

@@ -14,7 +14,7 @@ def _collect(finished: Finished) -> Contents:
 SECTION = Section(
     id="retrieval",
     title="Retrieval",
-    needs=("retrieve",),
+    needs=("retrieve/*",),
     collect=_collect,
     template=stored("retrieval.html.jinja"),
 )

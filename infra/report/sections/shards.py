@@ -12,7 +12,7 @@ def _collect(finished: Finished) -> Contents:
 SECTION = Section(
     id="shards",
     title="Shards",
-    needs=("write_shards",),
+    needs=("write_shards/*",),
     collect=_collect,
     template=stored("shards.html.jinja"),
 )
