@@ -9,6 +9,7 @@ import json
 import os
 import pkgutil
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -89,14 +90,20 @@ def without_engine(module: ModuleType, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, name, _INSTEAD[name])
 
 
-def without_processes(patch: pytest.MonkeyPatch) -> None:
-    """Runs in this process every stage of curation that a command runs: no child processes, and no Ray. Beam keeps its workers."""
-    for found in pkgutil.walk_packages(stages.__path__, f"{stages.__name__}."):
-        module = importlib.import_module(found.name)
-        if any(hasattr(module, name) for name in _INSTEAD):
-            without_engine(module, patch)
-    patch.setattr(runner, "Runner", functools.partial(runner.Runner, launch=InThisProcess))
-    patch.setattr(ray, "cluster", lambda address, cpus: nullcontext("nowhere"))
+@contextmanager
+def in_one_process() -> Iterator[None]:
+    """Commands run every stage of curation in this process: no child processes, and no Ray. Beam keeps its workers."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        # What else only a stage's process would be told.
+        warnings.filterwarnings("ignore", category=ImportWarning)  # Beam, when it is first imported
+        warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", DeprecationWarning)
+        for found in pkgutil.walk_packages(stages.__path__, f"{stages.__name__}."):
+            module = importlib.import_module(found.name)
+            if any(hasattr(module, name) for name in _INSTEAD):
+                without_engine(module, patch)
+        patch.setattr(runner, "Runner", functools.partial(runner.Runner, launch=InThisProcess))
+        patch.setattr(ray, "cluster", lambda address, cpus: nullcontext("nowhere"))
+        yield
 
 
 def ran(

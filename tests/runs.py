@@ -13,12 +13,15 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import psutil
 
 SLOW_COMMIT = Path(__file__).parent / "slow_commit"
 MARK = "LODESET_TEST_RUN"
 _FORKED = "multiprocessing.forkserver"
+
+Worker = Literal["pool", "ray", "training"]
 
 
 @dataclass
@@ -27,11 +30,13 @@ class Run:
 
     arguments: tuple[str | Path, ...]
     slow_commit_s: float = 0.0
+    slow_stages: tuple[str, ...] = ()  # whose parts are slow; every stage's without a name
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Run:
-        environment = {**os.environ, MARK: self.mark, "SLOW_COMMIT_SECONDS": str(self.slow_commit_s)}
+        slow = {"SLOW_COMMIT_SECONDS": str(self.slow_commit_s), "SLOW_COMMIT_STAGES": " ".join(self.slow_stages)}
+        environment = {**os.environ, MARK: self.mark, **slow}
         environment["PYTHONPATH"] = str(SLOW_COMMIT)
         command = [sys.executable, "-m", "lodeset", *map(str, self.arguments)]
         self.process = subprocess.Popen(
@@ -69,19 +74,22 @@ class Run:
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
 
-    def kill_worker(self) -> str:
-        """Kills one worker that is at work; returns its command."""
+    def kill_worker(self, kind: Worker) -> bool:
+        """Kills one worker that is at work; whether there was one."""
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
-                command = " ".join(process.cmdline())
-                parent = process.parent()
-                busy = command.startswith("ray::") and not command.startswith("ray::IDLE") and "Actor" not in command
-                # Workers of lodeset's own pool are forked from a server.
-                forked = _FORKED in command and parent is not None and _FORKED in " ".join(parent.cmdline())
-                if busy or forked:
+                command, parent = " ".join(process.cmdline()), process.parent()
+                actor = "Actor" in command or "Train" in command
+                found = {
+                    # Workers of lodeset's own pool are forked from a server.
+                    "pool": _FORKED in command and parent is not None and _FORKED in " ".join(parent.cmdline()),
+                    "ray": command.startswith("ray::") and not command.startswith("ray::IDLE") and not actor,
+                    "training": "RayTrainWorker" in command,
+                }
+                if found[kind]:
                     process.kill()
-                    return command
-        raise AssertionError(f"no worker to kill among {[p.name() for p in self.processes()]}")
+                    return True
+        return False
 
     def listening(self) -> set[tuple[str, str]]:
         """(address, name of the process) of every socket on which something of this run listens for TCP connections."""
@@ -100,6 +108,23 @@ class Run:
                 return True
             time.sleep(0.2)
         return False
+
+
+@dataclass(frozen=True)
+class WholeRun:
+    """What was left of a run of the demo, from ingest to pruning, that nobody disturbed."""
+
+    CHECKPOINT_EVERY: ClassVar[int] = 2  # steps
+    folder: Path
+    heard: frozenset[tuple[str, str]]  # what it listened on: address, name of the process
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "lodeset.yaml"
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "runs"
 
 
 def part_manifests(store: Path, stage: str) -> dict[str, tuple[int, str]]:

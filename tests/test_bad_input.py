@@ -5,20 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from builders import picture, write_folder, write_tar
 from commands import asked, typed
-from inline import without_processes
-
-
-def inside(test: Callable[..., None]) -> Callable[..., None]:
-    """For tests that call `without_processes`: what Beam and TorchScript warn of concerns the stages' processes."""
-    for warning in ("ignore::ImportWarning", "ignore:.torch.jit.load:DeprecationWarning"):
-        test = pytest.mark.filterwarnings(warning)(test)
-    return test
+from inline import in_one_process
 
 
 def config(folder: Path, text: str) -> Path:
@@ -69,9 +61,7 @@ def test_usage(tmp_path: Path, pool: Path) -> None:
     assert asked("plan", tmp_path / "new.yaml")[0] == 1
 
 
-@inside
-def test_bad_files_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_processes(monkeypatch)
+def test_bad_files_are_counted(tmp_path: Path, one_process: None) -> None:
     broken = picture(1)
     members = [
         ("a.png", picture(0)),
@@ -94,21 +84,16 @@ def test_bad_files_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     }
 
 
-@inside
-def test_too_few_images_are_told(tmp_path: Path, pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_processes(monkeypatch)
+def test_too_few_images_are_told(tmp_path: Path, pool: Path, one_process: None) -> None:
     code, _, err = asked("run", config(tmp_path, "pool: pool.tar"))
     assert code == 1
     assert "too few for a dictionary" in err
 
 
-@inside
 def test_a_tiny_network_too_many_clusters_and_an_empty_curated_set(
-    tmp_path: Path, pool: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pool: Path, one_process: None
 ) -> None:
     import torch
-
-    without_processes(monkeypatch)
 
     class Mean(torch.nn.Module):
         def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -139,9 +124,8 @@ def test_a_tiny_network_too_many_clusters_and_an_empty_curated_set(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a small file system of its own")
-@inside
-def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store on a file system of 1 MiB: one clear error, no half-written artifact; with room the run goes on.
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    """A store on a file system of 256 KiB: one clear error, no half-written artifact; with room the run goes on.
 
     The log of the stage's process cannot be written there either.
     """
@@ -158,8 +142,8 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         for manifest in small.glob("runs/parts/**/manifest.json"):
             json.loads(manifest.read_text())
         subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
-        without_processes(monkeypatch)
-        code, _, err = asked("run", path, "--until", "ingest")
+        with in_one_process():
+            code, _, err = asked("run", path, "--until", "ingest")
         assert code == 0, err
     finally:
         subprocess.run(["umount", str(small)], check=True)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import webdataset
 from builders import id_of
-from commands import actions, assert_digests_hold, entries, lodeset, rows
+from commands import actions, assert_digests_hold, entries, lodeset, rows, typed
 
 from lodeset.infra.demo.truth import Truth
 
@@ -185,9 +185,9 @@ def test_manifests_tell_the_digest_of_every_file(finished: dict[str, dict[str, A
 
 def test_a_second_run_does_nothing(world: Path) -> None:
     started = time.monotonic()
-    _, err = lodeset("run", world / "lodeset.yaml")
+    code, _, err = typed("run", world / "lodeset.yaml")
     assert time.monotonic() - started < 10
-    assert "start" not in err
+    assert code == 0 and "start" not in err
 
 
 def test_another_threshold_searches_nothing_again(copy: Path, finished: dict[str, dict[str, Any]]) -> None:

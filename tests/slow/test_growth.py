@@ -17,6 +17,7 @@ import webdataset
 import yaml
 from builders import encoded, picture, write_tar
 from commands import assert_digests_hold, by_image, copied, entries, indexed, lodeset, rows
+from inline import in_one_process
 from PIL import Image
 
 pytestmark = [
@@ -62,7 +63,8 @@ def grown(world: Path, finished: dict[str, dict[str, Any]]) -> Iterator[Path]:
     tree["curated"].append({"name": "anything", "uri": str(new), "retrieve": {"mode": "sample", "k": 1}})
     config.write_text(yaml.safe_dump(tree))
     try:
-        lodeset("run", config)
+        with in_one_process():
+            lodeset("run", config)
         yield config
     finally:
         new.unlink()
@@ -70,7 +72,7 @@ def grown(world: Path, finished: dict[str, dict[str, Any]]) -> Iterator[Path]:
 
 
 @pytest.fixture
-def copy_of_grown(grown: Path) -> Iterator[Path]:
+def copy_of_grown(grown: Path, one_process: None) -> Iterator[Path]:
     """The same, to change."""
     yield copied(grown, "copy-of-grown")
     shutil.rmtree(grown.parent / "copy-of-grown")
@@ -115,7 +117,8 @@ def test_one_more_tar_costs_only_itself(
     scratch.write_text(grown.read_text().replace("./grown", str(tmp_path / "runs")))
     shutil.copy(scratch, world / "scratch.yaml")
     try:
-        lodeset("run", world / "scratch.yaml", "--until", "dedup")
+        with in_one_process():
+            lodeset("run", world / "scratch.yaml", "--until", "dedup")
         anew = by_image(entries(world / "scratch.yaml")["dedup/pool"], "duplicates")
     finally:
         (world / "scratch.yaml").unlink()

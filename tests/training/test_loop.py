@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import ray
 import torch
 
 from lodeset.pipeline.errors import LodesetError
@@ -235,8 +234,10 @@ def test_more_workers_than_the_budget_are_refused() -> None:
         plan_workers(TrainingConfig(workers=4), 2, 0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def two_cores() -> Iterator[None]:
+    import ray  # seconds, which only slow tests need to spend
+
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()

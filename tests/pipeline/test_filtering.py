@@ -73,7 +73,7 @@ def numbers(folder: Path) -> dict[str, int]:
     return found
 
 
-def test_from_the_first_run_to_another_threshold(folder: Path, tmp_path: Path) -> None:
+def test_from_the_first_run_to_another_threshold(folder: Path, tmp_path: Path, one_process: None) -> None:
     config = folder / "lodeset.yaml"
     planned = json.loads(lodeset("plan", config, "--json")[0])["stages"]
     pass_over_bytes = next(stage for stage in planned if stage["stage"] == "score")
