@@ -19,16 +19,19 @@ $(STAMP): requirements.lock pyproject.toml
 demo: venv
 	$(BIN)/lodeset demo demo
 
+# On two processes, each of which runs the tests of whole files. PROCESSES=0: in one, with output as it comes (-s) and a debugger.
+PROCESSES ?= 2
+
 test: venv
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(PROCESSES) --dist loadfile
 
 # Kills, restarts and whole runs.
 test-slow: venv
 	$(BIN)/python -m pytest -m "slow and not kills and not gpu"
 
-# A kill in every stage, of the driver and of a worker: about half an hour.
+# A kill in every stage, of the driver and of a worker; it prints a table.
 test-kills: venv
-	$(BIN)/python -m pytest tests/slow/test_kill.py
+	$(BIN)/python -m pytest -m kills
 
 # Lint, types, and the direction of imports.
 check: venv

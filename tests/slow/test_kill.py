@@ -28,6 +28,7 @@ PARTS = {
     "ingest": "ingest",
     "embed": "embed",
     "calibrate": "calibrate",
+    "score": "score",
     "filter": "filter",
     "dedup": "dedup_search",
     "retrieve": "retrieve_search",
