@@ -144,7 +144,7 @@ def test_a_stage_goes_on_from_its_last_artifact_which_is_an_input(store: Store) 
         config = {"k": 1, "limit": limit}
         inputs = {"x": Input(source)}
         return source, stage(
-            "go", toy_stages.goes_on, config=config, inputs=inputs, follows=Follows(("limit",)), version=version
+            "go", toy_stages.goes_on, spec=config, inputs=inputs, follows=Follows(("limit",)), version=version
         )
 
     def ran(*stages: Stage, fresh: tuple[str, ...] = ()) -> tuple[Artifact, str]:
