@@ -45,11 +45,7 @@ def _curves(training: Training, wanted: Sequence[tuple[str, str]]) -> list[Marku
 SECTION = Section(
     id="training",
     title="Training",
-    needs=(
-        "train",
-        "finish",
-        "distill",
-    ),
+    needs=("train/*", "finish/*", "distill/*"),
     collect=_collect,
     template=stored("training.html.jinja"),
 )
