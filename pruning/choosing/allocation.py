@@ -105,7 +105,7 @@ def allocate(sizes: Sizes, levels: Mapping[str, Sequence[Level]], share: float) 
             strongest = max((level.eps_w for of in levels.values() for level in of), default=0.0)
             raise LodesetError(
                 f"remove {share:g}: at the strongest penalty of sweep, {strongest:g}, {1.0 - left / sizes.dense:.1%} of the parameters go: ask for "
-                "less, put stronger ones into sweep, or take attention heads in (targets)"
+                "less, add stronger penalties to sweep, or give `targets: [units, heads]` if it names units alone"
             )
         best = max(steps, key=lambda step: step[0] / max(step[1], LEAST_LOSS))
         if best[0] >= missing:  # the last step: of all that suffice the one that loses least
