@@ -74,7 +74,7 @@ class Listed:
 
 @dataclass(frozen=True, kw_only=True)
 class FitEmbedderSpec:
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     embedder: Identity
     limit: int | None
 

@@ -16,7 +16,7 @@ from lodeset.pipeline.algorithms.images.decoding import ID_HEX_DIGITS, image_id
 from lodeset.pipeline.dag.store import Artifact, Store
 from lodeset.pipeline.errors import ConfigError
 from lodeset.pipeline.shown import shown
-from lodeset.pipeline.tables.forgotten import FOLDER, forgotten
+from lodeset.pipeline.tables.forgotten import FOLDER, asked_digest, forgotten
 
 SHORTEST = 4  # digits of an id that stand for it
 SHOWN = 5  # of several that are meant
@@ -128,7 +128,7 @@ def _forgotten_as(store: Store, asked: str) -> list[str]:
     found = []
     for one in sorted(forgotten(store)):
         told = told_of(store, one)
-        if asked in told.get("asked", ()):
+        if asked_digest(asked) in told.get("asked_sha256", ()):
             found.append(one)
     return found
 

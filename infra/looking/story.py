@@ -91,8 +91,7 @@ def _earlier(
 
 def _forgotten(store: Store, image_id: str) -> str:
     told = told_of(store, image_id)
-    asked = [shown(one) for one in told.get("asked", ()) if one.lower() != image_id]
-    why = f" (asked for as {', '.join(asked)})" if asked else ""
+    why = " (asked for by its URL)" if told.get("asked_sha256") else ""
     return f"forgotten on {str(told.get('when', 'an unknown day'))[:10]}{why}: taken out of every table, cache and shard, and never taken in again"
 
 

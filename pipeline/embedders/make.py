@@ -37,9 +37,6 @@ def load(config: AnyEmbedder, fitted: File | None, store: Store, threads: int) -
     if isinstance(config, HuggingFaceEmbedder):
         return huggingface.huggingface(config, threads)
     if isinstance(config, PatchDictionary):
-        import faiss
-
-        faiss.omp_set_num_threads(threads)
         assert fitted is not None, "a patch dictionary is fitted before it embeds"
         with store.opened(fitted) as file, np.load(file, allow_pickle=False) as arrays:
             return patches.embedder(patches.Dictionary.from_arrays(dict(arrays)), config)

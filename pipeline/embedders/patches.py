@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from PIL import Image
 
+from lodeset.pipeline.algorithms.clusters import kmeans
 from lodeset.pipeline.embedders import Embed
 from lodeset.pipeline.embedders.config import PatchDictionary
 from lodeset.pipeline.errors import LodesetError
@@ -28,6 +28,8 @@ Floats = NDArray[np.float32]
 _CONTRAST_FLOOR = 10.0
 _PATCHES_PER_IMAGE = 50
 _WHITENING_FLOOR = 0.1
+
+STEPS = 15  # of k-means
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def patches(images: Sequence[Image.Image], config: PatchDictionary) -> Floats:
     return flat
 
 
-def fit(images: Sequence[Image.Image], config: PatchDictionary) -> Dictionary:
+def fit(images: Sequence[Image.Image], config: PatchDictionary, threads: int = 1) -> Dictionary:
     """Fits a dictionary on a sample of images.
 
     Raises:
@@ -84,14 +86,8 @@ def fit(images: Sequence[Image.Image], config: PatchDictionary) -> Dictionary:
     mean = drawn.mean(axis=0)
     values, vectors = np.linalg.eigh(np.cov(drawn - mean, rowvar=False).astype(np.float64))
     whiten = ((vectors / np.sqrt(values + _WHITENING_FLOOR)) @ vectors.T).astype(np.float32)
-    white = np.ascontiguousarray((drawn - mean) @ whiten)
-    kmeans = faiss.Kmeans(
-        white.shape[1], config.words, niter=15, seed=config.seed + 1, spherical=True, max_points_per_centroid=10**9
-    )
-    kmeans.train(white)
-    first = Dictionary(
-        mean, whiten, np.asarray(kmeans.centroids), np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
-    )
+    words = _words(np.ascontiguousarray((drawn - mean) @ whiten), config, threads)
+    first = Dictionary(mean, whiten, words, np.zeros(0, np.float32), np.zeros((0, 0), np.float32))
     pooled = np.concatenate([_pooled(images[s : s + 64], first, config) for s in range(0, len(images), 64)])
     feature_mean = pooled.mean(axis=0)
     centred = (pooled - feature_mean).astype(np.float64)
@@ -100,6 +96,14 @@ def fit(images: Sequence[Image.Image], config: PatchDictionary) -> Dictionary:
     # Full whitening amplifies what is noise on a small sample; a tenth of the mean variance as floor does not.
     project = vectors[:, order] / np.sqrt(np.maximum(values[order], 0) + 0.1 * values[order].mean())
     return Dictionary(mean, whiten, first.words, feature_mean, project.astype(np.float32))
+
+
+def _words(white: Floats, config: PatchDictionary, threads: int) -> Floats:
+    """[K, V]: the words, by spherical k-means of whitened patches [N, V]. Where fewer patches differ, words repeat."""
+    different = np.unique(white, axis=0)
+    if len(different) <= config.words:
+        return np.resize(different, (config.words, white.shape[1]))
+    return kmeans.fit(white, config.words, STEPS, config.seed + 1, spherical=True, threads=threads).centroids
 
 
 def _pooled(images: Sequence[Image.Image], dictionary: Dictionary, config: PatchDictionary) -> Floats:

@@ -63,12 +63,9 @@ def seeded_sample(store: Store, ingested: Artifact, count: int, seed: int) -> li
 def _fit(
     store: Store, config: PatchDictionary, max_pixels: int, key: str, threads: int, sample: Sequence[Location]
 ) -> Part:
-    import faiss
-
     from lodeset.pipeline.embedders.patches import fit
 
     started = time.time()
-    faiss.omp_set_num_threads(threads)
     images = []
     for _, data in read_images(sample):
         # The dictionary sees `size` pixels a side; keeping photographs whole would hold gigabytes.
@@ -77,7 +74,7 @@ def _fit(
         images.append(image)
     # Order decides which patches a seed draws, and where the bytes lie must not.
     order = np.argsort([place.image_id for place in sample])
-    fitted = fit([images[i] for i in order], config)
+    fitted = fit([images[i] for i in order], config, threads)
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **fitted.arrays())
     relative = f"parts/{STAGE}/{key}/{time.time_ns():x}-dictionary.npz"

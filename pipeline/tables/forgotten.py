@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from lodeset.pipeline.dag.claims import live
 from lodeset.pipeline.dag.store import Store
@@ -16,11 +17,19 @@ CLAIM = "forget"
 JOURNAL, PLANNED = "forgetting.json", "forgetting-files.json"
 
 
-def remember(store: Store, ids: Iterable[str], asked: Sequence[str]) -> None:
-    """Puts image_ids on the list, with the time and what was asked for."""
+def remember(store: Store, ids: Collection[str], asked: Sequence[str]) -> None:
+    """Puts image_ids on the list, with the time. Of the URLs that were asked for it keeps digests alone, by which they are found
+    again: the URL itself is to leave the store with its image.
+    """
+    digests = [asked_digest(one) for one in asked if one.lower() not in ids]
     for image_id in sorted(ids):
-        entry = {"image_id": image_id, "asked": list(asked), "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        entry = {"image_id": image_id, "asked_sha256": digests, "when": when}
         store.put_absent(f"{FOLDER}/{image_id}.json", json.dumps(entry, indent=1).encode())
+
+
+def asked_digest(asked: str) -> str:
+    return hashlib.sha256(asked.encode()).hexdigest()
 
 
 def forgotten(store: Store) -> frozenset[str]:
