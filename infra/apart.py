@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import pickle
 import signal
@@ -12,18 +11,19 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, TypeVar
 
+import cloudpickle
+
+from lodeset.pipeline import children
 from lodeset.pipeline.errors import LodesetError
 
 Result = TypeVar("Result")
 
 
 def apart(function: Callable[..., Result], *arguments: Any, leave_s: float = 60.0) -> Result:
-    """What `function` returns, or raises, in a process of its own; the function and its arguments must pickle.
+    """What `function` returns, or raises, in a process of its own; the function, its arguments and its result must pickle.
 
     When this process leaves the call without an answer, interrupted or killed, the other is interrupted, as by Ctrl-C, and
     ended `leave_s` seconds later if it still goes on (a local Ray takes up to 20 to end).
@@ -31,40 +31,42 @@ def apart(function: Callable[..., Result], *arguments: Any, leave_s: float = 60.
     Raises:
         LodesetError: the process was killed.
     """
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, leave_s, function, arguments))
-    # Held back until the other process has imported what it needs and can end in words.
-    resource_tracker.ensure_running()  # when it starts one itself, it lets interrupts through again
+    task = cloudpickle.dumps((function, arguments, leave_s))
+    read, write = os.pipe()
+    # Held back until the other process has imported what it needs and can end in words. It shares this one's session, so Ctrl-C
+    # reaches both.
     held_back = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        process.start()
+        child = children.started("infra.apart", str(write), pass_fds=[write], session=False)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
-    theirs.close()
+        os.close(write)
     try:
-        told = ours.recv_bytes()
-    except (EOFError, OSError):
+        children.send(child, task)
+        with os.fdopen(read, "rb") as answers:
+            answer = answers.read()
+    finally:
+        children.let_go(child)
+        child.wait()
+    if not answer:
         from lodeset.pipeline.dag.child import LOST_RAY  # loads pyarrow
 
-        process.join()
-        code = process.exitcode or 0
+        code = child.returncode
         how = f"was killed by signal {-code} (9: often for want of memory)" if code < 0 else f"ended with status {code}"
         if code == LOST_RAY:
             how = "lost the local Ray cluster (killed, or out of memory)"
-        raise LodesetError(f"the process at work {how}; the same again goes on from what is finished") from None
-    finally:
-        ours.close()
-        process.join()
-    done, answer = pickle.loads(told)
+        raise LodesetError(f"the process at work {how}; the same again goes on from what is finished")
+    done, result = pickle.loads(answer)
     if not done:
-        raise answer
-    return answer  # type: ignore[no-any-return]
+        raise result
+    return result  # type: ignore[no-any-return]
 
 
-def _work(pipe: Connection, leave_s: float, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def main() -> None:
+    """The other process."""
     left = threading.Event()
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as scripts start what they do not wait for
+    leave_s = 60.0
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         """Once: Ctrl-C reaches both processes, and what the first interrupt began to give back is not to be interrupted."""
@@ -72,9 +74,7 @@ def _work(pipe: Connection, leave_s: float, function: Callable[..., Any], argume
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             raise KeyboardInterrupt
 
-    def watch() -> None:
-        """Nothing is ever sent this way: the pipe speaks when its other end is closed."""
-        pipe.poll(None)
+    def leave() -> None:
         left.set()
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(leave_s)
@@ -83,13 +83,14 @@ def _work(pipe: Connection, leave_s: float, function: Callable[..., Any], argume
     signal.signal(signal.SIGINT, interrupt)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        threading.Thread(target=watch, daemon=True).start()
-        told = pickle.dumps((True, function(*arguments)))
+        function, arguments, leave_s = cloudpickle.loads(children.received())
+        children.when_asker_ends(leave)
+        answer = cloudpickle.dumps((True, function(*arguments)))
     except BaseException as error:
-        told = _failure(error)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # once told, the other end closes, and that is no interrupt
-    with contextlib.suppress(ConnectionError):
-        pipe.send_bytes(told)
+        answer = _failure(error)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # once told, the asking process lets go, and that is no interrupt
+    with contextlib.suppress(OSError), os.fdopen(int(sys.argv[1]), "wb") as channel:
+        channel.write(answer)
     sys.stdout.flush()
     sys.stderr.flush()
     # Engines leave threads and atexit hooks that can hang; everything is committed by now.
@@ -110,3 +111,7 @@ def _failure(error: BaseException) -> bytes:
         instead.__notes__ = getattr(error, "__notes__", [])
         told = pickle.dumps((False, instead))
     return told
+
+
+if __name__ == "__main__":
+    main()

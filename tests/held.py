@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def of_two() -> None:
 
 
 def unpicklable() -> object:
-    return lambda: None
+    return threading.Lock()
 
 
 def left() -> None:

@@ -18,10 +18,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 import cloudpickle
 
+from lodeset.pipeline.children import received, when_asker_ends
 from lodeset.pipeline.dag.stage import Context, Outcome, Progress, as_mapping
 from lodeset.pipeline.errors import LodesetError, replaced_source
 
@@ -42,17 +43,6 @@ ENVIRONMENT = {
 
 # The exit status of a process whose Ray cluster is gone.
 LOST_RAY = 71
-
-
-def die_with(stream: IO[bytes]) -> None:
-    """Kills this process's whole session as soon as `stream` ends."""
-
-    def watch() -> None:
-        while stream.read(1):
-            pass
-        os.killpg(os.getpgid(0), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def last_line(error: BaseException) -> str:
@@ -91,10 +81,8 @@ def perform(payload: bytes, tell: Callable[[dict[str, Any]], None]) -> None:
 
 
 def main() -> None:
-    stdin = sys.stdin.buffer
-    length = int.from_bytes(stdin.read(8), "little")
-    payload = stdin.read(length)
-    die_with(stdin)
+    payload = received()
+    when_asker_ends(lambda: os.killpg(os.getpgid(0), signal.SIGKILL))
     channel = os.fdopen(int(sys.argv[1]), "w", encoding="utf-8")
     lock = threading.Lock()
 

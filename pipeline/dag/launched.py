@@ -11,8 +11,8 @@ import threading
 from pathlib import Path
 from typing import IO, Protocol
 
+from lodeset.pipeline import children
 from lodeset.pipeline.dag.child import ENVIRONMENT
-from lodeset.pipeline.interpreters import command, import_path
 from lodeset.pipeline.shown import shown
 
 # How long the log may take to be complete once the process has ended.
@@ -38,22 +38,18 @@ class ChildProcess:
 
     def __init__(self, task: bytes, log: Path) -> None:
         self.channel, write = os.pipe()
-        self._process = subprocess.Popen(
-            command("pipeline.dag.child", str(write)),
-            stdin=subprocess.PIPE,
+        self._process = children.started(
+            "pipeline.dag.child",
+            str(write),
+            environment=ENVIRONMENT,
+            pass_fds=[write],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            pass_fds=[write],
-            env={**os.environ, **ENVIRONMENT, **import_path()},
-            start_new_session=True,
         )
         self._logger = threading.Thread(target=_keep_log, args=(self._process.stdout, log), daemon=True)
         self._logger.start()
         os.close(write)
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(len(task).to_bytes(8, "little") + task)
-            self._process.stdin.flush()
+        children.send(self._process, task)
 
     def wait(self) -> int:
         return self._process.wait()
@@ -63,9 +59,7 @@ class ChildProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._logger.join(timeout=_LOG_S)
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+        children.let_go(self._process)
 
 
 _COLOUR = re.compile("\x1b\\[[0-9;]*m")  # Ray prints in colours

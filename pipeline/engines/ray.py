@@ -26,11 +26,12 @@ from typing import Any, Protocol, TypeVar, cast
 import cloudpickle
 import psutil
 
+from lodeset.pipeline import children
+from lodeset.pipeline.children import import_path
 from lodeset.pipeline.dag.background import repeating
 from lodeset.pipeline.dag.child import ENVIRONMENT, LOST_RAY
 from lodeset.pipeline.engines.failures import caught, unwrapped
 from lodeset.pipeline.errors import LodesetError
-from lodeset.pipeline.interpreters import command, import_path
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -68,23 +69,23 @@ def cluster(address: str, cpus: int) -> Iterator[str]:
     os.environ.update(chosen)
     log = os.path.join(folder, "host.log")
     with open(log, "wb") as errors:
-        host = subprocess.Popen(
-            command("pipeline.engines.ray", str(cpus), folder),
-            stdin=subprocess.PIPE,
+        host = children.started(
+            "pipeline.engines.ray",
+            str(cpus),
+            folder,
+            environment={**ENVIRONMENT, **_NO_METRICS},
+            pass_fds=[lock],
             stdout=subprocess.PIPE,
             stderr=errors,
-            env={**os.environ, **ENVIRONMENT, **_NO_METRICS, **import_path()},
-            start_new_session=True,
-            pass_fds=[lock],
         )
-    assert host.stdout is not None and host.stdin is not None
+    assert host.stdout is not None
     try:
         started = psutil.Process(host.pid).create_time()
         found = _address_of(host, log)
         os.environ[_HOST] = f"{host.pid} {started}"
         yield found
     finally:
-        host.stdin.close()
+        children.let_go(host)
         with contextlib.suppress(subprocess.TimeoutExpired):
             host.wait(timeout=20)
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -170,9 +171,11 @@ def _host(cpus: int, folder: str) -> None:
     )
     needed = [p for p in psutil.Process().children() if p.name() in ("gcs_server", "raylet")]
     print("address", ray.get_runtime_context().gcs_address, flush=True)
+    gone = threading.Event()
+    children.when_asker_ends(gone.set)
     while all(_runs(p) for p in needed):
-        if select.select([sys.stdin], [], [], 0.5)[0] and not os.read(sys.stdin.fileno(), 4096):
-            # Whoever asked is gone, and may not have been able to remove the folder.
+        if gone.wait(0.5):
+            # Whoever asked may not have been able to remove the folder.
             threading.Timer(15.0, os._exit, (1,)).start()
             ray.shutdown()
             break

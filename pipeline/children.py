@@ -1,0 +1,90 @@
+"""Python processes of lodeset's own: started by module, wherever the user's working directory is, and ended with whoever asked.
+
+A working directory may hold `lodeset.py`, `training/` or `pipeline/` of the user's. Python puts it first on the import path of
+`python -m` and of `python -c`, and Ray adds it to that of its workers. So every process gets a safe path (`PYTHONSAFEPATH`) on
+which the folder that this lodeset was imported from stands first.
+
+A child's standard input is a pipe that the asking process holds, and writes a task to. The pipe closes when that process ends,
+however it ends, and then the child does what it said it would (`when_asker_ends`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import lodeset
+
+
+def import_path() -> dict[str, str]:
+    """The environment variables with which a Python process imports what this one does, and this lodeset before any other."""
+    root = str(Path(lodeset.__path__[0]).parent)
+    others = [path for path in sys.path if path and path != root]
+    return {"PYTHONPATH": os.pathsep.join([root, *others]), "PYTHONSAFEPATH": "1"}
+
+
+def started(
+    module: str,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+    session: bool = True,
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
+) -> subprocess.Popen[bytes]:
+    """A process that runs `lodeset.<module>`, whose standard input is a pipe.
+
+    Args:
+        environment: variables beside those of this process.
+        session: whether it has a session of its own, which Ctrl-C does not reach and which can be ended as a whole.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", f"lodeset.{module}", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=stdout,
+        stderr=stderr,
+        pass_fds=pass_fds,
+        env={**os.environ, **(environment or {}), **import_path()},
+        start_new_session=session,
+    )
+
+
+def send(child: subprocess.Popen[bytes], task: bytes) -> None:
+    """Gives a child its task; one that has ended already takes none."""
+    assert child.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        child.stdin.write(len(task).to_bytes(8, "little") + task)
+        child.stdin.flush()
+
+
+def let_go(child: subprocess.Popen[bytes]) -> None:
+    """Closes a child's standard input, as the end of this process would."""
+    assert child.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        child.stdin.close()
+
+
+# -- in the child
+
+
+def received() -> bytes:
+    """The task that the asking process sent."""
+    stream = sys.stdin.buffer
+    return stream.read(int.from_bytes(stream.read(8), "little"))
+
+
+def when_asker_ends(act: Callable[[], Any]) -> None:
+    """Calls `act` in a thread as soon as the asking process has ended, or let go. To be called after `received`."""
+
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        act()
+
+    threading.Thread(target=watch, daemon=True).start()
