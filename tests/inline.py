@@ -27,8 +27,8 @@ from lodeset.pipeline.dag.child import perform
 from lodeset.pipeline.dag.stage import Context, Outcome, Stage, as_mapping
 from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
 from lodeset.pipeline.engines import ray
-from lodeset.pipeline.stages.embed import vector_table
 from lodeset.pipeline.tables import records
+from lodeset.pipeline.tables.vectors import vector_table
 
 
 def map_with_state(

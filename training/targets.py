@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lodeset.pipeline.algorithms.images.decoding import decode
 from lodeset.pipeline.dag.store import Part, Store
 from lodeset.pipeline.sources.reading import Location, read_images
-from lodeset.pipeline.stages.embed import read_vectors, vector_table
+from lodeset.pipeline.tables.vectors import read_vectors, vector_table
 from lodeset.training.evaluate import knn_accuracy, layered_features
 from lodeset.training.labelled import GALLERY, TEST, Target
 from lodeset.training.vit import DinoVisionTransformer

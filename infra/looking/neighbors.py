@@ -19,7 +19,7 @@ from lodeset.pipeline.dag.store import Artifact, Store
 from lodeset.pipeline.embedders.config import PrecomputedEmbedder
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.shown import shown
-from lodeset.pipeline.stages.embed import normalised, read_vectors
+from lodeset.pipeline.tables.vectors import normalised, read_vectors
 
 SCHEMA = pa.schema([("image_id", pa.string()), ("similarity", pa.float32())])
 

@@ -33,10 +33,10 @@ from lodeset.pipeline.errors import DamagedError, HeldError, LodesetError
 from lodeset.pipeline.shown import json_text
 from lodeset.pipeline.specs import SHARDS
 from lodeset.pipeline.stages import search, write_shards
-from lodeset.pipeline.stages.write_shards import TAR_RECORD, add_member, open_tar
 from lodeset.pipeline.tables import records
 from lodeset.pipeline.tables.forgotten import CLAIM, JOURNAL, PLANNED, remember
 from lodeset.pipeline.tables.records import BY_NAME, kept_by
+from lodeset.pipeline.tables.tar_writing import TAR_RECORD, add_member, open_tar
 
 # Models that have seen the image keep what they learnt.
 TRAINED = ("train", "finish", "distill", "prune")

@@ -30,9 +30,9 @@ from lodeset.pipeline.filters.config import Faces
 from lodeset.pipeline.filters.faces import Boxes, blurred, detector
 from lodeset.pipeline.sources.reading import Location, read_images
 from lodeset.pipeline.specs import BlurFacesRuntime, BlurFacesSpec
-from lodeset.pipeline.stages.embed import image_ids, places_of
-from lodeset.pipeline.stages.write_shards import TAR_RECORD, add_member, open_tar
 from lodeset.pipeline.tables import records
+from lodeset.pipeline.tables.images import image_ids, places_of
+from lodeset.pipeline.tables.tar_writing import TAR_RECORD, add_member, open_tar
 
 VERSION = BlurFacesSpec.VERSION
 STAGE, LISTED = "blur_faces", "blur_faces_listed"

@@ -29,8 +29,9 @@ from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.sources.reading import Location, read_images
 from lodeset.pipeline.specs import CalibrateSpec, EmbedderRuntime
 from lodeset.pipeline.stages.dedup.universe import thumbnails_of
-from lodeset.pipeline.stages.embed import Embedder, embedder_of, normalised, read_vectors
+from lodeset.pipeline.stages.embed import Embedder, embedder_of
 from lodeset.pipeline.stages.fit_embedder import seeded_sample
+from lodeset.pipeline.tables.vectors import normalised, read_vectors
 
 VERSION = CalibrateSpec.VERSION
 STAGE = "calibrate"

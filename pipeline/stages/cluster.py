@@ -17,10 +17,10 @@ from lodeset.pipeline.dag.stage import Context, Outcome, read_as
 from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
 from lodeset.pipeline.engines.ray import map_with_state
 from lodeset.pipeline.specs import CENTROIDS, ClusterDetails, ClusterSpec, FitClustersDetails
-from lodeset.pipeline.stages.embed import read_vectors
 from lodeset.pipeline.stages.fit_clusters import read_levels
 from lodeset.pipeline.tables import records
 from lodeset.pipeline.tables.kept import pool_kept
+from lodeset.pipeline.tables.vectors import read_vectors
 
 VERSION = ClusterSpec.VERSION
 STAGE = "cluster"

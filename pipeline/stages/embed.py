@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -46,7 +44,8 @@ from lodeset.pipeline.engines.ray import cores, map_with_state
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.sources.reading import Location, read_images
 from lodeset.pipeline.specs import EmbedderRuntime, EmbedSpec
-from lodeset.pipeline.tables import records
+from lodeset.pipeline.tables.images import image_ids, places_of
+from lodeset.pipeline.tables.vectors import normalised, read_vectors, vector_table
 
 VERSION = EmbedSpec.VERSION
 STAGE = "embed"
@@ -125,11 +124,6 @@ def run(context: Context[EmbedSpec, EmbedderRuntime]) -> Outcome:
     return Outcome(outcome.tables, outcome.rows, details={**outcome.details, "parts_made_beside": beside})
 
 
-def image_ids(store: Store, images: File) -> list[str]:
-    """The images of an ingest part, in its order."""
-    return list(store.table([images], ["image_id"]).column(0).to_pylist())
-
-
 def _places(store: Store, pairs: Sequence[tuple[File, File]], config: AnyEmbedder) -> list[tuple[str, ...]]:
     """What a part's key holds of where its images lie: nothing, unless vectors are looked up by it."""
     if not isinstance(config, PrecomputedEmbedder):
@@ -186,17 +180,6 @@ def _worker(embedders: Sequence[Embedder]) -> Callable[[Piece], Part]:
         return _embed_part(store, fillings, embedders[0].max_pixels, threads, piece)
 
     return part
-
-
-def places_of(store: Store, images: File, locations: File) -> pa.Table:
-    """One location for each image of an ingest part (its first), in the order of the bytes."""
-    owned = store.table([images], ["image_id"])["image_id"]
-    table = store.table([locations])
-    table = table.filter(pc.is_in(table["image_id"], owned.combine_chunks()))
-    first = (
-        table.append_column("row", pa.array(np.arange(table.num_rows))).group_by("image_id").aggregate([("row", "min")])
-    )
-    return table.take(np.sort(first["row_min"].to_numpy()))
 
 
 @dataclass
@@ -306,48 +289,6 @@ def _look_up_part(store: Store, config: PrecomputedEmbedder, files: Sequence[Vec
     return store.commit_part(
         STAGE, piece.wanted.key, {"vectors": vector_table(kept, vectors[finite])}, counts, time.time() - started
     )
-
-
-def normalised(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
-    """L2-normalised in fp16; a zero vector stays zero (it is similar to nothing)."""
-    with np.errstate(over="ignore", invalid="ignore"):  # infinities become NaN, and are counted
-        length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-        odd = ~((length > 1e-12) & (length < np.inf))
-        if not odd.any():
-            return np.asarray(vectors / length, dtype=np.float16)
-        # Squares that float32 cannot hold: a huge vector would become zeros, and a tiny one would stay tiny.
-        wide = vectors.astype(np.float64)
-        exact = np.linalg.norm(wide, axis=-1, keepdims=True)
-        wide /= np.where(exact > 0, exact, 1.0)
-        return np.asarray(np.where(odd, wide, vectors / np.where(odd, 1.0, length)), dtype=np.float16)
-
-
-def vector_table(ids: Sequence[str], vectors: NDArray[np.float16]) -> pa.Table:
-    """`vectors` rows: image_id, fixed-size list of D 16-bit numbers."""
-    dimensions = vectors.shape[1]
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).reshape(-1)), dimensions)
-    return pa.Table.from_arrays([pa.array(ids, pa.string()), lists], schema=records.vectors(dimensions))
-
-
-def read_vectors(store: Store, files: Sequence[File]) -> tuple[list[str], NDArray[np.float16]]:
-    """image_ids and vectors [N, D] of `vectors` files, in their order.
-
-    Raises:
-        LodesetError: files of different widths (two embedders in one set).
-    """
-    ids: list[str] = []
-    blocks: list[NDArray[np.float16]] = []
-    for file in files:
-        if not file.rows:
-            continue
-        table = store.table([file])
-        lists = table["vector"].combine_chunks()
-        blocks.append(lists.flatten().to_numpy().reshape(table.num_rows, -1))
-        ids += table["image_id"].to_pylist()
-    widths = sorted({b.shape[1] for b in blocks})
-    if len(widths) > 1:
-        raise LodesetError(f"vectors of widths {widths} in one set: one embedder gives one width")
-    return ids, np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float16)
 
 
 def _outcome(parts: Sequence[Part], new: set[str], name: str) -> Outcome:

@@ -26,8 +26,8 @@ from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
 from lodeset.pipeline.engines.ray import holding
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.specs import CENTROIDS, FitClustersDetails, FitClustersSpec
-from lodeset.pipeline.stages.embed import read_vectors
 from lodeset.pipeline.tables.kept import pool_kept
+from lodeset.pipeline.tables.vectors import read_vectors
 
 VERSION = FitClustersSpec.VERSION
 STAGE = "fit_clusters"

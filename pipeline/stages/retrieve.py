@@ -28,10 +28,10 @@ from lodeset.pipeline.engines.ray import map_with_state
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.specs import RetrieveDetails, RetrieveSpec, SelectDetails, SelectSpec
 from lodeset.pipeline.stages import search
-from lodeset.pipeline.stages.embed import read_vectors
 from lodeset.pipeline.stages.fit_clusters import read_centroids
 from lodeset.pipeline.tables import records
 from lodeset.pipeline.tables.kept import fixed, left_of_all, left_of_pool, pool_kept, with_vector
+from lodeset.pipeline.tables.vectors import read_vectors
 
 VERSION = RetrieveSpec.VERSION
 STAGE, SEARCH = "retrieve", "retrieve_search"

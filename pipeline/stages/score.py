@@ -30,8 +30,8 @@ from lodeset.pipeline.filters.classifiers import Measure, classifier
 from lodeset.pipeline.filters.config import Classifier
 from lodeset.pipeline.sources.reading import Location, read_images
 from lodeset.pipeline.specs import ScoreRuntime, ScoreSpec
-from lodeset.pipeline.stages.embed import image_ids, places_of
 from lodeset.pipeline.tables import records
+from lodeset.pipeline.tables.images import image_ids, places_of
 
 VERSION = ScoreSpec.VERSION
 STAGE = "score"

@@ -27,7 +27,7 @@ from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.stage import Context
 from lodeset.pipeline.dag.store import File, Store
 from lodeset.pipeline.errors import LodesetError
-from lodeset.pipeline.stages.embed import read_vectors
+from lodeset.pipeline.tables.vectors import read_vectors
 
 VERSION = 1
 STAGE = "neighbors"

@@ -15,21 +15,18 @@ writes everything anew.
 
 from __future__ import annotations
 
-import io
 import json
 import posixpath
-import tarfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import IO, Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lodeset.pipeline.algorithms.images.decoding import EXTENSIONS
 from lodeset.pipeline.algorithms.sampling import seeded_order
-from lodeset.pipeline.dag.files import HashingFile
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.parts import watching
 from lodeset.pipeline.dag.stage import Context, Outcome, read_as
@@ -41,11 +38,11 @@ from lodeset.pipeline.specs import SHARDS, WriteShardsDetails, WriteShardsRuntim
 from lodeset.pipeline.stages.copies import MOST, SAID, said_of_copies, stands_for
 from lodeset.pipeline.stages.standing import Standing, Told, changes, counted, leaked, shards_before, tombstones
 from lodeset.pipeline.tables import records
+from lodeset.pipeline.tables.tar_writing import TAR_RECORD, add_member, open_tar
 
 VERSION = WriteShardsSpec.VERSION
 STAGE, INDEX = "write_shards", "shard_index"
 BLOCK_IMAGES = 64
-TAR_RECORD = 512
 
 
 @dataclass(frozen=True)
@@ -307,17 +304,6 @@ def write_shard(store: Store, folder: str, shard: Shard) -> Part:
     return store.commit_part(
         STAGE, shard.key, {"entries": table}, {"images": len(rows)}, time.time() - started, files={"shard": file}
     )
-
-
-def open_tar(sink: HashingFile) -> tarfile.TarFile:
-    return tarfile.open(fileobj=cast(IO[bytes], sink), mode="w|", format=tarfile.USTAR_FORMAT, bufsize=2**20)
-
-
-def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """A member whose header holds nothing but name, size and fixed values."""
-    entry = tarfile.TarInfo(name)
-    entry.size, entry.mode, entry.mtime = len(data), 0o644, 0
-    tar.addfile(entry, io.BytesIO(data))
 
 
 def _publish(store: Store, folder: str, told: Told) -> dict[str, File]:

@@ -28,9 +28,10 @@ from lodeset.pipeline.stages.dedup import generations
 from lodeset.pipeline.stages.dedup.generations import generations_of
 from lodeset.pipeline.stages.ingest.run import ingest_slice
 from lodeset.pipeline.stages.standing import Told
-from lodeset.pipeline.stages.write_shards import Entry, Shard, _publish, add_member, content_of, open_tar, write_shard
+from lodeset.pipeline.stages.write_shards import Entry, Shard, _publish, content_of, write_shard
 from lodeset.pipeline.tables import records
 from lodeset.pipeline.tables.forgotten import forgotten, refuse_during_take_down
+from lodeset.pipeline.tables.tar_writing import add_member, open_tar
 
 DATA = [picture(n) for n in range(6)]
 IDS = [id_of(data) for data in DATA]

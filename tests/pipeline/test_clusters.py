@@ -26,9 +26,9 @@ from lodeset.pipeline.engines.ray import holding
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.graph import build
 from lodeset.pipeline.stages import cluster, fit_clusters
-from lodeset.pipeline.stages.embed import vector_table
 from lodeset.pipeline.stages.fit_clusters import read_levels
 from lodeset.pipeline.tables import records
+from lodeset.pipeline.tables.vectors import vector_table
 
 GROUPS = (300, 60, 30)  # images of each planted group
 IDS = [hashlib.sha256(str(n).encode()).hexdigest()[:32] for n in range(sum(GROUPS) + 10)]

@@ -22,8 +22,8 @@ from lodeset.pipeline.engines.ray import Pool, pool_for
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.graph import build
 from lodeset.pipeline.stages import embed
-from lodeset.pipeline.stages.embed import read_vectors
 from lodeset.pipeline.tables import records
+from lodeset.pipeline.tables.vectors import read_vectors
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 

@@ -12,7 +12,7 @@ from lodeset.pipeline.embedders.config import OnnxEmbedder, PatchDictionary, Tor
 from lodeset.pipeline.embedders.models import identity
 from lodeset.pipeline.embedders.onnx import onnx
 from lodeset.pipeline.errors import LodesetError
-from lodeset.pipeline.stages.embed import normalised, read_vectors, vector_table
+from lodeset.pipeline.tables.vectors import normalised, read_vectors, vector_table
 
 CONFIG = PatchDictionary(size=32, patch=6, stride=2, words=16, dimensions=12, fit_images=40)
 

@@ -21,8 +21,8 @@ from lodeset.pipeline.embedders.precomputed import Found, look_up, vector_files
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.graph import build
 from lodeset.pipeline.stages import embed
-from lodeset.pipeline.stages.embed import read_vectors
 from lodeset.pipeline.tables import records
+from lodeset.pipeline.tables.vectors import read_vectors
 
 IDS = [f"{n:032x}" for n in range(0xAB, 0xAB + 4)]
 WANTED = pa.table(

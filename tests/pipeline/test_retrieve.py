@@ -18,8 +18,8 @@ from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.specs import RetrieveSpec, SelectSpec
 from lodeset.pipeline.stages import retrieve
-from lodeset.pipeline.stages.embed import normalised, vector_table
 from lodeset.pipeline.tables import records
+from lodeset.pipeline.tables.vectors import normalised, vector_table
 
 POOL, KEPT, QUERIES, WIDTH, K = 500, 400, 60, 8, 12
 

@@ -22,7 +22,7 @@ from lodeset.pipeline.stages import retrieve, search
 from lodeset.pipeline.stages.dedup import run as dedup
 from lodeset.pipeline.stages.dedup.generations import TABLE, generations_of
 from lodeset.pipeline.stages.dedup.universe import Members
-from lodeset.pipeline.stages.embed import vector_table
+from lodeset.pipeline.tables.vectors import vector_table
 
 
 def context_in(folder: Path) -> Context:

@@ -16,7 +16,7 @@ from lodeset.pipeline.dag.parts import made
 from lodeset.pipeline.dag.stage import Context, Outcome, read_as
 from lodeset.pipeline.dag.store import File, Part, Rows
 from lodeset.pipeline.engines.ray import map_with_state
-from lodeset.pipeline.stages.embed import read_vectors
+from lodeset.pipeline.tables.vectors import read_vectors
 from lodeset.training.config import TrainingConfig
 from lodeset.training.export import load_backbone
 from lodeset.training.labelled import GALLERY, TEST, Target, read_target, unknown_classes

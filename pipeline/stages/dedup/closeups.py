@@ -27,8 +27,8 @@ from lodeset.pipeline.dag.stage import Context
 from lodeset.pipeline.dag.store import Artifact, Part, Store
 from lodeset.pipeline.sources.reading import Location, read_images
 from lodeset.pipeline.stages.dedup.pairwise import Kind, Known, Pairs, columns_of, known, lists, matrix
-from lodeset.pipeline.stages.embed import places_of
 from lodeset.pipeline.tables import records
+from lodeset.pipeline.tables.images import places_of
 
 VERSION = 1
 # A part may hold 1,024 images in memory, about 250 kB each with their key points.
