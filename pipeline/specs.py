@@ -377,7 +377,7 @@ class WriteShardsDetails:
     """`shards_numbered` counts all that were ever written; `since` says what changed since the run before."""
 
     folder: str
-    shards: int
+    shards: int = 0
     shards_numbered: int
     parts: int = 0
     parts_made: int = 0

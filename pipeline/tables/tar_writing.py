@@ -6,7 +6,7 @@ import io
 import tarfile
 from typing import IO, cast
 
-from lodeset.pipeline.dag.place import HashingFile
+from lodeset.pipeline.dag.files import HashingFile
 
 TAR_RECORD = 512
 
