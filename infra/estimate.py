@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from lodeset.pipeline.dag.decisions import Decision
 from lodeset.pipeline.dag.stage import Stage, read_as
 from lodeset.pipeline.dag.store import Artifact, Store
+from lodeset.pipeline.sources.containers import LOOSE
+from lodeset.pipeline.sources.listing import image_bytes
 from lodeset.pipeline.specs import METADATA, Listed
 from lodeset.pipeline.tables.records import bytes_per_image
 
-# How many images a tar or Parquet file holds is not known before it is read. Web images have from 3.5 kB (thumbnails, as
+# How many images a file holds is not known before it is read. Web images have from 3.5 kB (thumbnails, as
 # measured above) to some hundred (photographs); after the first run the set's own mean is used.
 GUESSED_SOURCE_BYTES = 50_000
 
@@ -83,13 +85,17 @@ def _count(
 
 def _listed(store: Store, stage: Stage) -> Count:
     files = stage.runtime.files
-    loose = sum(file.kind == "loose" for file in files)
+    loose = sum(file.kind == LOOSE for file in files)
     if loose == len(files):
         count = Count(loose)
     else:
-        each = next(_bytes_an_image(store, stage), GUESSED_SOURCE_BYTES)
-        packed = sum(file.size_bytes for file in files if file.kind != "loose")
-        count = Count(loose + max(1, round(packed / each)), guessed=True)
+        packed = [file for file in files if file.kind != LOOSE]
+        each = next(_bytes_an_image(store, stage), None)
+        if each is None:
+            inside = image_bytes(packed) / GUESSED_SOURCE_BYTES
+        else:
+            inside = sum(file.size_bytes for file in packed) / each
+        count = Count(loose + max(1, round(inside)), guessed=True)
     limit = stage.spec.limits.limit
     return Count(count.images if limit is None else min(count.images, limit), count.guessed)
 

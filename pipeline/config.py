@@ -30,11 +30,20 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class Source(Strict):
-    """Where images come from: a folder, tar or WebDataset files, or Parquet files with an image column."""
+    """Where images come from: a folder, tar (WebDataset) or zip archives, Parquet files with an image column, or lists of paths."""
 
-    uri: str = Field(min_length=1, description="path or fsspec URL of a folder, a .tar or a .parquet; globs allowed")
+    uri: str = Field(
+        min_length=1,
+        description="path or fsspec URL of a folder, a .tar, .tar.gz, .tar.zst or .zip archive, a .parquet file, or a .csv or .jsonl list of "
+        "paths; globs allowed",
+    )
     image: str = Field(
-        "image", description="Parquet only: the column of encoded bytes, or of structs with a field `bytes`"
+        "image",
+        description="Parquet: the column of encoded bytes, or of structs with a field `bytes`; lists: the column of paths",
+    )
+    folder: str | None = Field(
+        None,
+        description="lists only: the folder that their paths start from and must stay in; absent: the one that the list lies in",
     )
     exclude: Patterns = Field(
         (), description="files and folders below the source that are not looked at, e.g. `thumbnails/` or `*.gif`"

@@ -26,7 +26,7 @@ from lodeset.pipeline.embedders.config import AnyEmbedder, PatchDictionary, Prec
 from lodeset.pipeline.embedders.models import identity, pinned
 from lodeset.pipeline.errors import ConfigError
 from lodeset.pipeline.filters import graph as filters
-from lodeset.pipeline.sources.listing import expand
+from lodeset.pipeline.sources.listing import expand, image_bytes
 from lodeset.pipeline.specs import (
     CENTROIDS,
     IMAGES,
@@ -163,7 +163,7 @@ def ingest_stage(settings: Ingest, beam: Mapping[str, str], name: str, sources: 
     size = sum(f.size_bytes for f in files)
     # The sample is one of the pool: other sets are small, and say what to look for.
     limits = settings if name == "pool" else settings.model_copy(update={"limit": None})
-    slices = max(1, round(size / (limits.slice_mb * 2**20)))
+    slices = max(1, round(image_bytes(files) / (limits.slice_mb * 2**20)))
     return Stage(
         "ingest",
         name,

@@ -59,7 +59,11 @@ def _name(uri: str, role: str, number: int, taken: set[str]) -> str:
     pieces = [_plain(piece) for piece in re.sub(r"[?#].*", "", uri.partition("://")[2] or uri).split("/")]
     pieces = [piece for piece in pieces if piece]
     last = (
-        re.sub(r"\.(tar|parquet|tgz|zip)(\.\w+)?$", "", pieces[-1], flags=re.IGNORECASE).strip("-._") if pieces else ""
+        re.sub(r"\.(tar|parquet|tgz|tzst|zip|csv|jsonl|ndjson)(\.\w+)?$", "", pieces[-1], flags=re.IGNORECASE).strip(
+            "-._"
+        )
+        if pieces
+        else ""
     )
     candidates = [last, f"{pieces[-2]}-{last}"] if len(pieces) > 1 else [last]
     for name in (*candidates, f"{role}-{last}", f"{role}-{number}"):

@@ -19,6 +19,7 @@ from lodeset.pipeline.deduplication import MaxGroup, Threshold
 from lodeset.pipeline.embedders.config import AnyEmbedder, PatchDictionary
 from lodeset.pipeline.filters.blocklists import Blocklists
 from lodeset.pipeline.filters.config import Classifier, Faces, Filter
+from lodeset.pipeline.sources.containers import container_of
 from lodeset.pipeline.sources.listing import SourceFile
 
 Identity = Mapping[str, Any]  # what a model is: its knobs, and the digest of its bytes
@@ -388,6 +389,12 @@ class WriteShardsDetails:
     since: Mapping[str, Any] | None = None
 
 
+def _read_as(file: SourceFile) -> tuple[object, ...]:
+    """How a file is read, where that is not as lodeset 0.1.0 did."""
+    container = container_of(file.kind)
+    return (container.kind, container.version, file.folder) if container is not None and container.version else ()
+
+
 def listing_of(files: Sequence[SourceFile]) -> str:
     """Digest of all that decides what is read: the draw of a limit goes by relative path and namesakes."""
     return digest(
@@ -395,6 +402,7 @@ def listing_of(files: Sequence[SourceFile]) -> str:
             (
                 *(f.uri, f.relative, f.namesakes, f.size_bytes, f.state, f.image, f.refused),
                 *(f.members.include, f.members.exclude),
+                *_read_as(f),
             )
             for f in files
         ]

@@ -7,9 +7,9 @@ from typing import Any
 
 from lodeset.pipeline.config import Ingest, Source
 from lodeset.pipeline.sources.listing import expand
-from lodeset.pipeline.sources.members import Sample, joined
+from lodeset.pipeline.sources.members import Sample
 from lodeset.pipeline.sources.reading import read_slice
-from lodeset.pipeline.sources.slices import Slice, cut, members_of, split_loose
+from lodeset.pipeline.sources.slices import Slice, chosen_members, cut, members_of, split_loose
 from lodeset.pipeline.stages.ingest.run import ingest_slice
 
 
@@ -19,7 +19,7 @@ def pieces(path: Path) -> list[Slice]:
     for f in files:
         if f.kind != "loose":
             members = members_of(f)
-            out += cut(f, joined(members) if f.kind == "tar" else members, 10**6)
+            out += cut(f, chosen_members(f, members), 10**6)
     return out + split_loose([f for f in files if f.kind == "loose"], 10**6)
 
 

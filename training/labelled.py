@@ -17,6 +17,7 @@ from lodeset.pipeline.config import TargetSet
 from lodeset.pipeline.dag.store import Artifact, Store
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.shown import shown
+from lodeset.pipeline.sources.containers import suffixes
 from lodeset.pipeline.sources.metadata import field_of, label_text
 from lodeset.pipeline.sources.reading import Location
 from lodeset.pipeline.tables import records
@@ -26,7 +27,6 @@ GALLERY, TEST = "gallery", "test"
 NAMES = {GALLERY: ("gallery", "train", "training"), TEST: ("test", "validation", "val", "valid", "query")}
 DRAWN = 5  # where classes are folders and there is no split, every fifth image of a class is test
 LABEL, SPLIT = (TargetSet.model_fields[name].default for name in ("label", "split"))
-FILES = (".tar", ".parquet")  # what holds many images
 _SHOWN = 8  # names in a message
 
 
@@ -183,7 +183,7 @@ def _shared(folders: Sequence[list[str]]) -> int:
 def _read(pieces: Sequence[str]) -> _Said:
     """`<split>/<class>/...`, `<class>/<split>/...` or `<class>/...`; a folder that holds no others is a class, whatever its name. Files
     (`train.tar`) may name a split, and no class: shards do not."""
-    files = [piece for piece in pieces if piece.lower().endswith(FILES)]
+    files = [piece for piece in pieces if piece.lower().endswith(suffixes())]
     folders = [piece for piece in pieces if piece not in files]
     split = next((found for piece in files if (found := _split_of(piece))), None)
     if not folders:
@@ -195,7 +195,7 @@ def _read(pieces: Sequence[str]) -> _Said:
 
 def _split_of(name: str) -> str | None:
     """The split that a folder or a file (`train.tar`) names."""
-    stem = next((name.lower().removesuffix(end) for end in FILES if name.lower().endswith(end)), name.lower())
+    stem = next((name.lower().removesuffix(end) for end in suffixes() if name.lower().endswith(end)), name.lower())
     return stem if any(stem in names for names in NAMES.values()) else None
 
 

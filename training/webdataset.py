@@ -30,6 +30,7 @@ from lodeset.pipeline.config import Ingest, Source
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.shown import shown
+from lodeset.pipeline.sources.containers import LOOSE
 from lodeset.pipeline.sources.files import Bytes
 from lodeset.pipeline.sources.listing import SourceFile, expand
 from lodeset.pipeline.sources.members import Member
@@ -51,6 +52,7 @@ BEGINS = re.compile(
     re.DOTALL,
 )
 MOST_NAMES = 1_000_000  # that a range stands for
+MOST_NAMED = 3  # files in a message
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
@@ -73,9 +75,14 @@ def shards_of(urls: Sequence[str], folder: Path) -> Shards:
     if table is not None:
         raise LodesetError(f"{table} is no tar and no image: give WebDataset tars, {INSTEAD}")
     tars = [file for file in files if file.kind == "tar"]
+    others = [file.uri for file in files if file.kind not in ("tar", LOOSE)]
+    if len(others) == len(files):
+        raise LodesetError(f"{others[0]} is no plain tar and no image: give WebDataset tars, {INSTEAD}")
+    if others:
+        log.warning("left out, because they are no plain tars: %s", ", ".join(others[:MOST_NAMED]))
     loose: dict[str, list[SourceFile]] = {}
     for file in files:
-        if file.kind == "loose" and not file.refused:
+        if file.kind == LOOSE and not file.refused:
             loose.setdefault(file.root, []).append(file)
     with ThreadPoolExecutor(AT_ONCE) as readers:
         tried = list(readers.map(lambda file: _tried(file, folder), tars))

@@ -8,7 +8,7 @@ import functools
 import os
 import posixpath
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +22,11 @@ from lodeset.pipeline.dag.files import opened_file_system, reaching, why_not_the
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.shown import shown
 from lodeset.pipeline.sources.choice import Members, matches
+from lodeset.pipeline.sources.containers import LOOSE, container_of, recognized
 from lodeset.pipeline.sources.files import cannot_be_read, escaped, unescaped
 
-Kind = Literal["tar", "parquet", "loose"]
-
-_KINDS: dict[str, Kind] = {".tar": "tar", ".parquet": "parquet"}
-PACKED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".tzst", ".zip", ".7z", ".rar")
+# What holds others and is of no kind that is read.
+PACKED = (".gz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,9 @@ class SourceFile:
     Attributes:
         root: the folder that `relative` starts from; moving the folder changes this and nothing else.
         state: entity tag, or modification time: changes when the content does.
-        image: the Parquet column of images.
+        kind: that of its container (`sources/containers.py`), or loose.
+        image: the column of images, where its kind has columns.
+        folder: of a list: where the user says that the paths in it start; "": where the list lies.
         source: the path of the configuration that it was found by.
         on_unreadable: what its source says to do about files that cannot be read; None: nothing.
         refused: why this is no file that can be read (a link that leads nowhere, a pipe).
@@ -47,7 +48,7 @@ class SourceFile:
 
     root: str
     relative: str
-    kind: Kind
+    kind: str
     size_bytes: int
     state: str
     image: str = ""
@@ -56,6 +57,7 @@ class SourceFile:
     source: str = ""
     on_unreadable: Literal["stop", "count"] | None = None
     namesakes: int = 0
+    folder: str = ""
 
     @property
     def uri(self) -> str:
@@ -91,6 +93,12 @@ def expand(sources: Sequence[Source], what: str, left_out: list[str] | None = No
     return out
 
 
+def image_bytes(files: Iterable[SourceFile]) -> int:
+    """Bytes of images that these files hold or name, roughly."""
+    containers = ((file, container_of(file.kind)) for file in files)
+    return sum(file.size_bytes * (container.expansion if container else 1) for file, container in containers)
+
+
 def _nothing(source: Source, what: str, skipped: _Skipped) -> str:
     if skipped.own:
         return (
@@ -98,7 +106,10 @@ def _nothing(source: Source, what: str, skipped: _Skipped) -> str:
             f"that it was made from (to train on shards, their index.parquet)"
         )
     excluded = f" but {skipped.excluded} that `exclude` leaves out" if skipped.excluded else ""
-    return f"{what}: {source.uri} holds no files{excluded}: give a folder of images, a .tar or a .parquet"
+    return (
+        f"{what}: {source.uri} holds no files{excluded}: give a folder of images, an archive (.tar, .tar.gz, .tar.zst, .zip), a .parquet, "
+        "or a list (.csv, .jsonl)"
+    )
 
 
 class _Skipped:
@@ -148,21 +159,22 @@ def _expand_one(source: Source, what: str, skipped: _Skipped) -> list[SourceFile
         raise LodesetError(
             f"{what}: nothing is at {source.uri}: check the path (relative paths start from the configuration file)"
         )
-    packed = next((file for file in found if not file.relative.lower().endswith(PACKED)), None) is None
-    if found and packed:
+    if found and all(file.kind == LOOSE and file.relative.lower().endswith(PACKED) for file in found):
         raise LodesetError(
-            f"{what}: {escaped(found[0].uri)} is compressed or packed, so its members cannot be read by range: unpack it "
-            "to a folder or a plain .tar first"
+            f"{what}: {escaped(found[0].uri)} is compressed or packed in a way that is not read: unpack it to a folder, or pack it again "
+            "as .tar, .tar.gz, .tar.zst or .zip"
         )
     files = []
     for file in found:
         root = str(fs.unstrip_protocol(file.root)) if "://" in source.uri else file.root
+        container = container_of(file.kind)
         files.append(
             replace(
                 file,
                 root=escaped(root).rstrip("/"),
                 relative=escaped(file.relative),
-                image=source.image if file.kind == "parquet" else "",
+                image=source.image if container is not None and container.image_column else "",
+                folder=source.folder or "" if container is not None and container.elsewhere else "",
                 members=source.members,
                 source=source.uri,
                 on_unreadable=source.on_unreadable,
@@ -189,8 +201,10 @@ def _globbed(fs: Any, pattern: str) -> list[str]:
     return [path for path in sorted(fs.glob(pattern)) if not hidden(path)]
 
 
-def _kind(path: str) -> Kind:
-    return _KINDS.get(posixpath.splitext(path.lower())[1], "loose")
+def _kind(path: str, named: bool) -> str:
+    """The kind of a file by its name; `named`: whether a source names the file itself, not a folder around it."""
+    container = recognized(path)
+    return LOOSE if container is None or (container.elsewhere and not named) else container.kind
 
 
 # -- object stores and the like
@@ -212,14 +226,14 @@ def _remote(fs: Any, root: str, skipped: _Skipped) -> Iterator[SourceFile]:
         if skipped.as_own(next((one for one in marked if f"{name}/".startswith(f"{one}/")), "")):
             continue
         size = int(inside[name].get("size") or 0)
-        yield SourceFile(root, relative, _kind(relative), size, _state(inside[name]))
+        yield SourceFile(root, relative, _kind(relative, not folder), size, state_of(inside[name]))
 
 
 def _hidden(relative: str) -> bool:
     return any(piece.startswith(".") for piece in relative.split("/"))
 
 
-def _state(info: dict[str, Any]) -> str:
+def state_of(info: dict[str, Any]) -> str:
     for key in ("ETag", "etag", "mtime", "LastModified", "last_modified", "created"):
         if info.get(key) is not None:
             return str(info[key])
@@ -243,7 +257,7 @@ def check_state(uri: str, state: str, size_bytes: int) -> None:
         else:
             fs.invalidate_cache()
             info = fs.info(name)
-            now, size = _state(info), int(info.get("size") or 0)
+            now, size = state_of(info), int(info.get("size") or 0)
     except Exception as error:
         raise cannot_be_read(uri, error) from error
     if now != state or size != size_bytes:
@@ -264,7 +278,7 @@ def _local(fs: LocalFileSystem, root: str, skipped: _Skipped) -> list[SourceFile
     folder, name = posixpath.split(root)
     if _hidden(name) or skipped.by_pattern(root):
         return []
-    return [_described(folder, name, Path(root).stat())]
+    return [_described(folder, name, Path(root).stat(), named=True)]
 
 
 def _own_at(path: str, skipped: _Skipped) -> str:
@@ -329,11 +343,11 @@ def _walk(root: str, skipped: _Skipped) -> Iterator[SourceFile]:
                 yield _described(root, relative, status)
 
 
-def _described(root: str, relative: str, status: os.stat_result) -> SourceFile:
+def _described(root: str, relative: str, status: os.stat_result, named: bool = False) -> SourceFile:
     if not stat.S_ISREG(status.st_mode):
         return _refused(root, relative, "a pipe, socket or device")
-    return SourceFile(root, relative, _kind(relative), status.st_size, str(status.st_mtime_ns))
+    return SourceFile(root, relative, _kind(relative, named), status.st_size, str(status.st_mtime_ns))
 
 
 def _refused(root: str, relative: str, why: str) -> SourceFile:
-    return SourceFile(root, relative, "loose", 0, "", refused=why)
+    return SourceFile(root, relative, LOOSE, 0, "", refused=why)

@@ -6,13 +6,18 @@ import functools
 import itertools
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from lodeset.pipeline.sources.choice import Members, matches
 from lodeset.pipeline.sources.metadata import Metadata
 
+Listed = TypeVar("Listed")
+
+# What the members of one file may take in memory: 2 million at most, 512 bytes each and its name.
+_LISTING_BYTES = 2**30
+_MEMBER_BYTES = 512
 # Members that say something about an image whose name they share.
 SIDECARS = (".json", ".txt", ".cls")
 # Sidecars of one image, and images of one sidecar that none of them is named after: what crafted archives could multiply.
@@ -39,6 +44,7 @@ class Member:
     Attributes:
         sidecars: what describes the image; of two that say the same thing the later one counts.
         shared: of a sidecar: another image reports on it.
+        state: of a member that is a file of its own: changes when its content, or what the list says about it, does.
     """
 
     name: str
@@ -48,6 +54,7 @@ class Member:
     detail: str = ""
     sidecars: tuple[Member, ...] = ()
     shared: bool = False
+    state: str = ""
 
     @property
     def sample(self) -> str:
@@ -72,7 +79,8 @@ class Member:
     def identity(self) -> tuple[Any, ...]:
         """All fields, for a digest."""
         told = tuple(s.identity for s in self.sidecars)
-        return (self.name, self.offset, self.size_bytes, self.reason, self.detail, told, self.shared)
+        state = (self.state,) if self.state else ()
+        return (self.name, self.offset, self.size_bytes, self.reason, self.detail, told, self.shared, *state)
 
     @property
     def total_bytes(self) -> int:
@@ -270,6 +278,19 @@ def reported_once(members: Sequence[Member]) -> list[Member]:
             member = replace(member, sidecars=shared)
         out.append(member)
     return out
+
+
+def bounded(
+    listed: Iterable[Listed], member_of: Callable[[Listed], Member], refused: Callable[[Listed, str], Listed]
+) -> Iterator[Listed]:
+    """What is listed of one file, as far as it fits into memory; the rest is one refused member."""
+    size = 0
+    for number, one in enumerate(listed):
+        size += _MEMBER_BYTES + len(member_of(one).name)
+        if size > _LISTING_BYTES:
+            yield refused(one, f"not read from here on, behind {number} members: split the file into smaller ones")
+            return
+        yield one
 
 
 def is_image(member: Member) -> bool:

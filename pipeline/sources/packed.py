@@ -1,11 +1,10 @@
-"""Files that hold others and are not read here: named for what they are, by their first bytes."""
+"""Files that hold others, where an image should be: named for what they are, by their first bytes."""
 
 from __future__ import annotations
 
 HEAD_BYTES = 512  # what it takes to tell
 
 _STARTS = (
-    (b"PK\x03\x04", "a zip archive"),
     (b"PK\x05\x06", "an empty zip archive"),
     (b"\x1f\x8b", "a gzip-compressed file"),
     (b"BZh", "a bzip2-compressed file"),
@@ -26,6 +25,8 @@ def packed_as(data: bytes) -> str:
     what = next((what for start, what in _STARTS if data.startswith(start)), "")
     if what:
         return f"{what}: unpack it to a folder or a plain .tar"
+    if data.startswith(b"PK\x03\x04"):
+        return "a zip archive within another, or without .zip at the end of its name: unpack or rename it"
     if data[_TAR_AT : _TAR_AT + len(_TAR)] == _TAR:
         return "a tar archive within another, or without .tar at the end of its name: unpack or rename it"
     if data.startswith(b"PAR1"):

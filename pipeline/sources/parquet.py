@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,9 +24,13 @@ from lodeset.pipeline.sources.cells import (
     named,
     stored_type,
 )
+from lodeset.pipeline.sources.containers import Alive, Container
 from lodeset.pipeline.sources.files import Bytes
 from lodeset.pipeline.sources.members import Member, Sample
 from lodeset.pipeline.sources.metadata import MAX_BYTES, Metadata, from_fields, is_known, partition_fields, plain
+
+if TYPE_CHECKING:
+    from lodeset.pipeline.sources.slices import Slice
 
 # What a batch of rows may take, by the footer's word, and the rows it may have whatever the footer says.
 _BATCH_BYTES = 8 * 2**20
@@ -48,12 +52,13 @@ def parquet_members(raw: Bytes, image: str) -> Iterator[Member]:
             yield Member(f"{column.name}/{row}", group, mean)
 
 
-def read_rows(uri: str, image: str, members: Sequence[Member], max_bytes: int) -> Iterator[Sample]:
+def read_rows(piece: Slice, max_bytes: int) -> Iterator[Sample]:
     """The images of these rows and what the other columns say of them, a bounded batch at a time.
 
     Raises:
         LodesetError: the file system does not give the file, or its footer is no longer the one that was listed.
     """
+    uri, members = piece.uri, piece.members
     refused = [m for m in members if m.reason]
     for member in refused:
         yield Sample(uri, member.name, member.offset, member.size_bytes, reason=member.reason, detail=member.detail)
@@ -61,7 +66,7 @@ def read_rows(uri: str, image: str, members: Sequence[Member], max_bytes: int) -
         return
     with Bytes(uri) as raw:
         try:
-            file, column, columns = _opened(raw, image)
+            file, column, columns = _opened(raw, piece.image)
         except LodesetError:
             raise
         except Exception as error:
@@ -206,6 +211,23 @@ class Cells:
         return image_bytes(cell.values[int(item)] if item else cell)
 
 
+class Rows:
+    """An opened Parquet file, whose images are read again by their places."""
+
+    def __init__(self, uri: str, alive: Alive = lambda: None) -> None:
+        self._raw = Bytes(uri)
+        self._cells: Cells | None = None
+
+    def read(self, member: str, offset: int, size_bytes: int, first: int) -> bytes:
+        column, row = member.rsplit("/", 1)
+        if self._cells is None or self._cells.image != column:
+            self._cells = Cells(self._raw, column)
+        return self._cells.read(offset, row)
+
+    def close(self) -> None:
+        self._raw.close()
+
+
 def _opened(raw: Bytes, image: str) -> tuple[pq.ParquetFile, Column, list[str]]:
     """The file with its footer, the column of images, and the columns to read: that one, then those that say something about it."""
     file = pq.ParquetFile(raw)
@@ -273,3 +295,16 @@ def _chunks(meta: Any, columns: Sequence[str]) -> list[Any]:
 
 def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+PARQUET = Container(
+    kind="parquet",
+    suffixes=(".parquet",),
+    members=lambda raw, file: parquet_members(raw, file.image),
+    opened=Rows,
+    read=read_rows,
+    version=0,
+    sidecars=False,
+    image_column=True,
+    grouped=True,
+)

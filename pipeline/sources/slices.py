@@ -1,7 +1,8 @@
 """Files -> slices, the units that ingest commits.
 
-A tar is cut by ranges of members, so that one large tar keeps every core busy; Parquet by runs of row groups; loose files by
-the hash of their relative path, so that a new file does not shift the others. Sidecars are put to their images before, over
+A tar or zip archive is cut by ranges of members, so that one large archive keeps every core busy; a compressed tar into a few
+such ranges, because each is read from the start of the file; Parquet by runs of row groups; a list by runs of rows; loose files
+by the hash of their relative path, so that a new file does not shift the others. Sidecars are put to their images before, over
 the whole file or folder, so that what is read does not depend on how it is cut.
 """
 
@@ -10,22 +11,19 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Container as Holding
 from dataclasses import dataclass
 
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.sources.cells import NoImages
+from lodeset.pipeline.sources.containers import LOOSE, Container, container_of
 from lodeset.pipeline.sources.files import Bytes
 from lodeset.pipeline.sources.listing import SourceFile, check_state
-from lodeset.pipeline.sources.members import Member, joined, reported_once, without_excluded
-from lodeset.pipeline.sources.parquet import parquet_members
-from lodeset.pipeline.sources.tars import tar_members
+from lodeset.pipeline.sources.members import Member, bounded, joined, reported_once, without_excluded
 
 _TAR_HEADER_BYTES = 512
 _LOOSE_FILES = 2_000
-# What the members of one file may take in memory: 2 million at most, 512 bytes each and its name.
-_LISTING_BYTES = 2**30
-_MEMBER_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Slice:
 
 
 def members_of(file: SourceFile) -> list[Member]:
-    """What a tar or Parquet file holds, by its headers. One that is none holds one refused member, as does the end of one
+    """What a file that is no loose one holds, by its headers. One that is none holds one refused member, as does the end of one
     whose members would not fit into memory.
 
     Raises:
@@ -56,9 +54,8 @@ def members_of(file: SourceFile) -> list[Member]:
     """
     with Bytes(file.uri) as raw:
         try:
-            return _bounded(
-                tar_members(raw, file.size_bytes) if file.kind == "tar" else parquet_members(raw, file.image)
-            )
+            listed = _container(file.kind).members(raw, file)
+            return list(bounded(listed, lambda member: member, _not_listed))
         except LodesetError:
             raise
         except NoImages as error:
@@ -69,14 +66,38 @@ def members_of(file: SourceFile) -> list[Member]:
             return [Member("", 0, file.size_bytes, "unreadable_archive", f"{type(error).__name__}: {error}"[:200])]
 
 
-def check_unchanged(piece: Slice, uris: Container[str] | None = None) -> None:
-    """Looks whether a slice's files are those that were listed: the file of a tar or Parquet slice; of loose files those among
-    `uris` (all that is said of the others is what their bytes say).
+def chosen_members(file: SourceFile, members: list[Member]) -> list[Member]:
+    """The members of a file, with sidecars put to their images, and those that its source leaves out told as such."""
+    container = _container(file.kind)
+    if container.grouped:  # rows have no names that patterns could mean
+        return members
+    if container.sidecars:
+        members = joined(list(without_excluded(members, file.members, sidecars=True)))
+    return list(without_excluded(members, file.members))
+
+
+def _container(kind: str) -> Container:
+    container = container_of(kind)
+    assert container is not None, f"{kind} files hold no others"
+    return container
+
+
+def _not_listed(member: Member, detail: str) -> Member:
+    return Member("", member.offset, 0, "unreadable_archive", detail)
+
+
+def check_unchanged(piece: Slice, uris: Holding[str] | None = None) -> None:
+    """Looks whether a slice's files are those that were listed: the file that holds the members; of loose files, and of
+    those that a list names, the ones among `uris` (all that is said of the others is what their bytes say).
 
     Raises:
         LodesetError: one of them changed or is gone.
     """
-    if piece.kind != "loose":
+    container = container_of(piece.kind)
+    if container is not None and container.check is not None:
+        if uris is not None and piece.uri in uris:
+            container.check(piece)
+    elif container is not None:
         state, size = piece.states
         check_state(piece.uri, state, int(size))
     elif uris is not None:
@@ -87,24 +108,18 @@ def check_unchanged(piece: Slice, uris: Container[str] | None = None) -> None:
                 check_state(uri, state, file.size_bytes)
 
 
-def _bounded(found: Iterable[Member]) -> list[Member]:
-    members: list[Member] = []
-    size = 0
-    for member in found:
-        size += _MEMBER_BYTES + len(member.name)
-        if size > _LISTING_BYTES:
-            detail = f"not read from here on, behind {len(members)} members: split the file into smaller ones"
-            return [*members, Member("", member.offset, 0, "unreadable_archive", detail)]
-        members.append(member)
-    return members
-
-
 def cut(file: SourceFile, members: Sequence[Member], slice_bytes: int) -> list[Slice]:
-    """The members of one file, joined if it is a tar -> slices of at most `slice_bytes` (or one image, or one row group)."""
-    state = (file.state, str(file.size_bytes))
+    """The chosen members of one file -> slices of at most `slice_bytes` (or one image, or one row group), or as few as its kind asks
+    for."""
+    container = _container(file.kind)
+    # A row that is added to a list changes no slice of other rows: each member says what it was.
+    state = () if container.elsewhere else (file.state, str(file.size_bytes))
     units: Iterable[list[Member]] = ([m] for m in reported_once(members))
-    if file.kind == "parquet":
+    if container.grouped:
         units = (list(group) for _, group in itertools.groupby(members, key=lambda m: m.offset))
+    sizes = [m.total_bytes + _TAR_HEADER_BYTES for m in members]
+    if container.sequential:
+        slice_bytes = max(slice_bytes, sum(sizes) // container.most_slices + max(sizes, default=0))
     runs = _runs(units, slice_bytes)
     return [Slice(file.kind, file.root, file.relative, state, tuple(run), file.image) for run in runs]
 
@@ -158,7 +173,7 @@ def split_loose(
             by_slot.setdefault(_slot(member.name, slots), []).append(member)
         for _, inside in sorted(by_slot.items()):
             read = (file.name for m in inside for file in (m, *m.sidecars))
-            slices.append(Slice("loose", root, "", tuple(states[root, name] for name in read), tuple(inside)))
+            slices.append(Slice(LOOSE, root, "", tuple(states[root, name] for name in read), tuple(inside)))
     return slices
 
 

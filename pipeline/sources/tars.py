@@ -9,13 +9,14 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Generator, Iterator
 from dataclasses import replace
-from typing import IO, cast
+from typing import IO, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lodeset.pipeline.errors import LodesetError
-from lodeset.pipeline.sources.files import Bytes, escaped
+from lodeset.pipeline.sources.containers import Container
+from lodeset.pipeline.sources.files import escaped
 from lodeset.pipeline.sources.members import Member
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -29,7 +30,15 @@ _OCTAL = np.zeros(256, bool)
 _OCTAL[list(b"01234567 \0")] = True
 
 
-def tar_members(raw: IO[bytes] | Bytes, size_bytes: int) -> Iterator[Member]:
+class Seekable(Protocol):
+    """What listing a tar needs of a file."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+    def tell(self) -> int: ...
+
+
+def tar_members(raw: Seekable, size_bytes: int) -> Iterator[Member]:
     """The members in their order; links, devices and every range of bytes that could not be read come with a reason."""
     if not size_bytes:
         yield Member("", 0, 0, "unreadable_archive", "0 bytes")
@@ -47,9 +56,7 @@ def tar_members(raw: IO[bytes] | Bytes, size_bytes: int) -> Iterator[Member]:
             at, broken = yield from _until_broken(raw, start, size_bytes)
 
 
-def _until_broken(
-    raw: IO[bytes] | Bytes, start: int, size_bytes: int
-) -> Generator[Member, None, tuple[int, Member | None]]:
+def _until_broken(raw: Seekable, start: int, size_bytes: int) -> Generator[Member, None, tuple[int, Member | None]]:
     """The members from a valid header on; returns where to look for the next one, and what broke, if anything did."""
     at = start
     raw.seek(start)
@@ -93,7 +100,7 @@ def _until_broken(
 class _Headers:
     """A file from which only headers are read."""
 
-    def __init__(self, raw: IO[bytes] | Bytes) -> None:
+    def __init__(self, raw: Seekable) -> None:
         self.seek, self.tell, self._read = raw.seek, raw.tell, raw.read
 
     def read(self, size: int) -> bytes:
@@ -102,7 +109,7 @@ class _Headers:
         return self._read(size)
 
 
-def _next_header(raw: IO[bytes] | Bytes, at: int, size_bytes: int) -> tuple[int | None, int]:
+def _next_header(raw: Seekable, at: int, size_bytes: int) -> tuple[int | None, int]:
     """Where the first block lies that is neither zeros nor a header (if any before it), and the first valid header (or the end)."""
     damaged: int | None = None
     length = _BLOCK  # nearly always the very first block is one
@@ -131,3 +138,6 @@ def _is_header(block: bytes) -> bool:
     except tarfile.TarError:
         return False
     return True
+
+
+TAR = Container(kind="tar", suffixes=(".tar",), version=0, members=lambda raw, file: tar_members(raw, file.size_bytes))

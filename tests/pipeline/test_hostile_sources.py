@@ -130,7 +130,7 @@ def test_a_name_that_no_file_system_takes_is_a_reject() -> None:
 def test_what_a_listing_takes_in_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     write_tar(tmp_path / "a.tar", [(f"{n:07}.png", picture(n)) for n in range(9)])
     write_parquet(tmp_path / "a.parquet", [picture(n) for n in range(9)])
-    monkeypatch.setattr("lodeset.pipeline.sources.slices._LISTING_BYTES", 5 * (512 + 11))
+    monkeypatch.setattr("lodeset.pipeline.sources.members._LISTING_BYTES", 5 * (512 + 11))
     found = read(tmp_path / name)
     assert [s.data for s in found if s.data] == [picture(n) for n in range(5)]
     (row,) = rejects(tmp_path / name)

@@ -43,10 +43,10 @@ def test_nothing_there(tmp_path: Path, uri: str, told: str) -> None:
         expand([Source(uri=str(tmp_path / uri))], "pool")
 
 
-def test_compressed_tars_and_unknown_protocols_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.tar.gz").write_bytes(b"x")
+def test_archives_of_other_kinds_and_unknown_protocols_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.bz2").write_bytes(b"x")
     with pytest.raises(LodesetError, match="unpack it"):
-        expand([Source(uri=str(tmp_path / "a.tar.gz"))], "pool")
+        expand([Source(uri=str(tmp_path / "a.tar.bz2"))], "pool")
     with pytest.raises(LodesetError, match="cannot be opened"):
         expand([Source(uri="nosuch://a/b.tar")], "pool")
 

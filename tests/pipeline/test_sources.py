@@ -11,10 +11,9 @@ from lodeset.pipeline.config import Ingest, Source
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.sources.files import Bytes
 from lodeset.pipeline.sources.listing import SourceFile, expand
-from lodeset.pipeline.sources.members import joined
 from lodeset.pipeline.sources.metadata import BadMetadata, field_of, fields_of, from_fields, plain
 from lodeset.pipeline.sources.reading import Location, read_images, read_slice
-from lodeset.pipeline.sources.slices import Slice, cut, members_of, split_loose
+from lodeset.pipeline.sources.slices import Slice, chosen_members, cut, members_of, split_loose
 from lodeset.pipeline.sources.tars import tar_members
 from lodeset.pipeline.stages.ingest.run import ingest_slice
 
@@ -25,7 +24,7 @@ def slices_of(path: Path, slice_bytes: int = 2_000) -> list[Slice]:
     out: list[Slice] = []
     for file in expand([Source(uri=str(path))], "pool"):
         members = members_of(file)
-        out += cut(file, joined(members) if file.kind == "tar" else members, slice_bytes)
+        out += cut(file, chosen_members(file, members), slice_bytes)
     return out
 
 

@@ -47,9 +47,14 @@ def samples_of(piece: Slice, limits: Ingest, only: int | None = None) -> Iterato
 
     Step 2n is reading sample n, step 2n + 1 what is done with it.
     """
-    samples = read_slice(piece, limits.max_bytes)
-    for number in itertools.count():
+    number = 0
+
+    def reading() -> None:
         step(2 * number, 10 * limits.max_seconds, _READ_S)
+
+    samples = read_slice(piece, limits.max_bytes, reading)
+    for number in itertools.count():
+        reading()
         sample = next(samples, None)
         if sample is None:
             return

@@ -16,9 +16,10 @@ import pyarrow as pa
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.stage import Context
 from lodeset.pipeline.dag.store import Store
+from lodeset.pipeline.sources.containers import container_of
 from lodeset.pipeline.sources.listing import SourceFile, check_state
-from lodeset.pipeline.sources.members import Member, is_image, joined, without_excluded
-from lodeset.pipeline.sources.slices import loose_members, members_of
+from lodeset.pipeline.sources.members import Member, is_image
+from lodeset.pipeline.sources.slices import chosen_members, loose_members, members_of
 from lodeset.pipeline.specs import IngestRuntime, IngestSpec
 
 # Raised when a file's members are listed in another way; ingest's own VERSION, which says what is made of them, with it.
@@ -50,7 +51,11 @@ class Draw:
 
 
 def members(store: Store, file: SourceFile) -> list[Member]:
-    """What a tar or Parquet file holds, sidecars put to their images; from the part that the first reader committed."""
+    """What a file that is no loose one holds, sidecars put to their images; from the part that the first reader committed."""
+    container = container_of(file.kind)
+    if container is not None and container.elsewhere:
+        # What a list names changes without the list, so each run looks again.
+        return chosen_members(file, members_of(file))
     key = digest(LISTING, VERSION, file.uri, file.size_bytes, file.state, file.image)
     part = store.part(LISTING, key)
     if part is not None:
@@ -65,10 +70,7 @@ def members(store: Store, file: SourceFile) -> list[Member]:
         table = pa.Table.from_arrays(arrays, schema=_MEMBERS)
         check_state(file.uri, file.state, file.size_bytes)
         store.commit_part(LISTING, key, {"members": table}, {"members": len(found)}, time.time() - started)
-    if file.kind != "tar":
-        return found
-    described = joined(list(without_excluded(found, file.members, sidecars=True)))
-    return list(without_excluded(described, file.members))
+    return chosen_members(file, found)
 
 
 def drawn(

@@ -33,7 +33,8 @@ from lodeset.pipeline.engines.failures import Failed
 from lodeset.pipeline.engines.processes import TRIES, Again, Died
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.shown import shown
-from lodeset.pipeline.sources.listing import SourceFile
+from lodeset.pipeline.sources.containers import LOOSE
+from lodeset.pipeline.sources.listing import SourceFile, image_bytes
 from lodeset.pipeline.sources.members import Member, Sample
 from lodeset.pipeline.sources.slices import Slice, check_unchanged, cut, split_loose
 from lodeset.pipeline.specs import IngestRuntime, IngestSpec
@@ -87,11 +88,11 @@ def run(context: Context[IngestSpec, IngestRuntime]) -> Outcome:
     store = context.store
     work = Work(store, context.stage.set, limits, forgotten(store), examine)
     slice_bytes = int(limits.slice_mb * 2**20)
-    packed = [f for f in files if f.kind != "loose"]
-    loose_files = [f for f in files if f.kind == "loose"]
+    packed = [f for f in files if f.kind != LOOSE]
+    loose_files = [f for f in files if f.kind == LOOSE]
     draw = drawn(context, packed, loose_files, limits.limit)
     loose = [(work.key(piece), piece) for piece in split_loose(loose_files, slice_bytes, draw.holds)]
-    total = sum(f.size_bytes for f in files)
+    total = image_bytes(files)
     buckets = _buckets(total, slice_bytes)
     # The name of the set is part of it, because the keys of the parts that are named inside hold it.
     prefix = digest(context.fingerprint, context.stage.set, slice_bytes, buckets)

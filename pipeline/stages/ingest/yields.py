@@ -13,6 +13,7 @@ from lodeset.pipeline.dag.stage import Outcome
 from lodeset.pipeline.dag.store import File, Part, Store
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.shown import shown
+from lodeset.pipeline.sources.containers import LOOSE
 from lodeset.pipeline.sources.listing import SourceFile
 from lodeset.pipeline.tables import records
 
@@ -131,7 +132,7 @@ def _without_images(store: Store, files: Sequence[SourceFile], given: Given) -> 
             left.pop(file.source, None)
     below: dict[str, set[str]] = {}
     for file in files:
-        if file.kind == "loose":
+        if file.kind == LOOSE:
             below.setdefault(file.root, set()).add(file.source)
     sources: Mapping[str, str] = {}
     for root, part in given.loose:
