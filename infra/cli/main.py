@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+import humanize
 import typer
 from rich.table import Table
 
@@ -147,13 +148,7 @@ def _seconds(seconds: float | None) -> str:
 
 
 def _size(size: int | None) -> str:
-    if size is None:
-        return "?"
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"~{size} {unit}"
-        size //= 1000
-    return f"~{size} TB"
+    return "?" if size is None else f"~{humanize.naturalsize(size, format='%.0f')}"
 
 
 @app.command()

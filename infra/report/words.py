@@ -6,6 +6,8 @@ import json
 import time
 from collections.abc import Mapping
 
+import humanize
+
 
 def count(value: float) -> str:
     return f"{value:,.0f}"
@@ -23,11 +25,7 @@ def percent(share: float) -> str:
 
 
 def size(size_bytes: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
-        if size_bytes < 1024 or unit == "TiB":
-            break
-        size_bytes /= 1024
-    return f"{size_bytes:,.0f} {unit}" if unit == "bytes" or size_bytes >= 100 else f"{size_bytes:.1f} {unit}"
+    return humanize.naturalsize(size_bytes, binary=True)
 
 
 def duration(seconds: float) -> str:
