@@ -1,11 +1,13 @@
 """The sample world says the truth about itself: everything is counted again here, from the bytes on disk."""
 
 import errno
+import functools
 import hashlib
 import io
 import os
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -28,6 +30,14 @@ from lodeset.pruning.config import PruneJob
 from lodeset.training.config import TrainingConfig
 
 IMAGES = 200
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once() -> Iterator[None]:
+    """In this process every picture is drawn once for all tests: most of them ask for the same world."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(making, "_drawn", functools.cache(making._drawn))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +235,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wr
 
     monkeypatch.setattr(making, written, full)
     with pytest.raises(LodesetError, match=r"cannot be written to .*No space left.*free some space"):
-        make_world(tmp_path, images=200)
+        make_world(tmp_path, images=IMAGES, seed=3)
 
 
 def test_a_folder_that_cannot_be_is_told_before_anything_is_drawn(
