@@ -1,8 +1,8 @@
-"""What a configuration promises and a later stage would be the first to miss, looked at before the first expensive stage.
+"""Check before the first expensive stage what a configuration refers to and only a later stage would miss.
 
-Making the graph (`infra.dag.build`) has looked at what costs nothing: sources that are not there, models and weights that are not there or of
-another architecture, lists that cannot be read. Here models are loaded and shown an image, and target sets, which are small, are ingested
-and read as evaluation will read them.
+Building the graph (`infra.dag.build`) has already checked what costs nothing: missing sources, missing models and
+weights or weights of another architecture, unreadable lists. Here models are loaded and shown an image, and target
+sets, which are small, are ingested and read as evaluation will read them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lodeset.pipeline.embedders.config import AnyEmbedder
     from lodeset.pipeline.filters.config import Classifier, Faces
 
-# Stages that read labels, and stages that run models of others on images.
+# Stages that read labels, and stages that run users' models on images.
 LABELS = ("evaluate/all", "prune/all")
 
 
@@ -31,33 +31,34 @@ def before(
     run: Callable[[Mapping[str, Stage], Callable[[Event], None]], Mapping[str, Artifact]],
     watch: Callable[[Event], None],
 ) -> Callable[[Event], None]:
-    """Checks what the stages that are not finished need; `run` runs stages. Returns `watch` without what it was told here.
+    """Check what the unfinished stages need; `run` runs stages. Returns `watch` without the events that were reported
+    here.
 
     Raises:
         LodesetError: something cannot be used as it is configured.
     """
-    left = [d.stage for d in decide(store, stages).values() if d.artifact is None]
-    models = _models(left)
+    unfinished = [d.stage for d in decide(store, stages).values() if d.artifact is None]
+    models = _models(unfinished)
     if models:
         apart(try_models, store, *models)
-    targets: Sequence[TargetSet] = next((s.spec.targets for s in left if s.id in LABELS), ())
+    targets: Sequence[TargetSet] = next((s.spec.targets for s in unfinished if s.id in LABELS), ())
     if not targets:
         return watch
-    told: set[tuple[str, str]] = set()
+    reported: set[tuple[str, str]] = set()
 
     def first(event: Event) -> None:
-        told.add((event.stage.id, event.kind))
+        reported.add((event.stage.id, event.kind))
         watch(event)
 
-    names = [f"ingest/{one.name}" for one in targets]
+    names = [f"ingest/{target.name}" for target in targets]
     ingested = run({id_: stages[id_] for id_ in names}, first)
     read_targets(store, ingested, targets)
 
     def then(event: Event) -> None:
-        """A stage that was done here is finished for the run that follows."""
+        """Forward an event; a stage that was done here is finished for the run that follows."""
         if (
             event.kind not in ("finished", "taken over")
-            or not {(event.stage.id, k) for k in ("done", event.kind)} & told
+            or not {(event.stage.id, k) for k in ("done", event.kind)} & reported
         ):
             watch(event)
 
@@ -65,22 +66,22 @@ def before(
 
 
 def read_targets(store: Store, ingested: Mapping[str, Artifact], targets: Iterable[TargetSet]) -> None:
-    """Raises what `evaluate` would raise of labels and splits."""
+    """Raise what `evaluate` would raise about labels and splits."""
     from lodeset.training.labelled import read_target
 
-    for one in targets:
-        read_target(store, ingested[f"ingest/{one.name}"], one.name, one.label, one.split)
+    for target in targets:
+        read_target(store, ingested[f"ingest/{target.name}"], target.name, target.label, target.split)
 
 
-def _models(left: Iterable[Stage]) -> tuple[tuple[AnyEmbedder, ...], tuple[Classifier, ...], Faces | None] | None:
-    """What the stages that are left will run on images, each once."""
+def _models(unfinished: Iterable[Stage]) -> tuple[tuple[AnyEmbedder, ...], tuple[Classifier, ...], Faces | None] | None:
+    """The models that the unfinished stages run on images, each once."""
     from lodeset.pipeline.embedders.config import PatchDictionary
     from lodeset.pipeline.specs import BlurFacesRuntime, EmbedderRuntime, ScoreRuntime
 
     embedders: dict[str, AnyEmbedder] = {}
     classifiers: tuple[Classifier, ...] = ()
     faces: Faces | None = None
-    for stage in left:
+    for stage in unfinished:
         match stage.runtime:
             case EmbedderRuntime(embedder=embedder) if not isinstance(embedder, PatchDictionary):
                 embedders[repr(embedder)] = embedder
@@ -96,10 +97,10 @@ def _models(left: Iterable[Stage]) -> tuple[tuple[AnyEmbedder, ...], tuple[Class
 def try_models(
     store: Store, embedders: Iterable[AnyEmbedder], classifiers: Iterable[Classifier], faces: Faces | None
 ) -> None:
-    """Loads each model and shows it an image; of precomputed vectors the schemas are read.
+    """Load each model and show it an image; for precomputed vectors, read the schemas.
 
     Raises:
-        LodesetError: a model cannot be loaded, or does not take images, or does not give what is wanted of it.
+        LodesetError: a model cannot be loaded, does not take images, or does not return what is needed.
     """
     from PIL import Image
 
@@ -115,8 +116,8 @@ def try_models(
             vector_files(config)
         else:
             load(config, None, store, threads=1)([image])
-    for one in classifiers:
-        measure = classifier(one, threads=1)
+    for chosen in classifiers:
+        measure = classifier(chosen, threads=1)
         measure.scores([measure.prepare(image)])
     if faces is not None:
         detector(faces, threads=1)(image)

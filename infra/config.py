@@ -14,9 +14,11 @@ from lodeset.training.config import TrainingConfig, distilling, finishing
 
 
 class Config(CurationConfig):
-    """Everything a run is made of. Without `training`, a run ends with the shards."""
+    """The configuration of a run. Without `training`, a run ends with the shards."""
 
-    training: TrainingConfig | None = Field(None, description="DINOv2 pretraining on the shards; absent: curation only")
+    training: TrainingConfig | None = Field(
+        None, description="DINOv2 pretraining on the shards [default: curation only]"
+    )
     pruning: tuple[AnyJob, ...] = Field((), description="sparsification jobs on the trained model")
 
     @model_validator(mode="after")
@@ -30,7 +32,7 @@ class Config(CurationConfig):
 
     @model_validator(mode="after")
     def _weighs_sets_that_are_there(self) -> Config:
-        known = [one.name for one in self.curated]
+        known = [curated.name for curated in self.curated]
         for name in self.training.mix if self.training is not None else ():
             if name not in known:
                 raise ValueError(
@@ -52,8 +54,8 @@ class Config(CurationConfig):
         for number, job in enumerate(self.pruning):
             if job.checkpoint not in runs:
                 raise ValueError(
-                    f"pruning.{number}.checkpoint {job.checkpoint}: nothing makes it: add `training.{job.checkpoint}`, "
-                    f"or use {' or '.join(runs)}"
+                    f"pruning.{number}.checkpoint {job.checkpoint}: no stage makes it: add "
+                    f"`training.{job.checkpoint}`, or use {' or '.join(runs)}"
                 )
             self._labels_are_there(number, job)
             if not isinstance(job, PruneJob):
@@ -62,14 +64,14 @@ class Config(CurationConfig):
                 try:
                     run_of(runs[job.checkpoint], job.recover)
                 except ValueError as error:
-                    told = error.errors() if isinstance(error, ValidationError) else [{"msg": str(error)}]
-                    why = "; ".join(str(one["msg"]).removeprefix("Value error, ") for one in told)
+                    details = error.errors() if isinstance(error, ValidationError) else [{"msg": str(error)}]
+                    why = "; ".join(str(detail["msg"]).removeprefix("Value error, ") for detail in details)
                     raise ValueError(f"pruning.{number}.recover: {why}") from None
             model, crops = runs[job.checkpoint].model, runs[job.checkpoint].crops
             if job.targets == ("heads",) and model.heads == 1:
-                raise ValueError(f"pruning.{number}.targets heads: the model has one attention head: add units")
+                raise ValueError(f"pruning.{number}.targets heads: the model has a single attention head: add units")
             tokens = (crops.global_size // model.patch_size) ** 2 + 1 + model.registers
-            # A layer's inputs and the bias, and one position more than these unknowns.
+            # More positions than unknowns: a layer's inputs and the bias.
             read = model.hidden if "units" in job.targets else model.dim
             needed = read + 2
             drawn = min(job.positions_per_image or tokens, tokens)
@@ -82,28 +84,30 @@ class Config(CurationConfig):
         return self
 
     def _labels_are_there(self, number: int, job: AnyJob) -> None:
-        """Raises ValueError: a job is to learn from labels, or names a target set, that are not there."""
+        """Raise ValueError if a job needs labels or a target set that do not exist."""
         known = [target.name for target in self.targets]
         if isinstance(job, PruneJob):
             return
         if job.target is not None and job.target not in known:
-            there = ", ".join(known) or "there is none"
-            raise ValueError(f"pruning.{number}.target {job.target}: no target set has this name: {there}")
+            existing = ", ".join(known) or "existing is none"
+            raise ValueError(f"pruning.{number}.target {job.target}: no target set has this name: {existing}")
         from_labels = "labels" in job.tasks if isinstance(job, LotteryJob) else job.task == "labels"
         if from_labels and not known:
-            raise ValueError(f"pruning.{number}: labels are those of a target set: add `targets`, or learn without")
+            raise ValueError(
+                f"pruning.{number}: labels come from a target set: add `targets`, or choose a task without labels"
+            )
 
 
 def read(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
-    """Raises ConfigError: names the key, the value and what is allowed."""
+    """Read a configuration file; raises ConfigError, which names the key, the value and what is allowed."""
     return load(Config, path, overrides)
 
 
 def cpus_of(config: Config) -> int:
-    """The budget of cores: as configured, or what this process may use."""
+    """The budget of cores: as configured, or all that this process may use."""
     return config.resources.cpus if config.resources.cpus != "auto" else usable_cpus()
 
 
 def usable_cpus() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

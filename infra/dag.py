@@ -13,7 +13,7 @@ def build(config: Config) -> dict[str, Stage]:
     """Every stage of a configuration by id, in topological order.
 
     Raises:
-        LodesetError: a source or a model is not there.
+        LodesetError: a source or a model does not exist.
     """
     stages = curation.build(config)
     max_pixels = config.ingest.max_pixels

@@ -1,4 +1,4 @@
-"""How long a stage will take and how much it will store, from the last time it ran here or from rough rates."""
+"""Estimate how long a stage takes and how much it stores, from its last run here or from rough rates."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lodeset.pipeline.sources.listing import image_bytes
 from lodeset.pipeline.specs import METADATA, Listed
 from lodeset.pipeline.tables.records import bytes_per_image
 
-# How many images a file holds is not known before it is read. Web images have from 3.5 kB (thumbnails, as
-# measured above) to some hundred (photographs); after the first run the set's own mean is used.
+# The number of images in a file is unknown before it is read. Web images have from 3.5 kB (thumbnails) to
+# several hundred kB (photographs); after the first run the set's own mean is used.
 GUESSED_SOURCE_BYTES = 50_000
 
 
 @dataclass(frozen=True)
 class Count:
-    """Images that come in; `guessed` where they follow from the bytes of files that nobody has opened yet."""
+    """Number of input images; `guessed` if it follows from the sizes of files that have not been opened yet."""
 
     images: int
     guessed: bool = False
@@ -28,7 +28,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Estimate:
-    """None where nothing is known yet."""
+    """Estimated figures; None if nothing is known yet."""
 
     images: int | None = None
     images_guessed: bool = False
@@ -37,17 +37,17 @@ class Estimate:
 
 
 def estimates(store: Store, decisions: Mapping[str, Decision], cpus: int) -> list[Estimate]:
-    """One a decision, in their order; zero for what is finished."""
+    """One estimate per decision, in the same order; zero for finished stages."""
     counts: dict[str, Count | None] = {}
-    found = []
+    results = []
     for id_, decision in decisions.items():
         counts[id_] = count = _count(store, decision, decisions, counts)
         if decision.artifact is not None:
-            found.append(Estimate(decision.artifact.rows.taken, False, 0.0, 0))
+            results.append(Estimate(decision.artifact.rows.taken, False, 0.0, 0))
             continue
         stage, images = decision.stage, None if count is None else count.images
         history = store.history(stage.name, stage.set)
-        found.append(
+        results.append(
             Estimate(
                 images,
                 count is not None and count.guessed,
@@ -55,23 +55,25 @@ def estimates(store: Store, decisions: Mapping[str, Decision], cpus: int) -> lis
                 _bytes(stage, images, history, counts),
             )
         )
-    return found
+    return results
 
 
 def _count(
     store: Store, decision: Decision, decisions: Mapping[str, Decision], counts: Mapping[str, Count | None]
 ) -> Count | None:
-    """Of a finished stage what it took; otherwise what its inputs kept or, unfinished, took; for ingest what is listed."""
+    """The images that a finished stage took; otherwise those that its inputs kept or, if unfinished, took; for ingest
+    those that are listed.
+    """
     stage = decision.stage
     if decision.artifact is not None:
         return Count(decision.artifact.rows.taken)
     if stage.name == "ingest":
         return _listed(store, stage)
     known = []
-    # Where a selection comes in, what else does is asked about it.
+    # If one of the inputs is a selection, only the selection counts.
     inputs = {role: i for role, i in stage.inputs.items() if role == "selected"} or stage.inputs
     for needed in inputs.values():
-        # What was fitted, or trained, on images is no further source of them; nor is where images lie and what is said of them.
+        # Fitted and trained artifacts are not sources of images; neither are locations and metadata.
         if needed.stage.frozen or needed.stage.work or needed.of == METADATA:
             continue
         artifact, waiting = decisions[needed.stage.id].artifact, counts[needed.stage.id]
@@ -116,12 +118,14 @@ def _seconds(stage: Stage, images: int | None, history: list[Artifact], cpus: in
             return last.seconds / done * (done if amount is None else amount)
     if amount is None or not stage.seconds_per_image:
         return None
-    # The rates of the stages are those of two cores; starting an engine takes a few seconds more.
+    # The stages' rates are for two cores; starting an engine takes a few more seconds.
     return 5.0 + stage.seconds_per_image * amount * 2 / max(1, min(cpus, stage.max_cpus))
 
 
 def _made_in_one_run(last: Artifact) -> bool:
-    """Whether its time is that of all its work: it neither found parts of an earlier run nor went on from a checkpoint."""
+    """Whether its time covers all of its work: it neither found parts of an earlier run nor continued from a
+    checkpoint.
+    """
     details = last.details
     return details.get("parts") == details.get("parts_made") and not details.get("resumed_step")
 
@@ -141,17 +145,17 @@ def _bytes(
     if images is None:
         return None
     if stage.name == "write_shards":
-        # The bytes of the sources go into the shards as they are.
+        # The bytes of the sources go into the shards unchanged.
         above = [needed.stage for needed in stage.inputs.values()]
-        # Blurred images take about the bytes of what they were.
-        above += [needed.stage for one in above if one.name == "blur_faces" for needed in one.inputs.values()]
-        read = [one for one in above if one.name == "ingest"]
-        if any(one.spec.limits.limit is not None for one in read):
-            return None  # how much of the bytes a sample takes is not known
-        listed = sum(count.images for one in read if (count := counts[one.id]) is not None)
-        source_bytes: int = sum(one.spec.size_bytes for one in read)
+        # Blurred images take about as many bytes as the originals.
+        above += [needed.stage for source in above if source.name == "blur_faces" for needed in source.inputs.values()]
+        read = [source for source in above if source.name == "ingest"]
+        if any(source.spec.limits.limit is not None for source in read):
+            return None  # the share of the bytes that a sample takes is unknown
+        listed = sum(count.images for source in read if (count := counts[source.id]) is not None)
+        source_bytes: int = sum(source.spec.size_bytes for source in read)
         return round(images * source_bytes / max(1, listed))
     each = bytes_per_image(stage.name)
     if stage.name == "score":
-        each *= len(stage.spec.scorers)  # a row for each filter
+        each *= len(stage.spec.scorers)  # one row per filter
     return each * images or None

@@ -1,4 +1,4 @@
-"""Other libraries' warnings, kept from people who can do nothing about them."""
+"""Suppress warnings of other libraries about which users can do nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def others_quiet() -> Iterator[None]:
-    """Drops what is written to standard error while the block runs, native code's lines too; errors are raised as ever."""
+    """Drop what is written to standard error while the block runs, including lines from native code; errors are raised
+    as usual.
+    """
     with contextlib.ExitStack() as given_back, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -1,11 +1,11 @@
-"""Which versions a run was made with, for its record."""
+"""The versions that a run was made with, for its record."""
 
 from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-# What results can depend on.
+# Packages that results can depend on.
 PACKAGES = (
     "lodeset",
     "torch",
@@ -21,11 +21,11 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that are there, by name."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the installed packages, by name."""
+    versions_found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions_found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions_found

@@ -1,4 +1,4 @@
-"""The knobs of dedup."""
+"""The settings of dedup."""
 
 from __future__ import annotations
 
@@ -19,48 +19,60 @@ class Dedup(Strict):
 
     within: bool = Field(
         True,
-        description="drop near-duplicates within the pool; false compares it with reference and included sets only",
+        description="drop near-duplicates within the pool; false: compare it only with reference and included sets",
     )
-    k: int = Field(64, ge=1, description="nearest neighbours searched for each image")
+    k: int = Field(64, ge=1, description="number of nearest neighbors searched for each image")
     threshold: Threshold = Field(
-        "auto", description="cosine above which two images are copies; `auto` calibrates; 0.6 is right for SSCD only"
+        "auto",
+        description="cosine above which two images are copies; auto: calibrated for the embedder; 0.6 is right only "
+        "for SSCD",
     )
     reference_threshold: Threshold = Field(
-        "auto", description="the same against reference sets, where a miss costs more; 0.45 is right for SSCD only"
+        "auto",
+        description="the same threshold against reference sets, where a miss costs more; 0.45 is right only for SSCD",
     )
-    phash_distance: int = Field(4, ge=0, le=16, description="perceptual hashes at most this many bits apart are copies")
+    phash_distance: int = Field(
+        4, ge=0, le=16, description="images whose perceptual hashes differ by at most this many bits are copies"
+    )
     max_group: MaxGroup = Field(
         "auto",
-        description="pool images in a group of copies above which the run stops; auto: max(100, 0.1 % of the pool)",
+        description="maximum number of pool images in a group of copies; a larger group stops the run; auto: "
+        "max(100, 0.1 % of the pool)",
     )
-    verify: Literal["none", "pixels"] = Field("pixels", description="check candidate pairs on their pixels")
+    verify: Literal["none", "pixels"] = Field(
+        "pixels", description="whether candidate pairs are verified on their pixels"
+    )
     closeups: bool = Field(
         True,
-        description="whether pairs that thumbnails leave in doubt are compared on their full images, which are read again",
+        description="whether pairs that thumbnails cannot decide are compared on their full images, which are read "
+        "again",
     )
     min_score: float = Field(
-        4.0, description="log-odds from which a pair that was aligned is a copy; higher takes fewer, surer ones"
+        4.0,
+        description="minimum log-odds for an aligned pair to be a copy; a higher value accepts fewer but more "
+        "certain copies",
     )
     keeper: tuple[KeeperRule, ...] = Field(
         RULES,
-        description="which copy of a group is kept: each rule in turn leaves the best ones. standing: kept before; area: the "
-        "largest, unless it only enlarges a smaller one; sharpness: not blurred; quality: of the encoding; metadata: most is "
-        "said about it. At last the largest, then the smallest id. Copies of included images always give way to these",
+        description="rules for choosing the copy of a group that is kept; each rule keeps its best candidates for "
+        "the next one. standing: kept by an earlier run; area: the largest, unless it only enlarges a smaller one; "
+        "sharpness: not blurred; quality: of the encoding; metadata: the most metadata. Then the largest, then the "
+        "smallest id. Included images always take precedence",
     )
-    calibration_images: int = Field(200, ge=20, description="pool images that `auto` makes copies of")
-    part_images: int = Field(4_096, ge=1, description="queries per part of the neighbour search; speed only")
+    calibration_images: int = Field(200, ge=20, description="number of pool images that `auto` makes copies of")
+    part_images: int = Field(4_096, ge=1, description="queries per part of the neighbor search; speed only")
 
     @field_validator("keeper")
     @classmethod
     def _rules_once(cls, value: tuple[KeeperRule, ...]) -> tuple[KeeperRule, ...]:
         twice = sorted({rule for rule in value if value.count(rule) > 1})
         if twice:
-            raise ValueError(f"each rule stands once; more than once: {', '.join(twice)}")
+            raise ValueError(f"list each rule once; listed more than once: {', '.join(twice)}")
         return value
 
 
 def computed(dedup: Dedup) -> dict[str, Any]:
-    """What decides the results: the knobs, and what pairs are weighed by."""
+    """Everything that decides the results: the settings, and the weights of the evidence."""
     knobs = dedup.model_dump(exclude={"part_images", "calibration_images"})
     if dedup.verify == "pixels":
         knobs["copies"] = shipped.identity(shipped.EVIDENCE)

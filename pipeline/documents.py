@@ -1,4 +1,4 @@
-"""YAML as people and strangers write it: one way to read it, which ends soon and says where and what is wrong."""
+"""Read YAML from people and from untrusted sources: it always ends soon and reports what is wrong and where."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import yaml
 from lodeset.pipeline.errors import ConfigError
 from lodeset.pipeline.shown import shown
 
-MOST_BYTES = 2**20  # a configuration is a few kB
-MOST_ENTRIES = (
-    100_000  # with every alias counted as what it stands for: a few lines of aliases can stand for 10^9 entries
-)
+MOST_BYTES = 2**20  # a configuration has a few kB
+MOST_ENTRIES = 100_000  # counted after expanding aliases: a few lines of aliases can stand for 10^9 entries
 MOST_DEPTH = 64
 LARGEST = 2**63 - 1
 
 
 class _Loader(yaml.SafeLoader):
-    """Like yaml.safe_load, but a value that cannot be made is an error with a place, and no key may stand twice."""
+    """Like yaml.safe_load, but a value that cannot be constructed is an error with a position, and duplicate keys are
+    refused.
+    """
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         if isinstance(node, yaml.MappingNode):
@@ -28,11 +28,11 @@ class _Loader(yaml.SafeLoader):
         except (yaml.YAMLError, RecursionError):
             raise
         except Exception as error:
-            # E.g. `2024-13-45`, `!!int x`, a number of more digits than Python converts.
+            # For example `2024-13-45`, `!!int x`, or a number with more digits than Python converts.
             problem = f"`{_short(node)}` cannot be understood: quote it if it is text"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
         if isinstance(value, int) and abs(value) > LARGEST:
-            problem = f"`{_short(node)}` is too large a number ({LARGEST} is the largest): quote it if it is text"
+            problem = f"`{_short(node)}` is too large a number (the largest is {LARGEST}): quote it if it is text"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return value
 
@@ -41,22 +41,24 @@ def read_text(file: IO[bytes], name: str) -> str:
     """The text of a configuration file.
 
     Raises:
-        ConfigError: it is too large, or no text in UTF-8.
+        ConfigError: it is too large, or is not UTF-8 text.
     """
     data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
-        raise ConfigError(f"{name} is larger than {MOST_BYTES:,} bytes: a configuration has a few thousand; is it one?")
+        raise ConfigError(
+            f"{name} is larger than {MOST_BYTES:,} bytes, but a configuration has a few thousand: is it the right file?"
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{name} is no text in UTF-8 (byte {error.start}): save it as UTF-8") from None
+        raise ConfigError(f"{name} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
 
 
 def parsed(text: str, name: str) -> Any:
-    """What a YAML document says.
+    """The content of a YAML document.
 
     Raises:
-        ConfigError: it is not valid, too deep, or stands for too much; `name` and the line say where.
+        ConfigError: it is not valid, too deep, or expands to too much; the message contains `name` and the line.
     """
     loader = None
     try:
@@ -82,10 +84,10 @@ def _too_deep(name: str) -> ConfigError:
 
 
 def _measure(root: yaml.Node, name: str) -> None:
-    """Refuses what would grow without bound once aliases are followed.
+    """Refuse documents that would grow without bound when their aliases are expanded.
 
     Raises:
-        ConfigError: too many entries, too deep, or an alias within what it stands for.
+        ConfigError: too many entries, too deep, or an alias inside its own anchor.
     """
     sizes: dict[int, int] = {}
     above: set[int] = set()
@@ -94,7 +96,7 @@ def _measure(root: yaml.Node, name: str) -> None:
         if id(node) in sizes:
             return sizes[id(node)]
         if id(node) in above:
-            raise ConfigError(f"{name}: an alias (*name) stands within what it stands for: write it out")
+            raise ConfigError(f"{name}: an alias (*name) is inside the value that it refers to: write the value out")
         if depth > MOST_DEPTH:
             raise _too_deep(name)
         above.add(id(node))
@@ -102,13 +104,13 @@ def _measure(root: yaml.Node, name: str) -> None:
         if isinstance(node, yaml.SequenceNode):
             inside = node.value
         elif isinstance(node, yaml.MappingNode):
-            inside = [one for pair in node.value for one in pair]
-        total = 1 + sum(size(one, depth + 1) for one in inside)
+            inside = [child for pair in node.value for child in pair]
+        total = 1 + sum(size(child, depth + 1) for child in inside)
         above.discard(id(node))
         if total > MOST_ENTRIES:
             raise ConfigError(
-                f"{name} stands for more than {MOST_ENTRIES:,} entries once its aliases (*name) are followed: write out "
-                "what is meant"
+                f"{name} has more than {MOST_ENTRIES:,} entries when its aliases (*name) are expanded: write out "
+                "what you mean"
             )
         sizes[id(node)] = total
         return total
@@ -123,7 +125,7 @@ def _refuse_twice(node: yaml.MappingNode) -> None:
             continue
         line = key.start_mark.line + 1
         if key.value in seen:
-            problem = f"`{_short(key)}` stands twice, in lines {seen[key.value]} and {line}: keep one"
+            problem = f"the key `{_short(key)}` appears twice, in lines {seen[key.value]} and {line}: keep one of them"
             raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
         seen[key.value] = line
 
@@ -147,9 +149,9 @@ def _problem(error: yaml.MarkedYAMLError, text: str) -> str:
     if "'\\t'" in (error.problem or ""):
         return f"{problem}: indent with spaces, not with tabs"
     if before.endswith("*") or "undefined alias" in problem:
-        return f'{problem}: put quotes around a text that begins with `*`, e.g. "*.tar"'
+        return f'{problem}: quote a text that starts with `*`, e.g. "*.tar"'
     if "mapping values are not allowed" in problem:
-        return f"{problem}: put quotes around a text that holds `: `, or mend the indentation"
+        return f"{problem}: quote a text that contains `: `, or correct the indentation"
     if "cannot start any token" in problem or "undefined tag" in problem or "not determine a constructor" in problem:
-        return f"{problem}: put quotes around a text that begins with a sign such as @ ` % & !"
+        return f"{problem}: quote a text that starts with a sign such as @ ` % & !"
     return problem

@@ -1,4 +1,4 @@
-"""What a user is told when a run cannot go on."""
+"""The errors that end a run with a message to the user."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 
 class LodesetError(Exception):
-    """A failure that the user can act on; the message names the thing, the numbers and the way out, and is all that is shown."""
+    """A failure that the user can act on. The message names the thing, the numbers and the way out, and is all that is
+    shown.
+    """
 
     exit_code = 1
 
@@ -21,7 +23,9 @@ class ConfigError(LodesetError):
 
 
 class GateError(LodesetError):
-    """A stage finished its measurement and found that a limit is breached (e.g. the component-size guard of dedup)."""
+    """A stage finished its measurement and found that a limit is exceeded (e.g. the limit of dedup on the size of a
+    component).
+    """
 
     exit_code = 3
 
@@ -33,7 +37,7 @@ class HeldError(LodesetError):
 
 
 class DamagedError(LodesetError):
-    """A file of the store is missing, or is not what was written; `why` says which."""
+    """A file of the store is missing or has changed; `why` says which."""
 
     def __init__(self, message: str, why: str = "") -> None:
         super().__init__(message)
@@ -45,15 +49,17 @@ _IS_REPLACED = re.compile(r"the bytes of (.+) are no longer those that were inge
 
 
 def source_replaced(uri: str, why: str) -> LodesetError:
-    """What to raise for a source whose size and time are those that were listed, and whose bytes are not."""
-    told = _REPLACED.format(uri=uri, why=why)
-    return LodesetError(f"{told}: run again, ingest will read the new ones")
+    """The error for a source whose size and time match the listing but whose bytes do not."""
+    problem = _REPLACED.format(uri=uri, why=why)
+    return LodesetError(f"{problem}: run again, and ingest will read the new ones")
 
 
 def replaced_source(message: str) -> tuple[str, str] | None:
-    """Which source an error is about, and why; None where it is about something else. Engines hand on messages alone."""
-    found = _IS_REPLACED.search(message)
-    return (found.group(1), found.group(2)) if found is not None else None
+    """The source that an error is about, and the reason; None if the error is about something else. Engines only pass
+    on messages.
+    """
+    match = _IS_REPLACED.search(message)
+    return (match.group(1), match.group(2)) if match is not None else None
 
 
 class Terminated(KeyboardInterrupt):
@@ -62,14 +68,14 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def ends_like_an_interrupt() -> Iterator[None]:
-    """While the block runs, SIGTERM raises Terminated: children are swept, claims given back."""
+    """While the block runs, SIGTERM raises Terminated, so that children are ended and claims are released."""
 
     def interrupt(number: int, frame: object) -> None:
         raise Terminated
 
     try:
         before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: the caller's signals are its own
+    except ValueError:  # not the main thread: the caller handles signals
         yield
         return
     try:

@@ -1,7 +1,7 @@
-"""What lodeset made itself carries a mark, and is never read as a source: its images would come back as new ones.
+"""Mark what lodeset made, so that it is never read as a source: its images would come back as new ones.
 
-A folder's mark is a file `.lodeset` in it, which copying or moving the folder takes along; a page's is in its head. A store is known
-without its mark, too, by what lies in it.
+A folder's mark is a file `.lodeset` in it, which is copied or moved with the folder; a page's mark is in its head. A
+store is also recognized without its mark, by its contents.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from lodeset.pipeline.errors import LodesetError
 MARK = ".lodeset"
 PAGE = '<meta name="generator" content="lodeset">'
 _PAGE_BYTES = 2_048
-# A folder that lodeset made: a store, a sample world, what a training or pruning run left, a model. A `shared` one was there
-# before a store was put into it: the store's own folders are lodeset's, the others are not.
+# A folder that lodeset made: a store, a sample world, the output of a training or pruning run, a model. A `shared`
+# folder existed before a store was put into it: the store's own folders are lodeset's, the others are not.
 Kind = Literal["store", "shared", "demo", "run", "model"]
 FOLDERS = (
     "artifacts",
@@ -34,9 +34,9 @@ FOLDERS = (
     "reports",
     "damaged",
 )
-# What lies beside the shards of a run, wherever they were copied to.
+# Files next to the shards of a run, wherever they were copied to.
 _SHARDS = ("index.parquet", "tombstones.parquet", "changes.parquet")
-# What is in every store that has finished a stage.
+# Folders of every store that has finished a stage.
 _SIGNS = ("artifacts/ingest", "parts/ingest")
 _TEXT = "{kind}\nlodeset made this folder and never reads it as a source of images. Delete this file if it should.\n"
 
@@ -46,14 +46,14 @@ def text(kind: Kind) -> bytes:
 
 
 def store_kind(names: Iterable[str]) -> Kind:
-    """What a store's folder is, by the names of what lies in it."""
+    """The kind of a store's folder, by the names in it."""
     others = [name for name in names if not name.startswith(".") and name not in FOLDERS]
     return "shared" if any(not name.endswith(".json") for name in others) else "store"
 
 
 def mark(folder: Path, kind: Kind, filled: bool = False) -> None:
-    """Makes a folder, with its mark. One that holds other things already stays as it is, because not all of it is lodeset's, unless
-    it is `filled` by lodeset.
+    """Create a folder with its mark. A folder that already contains other things is left unmarked, because not all of
+    it is lodeset's, unless lodeset `filled` it.
 
     Raises:
         LodesetError: it cannot be written.
@@ -69,7 +69,7 @@ def mark(folder: Path, kind: Kind, filled: bool = False) -> None:
 
 
 def kind_of(folder: str) -> str:
-    """What lodeset made this local folder as; "" if it did not."""
+    """The kind of folder that lodeset made here, or "" if it did not make it."""
     try:
         with open(posixpath.join(folder, MARK), "rb") as file:
             return _first_line(file.readline(100))
@@ -86,10 +86,10 @@ def _first_line(data: bytes) -> str:
 
 
 def remote_kind(fs: object, folder: str) -> str:
-    """Likewise, of a folder on another file system, by its mark alone."""
+    """The same for a folder on another file system, by its mark alone."""
     try:
         return _first_line(fs.cat_file(f"{folder}/{MARK}"))  # type: ignore[attr-defined]  # any fsspec file system
-    except Exception:  # not there, or not to be looked at (a bucket's parent): drivers raise what they like
+    except Exception:  # missing, or not accessible (a bucket's parent): drivers raise arbitrary errors
         return ""
 
 
@@ -105,35 +105,36 @@ def is_page(path: str) -> bool:
 
 
 def within(folder: str, below: str = "", kind: Callable[[str], str] = kind_of) -> str:
-    """The folder that makes this folder (or what is named `below` in it) lodeset's own; "" if none does. Looks at all above it.
+    """The folder that makes this folder (or the name `below` in it) lodeset's own, or "". All parent folders are
+    checked.
 
-    In a demo's folder the sample world's images may be named one by one.
+    Inside a demo's folder, the images of the sample world may still be named one by one.
     """
     folder = folder.rstrip("/")
     while folder:
-        found = kind(folder)
-        if found == "shared" and below in FOLDERS:
+        role = kind(folder)
+        if role == "shared" and below in FOLDERS:
             return f"{folder}/{below}"
-        if found in ("store", "run", "model") or (found == "demo" and not below):
+        if role in ("store", "run", "model") or (role == "demo" and not below):
             return folder
         folder, _, below = folder.rpartition("/")
     return ""
 
 
 def skipped_in(folder: str, entries: Iterable[str], kind: Callable[[str], str] = kind_of) -> set[str]:
-    """The names in a folder that is read which are lodeset's own: a shared store's folders."""
+    """The names in a folder to be read that belong to lodeset: the folders of a shared store."""
     return {name for name in entries if name in FOLDERS} if kind(folder) == "shared" else set()
 
 
 def folders_among(paths: Iterable[str], kind: Callable[[str], str]) -> set[str]:
-    """The folders that are lodeset's own, by a whole listing of the files below them."""
-    found: set[str] = set()
+    """The folders that belong to lodeset, from a complete listing of the files below them."""
+    owned: set[str] = set()
     listed = set(paths)
     signs: dict[str, set[str]] = {}
     for path in listed:
         folder, _, name = path.rpartition("/")
         if name == MARK:
-            found |= _own_of(folder, kind(folder))
+            owned |= _own_of(folder, kind(folder))
         for sign in _SIGNS:
             at = f"/{path}".find(f"/{sign}/")
             if at > 0:
@@ -141,11 +142,11 @@ def folders_among(paths: Iterable[str], kind: Callable[[str], str]) -> set[str]:
     for index in listed:
         folder, _, name = index.rpartition("/")
         if name == _SHARDS[0] and all(f"{folder}/{other}" in listed for other in _SHARDS):
-            found.add(folder)
+            owned.add(folder)
     for folder, seen in signs.items():
         if len(seen) == len(_SIGNS):
-            found |= _own_of(folder, "shared")
-    return found
+            owned |= _own_of(folder, "shared")
+    return owned
 
 
 def _own_of(folder: str, kind: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a configuration, in the words of the file."""
+"""Translate pydantic's validation errors into the words of the configuration file."""
 
 from __future__ import annotations
 
@@ -17,47 +17,47 @@ _COMMA = re.compile(r"\s*[+-]?(\d*),(\d+)\s*")
 
 
 def explained(model: type[BaseModel], problems: Sequence[Any], tree: Any) -> list[str]:
-    """One line a key; what the members of a union each have to say is joined. `tree` is what the file holds."""
+    """One line per key; the messages of the members of a union are joined. `tree` is the content of the file."""
     schema = model.model_json_schema()
-    told: dict[str, list[str]] = {}
+    messages_by_line: dict[str, list[str]] = {}
     paths = [_path(schema, tuple(problem["loc"]), tree, problem["type"]) for problem in problems]
     for problem, path in zip(problems, paths, strict=True):
         location = tuple(problem["loc"])
         if problem["type"] not in _OF_KEYS and any(len(p) > len(path) and p[: len(path)] == path for p in paths):
-            continue  # what another member of a union says of the whole, or a list that lacks its bad entry
+            continue  # a union member's message about the whole, or a list that lacks its bad entry
         where = _written(path)
         if problem["type"] == "extra_forbidden":
             line, message = where, f"unknown key; {_hint(path, _keys_near(schema, location[:-1]), schema)}"
         elif problem["type"] == "invalid_key":
             line, message = _bad_key(path[:-1], location[-1], tree)
         elif problem["type"] == "missing":
-            line, message = where, "required, and missing"
+            line, message = where, "required, but missing"
         else:
             value = in_yaml(problem.get("input"))
-            # What is wrong between sections says itself where.
+            # Problems between sections name the place themselves.
             line = f"{where} = {value if len(value) <= 80 else value[:77] + '...'}" if path else ""
             message = _message(problem)
-        if message not in told.setdefault(line, []):
-            told[line].append(message)
-    return [f"  {line}{': ' if line else ''}{_joined(messages)}" for line, messages in told.items()]
+        if message not in messages_by_line.setdefault(line, []):
+            messages_by_line[line].append(message)
+    return [f"  {line}{': ' if line else ''}{_joined(messages)}" for line, messages in messages_by_line.items()]
 
 
 def _joined(messages: Sequence[str]) -> str:
-    """Alternatives, the most telling first; `expected` is said once."""
+    """Alternatives, the most specific first; `expected` is written once."""
     ordered = sorted(messages, key=lambda message: "write " not in message)
     first, *rest = ordered
     return ", or ".join([first, *(message.removeprefix("expected ") for message in rest)])
 
 
 _OF_KEYS = ("extra_forbidden", "invalid_key", "missing")
-# The names that a configuration gives; other patterns are told as they are.
+# Descriptions of the patterns of names; other patterns are shown as they are.
 _PATTERNS = {
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$": "letters, digits, `.`, `_` and `-`, at most 64, a letter or digit first",
-    r"^[a-z][a-z0-9_-]{0,63}$": "small letters, digits, `_` and `-`, at most 64, a letter first",
+    r"^[a-z][a-z0-9_-]{0,63}$": "lower-case letters, digits, `_` and `-`, at most 64, a letter first",
 }
 _EXPECTED = {
     "list": "expected a list, e.g. [a, b]",
-    "section": "expected a section: keys with values below it",
+    "section": "expected a section: keys and values on indented lines",
     "text": "expected text",
     "number": "expected a number",
     "whole": "expected a whole number",
@@ -85,35 +85,35 @@ _KINDS = {
 
 
 def _message(problem: Mapping[str, Any]) -> str:
-    kind, value, said = problem["type"], problem.get("input"), problem.get("ctx") or {}
+    kind, value, context = problem["type"], problem.get("input"), problem.get("ctx") or {}
     if kind in _KINDS:
         expected = _EXPECTED[_KINDS[kind]]
         return expected + _advice(_KINDS[kind], value)
     match kind:
         case "literal_error" | "enum":
-            return f"expected {said['expected']}"
+            return f"expected {context['expected']}"
         case "union_tag_invalid":
-            return f"{said['discriminator'].strip(_QUOTE)} {in_yaml(said['tag'])} is unknown: expected one of {said['expected_tags']}"
+            return f"{context['discriminator'].strip(_QUOTE)} {in_yaml(context['tag'])} is unknown: expected one of {context['expected_tags']}"
         case "union_tag_not_found":
-            return f"its {said['discriminator'].strip(_QUOTE)} is missing"
+            return f"its {context['discriminator'].strip(_QUOTE)} is missing"
         case "greater_than_equal":
-            return f"expected a number of {_number(said['ge'])} or more"
+            return f"expected a number of {_number(context['ge'])} or more"
         case "greater_than":
-            return f"expected a number above {_number(said['gt'])}"
+            return f"expected a number above {_number(context['gt'])}"
         case "less_than_equal":
-            return f"expected a number of {_number(said['le'])} or less"
+            return f"expected a number of {_number(context['le'])} or less"
         case "less_than":
-            return f"expected a number below {_number(said['lt'])}"
+            return f"expected a number below {_number(context['lt'])}"
         case "finite_number":
             return "expected a finite number"
         case "too_short":
-            return f"expected a list of {said['min_length']} or more, and it has {said['actual_length']}"
+            return f"expected a list of {context['min_length']} or more entries, but it has {context['actual_length']}"
         case "too_long":
-            return f"expected a list of {said['max_length']} at most, and it has {said['actual_length']}"
+            return f"expected a list of at most {context['max_length']} entries, but it has {context['actual_length']}"
         case "string_too_short":
             return "expected text that is not empty"
         case "string_pattern_mismatch":
-            return f"expected {_PATTERNS.get(said['pattern'], 'text of the form ' + said['pattern'])}"
+            return f"expected {_PATTERNS.get(context['pattern'], 'text of the form ' + context['pattern'])}"
     return re.sub(r"^(Value error, |Assertion failed, )", "", str(problem["msg"]))
 
 
@@ -122,9 +122,9 @@ def _number(value: float) -> str:
 
 
 def _advice(expected: str, value: Any) -> str:
-    """What was probably meant by a value of another kind."""
+    """What was probably meant by a value of another type."""
     if value is None:
-        return ", and nothing is given"
+        return ", but there is no value"
     if expected == "text" and isinstance(value, int | float | datetime.date):
         return ": put quotes around it"
     if expected in ("number", "whole") and isinstance(value, str):
@@ -148,17 +148,17 @@ def _number_meant(text: str, whole: bool) -> str:
     return f": write {int(number)}" if whole and number.is_integer() and abs(number) < 1e15 else ""
 
 
-def _bad_key(section: Sequence[str], said: Any, tree: Any) -> tuple[str, str]:
-    """Where a key stands that is no text, and what to do."""
+def _bad_key(section: Sequence[str], key_found: Any, tree: Any) -> tuple[str, str]:
+    """The location of a key that is not text, and what to do about it."""
     for step in section:
         tree = (
             tree[int(step)] if isinstance(tree, list | tuple) else tree.get(step) if isinstance(tree, Mapping) else None
         )
     entries = tree.items() if isinstance(tree, Mapping) else ()
-    key, value = next(((k, v) for k, v in entries if not isinstance(k, str) and k == said), (said, said))
+    key, value = next(((k, v) for k, v in entries if not isinstance(k, str) and k == key_found), (key_found, key_found))
     where = _written([*section, in_yaml(key)])
     if isinstance(key, int) and not isinstance(key, bool) and value is None:
-        return where, f"between braces a comma separates entries: if it is a decimal comma, write a point, e.g. 0.{key}"
+        return where, f"a comma between braces separates entries: if it is a decimal comma, write a point, e.g. 0.{key}"
     return where, "a key must be text: put quotes around it"
 
 
@@ -171,47 +171,47 @@ def _written(path: Sequence[str]) -> str:
 
 
 def _hint(path: Sequence[str], known: Sequence[str], schema: Mapping[str, Any]) -> str:
-    """What may be meant by a key that is not known where it is; `known` are those of all members of a union."""
+    """A hint for a key that is unknown in its section; `known` are the keys of all members of a union."""
     key = path[-1]
     if key in known:
-        return "it belongs to another kind or method than the one chosen"
+        return "it belongs to another kind or method than the chosen one"
     near = nearest(key, known)
     if near:
         return f"did you mean `{near}`?"
     elsewhere = _sections_with(key, schema)
     if elsewhere:
-        return f"did you mean {' or '.join(f'`{one}`' for one in elsewhere)}?"
-    return f"known here: {', '.join(sorted(known))}"
+        return f"did you mean {' or '.join(f'`{key}`' for key in elsewhere)}?"
+    return f"known keys: {', '.join(sorted(known))}"
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
-    """The known word that `word` is a slip of the pen from; None where none is really near."""
+    """The known word that `word` is probably a misspelling of; None if none is close enough."""
     plain = _plain(word)
-    found = []
+    candidates = []
     for candidate in known:
         other = _plain(candidate)
         shorter = min(len(plain), len(other))
         allowed = 1 if shorter <= 4 else 2 if shorter <= 8 else 3
-        # One word within the other: `max_pixels_per_image`, `sharp`.
+        # One word inside the other: `max_pixels_per_image`, `sharp`.
         inside = shorter >= 4 and (plain.startswith(other) or other.startswith(plain))
         distance = 0 if plain == other else _distance(plain, other)
         if len(plain) <= 64 and (inside or (distance <= allowed and distance < max(len(plain), len(other)))):
-            found.append((distance, candidate))
-    return min(found)[1] if found else None
+            candidates.append((distance, candidate))
+    return min(candidates)[1] if candidates else None
 
 
 def _plain(word: str) -> str:
     return re.sub(r"[-_ .]", "", word.lower())[:65]
 
 
-def _distance(one: str, other: str) -> int:
-    """Insertions, deletions, substitutions and swaps of neighbours (Damerau and Levenshtein)."""
-    rows = [list(range(len(other) + 1))]
-    for i, a in enumerate(one, 1):
+def _distance(first: str, second: str) -> int:
+    """Number of insertions, deletions, substitutions and swaps of neighboring characters (Damerau and Levenshtein)."""
+    rows = [list(range(len(second) + 1))]
+    for i, a in enumerate(first, 1):
         row = [i]
-        for j, b in enumerate(other, 1):
+        for j, b in enumerate(second, 1):
             best = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (a != b))
-            if i > 1 and j > 1 and a == other[j - 2] and one[i - 2] == b:
+            if i > 1 and j > 1 and a == second[j - 2] and first[i - 2] == b:
                 best = min(best, rows[-2][j - 2] + 1)
             row.append(best)
         rows.append(row)
@@ -219,13 +219,13 @@ def _distance(one: str, other: str) -> int:
 
 
 def _sections_with(key: str, schema: Mapping[str, Any]) -> list[str]:
-    """Keys of this name in the sections of the top level, in full."""
-    found = ((section, known) for section in schema.get("properties", {}) for known in _keys_near(schema, (section,)))
-    return [f"{section}.{known}" for section, known in found if _plain(known) == _plain(key)][:3]
+    """Full names of this key in the sections of the top level."""
+    pairs = ((section, known) for section in schema.get("properties", {}) for known in _keys_near(schema, (section,)))
+    return [f"{section}.{known}" for section, known in pairs if _plain(known) == _plain(key)][:3]
 
 
 def _path(schema: Mapping[str, Any], location: tuple[Any, ...], tree: Any, kind: str) -> list[str]:
-    """The keys and list positions of a location, without the names of union members that pydantic puts between them."""
+    """The keys and list positions of a location, without the names of union members that pydantic inserts."""
     path: list[str] = []
     node = tree
     for at, step in enumerate(location):
@@ -259,13 +259,13 @@ def _keys_near(schema: Mapping[str, Any], location: tuple[Any, ...]) -> list[str
         if isinstance(step, int):
             nodes = [node["items"] for node in expanded if "items" in node] or expanded
         else:
-            # A union's discriminator value appears in the location but not in the schema: stay where we are.
+            # A union's discriminator value appears in the location but not in the schema: stay at this level.
             nodes = [node["properties"][step] for node in expanded if step in node.get("properties", {})] or expanded
     return []
 
 
 def in_yaml(value: Any) -> str:
-    """A value as YAML writes it, on one line."""
+    """A value as YAML on one line."""
     match value:
         case None:
             return "null"

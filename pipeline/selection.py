@@ -1,4 +1,4 @@
-"""Configuration of what curated sets are expected to bring, and of what they share."""
+"""Configuration of what curated sets are expected to contribute, and of images that several sets select."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from lodeset.pipeline.strict import Strict
 
 
 class Expected(Strict):
-    """What is known of a set beforehand, e.g. published: `plan` reckons with it before anything is read, no stage does."""
+    """Figures of a set that are known beforehand, e.g. published: `plan` computes with them before anything is read; no
+    stage uses them.
+    """
 
-    images: int = Field(ge=0, description="images of the set")
+    images: int = Field(ge=0, description="number of images of the set")
     retrieved: int | None = Field(
-        None, ge=0, description="cluster mode: what the matching clusters give, before `limit` cuts it"
+        None, ge=0, description="cluster mode: number of images in the matching clusters, before `limit` is applied"
     )
-    final: int | None = Field(None, ge=0, description="pool images that the set gets in the end")
+    final: int | None = Field(None, ge=0, description="number of pool images that the set gets in the end")
 
 
 class Selection(Strict):
-    """What becomes of an image that several curated sets want; the shards hold it once in any case."""
+    """How to treat an image that several curated sets select; the shards contain it once in any case."""
 
     shared: Literal["each", "best"] = Field(
         "each",
-        description="`each`: every set that wants it has it; `best`: one set alone, which includes it itself or else finds it most similar",
+        description="`each`: it counts for every set that selects it; `best`: for one set only, the one that "
+        "includes it or else the most similar one",
     )

@@ -1,4 +1,4 @@
-"""What a configuration may leave out of its sets: a list around one, everything but the path, a name."""
+"""Abbreviations of sets in a configuration: a set instead of a list, only the path, no name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# Of each key that holds sets: what a bare path means beside itself. Without a name, a set is called after its path.
+# For each key that holds sets: what a bare path means in addition. A set without a name is named after its path.
 _MEANT: dict[str, dict[str, Any]] = {
     "curated": {"retrieve": {"mode": "sample"}},
     "reference": {},
@@ -16,7 +16,7 @@ _TAKEN = ("pool", "all")
 
 
 def written_out(values: Any) -> Any:
-    """The configuration with every set as a section in a list; what is none of this is left for validation to judge."""
+    """The configuration with every set as a section in a list; anything else is left for validation to judge."""
     if not isinstance(values, dict):
         return values
     full = {**values}
@@ -25,20 +25,25 @@ def written_out(values: Any) -> Any:
     for role, meant in _MEANT.items():
         if role in full:
             full[role] = _listed(full[role], meant)
-    taken = {*_TAKEN, *(str(one["name"]) for role in _MEANT for one in _sections(full.get(role)) if "name" in one)}
+    taken = {
+        *_TAKEN,
+        *(str(section["name"]) for role in _MEANT for section in _sections(full.get(role)) if "name" in section),
+    }
     for role in _MEANT:
-        for number, one in enumerate(_sections(full.get(role))):
-            if "name" not in one and isinstance(one.get("uri"), str):
-                one["name"] = _name(one["uri"], role, number, taken)
-                taken.add(one["name"])
+        for number, section in enumerate(_sections(full.get(role))):
+            if "name" not in section and isinstance(section.get("uri"), str):
+                section["name"] = _name(section["uri"], role, number, taken)
+                taken.add(section["name"])
     return full
 
 
 def short_too(schema: dict[str, Any]) -> None:
-    """Lets the JSON schema of a list of sets say what `written_out` takes: one of them, or a path, without the list."""
+    """Extend the JSON schema of a list of sets by what `written_out` accepts: a single set, or a path, without the
+    list.
+    """
     whole = {key: schema.pop(key) for key in list(schema) if key not in ("title", "description", "default")}
-    one = {"anyOf": [whole["items"], {"type": "string"}]}
-    schema["anyOf"] = [{**whole, "items": one}, *one["anyOf"]]
+    entry = {"anyOf": [whole["items"], {"type": "string"}]}
+    schema["anyOf"] = [{**whole, "items": entry}, *entry["anyOf"]]
 
 
 def _listed(value: Any, meant: Mapping[str, Any]) -> Any:
@@ -46,16 +51,18 @@ def _listed(value: Any, meant: Mapping[str, Any]) -> Any:
         value = [value]
     if not isinstance(value, list | tuple):
         return value
-    sections = ({"uri": one, **meant} if isinstance(one, str) else one for one in value)
-    return [{**one} if isinstance(one, Mapping) else one for one in sections]
+    sections = ({"uri": entry, **meant} if isinstance(entry, str) else entry for entry in value)
+    return [{**section} if isinstance(section, Mapping) else section for section in sections]
 
 
 def _sections(value: Any) -> list[dict[str, Any]]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+    return [section for section in value if isinstance(section, dict)] if isinstance(value, list) else []
 
 
 def _name(uri: str, role: str, number: int, taken: set[str]) -> str:
-    """The last folder or file of a path, with the one above it or the set's part before it where that is another's."""
+    """The last folder or file of a path, preceded by its parent or by the set's role and number if that name is used
+    already.
+    """
     pieces = [_plain(piece) for piece in re.sub(r"[?#].*", "", uri.partition("://")[2] or uri).split("/")]
     pieces = [piece for piece in pieces if piece]
     last = (
@@ -73,6 +80,6 @@ def _name(uri: str, role: str, number: int, taken: set[str]) -> str:
 
 
 def _plain(piece: str) -> str:
-    """What of a piece of a path may stand in a name; of `train-*.tar` that is `train`, of `*.tar` nothing."""
+    """The part of a path component that may be used in a name: `train` for `train-*.tar`, nothing for `*.tar`."""
     globbed = re.sub(r"[*?].*|\[[^\]]*\].*|\{[^}]*\}.*", "", piece)
     return re.sub(r"[^A-Za-z0-9._-]+", "-", globbed).strip("-._")

@@ -1,4 +1,4 @@
-"""Every knob of a pruning job, by its method."""
+"""The settings of pruning jobs, by method."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -7,57 +7,62 @@ from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 from lodeset.pipeline.config import Strict
 from lodeset.training.config import CropsConfig, Fraction, Positive, TrainingConfig, recovering
 
-BASE_LR = 1e-4  # of a recovery by a run
-LADDER = tuple(1e-5 * 2**rung for rung in range(15))  # strengths that `remove` chooses from: to .16
+BASE_LR = 1e-4  # of a recovery through the model's own training run
+LADDER = tuple(1e-5 * 2**rung for rung in range(15))  # strengths that `remove` chooses from: up to .16
 
 
 class Job(Strict):
-    """What every job has."""
+    """Settings that every job has."""
 
-    checkpoint: Literal["train", "finish", "distill"] = Field("train", description="the stage whose model is pruned")
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="of all that is drawn: images, baselines, new weights, crops")
+    checkpoint: Literal["train", "finish", "distill"] = Field("train", description="stage whose model is pruned")
+    seed: int = Field(
+        0, ge=0, le=2**32 - 1, description="seed of everything random: images, baselines, new weights, crops"
+    )
 
 
 class RecoverConfig(Strict):
-    """Training after pruning: one for each strength and each way of choosing units.
+    """Training after pruning: one training for each strength and each way of choosing units.
 
-    Of what a run trained: by that run, with its settings but for what is given here, and without `mix`: every image is shown once an epoch. Of
-    a model alone: by the outputs of the dense one.
+    A model from a training run is trained by that run with its settings, except those given here, and without `mix`:
+    every image is shown once per epoch. A model without a run is trained to match the dense model's outputs.
     """
 
     how: Literal["distill", "finetune"] = Field(
         "distill",
-        description="distill: the dense model stays as it is and teaches (a run's: DINO and iBOT terms, on all patches; a model alone: what it "
-        "returns first, mean square difference over its variance); finetune: the run goes on with the pruned model as student and teacher",
+        description="distill: the frozen dense model is the teacher (with a run: DINO and iBOT terms, on all "
+        "patches; a model without a run: the mean square difference of the first output, over its variance); "
+        "finetune: the run continues with the pruned model as student and teacher",
     )
-    steps: int = Field(ge=1, description="optimiser steps; all schedules are compressed into them")
+    steps: int = Field(ge=1, description="optimizer steps; all schedules are compressed to this length")
     batch: int | None = Field(
         None,
         ge=2,
-        description="images a step, over all workers; none: as the dense model's run; 64 where it is a model alone",
+        description="images per step, over all workers [default: that of the dense model's run; 64 for a model without "
+        "a run]",
     )
     base_lr: Positive | None = Field(
         None,
-        description="learning rate at batch 1024; used: base_lr * sqrt(batch / 1024) "
-        "[default: 1e-4, by a run; 4e-4, by the outputs of a model alone]",
+        description="learning rate at batch 1024; the rate used is base_lr * sqrt(batch / 1024) "
+        "[default: 1e-4 with a run; 4e-4 for a model without a run]",
     )
     crops: CropsConfig | None = Field(
         None,
-        description="of a model alone: augmentation of the two views of each image [default: DINOv2's global crops]; their size is the "
-        "model's, local crops are not taken",
+        description="only for a model without a run: augmentation of the two views of each image [default: DINOv2's "
+        "global crops]; their size is the "
+        "model's, and local crops are not used",
     )
     sweep: tuple[float, ...] | None = Field(
         None,
         min_length=1,
-        description="points of the sweep (or of remove) whose models are trained; none: all of the job's",
+        description="points of the sweep (or of remove) whose models are trained [default: all points of the job]",
     )
 
 
 def run_of(dense: TrainingConfig, recover: RecoverConfig) -> TrainingConfig:
-    """The configuration of a recovery.
+    """The training configuration of a recovery.
 
     Raises:
-        ValueError: it does not fit the dense model's run.
+        ValueError: the recovery does not fit the dense model's run.
     """
     if recover.crops is not None:
         raise ValueError("crops are those of the dense model's run: remove `crops`")
@@ -71,59 +76,64 @@ class PruneJob(Job):
     targets: tuple[Literal["units", "heads"], ...] = Field(
         ("units",),
         min_length=1,
-        description="what is removed: hidden units of feed-forward layers and channels of convolutions (units), attention heads",
+        description="what to remove: units (hidden units of feed-forward layers and channels of convolutions), heads "
+        "(attention heads)",
     )
     mode: Literal["one_pass", "sequential"] = Field(
         "one_pass",
-        description="what a layer is measured on: one_pass, what it takes in the dense model, so that images are seen once for all "
-        "strengths; sequential, layer after layer what it takes behind those pruned before it, measured anew for every strength and method; "
-        "what a residual stream has lost is made up for (with remove units are chosen in one pass, and layers refitted in turn)",
+        description="input that a layer is measured on. one_pass: its input in the dense model, so that images are "
+        "read once for all strengths; sequential: its input behind the layers that were pruned before it, measured "
+        "again for every strength and method, which also compensates for what a residual stream has lost (with "
+        "remove, units are chosen in one pass, and layers are refitted in turn)",
     )
     sweep: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(
         (1e-5, 1e-4, 1e-3),
         min_length=1,
-        description="eps_w, the strengths of the sparsity penalty, as shares of a layer's output variance; "
-        "a larger one keeps fewer units; with `remove`, those to choose from [there: 1e-5 to .16, each twice the one before]",
+        description="eps_w, strengths of the sparsity penalty as shares of a layer's output variance; "
+        "a larger strength keeps fewer units; with `remove`, the strengths to choose from [default with remove: 1e-5 "
+        "to .16, each twice the previous one]",
     )
     remove: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = Field(
         (),
-        description="shares of the model's parameters to remove, at least, one model each for every method; every group then has a strength "
-        "of its own from `sweep`, such that a parameter saved changes the model's outputs as much as anywhere else [default: one strength "
-        "in all groups, a model for each of sweep]",
+        description="minimum shares of the model's parameters to remove, one model per share and method; every group "
+        "then gets its own strength from `sweep`, so that saving one parameter changes the model's outputs equally "
+        "in every group [default: one strength for all groups, one model for each strength of sweep]",
     )
     entropy_sign: Literal[-1, 1] = Field(
         -1,
-        description="sign of eps_w * sum(w log w): -1 minimises the entropy of w (few units carry the weight), as the "
-        "paper on networks says; +1 pulls w towards uniform, as the regression method that it extends does, and is "
-        "sparse only when l2_ratio is 10 or more (at 1 it keeps every unit)",
+        description="sign of eps_w * sum(w log w): -1 minimizes the entropy of w (few units carry the weight), as in "
+        "the paper on networks; +1 pulls w toward uniform, as in the regression method that the paper extends, and "
+        "is sparse only if l2_ratio is 10 or more (at 1 it keeps every unit)",
     )
     l2_ratio: float = Field(
         1.0,
         gt=0.0,
-        description="eps_L2 / eps_w: how strong the L2 penalty on Lambda is beside the entropy; with w on the simplex "
-        "the L2 term by itself is sparse, and it decides most of the sparsity of wide layers",
+        description="eps_L2 / eps_w: strength of the L2 penalty on Lambda relative to the entropy; with w on the "
+        "simplex, "
+        "the L2 term alone is sparse and decides most of the sparsity of wide layers",
     )
     round_to: int = Field(
         1,
         ge=1,
-        description="units kept are rounded up to a multiple of this: 8 or 16 suit fast kernels (not attention heads)",
+        description="round the number of kept units up to a multiple of this: 8 or 16 suit fast kernels (attention "
+        "heads are not rounded)",
     )
-    calibration_images: int = Field(512, ge=1, description="images that the layers' moments are measured on")
+    calibration_images: int = Field(512, ge=1, description="number of images on which the layers' moments are measured")
     positions_per_image: int | None = Field(
-        None, ge=1, description="tokens drawn at random of each calibration image; null takes all of them"
+        None, ge=1, description="tokens drawn at random from each calibration image; null uses all of them"
     )
-    max_iterations: int = Field(500, ge=1, description="alternations of (Q, w) a start, at most")
+    max_iterations: int = Field(500, ge=1, description="maximum number of (Q, w) alternations per start")
     tolerance: float = Field(
-        1e-6, gt=0.0, description="stop when an alternation lowers the objective by less than this share of it"
+        1e-6, gt=0.0, description="stop when an alternation lowers the objective by less than this share"
     )
     recover: RecoverConfig | None = Field(
-        None, description="training of what pruning and refit left, by every criterion; none: as they are"
+        None, description="training of the pruned and refitted models, for every criterion [default: none]"
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _remove_has_a_ladder(cls, given: Any) -> Any:
-        return {"sweep": LADDER, **given} if isinstance(given, dict) and given.get("remove") else given
+    def _remove_has_a_ladder(cls, values: Any) -> Any:
+        return {"sweep": LADDER, **values} if isinstance(values, dict) and values.get("remove") else values
 
     @model_validator(mode="after")
     def _recovers_what_is_made(self) -> Self:
@@ -135,17 +145,19 @@ class PruneJob(Job):
 
     @property
     def points(self) -> tuple[float, ...]:
-        """What models are made for, ascending: shares of the parameters to remove, or else strengths."""
+        """The points that models are made for, ascending: shares of the parameters to remove, or strengths."""
         return tuple(sorted(set(self.remove or self.sweep)))
 
     @property
     def swept(self) -> Literal["eps_w", "remove"]:
-        """What `points` are."""
+        """The setting that `points` are values of."""
         return "remove" if self.remove else "eps_w"
 
     @property
     def solved_in_turn(self) -> bool:
-        """Whether groups are solved behind those before them; units are chosen at once where a share of all parameters is to go."""
+        """Whether groups are solved one behind the other; if a share of all parameters is to be removed, units are
+        chosen at once.
+        """
         return self.mode == "sequential" and not self.remove
 
     @property
@@ -155,48 +167,53 @@ class PruneJob(Job):
 
 
 class Learned(Job):
-    """What jobs have that train."""
+    """Settings of the jobs that train."""
 
     target: str | None = Field(
-        None, description="target set whose gallery gives the labels to train on; none: the first of `targets`"
+        None, description="target set whose gallery provides the training labels [default: the first of `targets`]"
     )
-    steps: int = Field(1000, ge=2, description="optimiser steps of one training")
-    batch: int = Field(64, ge=2, description="images a step; two views are taken of each")
+    steps: int = Field(1000, ge=2, description="optimizer steps of each training")
+    batch: int = Field(64, ge=2, description="images per step; each image is shown in two views")
     warmup: Fraction = Field(
-        0.1, description="linear warm-up of the learning rate, share of steps; then half a cosine to 0"
+        0.1, description="share of the steps for the linear warm-up of the learning rate; half a cosine to 0 follows"
     )
     crops: CropsConfig | None = Field(
         None,
-        description="augmentation of the two views; none: what the model was trained with. Their size is the model's; local crops are not taken",
+        description="augmentation of the two views [default: that of the model's training]; their size is the model's, "
+        "and local crops are not used",
     )
 
 
 class LotteryJob(Learned):
-    """Iterative magnitude pruning with late rewinding (arXiv:2001.03554), of networks trained with labels or without."""
+    """Iterative magnitude pruning with late rewinding (arXiv:2001.03554) of networks trained with or without labels."""
 
     method: Literal["lottery"] = Field(description="how the weights to keep are chosen")
     tasks: tuple[Literal["labels", "rotation", "dino"], ...] = Field(
         ("dino", "rotation"),
         min_length=1,
-        description="what networks are trained to do, each by itself; their masks are compared",
+        description="tasks that networks are trained on, one network per task; their masks are compared",
     )
     start: Literal["fresh", "model"] = Field(
-        "fresh", description="the first weights: drawn anew (fresh), or those of the model"
+        "fresh", description="first weights: fresh (newly initialized) or model (those of the model)"
     )
-    rounds: int = Field(5, ge=1, description="how often weights are taken away")
-    rate: float = Field(0.2, gt=0, lt=1, description="share of the weights left that a round takes away")
+    rounds: int = Field(5, ge=1, description="number of pruning rounds")
+    rate: float = Field(0.2, gt=0, lt=1, description="share of the remaining weights that each round removes")
     scope: Literal["global", "layer"] = Field(
-        "global", description="among which the smallest are sought: all weights together, or those of each layer"
+        "global",
+        description="where the smallest weights are searched: global (over all layers) or layer (in each layer)",
     )
     structured: bool = Field(
         False,
-        description="whole units go (rows that make and columns that read them; scores are divided by their mean in each group), and models "
-        "really shrink; otherwise single weights are set to 0",
+        description="remove whole units (the rows that make them and the columns that read them; scores are divided by "
+        "their mean in each group), "
+        "so that models really shrink; otherwise single weights are set to 0",
     )
-    rewind: Fraction = Field(0.1, description="to where weights are set back after each round, share of steps")
+    rewind: Fraction = Field(
+        0.1, description="point that weights are reset to after each round, as a share of the steps"
+    )
     transfer: bool = Field(
         True,
-        description="train every ticket on labels, too, where there are any: from its rewound weights, with its mask",
+        description="also train every ticket on labels if there are any: from its rewound weights, with its mask",
     )
     lr: Positive = Field(1e-3, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.05, ge=0, description="decoupled weight decay of convolutions and linear layers")
@@ -204,19 +221,21 @@ class LotteryJob(Learned):
     @model_validator(mode="after")
     def _each_task_once(self) -> Self:
         if len(set(self.tasks)) < len(self.tasks):
-            raise ValueError(f"tasks {', '.join(self.tasks)}: each of them once")
+            raise ValueError(f"tasks {', '.join(self.tasks)}: list each task once")
         return self
 
     @model_validator(mode="after")
     def _labels_are_learned(self) -> Self:
         if self.target is not None and "labels" not in self.tasks and not self.transfer:
-            raise ValueError(f"target {self.target}: nothing learns its labels: add labels to tasks, or transfer: true")
+            raise ValueError(
+                f"target {self.target}: no task uses its labels: add labels to tasks, or set transfer: true"
+            )
         return self
 
     @model_validator(mode="after")
     def _rewinds_into_the_run(self) -> Self:
         if round(self.rewind * self.steps) >= self.steps:
-            raise ValueError(f"rewind {self.rewind} of {self.steps} steps leaves none to train: lower it")
+            raise ValueError(f"rewind {self.rewind} of {self.steps} steps leaves no steps to train: lower it")
         return self
 
 
@@ -224,24 +243,26 @@ class SelfMaskingJob(Learned):
     """Masks learned for a frozen network (arXiv:2409.07577)."""
 
     method: Literal["self_masking"] = Field(description="how the weights to keep are chosen")
-    task: Literal["labels", "swav"] = Field("swav", description="what masks are learned from")
+    task: Literal["labels", "swav"] = Field("swav", description="task that masks are learned from")
     lr: tuple[Positive, ...] = Field(
         (8.0,),
         min_length=1,
-        description="peak learning rates of the scores, swept; published for a ResNet-50 and many epochs: 0.15 for swav, 50 for labels",
+        description="peak learning rates of the scores, swept; the paper uses 0.15 for swav and 50 for labels on a "
+        "ResNet-50 and many epochs",
     )
     head_lr: Positive = Field(0.1, description="peak learning rate of the head (and of prototypes)")
-    prototypes: int = Field(500, ge=2, description="of swav (published)")
+    prototypes: int = Field(500, ge=2, description="number of prototypes of swav (as published)")
     queue: int = Field(
         1024,
         ge=0,
-        description="of swav: earlier images that assignments are evened out over; the outputs of two views of each are kept",
+        description="for swav: number of earlier images over which assignments are balanced; the outputs of two views "
+        "of each are stored",
     )
 
     @model_validator(mode="after")
     def _each_rate_once(self) -> Self:
         if len(set(self.lr)) < len(self.lr):
-            raise ValueError(f"lr {list(self.lr)}: each of them once")
+            raise ValueError(f"lr {list(self.lr)}: list each rate once")
         return self
 
     @model_validator(mode="after")
@@ -249,12 +270,12 @@ class SelfMaskingJob(Learned):
         others = ("target",) if self.task == "swav" else ("prototypes", "queue")
         unread = [name for name in others if name in self.model_fields_set]
         if unread:
-            raise ValueError(f"{', '.join(unread)}: not for task {self.task}: remove it, or choose another task")
+            raise ValueError(f"{', '.join(unread)}: not used by task {self.task}: remove it, or choose another task")
         return self
 
 
 class WhichMethod(BaseModel):
-    """What decides which keys a job has; it passes over them."""
+    """The setting that decides which keys a job has; all other keys are ignored here."""
 
     method: Literal["entropic", "lottery", "self_masking"] = "entropic"
 

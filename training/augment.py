@@ -1,7 +1,8 @@
-"""Multi-crop augmentation of one image (DINOv2, appendix B), a function of the image and a random generator alone.
+"""Multi-crop augmentation of one image (DINOv2, appendix B), determined by the image and a random generator alone.
 
-Everything is done on 8-bit pixels, as Pillow does it: a crop is resized by PyTorch's antialiased bicubic filter for 8-bit images
-(68 dB or more from Pillow's), brightness, contrast and solarisation are tables, hue is turned in 8 bits.
+All operations work on 8-bit pixels, as in Pillow: PyTorch's antialiased bicubic filter for 8-bit images resizes a crop
+(within 68 dB or better of Pillow's), lookup tables change brightness and contrast and solarize, and the hue is shifted
+in 8 bits.
 
 Shapes: H x W image pixels, S side of a crop; a crop is uint8 [3, S, S].
 """
@@ -30,10 +31,10 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom, pixels
 
 @dataclass(frozen=True)
 class Distortion:
-    """What becomes of the colours of one crop, and whether it is mirrored.
+    """The color changes of one crop, and whether it is mirrored.
 
-    order: of brightness (0), contrast (1), saturation (2) and hue (3); empty where none of them changes. The first three are
-    factors, hue is in turns. sigma: standard deviation of the blur, pixels; 0 where there is none.
+    order: of brightness (0), contrast (1), saturation (2) and hue (3); empty if none of them changes. The first three
+    are factors; hue is in turns. sigma: standard deviation of the blur in pixels; 0 means no blur.
     """
 
     flip: bool
@@ -49,21 +50,22 @@ class Distortion:
 
 @dataclass(frozen=True)
 class Crops:
-    """Views of one image: global [2, 3, S, S] and local [local_count, 3, s, s]; `left`: the distortions that are left to do, in that
-    order, where they are not the loader's (`crops.distort: device`)."""
+    """Views of one image: global [2, 3, S, S] and local [local_count, 3, s, s]; `pending`: the distortions that remain
+    to be applied, in the same order, if the loader does not apply them (`crops.distort: device`).
+    """
 
     global_views: Pixels
     local_views: Pixels
-    left: tuple[Distortion, ...] = ()
+    pending: tuple[Distortion, ...] = ()
 
 
 def augment(image: NDArray[np.uint8], rng: np.random.Generator, config: CropsConfig) -> Crops:
     """Two global and `config.local_count` local crops of an RGB image [H, W, 3] of any size from 1 x 1 up."""
     height, width, _ = image.shape
-    # [1, 3, H, W]; the memory stays H x W x 3. A copy where the array cannot be written to, which PyTorch warns about.
+    # [1, 3, H, W]; the memory stays H x W x 3. A read-only array is copied, because PyTorch warns about it.
     pixels = torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)[None]
     first_blur, second_blur, local_blur = config.blur
-    left: list[Distortion] = []
+    pending: list[Distortion] = []
 
     def view(size: int, scale: tuple[float, float], blur: float, solarise: float) -> Pixels:
         box = crop_box(rng, width, height, scale)
@@ -71,11 +73,11 @@ def augment(image: NDArray[np.uint8], rng: np.random.Generator, config: CropsCon
         crop = F.interpolate(part, size=(size, size), mode="bicubic", antialias=True)[0]
         distortion = drawn(rng, config, blur, solarise)
         if config.distort == "device":
-            left.append(distortion)
+            pending.append(distortion)
             return np.asarray(crop.numpy())
         return distorted(np.ascontiguousarray(crop.permute(1, 2, 0).numpy()), distortion).transpose(2, 0, 1)
 
-    # Local views first: which random numbers a view draws depends on how many were drawn before.
+    # Local views first: the random numbers of a view depend on how many were drawn before.
     local = [view(config.local_size, config.local_scale, local_blur, 0.0) for _ in range(config.local_count)]
     whole = [
         view(config.global_size, config.global_scale, first_blur, 0.0),
@@ -84,17 +86,17 @@ def augment(image: NDArray[np.uint8], rng: np.random.Generator, config: CropsCon
     return Crops(
         global_views=np.stack(whole),
         local_views=np.stack(local) if local else np.empty((0, 3, config.local_size, config.local_size), np.uint8),
-        left=(*left[-2:], *left[:-2]),
+        pending=(*pending[-2:], *pending[:-2]),
     )
 
 
 def crop_box(rng: np.random.Generator, width: int, height: int, scale: tuple[float, float]) -> Box:
     """A random box of whole pixels inside the image: area uniform in `scale`, aspect log-uniform in 3/4 to 4/3.
 
-    Ten draws may fail to fit (a very long image); then the largest centred box of an allowed aspect is taken.
+    If none of ten draws fits (a very long image), the largest centered box of an allowed aspect is used.
     """
     for _ in range(10):
-        # One call for all numbers: crops of 32 pixels cost less than drawing each by itself.
+        # One call for all numbers: drawing each by itself would cost more than a crop of 32 pixels.
         of_scale, of_aspect, of_left, of_top = rng.random(4).tolist()
         area = width * height * _between(scale, of_scale)
         aspect = ASPECT[0] * (ASPECT[1] / ASPECT[0]) ** of_aspect
@@ -114,14 +116,15 @@ def _between(least_and_most: tuple[float, float], share: float) -> float:
 
 
 def normalised(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, 3, S, S] -> float32 with ImageNet's mean and deviation, on the same device."""
+    """uint8 [B, 3, S, S] -> float32 normalized by ImageNet's mean and deviation, on the same device."""
     mean, deviation = (torch.from_numpy(255 * x).view(3, 1, 1).to(pixels.device) for x in (IMAGENET_MEAN, IMAGENET_STD))
     return (pixels.float() - mean) / deviation
 
 
 def drawn(rng: np.random.Generator, config: CropsConfig, blur: float, solarise: float) -> Distortion:
-    """`blur` and `solarise` are the view's probabilities."""
-    # Every decision is drawn, taken or not: changing one probability leaves the other draws as they were.
+    """Draw the distortion of a view; `blur` and `solarise` are the view's probabilities."""
+    # Every decision is drawn, whether it is used or not, so that changing one probability leaves the other draws
+    # unchanged.
     flip, jitter, grey, blurred, solarised, sigma, order, brightness, contrast, saturation, hue = rng.random(
         11
     ).tolist()
@@ -138,41 +141,41 @@ def drawn(rng: np.random.Generator, config: CropsConfig, blur: float, solarise: 
     )
 
 
-def distorted(pixels: Pixels, told: Distortion) -> Pixels:
-    """[S, S, 3] -> [S, S, 3]."""
-    if told.flip:
+def distorted(pixels: Pixels, distortion: Distortion) -> Pixels:
+    """Apply a distortion: [S, S, 3] -> [S, S, 3]."""
+    if distortion.flip:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
-    for step in told.order:
+    for step in distortion.order:
         if step == 0:
-            pixels = _by_table(pixels, LEVELS * told.brightness)
+            pixels = _by_table(pixels, LEVELS * distortion.brightness)
         elif step == 1:
             mean = round(cv2.mean(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))[0])
-            pixels = _by_table(pixels, mean + (LEVELS - mean) * told.contrast)
+            pixels = _by_table(pixels, mean + (LEVELS - mean) * distortion.contrast)
         elif step == 2:
             pixels = np.asarray(
-                cv2.addWeighted(pixels, told.saturation, _grey(pixels), 1 - told.saturation, 0), np.uint8
+                cv2.addWeighted(pixels, distortion.saturation, _grey(pixels), 1 - distortion.saturation, 0), np.uint8
             )
         else:
-            pixels = _hue_turned(pixels, told.hue)
-    if told.grey:
+            pixels = _hue_turned(pixels, distortion.hue)
+    if distortion.grey:
         pixels = _grey(pixels)
-    if told.sigma:
-        pixels = np.asarray(cv2.GaussianBlur(pixels, (0, 0), told.sigma), np.uint8)
-    if told.solarise:
+    if distortion.sigma:
+        pixels = np.asarray(cv2.GaussianBlur(pixels, (0, 0), distortion.sigma), np.uint8)
+    if distortion.solarise:
         pixels = _by_table(pixels, np.where(LEVELS >= 128, 255 - LEVELS, LEVELS))
     return pixels
 
 
 def _by_table(pixels: Pixels, levels: NDArray[np.floating]) -> Pixels:
-    return np.asarray(cv2.LUT(pixels, levels.clip(0, 255).astype(np.uint8)))  # cut off, as Pillow does
+    return np.asarray(cv2.LUT(pixels, levels.clip(0, 255).astype(np.uint8)))  # truncated, as in Pillow
 
 
 def _grey(pixels: Pixels) -> Pixels:
-    """ITU-R BT.601, three times."""
+    """Luma by ITU-R BT.601, repeated for three channels."""
     return np.asarray(cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB))
 
 
 def _hue_turned(pixels: Pixels, turns: float) -> Pixels:
-    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)  # hue in 256ths of a turn, which wrap round
+    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)  # hue in 256ths of a turn, wraps around
     hsv[..., 0] += np.uint8(round(256 * turns) % 256)
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL))

@@ -1,6 +1,8 @@
-"""Whole shards on a local disk, for a store that is far away. It changes how fast images come, never which.
+"""Cache whole shards on a local disk if the store is remote. The cache changes how fast images arrive, never which
+ones.
 
-All processes of a machine share the folder: each copies what no other is copying, and reads from the source what is not there yet.
+All processes of a machine share the folder: each one copies shards that no other process is copying, and reads missing
+shards from the source.
 """
 
 import contextlib
@@ -23,9 +25,9 @@ COPIED_AT_ONCE = 2**22
 
 
 class ShardCache:
-    """Copies of `shards` (URLs; what is read of them ends at `extents`) in `folder`. Other files there are left alone.
+    """Copies of `shards` (URLs; the part that is read ends at `extents`) in `folder`. Other files there are left alone.
 
-    A shard that a take-down rewrites in its place ends elsewhere after it: an old copy is not taken for it.
+    A shard that a take-down rewrites in place ends at another offset afterwards, so an old copy is not mistaken for it.
     """
 
     def __init__(self, folder: Path, shards: Sequence[str], extents: Sequence[int]) -> None:
@@ -41,7 +43,7 @@ class ShardCache:
         return self.folder / (hashlib.sha256(key.encode()).hexdigest()[:32] + SUFFIX)
 
     def read(self, shard: int, start: int, size: int) -> bytes | None:
-        """Bytes of a shard, fewer where it ends before; None where it is not here, or cannot be read."""
+        """Bytes of a shard, fewer at its end; None if the shard is not cached or cannot be read."""
         try:
             with open(self.path(shard), "rb") as file:
                 file.seek(start)
@@ -50,7 +52,9 @@ class ShardCache:
             return None
 
     def want(self, now: Iterable[int], soon: Iterable[int]) -> None:
-        """From here on these shards are read: they are copied in the background, those of `soon` last, and all others removed."""
+        """Announce the shards that are read from now on: they are copied in the background, those of `soon` last, and
+        all others are removed.
+        """
         wanted = tuple(now), tuple(soon)
         with self._deciding:
             if wanted == self._wanted:
@@ -70,8 +74,8 @@ class ShardCache:
                     return
             try:
                 self._bring(wanted)
-            except Exception as error:  # clients of object stores raise what they like; readers have the source
-                log.warning("shards are not copied to %s for now: %s: %s", self.folder, type(error).__name__, error)
+            except Exception as error:  # object-store clients raise arbitrary errors; readers can use the source
+                log.warning("shards are currently not copied to %s: %s: %s", self.folder, type(error).__name__, error)
             done = wanted
 
     def _bring(self, wanted: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
@@ -87,13 +91,13 @@ class ShardCache:
         for path in self.folder.glob(f"*{SUFFIX}"):
             if path.name not in keep:
                 path.unlink(missing_ok=True)
-        for path in self.folder.glob(f"*{UNFINISHED}"):  # of a process that was killed, or met a full disk
+        for path in self.folder.glob(f"*{UNFINISHED}"):  # left by a process that was killed or ran out of disk space
             with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
                 if _locked(file, path):
                     path.unlink()
 
     def _fetch(self, shard: int) -> None:
-        """Copies a shard, unless it is here or another process is at it."""
+        """Copy a shard unless it is cached or another process is copying it."""
         final = self.path(shard)
         unfinished = final.with_suffix(UNFINISHED)
         if final.exists():
@@ -101,7 +105,7 @@ class ShardCache:
         with open(unfinished, "ab") as sink:
             if not _locked(sink, unfinished) or final.exists():
                 return
-            sink.truncate(0)  # of a process that was killed
+            sink.truncate(0)  # left by a process that was killed
             filesystem, path = fsspec.core.url_to_fs(self.shards[shard])
             with filesystem.open(path, "rb") as source:
                 shutil.copyfileobj(source, sink, COPIED_AT_ONCE)
@@ -110,7 +114,7 @@ class ShardCache:
 
 
 def _locked(file: BinaryIO, path: Path) -> bool:
-    """Whether this process alone has `path` open for writing; not where another one just finished and renamed it."""
+    """Whether only this process has `path` open for writing; False if another process just finished and renamed it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.fstat(file.fileno()).st_ino == path.stat().st_ino

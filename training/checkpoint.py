@@ -1,11 +1,13 @@
-"""Checkpoints that are whole or not there, and resuming from the newest whole one.
+"""Checkpoints that are either complete or absent, and resuming from the newest complete one.
 
-A folder `step-0001000/` holds safetensors files, one or none of each worker, and `manifest.json`, its marker: written last, with
-the size and SHA-256 of each file. All are written under a temporary name first, and the folder is renamed when they lie on disk.
+A folder `step-0001000/` holds safetensors files, at most one per worker, and `manifest.json`, its marker: written last,
+with the size and SHA-256 of each file. All files are written under a temporary name, and the folder is renamed once
+they are on disk.
 
-PyTorch's distributed checkpoint reads and writes them (Hugging Face's form of it, which holds no pickled objects): a tensor lies
-there once, whole or in shards, and can be read by any number of workers, whole or in other shards. What goes on from here are tensors
-alone: all randomness derives from seed and step, so there is no generator state, and schedules are functions of the step.
+PyTorch's distributed checkpoint reads and writes them (in Hugging Face's format, which contains no pickled objects):
+each tensor is stored once, whole or in shards, and any number of workers can read it, whole or sharded differently. A
+checkpoint contains only tensors: all randomness derives from seed and step, so there is no generator state, and
+schedules are functions of the step.
 """
 
 import contextlib
@@ -42,12 +44,14 @@ class StoredFile(Strict):
 
 
 class Marker(Strict):
-    """What `manifest.json` says: all files of tensors, and what a run must share to go on from them."""
+    """Content of `manifest.json`: all tensor files, and the settings that a run must share to continue from them."""
 
     step: int
     files: dict[str, StoredFile]
     identity: dict[str, Any]
-    config: dict[str, Any] | None = None  # the whole configuration of the run, what only changes its speed included
+    config: dict[str, Any] | None = (
+        None  # the complete configuration of the run, including settings that only change its speed
+    )
 
 
 def save_checkpoint(
@@ -59,16 +63,18 @@ def save_checkpoint(
     group: dist.ProcessGroup | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Commits `tensors` as `folder/step-<step>`, then removes all but the newest `keep` checkpoints; all of `group` call this.
+    """Commit `tensors` as `folder/step-<step>`, then remove all but the newest `keep` checkpoints; all of `group` call
+    this.
 
-    Tensors share no memory; those that are sharded over the group are written by whoever holds a shard, others by one of it.
-    `identity` is what a run must share to go on from here (see `newest_checkpoint`); it must survive JSON unchanged, as must `config`.
+    Tensors share no memory. Sharded tensors are written by the workers that hold the shards, others by one worker.
+    `identity` is what a run must share to continue from here (see `newest_checkpoint`). It must survive JSON unchanged,
+    and so must `config`.
     """
     final = folder / f"step-{step:07d}"
     temporary = folder / f".{final.name}.tmp"
     first = group is None or dist.get_rank(group) == 0
     if first:
-        for unfinished in folder.glob(".step-*.tmp"):  # left by a run that was killed
+        for unfinished in folder.glob(".step-*.tmp"):  # left by a killed run
             shutil.rmtree(unfinished)
         temporary.mkdir(parents=True)
     if group is not None:
@@ -96,7 +102,7 @@ def _commit(folder: Path, temporary: Path, marker: Marker, keep: int) -> None:
         file_text.write(marker.model_copy(update={"files": files}).model_dump_json(indent=2))
         file_text.flush()
         os.fsync(file_text.fileno())
-    # The run went on from before them, so checkpoints of this step or a later one are damaged.
+    # The run resumed from an earlier step, so existing checkpoints of this step or later are damaged.
     for other, path in _checkpoints(folder):
         if other >= marker.step:
             shutil.rmtree(path)
@@ -108,12 +114,12 @@ def _commit(folder: Path, temporary: Path, marker: Marker, keep: int) -> None:
 
 
 def newest_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[int, Path] | None:
-    """Step and folder of the newest whole checkpoint in `folder`; None where there is none.
+    """Step and folder of the newest complete checkpoint in `folder`, or None.
 
-    Checkpoints that are half-written, or whose bytes differ from the marker's, are passed over.
+    Incomplete checkpoints, and those whose bytes differ from the marker's digests, are skipped.
 
     Raises:
-        LodesetError: the newest whole checkpoint belongs to another configuration or other images.
+        LodesetError: the newest complete checkpoint belongs to another configuration or to other images.
     """
     for step, path in reversed(_checkpoints(folder)):
         marker = _whole(path)
@@ -125,7 +131,9 @@ def newest_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[int, P
 
 
 def check_settings(folder: Path, training: Mapping[str, Any]) -> None:
-    """Raises what `newest_checkpoint` would raise of a run's settings (see `identity_of`), whatever images it is of."""
+    """Raise what `newest_checkpoint` would raise about a run's settings (see `identity_of`), whatever its images
+    are.
+    """
     for _, path in reversed(_checkpoints(folder)):
         try:
             marker = Marker.model_validate_json((path / MARKER).read_bytes())
@@ -140,56 +148,56 @@ def _same_run(folder: Path, path: Path, before: Mapping[str, Any], now: Mapping[
     if not differences:
         return
     keys = ", ".join(differences)
-    if all(one.startswith("training.steps:") for one in differences):
+    if all(difference.startswith("training.steps:") for difference in differences):
         raise LodesetError(
-            f"{path} is of a run of other length ({keys}), and rates and momentum follow the length from the first step on, so "
-            f"it cannot be prolonged: go on from what it learned in another folder, with `weights: {{path: {folder}}}` (once it "
-            "has ended), or remove this one"
+            f"{path} belongs to a run of another length ({keys}); the learning rate and the momentum follow the "
+            "length from the first step on, so the run cannot be extended: continue from its weights in another "
+            f"folder with `weights: {{path: {folder}}}` (after it has ended), or remove this checkpoint"
         )
     raise LodesetError(
-        f"{path} was trained with other settings ({keys}): train into another folder, or remove this one"
+        f"{path} was trained with other settings ({keys}): train into another folder, or remove this checkpoint"
     )
 
 
 def load_checkpoint(path: Path, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None = None) -> None:
-    """Fills `tensors`, sharded or whole, with what a checkpoint holds under their names; all of `group` call this.
+    """Fill `tensors`, sharded or whole, with a checkpoint's values of the same names; all of `group` call this.
 
     Raises:
-        LodesetError: it does not hold them, or others of these names.
+        LodesetError: tensors are missing in the checkpoint or do not match.
     """
     reader = HuggingFaceStorageReader(str(path))
     try:
         with _alone_or_not():
             load(dict(tensors), storage_reader=reader, process_group=group, no_dist=group is None)
     except CheckpointException as error:
-        told, _ = next(iter(error.failures.values()))
-        raise LodesetError(f"{path} cannot be read: {told}") from error
+        failure, _ = next(iter(error.failures.values()))
+        raise LodesetError(f"{path} cannot be read: {failure}") from error
 
 
 def check_checkpoint(path: Path) -> None:
-    """Raises LodesetError: no checkpoint is at `path`, or its files are not those that its manifest tells of."""
+    """Raise LodesetError if there is no checkpoint at `path`, or if its files do not match its manifest."""
     if not (path / MARKER).is_file():
-        raise LodesetError(f"{path}, which this run starts from, is gone: make it again")
+        raise LodesetError(f"{path}, which this run starts from, no longer exists: make it again")
     if _whole(path) is None:
-        raise LodesetError(f"{path} is damaged: its files are not those of {MARKER}; make it again")
+        raise LodesetError(f"{path} is damaged: its files do not match {MARKER}; make it again")
 
 
 def read_checkpoint(path: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors under names that start with `prefix`, whole, on the CPU, by the rest of their names.
+    """The whole tensors whose names start with `prefix`, on the CPU, by the rest of their names.
 
-    Bytes are taken as they are: `newest_checkpoint` or `check_checkpoint` compares them with their digests, once.
+    The bytes are not verified here: `newest_checkpoint` or `check_checkpoint` compares them with their digests once.
 
     Raises:
-        LodesetError: it cannot be read.
+        LodesetError: the checkpoint cannot be read.
     """
     try:
         stored = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise LodesetError(f"{path} cannot be read: {error}") from error
     tensors = {
-        name: torch.empty(told.size, dtype=told.properties.dtype)
-        for name, told in stored.items()
-        if name.startswith(prefix) and isinstance(told, TensorStorageMetadata)
+        name: torch.empty(metadata.size, dtype=metadata.properties.dtype)
+        for name, metadata in stored.items()
+        if name.startswith(prefix) and isinstance(metadata, TensorStorageMetadata)
     }
     load_checkpoint(path, tensors)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -197,33 +205,33 @@ def read_checkpoint(path: Path, prefix: str) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _alone_or_not() -> Iterator[None]:
-    """A run of one process has no process group, and PyTorch warns each time that it takes it for one."""
+    """Silence PyTorch's warning about a missing process group, which it repeats in every run of a single process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
 
 
 def newest_step(folder: Path) -> int:
-    """The step of the newest checkpoint in `folder`, whole or not; 0 where there is none."""
-    found = _checkpoints(folder)
-    return found[-1][0] if found else 0
+    """The step of the newest checkpoint in `folder`, complete or not; 0 if there is none."""
+    checkpoints = _checkpoints(folder)
+    return checkpoints[-1][0] if checkpoints else 0
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     if not folder.is_dir():
         return []
-    found = [(NAME.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir()]
-    return sorted((int(match.group(1)), path) for match, path in found if match)
+    matches = [(NAME.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir()]
+    return sorted((int(match.group(1)), path) for match, path in matches if match)
 
 
 def _whole(path: Path) -> Marker | None:
-    """The marker of a checkpoint whose files are those that it tells of, no more and no others."""
+    """The marker of a checkpoint if its files are exactly those that the marker lists."""
     try:
         marker = Marker.model_validate_json((path / MARKER).read_bytes())
         if {file.name for file in path.glob("*.safetensors")} != set(marker.files):
             return None
-        for name, told in marker.files.items():
-            if (path / name).stat().st_size != told.size_bytes or _sha256(path / name) != told.sha256:
+        for name, stored in marker.files.items():
+            if (path / name).stat().st_size != stored.size_bytes or _sha256(path / name) != stored.sha256:
                 return None
     except (FileNotFoundError, ValidationError):
         return None
@@ -231,7 +239,9 @@ def _whole(path: Path) -> Marker | None:
 
 
 def _sync(folder: Path) -> None:
-    """Puts a folder's entries on disk: without it a power cut may lose a checkpoint after its predecessor was removed."""
+    """Flush a folder's entries to disk: otherwise a power failure may lose a checkpoint after its predecessor was
+    removed.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -246,11 +256,11 @@ def _sha256(path: Path) -> str:
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
     """`key: before -> after` for every leaf that differs."""
-    found = []
+    differences = []
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key), after.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
+            differences += _differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key}: {old} -> {new}")
-    return found
+            differences.append(f"{prefix}{key}: {old} -> {new}")
+    return differences

@@ -1,4 +1,4 @@
-"""What a run will weigh and take, by its configuration alone: for `plan`, which builds no network.
+"""Estimate the size and duration of a run from its configuration alone: for `plan`, which builds no network.
 
 Shapes: D width, K prototypes, T tokens of a view.
 """
@@ -7,12 +7,12 @@ from lodeset.training.config import TrainingConfig
 
 TINY_IMAGES_PER_S = 95.0  # 300 steps of `tiny` at its defaults, 2 CPU cores
 BYTES_A_WEIGHT = 4  # fp32
-# A checkpoint holds the student, the teacher and two moments of the optimiser for each of the student's weights.
+# A checkpoint holds the student, the teacher and two optimizer moments for each of the student's weights.
 COPIES_IN_A_CHECKPOINT = 4
 
 
 def backbone_parameters(config: TrainingConfig) -> int:
-    """Weights of the Vision Transformer, all but its biases and norms (1 % of `tiny`)."""
+    """Number of weights of the Vision Transformer without biases and norms (1 % of `tiny`)."""
     model = config.model
     patches = (config.crops.global_size // model.patch_size) ** 2
     embedding = (3 * model.patch_size**2 + patches + 1 + model.registers) * model.dim
@@ -20,7 +20,7 @@ def backbone_parameters(config: TrainingConfig) -> int:
 
 
 def head_parameters(config: TrainingConfig) -> int:
-    """Weights of the projection heads: D -> hidden -> hidden -> bottleneck -> K."""
+    """Number of weights of the projection heads: D -> hidden -> hidden -> bottleneck -> K."""
     heads = config.heads
     bottlenecks = (heads.dino_bottleneck,) if heads.tied else (heads.dino_bottleneck, heads.ibot_bottleneck)
     return sum(
@@ -30,7 +30,7 @@ def head_parameters(config: TrainingConfig) -> int:
 
 
 def stored_bytes(config: TrainingConfig) -> int:
-    """The checkpoints that are kept, and the exported backbone."""
+    """Bytes of the checkpoints that are kept, and of the exported backbone."""
     backbone = backbone_parameters(config)
     kept = min(config.keep_checkpoints, -(-config.steps // config.checkpoint_every))
     checkpoint = COPIES_IN_A_CHECKPOINT * (backbone + head_parameters(config))
@@ -38,17 +38,17 @@ def stored_bytes(config: TrainingConfig) -> int:
 
 
 def seconds_per_image(config: TrainingConfig, teacher: TrainingConfig | None = None) -> float:
-    """On 2 CPU cores: the rate of `tiny`, scaled by the multiply-accumulates of the blocks.
+    """Seconds on 2 CPU cores: the rate of `tiny`, scaled by the multiply-accumulates of the blocks.
 
-    `teacher` is that of another network, which is distilled: its forward pass over the global crops counts instead of the
-    student's own.
+    `teacher` is the configuration of another network that is distilled: its forward pass over the global crops counts
+    instead of the student's own.
     """
     macs = 3 * _block_macs(config) + _block_macs(teacher or config, local=False)  # forward and backward; forward
     return macs / _macs_a_second()
 
 
 def forward_seconds(config: TrainingConfig) -> float:
-    """A forward pass over one image, as large as a global crop, on 2 CPU cores."""
+    """Seconds of a forward pass over one image of the size of a global crop, on 2 CPU cores."""
     return _block_macs(config, local=False) / 2 / _macs_a_second()
 
 
@@ -58,7 +58,9 @@ def _macs_a_second() -> float:
 
 
 def _block_macs(config: TrainingConfig, local: bool = True) -> int:
-    """Of a forward pass, for the crops of one image: every token meets 12 D^2 weights, and T others by two products of width D."""
+    """Multiply-accumulates of a forward pass for the crops of one image: every token meets 12 D^2 weights, and T others
+    in two products of width D.
+    """
     model, crops = config.model, config.crops
     total = 0
     for size, views in ((crops.global_size, 2), (crops.local_size, crops.local_count if local else 0)):

@@ -1,9 +1,9 @@
-"""Shards -> batches, at random, without reading a shard from end to end.
+"""Read random batches from shards without reading a shard from end to end.
 
-What a batch holds depends on (seed, step, global batch) alone: not on the number of workers or loader processes, nor
+The content of a batch depends only on (seed, step, global batch), not on the number of workers or loader processes, nor
 on where a run was interrupted. All randomness is drawn from generators keyed by those numbers and a purpose.
 
-Shapes: b images a worker and step, L local crops, N patches a global crop.
+Shapes: b images per worker and step, L local crops, N patches of a global crop.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ from lodeset.training.index import ShardIndex
 from lodeset.training.masking import block_mask, mask_counts
 from lodeset.training.order import Blocks, Floats, Order, generator
 
-UNREADABLE_IN_A_ROW = 100  # replacements tried before a run gives up
+UNREADABLE_IN_A_ROW = 100  # replacements that are tried before a run stops
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Batch:
     global_crops: Tensor  # [2 b, 3, S, S], uint8
     local_crops: Tensor  # [L b, 3, s, s], uint8
     masks: Tensor  # [2 b, N] bool
-    skipped: tuple[str, ...]  # ids of unreadable images that the next ones of the index stand in for
-    distortions: Tensor | None = None  # [(2 + L) b, 12], global crops first, where the device is to distort them
+    skipped: tuple[str, ...]  # ids of unreadable images, which the next images of the index replace
+    distortions: Tensor | None = None  # [(2 + L) b, 12], global crops first, if the device applies the distortions
 
     def to(self, device: torch.device) -> "Batch":
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """In memory that a GPU reads by itself, while the step before goes on."""
+        """Move to pinned memory, which a GPU reads asynchronously during the previous step."""
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
@@ -59,7 +59,7 @@ class Batch:
         )
 
     def crops(self, config: CropsConfig) -> tuple[Tensor, Tensor]:
-        """Global and local crops as networks are to see them, uint8."""
+        """Global and local crops as the networks get them, uint8."""
         if self.distortions is None:
             return self.global_crops, self.local_crops
         whole, local = self.distortions.split([len(self.global_crops), len(self.local_crops)])
@@ -70,16 +70,16 @@ class Batch:
 class Batches(Dataset["Batch | LodesetError"]):
     """The batches of one worker; item = step.
 
-    Failures are returned, not raised: a loader process would wrap them in its traceback.
+    Failures are returned instead of raised, because a loader process would wrap them in its traceback.
     """
 
     def __init__(
         self, index: ShardIndex, config: TrainingConfig, rank: int, world_size: int, weights: Floats | None = None
     ) -> None:
-        """`weights` [n]: how often an epoch shows each image; once, where none are given.
+        """`weights` [n]: how often an epoch shows each image; by default once.
 
         Raises:
-            LodesetError: the batch does not split evenly, or an epoch has too few images for one.
+            LodesetError: the batch does not split evenly, or an epoch has fewer images than one batch.
         """
         if config.batch % world_size:
             raise LodesetError(
@@ -88,8 +88,8 @@ class Batches(Dataset["Batch | LodesetError"]):
             )
         if config.batch // world_size < 2:
             raise LodesetError(
-                f"batch {config.batch} leaves {config.batch // world_size} image to each of {world_size} workers, but "
-                f"the metrics of its features need two: use a batch of at least {2 * world_size}"
+                f"batch {config.batch} leaves {config.batch // world_size} image for each of {world_size} workers, but "
+                f"the feature metrics need two: use a batch of at least {2 * world_size}"
             )
         self.cache = blocks = None
         if config.cache is not None:
@@ -98,7 +98,7 @@ class Batches(Dataset["Batch | LodesetError"]):
             self.cache = ShardCache(Path(config.cache.folder), index.shards, extents.tolist())
         self.order = Order(len(index), config.batch, config.seed, weights, blocks)
         if not self.order.steps:
-            weighed = "" if weights is None else f" ({len(index)} of them, weighed by training.mix)"
+            weighed = "" if weights is None else f" ({len(index)} of them, weighted by training.mix)"
             raise LodesetError(
                 f"{self.order.places} images{weighed} are fewer than one batch of {config.batch}: "
                 "curate more images or lower training.batch"
@@ -154,15 +154,15 @@ class Batches(Dataset["Batch | LodesetError"]):
             if image is None:
                 shard = self.index.shards[self.index.shard[row]]
                 raise LodesetError(
-                    f"{UNREADABLE_IN_A_ROW} images in a row are unreadable, from {self.index.image_id(row)} in {shard} "
-                    "on: check that the shards are those the index was written for"
+                    f"{UNREADABLE_IN_A_ROW} images in a row are unreadable, starting with {self.index.image_id(row)} "
+                    f"in {shard}: check that the shards are those that the index was written for"
                 )
             images.append(image)
             used.append(candidate)
         return images, used, skipped
 
     def _after(self, row: int) -> int:
-        """The next row of the index that is ever shown."""
+        """The next row of the index that is shown at all."""
         following = (row + 1) % len(self.index)
         weights = self.order.weights
         while weights is not None and not weights[following]:
@@ -170,14 +170,14 @@ class Batches(Dataset["Batch | LodesetError"]):
         return following
 
     def _read(self, rows: list[int]) -> list[bytes | None]:
-        """Encoded bytes of index rows, from the cache what is there."""
+        """Encoded bytes of index rows, from the cache as far as possible."""
         if self.cache is None:
             return self.index.read(rows)
-        found = [self._cached(self.cache, row) for row in rows]
-        missing = [place for place, data in enumerate(found) if data is None]
+        payloads = [self._cached(self.cache, row) for row in rows]
+        missing = [place for place, data in enumerate(payloads) if data is None]
         for place, data in zip(missing, self.index.read([rows[place] for place in missing]), strict=True):
-            found[place] = data
-        return found
+            payloads[place] = data
+        return payloads
 
     def _cached(self, cache: ShardCache, row: int) -> bytes | None:
         size = int(self.index.size_bytes[row])
@@ -202,7 +202,8 @@ class Batches(Dataset["Batch | LodesetError"]):
 
 
 def load_batches(batches: Batches, first_step: int, pin_memory: bool = False) -> Iterator[Batch]:
-    """Batches of the steps from `first_step` to the end of the run, prepared by `loader_processes` processes; `pin_memory`: for a GPU.
+    """Batches from `first_step` to the end of the run, prepared by `loader_processes` processes; `pin_memory`: for a
+    GPU.
 
     Raises:
         LodesetError: too many unreadable images in a row.
@@ -213,7 +214,7 @@ def load_batches(batches: Batches, first_step: int, pin_memory: bool = False) ->
         batch_size=None,
         sampler=range(first_step, batches.config.steps),
         num_workers=processes,
-        # fork: the index (32 bytes an image) is shared with the loader processes instead of copied into each.
+        # fork: loader processes share the index (32 bytes per image) instead of copying it.
         multiprocessing_context="fork" if processes else None,
         worker_init_fn=_single_thread,
         pin_memory=pin_memory,
@@ -236,5 +237,5 @@ def view_major(views: list[NDArray[np.uint8]]) -> Tensor:
 
 
 def _view_major_table(crops: list[Crops]) -> Tensor:
-    """What is left to do to the crops of b images, [(2 + L) b, 12], in the order that `view_major` gives them."""
-    return table_of([crop.left[view] for view in range(len(crops[0].left)) for crop in crops])
+    """The pending distortions of the crops of b images, [(2 + L) b, 12], in the order of `view_major`."""
+    return table_of([crop.pending[view] for view in range(len(crops[0].pending)) for crop in crops])

@@ -1,7 +1,7 @@
-"""The distortions of `augment` for many crops at once, on the device that trains.
+"""Apply the distortions of `augment` to many crops at once, on the training device.
 
-They are drawn where `augment` draws them, so that what a crop becomes depends on who computes it by no more than the rounding of 8-bit
-pixels. Nothing here waits for the device: every step is computed for all crops, and kept for those that asked for it.
+They are drawn by `augment`, so the results on the loader and on the device differ by no more than the rounding of 8-bit
+pixels. Nothing here waits for the device: every step is computed for all crops and kept only for those that need it.
 
 Shapes: B crops, S their side.
 """
@@ -17,7 +17,7 @@ from lodeset.training.augment import Distortion
 
 # Columns of a table of distortions.
 FLIP, ORDER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, SIGMA, SOLARISE = 0, slice(1, 5), 5, 6, 7, 8, 9, 10, 11
-NEVER = -1.0  # stands in an order for a step that is not taken
+NEVER = -1.0  # in an order: the step is not applied
 LUMA = (9798, 19235, 3735)  # ITU-R BT.601 in 32768ths, as OpenCV rounds it
 
 
@@ -31,7 +31,7 @@ def table_of(distortions: Sequence[Distortion]) -> Tensor:
 
 
 def distorted_batch(crops: Tensor, table: Tensor, largest_sigma: float) -> Tensor:
-    """uint8 [B, 3, S, S] -> uint8 [B, 3, S, S], each by its row of `table` (see `table_of`)."""
+    """uint8 [B, 3, S, S] -> uint8 [B, 3, S, S], each distorted by its row of `table` (see `table_of`)."""
     x = crops.float()
 
     def column(which: int) -> Tensor:
@@ -65,7 +65,7 @@ def _grey(x: Tensor) -> Tensor:
 
 
 def _hue_turned(x: Tensor, turns: Tensor) -> Tensor:
-    """Through hue, saturation and value of 8 bits each; hue in 256ths of a turn."""
+    """Shift the hue through 8-bit hue, saturation and value; hue in 256ths of a turn."""
     red, green, blue = x.unbind(1)
     value, least = x.amax(1), x.amin(1)
     spread = value - least
@@ -76,7 +76,7 @@ def _hue_turned(x: Tensor, turns: Tensor) -> Tensor:
         torch.where(value == green, 2 + (blue - red) / spread.clamp(min=1), 4 + (red - green) / spread.clamp(min=1)),
     )
     hue = ((sixth * 256 / 6 + 0.5).floor() + (256 * turns[:, 0]).round()) % 256
-    part = hue * 6 / 255  # OpenCV takes 256 steps for a turn on the way to hue, and 255 on the way back
+    part = hue * 6 / 255  # OpenCV uses 256 steps per turn on the way to hue, and 255 on the way back
     sector, rest = part.floor() % 6, part - part.floor()
     share = saturation / 255
     low, falling, rising = value * (1 - share), value * (1 - share * rest), value * (1 - share * (1 - rest))
@@ -90,14 +90,14 @@ def _hue_turned(x: Tensor, turns: Tensor) -> Tensor:
 
 
 def _blurred(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """Gaussian blur of each crop by its own sigma [B], as wide as OpenCV takes it for 8-bit pixels (three deviations)."""
+    """Gaussian blur of each crop by its own sigma [B], as wide as OpenCV's for 8-bit pixels (three deviations)."""
     count, _, side, _ = x.shape
     radius = min(round(3 * largest * 2 + 1) // 2, side - 1)
     places = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float32)
     spread = sigma.clamp(min=1e-3)[:, None]
     reach = torch.div((6 * spread + 1).round(), 2, rounding_mode="floor")
     weights = torch.exp(-(places**2) / (2 * spread**2)) * (places.abs() <= reach)  # [B, 2 radius + 1]
-    weights = (weights / weights.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)  # a row for each channel
+    weights = (weights / weights.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)  # one row per channel
     planes = F.pad(x.reshape(1, 3 * count, side, side), (radius,) * 4, mode="reflect")
     planes = F.conv2d(planes, weights[:, None, None, :], groups=3 * count)
     planes = F.conv2d(planes, weights[:, None, :, None], groups=3 * count)

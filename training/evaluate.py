@@ -1,4 +1,4 @@
-"""What frozen features are worth: weighted k-nearest-neighbour classification (Wu et al. 2018, arXiv:1805.01978).
+"""Evaluate frozen features by weighted k-nearest-neighbor classification (Wu et al. 2018, arXiv:1805.01978).
 
 Shapes: n images, g gallery rows, q queries, D width.
 """
@@ -17,17 +17,17 @@ from lodeset.pipeline.errors import LodesetError
 from lodeset.training.augment import normalised
 from lodeset.training.vit import DinoVisionTransformer
 
-LAYERS = 4  # of which the linear probe sees the CLS token
-QUERIES_AT_ONCE = 1024  # bounds the similarity matrix in memory
+LAYERS = 4  # number of last blocks whose CLS tokens the linear probe uses
+QUERIES_AT_ONCE = 1024  # limits the similarity matrix in memory
 
 
 def features(
     model: DinoVisionTransformer, images: Iterable[NDArray[np.uint8]], size: int, batch: int
 ) -> NDArray[np.float32]:
-    """L2-normalised CLS features [n, D] of RGB images [height, width, 3] of any sizes.
+    """L2-normalized CLS features [n, D] of RGB images [height, width, 3] of any sizes.
 
-    The shorter side is resized to `size` pixels (bicubic), then the centre square is taken; `size` must be a multiple
-    of the patch size.
+    The shorter side is resized to `size` pixels (bicubic), and the center square is used; `size` must be a multiple of
+    the patch size.
 
     Raises:
         LodesetError: `size` is not a multiple of the patch size.
@@ -38,12 +38,12 @@ def features(
 def layered_features(
     model: DinoVisionTransformer, images: Iterable[NDArray[np.uint8]], size: int, batch: int
 ) -> NDArray[np.float32]:
-    """[n, L + 1, D]: CLS of the last L blocks (4, or all of a smaller model), then the mean of the last one's patches."""
+    """[n, L + 1, D]: CLS of the last L blocks (4, or all of a smaller model), then the mean patch of the last block."""
     count = min(LAYERS, model.config.depth)
 
     def seen(pixels: Tensor) -> Tensor:
         layers = model.last_layers(pixels, count)
-        return torch.stack([*(one.cls for one in layers), layers[-1].patches.mean(dim=1)], dim=1).float()
+        return torch.stack([*(layer.cls for layer in layers), layers[-1].patches.mean(dim=1)], dim=1).float()
 
     return _seen(model, images, size, batch, seen)
 
@@ -62,13 +62,13 @@ def _seen(
     device = model.pos_embed.device
     training = model.training
     model.eval()
-    found = []
+    batches = []
     with torch.inference_mode():
         for group in in_batches(images, batch):
             pixels = torch.from_numpy(np.stack([centre_square(image, size) for image in group])).to(device)
-            found.append(look(normalised(pixels)).cpu().numpy())
+            batches.append(look(normalised(pixels)).cpu().numpy())
     model.train(training)
-    return np.concatenate(found) if found else np.empty((0, model.config.dim), np.float32)
+    return np.concatenate(batches) if batches else np.empty((0, model.config.dim), np.float32)
 
 
 def knn(
@@ -78,15 +78,15 @@ def knn(
     k: int,
     temperature: float = 0.07,
 ) -> NDArray[np.generic]:
-    """Labels [q] voted by the k most similar gallery rows, each with weight exp(cosine / temperature).
+    """Labels [q] by a vote of the k most similar gallery rows, each with weight exp(cosine / temperature).
 
-    gallery [g, D] and queries [q, D] are L2-normalised. Ties go to the label that sorts first.
+    gallery [g, D] and queries [q, D] are L2-normalized. Ties go to the label that sorts first.
 
     Raises:
         LodesetError: k is not between 1 and g.
     """
     if not 1 <= k <= len(gallery):
-        raise LodesetError(f"k = {k} neighbours of {len(gallery)} gallery images: use 1 to {len(gallery)}")
+        raise LodesetError(f"k = {k} neighbors of {len(gallery)} gallery images: use 1 to {len(gallery)}")
     classes, codes = np.unique(np.asarray(gallery_labels), return_inverse=True)
     predicted = np.empty(len(queries), dtype=np.int64)
     for start in range(0, len(queries), QUERIES_AT_ONCE):
@@ -107,7 +107,7 @@ def knn_accuracy(
     k: int,
     temperature: float = 0.07,
 ) -> float:
-    """Share of queries whose voted label (see `knn`) is their own."""
+    """Share of queries whose voted label (see `knn`) is correct."""
     return float(np.mean(knn(gallery, gallery_labels, queries, k, temperature) == np.asarray(query_labels)))
 
 
@@ -119,7 +119,7 @@ def in_batches(images: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[
 
 
 def centre_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """[3, size, size]."""
+    """The center square of an image, resized: [3, size, size]."""
     height, width = image.shape[:2]
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2

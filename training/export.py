@@ -1,8 +1,10 @@
-"""A backbone as `model.safetensors` and `config.json`, the form that Hugging Face `Dinov2Model` and
-`Dinov2WithRegistersModel` load (names of their published checkpoints), and `preprocessor_config.json`, which `AutoImageProcessor` loads.
+"""Export a backbone as `model.safetensors` and `config.json`, which Hugging Face `Dinov2Model` and
+`Dinov2WithRegistersModel` load (with the names of their published checkpoints), and `preprocessor_config.json`, which
+`AutoImageProcessor` loads.
 
-On the grid that positions are stored for, all agree to 1e-4. On others Hugging Face interpolates positions by size without antialias,
-where the released models without registers went by scale factor with an offset of 0.1, as `vit.positions` does.
+On the grid that positions are stored for, all implementations agree to 1e-4. On other grids Hugging Face interpolates
+positions by size without antialias, whereas the released models without registers used a scale factor with an offset of
+0.1, as `vit.positions` does.
 
 Shapes: D width.
 """
@@ -28,7 +30,7 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 
-# (ours, theirs); {n} stands for a block's number. Query, key and value are one matrix with us and three with them.
+# (ours, theirs); {n} stands for a block's number. Query, key and value are one matrix in our names and three in theirs.
 NAMES = (
     ("cls_token", "embeddings.cls_token"),
     ("mask_token", "embeddings.mask_token"),
@@ -52,7 +54,9 @@ NAMES = (
 
 
 def export(model: DinoVisionTransformer, folder: str | Path) -> None:
-    """Writes `model.safetensors` (fp32), `config.json` and `preprocessor_config.json` into `folder`; each appears whole or not at all."""
+    """Write `model.safetensors` (fp32), `config.json` and `preprocessor_config.json` into `folder`; each file appears
+    whole or not at all.
+    """
     folder = Path(folder)
     own.mark(folder, "model")
     tensors: dict[str, Tensor] = {}
@@ -62,14 +66,14 @@ def export(model: DinoVisionTransformer, folder: str | Path) -> None:
     weights = folder / f"{WEIGHTS}.tmp"
     save_file(tensors, weights, metadata={"format": "pt"})
     os.replace(weights, folder / WEIGHTS)
-    for name, said in ((CONFIG, _hugging_face_config(model)), (PREPROCESSOR, _preprocessing(model.image_size))):
+    for name, content in ((CONFIG, _hugging_face_config(model)), (PREPROCESSOR, _preprocessing(model.image_size))):
         unfinished = folder / f"{name}.tmp"
-        unfinished.write_text(json.dumps(said, indent=2) + "\n")
+        unfinished.write_text(json.dumps(content, indent=2) + "\n")
         os.replace(unfinished, folder / name)
 
 
 def _preprocessing(size: int) -> dict[str, Any]:
-    """How images become the input, as evaluation does it: the centre square of `size` pixels, normalised as in training."""
+    """The preprocessing of evaluation: the center square of `size` pixels, normalized as in training."""
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
@@ -87,10 +91,10 @@ def _preprocessing(size: int) -> dict[str, Any]:
 
 
 def load_backbone(folder: str | Path) -> DinoVisionTransformer:
-    """The backbone that `export` wrote (or a published DINOv2 in Hugging Face's form), in evaluation mode, on the CPU.
+    """Load a backbone in evaluation mode on the CPU: written by `export`, or a published DINOv2 in Hugging Face format.
 
     Raises:
-        LodesetError: a file is missing or damaged, or the weights do not fit the configuration.
+        LodesetError: a file is missing or damaged, or the weights do not match the configuration.
     """
     folder = Path(folder)
     try:
@@ -120,9 +124,9 @@ def load_backbone(folder: str | Path) -> DinoVisionTransformer:
         )
         model.load_state_dict(_join_qkv({_rename(name, to_hugging_face=False): t for name, t in tensors.items()}))
     except KeyError as error:
-        raise LodesetError(f"{folder / CONFIG} lacks {error}: it is no DINOv2 configuration") from error
+        raise LodesetError(f"{folder / CONFIG} lacks {error}: it is not a DINOv2 configuration") from error
     except (RuntimeError, ValueError, TypeError) as error:
-        raise LodesetError(f"{folder}: the weights do not fit the configuration: {error}") from error
+        raise LodesetError(f"{folder}: the weights do not match the configuration: {error}") from error
     return model.eval()
 
 

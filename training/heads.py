@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class DinoHead(nn.Module):
-    """Three linear layers, L2 normalisation, then cosines with K prototypes: [B, D] -> [B, K], each within [-1, 1]."""
+    """Three linear layers, L2 normalization, then cosines with K prototypes: [B, D] -> [B, K], each within [-1, 1]."""
 
     def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int) -> None:
         super().__init__()
@@ -24,5 +24,5 @@ class DinoHead(nn.Module):
         nn.init.trunc_normal_(self.prototypes, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Weight normalisation with its gain fixed at 1 is a row-wise normalisation.
+        # Weight normalization with its gain fixed at 1 is a row-wise normalization.
         return F.linear(F.normalize(self.mlp(x), dim=-1), F.normalize(self.prototypes, dim=-1))

@@ -1,4 +1,4 @@
-"""What is trained on: shards, where each image lies in them, and which curated set wants it.
+"""The training data: shards, the place of each image in them, and the curated sets that selected each image.
 
 Shapes: n images of the index, S shards.
 """
@@ -30,12 +30,12 @@ class Shards(Strict):
     """Paths or fsspec URLs, all on one file system."""
 
     index: tuple[str, ...]  # index.parquet files
-    selected: tuple[str, ...] = ()  # tables of which set wants which image; needed to weigh sets
+    selected: tuple[str, ...] = ()  # tables of the sets that selected each image; needed for weighting sets
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where each image's bytes lie, 32 bytes of memory an image: shards (URLs) and columns of n rows."""
+    """The place of each image's bytes, in 32 bytes of memory per image: shards (URLs) and columns of n rows."""
 
     shards: tuple[str, ...]
     shard: NDArray[np.int32]
@@ -50,7 +50,7 @@ class ShardIndex:
         return bytes(self.ids[row]).hex()
 
     def digest(self) -> str:
-        """SHA-256 of the image ids in their order: what a run was trained on, wherever it lies."""
+        """SHA-256 of the image ids in their order: identifies the training images wherever they are stored."""
         return hashlib.sha256(self.ids.tobytes()).hexdigest()
 
     def extents(self) -> NDArray[np.int64]:
@@ -60,15 +60,16 @@ class ShardIndex:
         return extents
 
     def read(self, rows: Sequence[int]) -> list[bytes | None]:
-        """Encoded bytes of these rows, None for those that cannot be read, are cut short, or are not the bytes that the id stands for
-        (a damaged shard: its images mostly decode all the same)."""
+        """Encoded bytes of these rows; None for rows that cannot be read, are truncated, or do not match their id (a
+        damaged shard: most of its images can still be decoded).
+        """
         if not rows:
             return []
         filesystem, _ = fsspec.core.url_to_fs(self.shards[0])
         starts = [int(self.offset[row]) for row in rows]
         ends = [start + int(self.size_bytes[row]) for start, row in zip(starts, rows, strict=True)]
         urls = [self.shards[self.shard[row]] for row in rows]
-        # Remote file systems fetch the ranges concurrently; a failed one comes back as its exception.
+        # Remote file systems fetch the ranges concurrently; a failed range is returned as its exception.
         payloads = filesystem.cat_ranges(urls, starts, ends, on_error="return")
         return [
             bytes(payload) if isinstance(payload, bytes) and image_id(payload) == self.image_id(row) else None
@@ -77,11 +78,11 @@ class ShardIndex:
 
 
 def open_index(urls: Sequence[str]) -> ShardIndex:
-    """Reads `index.parquet` files: rows in the order of their image_ids, so that what is trained does not depend on which shard
-    holds what.
+    """Read `index.parquet` files. Rows are ordered by image_id, so that training does not depend on which shard holds
+    which image.
 
     Raises:
-        LodesetError: no file given, a file or column is missing, or an image_id is not 32 hex digits.
+        LodesetError: no file is given, a file or column is missing, or an image_id is not 32 hex digits.
     """
     if not urls:
         raise LodesetError("no index.parquet given: training needs at least one")
@@ -92,13 +93,13 @@ def open_index(urls: Sequence[str]) -> ShardIndex:
             with reaching(shown(url)):
                 filesystem, path = fsspec.core.url_to_fs(url)
             with reaching(shown(url)), filesystem.open(path, "rb") as file:
-                # 10^8 names are more bytes than one Arrow array of strings holds.
+                # 10^8 names exceed the size of one Arrow string array.
                 table = pq.read_table(file, columns=list(INDEX_COLUMNS), read_dictionary=["shard"])
             _check(table)
         except FileNotFoundError as error:
             raise LodesetError(f"{url} does not exist: check the path, or run write_shards first") from error
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise LodesetError(f"{url} is no index with the columns {', '.join(INDEX_COLUMNS)}: {error}") from error
+            raise LodesetError(f"{url} is not an index with the columns {', '.join(INDEX_COLUMNS)}: {error}") from error
         names = table["shard"].unify_dictionaries().combine_chunks()
         folder = path.rsplit("/", 1)[0]
         columns["shard"].append(names.indices.to_numpy(zero_copy_only=False).astype(np.int32) + len(shards))
@@ -109,7 +110,8 @@ def open_index(urls: Sequence[str]) -> ShardIndex:
     protocols = sorted({get_protocol(shard) for shard in shards})
     if len(protocols) > 1:
         raise LodesetError(
-            f"shards lie on {len(protocols)} file systems ({', '.join(protocols)}): training reads from one; copy them together"
+            f"shards are on {len(protocols)} file systems ({', '.join(protocols)}), but training reads from one: copy "
+            "them to the same one"
         )
     ids = np.concatenate(columns["image_id"]).astype(np.uint8)
     high, low = ids.view(">u8").T
@@ -124,23 +126,23 @@ def open_index(urls: Sequence[str]) -> ShardIndex:
 
 
 def _check(table: pa.Table) -> None:
-    """Raises ValueError: values that no index holds."""
+    """Raise ValueError for values that no index contains."""
     for name in INDEX_COLUMNS:
         if table[name].null_count:
             raise ValueError(f"{table[name].null_count} rows have no {name}")
     for name, least, limit in (("offset", 0, 2**62), ("size_bytes", 1, 2**31)):
         if not pa.types.is_integer(table[name].type):
             raise ValueError(f"{name} is {table[name].type}, not an integer")
-        found = pc.min_max(table[name]).as_py()
-        if len(table) and not least <= found["min"] <= found["max"] < limit:
-            raise ValueError(f"{name} goes from {found['min']} to {found['max']}, outside {least} to {limit - 1}")
+        extremes = pc.min_max(table[name]).as_py()
+        if len(table) and not least <= extremes["min"] <= extremes["max"] < limit:
+            raise ValueError(f"{name} goes from {extremes['min']} to {extremes['max']}, outside {least} to {limit - 1}")
 
 
 def _shard_url(filesystem: fsspec.AbstractFileSystem, folder: str, name: str) -> str:
-    """A shard of an index in `folder`; one that is named in full lies where it says, on whatever file system."""
+    """URL of a shard of an index in `folder`; a full name is used as it is, on whatever file system."""
     if name.startswith("/") or "://" in name:
         return str(unescaped(name))
-    # `../<folder>/<shard>` is one of an earlier run; object stores do not resolve it.
+    # `../<folder>/<shard>` belongs to an earlier run; object stores do not resolve it.
     return str(filesystem.unstrip_protocol(posixpath.normpath(f"{folder}/{name}")))
 
 
@@ -159,38 +161,41 @@ def _parse_ids(column: pa.ChunkedArray, url: str) -> NDArray[np.uint8]:
 
 
 def weights_of(index: ShardIndex, selected: Sequence[str], mix: Mapping[str, float]) -> NDArray[np.float64]:
-    """How often an epoch shows each image, [n]: as `mix` says of the set that wants it, once where it says nothing.
+    """How often an epoch shows each image, [n]: the value in `mix` of the set that selected it, or once if there is
+    none.
 
-    An image that several sets want is shown as often as the most generous of them says. `selected`: tables with image_id and set.
+    An image that several sets selected gets the largest of their values. `selected`: tables with image_id and set.
 
     Raises:
-        LodesetError: no table given, or one cannot be read.
+        LodesetError: no table is given, or one cannot be read.
     """
     if not selected:
-        raise LodesetError("training.mix weighs images by the set that wants them: give the table `selected` too")
-    found = []
+        raise LodesetError("training.mix weights images by the set that selected them: give the table `selected` too")
+    tables = []
     for url in selected:
         try:
             with fsspec.open(url, "rb") as file:
-                found.append(pq.read_table(file, columns=["image_id", "set"], read_dictionary=["set"]))
+                tables.append(pq.read_table(file, columns=["image_id", "set"], read_dictionary=["set"]))
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise LodesetError(f"{url} is no table with the columns image_id and set: {error}") from error
-    wanted = pa.concat_tables(found)
+            raise LodesetError(f"{url} is not a table with the columns image_id and set: {error}") from error
+    wanted = pa.concat_tables(tables)
     sets = wanted["set"].unify_dictionaries().combine_chunks()
     weight_of = np.array([mix.get(name, 1.0) for name in sets.dictionary.to_pylist()], np.float64)
-    told = weight_of[sets.indices.to_numpy(zero_copy_only=False)]
+    row_weights = weight_of[sets.indices.to_numpy(zero_copy_only=False)]
     ids = _as_keys(_parse_ids(wanted["image_id"], ", ".join(selected)))
-    order = np.lexsort((-told, ids))
-    ids, told = ids[order], told[order]  # the most generous first
+    order = np.lexsort((-row_weights, ids))
+    ids, row_weights = ids[order], row_weights[order]  # the largest weight first
     known = _as_keys(index.ids)
     places = np.searchsorted(ids, known)
     weights = np.ones(len(index))
     places[places == len(ids)] = 0
     named = ids[places] == known if len(ids) else np.zeros(len(index), np.bool_)
-    weights[named] = told[places[named]]
+    weights[named] = row_weights[places[named]]
     return weights
 
 
 def _as_keys(ids: NDArray[np.uint8]) -> NDArray[np.bytes_]:
-    """[n, 16] bytes -> [n] that sort like them. NumPy pads such values with zero bytes, which here are all of one length."""
+    """[n, 16] bytes -> [n] sortable values. NumPy pads such values with zero bytes, but here all have the same
+    length.
+    """
     return np.ascontiguousarray(ids).view("S16").reshape(-1)

@@ -1,6 +1,7 @@
-"""Starts a training run: in this process, or on many processes with Ray Train.
+"""Start a training run: in this process, or in many processes with Ray Train.
 
-Ray is imported where it is used: it reads the token of its cluster then, and `pipeline.engines.ray.cluster` sets one.
+Ray is imported where it is used, because it reads the token of its cluster on import, and
+`pipeline.engines.ray.cluster` sets one.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from lodeset.training.index import Shards
 from lodeset.training.loop import SUMMARY, train_loop
 from lodeset.training.origin import Origin
 
-# What Ray says of one: while it trains, and before its first step.
+# Ray's messages about a lost worker: during training, and before its first step.
 LOST_TYPES = (
     "WorkerHealthCheckTimeoutError",
     "WorkerGroupStartupFailedError",
@@ -38,7 +39,7 @@ LOST_TYPES = (
     "ActorDiedError",
     "ActorUnavailableError",
 )
-# What torch says of a process that another waited for.
+# torch's messages about a lost process that another one waited for.
 LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL error", "DataLoader worker (pid")
 
 log = logging.getLogger(__name__)
@@ -47,21 +48,22 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def train_inline(config: TrainingConfig, shards: Shards, folder: Path, origin: Origin | None = None) -> dict[str, Any]:
-    """Trains in this process on the CPU, with the threads torch is set to; otherwise as `train_loop`."""
+    """Train in this process on the CPU, with the threads that torch is set to; otherwise as `train_loop`."""
     return train_loop(config, shards, folder, 0, 1, torch.device("cpu"), origin)
 
 
 def launch(
     config: TrainingConfig, shards: Shards, folder: Path, cpus: int, origin: Origin | None = None
 ) -> dict[str, Any]:
-    """Trains on Ray Train workers and returns the run's summary (see `train_loop`); Ray must be initialised.
+    """Train on Ray Train workers and return the run's summary (see `train_loop`); Ray must be initialized.
 
-    One worker a GPU where Ray has GPUs, otherwise one a CPU core of the budget `cpus`, or `config.workers`. The cores
-    are divided evenly: each worker gets that many threads. `folder`, `shards` and `origin` must be reachable from every worker.
+    One worker per GPU if Ray has GPUs, otherwise one per CPU core of the budget `cpus`, or `config.workers`. The cores
+    are divided evenly: each worker gets that many threads. `folder`, `shards` and `origin` must be reachable from every
+    worker.
 
     Raises:
-        LodesetError: `config.workers` exceeds the budget, workers were lost more than `config.max_failures` times in a row, or what
-            `train_loop` raised on a worker.
+        LodesetError: `config.workers` exceeds the budget, workers were lost more than `config.max_failures` times in a
+            row, or an error that `train_loop` raised on a worker.
     """
     arguments = {
         "config": config.model_dump(mode="json"),
@@ -76,20 +78,20 @@ def launch(
         in_a_row = 1 if newest > before else in_a_row + 1
         if in_a_row > config.max_failures:
             raise LodesetError(
-                f"training lost a worker {in_a_row} times without a checkpoint in between, the last time so: {lost}: look at the "
-                "machine's memory and logs, then run again; it goes on from the newest checkpoint "
+                f"training lost a worker {in_a_row} times without a checkpoint in between; the last cause: {lost}: "
+                "check the machine's memory and logs, then run again to continue from the newest checkpoint "
                 f"(training.max_failures is {config.max_failures})"
             )
         restarts += 1
-        log.warning("a training worker was lost (%s): going on from the newest checkpoint", lost)
+        log.warning("a training worker was lost (%s): continuing from the newest checkpoint", lost)
     summary = cast(dict[str, Any], json.loads((folder / SUMMARY).read_text()))
     return summary | {"restarts": restarts}
 
 
 def _fit(config: TrainingConfig, arguments: dict[str, Any], folder: Path, cpus: int) -> str | None:
-    """One start of as many workers as the cluster now gives; None when they are done, else how one was lost.
+    """Start as many workers as the cluster can run now; return None when they are done, or how a worker was lost.
 
-    Ray Train's own `FailureConfig` would start again after any error, one that is the user's to mend among them.
+    Ray Train's own `FailureConfig` would also restart after errors that only the user can correct.
     """
     import ray
     import ray.train
@@ -101,7 +103,8 @@ def _fit(config: TrainingConfig, arguments: dict[str, Any], folder: Path, cpus: 
     use_gpu = gpus > 0
     threads = max(1, cpus // workers)
     folder.mkdir(parents=True, exist_ok=True)
-    # Ray's bookkeeping of a local cluster goes with the cluster; that of another one must be where all its nodes see it.
+    # The bookkeeping of a local Ray cluster can disappear with it; that of another cluster must be on storage that all
+    # nodes see.
     with tempfile.TemporaryDirectory(prefix="lodeset-train-", dir=os.environ.get(SCRATCH, folder)) as scratch:
         backend = "nccl" if use_gpu else "gloo"
         one_machine = sum(node["Alive"] for node in ray.nodes()) == 1
@@ -115,7 +118,7 @@ def _fit(config: TrainingConfig, arguments: dict[str, Any], folder: Path, cpus: 
                 use_gpu=use_gpu,
                 resources_per_worker={"CPU": threads} | ({"GPU": 1} if use_gpu else {}),
             ),
-            # Checkpoints are the loop's own; Ray keeps only its bookkeeping, which nobody reads afterwards.
+            # Checkpoints are the loop's own; Ray only keeps its bookkeeping, which nobody reads afterwards.
             run_config=ray.train.RunConfig(storage_path=scratch, name="train"),
         )
         try:
@@ -123,10 +126,10 @@ def _fit(config: TrainingConfig, arguments: dict[str, Any], folder: Path, cpus: 
                 trainer.fit()
         except ray.train.WorkerGroupError as error:
             failures = list(error.worker_failures.values())
-            told = [failure for failure in map(_cause, failures) if failure is not None]
-            if told:
-                raise told[0] from None
-            lost = next((found for found in map(_lost, failures) if found is not None), None)
+            causes = [failure for failure in map(_cause, failures) if failure is not None]
+            if causes:
+                raise causes[0] from None
+            lost = next((cause for cause in map(_lost, failures) if cause is not None), None)
             if lost is not None:
                 return lost
             first = _root(failures[0])
@@ -142,13 +145,14 @@ def _fit(config: TrainingConfig, arguments: dict[str, Any], folder: Path, cpus: 
 
 
 def _met_in_a_file(backend: str) -> Any:
-    """Has Ray Train leave it to the workers to meet (see `_meet`): PyTorch's own way is a server on all interfaces without a
-    secret, which several machines need and one does not."""
+    """Let the workers join one another themselves (see `_meet`): PyTorch's default is a server on all interfaces
+    without a secret, which several machines need and a single one does not.
+    """
     from ray.train.backend import Backend
     from ray.train.torch import TorchConfig
 
     class NoServer(Backend):
-        share_cuda_visible_devices = True  # as Ray's own for PyTorch
+        share_cuda_visible_devices = True  # as in Ray's own backend for PyTorch
 
     class OneMachine(TorchConfig):
         @property
@@ -160,7 +164,7 @@ def _met_in_a_file(backend: str) -> Any:
 
 @contextlib.contextmanager
 def _meet(meeting: dict[str, str] | None, rank: int, size: int) -> Iterator[None]:
-    """Joins the workers of one machine through a file; nothing to do where Ray Train has joined them."""
+    """Join the workers of one machine through a file; does nothing if Ray Train has already joined them."""
     if meeting is None:
         yield
         return
@@ -177,7 +181,9 @@ def _meet(meeting: dict[str, str] | None, rank: int, size: int) -> Iterator[None
 
 @contextlib.contextmanager
 def _interrupts_kept() -> Iterator[None]:
-    """Ray's `fit` handles SIGINT its own way and leaves its handler behind (2.60), which then ignores what it is sent."""
+    """Restore the handler of SIGINT: Ray's `fit` installs its own and leaves it behind (2.60), after which interrupts
+    are ignored.
+    """
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -187,12 +193,13 @@ def _interrupts_kept() -> Iterator[None]:
 
 
 def plan_workers(config: TrainingConfig, cpus: int, gpus: int) -> int:
-    """How many workers a budget gives: the most that divide the batch and leave two images to each, or as configured.
+    """The number of workers for a budget: the most that divide the batch and get at least two images each, or as
+    configured.
 
     Raises:
-        LodesetError: more workers are configured than there are GPUs, or cores without GPUs.
+        LodesetError: more workers are configured than there are GPUs, or cores if there are no GPUs.
     """
-    available = min(gpus, cpus) if gpus else cpus  # a GPU's worker needs a core
+    available = min(gpus, cpus) if gpus else cpus  # a worker on a GPU needs a core, too
     if config.workers is None:
         return max(n for n in range(1, available + 1) if n == 1 or (config.batch % n == 0 and config.batch // n >= 2))
     if config.workers > available:
@@ -202,7 +209,9 @@ def plan_workers(config: TrainingConfig, cpus: int, gpus: int) -> int:
 
 
 def _worker(arguments: dict[str, Any]) -> None:
-    """Metrics go to metrics.jsonl; ray.train.report would add nothing, and block until Ray's controller polls (2 s)."""
+    """Train on one worker. Metrics go to metrics.jsonl; ray.train.report would add nothing and block until Ray's
+    controller polls (2 s).
+    """
     import ray.train
     from ray.train.torch import get_device
 
@@ -225,22 +234,26 @@ def _worker(arguments: dict[str, Any]) -> None:
             )
     except OSError as error:
         raise LodesetError(
-            f"training cannot go on in {error.filename or folder}: {error.strerror or error}: free some space or mend "
-            "what is wrong there, and run again; it goes on from the newest checkpoint"
+            f"training cannot continue in {error.filename or folder}: {error.strerror or error}: free some space or "
+            "fix the problem there and run again to continue from the newest checkpoint"
         ) from error
 
 
 def _keep_memory() -> None:
-    """Has glibc keep freed memory: a step's activations are as large as the last one's, and fresh pages cost up to 5 % of a step."""
+    """Make glibc keep freed memory: a step's activations are as large as the previous ones, and fresh pages cost up to
+    5 % of a step.
+    """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the largest that glibc takes
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the largest value that glibc accepts
 
 
 def _lost(failure: BaseException) -> str | None:
-    """How a process went away, if that is what the failure tells: of one itself, or of another that waited for it."""
-    gone = getattr(failure, "health_check_failure", None)  # Ray's word for a process that no longer answers
+    """How a process was lost, if the failure is about that: the failed process itself, or another one that waited for
+    it.
+    """
+    gone = getattr(failure, "health_check_failure", None)  # Ray's attribute for a process that no longer answers
     if gone is not None:
         return f"{type(gone).__name__}: {last_line(gone)}"
     for seen in _chain(failure):
@@ -250,7 +263,7 @@ def _lost(failure: BaseException) -> str | None:
 
 
 def _chain(failure: BaseException) -> Iterator[BaseException]:
-    """An error and what lies inside the wrappers that Ray puts around it."""
+    """An error and the errors inside the wrappers that Ray puts around it."""
     seen: BaseException | None = failure
     while seen is not None:
         yield seen
@@ -258,7 +271,7 @@ def _chain(failure: BaseException) -> Iterator[BaseException]:
 
 
 def _cause(failure: BaseException) -> LodesetError | None:
-    """The error meant for the user, if there is one inside."""
+    """The error that is meant for the user, if the failure contains one."""
     return next((seen for seen in _chain(failure) if isinstance(seen, LodesetError)), None)
 
 

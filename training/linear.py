@@ -1,9 +1,10 @@
-"""What frozen features are worth to a linear classifier: the published grid of heads, all trained together.
+"""Evaluate frozen features with linear classifiers: the published grid of heads, all trained together.
 
-DINOv2 (arXiv:2304.07193, section 7.1, appendix B.3): CLS of the last one or four blocks, with or without the mean of the last block's
-patches, times 13 learning rates; SGD without weight decay. Here features are computed once, without augmentation; a step
-draws one batch for all heads. The published result is the best head on the evaluated images; here a fifth of the gallery chooses (of
-equally accurate heads the one with the lower loss), and the chosen head is trained again on all of it.
+DINOv2 (arXiv:2304.07193, section 7.1, appendix B.3): CLS of the last one or four blocks, with or without the mean patch
+of the last block, times 13 learning rates; SGD without weight decay. Here features are computed once, without
+augmentation, and a step draws one batch for all heads. The published result is that of the best head on the evaluated
+images; here a fifth of the gallery selects the head (among equally accurate heads the one with the lower loss), which
+is then trained again on the whole gallery.
 
 Shapes: n images, D width, C classes, R learning rates.
 """
@@ -19,12 +20,12 @@ from torch import Tensor
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)  # at a batch of 256
 BATCH, MOMENTUM, INITIAL = 256, 0.9, 0.01
-HELD_OUT = 5  # one in so many gallery images chooses the head
+HELD_OUT = 5  # every fifth gallery image is held out to select the head
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The head that was chosen: on which features, with which learning rate, and its accuracy on the test images."""
+    """The selected head: its features, its learning rate, and its accuracy on the test images."""
 
     accuracy: float
     features: str
@@ -32,11 +33,13 @@ class Probe:
 
 
 def probe_features(layers: NDArray[np.float32], patches: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """What heads see, by name: layers [n, 4, D] are the CLS tokens of the last four blocks, patches [n, D] the mean of the last's."""
-    one, four = layers[:, -1], layers.reshape(len(layers), -1)
+    """The inputs of heads, by name: layers [n, 4, D] are the CLS tokens of the last four blocks, patches [n, D] the
+    mean patch of the last block.
+    """
+    last, four = layers[:, -1], layers.reshape(len(layers), -1)
     return {
-        "cls": one,
-        "cls + patches": np.concatenate([one, patches], axis=1),
+        "cls": last,
+        "cls + patches": np.concatenate([last, patches], axis=1),
         "4 cls": four,
         "4 cls + patches": np.concatenate([four, patches], axis=1),
     }
@@ -50,7 +53,8 @@ def linear_probe(
     steps: int,
     seed: int = 0,
 ) -> Probe:
-    """Trains every head on four fifths of the gallery, chooses by the rest, trains the chosen one on all of it, and tests it.
+    """Train every head on four fifths of the gallery, select one on the rest, train it on the whole gallery, and test
+    it.
 
     inputs: features [n, any width] by name; labels [n]; gallery and test are rows of both.
     """
@@ -66,8 +70,8 @@ def linear_probe(
     for name, x in tensors.items():
         right, loss = _judged(x[held_out], codes[held_out], *heads[name])
         for number in range(len(LEARNING_RATES)):
-            one = (float(right[number]), -float(loss[number]), name, number)
-            best = one if best is None or one[:2] > best[:2] else best
+            candidate = (float(right[number]), -float(loss[number]), name, number)
+            best = candidate if best is None or candidate[:2] > best[:2] else best
     if best is None:
         raise ValueError("no features were given")
     _, _, name, number = best
@@ -82,24 +86,24 @@ def _trained(
     """Weights [R, C, width] and biases [R, C] of R heads on each input."""
     generator = torch.Generator().manual_seed(seed)
     batch = min(BATCH, len(codes))
-    made: dict[str, tuple[Tensor, Tensor]] = {}
+    heads: dict[str, tuple[Tensor, Tensor]] = {}
     for name, x in inputs.items():
         first = INITIAL * torch.randn(classes, x.shape[1], generator=generator)
-        made[name] = (
+        heads[name] = (
             first.repeat(len(rates), 1, 1).requires_grad_(),
             torch.zeros(len(rates), classes, requires_grad=True),
         )
-    parameters = [tensor for pair in made.values() for tensor in pair]
+    parameters = [tensor for pair in heads.values() for tensor in pair]
     velocities = [torch.zeros_like(tensor) for tensor in parameters]
     scaled = torch.tensor(rates) * batch / 256
     for step in range(steps):
         drawn = torch.randint(len(codes), (batch,), generator=generator)
         targets = codes[drawn].expand(len(rates), batch).flatten()
-        # The sum over heads: none of them sees another's gradient.
+        # A sum over heads, so no head's gradient depends on another head.
         total = torch.stack(
             [
                 F.cross_entropy(_scores(inputs[name][drawn], *pair).flatten(0, 1), targets) * len(rates)
-                for name, pair in made.items()
+                for name, pair in heads.items()
             ]
         ).sum()
         gradients = torch.autograd.grad(total, parameters)
@@ -108,16 +112,16 @@ def _trained(
             for tensor, velocity, gradient in zip(parameters, velocities, gradients, strict=True):
                 velocity.mul_(MOMENTUM).add_(gradient)
                 tensor.sub_(velocity * (scaled * decay).view(-1, *[1] * (tensor.dim() - 1)))
-    return {name: (weights.detach(), biases.detach()) for name, (weights, biases) in made.items()}
+    return {name: (weights.detach(), biases.detach()) for name, (weights, biases) in heads.items()}
 
 
 def _scores(x: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
-    """x [b, width] -> [R, b, C]."""
+    """Scores [R, b, C] of x [b, width]."""
     return torch.einsum("bd,rcd->rbc", x, weights) + biases[:, None]
 
 
 def _judged(x: Tensor, codes: Tensor, weights: Tensor, biases: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of rows that each head labels correctly, [R], and its mean cross-entropy on them, [R]."""
+    """Each head's share of correctly labeled rows, [R], and its mean cross-entropy on them, [R]."""
     scores = _scores(x, weights, biases)
     loss = F.cross_entropy(scores.transpose(1, 2), codes.expand(len(scores), -1), reduction="none").mean(dim=1)
     return (scores.argmax(dim=2) == codes).float().mean(dim=1), loss

@@ -49,16 +49,17 @@ def train_loop(
     device: torch.device,
     origin: Origin | None = None,
 ) -> dict[str, Any]:
-    """Trains to `config.steps`, from the newest checkpoint in `folder` if there is one, else from `origin`; every worker calls this.
+    """Train to `config.steps` from the newest checkpoint in `folder` if there is one, otherwise from `origin`; every
+    worker calls this.
 
-    Worker 0 writes `metrics.jsonl`, `step-*/`, and in the end the backbone of the student's moving mean (see `export`; of
-    a pruned one `save_narrow`) and `summary.json`. Where world_size > 1 the default process group must be up. Returns
-    the summary: steps, images (in the index), images_seen, skipped (unreadable; since the last resume), resumed_step,
-    seconds, images_per_s, losses (the last logged line).
+    Worker 0 writes `metrics.jsonl`, `step-*/`, and at the end the backbone of the student's moving mean (see `export`;
+    for a pruned one `save_narrow`) and `summary.json`. If world_size > 1, the default process group must be
+    initialized. Returns the summary: steps, images (in the index), images_seen, skipped (unreadable; since the last
+    resume), resumed_step, seconds, images_per_s, losses (the last logged line).
 
     Raises:
-        LodesetError: the data or the folder do not fit (see `open_index`, `Batches`, `newest_checkpoint`), or a loss
-            or gradient became infinite or NaN.
+        LodesetError: the data or the folder do not fit (see `open_index`, `Batches`, `newest_checkpoint`), or a loss or
+            gradient became infinite or NaN.
     """
     group = dist.group.WORLD if world_size > 1 else None
     index = open_index(shards.index)
@@ -71,12 +72,14 @@ def train_loop(
     if config.activation_checkpointing:
         recompute_activations(student)
     if config.fsdp and group is not None:
-        shard(nets, group, device, config.precision == "bf16")  # from here, so that no device ever holds all of it
+        shard(
+            nets, group, device, config.precision == "bf16"
+        )  # moves shards from here, so that no device ever holds the whole network
     else:
         nets = nets.to(device)
     optimiser = make_optimiser(student, config.optimiser)
     identity = {"training": identity_of(config), "images": index.digest()}
-    told = config.model_dump(mode="json")
+    settings = config.model_dump(mode="json")
     if origin is not None:
         identity["origin"] = origin.digest
     if weights is not None:
@@ -121,7 +124,7 @@ def train_loop(
             if log is not None:
                 log.append(line)
         if done % config.checkpoint_every == 0 or done == config.steps:
-            checkpoint = save_checkpoint(folder, done, state, identity, config.keep_checkpoints, group, told)
+            checkpoint = save_checkpoint(folder, done, state, identity, config.keep_checkpoints, group, settings)
 
     seconds, steps_made = time.perf_counter() - started, config.steps - first_step
     summary = {
@@ -137,7 +140,7 @@ def train_loop(
     }
     if log is not None:
         log.close()
-        assert checkpoint is not None  # of the last step
+        assert checkpoint is not None  # the last step always writes one
         pruned = origin is not None and origin.pruned is not None
         _finish(checkpoint, nets.average.backbone, pruned, folder, summary)
     return summary
@@ -146,17 +149,19 @@ def train_loop(
 def _resumed(
     folder: Path, identity: dict[str, Any], group: dist.ProcessGroup | None, rank: int
 ) -> tuple[int, Path | None]:
-    """The step to go on from, and the checkpoint; worker 0 looks, and tells the others."""
-    found = [(newest_checkpoint(folder, identity) or (0, None)) if rank == 0 else (0, None)]
+    """The step to continue from, and its checkpoint; worker 0 looks and broadcasts the result."""
+    newest = [(newest_checkpoint(folder, identity) or (0, None)) if rank == 0 else (0, None)]
     if group is not None:
-        dist.broadcast_object_list(found, 0, group)
-    return found[0]
+        dist.broadcast_object_list(newest, 0, group)
+    return newest[0]
 
 
 def _finish(
     checkpoint: Path, trained: DinoVisionTransformer, pruned: bool, folder: Path, summary: dict[str, Any]
 ) -> None:
-    """Exports the moving mean as the last checkpoint holds it: whole, however it was trained; in the form of what it was pruned from."""
+    """Export the moving mean from the last checkpoint as a whole, however it was trained, in the format of the pruned
+    model it came from.
+    """
     backbone = DinoVisionTransformer(trained.config, trained.image_size)
     weights = read_checkpoint(checkpoint, "teacher.backbone.")
     narrow(backbone, heads_of(trained), weights)
@@ -195,19 +200,19 @@ def _stop_if_not_finite(every: Tensor, names: list[str], batch: Batch, folder: P
         _write_ids(batch, folder, rank)
     culprit, term = (int(x) for x in bad.nonzero()[0])
     raise LodesetError(
-        f"loss term {names[term]} became {float(every[culprit, term])} on worker {culprit} at step {batch.step}: look "
-        f"at its images, listed in {folder / _ids_file(batch.step, culprit)}, or lower training.optimiser.base_lr"
+        f"loss term {names[term]} became {float(every[culprit, term])} on worker {culprit} at step {batch.step}: check "
+        f"its images, listed in {folder / _ids_file(batch.step, culprit)}, or lower training.optimiser.base_lr"
     )
 
 
 def _stop_if_gradient_not_finite(norm: float, config: TrainingConfig, batch: Batch, folder: Path, rank: int) -> None:
-    """The norm is that of the mean gradient, so all workers stop here, and each saves its image ids."""
+    """The norm is that of the mean gradient, so all workers stop here, and each one saves its image ids."""
     if math.isfinite(norm):
         return
     _write_ids(batch, folder, rank)
     raise LodesetError(
-        f"the gradient's norm became {norm} on worker {rank} at step {batch.step} though every loss was finite: lower "
-        f"training.optimiser.base_lr ({config.optimiser.base_lr}); the step's images are listed in "
+        f"the gradient's norm became {norm} on worker {rank} at step {batch.step} although every loss was finite: "
+        f"lower training.optimiser.base_lr ({config.optimiser.base_lr}); the step's images are listed in "
         f"{folder / _ids_file(batch.step, rank)}"
     )
 

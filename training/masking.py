@@ -1,6 +1,6 @@
 """Block masking (BEiT, Bao et al. 2021, arXiv:2106.08254; as used by iBOT and DINOv2), with exact counts.
 
-Shapes: C crops, N = rows * columns patches a crop.
+Shapes: C crops, N = rows * columns patches of a crop.
 """
 
 import numpy as np
@@ -8,15 +8,16 @@ from numpy.typing import NDArray
 
 from lodeset.training.config import MaskingConfig
 
-LEAST_BLOCK = 4  # patches
+LEAST_BLOCK = 4  # minimum size of a block in patches
 ASPECT = (0.3, 1 / 0.3)  # height / width of a block
-ATTEMPTS = 10  # draws of a block that may miss before single patches fill up
+ATTEMPTS = 10  # draws of a block that may fail before single patches fill up the mask
 
 
 def mask_counts(rng: np.random.Generator, crops: int, patches: int, config: MaskingConfig) -> NDArray[np.int64]:
-    """Patches to mask in each of `crops` crops, [C]; 0 for those that stay whole, which ones is random.
+    """Number of patches to mask in each of `crops` crops, [C]; 0 for crops that stay unmasked, which are chosen at
+    random.
 
-    The masked crops spread evenly over the ratios: one draw from each of as many equal intervals of `config.ratio`.
+    The ratios of the masked crops are spread evenly: one draw from each of as many equal intervals of `config.ratio`.
     """
     masked = int(crops * config.probability)
     edges = np.linspace(*config.ratio, masked + 1)
@@ -27,9 +28,9 @@ def mask_counts(rng: np.random.Generator, crops: int, patches: int, config: Mask
 
 
 def block_mask(rng: np.random.Generator, rows: int, columns: int, count: int) -> NDArray[np.bool_]:
-    """A mask [N], row by row, with exactly `count` True patches, made of rectangles of at least 4 patches.
+    """A mask [N] in row-major order with exactly `count` True patches, made of rectangles of at least 4 patches.
 
-    Rectangles may overlap. Where none fits the rest any more, single patches complete the count.
+    Rectangles may overlap. When none fits the remaining count, single patches complete it.
     """
     mask = np.zeros((rows, columns), dtype=bool)
     missing, misses = count, 0

@@ -1,4 +1,5 @@
-"""What a run reports: measures of its features, and every few steps a line of `metrics.jsonl` and scalars for TensorBoard.
+"""Metrics of a run: measures of its features, and every few steps a line of `metrics.jsonl` and scalars for
+TensorBoard.
 
 Shapes: n rows, D width, K prototypes.
 """
@@ -24,7 +25,8 @@ EVENTS = "tensorboard"
 class MetricsLog:
     """Appends to `metrics.jsonl` and to TensorBoard's events in `tensorboard/`.
 
-    Opened at a resumed step, it first drops the lines of later steps, and a torn one; TensorBoard is told to forget these steps.
+    When it is opened at a resumed step, it first drops incomplete lines and those of later steps, and TensorBoard is
+    told to forget these steps.
     """
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
@@ -59,10 +61,10 @@ def _step(line: str) -> int | None:
 def feature_metrics(step: StepLosses) -> dict[str, float]:
     """Signs of collapse, measured on one worker's share of a step.
 
-    teacher_entropy: mean entropy of the teacher's targets, nats. koleo_distance: mean distance of the student's CLS
-    features of the first global crop to the nearest other. feature_std: deviation of the teacher's L2-normalised CLS a
-    channel, times sqrt(D): 1 where they spread over the sphere, 0 where they collapse (Chen & He 2021,
-    arXiv:2011.10566). feature_rank: their effective rank (RankMe, Garrido et al. 2023, arXiv:2210.02885).
+    teacher_entropy: mean entropy of the teacher's targets, nats. koleo_distance: mean distance from the student's CLS
+    features of the first global crop to the nearest other. feature_std: deviation of the teacher's L2-normalized CLS
+    per channel, times sqrt(D): 1 if they spread over the sphere, 0 if they collapse (Chen & He 2021, arXiv:2011.10566).
+    feature_rank: their effective rank (RankMe, Garrido et al. 2023, arXiv:2210.02885).
     """
     targets = step.teacher_targets
     teacher = F.normalize(step.teacher_cls, dim=-1)
@@ -75,6 +77,6 @@ def feature_metrics(step: StepLosses) -> dict[str, float]:
 
 
 def effective_rank(features: Tensor) -> float:
-    """exp of the entropy of the normalised singular values of features [n, D]: 1 to min(n, D)."""
+    """exp of the entropy of the normalized singular values of features [n, D]: 1 to min(n, D)."""
     singular = torch.linalg.svdvals(features.float())
     return float(torch.special.entr(singular / singular.sum()).sum().exp())

@@ -1,6 +1,8 @@
-"""Transformers narrower than their configuration says, which pruning leaves: on disk, and to train on.
+"""Transformers that are narrower than their configuration says because they were pruned: storing them, and training
+them further.
 
-`architecture.json` holds the dense architecture and the attention heads that are left; other widths are those of the weights.
+`architecture.json` holds the dense architecture and the remaining attention heads; other widths follow from the
+weights.
 """
 
 import json
@@ -16,17 +18,17 @@ from lodeset.training.config import ModelConfig
 from lodeset.training.export import WEIGHTS
 from lodeset.training.vit import Attention, DinoVisionTransformer
 
-# Not called config.json: no reader of dense checkpoints may take a pruned one for its own.
+# Not called config.json, so that no reader of dense checkpoints mistakes a pruned checkpoint for a dense one.
 ARCHITECTURE = "architecture.json"
 
 
 def heads_of(model: DinoVisionTransformer) -> dict[str, int]:
-    """Attention heads, by module."""
+    """Number of attention heads, by module."""
     return {name: module.heads for name, module in model.named_modules() if isinstance(module, Attention)}
 
 
 def save_narrow(model: DinoVisionTransformer, folder: Path) -> None:
-    """Writes `model.safetensors` and `architecture.json` into `folder`."""
+    """Write `model.safetensors` and `architecture.json` into `folder`."""
     own.mark(folder, "model")
     architecture = {
         "model": model.config.model_dump(mode="json"),
@@ -38,17 +40,17 @@ def save_narrow(model: DinoVisionTransformer, folder: Path) -> None:
 
 
 def load_narrow(folder: Path) -> DinoVisionTransformer:
-    """What `save_narrow` wrote, in evaluation mode, on the CPU.
+    """Load what `save_narrow` wrote, in evaluation mode on the CPU.
 
     Raises:
-        OSError, KeyError, ValueError, RuntimeError: it is damaged.
+        OSError, KeyError, ValueError, RuntimeError: the files are damaged.
     """
     architecture, weights = json.loads((folder / ARCHITECTURE).read_text()), load_file(folder / WEIGHTS)
     config, side = ModelConfig.model_validate(architecture["model"]), architecture["image_size"]
     blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
     if config.depth != len(blocks) or not isinstance(side, int) or side < config.patch_size:
         raise ValueError(f"{config.depth} blocks, images of {side!r} pixels; the weights are of {len(blocks)} blocks")
-    # Without memory: the weights, which are there, bring their own.
+    # The meta device allocates no memory: the loaded weights bring their own.
     with torch.device("meta"):
         model = DinoVisionTransformer(config, side)
         narrow(model, architecture["heads"], weights)
@@ -57,10 +59,11 @@ def load_narrow(folder: Path) -> DinoVisionTransformer:
 
 
 def narrow(model: DinoVisionTransformer, heads: Mapping[str, int], weights: Mapping[str, Tensor]) -> None:
-    """Gives a dense transformer so many attention heads, and its linear layers the widths of `weights`, which it does not take over.
+    """Give a dense transformer these attention heads, and its linear layers the widths of `weights`, whose values are
+    not copied.
 
     Raises:
-        ValueError: something is wider than it was.
+        ValueError: something would become wider than it was.
     """
     for name, count in heads.items():
         module = model.get_submodule(name)
@@ -75,5 +78,5 @@ def narrow(model: DinoVisionTransformer, heads: Mapping[str, int], weights: Mapp
         if rows > module.out_features or cols > module.in_features:
             raise ValueError(f"{name} is {rows} x {cols}, wider than {module.out_features} x {module.in_features}")
         parent, _, own = name.rpartition(".")
-        made = nn.Linear(cols, rows, bias=f"{name}.bias" in weights)
-        setattr(model.get_submodule(parent), own, made)
+        linear = nn.Linear(cols, rows, bias=f"{name}.bias" in weights)
+        setattr(model.get_submodule(parent), own, linear)

@@ -1,4 +1,4 @@
-"""A model as an ONNX network, with what its users must know in its metadata.
+"""Export a model as an ONNX network, with the preprocessing in its metadata.
 
 Shapes: B images, r x c patches, S the side of the grid that positions are stored for, D width.
 """
@@ -20,17 +20,18 @@ from lodeset.pipeline.embedders.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from lodeset.pipeline.errors import LodesetError
 from lodeset.training.vit import DinoVisionTransformer
 
-LIMIT = 2**31 - 2**20  # bytes; a protobuf message ends at 2 GiB
-STEP = 32  # pixels: networks other than lodeset's transformers take multiples of it, where they take several sizes
-CLOSE = 1e-3  # of the largest number of an output, between the network and its ONNX form
+LIMIT = 2**31 - 2**20  # bytes; a protobuf message is limited to 2 GiB
+STEP = 32  # pixels: networks other than lodeset's transformers accept multiples of it, if they accept several sizes
+CLOSE = 1e-3  # allowed difference between the network and its ONNX form, relative to the largest number of an output
 
 
 def export_onnx(model: nn.Module, path: Path, size: int) -> bool:
-    """Writes an ONNX network: `image` float32 [B, 3, height, width] in, `embedding` [B, D] (CLS) and `patches` [B, r c, D] out; of another
-    network than lodeset's transformers, what it returns.
+    """Write an ONNX network with input `image` float32 [B, 3, height, width] and outputs `embedding` [B, D] (CLS) and
+    `patches` [B, r c, D]; for networks other than lodeset's transformers, the outputs are what they return.
 
-    B is free, and so are the sides where the network takes images of several sizes: returns whether they are; otherwise they are `size`.
-    Its metadata say `image_size`, `image_mean` and `image_std`, so that it is an embedder of kind `onnx` as it stands.
+    B is free, and so are the sides if the network takes images of several sizes; otherwise they are `size`. Returns
+    whether the sides are free. The metadata contain `image_size`, `image_mean` and `image_std`, so that the file works
+    as an embedder of kind `onnx`.
 
     Raises:
         LodesetError: the `onnx` extra is not installed, or `size` is not a multiple of the patch size.
@@ -48,8 +49,8 @@ def export_onnx(model: nn.Module, path: Path, size: int) -> bool:
     size_bytes = sum(parameter.numel() for parameter in model.parameters()) * 4
     if size_bytes >= LIMIT:
         raise LodesetError(
-            f"the model takes {size_bytes / 1e9:.1f} GB and one ONNX file at most {LIMIT / 1e9:.1f}: use the export in "
-            "safetensors, or distil a smaller model"
+            f"the model takes {size_bytes / 1e9:.1f} GB, but one ONNX file holds at most {LIMIT / 1e9:.1f} GB: use "
+            "the export in safetensors, or distill a smaller model"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -61,17 +62,18 @@ def export_onnx(model: nn.Module, path: Path, size: int) -> bool:
 
 
 def _written(model: nn.Module, path: Path, names: list[str] | None, size: int, step: int) -> bool:
-    """Whether the network can be written for images of any size."""
+    """Write the network; return whether it could be written for images of any size."""
     sides: dict[int, Any] = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     if isinstance(model, _AnySize):
         sides = {2: step * torch.export.Dim("rows"), 3: step * torch.export.Dim("columns")}
     try:
-        # Sides that differ from each other and from what is stored: nothing that is true of one of them is taken for a rule.
+        # Sides that differ from each other and from the stored grid, so that nothing specific to one of them is taken
+        # for a rule.
         example = torch.zeros(2, 3, size + step, size + 2 * step)
         with torch.no_grad():
             model(example)
         _write(model, path, names, (example,), {0: torch.export.Dim("batch"), **sides}, size)
-    except Exception:  # the exporter raises whatever it meets in a network that was made for one size
+    except Exception:  # the exporter raises arbitrary errors for networks that were made for a single size
         return False
     return True
 
@@ -80,7 +82,7 @@ def _write(
     model: nn.Module, path: Path, names: list[str] | None, example: tuple[Tensor], free: dict[int, Any], size: int
 ) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own code
+        warnings.simplefilter("ignore")  # about the exporter's own code
         program = torch.onnx.export(
             model,
             example,
@@ -90,14 +92,14 @@ def _write(
             dynamo=True,
             verbose=False,
         )
-    assert program is not None, "as the dynamo exporter returns it"
-    told = {SIZE_KEY: size, MEAN_KEY: IMAGENET_MEAN, STD_KEY: IMAGENET_STD}
-    program.model.metadata_props.update({key: json.dumps(value) for key, value in told.items()})
+    assert program is not None, "the dynamo exporter returns a program"
+    metadata = {SIZE_KEY: size, MEAN_KEY: IMAGENET_MEAN, STD_KEY: IMAGENET_STD}
+    program.model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})
     program.save(str(path), external_data=False)
 
 
 def _agrees(model: nn.Module, path: Path, size: int, step: int) -> bool:
-    """Whether the file gives what the network gives, at the size that it is written for and at others."""
+    """Whether the file returns what the network returns, at the size that it was written for and at others."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -108,11 +110,13 @@ def _agrees(model: nn.Module, path: Path, size: int, step: int) -> bool:
             image = torch.linspace(-2, 2, batch * 3 * height * width).sin().view(batch, 3, height, width)
             with torch.no_grad():
                 expected = model(image)
-            found = session.run(None, {"image": image.numpy()})
-            for ours, theirs in zip(_tensors(expected), found, strict=True):
-                if theirs.shape != ours.shape or np.abs(theirs - ours).max() > CLOSE * max(1e-6, np.abs(ours).max()):
+            outputs = session.run(None, {"image": image.numpy()})
+            for of_model, of_file in zip(_tensors(expected), outputs, strict=True):
+                if of_file.shape != of_model.shape or np.abs(of_file - of_model).max() > CLOSE * max(
+                    1e-6, np.abs(of_model).max()
+                ):
                     return False
-    except Exception:  # onnxruntime has no public base class for what it cannot do
+    except Exception:  # onnxruntime has no public base class of its errors
         return False
     return True
 
@@ -125,8 +129,9 @@ def _tensors(output: object) -> list[np.ndarray[Any, Any]]:
 
 
 class _AnySize(nn.Module):
-    """lodeset's transformer as a graph that holds for images of every size: positions are interpolated by products of matrices, which come to
-    nothing on the grid that they are stored for."""
+    """lodeset's transformer as a graph that is valid for images of every size: matrix products interpolate the
+    positions, and change nothing on the grid that the positions are stored for.
+    """
 
     def __init__(self, model: DinoVisionTransformer) -> None:
         super().__init__()
@@ -154,10 +159,10 @@ class _AnySize(nn.Module):
 
 
 def _interpolations(rows: int, columns: int, side: int, antialias: bool) -> tuple[Tensor, Tensor]:
-    """[r, S] and [c, S]: what `DinoVisionTransformer.interpolated` does along either side, as matrices."""
+    """The interpolation of `DinoVisionTransformer.interpolated` along each side as matrices, [r, S] and [c, S]."""
     counts = [
         torch.ones(n).sum() for n in (rows, columns)
-    ]  # as tensors: the sizes are not known when the graph is made
+    ]  # tensors, because the sizes are not known when the graph is made
     if antialias:
         down, across = (_smooth(n, count, side) for n, count in zip((rows, columns), counts, strict=True))
         return down, across
@@ -168,7 +173,7 @@ def _interpolations(rows: int, columns: int, side: int, antialias: bool) -> tupl
 
 
 def _sharp(length: int, scale: Tensor, side: int) -> Tensor:
-    """Bicubic without antialias, by a scale factor: four taps, those beyond the border moved to it. [length, S]."""
+    """Bicubic without antialias, by a scale factor: four taps, clamped at the border. [length, S]."""
     source = (torch.arange(length) + 0.5) / scale - 0.5
     first = source.floor()
     matrix = torch.zeros(1)
@@ -180,7 +185,7 @@ def _sharp(length: int, scale: Tensor, side: int) -> Tensor:
 
 
 def _smooth(length: int, count: Tensor, side: int) -> Tensor:
-    """Bicubic with antialias, by size: the filter is as wide as what becomes one value. [length, S]."""
+    """Bicubic with antialias, by size: the filter is as wide as the input range of one output value. [length, S]."""
     scale = side / count
     centre = scale * (torch.arange(length) + 0.5)
     distance = (torch.arange(side) + 0.5 - centre[:, None]) / scale.clamp(min=1.0)
@@ -189,7 +194,7 @@ def _smooth(length: int, count: Tensor, side: int) -> Tensor:
 
 
 def _cubic(x: Tensor, a: float) -> Tensor:
-    """Keys' kernel of distances x >= 0."""
+    """Keys' kernel for distances x >= 0."""
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
     return torch.where(x <= 1, near, torch.where(x < 2, far, 0.0))

@@ -1,7 +1,7 @@
-"""In which order images are trained on: a function of (seed, epoch) alone.
+"""The order of training images, which depends only on (seed, epoch).
 
-An epoch shows every image once, or as often as its weight says. It is shuffled as a whole, or in blocks of shards that fit a
-cache together, block after block. Each epoch ends before its last, incomplete global batch.
+An epoch shows every image once, or as often as its weight says. It is shuffled as a whole, or in blocks of shards that
+fit a cache, one block after the other. Each epoch ends before its last, incomplete global batch.
 
 Shapes: n images of the index, S shards, m places of an epoch.
 """
@@ -28,9 +28,10 @@ def generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Shards too many for the cache: `shard` [n] holds an image, `size_bytes` [S], `limit_bytes` is what a block may hold.
+    """Shards that exceed the cache: `shard` [n] is the shard of each image, `size_bytes` [S], `limit_bytes` is the
+    maximum size of a block.
 
-    A shard larger than that is a block of its own.
+    A shard larger than the limit is a block of its own.
     """
 
     shard: NDArray[np.int32]
@@ -38,18 +39,20 @@ class Blocks:
     limit_bytes: int
 
     def digest(self) -> str:
-        """SHA-256 of all that the order depends on: the same images in other shards come in another order."""
-        told = hashlib.sha256(self.shard.tobytes())
-        told.update(self.size_bytes.tobytes())
-        told.update(str(self.limit_bytes).encode())
-        return told.hexdigest()
+        """SHA-256 of everything that the order depends on: the same images in other shards get another order."""
+        sha256 = hashlib.sha256(self.shard.tobytes())
+        sha256.update(self.size_bytes.tobytes())
+        sha256.update(str(self.limit_bytes).encode())
+        return sha256.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """`images`: n. `weights` [n]: how often an epoch shows each, 1 where none are given. `blocks`: see there; none: all at once.
+    """`images`: n. `weights` [n]: how often an epoch shows each image, by default once. `blocks`: see `Blocks`; None: a
+    single block.
 
-    Each process that asks for rows holds an epoch of them, 4 bytes a place, and three times that while it is made.
+    Each process that asks for rows holds one epoch of them, 4 bytes per place, and three times that while it is being
+    made.
     """
 
     images: int
@@ -60,12 +63,12 @@ class Order:
 
     @cached_property
     def places(self) -> int:
-        """Of an epoch: n, or the sum of the weights, rounded down."""
+        """Places of an epoch: n, or the sum of the weights, rounded down."""
         return self.images if self.weights is None else _whole(self.weights)
 
     @cached_property
     def steps(self) -> int:
-        """Whole batches of an epoch."""
+        """Complete batches of an epoch."""
         return self.places // self.batch
 
     def rows(self, step: int) -> Rows:
@@ -78,19 +81,20 @@ class Order:
         return _epoch(self, epoch)
 
     def shards_at(self, step: int) -> tuple[Rows, Rows]:
-        """Shards of the block that a step's first image lies in, and of the one that comes next, maybe of the next epoch.
+        """Shards of the block that contains a step's first image, and of the next block, which may belong to the next
+        epoch.
 
-        `blocks` must be there.
+        `blocks` must be set.
         """
         assert self.blocks is not None
         epoch = step // self.steps
-        now = _blocks(self.blocks, self.seed, epoch)
+        blocks = _blocks(self.blocks, self.seed, epoch)
         first = self.blocks.shard[self.rows(step)[0]]
-        at = next(number for number, shards in enumerate(now) if first in shards)
-        return now[at], now[at + 1] if at + 1 < len(now) else _blocks(self.blocks, self.seed, epoch + 1)[0]
+        at = next(number for number, shards in enumerate(blocks) if first in shards)
+        return blocks[at], blocks[at + 1] if at + 1 < len(blocks) else _blocks(self.blocks, self.seed, epoch + 1)[0]
 
 
-# Steps follow one another: only the epoch that goes on is needed. 10^7 rows take 0.5 s, a second with weights.
+# Steps follow one another, so only the current epoch is needed. 10^7 rows take 0.5 s, or a second with weights.
 @lru_cache(maxsize=1)
 def _epoch(order: Order, epoch: int) -> Rows:
     rows: Rows = np.arange(order.images, dtype=np.int32 if order.images < 2**31 else np.int64)
@@ -106,33 +110,34 @@ def _epoch(order: Order, epoch: int) -> Rows:
     return rows
 
 
-@lru_cache(maxsize=2)  # this epoch's and the next one's
+@lru_cache(maxsize=2)  # the current epoch and the next one
 def _blocks(blocks: Blocks, seed: int, epoch: int) -> list[Rows]:
-    """The shards of each block, in the order in which an epoch comes to them: shards in random order, as many as fit."""
+    """The shards of each block, in the order of an epoch: shards in random order, as many per block as fit."""
     order = generator(seed, "blocks", epoch).permutation(len(blocks.size_bytes))
-    found: list[list[int]] = []
-    held = 0
+    packed: list[list[int]] = []
+    size_bytes = 0
     for shard, size in zip(order.tolist(), blocks.size_bytes[order].tolist(), strict=True):
-        if not found or held + size > blocks.limit_bytes:
-            found.append([])
-            held = 0
-        found[-1].append(shard)
-        held += size
-    return [np.array(block, np.int64) for block in found]
+        if not packed or size_bytes + size > blocks.limit_bytes:
+            packed.append([])
+            size_bytes = 0
+        packed[-1].append(shard)
+        size_bytes += size
+    return [np.array(block, np.int64) for block in packed]
 
 
 def times(weights: Floats, rng: np.random.Generator) -> Rows:
-    """How often each image [n] is shown: its weight rounded down or up at random; all together the sum, rounded down.
+    """How often each image [n] is shown: its weight, rounded down or up at random; the total is the sum of the weights,
+    rounded down.
 
-    Systematic sampling (Madow 1949) over the images in random order: the line of all weights, end to end, is cut at every integer
-    from a random start, which leaves out what is over of the sum.
+    Systematic sampling (Madow 1949) over the images in random order: the line of all weights, end to end, is cut at
+    every integer from a random start; the fractional part of the sum is left out.
     """
     order = rng.permutation(len(weights))
     ends = np.cumsum(weights[order])
     total = _whole(weights)
     start = rng.random() * (1 - max(0.0, float(ends[-1]) - total))
     edges = np.floor(ends + start).astype(np.int64)
-    edges[-1] = total  # whatever the sum lost or won in its last digits
+    edges[-1] = total  # corrects rounding of the sum
     shown = np.empty(len(weights), np.int64)
     shown[order] = np.diff(edges, prepend=0)
     return shown

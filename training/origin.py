@@ -1,5 +1,5 @@
-"""What a run starts from: nothing, the weights of a backbone, or an earlier run's networks, to go on with, as they were or pruned, or
-to learn from.
+"""What a run starts from: nothing, the weights of a backbone, or an earlier run's networks, dense or pruned, to
+continue with or to learn from.
 """
 
 import copy
@@ -29,10 +29,10 @@ class Origin(Strict):
     """Networks that a run starts from.
 
     path: weights of a backbone (see `load_weights`), or the folder of an earlier run's checkpoint.
-    digest: of these bytes; a checkpoint belongs to it.
-    of: the configuration of that earlier run; none for a backbone alone.
-    distil: its teacher stays as it is, and another student learns from it (DINOv2, section 5, "model distillation").
-    pruned: folder of what pruning left of its backbone (see `load_narrow`), which goes on, with the heads of its teacher.
+    digest: of these bytes; checkpoints of the new run depend on it.
+    of: the configuration of the earlier run; None for a backbone alone.
+    distil: the earlier teacher is frozen, and another student learns from it (DINOv2, section 5, "model distillation").
+    pruned: folder of the pruned backbone (see `load_narrow`) that continues, with the heads of the teacher.
     """
 
     path: str
@@ -43,7 +43,7 @@ class Origin(Strict):
 
 
 def finished(folder: Path) -> Origin | None:
-    """The last checkpoint of a run that ended in `folder`, by what it says of itself; None where there is none."""
+    """The last checkpoint of a run that ended in `folder`, as recorded there; None if there is none."""
     path = folder / f"step-{newest_step(folder):07d}"
     try:
         marker = Marker.model_validate_json((path / MARKER).read_bytes())
@@ -57,7 +57,7 @@ def networks(config: TrainingConfig, origin: Origin | None) -> Networks:
     """The networks of a run's first step.
 
     Raises:
-        LodesetError: what it starts from is not there, not readable or of another architecture.
+        LodesetError: the origin does not exist, cannot be read, or has another architecture.
     """
     nets = fresh(config)
     if origin is None:
@@ -72,43 +72,45 @@ def networks(config: TrainingConfig, origin: Origin | None) -> Networks:
     _fill(nets.centers, read_checkpoint(folder, "centers."))
     teacher = read_checkpoint(folder, "teacher.")
     if origin.pruned is not None:
-        left = _left(Path(origin.pruned))
+        pruned = _pruned_backbone(Path(origin.pruned))
         heads = {name: tensor for name, tensor in teacher.items() if not name.startswith("backbone.")}
-        state = heads | {f"backbone.{name}": tensor for name, tensor in left.state_dict().items()}
+        state = heads | {f"backbone.{name}": tensor for name, tensor in pruned.state_dict().items()}
         for network, trains in ((nets.student, True), (nets.average, False)):
             backbone = DinoVisionTransformer(
-                config.model, left.image_size
-            )  # positions stay on the grid they are stored for
-            narrow(backbone, heads_of(left), left.state_dict())
+                config.model, pruned.image_size
+            )  # positions stay on the grid that they are stored for
+            narrow(backbone, heads_of(pruned), pruned.state_dict())
             network.backbone = backbone.train(trains).requires_grad_(trains)
             _fill(network, state)
     if origin.distil:
         return replace(nets, teacher=_as_stored(origin.of, teacher))
     if origin.pruned is not None:
         return nets
-    for network, its in ((nets.student, read_checkpoint(folder, "student.")), (nets.average, teacher)):
-        _fill(network, _on_grid_of(network.backbone, its))
+    for network, tensors in ((nets.student, read_checkpoint(folder, "student.")), (nets.average, teacher)):
+        _fill(network, _on_grid_of(network.backbone, tensors))
     return nets
 
 
-def _left(folder: Path) -> DinoVisionTransformer:
+def _pruned_backbone(folder: Path) -> DinoVisionTransformer:
     try:
         return load_narrow(folder)
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise LodesetError(
-            f"{folder} does not hold a pruned transformer: {error}: remove what prunes into it, and prune again"
+            f"{folder} does not hold a pruned transformer: {error}: remove the pruning results there, and prune again"
         ) from error
 
 
 @torch.no_grad()
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Tied heads are stored under one of their names."""
+    """Copy tensors into a module; tied heads are stored under one of their names."""
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         tensor.copy_(tensors[name])
 
 
 def _as_stored(config: TrainingConfig, state: Mapping[str, Tensor]) -> Network:
-    """A frozen network with the positions that its state holds, which those of released weights are larger than the crops'."""
+    """A frozen network with the positions of its state; for released weights their grid is larger than that of the
+    crops.
+    """
     network = Network(config)
     side = round((state[POSITIONS].shape[1] - 1) ** 0.5)
     network.backbone = DinoVisionTransformer(config.model, side * config.model.patch_size)
@@ -117,6 +119,6 @@ def _as_stored(config: TrainingConfig, state: Mapping[str, Tensor]) -> Network:
 
 
 def _on_grid_of(backbone: DinoVisionTransformer, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A network's tensors, with positions interpolated to those of `backbone`."""
+    """A network's tensors, with the positions interpolated to the grid of `backbone`."""
     side = backbone.image_size // backbone.config.patch_size
     return {**state, POSITIONS: backbone.interpolated(state[POSITIONS], side, side)}

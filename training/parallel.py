@@ -1,4 +1,4 @@
-"""What training does to a model that is too large for one worker: sharded over all of them, activations computed twice."""
+"""Train models that are too large for one worker: shard them over all workers, and recompute activations."""
 
 import warnings
 
@@ -12,34 +12,36 @@ from lodeset.training.vit import Block, DinoVisionTransformer
 
 
 def shard(nets: Networks, group: dist.ProcessGroup, device: torch.device, half: bool) -> None:
-    """Leaves each worker of `group` its share of every network's weights, gradients and moving means (FSDP2).
+    """Leave each worker of `group` its share of every network's weights, gradients and moving means (FSDP2).
 
-    A unit that is put together when it is its turn is a block's attention, its feed-forward layer, or a head. `half`: for bf16
-    products the weights travel as bf16; what is kept, gradients and their sums over workers stay fp32, and so do embeddings and norms.
+    The unit that is gathered when it is needed is a block's attention, its feed-forward layer, or a head. `half`:
+    weights are gathered as bf16 for bf16 products; stored values, gradients and their sums over workers stay fp32, and
+    so do embeddings and norms.
     """
-    # Nothing writes into what a backbone returns, so its views are harmless.
+    # Nothing writes into the output of a backbone, so its views are harmless.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = DeviceMesh.from_group(group, device.type)
     mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32)
     nets.centers.to(device)
-    for network in {id(one): one for one in (nets.student, nets.average, nets.teacher)}.values():
+    for network in {id(network): network for network in (nets.student, nets.average, nets.teacher)}.values():
         _shard_network(network, mesh, mixed)
 
 
 def _shard_network(network: Network, mesh: DeviceMesh, mixed: MixedPrecisionPolicy) -> None:
     for block in blocks_of(network.backbone):
-        # Not the block: it adds to its input in place, which is a view once a unit has taken it.
+        # The block itself is not a unit: it adds to its input in place, and the input becomes a view once a unit has
+        # taken it.
         fully_shard(block.attn, mesh=mesh, mp_policy=mixed)
         fully_shard(block.mlp, mesh=mesh, mp_policy=mixed)
-    # Where nothing is said, outermost units stay whole until a backward pass, and a teacher has none.
+    # By default, outermost units stay gathered until a backward pass, and a teacher has none.
     fully_shard(network.backbone, mesh=mesh, reshard_after_forward=True)
     register_fsdp_forward_method(network.backbone, "forward_groups")
-    for head in {id(one): one for one in (network.dino_head, network.ibot_head)}.values():
+    for head in {id(head): head for head in (network.dino_head, network.ibot_head)}.values():
         fully_shard(head, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
 
 
 def recompute_activations(network: Network) -> None:
-    """Keeps nothing inside attention and feed-forward layers for the backward pass, which computes it again."""
+    """Store nothing inside attention and feed-forward layers for the backward pass; recompute it there."""
     for block in blocks_of(network.backbone):
         block.attn.recomputed = block.mlp.recomputed = True
 

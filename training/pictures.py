@@ -1,4 +1,4 @@
-"""What patches have in common, as colours: principal components of their features (DINOv2, section 7.5, figure 1).
+"""Show what patches have in common as colors: principal components of their features (DINOv2, section 7.5, figure 1).
 
 Shapes: n images of rows x columns patches, D width.
 """
@@ -19,15 +19,16 @@ from lodeset.training.augment import normalised
 from lodeset.training.evaluate import centre_square
 from lodeset.training.vit import DinoVisionTransformer
 
-STRETCHED = (1, 99)  # percentiles of a component that become 0 and 255
+STRETCHED = (1, 99)  # percentiles of a component that are mapped to 0 and 255
 
 
 def pca_pictures(patches: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Colours [n, rows, columns, 3] of the patches [n, rows, columns, D] of images that are looked at together.
+    """Colors [n, rows, columns, 3] of the patches [n, rows, columns, D] of images that are shown together.
 
-    The first component of all patches parts foreground from background; which side is which it does not say, so the side of the
-    patches in the middle of the images is taken for the foreground. The first three components of the foreground are red, green and
-    blue, background is black. A component's sign is arbitrary too: its farthest patch is bright.
+    The first component of all patches separates foreground from background. Its sign is arbitrary, so the side of the
+    patches in the middle of the images is taken as the foreground. The first three components of the foreground become
+    red, green and blue; the background is black. The signs of these components are arbitrary too: the farthest patch of
+    each is bright.
     """
     n, rows, columns, width = patches.shape
     flat = patches.reshape(-1, width).astype(np.float64)
@@ -36,9 +37,9 @@ def pca_pictures(patches: NDArray[np.float32]) -> NDArray[np.uint8]:
     foreground = parting * (1 if middle.mean() >= 0 else -1) > 0
     colours = np.zeros((n, rows, columns, 3), np.uint8)
     if foreground.sum() > 3:
-        found = _components(flat[foreground.ravel()], 3)
-        low, high = np.percentile(found, STRETCHED, axis=0)
-        stretched = (found - low) / np.maximum(high - low, 1e-12)
+        components = _components(flat[foreground.ravel()], 3)
+        low, high = np.percentile(components, STRETCHED, axis=0)
+        stretched = (components - low) / np.maximum(high - low, 1e-12)
         colours[foreground] = np.round(255 * stretched.clip(0, 1))
     return colours
 
@@ -46,7 +47,9 @@ def pca_pictures(patches: NDArray[np.float32]) -> NDArray[np.uint8]:
 def picture_table(
     model: DinoVisionTransformer, network: str, target: str, places: Sequence[Location], size: int, max_pixels: int
 ) -> pa.Table:
-    """`pictures` rows of the images at `places`, seen by `model` at `size` pixels a side, a multiple of its patch."""
+    """`pictures` rows of the images at `places`, as seen by `model` at `size` pixels per side, a multiple of its patch
+    size.
+    """
     places = sorted(places, key=lambda p: (p.uri, p.offset, p.member))
     images = [np.asarray(decode(data, max_pixels)) for _, data in read_images(places)]
     squares = np.stack([centre_square(image, size) for image in images])
@@ -70,11 +73,11 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _components(x: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """The first `count` principal components of rows x, [rows, count]; zeros for those that the width does not give."""
+    """The first `count` principal components of rows x, [rows, count]; zeros beyond the width."""
     centred = x - x.mean(axis=0)
     _, directions = np.linalg.eigh(centred.T @ centred)  # ascending
     scores = centred @ directions[:, ::-1][:, :count]
     farthest = np.take_along_axis(scores, np.abs(scores).argmax(axis=0)[None], axis=0)
-    found = np.zeros((len(x), count))
-    found[:, : scores.shape[1]] = scores * np.where(farthest < 0, -1, 1)
-    return found
+    components = np.zeros((len(x), count))
+    components[:, : scores.shape[1]] = scores * np.where(farthest < 0, -1, 1)
+    return components

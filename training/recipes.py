@@ -1,6 +1,6 @@
-"""The published recipes of DINOv2 (arXiv:2304.07193, tables 16 and 17), as what differs from the defaults of `tiny`.
+"""The published recipes of DINOv2 (arXiv:2304.07193, tables 16 and 17), as differences from the defaults of `tiny`.
 
-Durations are shares of `steps`, whose published numbers are the defaults here: a shorter run compresses its schedules.
+Durations are shares of `steps`, whose defaults here are the published numbers: a shorter run compresses its schedules.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ _CROPS = {"global_size": 224, "local_count": 8, "blur_sigma": (0.1, 2.0)}
 
 RECIPES: dict[str, dict[str, Any]] = {
     "tiny": {},
-    # ViT-L/16 from scratch on ImageNet-22k: a day of 32 A100.
+    # ViT-L/16 from scratch on ImageNet-22k: one day on 32 A100.
     "short": {
         "steps": 125_000,
         "batch": 2_048,
@@ -67,7 +67,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def under(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """`values` with what they leave open taken from `defaults`, at every depth."""
+    """`values` completed by `defaults`, at every depth."""
     merged = {**defaults, **values}
     for name, default in defaults.items():
         if isinstance(default, dict) and isinstance(values.get(name), dict):

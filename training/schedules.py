@@ -1,4 +1,6 @@
-"""What changes from step to step (DINOv2, table 16): plain functions of the step, so that resuming needs no state."""
+"""Values that change from step to step (DINOv2, table 16): plain functions of the step, so that resuming needs no
+state.
+"""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ class StepValues:
     """The scheduled values of one step."""
 
     lr: float
-    prototypes_lr: float  # 0 while the prototypes stand still
+    prototypes_lr: float  # 0 while the prototypes are frozen
     weight_decay: float
     momentum: float
     teacher_temperature: float
@@ -38,10 +40,10 @@ def step_values(config: TrainingConfig, step: int) -> StepValues:
 
 
 def linear(step: int, length: int, start: float, end: float) -> float:
-    """From start at step 0 to end at step `length`, then end."""
+    """From `start` at step 0 linearly to `end` at step `length`, then constant."""
     return end if step >= length else start + (end - start) * step / length
 
 
 def cosine(step: int, length: int, start: float, end: float) -> float:
-    """From start at step 0 to end at step `length` along half a cosine, then end."""
+    """From `start` at step 0 along half a cosine to `end` at step `length`, then constant."""
     return end if step >= length else end + (start - end) * (1 + math.cos(math.pi * step / length)) / 2

@@ -39,7 +39,7 @@ class Network(nn.Module):
 
 
 class Centers(nn.Module):
-    """Moving means of a teacher's scores of images and of patches, [K] each: what softmax centring takes off."""
+    """Moving means of a teacher's image and patch scores, [K] each, which softmax centering subtracts."""
 
     cls: Tensor
     patch: Tensor
@@ -52,9 +52,10 @@ class Centers(nn.Module):
 
 @dataclass(frozen=True)
 class Networks:
-    """`student` is trained towards what `teacher` says; `average` is the student's moving mean, and what a run is for.
+    """`student` is trained to match `teacher`; `average` is the student's moving mean, and the result of a run.
 
-    Teacher and average are one network, but when a larger one is distilled. `centers` are those of the teacher's scores.
+    Teacher and average are the same network unless a larger one is distilled. `centers` are those of the teacher's
+    scores.
     """
 
     student: Network
@@ -73,14 +74,14 @@ class Networks:
 
 
 def fresh(config: TrainingConfig) -> Networks:
-    """The networks of a run that starts from nothing."""
+    """The networks of a run that starts from scratch."""
     student, teacher = student_and_teacher(config)
     return Networks(student, teacher, teacher, Centers(config.heads.prototypes))
 
 
 @dataclass(frozen=True)
 class StepLosses:
-    """The weighted terms whose sum is minimised, and what the step saw on the way."""
+    """The weighted terms whose sum is minimized, and intermediate results for the metrics."""
 
     terms: dict[str, Tensor]
     teacher_cls: Tensor  # [2 b, D]
@@ -93,7 +94,7 @@ class StepLosses:
 
 
 def student_and_teacher(config: TrainingConfig) -> tuple[Network, Network]:
-    """A freshly initialised student (seeded: alike on every worker), and a teacher that starts as its copy."""
+    """A freshly initialized student (seeded: the same on every worker), and a teacher that starts as its copy."""
     torch.manual_seed(config.seed)
     student = Network(config)
     teacher = copy.deepcopy(student).requires_grad_(False).eval()
@@ -107,9 +108,10 @@ def losses(
     config: TrainingConfig,
     group: dist.ProcessGroup | None,
 ) -> StepLosses:
-    """The forward pass of a step; `group` are the processes over which the teacher's scores are centred and KoLeo looks for neighbours.
+    """The forward pass of a step; `group`: the processes over which the teacher's scores are centered and KoLeo
+    searches neighbors.
 
-    In distillation the student sees the patches that the iBOT term asks for.
+    In distillation the student sees the patches that the iBOT term is computed on.
     """
     student, teacher, centers = nets.student, nets.teacher, nets.centers
     weights = config.losses
@@ -170,10 +172,11 @@ def _held(network: Network) -> list[Tensor]:
 
 
 def make_optimiser(student: Network, config: OptimiserConfig) -> torch.optim.AdamW:
-    """AdamW with one parameter group for each combination of learning-rate factor, decay and being a prototype layer.
+    """AdamW with one parameter group for each combination of learning-rate factor, weight decay and being a prototype
+    layer.
 
-    The learning rate falls by `layer_decay` a block from the last one down, and by `patch_embed_lr` more at the patch
-    embedding; biases, norms and LayerScale gains do not decay (DINOv2, table 16).
+    The learning rate falls by `layer_decay` per block from the last one down, and additionally by `patch_embed_lr` at
+    the patch embedding; biases, norms and LayerScale gains do not decay (DINOv2, table 16).
     """
     depth = len(student.backbone.blocks)
     grouped: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
@@ -191,7 +194,7 @@ def make_optimiser(student: Network, config: OptimiserConfig) -> torch.optim.Ada
         betas=(0.9, 0.999),
         fused=True,
     )
-    # What the first step would do: a checkpoint is read into these.
+    # Create the state that the first step would create: a checkpoint is read into it.
     for parameter in student.parameters():
         optimiser.state[parameter] = {
             "step": torch.zeros((), device=parameter.device),
@@ -202,8 +205,9 @@ def make_optimiser(student: Network, config: OptimiserConfig) -> torch.optim.Ada
 
 
 def training_state(nets: Networks, optimiser: torch.optim.AdamW) -> dict[str, Tensor]:
-    """Everything that a step changes, by name: `student.`, `teacher.` (the moving mean), `centers.`, `optimiser.<which>.`; the
-    tensors themselves, each once."""
+    """Everything that a step changes, by name: `student.`, `teacher.` (the moving mean), `centers.`,
+    `optimiser.<which>.`; the tensors themselves, each once.
+    """
     student = dict(nets.student.named_parameters())
     moments = {name: optimiser.state[parameter] for name, parameter in student.items()}
     return {
@@ -222,7 +226,7 @@ def _layer(name: str, depth: int) -> int:
 
 
 def schedule(optimiser: torch.optim.AdamW, values: StepValues) -> None:
-    """Sets the learning rate and weight decay of every parameter group for one step."""
+    """Set the learning rate and weight decay of every parameter group for one step."""
     for parameters in optimiser.param_groups:
         lr = values.prototypes_lr if parameters["prototypes"] else values.lr
         parameters["lr"] = lr * parameters["lr_factor"]
@@ -230,10 +234,10 @@ def schedule(optimiser: torch.optim.AdamW, values: StepValues) -> None:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup, world_size: int) -> None:
-    """Mean of the gradients over all processes, as one flat all-reduce.
+    """Average the gradients over all processes with one flat all-reduce.
 
-    DistributedDataParallel would overlap this with the backward pass, but it reorders its buckets after the first step,
-    and with that the order of sums: a resumed run would differ in the last bits from an unbroken one.
+    DistributedDataParallel would overlap this with the backward pass, but it reorders its buckets after the first step
+    and thereby the order of sums: a resumed run would differ in the last bits from an uninterrupted one.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -244,6 +248,6 @@ def average_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGro
 
 
 def clip_gradients(student: Network, largest: float) -> float:
-    """Clips each submodule (backbone and each head) to the norm `largest`; returns the norm of all before clipping."""
+    """Clip each submodule (backbone and each head) to the norm `largest`; return the norm of all before clipping."""
     norms = [nn.utils.clip_grad_norm_(part.parameters(), largest) for part in student.children()]
     return float(torch.linalg.vector_norm(torch.stack(norms)))

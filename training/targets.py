@@ -1,4 +1,4 @@
-"""Features of labelled target sets, and what they are worth.
+"""Features of labeled target sets, and their accuracies.
 
 Shapes: n images, D width.
 """
@@ -29,7 +29,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Block:
-    """A run of a target's images, to be seen by one network."""
+    """A run of a target's images to be processed by one network."""
 
     key: str
     network: str
@@ -37,7 +37,7 @@ class Block:
 
 
 class Sized(Protocol):
-    """Says at which side, in pixels, a network sees images."""
+    """An object that knows at which side, in pixels, a network sees images."""
 
     @property
     def size(self) -> int: ...
@@ -53,7 +53,7 @@ def feature_worker(
     load: Callable[[Network], DinoVisionTransformer],
     max_pixels: int,
 ) -> Callable[[Block], Part]:
-    """Makes the features of blocks by `networks`, loading each once."""
+    """Compute the features of blocks with `networks`, loading each network once."""
     torch.set_num_threads(1)
     model_of = functools.lru_cache(maxsize=4)(lambda name: load(networks[name]))
 
@@ -61,8 +61,8 @@ def feature_worker(
         started = time.time()
         by_place = sorted(block.places, key=lambda p: (p.uri, p.offset, p.member))
         images = (np.asarray(decode(data, max_pixels)) for _, data in read_images(by_place))
-        found = layered_features(model_of(block.network), images, networks[block.network].size, BATCH)
-        table = vector_table([p.image_id for p in by_place], found.reshape(len(found), -1).astype(np.float16))
+        layers = layered_features(model_of(block.network), images, networks[block.network].size, BATCH)
+        table = vector_table([p.image_id for p in by_place], layers.reshape(len(layers), -1).astype(np.float16))
         return store.commit_part(
             stage, block.key, {"features": table}, {"images": len(by_place)}, time.time() - started
         )
@@ -71,24 +71,26 @@ def feature_worker(
 
 
 def read_features(store: Store, parts: Sequence[Part], ids: Sequence[str], dim: int) -> NDArray[np.float32]:
-    """What `layered_features` gave, float32 [n, L + 1, D] in the order of `ids`."""
-    found, matrix = read_vectors(store, [p.files["features"] for p in parts])
-    return in_order(found, matrix, ids).reshape(len(ids), -1, dim)
+    """The results of `layered_features`, float32 [n, L + 1, D] in the order of `ids`."""
+    stored_ids, matrix = read_vectors(store, [p.files["features"] for p in parts])
+    return in_order(stored_ids, matrix, ids).reshape(len(ids), -1, dim)
 
 
-def in_order(found: Sequence[str], matrix: NDArray[np.float16], ids: Sequence[str]) -> NDArray[np.float32]:
+def in_order(stored_ids: Sequence[str], matrix: NDArray[np.float16], ids: Sequence[str]) -> NDArray[np.float32]:
     """The rows of `ids`, float32."""
-    row_of = {image_id: row for row, image_id in enumerate(found)}
+    row_of = {image_id: row for row, image_id in enumerate(stored_ids)}
     return np.asarray(matrix[[row_of[i] for i in ids]], dtype=np.float32)
 
 
 def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of length 1 each."""
+    """Rows scaled to length 1."""
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
 
 def accuracies(target: Target, vectors: NDArray[np.float32]) -> Mapping[str, float]:
-    """kNN accuracy of the test images by the gallery, for each published k that the gallery can give; vectors [n, D] of length 1."""
+    """kNN accuracy of the test images by the gallery, for each published k up to the gallery's size; vectors [n, D] of
+    length 1.
+    """
     gallery, test = target.rows(GALLERY), target.rows(TEST)
     labels = np.asarray(target.labels)
     possible = [k for k in PUBLISHED_K if k <= len(gallery)] or [len(gallery)]

@@ -4,9 +4,9 @@ Parameter names and shapes are those of the released checkpoints, so that their 
 
 Shapes: B batch, N patches, R registers, T = 1 + R + N tokens, D width, H attention heads.
 
-Crops of several sizes go through the blocks together (DINOv2, section 5, "sequence packing"): the tokens of all of them are one
-tensor [n, D], n the sum of B x T over the groups of crops; what treats every token alike (norms, linear layers) sees it whole, and
-only attention looks at one group after the other.
+Crops of several sizes pass through the blocks together (DINOv2, section 5, "sequence packing"): all their tokens form
+one tensor [n, D], where n is the sum of B x T over the groups of crops. Layers that treat every token alike (norms,
+linear layers) process it as a whole; only attention processes one group after the other.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from lodeset.training.config import ModelConfig
 
 NORM_EPS = 1e-6
-# Up to so many tokens a crop, attention in bf16 on a CPU multiplies matrices one by one: forward and backward take a third of the
-# time of PyTorch's flash attention in fp32, a seventh of it in bf16 (2.13; 17 and 65 tokens, heads of 64 channels).
+# Up to this many tokens per crop, attention in bf16 on a CPU multiplies matrices one by one: forward and backward take
+# a third of the time of PyTorch's flash attention in fp32, and a seventh of it in bf16 (2.13; 17 and 65 tokens, heads
+# of 64 channels).
 EXPLICIT_TOKENS = 512
 
 Shapes = Sequence[tuple[int, int]]  # (B, T) of each group of crops
@@ -49,7 +50,9 @@ class PatchEmbed(nn.Module):
 
 
 def _inner(recomputed: bool, function: Callable[..., Tensor], *arguments: object) -> Tensor:
-    """`function(*arguments)`; `recomputed`: what it keeps for the backward pass is its arguments alone. It must not draw anything."""
+    """`function(*arguments)`; `recomputed`: only its arguments are stored for the backward pass. It must not draw
+    random numbers.
+    """
     if recomputed and torch.is_grad_enabled():
         out: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
         return out
@@ -78,7 +81,7 @@ class Attention(nn.Module):
 
     def _attend(self, projected: Tensor, batch: int, tokens: int) -> Tensor:
         """[B T, 3 D] -> [B T, D]."""
-        # Split before heads are told apart: gradients come back as one concatenation, not as three copies.
+        # Split before the heads are separated: gradients come back as one concatenation instead of three copies.
         query, key, value = (
             part.view(batch, tokens, self.heads, -1).transpose(1, 2) for part in projected.chunk(3, dim=1)
         )
@@ -128,7 +131,7 @@ class SwiGlu(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """Learned gain a channel (Touvron et al. 2021, arXiv:2103.17239)."""
+    """Learned gain per channel (Touvron et al. 2021, arXiv:2103.17239)."""
 
     def __init__(self, dim: int, initial: float) -> None:
         super().__init__()
@@ -139,7 +142,7 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; while training, `drop_path` of the samples skip each residual branch."""
+    """Pre-norm transformer block; during training, the share `drop_path` of the samples skips each residual branch."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -153,7 +156,7 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, config.layerscale)
 
     def forward(self, x: Tensor, shapes: Shapes) -> Tensor:
-        """The tokens [n, D] of groups of crops; x is overwritten."""
+        """Process the tokens [n, D] of groups of crops; x is overwritten."""
         x = self._add(x, shapes, self.attention_branch)
         return self._add(x, shapes, self.mlp_branch)
 
@@ -166,7 +169,7 @@ class Block(nn.Module):
         return out
 
     def _add(self, x: Tensor, shapes: Shapes, branch: Callable[[Tensor, Shapes], Tensor]) -> Tensor:
-        """x plus its residual, computed only for a random subset of each group and scaled up to the same mean."""
+        """x plus its residual, computed only for a random subset of each group and scaled to the same mean."""
         if not self.training or self.drop_path == 0:
             return x + branch(x, shapes)
         places, counts, first = [], [], 0
@@ -176,17 +179,18 @@ class Block(nn.Module):
             places.append(first + (rows[:, None] * tokens + torch.arange(tokens, device=x.device)).flatten())
             counts.append(kept)
             first += batch * tokens
-        some = [(kept, tokens) for kept, (_, tokens) in zip(counts, shapes, strict=True)]
-        residual = branch(x.index_select(0, torch.cat(places)), some).to(x.dtype)
+        kept_shapes = [(kept, tokens) for kept, (_, tokens) in zip(counts, shapes, strict=True)]
+        residual = branch(x.index_select(0, torch.cat(places)), kept_shapes).to(x.dtype)
         for rows, part, kept, (batch, _) in zip(
             places, residual.split([len(rows) for rows in places]), counts, shapes, strict=True
         ):
-            x = x.index_add_(0, rows, part, alpha=batch / kept)  # in place: nothing keeps x for the backward pass
+            x = x.index_add_(0, rows, part, alpha=batch / kept)  # in place: nothing stores x for the backward pass
         return x
 
 
 class DinoVisionTransformer(nn.Module):
-    """The backbone. `image_size` is the side, in pixels, that the position embedding is stored for; others interpolate.
+    """The backbone. `image_size` is the side, in pixels, that the position embedding is stored for; it is interpolated
+    for others.
 
     `config` and `image_size` stay readable as attributes.
     """
@@ -217,14 +221,16 @@ class DinoVisionTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> Features:
-        """images [B, 3, height, width] (sides multiples of the patch), masks [B, N] bool: True patches are hidden."""
+        """images [B, 3, height, width] (sides multiples of the patch size), masks [B, N] bool: True patches are
+        hidden.
+        """
         return self.forward_groups([(images, masks)])[0]
 
     def forward_groups(self, groups: Sequence[tuple[Tensor, Tensor | None]]) -> list[Features]:
-        """`forward` of several batches of images, each of its own size, at once."""
+        """`forward` of several batches of images at once, each batch with its own size."""
         embedded = [self._tokens(images, masks) for images, masks in groups]
-        shapes = [(one.shape[0], one.shape[1]) for one in embedded]
-        x = torch.cat([one.flatten(0, 1) for one in embedded])  # [n, D]
+        shapes = [(tokens.shape[0], tokens.shape[1]) for tokens in embedded]
+        x = torch.cat([tokens.flatten(0, 1) for tokens in embedded])  # [n, D]
         for block in self.blocks:
             x = block(x, shapes)
         x = self.norm(x)
@@ -232,8 +238,9 @@ class DinoVisionTransformer(nn.Module):
         return [self._features(part.view(*shape, -1)) for part, shape in zip(parts, shapes, strict=True)]
 
     def last_layers(self, images: Tensor, count: int) -> list[Features]:
-        """What each of the last `count` blocks (fewer where there are fewer) gives for images [B, 3, height, width], through the
-        last LayerNorm, the last block last."""
+        """The outputs of each of the last `count` blocks (or of all blocks) for images [B, 3, height, width], through
+        the last LayerNorm, the last block last.
+        """
         x = self._tokens(images, None)
         batch, tokens, _ = x.shape
         x, seen = x.flatten(0, 1), []
@@ -262,13 +269,13 @@ class DinoVisionTransformer(nn.Module):
     def positions(self, rows: int, columns: int) -> Tensor:
         """Position embedding for a grid of rows x columns patches, [1, 1 + rows * columns, D], bicubic.
 
-        As the released models were run: without registers by scale factor with an offset of 0.1 and no antialias,
-        with registers by size with antialias.
+        As in the released models: without registers by scale factor with an offset of 0.1 and no antialias, with
+        registers by size with antialias.
         """
         return self.interpolated(self.pos_embed, rows, columns)
 
     def interpolated(self, stored: Tensor, rows: int, columns: int) -> Tensor:
-        """`positions` of an embedding [1, 1 + side^2, D] that is stored for another grid than this network's."""
+        """`positions` for an embedding [1, 1 + side^2, D] that is stored for another grid than this network's."""
         side = round((stored.shape[1] - 1) ** 0.5)
         if rows == columns == side:
             return stored

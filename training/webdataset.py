@@ -1,11 +1,11 @@
-"""Any WebDataset or folder of images as something to train on: it is read before the first step, and an index is kept of each tar, and of
-the loose files of each folder.
+"""Train on any WebDataset or folder of images: they are read before the first step, and an index is stored for each
+tar, and for the loose files of each folder.
 
-A stream could only be shuffled through a buffer, split over workers by whole shards, and resumed roughly. With an index, foreign
-images are trained on like lodeset's own shards: exact shuffles, exact resume, any number of workers. What it costs is reading all of them,
-a few files at a time, before the first step; a run that goes on does not repeat it.
+A stream could only be shuffled through a buffer, split over workers by whole shards, and resumed approximately. With an
+index, other images are trained on like lodeset's own shards: exact shuffles, exact resume, any number of workers. The
+price is reading all of them, a few files at a time, before the first step; a resumed run does not repeat it.
 
-What is an image is told by its bytes, whatever it is called.
+Images are recognized by their bytes, not by their names.
 """
 
 import io
@@ -42,38 +42,40 @@ log = logging.getLogger(__name__)
 
 INDEX = "index.parquet"
 INSTEAD = f"a folder of images, or one `{INDEX}` that lodeset wrote"
-VERSION = 3  # of what counts as an image
-AT_ONCE = 8  # tars that are read at the same time
+VERSION = 3  # of the rules for recognizing images
+AT_ONCE = 8  # number of tars that are read at the same time
 MOST_BYTES = Ingest().max_bytes
-BEGINNING = 32  # bytes that tell what may be an image: others (videos, arrays) are not read whole
+BEGINNING = 32  # bytes that show whether a file may be an image: others (videos, arrays) are not read as a whole
 BEGINS = re.compile(
     rb"\xff\xd8\xff|\x89PNG|GIF8|BM|RIFF....WEBP|II[*+]\x00|MM\x00[*+]|P[1-7]\s|\x00\x00\x00\x0c(?:jP  |JXL )|\xff\x4f\xff\x51|\xff\x0a"
     rb"|....ftyp(?:avi|mif|msf|hei|hev)",
     re.DOTALL,
 )
-MOST_NAMES = 1_000_000  # that a range stands for
-MOST_NAMED = 3  # files in a message
+MOST_NAMES = 1_000_000  # maximum that a range may stand for
+MOST_NAMED = 3  # maximum number of files that a message lists
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
 def shards_of(urls: Sequence[str], folder: Path) -> Shards:
-    """What lies at `urls`: `index.parquet` files that lodeset wrote, or tars and images (paths, globs, folders, fsspec URLs, `{000..099}`).
+    """The shards at `urls`: `index.parquet` files that lodeset wrote, or tars and images (paths, globs, folders, fsspec
+    URLs, `{000..099}`).
 
-    Indexes go to `folder`, one a tar and one for all loose images of a folder, and are made anew where one has changed.
+    Indexes are written to `folder`, one per tar and one for all loose images of a folder, and rewritten if the tar or
+    folder has changed.
 
     Raises:
-        LodesetError: nothing is there, or it holds no image.
+        LodesetError: there is nothing at `urls`, or no image.
     """
-    told = list(itertools.islice((one for url in urls for one in braces_expanded(url)), MOST_NAMES + 1))
-    if len(told) > MOST_NAMES:
+    expanded = list(itertools.islice((name for url in urls for name in braces_expanded(url)), MOST_NAMES + 1))
+    if len(expanded) > MOST_NAMES:
         raise LodesetError(f"{shown(urls[0])} stands for more than {MOST_NAMES:,} files: give a glob (`*`), or fewer")
-    if told and all(url.endswith(INDEX) for url in told):
-        open_index(told)  # says now what is wrong with it
-        return Shards(index=tuple(told))
-    files = expand([Source(uri=url) for url in told], "shards")
+    if expanded and all(url.endswith(INDEX) for url in expanded):
+        open_index(expanded)  # reports errors now
+        return Shards(index=tuple(expanded))
+    files = expand([Source(uri=url) for url in expanded], "shards")
     table = next((file.uri for file in files if file.kind == "parquet"), None)
     if table is not None:
-        raise LodesetError(f"{table} is no tar and no image: give WebDataset tars, {INSTEAD}")
+        raise LodesetError(f"{table} is neither a tar nor an image: give WebDataset tars, {INSTEAD}")
     tars = [file for file in files if file.kind == "tar"]
     others = [file.uri for file in files if file.kind not in ("tar", LOOSE)]
     if len(others) == len(files):
@@ -86,23 +88,23 @@ def shards_of(urls: Sequence[str], folder: Path) -> Shards:
             loose.setdefault(file.root, []).append(file)
     with ThreadPoolExecutor(AT_ONCE) as readers:
         tried = list(readers.map(lambda file: _tried(file, folder), tars))
-        found = [one for one in tried if not isinstance(one, NoTar)]
-        found += [_indexed_loose(inside, folder, readers) for inside in loose.values()]
-    whole = tuple(path for path, images in found if images)
-    broken = [one for one in tried if isinstance(one, NoTar)]
+        indexed = [result for result in tried if not isinstance(result, NoTar)]
+        indexed += [_indexed_loose(inside, folder, readers) for inside in loose.values()]
+    whole = tuple(path for path, images in indexed if images)
+    broken = [result for result in tried if isinstance(result, NoTar)]
     if broken and not whole:
         raise broken[0]
-    for one in broken:
-        log.warning("left out: %s", one)
+    for failure in broken:
+        log.warning("left out: %s", failure)
     if not whole:
         raise LodesetError(
-            f"{len(files)} files hold no image, {files[0].uri} the first of them: give WebDataset tars, {INSTEAD}"
+            f"{len(files)} files hold no image, the first of them is {files[0].uri}: give WebDataset tars, {INSTEAD}"
         )
     return Shards(index=whole)
 
 
 class NoTar(LodesetError):
-    """A file that calls itself a tar, and nothing of it can be read."""
+    """A file with the name of a tar of which nothing can be read."""
 
 
 def _tried(file: SourceFile, folder: Path) -> tuple[str, int] | NoTar:
@@ -113,10 +115,11 @@ def _tried(file: SourceFile, folder: Path) -> tuple[str, int] | NoTar:
 
 
 def braces_expanded(url: str) -> Iterator[str]:
-    """`a-{08..11}.tar` and `{train,val}.tar` as WebDataset means them: numbers keep the zeros that the first one has.
+    """Expand `a-{08..11}.tar` and `{train,val}.tar` as WebDataset does: numbers keep the leading zeros of the first
+    one.
 
     Raises:
-        LodesetError: a range that holds nothing.
+        LodesetError: a range is empty.
     """
     match = BRACES.search(url)
     if match is None:
@@ -128,21 +131,22 @@ def braces_expanded(url: str) -> Iterator[str]:
         first, last = match.group(1), match.group(2)
         if max(len(first), len(last)) > 18 or int(last) - int(first) >= MOST_NAMES:
             raise LodesetError(
-                f"{shown(url)}: more than {MOST_NAMES:,} files between {first[:20]} and {last[:20]}: give a glob (`*`), or fewer"
+                f"{shown(url)}: more than {MOST_NAMES:,} files between {first[:20]} and {last[:20]}: give a glob "
+                "(`*`), or fewer"
             )
         if int(first) > int(last):
-            raise LodesetError(f"{url}: {first} to {last} holds nothing: write the smaller number first")
+            raise LodesetError(f"{url}: the range {first} to {last} is empty: write the smaller number first")
         parts = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     for part in parts:
         yield from braces_expanded(url[: match.start()] + part + url[match.end() :])
 
 
 def _indexed(file: SourceFile, folder: Path) -> tuple[str, int]:
-    """The index of a tar, made unless it is there, and how many images it lists."""
+    """The index of a tar, written unless it exists, and the number of images that it lists."""
 
     def rows() -> list[dict[str, Any]]:
         left_out: list[Member] = []
-        found = [
+        images = [
             {"image_id": name, "shard": file.uri, "offset": member.offset, "size_bytes": member.size_bytes}
             for name, member in _images(file, left_out)
         ]
@@ -152,13 +156,13 @@ def _indexed(file: SourceFile, folder: Path) -> tuple[str, int]:
                 "%s: %d members cannot be read, the first at byte %d: %s %s",
                 *(file.uri, len(left_out), first.offset, first.reason, first.detail),
             )
-        return found
+        return images
 
     return _kept(folder, [file], rows)
 
 
 def _indexed_loose(files: Sequence[SourceFile], folder: Path, readers: ThreadPoolExecutor) -> tuple[str, int]:
-    """The index of a folder's loose files, made unless it is there, and how many images it lists."""
+    """The index of a folder's loose files, written unless it exists, and the number of images that it lists."""
 
     def rows() -> list[dict[str, Any]]:
         ids = readers.map(_id_of, files)
@@ -172,9 +176,9 @@ def _indexed_loose(files: Sequence[SourceFile], folder: Path, readers: ThreadPoo
 
 
 def _kept(folder: Path, files: Sequence[SourceFile], rows: Callable[[], list[dict[str, Any]]]) -> tuple[str, int]:
-    """The index of what `files` were when they were listed."""
-    told = [part for file in files for part in (file.uri, file.size_bytes, file.state)]
-    path = folder / f"{digest(VERSION, *told)[:32]}.parquet"
+    """The index of the state of `files` when they were listed."""
+    state = [part for file in files for part in (file.uri, file.size_bytes, file.state)]
+    path = folder / f"{digest(VERSION, *state)[:32]}.parquet"
     if not path.is_file():
         table = pa.Table.from_pylist(rows(), records.SHARDS)
         folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +189,7 @@ def _kept(folder: Path, files: Sequence[SourceFile], rows: Callable[[], list[dic
 
 
 def _id_of(file: SourceFile) -> str | None:
-    """The image_id of a file that is an image."""
+    """The image_id of a file if it is an image."""
     if not 0 < file.size_bytes <= MOST_BYTES or Member(file.relative, 0, file.size_bytes).is_sidecar:
         return None
     with Bytes(file.uri) as raw:
@@ -196,14 +200,14 @@ def _id_of(file: SourceFile) -> str | None:
 
 
 def _opens(data: bytes) -> bool:
-    """Whether these bytes are an image: by their header, or else by what a run would make of them."""
+    """Whether these bytes are an image: by their header, or otherwise by decoding them as a run would."""
     if optional_format(data) is None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 Image.open(io.BytesIO(data), formats=FORMATS).close()
             return True
-        except Exception:  # codecs raise whatever their parsers meet
+        except Exception:  # codecs raise arbitrary errors
             pass
     try:
         decode(data)
@@ -213,10 +217,12 @@ def _opens(data: bytes) -> bool:
 
 
 def _images(file: SourceFile, left_out: list[Member]) -> Iterator[tuple[str, Member]]:
-    """The images that a tar holds, by their ids; a broken one counts as far as it can be read. `left_out` gets what cannot."""
+    """The images of a tar, by their ids; a damaged tar counts as far as it can be read. `left_out` receives the
+    unreadable members.
+    """
     members = members_of(file)
     if len(members) == 1 and members[0].reason == "unreadable_archive":
-        raise NoTar(f"{file.uri} is no tar that can be read: {members[0].detail}")
+        raise NoTar(f"{file.uri} cannot be read as a tar: {members[0].detail}")
     with Bytes(file.uri) as raw:
         for member in members:
             if member.reason:

@@ -1,4 +1,4 @@
-"""Images -> vectors. An embedder is a function of a list of RGB images that returns float32 [B, D], made once a worker."""
+"""Images -> vectors. An embedder is a function from a list of RGB images to float32 [B, D], created once per worker."""
 
 from __future__ import annotations
 

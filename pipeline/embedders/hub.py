@@ -1,6 +1,6 @@
-"""Where a Hugging Face model lies, and of which files it consists: a local folder, or a snapshot of the hub in its cache.
+"""Locate a Hugging Face model and list its files: a local folder, or a snapshot in the hub's cache.
 
-Weights are read from safetensors alone: a pickle runs code when it is loaded.
+Weights are only read from safetensors: loading a pickle runs code.
 """
 
 from __future__ import annotations
@@ -22,35 +22,36 @@ INSTALL = "Hugging Face models need transformers: pip install -e '.[hf]'"
 
 
 def located(config: HuggingFaceEmbedder) -> Path:
-    """The model's folder. What the hub's cache has is used as it is; otherwise the model is downloaded.
+    """The model's folder. A model in the hub's cache is used as it is; otherwise it is downloaded.
 
     Raises:
-        LodesetError: it is neither here nor to be had, or its weights are no safetensors.
+        LodesetError: the model is neither here nor available, or its weights are not safetensors.
     """
     folder = Path(config.model)
     if folder.is_dir():
         if config.revision is not None:
             raise LodesetError(
-                f"{folder} is a folder, which has no revision {config.revision}: remove `embed: revision:`"
+                f"{folder} is a folder, and a folder has no revision {config.revision}: remove `embed: revision:`"
             )
         model_files(folder)
         return folder
     if not _NAME.fullmatch(config.model):
         raise LodesetError(
-            f"no model folder at {config.model}: check `embed: model:` (relative paths start from the configuration file)"
+            f"no model folder at {config.model}: check `embed: model:` (relative paths start from the configuration "
+            "file)"
         )
-    found = _snapshot(config, local=True) or _snapshot(config, local=False)
-    assert found is not None, "a download returns or raises"
-    return found
+    snapshot = _snapshot(config, local=True) or _snapshot(config, local=False)
+    assert snapshot is not None, "a download returns or raises"
+    return snapshot
 
 
 def on_hub(config: HuggingFaceEmbedder) -> bool:
-    """Whether `model` names one of the hub, not a folder."""
+    """Whether `model` is a name on the hub instead of a folder."""
     return not Path(config.model).is_dir()
 
 
 def _snapshot(config: HuggingFaceEmbedder, local: bool) -> Path | None:
-    """The snapshot's folder, whose name is its commit; None if it should be `local` and is not all there."""
+    """The snapshot's folder, whose name is its commit; None if only a `local` one is allowed and it is not complete."""
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -68,20 +69,20 @@ def _snapshot(config: HuggingFaceEmbedder, local: bool) -> Path | None:
         return Path(path)
     except LodesetError:
         if local:
-            return None  # a snapshot that another program took a part of
+            return None  # a snapshot that another program downloaded partially
         raise
     except errors.LocalEntryNotFoundError as error:
         if local:
             return None
         raise LodesetError(
             f"there is no folder {config.model}, and no model of this name in Hugging Face's cache; the hub cannot be "
-            f"asked ({_first(error)}). Without a network, run `hf download {config.model}` where there is one, copy the "
-            "snapshot's folder here and give its path as `embed: model:`"
+            f"reached ({_first(error)}). Without a network, run `hf download {config.model}` on a machine that has "
+            "one, copy the snapshot's folder here, and give its path as `embed: model:`"
         ) from None
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise LodesetError(
-            f"the hub has no model {named}, or it asks for a login (`hf auth login`, or HF_TOKEN); and there is no folder "
-            f"of that name beside the configuration file: {_first(error)}"
+            f"the hub has no model {named}, or it requires a login (`hf auth login`, or HF_TOKEN); and there is no "
+            f"folder of that name next to the configuration file: {_first(error)}"
         ) from None
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         raise LodesetError(f"{named} could not be downloaded from the hub: {_first(error)}") from None
@@ -92,25 +93,29 @@ def _first(error: Exception) -> str:
 
 
 def model_files(folder: Path) -> tuple[str, ...]:
-    """The files that say what the model computes, by name: configuration, preprocessing, weights.
+    """The files that determine what the model computes, by name: configuration, preprocessing, weights.
 
     Raises:
-        LodesetError: names what is missing, and pickles that are there instead.
+        LodesetError: names the missing files, and the pickles that exist instead.
     """
     if not (folder / CONFIG).is_file():
-        raise LodesetError(f"{folder} has no {CONFIG}: a Hugging Face model, or what `training` exported, has one")
+        raise LodesetError(
+            f"{folder} has no {CONFIG}: every Hugging Face model has one, and so does what `training` exports"
+        )
     if (folder / WEIGHTS).is_file():
         weights = [WEIGHTS]
     elif (folder / INDEX).is_file():
         weights = [INDEX, *sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))]
         absent = [name for name in weights if "/" in name or not (folder / name).is_file()]
         if absent:
-            raise LodesetError(f"{folder} lacks {', '.join(absent[:3])} of the weights that {INDEX} lists")
+            raise LodesetError(f"{folder} lacks {', '.join(absent[:3])}, weights that {INDEX} lists")
     else:
         pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-        told = f", only {', '.join(pickles[:3])}: pickles, which run code when loaded, are refused" if pickles else ""
+        only = (
+            f", only {', '.join(pickles[:3])}: pickles are refused because they run code when loaded" if pickles else ""
+        )
         raise LodesetError(
-            f"{folder} has no {WEIGHTS}{told}. Convert a model that you trust with AutoModel.from_pretrained(...)"
+            f"{folder} has no {WEIGHTS}{only}. Convert a model that you trust with AutoModel.from_pretrained(...)"
             ".save_pretrained(FOLDER), which writes safetensors"
         )
     return (CONFIG, *([PREPROCESSOR] if (folder / PREPROCESSOR).is_file() else []), *weights)
@@ -120,7 +125,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON mapping.
 
     Raises:
-        LodesetError: it is none.
+        LodesetError: the file is not a JSON mapping.
     """
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))

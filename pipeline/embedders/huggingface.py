@@ -1,6 +1,6 @@
 """A vision model of Hugging Face transformers as an embedder: weights from safetensors, no remote code.
 
-B images, N tokens, D dimensions.
+Shapes: B images, N tokens, D dimensions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lodeset.pipeline.embedders.preprocess import IMAGENET_MEAN, IMAGENET_STD, R
 from lodeset.pipeline.errors import LodesetError
 
 _FILTERS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
-_MOST_OTHERS = 32  # tokens that are no patches; published models have at most 9
+_MOST_OTHERS = 32  # maximum number of tokens that are not patches; published models have at most 9
 _STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
 
 
@@ -30,8 +30,8 @@ def huggingface(config: HuggingFaceEmbedder, threads: int) -> Embed:
     """The model on one worker's `threads` cores, or its GPU.
 
     Raises:
-        LodesetError: transformers or the model is missing, its weights do not fit it, it is no model of images, it draws at
-            random, or it cannot be pooled or fed as asked.
+        LodesetError: transformers or the model is missing, its weights do not match it, it is not a model of images, it
+            draws random numbers, or it cannot be pooled or fed as configured.
     """
     import torch
 
@@ -43,7 +43,8 @@ def huggingface(config: HuggingFaceEmbedder, threads: int) -> Embed:
     if isinstance(patch, int) and recipe.side % patch:
         near = max(patch, recipe.side // patch * patch)
         raise LodesetError(
-            f"{config.model}: input size {recipe.side} is not a multiple of its patch size {patch}: set embed.size, e.g. {near}"
+            f"{config.model}: input size {recipe.side} is not a multiple of its patch size {patch}: set embed.size, "
+            f"e.g. {near}"
         )
     accepts = inspect.signature(model.forward).parameters
     options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in accepts else {}
@@ -68,13 +69,15 @@ def huggingface(config: HuggingFaceEmbedder, threads: int) -> Embed:
 def _repeatable(
     forward: Callable[[NDArray[np.float32]], NDArray[np.float32]], side: int, config: HuggingFaceEmbedder
 ) -> None:
-    """Refuses networks that draw at random even in evaluation, as masked autoencoders do with the patches that they see."""
+    """Refuse networks that draw random numbers even in evaluation mode, as masked autoencoders do for the patches that
+    they see.
+    """
     ramp = np.linspace(-2, 2, 3 * side * side, dtype=np.float32).reshape(1, 3, side, side)
     first, second = forward(ramp), forward(ramp)
     if not np.allclose(first, second, atol=1e-2 * float(np.abs(first).max()), equal_nan=True):
         raise LodesetError(
-            f"{config.model} gives another vector each time it sees the same image: it draws at random (a masked autoencoder "
-            "does, unless mask_ratio is 0 in its config.json)"
+            f"{config.model} returns another vector each time it sees the same image, because it draws random numbers "
+            "(a masked autoencoder does, unless mask_ratio is 0 in its config.json)"
         )
 
 
@@ -97,12 +100,13 @@ def _load(folder: Path, config: HuggingFaceEmbedder) -> Any:
             output_loading_info=True,
         )
     except Exception as error:
-        # Whatever a model's own code meets in a damaged or foreign configuration.
-        told = " ".join(str(error).split())[:300]
+        # A model's own code may raise anything for a damaged or unknown configuration.
+        reason = " ".join(str(error).split())[:300]
         raise LodesetError(
-            f"{folder} is not a model that transformers can load without running its code: {told}"
+            f"{folder} is not a model that transformers can load without running its code: {reason}"
         ) from error
-    # Weights that a checkpoint lacks are drawn at random without an error. What pooling does not read may be missing.
+    # transformers initializes missing weights at random without an error. Weights that pooling does not use may be
+    # missing.
     unread = ("mask_token",) if config.pooling == "pooler" else ("mask_token", "pooler.")
     missing = sorted(name for name in report["missing_keys"] if not any(part in name for part in unread))
     if missing:
@@ -113,7 +117,7 @@ def _load(folder: Path, config: HuggingFaceEmbedder) -> Any:
         )
     if model.main_input_name != "pixel_values":
         raise LodesetError(
-            f"{config.model} is a {type(model).__name__}, which takes {model.main_input_name}, not images alone: "
+            f"{config.model} is a {type(model).__name__}, which takes {model.main_input_name}, not only images: "
             "save its vision part (model.vision_model.save_pretrained(FOLDER)) and give that folder"
         )
     return model.eval()
@@ -132,26 +136,27 @@ def _pooled(out: Any, model: Any, config: HuggingFaceEmbedder, side: int) -> Any
         return tokens.mean(dim=(2, 3))
     if tokens.ndim != 3:
         raise LodesetError(
-            f"{config.model} gives a last_hidden_state of shape {list(tokens.shape)}; pooling takes tokens [B, N, D] or a map "
-            "[B, D, height, width]: use `pooling: pooler`"
+            f"{config.model} returns a last_hidden_state of shape {list(tokens.shape)}, but pooling takes tokens [B, "
+            "N, D] or a map [B, D, height, width]: use `pooling: pooler`"
         )
     others = extra_tokens(tokens.shape[1], side, model.config)
     registers = getattr(model.config, "num_register_tokens", None) or 0
     if config.pooling == "cls":
         if others in (0, registers):
             raise LodesetError(
-                f"{config.model} has no class token ({tokens.shape[1]} tokens for an image of {side} x {side} pixels): use "
-                "`pooling: mean` or `pooler`"
+                f"{config.model} has no class token ({tokens.shape[1]} tokens for an image of {side} x {side} "
+                "pixels): use `pooling: mean` or `pooler`"
             )
         return tokens[:, 0]
     return tokens[:, others:].mean(dim=1)
 
 
 def extra_tokens(tokens: int, side: int, model: Any) -> int:
-    """How many of the tokens of a square image are no patches: class token, registers and the like, which come first.
+    """How many tokens of a square image are not patches: class token, registers and others, which come first.
 
-    By their number alone: parameters have any name. `model` is its configuration, which may say how large patches are; where it does
-    not, patches make a square, and the fewest others are taken. A network that merges patches has none but patches.
+    Derived from the number of tokens alone, because parameters can have any name. `model` is its configuration, which
+    may contain the patch size; if it does not, the patches are assumed to form a square with as few other tokens as
+    possible. A network that merges patches has only patches.
     """
     patch = getattr(model, "patch_size", None)
     if isinstance(patch, list | tuple) and len(patch) == 2 and patch[0] == patch[1]:
@@ -166,13 +171,14 @@ def extra_tokens(tokens: int, side: int, model: Any) -> int:
 
 
 def recipe_of(folder: Path, config: HuggingFaceEmbedder) -> Recipe:
-    """The preprocessing that `preprocessor_config.json` says; without one (as training exports) the centre square at the
-    model's image_size, normalised by ImageNet's statistics.
+    """The preprocessing in `preprocessor_config.json`; without one (as in our exports) the center square at the model's
+    image_size, normalized by ImageNet's statistics.
 
-    `embed.size` takes the place of the input's size; the resize before a crop grows with it.
+    `embed.size` replaces the size of the input; a resize before a crop is scaled accordingly.
 
     Raises:
-        LodesetError: it says something else than a resize to a square, or of the short side with a centre crop.
+        LodesetError: it describes anything other than a resize to a square, or of the short side followed by a center
+            crop.
     """
     if not (folder / PREPROCESSOR).is_file():
         side = config.size or read_json(folder / CONFIG).get("image_size")
@@ -180,41 +186,45 @@ def recipe_of(folder: Path, config: HuggingFaceEmbedder) -> Recipe:
             raise LodesetError(f"{folder / CONFIG} has no square image_size ({side}): set embed.size")
         return Recipe("crop", side, side, IMAGENET_MEAN, IMAGENET_STD)
     path = folder / PREPROCESSOR
-    said = read_json(path)
-    odd = sorted(key for key, value in said.items() if key.startswith("do_") and value is True and key not in _STEPS)
-    odd += [key for key in ("crop_pct", "size_divisor") if said.get(key) is not None]
-    odd += [key for key in ("do_resize", "do_rescale") if said.get(key, True) is not True]
-    if abs(said.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
+    settings = read_json(path)
+    odd = sorted(
+        key for key, value in settings.items() if key.startswith("do_") and value is True and key not in _STEPS
+    )
+    odd += [key for key in ("crop_pct", "size_divisor") if settings.get(key) is not None]
+    odd += [key for key in ("do_resize", "do_rescale") if settings.get(key, True) is not True]
+    if abs(settings.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
         odd.append("rescale_factor")
     if odd:
-        raise LodesetError(f"{path}: {', '.join(f'{key} = {said[key]}' for key in odd)} is not supported; {_SUPPORTED}")
-    if said.get("resample") not in _FILTERS:
-        raise LodesetError(f"{path}: resample = {said.get('resample')}; 2 (bilinear) and 3 (bicubic) are supported")
-    crop = bool(said.get("do_center_crop", "crop_size" in said))
-    scaled = _side(said, "size", "shortest_edge" if crop else "height", path)
-    side = _side(said, "crop_size", "height", path) if crop else scaled
+        raise LodesetError(
+            f"{path}: {', '.join(f'{key} = {settings[key]}' for key in odd)} is not supported; {_SUPPORTED}"
+        )
+    if settings.get("resample") not in _FILTERS:
+        raise LodesetError(f"{path}: resample = {settings.get('resample')}; 2 (bilinear) and 3 (bicubic) are supported")
+    crop = bool(settings.get("do_center_crop", "crop_size" in settings))
+    scaled = _side(settings, "size", "shortest_edge" if crop else "height", path)
+    side = _side(settings, "crop_size", "height", path) if crop else scaled
     if side > scaled:
         raise LodesetError(
             f"{path}: the crop of {side} pixels is larger than the image, resized to {scaled}; {_SUPPORTED}"
         )
     mean, std = IMAGENET_MEAN, IMAGENET_STD
-    if not said.get("do_normalize", True):
+    if not settings.get("do_normalize", True):
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    elif "image_mean" in said and "image_std" in said:
-        mean, std = _triple(said, "image_mean", path), _triple(said, "image_std", path)
+    elif "image_mean" in settings and "image_std" in settings:
+        mean, std = _triple(settings, "image_mean", path), _triple(settings, "image_std", path)
     else:
         raise LodesetError(f"{path} lacks image_mean or image_std, which differ from model to model: add them")
     if config.size:
         side, scaled = config.size, round(scaled * config.size / side)
-    return Recipe("crop" if crop else "square", side, scaled, mean, std, cast(Any, _FILTERS[said["resample"]]))
+    return Recipe("crop" if crop else "square", side, scaled, mean, std, cast(Any, _FILTERS[settings["resample"]]))
 
 
-_SUPPORTED = "supported: a resize to a square, or of the shortest edge and then a square centre crop"
+_SUPPORTED = "supported: a resize to a square, or of the shortest edge followed by a square center crop"
 
 
-def _side(said: Mapping[str, Any], key: str, wanted: str, path: Path) -> int:
-    """The pixels that a size says: a number, {shortest_edge: n}, or {height: n, width: n}."""
-    size = said.get(key)
+def _side(settings: Mapping[str, Any], key: str, wanted: str, path: Path) -> int:
+    """The number of pixels of a size: a number, {shortest_edge: n}, or {height: n, width: n}."""
+    size = settings.get(key)
     if isinstance(size, int):
         return size
     if isinstance(size, dict):
@@ -227,9 +237,9 @@ def _side(said: Mapping[str, Any], key: str, wanted: str, path: Path) -> int:
     raise LodesetError(f"{path}: {key} = {size} is not supported; {_SUPPORTED}")
 
 
-def _triple(said: Mapping[str, Any], key: str, path: Path) -> Triple:
-    values = said[key]
+def _triple(settings: Mapping[str, Any], key: str, path: Path) -> Triple:
+    values = settings[key]
     if not isinstance(values, list) or len(values) != 3:
-        raise LodesetError(f"{path}: {key} = {values}; three numbers are wanted, one a channel")
+        raise LodesetError(f"{path}: {key} = {values}; expected three numbers, one per channel")
     red, green, blue = map(float, values)
     return red, green, blue

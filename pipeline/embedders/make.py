@@ -1,4 +1,4 @@
-"""A configured embedder -> the function that embeds."""
+"""Turn the configuration of an embedder into the embedding function."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lodeset.pipeline.embedders.config import (
 
 
 def runs_on_gpu(config: AnyEmbedder) -> bool:
-    """Whether the installed libraries would run this embedder on a GPU, if its worker has one."""
+    """Whether the installed libraries would run this embedder on a GPU if its worker has one."""
     if isinstance(config, OnnxEmbedder):
         import onnxruntime
 

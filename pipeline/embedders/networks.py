@@ -1,4 +1,4 @@
-"""Networks as embedders, and TorchScript files among them. B images, D dimensions."""
+"""Networks as embedders, including TorchScript files. B images, D dimensions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def recipe_of(config: TorchScriptEmbedder) -> Recipe:
-    """The preprocessing that a configuration says."""
+    """The preprocessing of a configuration."""
     return Recipe(config.resize, config.size, config.size, config.mean, config.std, config.interpolation)
 
 
@@ -52,16 +52,16 @@ def torchscript(config: TorchScriptEmbedder, threads: int) -> Embed:
                     f"dtype {config.dtype}): {str(error)[-300:]}"
                 ) from error
         if not isinstance(out, torch.Tensor):
-            raise LodesetError(f"{config.path} gives a {type(out).__name__}; an embedder gives one tensor [B, D]")
+            raise LodesetError(f"{config.path} returns a {type(out).__name__}; an embedder returns one tensor [B, D]")
         return cast(NDArray[np.float32], out.float().cpu().numpy())
 
     return embedder(forward, recipe_of(config), config.path, threads)
 
 
 def arithmetic(dtype: Dtype, device: str) -> contextlib.AbstractContextManager[object]:
-    """The block computes in `dtype`, in mixed precision where it is one of 16 bits; `auto` is fp16 on a GPU, else fp32.
+    """Compute the block in `dtype`, in mixed precision for 16 bits; `auto` is fp16 on a GPU, otherwise fp32.
 
-    fp16 rather than bf16: vectors are stored in fp16, and bf16 keeps three bits less of them.
+    fp16 rather than bf16: vectors are stored in fp16, and bf16 has three bits less.
     """
     import torch
 
@@ -74,14 +74,18 @@ def arithmetic(dtype: Dtype, device: str) -> contextlib.AbstractContextManager[o
 def embedder(
     forward: Callable[[NDArray[np.float32]], NDArray[np.float32]], recipe: Recipe, name: str, threads: int
 ) -> Embed:
-    """A network of float32 [B, 3, height, width] -> float32 [B, D] with its preprocessing; `name` is for messages."""
+    """A network from float32 [B, 3, height, width] to float32 [B, D] with its preprocessing; `name` is used in
+    messages.
+    """
     mapped = cast(Map, ThreadPoolExecutor(threads).map) if threads > 1 else map
 
     def embed(images: Sequence[Image.Image]) -> NDArray[np.float32]:
         blocks = [(rows, _matrix(forward(batch), len(rows), name)) for rows, batch in inputs(images, recipe, mapped)]
         widths = sorted({block.shape[1] for _, block in blocks})
         if len(widths) > 1:
-            raise LodesetError(f"{name} gives vectors of widths {widths}, by the shape of the image: pool them first")
+            raise LodesetError(
+                f"{name} returns vectors of widths {widths}, depending on the shape of the image: pool them first"
+            )
         vectors = np.empty((len(images), *widths), np.float32)
         for rows, block in blocks:
             vectors[rows] = block
@@ -91,18 +95,18 @@ def embedder(
 
 
 def present(path: str, key: str) -> None:
-    """Raises a LodesetError that names `key`, the file's place in the configuration, if there is no file."""
+    """Raise a LodesetError that names `key`, the file's place in the configuration, if the file does not exist."""
     if not Path(path).is_file():
-        what = "embedder" if key == "embed" else "model"
+        kind = "embedder" if key == "embed" else "model"
         raise LodesetError(
-            f"no {what} at {path}: check `{key}: path:` (relative paths start from the configuration file)"
+            f"no {kind} at {path}: check `{key}: path:` (relative paths start from the configuration file)"
         )
 
 
 def _matrix(out: NDArray[np.float32], images: int, name: str) -> NDArray[np.float32]:
     if out.ndim != 2 or len(out) != images:
         raise LodesetError(
-            f"{name} gives an output of shape {list(out.shape)} for {images} images; an embedder gives [B, D], one row "
-            "an image: pool it first"
+            f"{name} returns an output of shape {list(out.shape)} for {images} images; an embedder returns [B, D], "
+            "one row per image: pool it first"
         )
     return out.astype(np.float32, copy=False)

@@ -1,10 +1,11 @@
-"""A patch dictionary: features that need no download and no training loop.
+"""A patch dictionary: features that need neither a download nor a training loop.
 
-Whitened patches are clustered; an image is described by how strongly each centroid is active in each quadrant (Coates, Ng
-and Lee, "An analysis of single-layer networks in unsupervised feature learning", AISTATS 2011, sections 3.1-3.3), and the
-pooled activations are whitened to a short vector.
+Whitened patches are clustered, an image is described by how strongly each centroid is active in each quadrant (Coates,
+Ng and Lee, "An analysis of single-layer networks in unsupervised feature learning", AISTATS 2011, sections 3.1-3.3),
+and the pooled activations are whitened to a short vector.
 
-Shapes: B images, P patches an image, V = 3 patch^2 values a patch, K words, F = 4 K pooled features, D dimensions.
+Shapes: B images, P patches of an image, V = 3 patch^2 values of a patch, K words, F = 4 K pooled features, D
+dimensions.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from lodeset.pipeline.errors import LodesetError
 
 Floats = NDArray[np.float32]
 
-# Contrast below this (8-bit steps squared) is noise that normalising must not blow up; Coates et al. use 10.
+# Contrast below this (8-bit steps squared) is noise that normalization must not amplify; Coates et al. use 10.
 _CONTRAST_FLOOR = 10.0
 _PATCHES_PER_IMAGE = 50
 _WHITENING_FLOOR = 0.1
@@ -34,7 +35,7 @@ STEPS = 15  # of k-means
 
 @dataclass(frozen=True)
 class Dictionary:
-    """What was fitted: enough to embed any image, for ever."""
+    """The fitted values: enough to embed any image from now on."""
 
     mean: Floats  # [V]
     whiten: Floats  # [V, V]
@@ -53,7 +54,7 @@ class Dictionary:
 
 
 def patches(images: Sequence[Image.Image], config: PatchDictionary) -> Floats:
-    """[B, P, V]: patches on a grid of the image resized to a square, each with its own brightness and contrast removed."""
+    """[B, P, V]: patches on a grid of the image resized to a square, each without its own brightness and contrast."""
     side = config.size
     square = np.stack([np.asarray(i.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)) for i in images])
     windows = sliding_window_view(square, (config.patch, config.patch), axis=(1, 2))[
@@ -66,22 +67,26 @@ def patches(images: Sequence[Image.Image], config: PatchDictionary) -> Floats:
 
 
 def fit(images: Sequence[Image.Image], config: PatchDictionary, threads: int = 1) -> Dictionary:
-    """Fits a dictionary on a sample of images.
+    """Fit a dictionary on a sample of images.
 
     Raises:
-        LodesetError: too few images for the words or dimensions asked for.
+        LodesetError: there are too few images for the configured words or dimensions.
     """
     rng = np.random.default_rng(config.seed)
     sample = []
     for start in range(0, len(images), 64):
         block = patches(images[start : start + 64], config)
-        for one in block:
-            sample.append(one[rng.choice(len(one), min(_PATCHES_PER_IMAGE, len(one)), replace=False)])
+        for image_patches in block:
+            sample.append(
+                image_patches[
+                    rng.choice(len(image_patches), min(_PATCHES_PER_IMAGE, len(image_patches)), replace=False)
+                ]
+            )
     drawn = np.concatenate(sample)
     if len(drawn) < 4 * config.words or len(images) <= 10:
         raise LodesetError(
-            f"{len(images)} readable images give {len(drawn)} patches, too few for a dictionary of {config.words} words: "
-            "add images or lower embed.semantic.words"
+            f"{len(images)} readable images give {len(drawn)} patches, too few for a dictionary of {config.words} "
+            "words: add images or lower embed.semantic.words"
         )
     mean = drawn.mean(axis=0)
     values, vectors = np.linalg.eigh(np.cov(drawn - mean, rowvar=False).astype(np.float64))
@@ -93,7 +98,7 @@ def fit(images: Sequence[Image.Image], config: PatchDictionary, threads: int = 1
     centred = (pooled - feature_mean).astype(np.float64)
     values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
     order = np.argsort(-values)[: min(config.dimensions, len(images) - 1)]
-    # Full whitening amplifies what is noise on a small sample; a tenth of the mean variance as floor does not.
+    # Full whitening amplifies noise on a small sample; with a floor of a tenth of the mean variance it does not.
     project = vectors[:, order] / np.sqrt(np.maximum(values[order], 0) + 0.1 * values[order].mean())
     return Dictionary(mean, whiten, first.words, feature_mean, project.astype(np.float32))
 
@@ -107,7 +112,7 @@ def _words(white: Floats, config: PatchDictionary, threads: int) -> Floats:
 
 
 def _pooled(images: Sequence[Image.Image], dictionary: Dictionary, config: PatchDictionary) -> Floats:
-    """[B, F]: triangle activations (what exceeds the mean distance), averaged over each quadrant."""
+    """[B, F]: triangle activations (the excess over the mean distance), averaged over each quadrant."""
     grid = patches(images, config)  # [B, P, V]
     white = (grid - dictionary.mean) @ dictionary.whiten
     similar = white @ dictionary.words.T  # [B, P, K]

@@ -1,4 +1,4 @@
-"""Vectors that were made elsewhere: Parquet keyed by `image_id`, or by `uri` (and `member`)."""
+"""Vectors that were made elsewhere: Parquet files with the key `image_id`, or `uri` (and `member`)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from lodeset.pipeline.embedders.config import PrecomputedEmbedder
 from lodeset.pipeline.errors import LodesetError
 
-VERSION = 2  # of what `look_up` gives
-# Why an image has no vector.
+VERSION = 2  # of the results of `look_up`
+# Reasons why an image has no vector.
 NO_VECTOR, NULL, ZERO, SEVERAL = "no_vector", "null_vector", "zero_vector", "several_vectors"
 
 
 @dataclass(frozen=True)
 class VectorFile:
-    """A Parquet file of vectors: what its columns are called; a key that it lacks is None."""
+    """A Parquet file of vectors and the names of its columns; a missing key is None."""
 
     path: str
     fs: Any
@@ -46,7 +46,7 @@ class VectorFile:
 
 @dataclass(frozen=True)
 class Found:
-    """Vectors of the rows that have one: float32 [M, D] and row numbers [M]; and why others have none, by reason."""
+    """Vectors of the rows that have one: float32 [M, D] and row numbers [M]; and the reasons why others have none."""
 
     vectors: NDArray[np.float32]
     rows: NDArray[np.int64]
@@ -54,30 +54,30 @@ class Found:
 
 
 def files_of(config: PrecomputedEmbedder) -> tuple[Any, list[str]]:
-    """The file system, and the Parquet files meant by `path`, sorted.
+    """The file system, and the sorted Parquet files that `path` stands for.
 
     Raises:
-        LodesetError: nothing is there.
+        LodesetError: there are no files.
     """
-    # A path may hold the signs of a glob (`vec [v2]`), and that by which URLs name a chain of file systems.
+    # A path may contain the characters of a glob (`vec [v2]`) and the one with which URLs chain file systems.
     local = "://" not in config.path and "::" not in config.path
     fs, path = (LocalFileSystem(), config.path) if local else fsspec.core.url_to_fs(config.path)
     if fs.isdir(path):
-        found = [name for name in fs.find(path) if name.lower().endswith(".parquet")]
+        files = [name for name in fs.find(path) if name.lower().endswith(".parquet")]
     elif fs.exists(path):
-        found = [path]
+        files = [path]
     else:
-        found = [name for name in fs.glob(path) if fs.isfile(name)] if fsspec.core.has_magic(path) else []
-    if not found:
+        files = [name for name in fs.glob(path) if fs.isfile(name)] if fsspec.core.has_magic(path) else []
+    if not files:
         raise LodesetError(f"no precomputed vectors at {config.path}: give a Parquet file, a folder of them, or a glob")
-    return fs, sorted(map(str, found))
+    return fs, sorted(map(str, files))
 
 
 def vector_files(config: PrecomputedEmbedder) -> list[VectorFile]:
-    """The files, once their schemas were read.
+    """The files after reading their schemas.
 
     Raises:
-        LodesetError: a file is none of Parquet, it has no key column, or its vectors are no lists of numbers.
+        LodesetError: a file is not Parquet, has no key column, or its vectors are not lists of numbers.
     """
     fs, paths = files_of(config)
     return [_described(fs, path, config) for path in paths]
@@ -88,9 +88,9 @@ def _described(fs: Any, path: str, config: PrecomputedEmbedder) -> VectorFile:
         schema = file.schema_arrow
     named = {name.lower(): name for name in reversed(schema.names)}
     vector = config.column if config.column in schema.names else named.get(config.column.lower())
-    there = ", ".join(schema.names)
+    existing = ", ".join(schema.names)
     if vector is None:
-        raise LodesetError(f"{path} has no column `{config.column}`; there are: {there}: set `embed: column:`")
+        raise LodesetError(f"{path} has no column `{config.column}`; its columns are: {existing}: set `embed: column:`")
     kind = schema.field(vector).type
     kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
     if not _is_list(kind) or not _is_number(kind.value_type):
@@ -100,10 +100,11 @@ def _described(fs: Any, path: str, config: PrecomputedEmbedder) -> VectorFile:
             else ""
         )
         raise LodesetError(
-            f"{path}: the column `{vector}` holds {kind}; vectors are lists of numbers, such as list<float>{advice}"
+            f"{path}: the column `{vector}` holds {kind}, but vectors must be lists of numbers, such as "
+            f"list<float>{advice}"
         )
     if "image_id" not in named and "uri" not in named:
-        raise LodesetError(f"{path} has neither a column `image_id` nor `uri`; there are: {there}")
+        raise LodesetError(f"{path} has neither a column `image_id` nor a column `uri`; its columns are: {existing}")
     return VectorFile(path, fs, vector, named.get("image_id"), named.get("uri"), named.get("member"))
 
 
@@ -117,7 +118,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 @dataclass
 class _Best:
-    """What is known of a row: by which kind of key (0: image_id, 1: uri), and its vector; None where that is null."""
+    """The best match of a row so far: the kind of key (0: image_id, 1: uri), and its vector; None if that is null."""
 
     by: int
     vector: NDArray[np.float32] | None
@@ -126,21 +127,21 @@ class _Best:
 
 @dataclass
 class _Wanted:
-    """Which rows a key means, for either kind of key."""
+    """The rows that a key stands for, for both kinds of keys."""
 
     by_id: dict[str, int] = field(default_factory=dict)
     by_name: dict[str, list[int]] = field(default_factory=dict)
 
 
 def look_up(config: PrecomputedEmbedder, files: Sequence[VectorFile], wanted: pa.Table) -> Found:
-    """Vectors of the rows of `wanted` (image_id, uri, member) that have one. An image_id counts more than a uri.
+    """Vectors of the rows of `wanted` (image_id, uri, member) that have one. An image_id takes precedence over a uri.
 
-    A uri alone means a file; what lies in an archive is `uri` with `member`, or `archive/member` as uri. Rows of a file that mean none
-    of the images are passed over. A null, a vector of zeros (as producers write where they failed) and different vectors for one
-    image are none.
+    A uri alone stands for a file; an image in an archive is `uri` with `member`, or `archive/member` as uri. Rows of a
+    file that match no image are skipped. A null, a vector of zeros (which some producers write after failures) and
+    different vectors for one image do not count as vectors.
 
     Raises:
-        LodesetError: a file cannot be read, or vectors are of several widths.
+        LodesetError: a file cannot be read, or vectors have several widths.
     """
     keys = _Wanted({row: at for at, row in enumerate(wanted["image_id"].to_pylist())})
     for at, (uri, member) in enumerate(zip(wanted["uri"].to_pylist(), wanted["member"].to_pylist(), strict=True)):
@@ -156,10 +157,10 @@ def look_up(config: PrecomputedEmbedder, files: Sequence[VectorFile], wanted: pa
     return _found(config, best, wanted.num_rows)
 
 
-def _same(one: NDArray[np.float32] | None, other: NDArray[np.float32] | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return bool(np.array_equal(one, other, equal_nan=True))
+def _same(first: NDArray[np.float32] | None, second: NDArray[np.float32] | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return bool(np.array_equal(first, second, equal_nan=True))
 
 
 def _found(config: PrecomputedEmbedder, best: dict[int, _Best], count: int) -> Found:
@@ -167,19 +168,19 @@ def _found(config: PrecomputedEmbedder, best: dict[int, _Best], count: int) -> F
     vectors: list[NDArray[np.float32]] = []
     rows: list[int] = []
     for at in sorted(best):
-        one = best[at]
-        if one.several:
+        match = best[at]
+        if match.several:
             without[SEVERAL] += 1
-        elif one.vector is None:
+        elif match.vector is None:
             without[NULL] += 1
-        elif not one.vector.any():
+        elif not match.vector.any():
             without[ZERO] += 1
         else:
-            vectors.append(one.vector)
+            vectors.append(match.vector)
             rows.append(at)
     widths = sorted({len(vector) for vector in vectors})
     if len(widths) > 1:
-        raise LodesetError(f"{config.path}: vectors of several widths: {widths[:5]}: one embedder gives one width")
+        raise LodesetError(f"{config.path}: vectors have several widths: {widths[:5]}: one embedder has one width")
     matrix = np.stack(vectors) if vectors else np.zeros((0, 1), np.float32)
     return Found(matrix, np.array(rows, np.int64), {reason: n for reason, n in without.items() if n})
 
@@ -187,7 +188,9 @@ def _found(config: PrecomputedEmbedder, best: dict[int, _Best], count: int) -> F
 def _matches(
     config: PrecomputedEmbedder, file: VectorFile, keys: _Wanted
 ) -> Iterator[tuple[int, int, NDArray[np.float32] | None]]:
-    """(kind of key, row of `wanted`, its vector) for each row of a file that means one. Row groups that mean none are not decoded."""
+    """(kind of key, row of `wanted`, vector) for each row of a file that matches. Row groups without a match are not
+    decoded.
+    """
     columns = [name for name in (file.image_id, file.uri, file.member) if name is not None]
     ids, names = pa.array(keys.by_id, pa.string()), pa.array(keys.by_name, pa.string())
     with file.opened() as parquet:
@@ -195,36 +198,36 @@ def _matches(
             table = parquet.read_row_group(group, columns=columns)
             hits: list[tuple[int, int, int]] = []  # kind of key, row of the group, row of `wanted`
             if file.image_id is not None:
-                told = _ids(table[file.image_id])
-                for at in _rows_in(told, ids):
-                    hits.append((0, at, keys.by_id[told[at].as_py()]))
+                ids_in_file = _ids(table[file.image_id])
+                for at in _rows_in(ids_in_file, ids):
+                    hits.append((0, at, keys.by_id[ids_in_file[at].as_py()]))
             if file.uri is not None:
-                told = _names(table, file, config.folder)
-                for at in _rows_in(told, names):
-                    rows = keys.by_name[told[at].as_py()]
+                names_in_file = _names(table, file, config.folder)
+                for at in _rows_in(names_in_file, names):
+                    rows = keys.by_name[names_in_file[at].as_py()]
                     hits += [(1, at, row) for row in rows] if len(rows) == 1 else []
             if hits:
                 vectors = parquet.read_row_group(group, columns=[file.vector])[file.vector]
                 yield from ((by, row, _vector(vectors[at])) for by, at, row in hits)
 
 
-def _rows_in(told: pa.Array, wanted: pa.Array) -> list[int]:
-    found = pc.fill_null(pc.is_in(told, value_set=wanted), False)
-    return list(np.flatnonzero(found.to_numpy(zero_copy_only=False)))
+def _rows_in(keys: pa.Array, wanted: pa.Array) -> list[int]:
+    is_wanted = pc.fill_null(pc.is_in(keys, value_set=wanted), False)
+    return list(np.flatnonzero(is_wanted.to_numpy(zero_copy_only=False)))
 
 
 def _vector(cell: pa.Scalar) -> NDArray[np.float32] | None:
-    """A list of numbers; a null among them is not finite; None for no list, or an empty one."""
-    values = getattr(cell, "value", cell)  # of an extension type, its storage
+    """A list of numbers, in which a null is not finite; None for a missing or empty list."""
+    values = getattr(cell, "value", cell)  # for an extension type, its storage
     values = getattr(values, "values", None)
     if values is None or len(values) == 0:
         return None
-    with np.errstate(over="ignore"):  # what float32 cannot hold is not finite, and counted as that
+    with np.errstate(over="ignore"):  # values beyond float32 are not finite, and are counted as such
         return np.asarray(pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False), np.float32)
 
 
 def _ids(column: pa.ChunkedArray) -> pa.Array:
-    """image_ids as they are written here: 32 hex digits in lower case; of 16 bytes, or with hyphens, too."""
+    """image_ids in our form, 32 lower-case hex digits; 16 bytes and ids with hyphens are accepted."""
     column = column.combine_chunks()
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
@@ -240,7 +243,7 @@ def _text(cell: bytes) -> str:
 
 
 def _names(table: pa.Table, file: VectorFile, folder: str | None) -> pa.Array:
-    """The uris of a file's rows, with their members, as `_name` writes those of images."""
+    """The uris of a file's rows with their members, in the form that `_name` gives to images."""
     assert file.uri is not None, "asked of files that have uris"
     uris = _strings(table[file.uri])
     uris = pc.replace_substring_regex(uris, r"^file://(localhost)?", "")
@@ -264,7 +267,7 @@ def _name(uri: str, member: str) -> str:
 
 
 def unmatched(config: PrecomputedEmbedder, files: Sequence[VectorFile], place: Mapping[str, str]) -> str:
-    """Both sides' keys, where none of them met; `place` is one of the images."""
+    """An example key of both sides, if none of the keys match; `place` is one of the images."""
     file = files[0]
     columns = [name for name in (file.image_id, file.uri, file.member) if name is not None]
     with file.opened() as parquet:
@@ -274,8 +277,8 @@ def unmatched(config: PrecomputedEmbedder, files: Sequence[VectorFile], place: M
     theirs = ", ".join(f"{name} {_shown(batch.column(name)[0])}" for name in columns)
     ours = f"image_id {place['image_id']}, uri {_name(place['uri'], place['member'])}"
     advice = ""
-    if config.folder is None and any(one.uri is not None for one in files):
-        advice = ": if the uris are relative, say with `embed: folder:` which folder they start from"
+    if config.folder is None and any(file.uri is not None for file in files):
+        advice = ": if the uris are relative, set `embed: folder:` to the folder that they start from"
     return f"the first key in {file.path} is {theirs}; the first image is {ours}{advice}"
 
 

@@ -1,4 +1,4 @@
-"""Images -> the input of a network: resized, cut and normalised. B images, 3 channels."""
+"""Images -> the input of a network: resized, cropped and normalized. B images, 3 channels."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 Map = Callable[[Callable[[Image.Image], Floats], Iterable[Image.Image]], Iterable[Floats]]
 
-# Of a long side to the short one, where nothing is cut: a strip of 20 x 10,000 pixels would otherwise become gigabytes.
+# Maximum ratio of the long side to the short one without cropping: a strip of 20 x 10,000 pixels would otherwise become
+# gigabytes.
 LONGEST = 4
-# Whole reductions by a box filter come before the resize, so that large photographs cost less.
+# A box filter reduces by whole factors before the resize, so that large photographs cost less.
 _REDUCING_GAP = 2.0
 
 
@@ -27,8 +28,8 @@ class Recipe:
     """How an image becomes a network's input.
 
     Attributes:
-        resize: `square`: squeezed to side x side; `crop`: short side to `scaled`, then the centre square of `side`;
-            `short_side`: short side to `side`, nothing cut.
+        resize: `square`: squeezed to side x side; `crop`: short side to `scaled`, then the center square of `side`;
+            `short_side`: short side to `side`, not cropped.
         side, scaled: pixels.
         mean, std: RGB, on the 0..1 scale.
     """
@@ -44,9 +45,10 @@ class Recipe:
 def inputs(
     images: Sequence[Image.Image], recipe: Recipe, mapped: Map = map
 ) -> list[tuple[list[int], NDArray[np.float32]]]:
-    """RGB images -> (their numbers, float32 [B, 3, height, width]), one entry a shape, in the order of first appearance.
+    """RGB images -> (their positions, float32 [B, 3, height, width]), one entry per shape, in the order of first
+    appearance.
 
-    `mapped` is `map`, or that of an executor whose threads share the work.
+    `mapped` is `map`, or the `map` of an executor whose threads share the work.
     """
     by_shape: dict[tuple[int, ...], list[tuple[int, Floats]]] = {}
     for number, pixels in enumerate(mapped(lambda image: normalised(image, recipe), images)):
@@ -57,7 +59,7 @@ def inputs(
 
 
 def normalised(image: Image.Image, recipe: Recipe) -> Floats:
-    """One image as the network takes it, float32 [3, height, width]."""
+    """One image as the network's input, float32 [3, height, width]."""
     scale = (1.0 / (255.0 * np.array(recipe.std))).astype(np.float32)
     shift = (np.array(recipe.mean) / np.array(recipe.std)).astype(np.float32)
     pixels = np.asarray(resized(image, recipe)).astype(np.float32) * scale - shift
@@ -65,7 +67,7 @@ def normalised(image: Image.Image, recipe: Recipe) -> Floats:
 
 
 def resized(image: Image.Image, recipe: Recipe) -> Image.Image:
-    """The image at the size that the network takes."""
+    """The image at the size of the network's input."""
     settings: dict[str, Any] = {
         "resample": Image.Resampling[recipe.interpolation.upper()],
         "reducing_gap": _REDUCING_GAP,
@@ -79,7 +81,7 @@ def resized(image: Image.Image, recipe: Recipe) -> Image.Image:
         return image.resize(
             (min(most, recipe.side * width // short), min(most, recipe.side * height // short)), **settings
         )
-    # The centre of what the whole image would be after the resize, without making the rest.
+    # The center of the resized image, computed without resizing the rest.
     whole = (recipe.scaled * width // short, recipe.scaled * height // short)
     left, top = ((length - recipe.side) // 2 for length in whole)
     x, y = width / whole[0], height / whole[1]

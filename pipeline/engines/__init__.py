@@ -1,1 +1,1 @@
-"""The only files that know how an engine is started."""
+"""The only modules that start an engine."""

@@ -1,9 +1,9 @@
-"""Apache Beam: the local runner by name, any other by options alone.
+"""Apache Beam: the local runner by name, any other runner only through options.
 
-Work is done by worker processes of lodeset's own (`pipeline.engines.processes`), not by Beam's: Beam's local multi-process
-runner listens on all interfaces without credentials, waits for ever when a worker dies, and takes seconds to start. Here the
-local runner works in memory and opens no socket. A `DoFn` hands its elements to the pool and yields what comes back, inside
-any other runner's workers as well.
+The work is done by lodeset's own worker processes (`pipeline.engines.processes`), not by Beam's: Beam's local
+multi-process runner listens on all interfaces without credentials, waits forever when a worker dies, and takes seconds
+to start. Here the local runner works in memory and opens no socket. A `DoFn` hands its elements to the pool and yields
+the results, also inside the workers of any other runner.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from lodeset.pipeline.engines.failures import Failed, failed
 from lodeset.pipeline.engines.processes import TRIES, Again, Died, Pool, Task, pool, task
 from lodeset.pipeline.errors import LodesetError
 
-# What to do with an element whose worker died: (element, how, again, *arguments of the function) -> results.
+# Handles an element whose worker died: (element, Died, again, *arguments of the function) -> results.
 Rescue = Callable[..., Iterable[Any]]
 
-# Worker processes of each Beam worker of the pipeline that is being built.
+# Number of worker processes of each Beam worker of the pipeline that is being built.
 _workers = contextvars.ContextVar("workers", default=1)
 
 
 def options(given: Mapping[str, str]) -> PipelineOptions:
     """Options for a cluster (as given), or for this machine.
 
-    `FnApiRunner` by name: `DirectRunner` first tries to download and run an executable.
+    `FnApiRunner` is named explicitly because `DirectRunner` first tries to download and run an executable.
     """
-    flags = [f"--{name}={value}" for name, value in given.items()]  # this process's own arguments are none of Beam's
+    flags = [f"--{name}={value}" for name, value in given.items()]  # keeps this process's own arguments from Beam
     if "runner" in given:
         return PipelineOptions(flags)
     return PipelineOptions(flags, runner="FnApiRunner", direct_num_workers=1, direct_running_mode="in_memory")
@@ -46,22 +46,24 @@ def options(given: Mapping[str, str]) -> PipelineOptions:
 
 @contextlib.contextmanager
 def pipeline(cpus: int, given: Mapping[str, str]) -> Iterator[beam.Pipeline]:
-    """A pipeline that is run when the block ends: on `cpus` processes of this machine, or, where `given` names a runner, on
-    one process for each of its workers.
+    """A pipeline that runs when the block ends: on `cpus` processes of this machine or, if `given` names a runner, on
+    one process in each of its workers.
 
     Raises:
-        LodesetError: what `raise_failures` found. Runners hand over a worker's exception as the text of its traceback.
+        LodesetError: what `raise_failures` found. Runners pass a worker's exception on as the text of its traceback.
     """
     logging.getLogger("apache_beam").setLevel(logging.WARNING)
     before = _workers.set(1 if "runner" in given else cpus)
     try:
-        with beam.Pipeline(options=options(given)) as made:
-            yield made
+        with beam.Pipeline(options=options(given)) as built:
+            yield built
     except Exception as error:
-        told = _RAISED.search(f"{type(error).__module__}.{type(error).__name__}: {error}") or _RAISED.search(str(error))
-        if told is None:
+        raised = _RAISED.search(f"{type(error).__module__}.{type(error).__name__}: {error}") or _RAISED.search(
+            str(error)
+        )
+        if raised is None:
             raise
-        raise LodesetError(told.group(1)) from error
+        raise LodesetError(raised.group(1)) from error
     finally:
         _workers.reset(before)
 
@@ -77,10 +79,11 @@ def attempted(
     memory_bytes: int | None = None,
     rescue: Rescue | None = None,
 ) -> tuple[PCollection[Any], PCollection[Failed]]:
-    """What `function(item, *arguments)` yields for every item, and what it raised.
+    """The results of `function(item, *arguments)` for every item, and its failures.
 
-    A worker that holds more than `memory_bytes` is ended. Where a worker dies, `rescue` decides; without it the item is tried
-    again, and is a failure in the end. Nothing raises in a Beam worker: runners retry that, and some wait for ever.
+    A worker that uses more than `memory_bytes` is ended. If a worker dies, `rescue` decides; without it the item is
+    tried again and finally becomes a failure. Nothing raises in a Beam worker, because runners retry that, and some
+    wait forever.
     """
     work = _Elsewhere(label, function, arguments, memory_bytes, rescue or _retried, _workers.get())
     out = items | label >> beam.ParDo(work).with_outputs(_FAILED, main="results")
@@ -118,9 +121,9 @@ class _Elsewhere(beam.DoFn):
 
     def process(self, item: Any) -> Iterator[Any]:
         try:
-            one = task(self.function, item, *self.arguments, memory_bytes=self.memory_bytes)
-            self._pool.start(one)
-            self._running.append((item, one))
+            call = task(self.function, item, *self.arguments, memory_bytes=self.memory_bytes)
+            self._pool.start(call)
+            self._running.append((item, call))
         except Exception as error:
             yield TaggedOutput(_FAILED, failed(error))
         yield from self._ended(wait=False)
@@ -133,14 +136,14 @@ class _Elsewhere(beam.DoFn):
                 yield WindowedValue(value, MIN_TIMESTAMP, (GlobalWindow(),))
 
     def _ended(self, wait: bool) -> Iterator[Any]:
-        """What came of the elements whose workers have answered; of all, if they are to be waited for."""
-        left = []
-        for item, one in self._running:
-            if one.result is None and not wait:
-                left.append((item, one))
+        """The results of the elements whose workers have answered; with `wait`, of all elements."""
+        remaining = []
+        for item, call in self._running:
+            if call.result is None and not wait:
+                remaining.append((item, call))
                 continue
             try:
-                result = self._pool.wait(one)
+                result = self._pool.wait(call)
                 if isinstance(result, Died):
                     result = list(self.rescue(item, result, self._again, self.function, *self.arguments))
             except Exception as error:
@@ -149,7 +152,7 @@ class _Elsewhere(beam.DoFn):
                 yield TaggedOutput(_FAILED, result)
             else:
                 yield from result
-        self._running = left
+        self._running = remaining
 
 
 def _retried(item: Any, died: Died, again: Again, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -161,13 +164,13 @@ def _retried(item: Any, died: Died, again: Again, function: Callable[..., Any], 
             raise LodesetError(result.message)
         died = result
     raise LodesetError(
-        f"a worker process died {TRIES} times at the same work ({died.detail}): look for it in the stage's log, and at the "
-        "memory of the machine; run again to go on from the finished parts"
+        f"a worker process died {TRIES} times at the same work ({died.detail}): check the stage's log and the "
+        "memory of the machine; run again to continue from the finished parts"
     )
 
 
 def raise_failures(*failures: PCollection[Failed]) -> None:
-    """Raises one of the failures, in one worker."""
+    """Raise one of the failures, in one worker."""
     (
         failures
         | "failures" >> beam.Flatten()

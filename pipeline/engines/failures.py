@@ -1,4 +1,4 @@
-"""Carries what a worker raised out of it, whatever the engine does with exceptions."""
+"""Return a worker's errors as values, whatever the engine does with exceptions."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Failed:
-    """What was raised in a worker."""
+    """An error of a worker."""
 
     message: str
 
 
 def failed(error: Exception) -> Failed:
-    """The error as a value: a LodesetError's message; of a defect its type, text and place, and its traceback in the log."""
+    """An error as a value: the message of a LodesetError; for a defect its type, text and place, with the traceback in
+    the log.
+    """
     if isinstance(error, LodesetError):
         return Failed(str(error))
     traceback.print_exception(error, file=sys.stderr)
     place = traceback.extract_tb(error.__traceback__)[-1]
     text = " ".join(str(error).split())
     return Failed(
-        f"{type(error).__name__}: {text} (at {Path(place.filename).name}:{place.lineno}, in {place.name}): this is a defect; "
-        "its traceback is in the stage's log"
+        f"{type(error).__name__}: {text} (at {Path(place.filename).name}:{place.lineno}, in {place.name}): this is a "
+        "defect; its traceback is in the stage's log"
     )
 
 
 def caught(function: Callable[[Item], Result], item: Item) -> Result | Failed:
-    """The function's result, or its LodesetError as a value; anything else is a defect and raises."""
+    """The function's result, or its LodesetError as a value; anything else is a defect and is raised."""
     try:
         return function(item)
     except LodesetError as error:
@@ -44,7 +46,7 @@ def caught(function: Callable[[Item], Result], item: Item) -> Result | Failed:
 
 
 def unwrapped(result: Result | Failed) -> Result:
-    """The result, or the worker's LodesetError raised here."""
+    """The result; a worker's LodesetError is raised here."""
     if isinstance(result, Failed):
         raise LodesetError(result.message)
     return result

@@ -1,10 +1,10 @@
-"""Worker processes on this machine whose tasks may crash, hang or fill memory without taking anything else with them.
+"""Worker processes on this machine whose tasks may crash, hang or exhaust memory without affecting anything else.
 
-Every worker has a pipe of its own, so a worker that dies in the middle of a message disturbs no other one. Workers are forked
-from a server that has imported lodeset once, open no socket, and end when the process that asked for them does.
+Every worker has its own pipe, so a worker that dies in the middle of a message disturbs no other one. Workers are
+forked from a server that has imported lodeset once, open no socket, and end when the process that uses them ends.
 
-A task says which of its steps it is at (`step`). The system ends the worker when a step takes too long, and a thread of the
-asking process ends it when it holds too much memory. Whoever asked learns which step it was, and why.
+A task announces its current step (`step`). The system ends the worker when a step takes too long, and a thread of the
+parent process ends it when it uses too much memory. The parent learns which step it was, and why.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from lodeset.pipeline.errors import LodesetError
 
 Cause = Literal["killed", "too_slow", "stalled", "too_much_memory", "out_of_memory"]
 
-# A worker that dies may have been killed from outside: its work is tried this often.
+# A worker that dies may have been killed from outside: its work is tried this many times.
 TRIES = 3
-# How long a new worker may take until it answers: it is forked in milliseconds, unless the machine cannot start processes.
+# How long a new worker may take to answer: it is forked within milliseconds, unless the machine cannot start processes.
 _START_S = 60.0
-# How often memory is looked at. A decoder fills about 5 GB a second, so it overshoots by about 100 MB, which the margin covers.
+# Interval between memory checks. A decoder fills about 5 GB per second, so it overshoots by about 100 MB, which the
+# margin covers.
 _WATCH_S = 0.02
 _MARGIN_BYTES = 256 * 2**20
 # Imported once by the server that workers are forked from.
@@ -47,12 +48,12 @@ _PRELOADED = (
 
 @dataclass(frozen=True)
 class Died:
-    """A task that did not come to its end: at which of its steps, and why.
+    """A task that did not finish: its last step, and the cause.
 
     Attributes:
         cause: its worker was `killed` (by a signal, or by itself), was ended because a step took too much processor
-            time (`too_slow`) or too long by the clock (`stalled`) or because it held `too_much_memory`, or could get no more
-            memory from the system (`out_of_memory`).
+            time (`too_slow`) or too long by the clock (`stalled`) or because it used `too_much_memory`, or could get no
+            more memory from the system (`out_of_memory`).
     """
 
     step: int
@@ -60,13 +61,13 @@ class Died:
     detail: str
 
 
-# Runs a function in a worker, and gives what it yielded, what it raised, or how it died.
+# Runs a function in a worker and returns the values that it yielded, its error, or how the worker died.
 Again = Callable[..., "list[Any] | Failed | Died"]
 
 
 @dataclass
 class Task:
-    """One call in a worker. `result` is a list of what the function gave, what it raised, or how the worker died."""
+    """One call in a worker. `result` is the list of the function's values, its error, or how the worker died."""
 
     call: bytes
     memory_bytes: int | None = None
@@ -87,9 +88,9 @@ class _Worker:
 
 
 def task(function: Callable[..., Iterable[Any] | None], *arguments: Any, memory_bytes: int | None = None) -> Task:
-    """`function(*arguments)` as a task; what it yields comes back as a list.
+    """`function(*arguments)` as a task; the values that it yields are returned as a list.
 
-    `memory_bytes`: the worker ends when it holds more.
+    `memory_bytes`: the worker is ended when it uses more.
     """
     return Task(cloudpickle.dumps((function, arguments)), memory_bytes)
 
@@ -100,12 +101,13 @@ _at: Any = None
 
 
 def step(number: int, cpu_s: float = 0.0, wall_s: float = 0.0) -> None:
-    """Says that the running task has come to this step, which may take `cpu_s` seconds of this process's time and `wall_s` by
-    the clock (0: without a limit). Does nothing outside of a worker."""
+    """Announce that the running task has reached this step, which may take `cpu_s` seconds of this process's time and
+    `wall_s` by the clock (0: no limit). Does nothing outside a worker.
+    """
     if _at is None:
         return
     _at.value = number
-    # The signals end the process: no handler of Python's runs while a decoder is in C code.
+    # The signals end the process: no Python handler runs while a decoder is in C code.
     signal.setitimer(signal.ITIMER_PROF, cpu_s)
     signal.setitimer(signal.ITIMER_REAL, wall_s)
 
@@ -113,7 +115,7 @@ def step(number: int, cpu_s: float = 0.0, wall_s: float = 0.0) -> None:
 def _serve(pipe: Connection, at: Any) -> None:
     global _at
     _at = at
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the asking process decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent process decides
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
@@ -137,7 +139,7 @@ def _answer(call: bytes) -> bytes:
     return cast(bytes, cloudpickle.dumps(result))
 
 
-# -- in the process that asks
+# -- in the parent process
 
 
 class Pool:
@@ -151,30 +153,30 @@ class Pool:
         self._lock = threading.Lock()  # between this thread and the one that watches memory
         self._watching: threading.Thread | None = None
 
-    def start(self, one: Task) -> None:
-        """Gives the task to a worker, waiting for a free one."""
+    def start(self, task: Task) -> None:
+        """Give the task to a worker, waiting for a free one."""
         while (worker := self._free()) is None:
             self._collect()
         try:
-            worker.task, worker.too_large = one, False
+            worker.task, worker.too_large = task, False
             worker.at.value = -1
-            worker.pipe.send_bytes(one.call)
+            worker.pipe.send_bytes(task.call)
         except (BrokenPipeError, ConnectionResetError):
             self._bury(worker)
             return
-        if one.memory_bytes is not None and self._watching is None:
+        if task.memory_bytes is not None and self._watching is None:
             self._watching = threading.Thread(target=self._watch, daemon=True)
             self._watching.start()
 
-    def wait(self, one: Task) -> list[Any] | Failed | Died:
+    def wait(self, task: Task) -> list[Any] | Failed | Died:
         """The result of a task that was started."""
-        while one.result is None:
+        while task.result is None:
             self._collect()
-        return one.result
+        return task.result
 
-    def run(self, one: Task) -> list[Any] | Failed | Died:
-        self.start(one)
-        return self.wait(one)
+    def run(self, task: Task) -> list[Any] | Failed | Died:
+        self.start(task)
+        return self.wait(task)
 
     def _free(self) -> _Worker | None:
         for worker in self._workers:
@@ -186,8 +188,8 @@ class Pool:
         return self._new() if len(self._workers) < self.count else None
 
     def _new(self) -> _Worker:
-        """A worker that has answered."""
-        told = ""
+        """A new worker that has answered."""
+        problem = ""
         for _ in range(3):
             mine, theirs = self._context.Pipe()
             at = self._context.RawValue(c_longlong, -1)
@@ -200,23 +202,23 @@ class Pool:
                     with self._lock:
                         self._workers.append(worker)
                     return worker
-                told = f"none answered within {_START_S:.0f} s"
+                problem = f"none answered within {_START_S:.0f} s"
             except (OSError, EOFError, psutil.Error) as error:
-                told = f"{type(error).__name__}: {error}".rstrip(": ")
+                problem = f"{type(error).__name__}: {error}".rstrip(": ")
             mine.close()
             with contextlib.suppress(ValueError, AttributeError, OSError):
                 process.kill()
         raise LodesetError(
-            f"worker processes do not start on this machine ({told}): free memory and processes, look at `ulimit -u`, "
-            "and run again; `lodeset doctor` tries it"
+            f"worker processes do not start on this machine ({problem}): free memory and processes, check `ulimit -u`, "
+            "and run again; `lodeset doctor` tests it"
         )
 
     def _collect(self) -> None:
-        """Waits for at least one worker that answers or ends."""
+        """Wait for at least one worker that answers or ends."""
         busy = [w for w in self._workers if w.task is not None]
         ready = wait([w.pipe for w in busy] + [w.process.sentinel for w in busy])
         for worker in busy:
-            # A worker that answered and then died has answered.
+            # A worker that answered before it died counts as having answered.
             if worker.pipe in ready and self._answered(worker):
                 continue
             if worker.process.sentinel in ready or worker.pipe in ready:
@@ -247,12 +249,12 @@ class Pool:
             time.sleep(_WATCH_S)
             with self._lock:
                 for worker in self._workers:
-                    one = worker.task
-                    if one is None or one.memory_bytes is None or worker.too_large:
+                    task = worker.task
+                    if task is None or task.memory_bytes is None or worker.too_large:
                         continue
                     with contextlib.suppress(psutil.Error):
-                        margin = min(_MARGIN_BYTES, one.memory_bytes // 4)
-                        if worker.watched.memory_info().rss > one.memory_bytes - margin:
+                        margin = min(_MARGIN_BYTES, task.memory_bytes // 4)
+                        if worker.watched.memory_info().rss > task.memory_bytes - margin:
                             worker.too_large = True
                             worker.process.kill()
 
@@ -274,5 +276,5 @@ def _how(worker: _Worker) -> Died:
 
 @functools.cache
 def pool(count: int) -> Pool:
-    """The workers of this process: one pool for all that it does, since starting the first one takes most of a second."""
+    """The workers of this process: one shared pool, since starting the first worker takes most of a second."""
     return Pool(count)

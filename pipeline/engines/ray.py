@@ -1,4 +1,4 @@
-"""Ray: one local cluster a run (or a cluster that is already there), one job a stage.
+"""Ray: one local cluster per run (or an existing cluster), one job per stage.
 
 A job's actors, tasks and objects end with its driver, so nothing of a stage reaches the next one.
 """
@@ -43,8 +43,8 @@ OBJECT_STORE_BYTES = 256 * 2**20
 def cluster(address: str, cpus: int) -> Iterator[str]:
     """The address of a Ray cluster that lives as long as the block: a local one, or the one at `address`.
 
-    The local one is a process of its own (`python -m lodeset.pipeline.engines.ray`), which ends when its standard input does. It listens
-    on the loopback interface alone, and only processes that inherit its token may talk to it.
+    The local cluster is a process of its own (`python -m lodeset.pipeline.engines.ray`), which ends when its standard
+    input does. It listens only on the loopback interface, and only processes that inherit its token can use it.
 
     Raises:
         LodesetError: the local cluster did not start.
@@ -53,15 +53,15 @@ def cluster(address: str, cpus: int) -> Iterator[str]:
         yield address
         return
     _clear_abandoned()
-    # Ray puts Unix sockets here, whose paths may have 107 characters. Only this user can enter the folder (0700).
+    # Ray puts Unix sockets here, whose paths are limited to 107 characters. Only this user can enter the folder (0700).
     folder = tempfile.mkdtemp(prefix=_PREFIX, dir=_parent())
-    # Held by this process and the host together: a folder whose lock is free is nobody's.
+    # This process and the host hold the lock together: a folder whose lock is free is abandoned.
     lock = os.open(os.path.join(folder, _LOCK), os.O_CREAT | os.O_RDWR, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     chosen = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32),
-        # Despite its name: with 0, Ray takes 127.0.0.1 for its node (2.60) and binds nothing but loopback.
+        # Despite its name: with 0, Ray uses 127.0.0.1 for its node (2.60) and binds only to loopback.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         SCRATCH: folder,
     }
@@ -81,9 +81,9 @@ def cluster(address: str, cpus: int) -> Iterator[str]:
     assert host.stdout is not None
     try:
         started = psutil.Process(host.pid).create_time()
-        found = _address_of(host, log)
+        cluster_address = _address_of(host, log)
         os.environ[_HOST] = f"{host.pid} {started}"
-        yield found
+        yield cluster_address
     finally:
         children.let_go(host)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -100,19 +100,20 @@ def cluster(address: str, cpus: int) -> Iterator[str]:
                 os.environ[name] = value
 
 
-# Ray's metrics ports ask for no token (2.60). A port of -1 cannot be bound, which its servers log and bear.
+# Ray's metrics ports require no token (2.60). A port of -1 cannot be bound, which its servers log and tolerate.
 _NO_METRICS = {
     "RAY_enable_metrics_collection": "0",
     "AUTOSCALER_METRIC_PORT": "-1",
     "DASHBOARD_METRIC_PORT": "-1",
 }
-# The folder of the local cluster, which goes with it however the run ends: for whatever a stage need not keep.
+# The folder of the local cluster, for data that a stage need not keep; it is removed with the cluster however the run
+# ends.
 SCRATCH = "LODESET_SCRATCH"
-# The process that keeps the local cluster, and when it started.
+# The process that hosts the local cluster, and its start time.
 _HOST = "LODESET_RAY_HOST"
 _PREFIX, _LOCK = "lodeset-ray-", "lock"
 _START_S = 120.0
-# How long a process whose cluster is gone may take to notice it by itself.
+# How long a process may take to notice by itself that its cluster is gone.
 _NOTICE_S = 20.0
 
 
@@ -121,7 +122,7 @@ def _parent() -> str:
 
 
 def _clear_abandoned() -> None:
-    """Removes the folders of clusters that were killed together with whoever would have removed them."""
+    """Remove the folders of clusters that were killed together with the processes that would have removed them."""
     for folder in Path(_parent()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             if folder.lstat().st_uid != os.getuid():
@@ -135,15 +136,17 @@ def _clear_abandoned() -> None:
 
 
 def _address_of(host: subprocess.Popen[bytes], log: str) -> str:
-    """What the host says once its cluster is up. Ray's own processes may hold its pipe open when it is gone."""
+    """The address that the host prints once its cluster is up. Ray's own processes may keep its pipe open after it
+    ended.
+    """
     assert host.stdout is not None
-    deadline, said = time.monotonic() + _START_S, b""
+    deadline, output = time.monotonic() + _START_S, b""
     while host.poll() is None and time.monotonic() < deadline:
         if not select.select([host.stdout], [], [], 0.2)[0]:
             continue
         more = os.read(host.stdout.fileno(), 4096)
-        said += more
-        for line in said.split(b"\n")[:-1]:
+        output += more
+        for line in output.split(b"\n")[:-1]:
             if line.startswith(b"address "):
                 return line.split()[1].decode()
         if not more:
@@ -153,17 +156,19 @@ def _address_of(host: subprocess.Popen[bytes], log: str) -> str:
     ended = "was stopped or killed" if host.poll() is not None else f"was not up after {_START_S:.0f} s"
     with open(log, encoding="utf-8", errors="replace") as file:
         tail = file.read()[-2000:].strip()
-    raise LodesetError(f"Ray did not start on this machine: it {ended} (`lodeset doctor` tries it)\n{tail}".rstrip())
+    raise LodesetError(f"Ray did not start on this machine: it {ended} (`lodeset doctor` tests it)\n{tail}".rstrip())
 
 
 def _host(cpus: int, folder: str) -> None:
-    """Starts a local cluster, says where it is, and keeps it until standard input ends, or one of its own processes does."""
+    """Start a local cluster, print its address, and keep it until standard input ends or one of its own processes
+    does.
+    """
     import ray
 
     ray.init(
         num_cpus=cpus,
         include_dashboard=False,
-        # Ray opens the folder that it is given to everybody (0777): one inside a folder that nobody else can enter.
+        # Ray opens its folder to everybody (0777), so it gets one inside a folder that nobody else can enter.
         _temp_dir=os.path.join(folder, "r"),
         object_store_memory=OBJECT_STORE_BYTES,
         logging_level=logging.WARNING,
@@ -175,7 +180,7 @@ def _host(cpus: int, folder: str) -> None:
     children.when_asker_ends(gone.set)
     while all(_runs(p) for p in needed):
         if gone.wait(0.5):
-            # Whoever asked may not have been able to remove the folder.
+            # The parent may not have been able to remove the folder.
             threading.Timer(15.0, os._exit, (1,)).start()
             ray.shutdown()
             break
@@ -202,7 +207,7 @@ def _lost() -> bool:
 
 @contextlib.contextmanager
 def _watched() -> Iterator[None]:
-    """Ends this process where the local cluster is gone: what waits for its answers would wait for ever."""
+    """End this process if the local cluster is gone: waiting for its answers would never end."""
 
     def look() -> float:
         if _lost() and not ended.wait(_NOTICE_S):
@@ -217,12 +222,12 @@ def _watched() -> Iterator[None]:
 
 @contextlib.contextmanager
 def job(address: str | None) -> Iterator[None]:
-    """Joins the cluster for one stage; its workers see this process's environment."""
+    """Join the cluster for one stage; its workers see this process's environment."""
     import ray
 
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     try:
-        # Ray puts the working directory of this moment on the import path of its workers, before all else (2.60).
+        # Ray puts the current working directory first on the import path of its workers (2.60).
         with contextlib.chdir(os.environ.get(SCRATCH, "/")):
             ray.init(
                 address=address,
@@ -245,10 +250,10 @@ def job(address: str | None) -> Iterator[None]:
 def map_items(
     function: Callable[[Item], Result], items: Iterable[Item], *, cpus: int, address: str | None
 ) -> Iterator[Result]:
-    """`function` of each item as Ray tasks of one core, at most `cpus` at a time; results as they come, in any order.
+    """Apply `function` to each item in Ray tasks of one core, at most `cpus` at a time; results arrive in any order.
 
     Raises:
-        LodesetError: what the function raised in a worker.
+        LodesetError: an error that the function raised in a worker.
     """
     import ray
 
@@ -266,7 +271,7 @@ def map_items(
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool of workers, and what each of them is given."""
+    """A pool of workers, and the resources of each."""
 
     actors: int
     cpus_each: int
@@ -274,10 +279,10 @@ class Pool:
 
 
 def pool_for(items: int, cpus: int, nodes: Sequence[Mapping[str, float]]) -> Pool:
-    """One worker a core; where a node has GPUs, one worker a GPU, with an even share of the cores to decode for it.
+    """One worker per core; if a node has GPUs, one worker per GPU, with an even share of the cores to decode for it.
 
-    `nodes` are the resources of each node, as Ray counts them ({"CPU": 16.0, "GPU": 2.0}). A worker asks for no more than
-    every node with a GPU has for it, or it would wait for ever.
+    `nodes` are the resources of each node in Ray's terms ({"CPU": 16.0, "GPU": 2.0}). A worker requests no more than
+    every node with a GPU has for it; otherwise it would wait forever.
     """
     hosts = [(int(n.get("CPU", 0)), int(n["GPU"])) for n in nodes if n.get("GPU", 0) >= 1 and n.get("CPU", 0) >= 1]
     if not hosts:
@@ -287,7 +292,7 @@ def pool_for(items: int, cpus: int, nodes: Sequence[Mapping[str, float]]) -> Poo
 
 
 def cores() -> int:
-    """The cores of the worker that asks; 1 outside of Ray."""
+    """The number of cores of the calling worker; 1 outside Ray."""
     import ray
 
     if not ray.is_initialized():
@@ -303,11 +308,11 @@ def map_with_state(
     address: str | None,
     gpu: bool = False,
 ) -> Iterator[Result]:
-    """Like `map_items` through Ray Data with a pool of actors, each of which calls `make` once (to load a network).
+    """Like `map_items`, through Ray Data with a pool of actors, each of which calls `make` once (to load a network).
 
-    An item is a whole part, read in order by one actor, so that batches never cross parts. With `gpu` each actor has a GPU
-    of its own if the cluster has any (Ray sets CUDA_VISIBLE_DEVICES). A single item that asks for none is dealt with here:
-    starting actors for it takes seconds.
+    An item is a whole part, read in order by one actor, so that batches never cross parts. With `gpu` each actor has
+    its own GPU if the cluster has any (Ray sets CUDA_VISIBLE_DEVICES). A single item without a GPU is processed in this
+    process, because starting actors takes seconds.
     """
     import ray
 
@@ -323,7 +328,7 @@ def map_with_state(
             self.function: Callable[[Any], Any] | None = None
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-            # Loaded on first use, not in __init__, so that a bad file comes back as its own clear error.
+            # Loaded on first use instead of in __init__, so that a bad file is reported by its own clear error.
             def work(item: Any) -> Any:
                 if self.function is None:
                     self.function = make()
@@ -334,7 +339,7 @@ def map_with_state(
     with job(address):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]] if gpu else []
         pool = pool_for(len(pending), cpus, nodes)
-        # Pickled here: Ray Data would try each item as an Arrow value first, and warn that it is none.
+        # Pickled here: Ray Data would try to convert each item to an Arrow value first, and warn that it cannot.
         rows = ray.data.from_items([{"item": cloudpickle.dumps(i)} for i in pending], override_num_blocks=len(pending))
         mapped = rows.map_batches(
             Worker,
@@ -349,7 +354,7 @@ def map_with_state(
 
 
 class Everywhere(Protocol):
-    """Runs something on what every actor holds; the results in the order of the actors."""
+    """Runs a function on the object that every actor holds; the results are in the order of the actors."""
 
     def __call__(self, work: Callable[[Any], Result]) -> list[Result]: ...
 
@@ -358,12 +363,12 @@ class Everywhere(Protocol):
 def holding(
     make: Callable[[Item], Any], items: Iterable[Item], *, cpus_each: int, address: str | None
 ) -> Iterator[Everywhere]:
-    """One actor an item, which holds `make(item)` in memory as long as the block lasts.
+    """One actor per item, which holds `make(item)` in memory as long as the block lasts.
 
-    What is to be done is sent once to the cluster's object store, not once an actor.
+    The function to run is sent to the cluster's object store once instead of once per actor.
 
     Raises:
-        LodesetError: what `make` or the work raised in an actor.
+        LodesetError: an error that `make` or the function raised in an actor.
     """
     import ray
 
@@ -372,7 +377,7 @@ def holding(
             self.item, self.held = item, None
 
         def run(self, pickled: bytes) -> Any:
-            # Made on first use, not in __init__, so that a bad file comes back as its own clear error.
+            # Made on first use instead of in __init__, so that a bad file is reported by its own clear error.
             if self.held is None:
                 self.held = make(self.item)
             return caught(cloudpickle.loads(pickled), self.held)

@@ -1,1 +1,1 @@
-"""Which units to keep, and with which weights."""
+"""Choose which units to keep, and compute the weights of the layers that read them."""

@@ -1,9 +1,11 @@
-"""Layers that read prunable units, refitted in the order of the forward pass, each for what it takes when all before it are what they stay.
+"""Refit layers that read prunable units in the order of the forward pass, each on its actual input behind the pruned
+layers.
 
-A group's units are chosen when the first layer that reads them has its turn; layers that read them later, behind other pruned layers, are
-refitted in a turn of their own, and so are those of groups that stay whole. In the finished model each of them is then the best one for
-what it really takes; where it is called more than once, for what it took before. Methods without refit only choose units in turn:
-entropic's own weights are those of the problem that was solved, the others the dense model's.
+A group's units are chosen at the first layer that reads them. Layers that read the same units later, behind other
+pruned layers, are refitted in turns of their own, and so are the readers of groups that stay whole. In the finished
+model each of these layers is then the best fit for its actual input; a layer that is called more than once is fitted on
+its earlier input. Methods without a refit only choose units in turn: the weights of `entropic` are those of its own
+problem, and the others keep the dense model's weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,18 +24,20 @@ from lodeset.pruning.units.groups import Group
 from lodeset.pruning.units.moments import Gram
 from lodeset.pruning.units.removal import Replacement, Weights, masked
 
-# Moments of some layers (last) of the order, in a model that is pruned in part.
+# Measures moments of some layers (last argument) of the order in a partially pruned model.
 Measure = Callable[[nn.Module, Sequence[str], Sequence[str]], Mapping[str, Behind]]
-# Of a group whose turn comes, by what its readers take and the dense model gives; none: it stays whole.
+# Solves a group from the inputs of its readers and the outputs of the dense model; None leaves the group whole.
 Solve = Callable[[Group, Mapping[str, Gram]], Solution | None]
 
 
 def solved_in_turn(
     model: nn.Module, groups: Sequence[Group], order: Sequence[str], measure: Measure, job: PruneJob, eps_w: float
 ) -> tuple[Solutions, dict[str, str]]:
-    """Every group at one strength, behind those before it, pruned and refitted; and why groups cannot be solved.
+    """Solve every group at one strength behind the pruned and refitted groups before it; also return why groups cannot
+    be solved.
 
-    order: the layers that read the groups, as a forward pass calls them. Units are chosen by what the dense layers give.
+    order: the layers that read the groups, in the order of the forward pass. Units are chosen by the dense layers'
+    outputs.
     """
     solved: Solutions = {}
     refused: dict[str, str] = {}
@@ -56,14 +60,16 @@ def variant_in_turn(
     method: str,
     chosen: Mapping[str, Solution],
 ) -> Variant:
-    """As `variants.variant`, each layer measured behind those before it, as this method prunes them; groups that are not `chosen` stay whole.
+    """Like `variants.variant`, but each layer is measured behind the layers that this method has already pruned.
+
+    Groups that are not `chosen` stay whole.
 
     Raises:
         LodesetError: the moments cannot be used.
     """
-    of = [group for group in groups if refits(method) or group.name in chosen]  # others would not change
-    done, lost = _turns(model, of, order, measure, job, method, lambda group, _: chosen.get(group.name), None)
-    return Variant(method, done, lost, all(one.converged for one in chosen.values()))
+    selected = [group for group in groups if refits(method) or group.name in chosen]  # the others would not change
+    done, lost = _turns(model, selected, order, measure, job, method, lambda group, _: chosen.get(group.name), None)
+    return Variant(method, done, lost, all(solution.converged for solution in chosen.values()))
 
 
 def _turns(
@@ -76,12 +82,14 @@ def _turns(
     solve: Solve,
     refused: dict[str, str] | None,
 ) -> tuple[dict[str, Replacement], dict[str, float]]:
-    """What becomes of every group, and what each layer loses in its turn: the mean square error of the sum that its output goes into, in
-    the output's scale (over LayerScale's gains), or of the output, over the variance of the dense output. `refused` takes why groups
-    cannot be pruned.
+    """The replacement of every group, and the loss of each layer in its turn.
+
+    The loss is the mean square error over the variance of the dense output. It is measured on the sum that the layer's
+    output is added to, in the output's scale (divided by LayerScale's gains), or on the output itself. If `refused` is
+    given, it receives the reasons why groups cannot be pruned.
 
     Raises:
-        LodesetError: a group cannot be, and there is no `refused`.
+        LodesetError: a group cannot be pruned, and `refused` is None.
     """
     group_of = {reader.name: group for group in groups for reader in group.readers}
     solutions: dict[str, Solution | None] = {}
@@ -89,11 +97,11 @@ def _turns(
     lost: dict[str, float] = {}
 
     def turn(name: str, group: Group) -> None:
-        readers = [one.name for one in group.readers]
+        readers = [reader.name for reader in group.readers]
         first = group.name not in solutions
         behind = measure(masked(model, done), order, readers if first else [name])
-        if first:  # units are chosen for all that read them
-            grams = {one: of.dense for one, of in behind.items()}
+        if first:  # choose units for all layers that read them
+            grams = {layer: behind_layer.dense for layer, behind_layer in behind.items()}
             solution = solutions[group.name] = solve(group, grams)
             keep = np.arange(group.units)
             if solution is not None:
@@ -107,7 +115,7 @@ def _turns(
         done[group.name] = Replacement(keep, {**done[group.name].readers, name: new})
         lost[name] = _share_lost(new, dense, needed)
 
-    for name in (one for one in order if one in group_of):
+    for name in (layer for layer in order if layer in group_of):
         group = group_of[name]
         if refused is not None and group.name in refused:
             continue

@@ -13,22 +13,23 @@ def scores(units: Candidates) -> Array:
 
 
 def magnitude_scores(model: nn.Module, group: Group) -> Array:
-    """Score [n] of each unit: L2 norm of the rows that make it (without biases) times L2 norm of the columns that read it.
+    """Score [n] of each unit: L2 norm of the rows that make it (without biases) times L2 norm of the columns that read
+    it.
 
-    The product does not change when a unit's scale is moved between the layers, as each norm by itself would.
+    The product does not change when a unit's scale is moved between layers; each norm alone would change.
     """
 
     def squares(side: tuple[Reader, ...], axis: int) -> Array:
         total = np.zeros(group.units)
-        for one in side:
-            weight = columns(layer_of(model, one.name)).double().cpu().numpy()
-            total += np.bincount(one.unit_of, (weight**2).sum(axis=axis), minlength=group.units)
+        for member in side:
+            weight = columns(layer_of(model, member.name)).double().cpu().numpy()
+            total += np.bincount(member.unit_of, (weight**2).sum(axis=axis), minlength=group.units)
         return total
 
     return np.asarray(np.sqrt(squares(group.makers, 1) * squares(group.readers, 0)))
 
 
 def top(scores: Array, count: int) -> Indices:
-    """The `count` highest scores' indices, ascending; of equal scores the lower index stays."""
+    """Ascending indices of the `count` highest scores; ties go to the lower index."""
     order = np.argsort(-scores, kind="stable")
     return np.sort(order[:count]).astype(np.int64)

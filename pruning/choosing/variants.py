@@ -1,7 +1,7 @@
-"""Every way of choosing and rewriting units at one sparsity.
+"""Every combination of choosing units and rewriting weights at one sparsity.
 
-The penalty's strength in a group decides how many units the entropic method keeps there; the other criteria then keep exactly as many in
-that group, so that only the choice of units and of weights differs.
+The penalty's strength decides how many units the entropic method keeps in a group. The other criteria then keep exactly
+as many units in that group, so that only the choice of units and of weights differs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +23,12 @@ from lodeset.pruning.units.removal import Replacement, Weights, masked
 
 @dataclass(frozen=True)
 class Variant:
-    """One pruned model to be: what becomes of every group, and how well that rebuilds the dense layers."""
+    """The plan of one pruned model: the replacement of every group, and how well it reconstructs the dense layers."""
 
     method: str
     layers: dict[str, Replacement]  # by group
-    # By layer that reads units: mean square error on the calibration positions over the dense output's variance; in turn, of the sum that
-    # the output goes into, in the output's scale.
+    # By layer that reads units: mean square error on the calibration positions over the dense output's variance. For
+    # models solved in turn, the error of the sum that the output is added to, in the output's scale.
     unexplained: dict[str, float]
     converged: bool  # whether every group's solve settled within max_iterations
 
@@ -37,9 +37,9 @@ def layers_of(group: Group, grams: Mapping[str, Gram]) -> list[Layer]:
     """The layers that read a group, with their moments.
 
     Raises:
-        LodesetError: the moments are not of this model or cannot be used.
+        LodesetError: the moments are of another model or cannot be used.
     """
-    found = []
+    layers = []
     for reader in group.readers:
         gram = grams.get(reader.name)
         seen = 0 if gram is None else len(gram.sum_x)
@@ -48,8 +48,8 @@ def layers_of(group: Group, grams: Mapping[str, Gram]) -> list[Layer]:
                 f"{reader.name}: the moments cover {seen} inputs and the layer takes {len(reader.unit_of)}: "
                 "measure them again on this checkpoint"
             )
-        found.append(Layer(reader.name, gram.moments(reader.name), reader.unit_of))
-    return found
+        layers.append(Layer(reader.name, gram.moments(reader.name), reader.unit_of))
+    return layers
 
 
 Solutions = dict[str, dict[float, Solution]]  # by group and eps_w
@@ -59,7 +59,9 @@ Paths = dict[str, dict[float, Array]]  # w [n] by group and strength
 def solved_at_once(
     groups: Sequence[Group], grams: Mapping[str, Gram], job: PruneJob
 ) -> tuple[Solutions, Paths, dict[str, str]]:
-    """Every group over the whole sweep, each by itself; w on the way there; and why groups cannot be solved."""
+    """Solve every group by itself over the whole sweep; also return w along the path, and why groups cannot be
+    solved.
+    """
     solved: Solutions = {}
     paths: Paths = {}
     refused: dict[str, str] = {}
@@ -76,7 +78,7 @@ def solved_at_once(
 
 def _unexplained(layers: Sequence[Layer], new: Replacement) -> dict[str, float]:
     of = new.readers
-    return {one.name: one.moments.unexplained(of[one.name].weight, of[one.name].bias) for one in layers}
+    return {layer.name: layer.moments.unexplained(of[layer.name].weight, of[layer.name].bias) for layer in layers}
 
 
 def variant(
@@ -87,10 +89,11 @@ def variant(
     method: str,
     chosen: Mapping[str, Solution],
 ) -> Variant:
-    """One variant by itself, whoever computes it and in whatever order; `chosen`: each group's solution at its strength.
+    """Compute one variant; the result does not depend on the worker or the order. `chosen`: each group's solution at
+    its strength.
 
     Raises:
-        LodesetError: the moments are not of this model or cannot be used.
+        LodesetError: the moments are of another model or cannot be used.
     """
     replacements: dict[str, Replacement] = {}
     lost: dict[str, float] = {}
@@ -110,7 +113,7 @@ def lost_alone(
     solved: Mapping[float, Solution],
     change: Callable[[nn.Module], float],
 ) -> dict[float, float]:
-    """What `change` says of the model with this group alone pruned and refitted, by strength."""
+    """The value of `change` for the model with only this group pruned and refitted, by strength."""
     layers = layers_of(group, grams)
     lost = {}
     for eps, solution in solved.items():
@@ -120,7 +123,9 @@ def lost_alone(
 
 
 def units_kept(group: Group, support: int, round_to: int) -> int:
-    """How many units are kept for so many that have weight: these, filled up to a multiple; attention heads as they are."""
+    """Number of units to keep when `support` units have weight: rounded up to a multiple, except for attention
+    heads.
+    """
     multiple = 1 if group.heads is not None else round_to
     return min(group.units, -(-support // multiple) * multiple)
 
@@ -128,14 +133,16 @@ def units_kept(group: Group, support: int, round_to: int) -> int:
 def units_of(
     model: nn.Module, group: Group, layers: Sequence[Layer], job: PruneJob, solution: Solution, method: str
 ) -> Indices:
-    """The units [k] that a method keeps of a group, ascending: as many as the solution."""
+    """The units [k] of a group that a method keeps, ascending: as many as the solution keeps."""
     count = units_kept(group, len(solution.support), job.round_to)
     units = Candidates(model=model, group=group, layers=layers, solution=solution, seed=job.seed)
     return top(criterion_of(method).of(units), count)
 
 
 def rewritten(model: nn.Module, layer: Layer, keep: Indices, solved: Rewritten | None, method: str) -> Weights:
-    """What a method makes of a layer when only the units `keep` are left for it to read; `solved` is the penalised problem's."""
+    """The new weights of a layer that can only read the units `keep`; `solved` is the solution of the penalized
+    problem.
+    """
     kept = np.isin(layer.unit_of, keep)
     if refits(method):
         return Weights(*refit(layer.moments, np.flatnonzero(kept)))
@@ -153,4 +160,4 @@ def _replacement(
 ) -> Replacement:
     keep = units_of(model, group, layers, job, solution, method)
     pairs = zip(layers, solution.layers, strict=True)
-    return Replacement(keep, {one.name: rewritten(model, one, keep, solved, method) for one, solved in pairs})
+    return Replacement(keep, {layer.name: rewritten(model, layer, keep, solved, method) for layer, solved in pairs})

@@ -1,1 +1,1 @@
-"""Pruned models and models of any origin on disk."""
+"""Pruned models, and models of any origin, on disk."""

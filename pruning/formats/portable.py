@@ -1,7 +1,9 @@
-"""Models of any origin on disk, to be loaded without the code that defined them: safetensors, and the graph of their layers as JSON.
+"""Store models of any origin so that they load without the code that defined them: safetensors, and the graph of their
+layers as JSON.
 
-A model is traced (torch.fx) into calls of layers of `torch.nn`, of functions and of methods of tensors, each from a list of known ones. Nothing
-of a file is executed: names are checked, and what is not on the lists is refused, on writing as on reading.
+A model is traced (torch.fx) into calls of `torch.nn` layers, of functions and of tensor methods, each from a list of
+known ones. Nothing in a file is executed: names are checked, and anything that is not on the lists is refused when
+writing and when reading.
 """
 
 import inspect
@@ -53,21 +55,22 @@ METHODS = frozenset({
     "chunk", "split", "add", "mul", "mean", "sum", "size", "expand", "clamp", "flip", "pow", "sqrt", "repeat", "unflatten",
 })  # fmt: skip
 _NAMES = {function: name for name, function in FUNCTIONS.items()}
-PLACES = {"device", "dtype"}  # arguments of layers that are not theirs to tell
+PLACES = {"device", "dtype"}  # constructor arguments that are not stored
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 
 def save_portable(model: nn.Module, folder: Path, example: Tensor) -> None:
-    """Write `model.safetensors` and `graph.json`; what they give for `example`, a batch of images, must be what the model gives.
+    """Write `model.safetensors` and `graph.json`; the stored model must return for `example`, a batch of images, what
+    the model returns.
 
     Raises:
-        LodesetError: the model computes something that the files cannot tell.
+        LodesetError: the model computes something that the files cannot describe.
     """
     training = model.training
     try:
         traced = fx.Tracer().trace(model.eval())
-    except Exception as error:  # whatever a stranger's forward pass raises where it looks at values
+    except Exception as error:  # a user's forward pass may raise anything while it is traced
         raise LodesetError(
             f"the model cannot be traced: {type(error).__name__}: {str(error).splitlines()[0]}"
         ) from error
@@ -77,8 +80,8 @@ def save_portable(model: nn.Module, folder: Path, example: Tensor) -> None:
         str(node.target): model.get_submodule(str(node.target)) for node in traced.nodes if node.op == "call_module"
     }
     tree = {
-        "layers": {name: _described(name, layer) for name, layer in layers.items()},
-        "nodes": [_told(node) for node in traced.nodes],
+        "layers": {name: _layer_entry(name, layer) for name, layer in layers.items()},
+        "nodes": [_node_entry(node) for node in traced.nodes],
     }
     used = {str(node.target) for node in traced.nodes if node.op == "get_attr"}
     weights = {
@@ -91,12 +94,13 @@ def save_portable(model: nn.Module, folder: Path, example: Tensor) -> None:
     save_file(weights, folder / WEIGHTS)
     try:
         difference = max_difference(load_portable(folder), model, example)
-    except Exception as error:  # of a model that is not what was traced
+    except Exception as error:  # a model that differs from its trace may raise anything
         raise LodesetError(f"the model as stored in {folder} does not run: {type(error).__name__}: {error}") from error
     if not difference <= TOLERANCE:
         raise LodesetError(
-            f"the model as stored in {folder} gives something else ({difference:.2g} of its largest output): hooks, buffers that are not "
-            "saved, and branches on what it is given cannot be stored"
+            f"the model as stored in {folder} returns something else (difference: {difference:.2g} of its largest "
+            "output): hooks, buffers that "
+            "are not saved, and branches that depend on the input cannot be stored"
         )
 
 
@@ -104,26 +108,26 @@ def load_portable(folder: Path) -> fx.GraphModule:
     """The model that `save_portable` wrote, in evaluation mode on the CPU.
 
     Raises:
-        LodesetError: a file is missing or damaged, or holds what is not known.
+        LodesetError: a file is missing, is damaged or contains something unknown.
     """
     try:
         tree = json.loads((folder / GRAPH).read_text())
         weights = load_file(folder / WEIGHTS)
         root = nn.Module()
-        called = {told["target"] for told in tree["nodes"] if told["op"] == "call_module"}
+        called = {entry["target"] for entry in tree["nodes"] if entry["op"] == "call_module"}
         if called != tree["layers"].keys():
-            raise ValueError("layers are not those that the graph calls")
-        # Without memory: the weights, which are there, bring their own.
+            raise ValueError("its layers are not the ones that the graph calls")
+        # The meta device allocates no memory: the loaded weights bring their own.
         with torch.device("meta"):
-            for name, told in tree["layers"].items():
-                _place(root, name, _built(told))
-        for told in tree["nodes"]:
-            if told["op"] == "get_attr":
-                weight = weights[told["target"]]
-                _place(root, told["target"], nn.Parameter(weight, requires_grad=weight.is_floating_point()))
+            for name, entry in tree["layers"].items():
+                _place(root, name, _built(entry))
+        for entry in tree["nodes"]:
+            if entry["op"] == "get_attr":
+                weight = weights[entry["target"]]
+                _place(root, entry["target"], nn.Parameter(weight, requires_grad=weight.is_floating_point()))
         model = fx.GraphModule(root, _graph(tree["nodes"]))
         model.load_state_dict(weights, assign=True)
-    except Exception as error:  # a file may hold anything
+    except Exception as error:  # a file may contain anything
         raise LodesetError(f"{folder} does not hold a model: {type(error).__name__}: {error}") from error
     return model.eval()
 
@@ -131,39 +135,39 @@ def load_portable(folder: Path) -> fx.GraphModule:
 # -- writing
 
 
-def _described(name: str, layer: nn.Module) -> dict[str, Any]:
-    """The class of a layer and what its constructor takes."""
+def _layer_entry(name: str, layer: nn.Module) -> dict[str, Any]:
+    """The class of a layer and its constructor arguments."""
     if LAYERS.get(type(layer).__name__) is not type(layer):
         raise LodesetError(
             f"{name} is a {type(layer).__name__}, and only these layers can be stored: {', '.join(LAYERS)}"
         )
-    told: dict[str, Any] = {"layer": type(layer).__name__}
+    entry: dict[str, Any] = {"layer": type(layer).__name__}
     for argument in inspect.signature(type(layer)).parameters:
         if argument == "bias":
-            told[argument] = layer.bias is not None
+            entry[argument] = layer.bias is not None
         elif hasattr(layer, argument) and argument not in PLACES:
-            told[argument] = _plain(getattr(layer, argument), name)
-    return told
+            entry[argument] = _plain(getattr(layer, argument), name)
+    return entry
 
 
-def _told(node: fx.Node) -> dict[str, Any]:
-    told: dict[str, Any] = {"op": node.op, "name": node.name}
+def _node_entry(node: fx.Node) -> dict[str, Any]:
+    entry: dict[str, Any] = {"op": node.op, "name": node.name}
     if node.op == "call_function" and node.target is getattr and node.args[1] == "shape":
-        told |= {"op": "call_method", "target": "size"}
-        return told | {"args": _plain((node.args[0],), node.name), "kwargs": {}}
+        entry |= {"op": "call_method", "target": "size"}
+        return entry | {"args": _plain((node.args[0],), node.name), "kwargs": {}}
     if node.op == "call_function":
         if node.target not in _NAMES:
             raise LodesetError(
                 f"{node.name} calls {node.target!r}, which cannot be stored: use one of {', '.join(FUNCTIONS)}"
             )
-        told["target"] = _NAMES[node.target]
+        entry["target"] = _NAMES[node.target]
     elif node.op == "call_method" and node.target not in METHODS:
         raise LodesetError(
             f"{node.name} calls the method {node.target}, which cannot be stored: use one of {sorted(METHODS)}"
         )
     elif node.op != "output":
-        told["target"] = str(node.target)
-    return told | {
+        entry["target"] = str(node.target)
+    return entry | {
         "args": _plain(tuple(node.args), node.name),
         "kwargs": {k: _plain(v, node.name) for k, v in node.kwargs.items()},
     }
@@ -190,14 +194,14 @@ def _plain(value: Any, where: str) -> Any:
 # -- reading
 
 
-def _built(told: dict[str, Any]) -> nn.Module:
-    if PLACES & told.keys():
-        raise ValueError(f"{', '.join(PLACES & told.keys())} is not a layer's own")
-    arguments = {name: _value(value, {}) for name, value in told.items() if name != "layer"}
-    return LAYERS[told["layer"]](**arguments)
+def _built(entry: dict[str, Any]) -> nn.Module:
+    if PLACES & entry.keys():
+        raise ValueError(f"{', '.join(PLACES & entry.keys())} is not an argument that a file may set")
+    arguments = {name: _value(value, {}) for name, value in entry.items() if name != "layer"}
+    return LAYERS[entry["layer"]](**arguments)
 
 
-def _place(root: nn.Module, path: str, what: nn.Module | nn.Parameter) -> None:
+def _place(root: nn.Module, path: str, child: nn.Module | nn.Parameter) -> None:
     if not _PATH.fullmatch(path):
         raise ValueError(f"{path!r} is not the name of a layer")
     *parents, own = path.split(".")
@@ -205,16 +209,16 @@ def _place(root: nn.Module, path: str, what: nn.Module | nn.Parameter) -> None:
         if not isinstance(getattr(root, name, None), nn.Module):
             root.add_module(name, nn.Module())
         root = root.get_submodule(name)
-    if isinstance(what, nn.Parameter):
-        root.register_parameter(own, what)
+    if isinstance(child, nn.Parameter):
+        root.register_parameter(own, child)
     else:
-        root.add_module(own, what)
+        root.add_module(own, child)
 
 
 def _graph(nodes: list[dict[str, Any]]) -> fx.Graph:
     graph, made = fx.Graph(), dict[str, fx.Node]()
-    for told in nodes:
-        op, name, target = told["op"], told["name"], told.get("target", "output")
+    for entry in nodes:
+        op, name, target = entry["op"], entry["name"], entry.get("target", "output")
         if not _IDENTIFIER.fullmatch(name) or (op == "placeholder" and not _IDENTIFIER.fullmatch(target)):
             raise ValueError(f"{name!r} is not a name")
         if op == "call_function":
@@ -225,28 +229,28 @@ def _graph(nodes: list[dict[str, Any]]) -> fx.Graph:
             raise ValueError(f"{target!r} is not the name of a layer")
         elif op not in ("placeholder", "call_method", "call_module", "get_attr", "output"):
             raise ValueError(f"op {op!r} is not known")
-        args, kwargs = _value(told["args"], made), {key: _value(value, made) for key, value in told["kwargs"].items()}
+        args, kwargs = _value(entry["args"], made), {key: _value(value, made) for key, value in entry["kwargs"].items()}
         if not all(_IDENTIFIER.fullmatch(key) for key in kwargs):
-            raise ValueError(f"{name}: an argument's name is none")
+            raise ValueError(f"{name}: the name of an argument is not an identifier")
         made[name] = graph.create_node(op, target, args, kwargs, name=name)
     graph.lint()
     return graph
 
 
-def _value(told: Any, made: dict[str, fx.Node]) -> Any:
-    if isinstance(told, list):
-        return [_value(one, made) for one in told]
-    if not isinstance(told, dict):
-        return told
-    ((kind, value),) = told.items()
+def _value(stored: Any, made: dict[str, fx.Node]) -> Any:
+    if isinstance(stored, list):
+        return [_value(item, made) for item in stored]
+    if not isinstance(stored, dict):
+        return stored
+    ((kind, value),) = stored.items()
     if kind == "node":
         return made[value]
     if kind == "slice":
-        return slice(*(_value(one, made) for one in value))
+        return slice(*(_value(item, made) for item in value))
     if kind == "ellipsis":
         return ...
     if kind == "tuple":
-        return tuple(_value(one, made) for one in value)
+        return tuple(_value(item, made) for item in value)
     if kind == "dict":
-        return {key: _value(one, made) for key, one in value.items()}
+        return {key: _value(item, made) for key, item in value.items()}
     raise ValueError(f"{kind!r} is not a kind of value")

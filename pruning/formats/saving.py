@@ -1,5 +1,5 @@
-"""Pruned models on disk: `model.safetensors`, and beside it what to build for it: `architecture.json` for lodeset's transformers,
-`graph.json` for other models.
+"""Pruned models on disk: `model.safetensors`, and a description of the model to build for it: `architecture.json` for
+lodeset's transformers, `graph.json` for other models.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,11 @@ from lodeset.training.vit import DinoVisionTransformer
 
 
 def load_model(folder: str | Path) -> nn.Module:
-    """A dense or pruned model in evaluation mode on the CPU: what `export` or `save_pruned` wrote, or a DINOv2 in Hugging Face's form.
+    """Load a dense or pruned model in evaluation mode on the CPU: written by `export` or `save_pruned`, or a DINOv2 in
+    Hugging Face format.
 
     Raises:
-        LodesetError: there is none, or it is damaged.
+        LodesetError: the folder contains no model, or a damaged one.
     """
     folder = Path(folder)
     for name, load in FORMS.items():
@@ -28,11 +29,12 @@ def load_model(folder: str | Path) -> nn.Module:
                 return load(folder)
             except LodesetError:
                 raise
-            except Exception as error:  # files of strangers may hold anything
+            except Exception as error:  # a file from elsewhere may contain anything
                 raise LodesetError(f"{folder} does not hold a model: {type(error).__name__}: {error}") from error
     raise LodesetError(
-        f"{folder} holds no model: looked for {CONFIG} (a DINOv2 that lodeset or Hugging Face wrote), {ARCHITECTURE} (a pruned one) "
-        f"and {GRAPH} (`pruning.portable.save_portable` writes any other)"
+        f"{folder} holds no model: looked for {CONFIG} (a DINOv2 written by lodeset or Hugging Face), {ARCHITECTURE} "
+        "(a pruned DINOv2) "
+        f"and {GRAPH} (any other model, written by `pruning.formats.portable.save_portable`)"
     )
 
 
@@ -42,10 +44,10 @@ def digest_of(folder: Path) -> str:
 
 
 def save_pruned(model: nn.Module, folder: Path, example: Tensor) -> None:
-    """Write a model that takes images like those of `example` [B, 3, height, width], so that `load_model` reads it.
+    """Write a model that takes images like `example` [B, 3, height, width], so that `load_model` can read it.
 
     Raises:
-        LodesetError: it computes something that no file can tell (see `save_portable`).
+        LodesetError: the model computes something that no file can describe (see `save_portable`).
     """
     if not isinstance(model, DinoVisionTransformer):
         save_portable(model, folder, example)

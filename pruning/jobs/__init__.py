@@ -1,1 +1,1 @@
-"""The jobs of the stage prune: their parts, and what they report."""
+"""The jobs of the stage `prune`: their parts, and their reports."""

@@ -1,5 +1,5 @@
-"""What pruning and refit left of a model of any kind, trained again towards what the dense model returns first: without labels, and without
-the heads of a run.
+"""Train pruned and refitted models of any kind to match the dense model's first output, without labels and without the
+heads of a training run.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from lodeset.training.index import open_index
 
 TRAINED, HOW = "prune_recovered", "distilled by outputs"
 BATCH, BASE_LR, WARMUP = 64, 4e-4, 0.1
-MEASURED = 2_048  # views that the basis is measured on
+MEASURED = 2_048  # number of views on which the basis is measured
 
 
 @dataclass(frozen=True)
-class Some:
-    """Some of the images, by their rows."""
+class SelectedImages:
+    """A subset of the images, given by their rows."""
 
     images: Images
     rows: NDArray[np.int64]
@@ -51,13 +51,15 @@ class Some:
 
 
 def towards(dense: nn.Module, model: nn.Module, batches: Batches, recipe: Recipe) -> float:
-    """Trains a model, in place, to give what another gives first, and returns the mean loss of the last steps: AdamW on all of its parameters.
+    """Train `model` in place to return what `dense` returns first, with AdamW on all of its parameters; return the mean
+    loss of the last steps.
 
-    In evaluation mode: dropout would ask for what the teacher never gives, and norms that are part of no convolution keep the statistics
-    that the dense model is judged with. In a basis in which what layers take in the first steps is white (`pruning/learning/whitening.py`).
+    The model stays in evaluation mode: dropout would add noise that the teacher never has, and norms that are not
+    folded into a convolution keep the statistics that the dense model is judged with. Weights are trained in a basis in
+    which the layers' inputs in the first steps are white (`pruning/learning/whitening.py`).
 
     Raises:
-        NotLearnedError: a loss that is not finite.
+        NotLearnedError: the loss is not finite.
         LodesetError: too few images can be read.
     """
     model.eval().requires_grad_(True)
@@ -68,7 +70,7 @@ def towards(dense: nn.Module, model: nn.Module, batches: Batches, recipe: Recipe
 
 
 def _first(batches: Batches, steps: int) -> Iterator[Tensor]:
-    """The views of the first steps, until these are enough to measure what layers take."""
+    """The views of the first steps, as many as are needed to measure the layers' inputs."""
     seen = 0
     for step in range(steps):
         images = batches.at(step)[0].flatten(0, 1)
@@ -79,12 +81,12 @@ def _first(batches: Batches, steps: int) -> Iterator[Tensor]:
 
 
 def _rates(recover: RecoverConfig) -> tuple[int, float]:
-    """Images a step, and the learning rate at batch 1024."""
+    """Images per step, and the learning rate at batch 1024."""
     return recover.batch or BATCH, recover.base_lr or BASE_LR
 
 
-def told_of(setting: Setting, recover: RecoverConfig, seed: int, compared: Sequence[int]) -> list[Any]:
-    """What a distillation depends on, beside the two models and the images."""
+def distillation_inputs(setting: Setting, recover: RecoverConfig, seed: int, compared: Sequence[int]) -> list[Any]:
+    """Everything that a distillation depends on besides the two models and the images."""
     crops = setting.views(recover.crops).model_dump()
     batch, base_lr = _rates(recover)
     basis = MEASURED, POSITIONS, DAMPING, ROWS, COLUMNS
@@ -94,10 +96,12 @@ def told_of(setting: Setting, recover: RecoverConfig, seed: int, compared: Seque
 def distiller(
     setting: Setting, recover: RecoverConfig, seed: int, compared: Sequence[int], number: int
 ) -> Callable[[tuple[str, dict[str, Any]]], Part]:
-    """Distils pruned models on two views of every image but those that models are compared on; one that was stopped starts again."""
+    """Distill pruned models on two views of every image except those that models are compared on; a stopped one starts
+    again.
+    """
     store, dense, index = setting.store, setting.model(), open_index(setting.index)
     batch, base_lr = _rates(recover)
-    images = Some(index, np.setdiff1d(np.arange(len(index)), np.asarray(compared, np.int64)))
+    images = SelectedImages(index, np.setdiff1d(np.arange(len(index)), np.asarray(compared, np.int64)))
     crops, limit = setting.views(recover.crops), setting.calibration_max_pixels
     examples = Examples(images, None, crops, batch, seed, limit)
     recipe = Recipe(recover.steps, base_lr * math.sqrt(batch / 1024), 0.0, WARMUP, seed)
@@ -111,7 +115,7 @@ def distiller(
         except NotLearnedError as error:
             raise LodesetError(
                 f"recover: the model pruned by {row['method']} could not be distilled ({error}): lower recover.base_lr "
-                f"({base_lr:g}); where the dense model's outputs are the same for all images there is nothing to learn"
+                f"({base_lr:g}); if the dense model's outputs are the same for all images, there is nothing to learn"
             ) from error
         stem = posixpath.basename(str(row["model"])).rpartition("-")[0]
         name = f"{setting.folder}/job-{number}/{stem}-distilled-{key[:8]}"

@@ -1,6 +1,6 @@
-"""What the features of any network are worth on labelled target sets.
+"""How useful the features of any network are on labeled target sets.
 
-Features are what a network returns first, flattened: the CLS token of a transformer. Shapes: n images, D width.
+Features are the first output of a network, flattened: the CLS token of a transformer. Shapes: n images, D width.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,38 +28,40 @@ PROBE_STEPS = 500
 
 @dataclass(frozen=True)
 class Judged:
-    """Accuracies by target set: kNN by k, and of a linear probe."""
+    """Accuracies by target set: kNN by k, and a linear probe."""
 
     knn: dict[str, dict[str, float]]
     linear: dict[str, float]
 
 
 def batched(pixels: Iterable[NDArray[np.uint8]]) -> Iterator[torch.Tensor]:
-    """Normalised [b, 3, S, S] of squares [3, S, S]."""
-    for some in in_batches(pixels, BATCH):
-        yield normalised(torch.from_numpy(np.stack(some)))
+    """Normalized batches [b, 3, S, S] of square images [3, S, S]."""
+    for batch in in_batches(pixels, BATCH):
+        yield normalised(torch.from_numpy(np.stack(batch)))
 
 
 def seen(network: nn.Module, pixels: Iterable[NDArray[np.uint8]]) -> torch.Tensor:
-    """Features [n, D] of squares [3, S, S]."""
+    """Features [n, D] of square images [3, S, S]."""
     with evaluating(network):
-        found = [features_of(network, images) for images in batched(pixels)]
-    return torch.cat(found) if found else torch.empty(0, 0)
+        features = [features_of(network, images) for images in batched(pixels)]
+    return torch.cat(features) if features else torch.empty(0, 0)
 
 
-def output_change(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Mean square difference of outputs [n, D], over the variance of those expected; infinite or NaN where these do not vary."""
+def output_change(outputs: torch.Tensor, expected: torch.Tensor) -> float:
+    """Mean square difference between outputs [n, D], over the variance of the expected ones; infinite or NaN if these
+    do not vary.
+    """
     expected = expected.double()
-    return float((found.double() - expected).square().mean() / expected.var(dim=0, correction=0).mean())
+    return float((outputs.double() - expected).square().mean() / expected.var(dim=0, correction=0).mean())
 
 
 def features_on(network: nn.Module, target: Target, size: int, max_pixels: int) -> NDArray[np.float32]:
-    """Features [n, D] of a target's images, each the centre square at `size` pixels, of length 1."""
-    by_place = sorted(target.places, key=lambda p: (p.uri, p.offset, p.member))  # each file from its start to its end
+    """Features [n, D] of a target's images, scaled to length 1; each image is its center square at `size` pixels."""
+    by_place = sorted(target.places, key=lambda p: (p.uri, p.offset, p.member))  # read each file sequentially
     images = (np.asarray(decode(data, max_pixels)) for _, data in read_images(by_place))
-    found = F.normalize(seen(network, (centre_square(image, size) for image in images)).float(), dim=1).numpy()
+    features = F.normalize(seen(network, (centre_square(image, size) for image in images)).float(), dim=1).numpy()
     row_of = {place.image_id: row for row, place in enumerate(by_place)}
-    return np.asarray(found[[row_of[image_id] for image_id in target.ids]])
+    return np.asarray(features[[row_of[image_id] for image_id in target.ids]])
 
 
 def knn_of(network: nn.Module, targets: Sequence[Target], size: int, max_pixels: int) -> dict[str, dict[str, float]]:

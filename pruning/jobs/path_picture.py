@@ -1,4 +1,4 @@
-"""The path of w as a picture: which units carry a group's layers as the penalty grows, and when each goes.
+"""The path of w as a picture: which units carry a group's layers as the penalty grows, and when each unit is removed.
 
 Shapes: n units, R strengths.
 """
@@ -10,22 +10,26 @@ import numpy as np
 
 from lodeset.pruning.units.moments import Array, Indices
 
-HEIGHT, WIDTH = 320, 420  # pixels, at most and about
-ROW = 24  # pixels, the tallest
-DECADES = 2.0  # of w n, to either side of 1, that colours tell apart
+HEIGHT, WIDTH = 320, 420  # pixels: maximum height, approximate width
+ROW = 24  # pixels: maximum height of a row
+DECADES = 2.0  # decades of n w to either side of 1 that the colors cover
 GONE = (228, 228, 224)  # BGR
 
 
 def in_order(w: Array) -> Indices:
-    """Rows of w [R, n] -> units [n] by how long they stay, then by what they weigh at last; the first stays longest."""
+    """Order units [n] of w [R, n] by how long they stay, then by their last weight; the unit that stays longest is
+    first.
+    """
     lives = (w > 0).sum(axis=0)
     last = w[np.maximum(lives - 1, 0), np.arange(w.shape[1])]
     return np.asarray(np.lexsort((-last, -lives)))
 
 
 def path_picture(followed: Mapping[float, Array]) -> bytes:
-    """A PNG: a column a strength, weakest first; a row a unit, in the order of `in_order`; where there are more units than rows, one in
-    so many. Colours tell log10(n w) from -2 (dark) to 2 (bright); grey: gone."""
+    """A PNG with one column per strength, weakest first, and one row per unit in the order of `in_order`. If there are
+    more units than rows, units are subsampled evenly. Colors show log10(n w) from -2 (dark) to 2 (bright); removed
+    units are gray.
+    """
     w = np.stack([followed[eps] for eps in sorted(followed)])
     order = in_order(w)
     shown = w[:, order[:: -(-len(order) // HEIGHT)]].T  # [rows, R]

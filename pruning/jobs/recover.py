@@ -1,8 +1,9 @@
-"""What pruning and refit left, trained again: through `training`, by distillation from the dense model, or on with its own run; or, where the
-dense model is no run's, by its outputs (`pruning/jobs/distil.py`).
+"""Train pruned and refitted models again: through `training`, by distillation from the dense model or by continuing its
+run; or, if the dense model does not come from a run, by matching its outputs (`pruning/jobs/distil.py`).
 
-Each model of a run is one run of all of the budget's workers, with checkpoints of its own: one that was stopped goes on. The three refitted
-ways of choosing units are recovered alike, so that the choice still stands beside its baselines.
+Each recovery through a run uses all workers of the budget and has its own checkpoints, so a stopped one continues. The
+three refitted ways of choosing units are recovered in the same way, so that the choice remains comparable with its
+baselines.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from lodeset.pipeline.errors import LodesetError
 from lodeset.pruning.choosing.criteria import REFITTED
 from lodeset.pruning.config import PruneJob, RecoverConfig, run_of
 from lodeset.pruning.formats.saving import load_model
-from lodeset.pruning.jobs.distil import TRAINED, distiller, told_of
+from lodeset.pruning.jobs.distil import TRAINED, distillation_inputs, distiller
 from lodeset.pruning.jobs.judging import seen
-from lodeset.pruning.jobs.setting import VERSION, Setting, Workplace, kept_file, told
+from lodeset.pruning.jobs.setting import VERSION, Setting, Workplace, judging_inputs, kept_file
 from lodeset.pruning.jobs.sweep_parts import agreement, publish
 from lodeset.training.config import TrainingConfig, identity_of
 from lodeset.training.export import WEIGHTS
@@ -45,17 +46,19 @@ Row = Mapping[str, Any]
 
 
 def run_to_recover_by(setting: Setting, recover: RecoverConfig) -> tuple[Origin, TrainingConfig] | None:
-    """The dense model's last checkpoint, and the configuration to go on with; none where it is a model alone, whose outputs teach.
+    """Return the dense model's last checkpoint and the configuration to continue with; None if the model does not come
+    from a run.
 
     Raises:
-        LodesetError: it is not of a run, or of one, that `recover` does not fit.
+        LodesetError: `recover` needs a run and there is none, or does not fit the run.
     """
     if setting.trained is None or setting.trained.of is None:
         if recover.how == "distill":
             return None
         raise LodesetError(
-            "recover: finetune goes on with the networks of a run and their heads, and this is a model alone: give the folder of a run, with its "
-            "last checkpoint, or use `how: distill`"
+            "recover: finetune continues a training run with its networks and their heads, and this model does not "
+            "come from a run: give the folder "
+            "of a run with its last checkpoint, or use `how: distill`"
         )
     try:
         return setting.trained, run_of(setting.trained.of, recover)
@@ -66,7 +69,8 @@ def run_to_recover_by(setting: Setting, recover: RecoverConfig) -> tuple[Origin,
 def recovered(
     work: Workplace, job: PruneJob, variants: Iterable[tuple[Part, Row]], compared: list[int], number: int
 ) -> tuple[list[Row], list[Part], int]:
-    """A row more for each refitted variant of the strengths to recover; the parts, and how many of them this run made.
+    """One more row for each refitted variant of the strengths to recover; the parts, and how many of them this run
+    made.
 
     Raises:
         LodesetError: as `run_to_recover_by`, or training failed.
@@ -75,12 +79,12 @@ def recovered(
         return [], [], 0
     run = run_to_recover_by(work.setting, job.recover)
     if run is None:
-        asked = told_of(work.setting, job.recover, job.seed, compared)
+        inputs = distillation_inputs(work.setting, job.recover, job.seed, compared)
     else:
-        asked = [run[0].digest, identity_of(run[1]), job.recover.how]
-    basis = digest(TRAINED, VERSION, *work.basis, work.setting.size, *asked)
+        inputs = [run[0].digest, identity_of(run[1]), job.recover.how]
+    basis = digest(TRAINED, VERSION, *work.basis, work.setting.size, *inputs)
     wanted = [(part, row) for part, row in variants if row["method"] in REFITTED and row[job.swept] in job.recovered]
-    # What a training starts from is told by its bytes: on what models are judged does not matter.
+    # The key holds the bytes that a training starts from, not what models are judged on.
     keys = [digest(basis, *sorted(f.sha256 for name, f in part.files.items() if name != "row")) for part, _ in wanted]
     items = [(key, (key, row), 1) for key, (_, row) in zip(keys, wanted, strict=True)]
     if run is None:
@@ -89,21 +93,21 @@ def recovered(
     else:
         make = functools.partial(_trained, work, job.recover, run[1], run[0], number)
     trained, new = made(work.context, TRAINED, items, make, unit="trainings")
-    for key in keys:  # what they left is published, and nothing goes on from their checkpoints
+    for key in keys:  # the models are published, and nothing continues from these checkpoints
         shutil.rmtree(_folder(work, key), ignore_errors=True)
     rows = [
-        (key, (key, left, row), 1)
-        for left, (variant, row) in zip(trained, wanted, strict=True)
-        if (key := digest(JUDGED, left.key, variant.key, told(work.setting), compared))
+        (key, (key, training, row), 1)
+        for training, (variant, row) in zip(trained, wanted, strict=True)
+        if (key := digest(JUDGED, training.key, variant.key, judging_inputs(work.setting), compared))
     ]
     judge = functools.partial(judged, work.setting, compared)
     parts, new_rows = made(work.context, JUDGED, rows, functools.partial(work.share, judge), unit="variants")
-    found = [json.loads(work.context.store.bytes_of(part.files["row"])) for part in parts]
-    return found, [*trained, *parts], len(new) + len(new_rows)
+    recovered_rows = [json.loads(work.context.store.bytes_of(part.files["row"])) for part in parts]
+    return recovered_rows, [*trained, *parts], len(new) + len(new_rows)
 
 
 def _folder(work: Workplace, key: str) -> Path:
-    """Of a run's checkpoints: not that of another stage that makes the same part at the same time."""
+    """Folder of a run's checkpoints, different for another stage that makes the same part at the same time."""
     return Path(work.context.store.path(f"training/{digest(key, work.context.fingerprint)[:16]}"))
 
 
@@ -115,7 +119,7 @@ def _trained(
     number: int,
     items: Collection[tuple[str, Row]],
 ) -> Iterator[Part]:
-    """One run after the other: each has all workers."""
+    """Train one run after the other: each uses all workers."""
     store, setting = work.context.store, work.setting
     with ray_job(work.context.ray_address):
         for done, (key, row) in enumerate(items):
@@ -137,7 +141,7 @@ def _trained(
             stem = posixpath.basename(str(row["model"])).rpartition("-")[0]
             name = f"{setting.folder}/job-{number}/{stem}-{HOW[recover.how]}-{key[:8]}"
             files = publish(store, name, functools.partial(_copied, folder))
-            run = {of: summary[of] for of in ("steps", "images_seen", "losses")} | {
+            run = {key: summary[key] for key in ("steps", "images_seen", "losses")} | {
                 "how": HOW[recover.how],
                 "model": name,
             }
@@ -162,12 +166,13 @@ def judged(setting: Setting, compared: list[int]) -> Callable[[tuple[str, Part, 
         run = json.loads(store.bytes_of(trained.files["summary"]))
         model = load_model(Path(store.path(run["model"])))
         nonzero = sum(int((p != 0).sum()) for p in model.parameters())
-        found = {
+        recovered_row = {
             **row,
             "method": f"{row['method']}, {run['how']}",
             "nonzero": nonzero,
             "density": nonzero / row["dense"]["parameters"],
-            # No longer a least-squares copy of the dense layers, nor what removal was compared on.
+            # The model is no longer a least-squares copy of the dense layers, and the removal check was made on other
+            # weights.
             "unexplained": {},
             "converged": None,
             "removal_difference": None,
@@ -176,7 +181,7 @@ def judged(setting: Setting, compared: list[int]) -> Callable[[tuple[str, Part, 
             "seconds": round(row["seconds"] + trained.seconds + time.time() - started, 3),
             **run,
         }
-        files = {"row": kept_file(store, JUDGED, key, "row.json", json.dumps(found, indent=1).encode())}
+        files = {"row": kept_file(store, JUDGED, key, "row.json", json.dumps(recovered_row, indent=1).encode())}
         return store.commit_part(JUDGED, key, {}, {"images": 0}, time.time() - started, files=files)
 
     return judge

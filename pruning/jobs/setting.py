@@ -1,4 +1,4 @@
-"""What every worker of a pruning job needs: a model, images to look at, and labelled sets to judge it on."""
+"""What every worker of a pruning job needs: a model, images to measure on, and labeled sets to judge it on."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from lodeset.training.vit import DinoVisionTransformer
 VERSION = PruneSpec.VERSION
 DENSE = "prune_dense"
 
-# Has workers make parts of items; each worker calls the first argument once.
+# Distributes items over workers, which make parts of them; each worker calls the first argument once.
 Share = Callable[[Callable[[], Callable[[Any], Part]], Iterable[Any]], Iterator[Part]]
 
 
@@ -45,43 +45,44 @@ class Setting:
 
     store: Store
     model_folder: str
-    index: tuple[str, ...]  # of the shards that calibration images come from
+    index: tuple[str, ...]  # of the shards that the calibration images are in
     size: int
-    calibration_max_pixels: int  # what training skipped, calibration skips
+    calibration_max_pixels: int  # calibration skips the images that training skipped
     target_max_pixels: int
     targets: tuple[Target, ...]
     folder: str  # of the pruned models, relative to the store
-    crops: CropsConfig  # what the model was trained with
-    trained: Origin | None = None  # its run's last checkpoint
+    crops: CropsConfig  # crops that the model was trained with
+    trained: Origin | None = None  # the last checkpoint of its run
 
     def stored(self) -> nn.Module:
-        """The dense model as it is."""
+        """The dense model as stored."""
         torch.set_num_threads(1)
         model = load_model(Path(self.model_folder))
-        taken_by(model, self.example())  # says now what is wrong
+        taken_by(model, self.example())  # reports a wrong image size now
         return model
 
     def model(self) -> nn.Module:
-        """The dense model; of networks that are not lodeset's, BatchNorms are part of their convolutions."""
+        """The dense model; in networks other than lodeset's, BatchNorms are folded into their convolutions."""
         model = self.stored()
         return model if isinstance(model, DinoVisionTransformer) else folded(model, self.example())
 
     def target(self, name: str | None) -> Target:
-        """The target set of this name, or the first.
+        """The target set with this name, or the first one.
 
         Raises:
-            LodesetError: there is none.
+            LodesetError: there is no such target set.
         """
-        found = [target for target in self.targets if name in (None, target.name)]
-        if not found:
-            there = ", ".join(target.name for target in self.targets) or "none"
+        matches = [target for target in self.targets if name in (None, target.name)]
+        if not matches:
+            existing = ", ".join(target.name for target in self.targets) or "none"
             raise LodesetError(
-                f"no target set {'' if name is None else name + ' '}with labels to train on (there: {there}); `lodeset prune` takes one as --target"
+                f"no target set {'' if name is None else name + ' '}with labels to train on (existing: {existing}); "
+                "`lodeset prune` takes one as --target"
             )
-        return found[0]
+        return matches[0]
 
     def views(self, crops: CropsConfig | None) -> CropsConfig:
-        """How two views of an image are taken, at the model's size; by default as the model was trained."""
+        """Crop settings of the two views of an image, at the model's size; by default those of the model's training."""
         size = {"global_size": self.size, "local_count": 0, "distort": "loader"}
         return CropsConfig.model_validate((crops or self.crops).model_dump() | size)
 
@@ -93,42 +94,45 @@ class Setting:
         return torch.randn(2, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
 
     def pixels(self, index: ShardIndex, rows: Sequence[int]) -> list[NDArray[np.uint8]]:
-        """The images of these rows of the index that can be read: the centre square, [size, size, 3]."""
-        found = []
+        """The readable images of these rows of the index: the center square, [size, size, 3]."""
+        squares = []
         for data in index.read(rows):
             try:
                 image = decode(data or b"", self.calibration_max_pixels)
             except Unreadable:
                 continue
-            found.append(centre_square(np.asarray(image), self.size))
-        return found
+            squares.append(centre_square(np.asarray(image), self.size))
+        return squares
 
     def groups(self, model: nn.Module, job: PruneJob) -> tuple[tuple[Group, ...], dict[str, str]]:
-        """What the job prunes, and why the rest is left whole.
+        """The groups that the job prunes, and the reasons why the others are left whole.
 
         Raises:
-            LodesetError: nothing of what the job is to prune is there.
+            LodesetError: the model has nothing of the kinds that the job is to prune.
         """
-        found = find_groups(model, self.example())
-        wanted = {"heads": [g for g in found.prunable if g.heads], "units": [g for g in found.prunable if not g.heads]}
-        skipped = dict(found.skipped)
+        groups_found = find_groups(model, self.example())
+        wanted = {
+            "heads": [g for g in groups_found.prunable if g.heads],
+            "units": [g for g in groups_found.prunable if not g.heads],
+        }
+        skipped = dict(groups_found.skipped)
         for kind, groups in wanted.items():
             if kind not in job.targets:
                 skipped |= {group.name: f"targets are {', '.join(job.targets)}" for group in groups}
-        chosen = tuple(g for g in found.prunable if any(g in wanted[kind] for kind in job.targets))
+        chosen = tuple(g for g in groups_found.prunable if any(g in wanted[kind] for kind in job.targets))
         if not chosen:
-            raise LodesetError(f"the model has none of what targets asks for ({', '.join(job.targets)}): {skipped}")
+            raise LodesetError(f"the model has none of the targets ({', '.join(job.targets)}): {skipped}")
         return chosen, skipped
 
 
-def told(setting: Setting) -> list[Any]:
-    """What the evaluation of a variant depends on."""
+def judging_inputs(setting: Setting) -> list[Any]:
+    """Everything that the evaluation of a variant depends on."""
     return [[t.name, list(t.ids), list(t.labels), list(t.splits)] for t in setting.targets]
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a job is done; `basis` is which model on which images."""
+    """Where a job is done; `basis` identifies the model and the images."""
 
     context: Context
     setting: Setting
@@ -136,17 +140,17 @@ class Workplace:
     basis: tuple[str, str]
 
     def once(self, stage: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What `make` gives, made once and kept as JSON."""
+        """The result of `make`, computed once and kept as JSON."""
         store = self.context.store
-        found = store.part(stage, key)
-        if found is None:
+        part = store.part(stage, key)
+        if part is None:
             file = kept_file(store, stage, key, "found.json", json.dumps(make()).encode())
-            found = store.commit_part(stage, key, {}, {"images": 0}, files={"found": file})
-        return dict(json.loads(store.bytes_of(found.files["found"])))
+            part = store.commit_part(stage, key, {}, {"images": 0}, files={"found": file})
+        return dict(json.loads(store.bytes_of(part.files["found"])))
 
     def knn_dense(self) -> dict[str, dict[str, float]]:
-        """Of the dense model: once for all jobs on it."""
-        key = digest(DENSE, VERSION, self.basis[0], self.setting.size, told(self.setting))
+        """kNN accuracy of the dense model, computed once for all jobs on it."""
+        key = digest(DENSE, VERSION, self.basis[0], self.setting.size, judging_inputs(self.setting))
         return self.once(DENSE, key, lambda: self.setting.knn(self.setting.model()))
 
 
@@ -160,7 +164,9 @@ def kept_file(store: Store, stage: str, key: str, name: str, data: bytes, rows: 
 
 @dataclass(frozen=True)
 class Done:
-    """What a job left: its report, the models' files, how many parts it is of, and how many of these this run made."""
+    """The result of a job: its report, the models' files, the number of its parts, and how many of them this run
+    made.
+    """
 
     report: dict[str, Any]
     models: list[File]

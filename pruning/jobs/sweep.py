@@ -1,5 +1,5 @@
-"""A sweep of the entropic method: parts in three steps, each of which Ray workers share: moments, solutions, variants. No part reads what
-another of its step makes.
+"""A sweep of the entropic method in three steps: moments, solutions, variants. Ray workers share the parts of each
+step; no part reads another part of the same step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lodeset.pruning.choosing.criteria import METHODS
 from lodeset.pruning.config import PruneJob
 from lodeset.pruning.jobs.path_picture import path_picture
 from lodeset.pruning.jobs.recover import recovered, run_to_recover_by
-from lodeset.pruning.jobs.setting import VERSION, Done, Workplace, kept_file, told
+from lodeset.pruning.jobs.setting import VERSION, Done, Workplace, judging_inputs, kept_file
 from lodeset.pruning.jobs.sweep_parts import (
     GRAMS,
     SOLVED,
@@ -37,14 +37,14 @@ PICTURED = "prune_paths"
 
 
 def sweep(work: Workplace, job: PruneJob, number: int) -> Done:
-    """All variants of a job.
+    """Make all variants of a job.
 
     Raises:
         LodesetError: no image can be read, or the model or the moments cannot be used.
     """
     started = time.time()
     if job.recover is not None:
-        run_to_recover_by(work.setting, job.recover)  # says now what is wrong
+        run_to_recover_by(work.setting, job.recover)  # reports errors of the configuration now
     context, setting, share, basis = work.context, work.setting, work.share, work.basis
     store = context.store
 
@@ -64,10 +64,10 @@ def sweep(work: Workplace, job: PruneJob, number: int) -> Done:
         raise LodesetError(f"none of the {sum(map(len, runs))} calibration images could be read: check the shards")
     files = tuple(p.files["moments"] for p in moments)
 
-    asked = job.model_copy(update={"recover": None, "remove": (), **({"mode": "one_pass"} if job.remove else {})})
-    solve = digest(SOLVED, VERSION, [p.key for p in moments], asked, bool(job.remove))
+    solving_job = job.model_copy(update={"recover": None, "remove": (), **({"mode": "one_pass"} if job.remove else {})})
+    solve = digest(SOLVED, VERSION, [p.key for p in moments], solving_job, bool(job.remove))
     rows = [row for run in runs for row in run]
-    # A group by itself over the whole sweep, or all of them one after the other at one strength.
+    # Either one group by itself over the whole sweep, or all groups one after the other at one strength.
     pieces: list[tuple[tuple[Group, ...], float | None]] = [((group,), None) for group in groups]
     if job.solved_in_turn:
         pieces = [(groups, eps) for eps in sorted(job.sweep)]
@@ -78,14 +78,14 @@ def sweep(work: Workplace, job: PruneJob, number: int) -> Done:
     solved, new_solved = made(context, SOLVED, layers, functools.partial(share, make_solutions), unit="groups")
 
     solved_in = tuple(p.files["solution"] for p in solved)
-    found, refused = choices(store, solved_in)
+    choices_by_group, refused = choices(store, solved_in)
     if len(refused) == len(groups):
         raise LodesetError(f"nothing can be pruned: {'; '.join(refused.values())}")
     variants = [
         (key, (key, point, method), 1)
-        for point in points(job, model, groups, found)
+        for point in points(job, model, groups, choices_by_group)
         for method in METHODS
-        if (key := digest(VARIANT, VERSION, solve, job.mode, job.swept, point.at, method, told(setting)))
+        if (key := digest(VARIANT, VERSION, solve, job.mode, job.swept, point.at, method, judging_inputs(setting)))
     ]
     make = functools.partial(pruner, setting, groups, files, solved_in, rows, compared, job, number)
     done, new_done = made(context, VARIANT, variants, functools.partial(share, make), unit="variants")
@@ -110,13 +110,13 @@ def sweep(work: Workplace, job: PruneJob, number: int) -> Done:
 
 
 def paths_drawn(work: Workplace, solve: str, solved: Sequence[File]) -> dict[str, File]:
-    """The path of w of every group, a PNG each, made once."""
+    """The path of w of every group as a PNG, drawn once."""
     store, key = work.context.store, digest(solve, "paths")
-    found = store.part(PICTURED, key)
-    if found is None:
+    part = store.part(PICTURED, key)
+    if part is None:
         files = {
             name: kept_file(store, PICTURED, key, "path.png", path_picture(followed))
             for name, followed in paths_of(store, solved).items()
         }
-        found = store.commit_part(PICTURED, key, {}, {"images": 0}, files=files)
-    return dict(found.files)
+        part = store.commit_part(PICTURED, key, {}, {"images": 0}, files=files)
+    return dict(part.files)

@@ -1,5 +1,5 @@
-"""The parts of a pruning job, which workers make each by itself: moments of some calibration images, one group's solutions over the
-whole sweep, one variant (method x strength), measured and evaluated.
+"""The parts of a pruning job, each made by one worker: moments of some calibration images, one group's solutions over
+the whole sweep, one variant (method x strength), measured and evaluated.
 """
 
 from __future__ import annotations
@@ -43,14 +43,16 @@ from lodeset.pruning.units.removal import apply
 from lodeset.training.index import open_index
 
 GRAMS, SOLVED, VARIANT = "prune_moments", "prune_solved", "prune_variant"
-COMPARED = 256  # images that were not calibrated on, on which outputs are compared
+COMPARED = 256  # images outside the calibration set on which outputs are compared
 
 
 # -- step 1: moments
 
 
 def calibration(urls: Sequence[str], job: PruneJob) -> tuple[list[list[int]], list[int]]:
-    """Rows of the index, chosen by a seed and the image_ids: those to calibrate on in runs of one part, and others to compare models on."""
+    """Rows of the index, chosen by a seed and the image_ids: calibration rows in runs of one part each, and other rows
+    to compare models on.
+    """
     index = open_index(urls)
     order = seeded_order([index.image_id(row) for row in range(len(index))], job.seed)
     chosen, rest = order[: job.calibration_images], order[job.calibration_images :]
@@ -64,7 +66,7 @@ def measurer(setting: Setting, groups: Sequence[Group], job: PruneJob) -> Callab
     def measure(item: tuple[str, int, list[int]]) -> Part:
         key, first, rows = item
         started = time.time()
-        pixels = setting.pixels(index, rows)  # the part says how many could be read
+        pixels = setting.pixels(index, rows)  # the part records how many could be read
         grams: dict[str, Gram] = {}
         if pixels:
             grams = collect_grams(
@@ -96,7 +98,9 @@ def _arrays(store: Store, file: File, wanted: Callable[[str], bool] = lambda _: 
 
 
 def _total(store: Store, files: Sequence[File]) -> dict[str, Gram]:
-    """The moments of all calibration images, by layer: the parts' sums, added in their order, so that workers do not matter."""
+    """The moments of all calibration images, by layer. Parts are added in their order, so the result does not depend on
+    the workers.
+    """
     total: dict[str, Gram] = {}
     for file in files:
         split: dict[str, dict[str, Any]] = {}
@@ -113,13 +117,15 @@ def _total(store: Store, files: Sequence[File]) -> dict[str, Gram]:
 
 
 def order_of(setting: Setting, model: nn.Module, groups: Sequence[Group]) -> list[str]:
-    """The layers that read the groups, as a forward pass calls them."""
-    readers = {one.name for group in groups for one in group.readers}
+    """The layers that read the groups, in the order of a forward pass."""
+    readers = {reader.name for group in groups for reader in group.readers}
     return [name for name in taken_by(model, setting.example()) if name in readers]
 
 
 def behind(setting: Setting, model: nn.Module, rows: Sequence[int], job: PruneJob) -> Measure:
-    """Measures layers on the calibration images in a copy of the dense model that is pruned in part."""
+    """Return a function that measures layers on the calibration images in a partially pruned copy of the dense
+    model.
+    """
     pixels = setting.pixels(open_index(setting.index), rows)
 
     def measure(cut: nn.Module, order: Sequence[str], names: Sequence[str]) -> dict[str, Behind]:
@@ -132,7 +138,7 @@ def behind(setting: Setting, model: nn.Module, rows: Sequence[int], job: PruneJo
 def solver(
     setting: Setting, files: Sequence[File], rows: Sequence[int], job: PruneJob
 ) -> Callable[[tuple[str, tuple[Group, ...], float | None]], Part]:
-    """Solves some groups: over the whole sweep, or one after the other at one strength."""
+    """Solve some groups: one group over the whole sweep, or several one after the other at one strength."""
     store = setting.store
     if job.solved_in_turn:
         model = setting.model()
@@ -163,7 +169,7 @@ def solver(
                     for field in ("q", "bias", "unexplained"):
                         arrays[f"{name}/{eps!r}/{number}/{field}"] = np.asarray(getattr(layer, field))
         if job.remove:
-            for group in (one for one in groups if one.name in solved):
+            for group in (member for member in groups if member.name in solved):
                 alone = lost_alone(model, group, grams, job, solved[group.name], change)
                 arrays |= {f"{group.name}/{eps!r}/lost": np.asarray(lost) for eps, lost in alone.items()}
         return commit_arrays(store, SOLVED, key, "solution", arrays, 0, started)
@@ -172,10 +178,11 @@ def solver(
 
 
 def changer(setting: Setting, model: nn.Module, rows: Sequence[int]) -> Callable[[nn.Module], float]:
-    """By how much another model's features differ from the dense one's on some calibration images: the mean square, over their variance.
+    """Return a function that measures how much another model's features differ from the dense model's on some
+    calibration images: the mean square, over their variance.
 
     Raises:
-        LodesetError: features do not vary, so that no change can be weighed.
+        LodesetError: the dense model's features do not vary, so no change can be measured.
     """
     index, pixels = open_index(setting.index), []
     for first in range(0, len(rows), PROBED):
@@ -186,7 +193,8 @@ def changer(setting: Setting, model: nn.Module, rows: Sequence[int]) -> Callable
     expected = seen(model, pixels)
     if not len(expected) or not expected.double().var(dim=0, correction=0).any():
         raise LodesetError(
-            f"remove weighs what pruning changes in the model's outputs, and these do not vary over the {len(pixels)} calibration images that "
+            "remove measures how much pruning changes the model's outputs, and these do not vary over the "
+            f"{len(pixels)} calibration images that "
             "could be read: raise calibration_images, or give strengths (sweep) without remove"
         )
 
@@ -195,14 +203,14 @@ def changer(setting: Setting, model: nn.Module, rows: Sequence[int]) -> Callable
 
 @dataclass(frozen=True)
 class Choice:
-    """What a strength keeps of a group, and what the model's outputs lose where that was measured."""
+    """What one strength keeps of a group, and the loss of the model's outputs if it was measured."""
 
     support: Indices
     lost: float
 
 
 def choices(store: Store, files: Sequence[File]) -> tuple[dict[str, dict[float, Choice]], dict[str, str]]:
-    """What was solved, but for groups that could not be solved at every strength; and why those could not."""
+    """The solutions of every group that could be solved at every strength; and why the other groups could not."""
     solved: dict[str, dict[float, Choice]] = {}
     refused: dict[str, str] = {}
     for file in files:
@@ -224,13 +232,13 @@ def solutions(store: Store, files: Sequence[File], strengths: Mapping[str, float
 
 
 def paths_of(store: Store, files: Sequence[File]) -> Paths:
-    """w by group and strength, at every strength that was solved on the way."""
-    found: Paths = {}
+    """w by group and strength, at every strength that was solved along the path."""
+    paths: Paths = {}
     for file in files:
         for label, w in _arrays(store, file, lambda label: label.endswith("/followed")).items():
             name, eps, _ = label.split("/")
-            found.setdefault(name, {})[float(eps)] = w
-    return found
+            paths.setdefault(name, {})[float(eps)] = w
+    return paths
 
 
 def _solution(arrays: Mapping[str, Any], of: str) -> Solution:
@@ -252,8 +260,9 @@ def _solution(arrays: Mapping[str, Any], of: str) -> Solution:
 
 @dataclass(frozen=True)
 class Point:
-    """What models are made for, one a method: a strength, or a share of the parameters to remove; and the strength of each group there, 0 where it
-    stays whole."""
+    """What models are made for, one per method: a strength, or a share of the parameters to remove; and the strength of
+    each group there (0: left whole).
+    """
 
     at: float
     strengths: Mapping[str, float]
@@ -262,7 +271,7 @@ class Point:
 def points(
     job: PruneJob, model: nn.Module, groups: Sequence[Group], solved: Mapping[str, Mapping[float, Choice]]
 ) -> list[Point]:
-    """In the order of the job's points.
+    """The points of the job, in their order.
 
     Raises:
         LodesetError: a share cannot be removed at the strengths of the sweep.
@@ -272,8 +281,8 @@ def points(
     groups = [group for group in groups if group.name in solved]
     levels = {
         group.name: [
-            Level(eps, units_kept(group, len(one.support), job.round_to) / group.units, one.lost)
-            for eps, one in sorted(solved[group.name].items())
+            Level(eps, units_kept(group, len(choice.support), job.round_to) / group.units, choice.lost)
+            for eps, choice in sorted(solved[group.name].items())
         ]
         for group in groups
     }
@@ -299,7 +308,7 @@ def pruner(
         grams = _total(store, moments)
     pixels = setting.pixels(open_index(setting.index), compared)
     dense_outputs = seen(dense, pixels)
-    compared_on = next(batched(pixels)) if len(pixels) > 1 else example  # what the pruned model is compared on
+    compared_on = next(batched(pixels)) if len(pixels) > 1 else example  # images to compare the pruned model on
 
     def prune(item: tuple[str, Point, str]) -> Part:
         key, point, method = item
@@ -312,7 +321,7 @@ def pruner(
         else:
             chosen = variant(dense, cut, grams, job, method, solved)
         pruned, difference = apply(dense, of, chosen.layers, compared_on)
-        told = {
+        report_row = {
             job.swept: point.at,
             **({"strengths": point.strengths} if job.remove else {}),
             **row(chosen, of, pruned, dense, example),
@@ -322,18 +331,18 @@ def pruner(
             "model": f"{setting.folder}/job-{number}/{method}-{point.at!r}-{key[:8]}",
             "seconds": round(time.time() - started, 3),
         }
-        files = publish(store, str(told["model"]), lambda folder: save_pruned(pruned, folder, example))
-        files["row"] = kept_file(store, VARIANT, key, "row.json", json.dumps(told, indent=1).encode())
+        files = publish(store, str(report_row["model"]), lambda folder: save_pruned(pruned, folder, example))
+        files["row"] = kept_file(store, VARIANT, key, "row.json", json.dumps(report_row, indent=1).encode())
         return store.commit_part(VARIANT, key, {}, {"images": 0}, time.time() - started, files=files)
 
     return prune
 
 
 def publish(store: Store, relative: str, write: Callable[[Path], None]) -> dict[str, File]:
-    """A folder in the store that `write` fills, and that appears whole.
+    """Create a folder in the store that `write` fills and that appears as a whole.
 
-    No manifest lists the files of a folder that is there already: an attempt was killed before it committed its part, or the
-    part's manifest was damaged. Such a folder stays if its bytes are the same, and is replaced otherwise.
+    No manifest lists the files of a folder that already exists: an attempt was killed before it committed its part, or
+    the part's manifest was damaged. Such a folder stays if its bytes are the same, and is replaced otherwise.
     """
     folder = Path(store.path(relative))
     attempt = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
@@ -364,7 +373,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def agreement(model: nn.Module, expected: torch.Tensor, pixels: Sequence[NDArray[np.uint8]]) -> float | None:
-    """Mean cosine of a model's first outputs with `expected` [n, D]; None where there are no images."""
+    """Mean cosine between a model's first outputs and `expected` [n, D]; None if there are no images."""
     if not pixels:
         return None
     return round(float(torch.cosine_similarity(seen(model, pixels), expected).mean()), 5)

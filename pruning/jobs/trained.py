@@ -1,5 +1,5 @@
-"""Jobs that train: lottery tickets round after round, masks of a frozen network. Each training is a part, and Ray workers share those that
-do not wait for one another.
+"""Jobs that train: lottery tickets round after round, and masks of a frozen network. Each training is a part, and Ray
+workers share the parts that do not depend on one another.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lodeset.pruning.config import Learned, LotteryJob, SelfMaskingJob
 from lodeset.pruning.formats.saving import save_pruned
 from lodeset.pruning.jobs.cost import shares
 from lodeset.pruning.jobs.judging import judged
-from lodeset.pruning.jobs.setting import VERSION, Done, Setting, Workplace, kept_file, told
+from lodeset.pruning.jobs.setting import VERSION, Done, Setting, Workplace, judging_inputs, kept_file
 from lodeset.pruning.jobs.sweep_parts import publish
 from lodeset.pruning.learning.examples import Examples, Gallery, Images, gallery_of
 from lodeset.pruning.learning.loop import NotLearnedError, Recipe
@@ -64,14 +64,14 @@ Chosen = Literal["dense", "magnitude", "random"]
 
 
 class School:
-    """Where networks of a job learn: images of the shards, or of a target set where the task is to tell labels."""
+    """The training data of a job: images of the shards, or of a target set if the task is to predict labels."""
 
     def __init__(self, setting: Setting, job: Learned) -> None:
         self.setting, self.job = setting, job
         self.crops = setting.views(job.crops)
 
     def examples(self, task: TaskName) -> tuple[Examples, int]:
-        """What a task is trained on, and how many classes it has.
+        """The images that a task is trained on, and its number of classes.
 
         Raises:
             LodesetError: there is no target set to take labels from.
@@ -91,7 +91,7 @@ class School:
         return gallery_of(self.setting.target(self.job.target))
 
     def width(self, network: nn.Module) -> int:
-        """Of the features that a network gives."""
+        """Width of the features that a network returns."""
         with evaluating(network):
             return int(features_of(network, self.setting.example()).shape[1])
 
@@ -106,13 +106,15 @@ def _row(
     folder: str,
     seed: int,
 ) -> tuple[dict[str, Any], dict[str, File]]:
-    """What the report says of a network whose weights are masked, and the files of that network and its masks; `of`: see `save_masks`."""
-    found = judged(pruned, setting.targets, setting.size, setting.target_max_pixels, seed)
+    """The report row of a network with masked weights, and the files of that network and its masks; `of`: see
+    `save_masks`.
+    """
+    accuracies = judged(pruned, setting.targets, setting.size, setting.target_max_pixels, seed)
     row = {
         **shares(pruned, dense, channels, setting.example()),
         "kept": density(masks),
-        "knn": found.knn,
-        "linear": found.linear,
+        "knn": accuracies.knn,
+        "linear": accuracies.linear,
         "model": folder,
     }
 
@@ -128,11 +130,13 @@ def _row(
 
 @dataclass(frozen=True)
 class Ticket:
-    """One training: which masks, in which round, on what. `before` and `start` are what the last round and the dense network left."""
+    """One training: its masks, its round and its task. `before` and `start` are results of the last round and of the
+    dense network.
+    """
 
     key: str
-    chain: TaskName  # on which the masks were found
-    task: TaskName  # on which they are trained: the same, or labels
+    chain: TaskName  # task on which the masks were found
+    task: TaskName  # task on which they are trained: the same, or labels
     chosen: Chosen
     round: int
     before: File | None = None
@@ -145,13 +149,13 @@ class Ticket:
 
     @property
     def name(self) -> str:
-        """Of a folder."""
-        then = "" if self.task == self.chain else f"-{self.task}"
-        return f"{self.chain}-{self.chosen}{then}-round-{self.round}"
+        """Name of a folder."""
+        suffix = "" if self.task == self.chain else f"-{self.task}"
+        return f"{self.chain}-{self.chosen}{suffix}-round-{self.round}"
 
 
 def draw_tickets(work: Workplace, job: LotteryJob, number: int) -> Done:
-    """Round after round on every task; then as many weights at random, and every ticket on labels.
+    """Prune round after round on every task; then train as many random weights, and every ticket on labels.
 
     Raises:
         LodesetError: there are no labels where a task needs them, or a loss is not finite.
@@ -166,10 +170,10 @@ def draw_tickets(work: Workplace, job: LotteryJob, number: int) -> Done:
         setting.size,
         setting.crops,
         job.model_copy(update={"rounds": 1, "transfer": True, "tasks": ("labels",)}),
-        told(setting),
+        judging_inputs(setting),
     )
     make = functools.partial(trainer, setting, job, number)
-    found: list[tuple[Ticket, Part]] = []
+    trained: list[tuple[Ticket, Part]] = []
     new = 0
 
     def drawn(tickets: Sequence[Ticket]) -> list[Part]:
@@ -177,7 +181,7 @@ def draw_tickets(work: Workplace, job: LotteryJob, number: int) -> Done:
         parts, fresh_ones = made(
             work.context, stage, [(t.key, t, 1) for t in tickets], functools.partial(work.share, make), unit="trainings"
         )
-        found.extend(zip(tickets, parts, strict=True))
+        trained.extend(zip(tickets, parts, strict=True))
         new += len(fresh_ones)
         return parts
 
@@ -209,9 +213,9 @@ def draw_tickets(work: Workplace, job: LotteryJob, number: int) -> Done:
                 keys = {kind: digest(ticket.key, "labels", kind) for kind in kinds}
                 controls += [Ticket(keys[kind], ticket.chain, "labels", kind, turn, *files) for kind in kinds]
     drawn(controls)
-    rows = [json.loads(work.context.store.bytes_of(part.files["row"])) for _, part in found]
+    rows = [json.loads(work.context.store.bytes_of(part.files["row"])) for _, part in trained]
     masks = {
-        (t.chain, t.round): part.files["state"] for t, part in found if t.chosen == "magnitude" and t.task == t.chain
+        (t.chain, t.round): part.files["state"] for t, part in trained if t.chosen == "magnitude" and t.task == t.chain
     }
     report = {
         "job": job.model_dump(mode="json"),
@@ -222,18 +226,18 @@ def draw_tickets(work: Workplace, job: LotteryJob, number: int) -> Done:
         "overlaps": _overlaps(work.context.store, job, masks),
         "seconds": round(time.time() - started, 2),
     }
-    models = [file for _, part in found for name, file in sorted(part.files.items()) if name not in ("row", "state")]
-    return Done(report, models, len(found), new)
+    models = [file for _, part in trained for name, file in sorted(part.files.items()) if name not in ("row", "state")]
+    return Done(report, models, len(trained), new)
 
 
 def _overlaps(store: Store, job: LotteryJob, masks: Mapping[tuple[TaskName, int], File]) -> list[dict[str, Any]]:
-    """How alike the masks of two tasks are, round by round."""
-    told = []
+    """The overlap of the masks of each two tasks, round by round."""
+    overlaps = []
     for turn in range(1, job.rounds + 1):
         of = {task: _masks_in(_tensors(store, masks[task, turn])) for task in job.tasks}
-        for one, other in combinations(job.tasks, 2):
-            told.append({"round": turn, "one": one, "other": other, **asdict(overlap(of[one], of[other]))})
-    return told
+        for first, second in combinations(job.tasks, 2):
+            overlaps.append({"round": turn, "one": first, "other": second, **asdict(overlap(of[first], of[second]))})
+    return overlaps
 
 
 def trainer(setting: Setting, job: LotteryJob, number: int) -> Callable[[Ticket], Part]:
@@ -241,8 +245,8 @@ def trainer(setting: Setting, job: LotteryJob, number: int) -> Callable[[Ticket]
     dense = setting.stored()
     if job.start == "fresh":
         dense = fresh(dense, job.seed)
-    found = find_groups(dense, example) if job.structured else None
-    groups = found.prunable if found is not None else None
+    groups_found = find_groups(dense, example) if job.structured else None
+    groups = groups_found.prunable if groups_found is not None else None
     school = School(setting, job)
     recipe = Recipe(job.steps, job.lr, job.weight_decay, job.warmup, job.seed)
     rewind = round(job.rewind * job.steps)
@@ -259,20 +263,20 @@ def trainer(setting: Setting, job: LotteryJob, number: int) -> Callable[[Ticket]
             state |= {f"start.network.{name}": tensor for name, tensor in start.network.items()}
             state |= {f"start.task.{name}": tensor for name, tensor in start.task.items()}
         else:
-            first, left = _tensors(store, ticket.start), _tensors(store, ticket.before)
+            first, previous = _tensors(store, ticket.start), _tensors(store, ticket.before)
             start = Start(_under(first, "start.network."), _under(first, "start.task."))
-            masks = _masks_in(left)
+            masks = _masks_in(previous)
             if ticket.chosen == "random":
                 masks = random_masks(network, masks, groups, job.seed)
             elif ticket.task == ticket.chain:
-                network.load_state_dict(_under(left, "network."))
+                network.load_state_dict(_under(previous, "network."))
                 masks = next_masks(network, masks, (1 - job.rate) ** ticket.round, job.scope, groups)
             if ticket.task == ticket.chain:
                 loss = again(network, task, start, masks, examples, recipe, rewind)
-            else:  # the ticket, with a head of its own
+            else:  # the ticket, with a new head
                 network.load_state_dict(start.network)
                 loss = learn(network, task, masks, examples, recipe, range(job.steps))
-        if ticket.task == ticket.chain and ticket.chosen != "random":  # the next round goes on from it
+        if ticket.task == ticket.chain and ticket.chosen != "random":  # the next round continues from this one
             state |= {f"network.{name}": tensor for name, tensor in state_of(network).items()}
             state |= {f"mask.{name}": mask for name, mask in masks.items()}
         pruned, difference = network, 0.0
@@ -291,7 +295,7 @@ def trainer(setting: Setting, job: LotteryJob, number: int) -> Callable[[Ticket]
             **row,
             "loss": loss,
             "removal_difference": difference,
-            "left_whole": found.skipped if found is not None else {},
+            "left_whole": groups_found.skipped if groups_found is not None else {},
             "seconds": round(time.time() - started, 2),
         }
         if state:
@@ -324,7 +328,7 @@ def _masks_in(tensors: Mapping[str, Tensor]) -> Masks:
 
 
 def learn_all(work: Workplace, job: SelfMaskingJob, number: int) -> Done:
-    """Masks at every learning rate of the sweep; as many weights of every layer at random beside them.
+    """Learn masks at every learning rate of the sweep, and compare them with as many random weights in every layer.
 
     Raises:
         LodesetError: there are no labels where the task needs them, or a loss is not finite.
@@ -332,14 +336,22 @@ def learn_all(work: Workplace, job: SelfMaskingJob, number: int) -> Done:
     started = time.time()
     setting = work.setting
     basis = digest(
-        LEARNED, VERSION, *work.basis, setting.size, setting.crops, job.model_copy(update={"lr": (1.0,)}), told(setting)
+        LEARNED,
+        VERSION,
+        *work.basis,
+        setting.size,
+        setting.crops,
+        job.model_copy(update={"lr": (1.0,)}),
+        judging_inputs(setting),
     )
     wanted = [(key, (key, lr), 1) for lr in sorted(job.lr) if (key := digest(basis, lr))]
     make = functools.partial(masker, setting, job, number)
     parts, new = made(work.context, LEARNED, wanted, functools.partial(work.share, make), unit="trainings")
-    told_by = [json.loads(work.context.store.bytes_of(part.files["rows"])) for part in parts]
+    results = [json.loads(work.context.store.bytes_of(part.files["rows"])) for part in parts]
     refused = {
-        f"lr {lr:g}": one["refused"] for lr, one in zip(sorted(job.lr), told_by, strict=True) if "refused" in one
+        f"lr {lr:g}": result["refused"]
+        for lr, result in zip(sorted(job.lr), results, strict=True)
+        if "refused" in result
     }
     if len(refused) == len(parts):
         raise LodesetError(f"no masks were learned: {'; '.join(refused.values())}")
@@ -354,7 +366,7 @@ def learn_all(work: Workplace, job: SelfMaskingJob, number: int) -> Done:
         "knn_dense": before["knn"],
         "linear_dense": before["linear"],
         "skipped_modules": refused,
-        "variants": [row for one in told_by for row in one["rows"]],
+        "variants": [row for result in results for row in result["rows"]],
         "seconds": round(time.time() - started, 2),
     }
     models = [file for part in parts for name, file in sorted(part.files.items()) if name != "rows"]
@@ -376,7 +388,7 @@ def masker(setting: Setting, job: SelfMaskingJob, number: int) -> Callable[[tupl
         files: dict[str, File] = {}
         try:
             masks, loss = learn_masks(network, task, examples, recipe, job.head_lr)
-        except NotLearnedError as error:  # a sweep is there to find such rates
+        except NotLearnedError as error:  # a sweep is meant to find such rates
             told_why = json.dumps({"rows": rows, "refused": str(error)}).encode()
             files["rows"] = kept_file(store, LEARNED, key, "rows.json", told_why)
             return store.commit_part(LEARNED, key, {}, {"images": 0}, time.time() - started, files=files)
@@ -384,10 +396,10 @@ def masker(setting: Setting, job: SelfMaskingJob, number: int) -> Callable[[tupl
             name = f"masks-{job.task}" if chosen is masks else "masks-random"
             folder = f"{setting.folder}/job-{number}/{name}-{lr!r}-{key[:8]}"
             made_of = masked_network(network, chosen)
-            row, its = _row(setting, made_of, network, {"pruned": 0, "dense": 0}, chosen, of, folder, job.seed)
-            files |= {f"{name}/{file}": at for file, at in its.items()}
+            row, row_files = _row(setting, made_of, network, {"pruned": 0, "dense": 0}, chosen, of, folder, job.seed)
+            files |= {f"{name}/{file}": at for file, at in row_files.items()}
             sizes = {
-                "masks_bytes": its[MASKS].size_bytes,
+                "masks_bytes": row_files[MASKS].size_bytes,
                 "weights_bytes": sum(4 * weight.numel() for weight in maskable(network).values()),
             }
             rows.append({"method": method, "lr": lr, **row, **sizes, "loss": loss if chosen is masks else None})

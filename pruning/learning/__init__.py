@@ -1,1 +1,1 @@
-"""Training under masks: tasks, examples, and the methods that search for masks."""
+"""Training with masks: tasks, examples, and the methods that search for masks."""

@@ -1,6 +1,6 @@
-"""Images to train on while masks are sought: two views of each, a function of the seed and the step alone.
+"""Training images for the search for masks: two views of each, which depend only on the seed and the step.
 
-Shapes: b images a step, S side in pixels.
+Shapes: b images per step, S side in pixels.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from lodeset.training.order import Order, generator
 
 
 class Images(Protocol):
-    """Encoded images, of which any can be read; a `ShardIndex` is one."""
+    """A random-access collection of encoded images, such as a `ShardIndex`."""
 
     def __len__(self) -> int: ...
 
@@ -31,14 +31,16 @@ class Images(Protocol):
 
 
 class Batches(Protocol):
-    """What networks learn from: normalised views [2, b, 3, S, S] and classes [b] of every step; `Examples` are."""
+    """Training data: normalized views [2, b, 3, S, S] and classes [b] of every step; implemented by `Examples`."""
 
     def at(self, step: int) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """The labelled images of a target set, encoded, in memory (tens of thousands: evaluation goes through all of them too)."""
+    """The labeled images of a target set, encoded and in memory (tens of thousands: evaluation reads all of them
+    too).
+    """
 
     data: tuple[bytes, ...]
     codes: NDArray[np.int64]
@@ -52,19 +54,23 @@ class Gallery:
 
 
 def gallery_of(target: Target) -> Gallery:
-    """The images that evaluation looks neighbours up in; classes are numbered in the order of all the set's labels, sorted."""
+    """The images in which evaluation looks up neighbors; classes are numbered in the sorted order of all labels of the
+    set.
+    """
     names, codes = np.unique(np.asarray(target.labels), return_inverse=True)
     rows = target.rows(GALLERY)
     by_place = sorted(
         rows, key=lambda row: (target.places[row].uri, target.places[row].offset, target.places[row].member)
     )
-    data = tuple(found for _, found in read_images([target.places[row] for row in by_place]))
+    data = tuple(encoded for _, encoded in read_images([target.places[row] for row in by_place]))
     return Gallery(data, codes[by_place].astype(np.int64), len(names))
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Batches of `images`; `codes` [n] are their classes, or None. `batch` images a step, fewer where there are not as many."""
+    """Batches of `images`; `codes` [n] are their classes, or None. `batch` images per step, or fewer if there are not
+    as many.
+    """
 
     images: Images
     codes: NDArray[np.int64] | None
@@ -78,13 +84,13 @@ class Examples:
         return Order(len(self.images), max(1, min(self.batch, len(self.images))), self.seed)
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Normalised views [2, b, 3, S, S] and classes [b] (-1 where there are none) of a step; what cannot be read is left out.
+        """Normalized views [2, b, 3, S, S] and classes [b] (-1: none) of a step; unreadable images are left out.
 
         Raises:
             LodesetError: fewer than two images of the batch can be read.
         """
         if len(self.images) < 2:
-            raise LodesetError(f"{len(self.images)} images to train on: give two at least")
+            raise LodesetError(f"{len(self.images)} images to train on: give at least two")
         rows = self.order.rows(step).tolist()
         views, codes = [], []
         for place, (row, data) in enumerate(zip(rows, self.images.read(rows), strict=True)):
@@ -95,6 +101,8 @@ class Examples:
             views.append(augment(image, generator(self.seed, "crops", step, place), self.crops).global_views)
             codes.append(-1 if self.codes is None else int(self.codes[row]))
         if len(views) < 2:
-            raise LodesetError(f"{len(views)} of a batch of {len(rows)} images can be read: check them, or give more")
+            raise LodesetError(
+                f"only {len(views)} of a batch of {len(rows)} images can be read: check them, or give more"
+            )
         pixels = torch.from_numpy(np.stack(views, axis=1))  # [2, b, 3, S, S]
         return normalised(pixels.flatten(0, 1)).view(pixels.shape), torch.tensor(codes)

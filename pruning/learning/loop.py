@@ -1,4 +1,4 @@
-"""Steps of a task on a network, whatever of it is trained: its weights under a mask, or the scores that make a mask."""
+"""The training loop of a task on a network, whether its masked weights are trained or the scores that make a mask."""
 
 import functools
 import math
@@ -17,12 +17,12 @@ from lodeset.training.schedules import cosine, linear
 
 
 class NotLearnedError(LodesetError):
-    """A training went nowhere; another learning rate may not."""
+    """A training diverged; another learning rate may work."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast: linear warm-up for the share `warmup` of the steps, then half a cosine to nothing."""
+    """Length and learning rate: linear warm-up for the share `warmup` of the steps, then half a cosine to 0."""
 
     steps: int
     lr: float
@@ -31,7 +31,7 @@ class Recipe:
     seed: int
 
     def factor(self, step: int) -> float:
-        """Of the learning rate."""
+        """Factor of the learning rate at a step."""
         warm = round(self.warmup * self.steps)
         return linear(step + 1, warm, 0.0, 1.0) if step < warm else cosine(step - warm, self.steps - warm, 1.0, 0.0)
 
@@ -45,10 +45,11 @@ def descend(
     steps: range,
     after: Callable[[float], None],
 ) -> float:
-    """These steps of the recipe's; `after` each one is given the share that is done. The mean loss of the last tenth of them.
+    """Run these steps of the recipe, call `after` with the share done after each one, and return the mean loss of the
+    last tenth.
 
     Raises:
-        NotLearnedError: a loss that is not finite.
+        NotLearnedError: the loss is not finite.
         LodesetError: too few images can be read.
     """
     peaks = [group["lr"] for group in optimiser.param_groups]
@@ -65,7 +66,8 @@ def descend(
             loss = task(features, views, codes, rng, step / recipe.steps)
         if not math.isfinite(value := float(loss.detach())):
             raise NotLearnedError(
-                f"{type(task).__name__.lower()}: the loss is {value} at step {step} of {recipe.steps}: lower lr ({peaks[0]:g})"
+                f"{type(task).__name__.lower()}: the loss is {value} at step {step} of {recipe.steps}: lower lr "
+                f"({peaks[0]:g})"
             )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -77,7 +79,8 @@ def descend(
 
 
 def train(network: nn.Module, task: Task, masks: Masks, examples: Batches, recipe: Recipe, steps: range) -> float:
-    """Trains the weights that the masks keep, and all that is never masked, by AdamW; the others are 0 from before the first step on.
+    """Train the weights that the masks keep, and everything that is never masked, with AdamW; masked weights are 0 from
+    the start.
 
     Raises:
         LodesetError: as `descend`.

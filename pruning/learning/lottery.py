@@ -1,8 +1,8 @@
-"""Iterative magnitude pruning with late rewinding, with labels or without (Caron et al., "Pruning Convolutional Neural Networks with
-Self-Supervision", arXiv:2001.03554; rewinding: Frankle et al., arXiv:1903.01611).
+"""Iterative magnitude pruning with late rewinding, with or without labels (Caron et al., "Pruning Convolutional Neural
+Networks with Self-Supervision", arXiv:2001.03554; rewinding: Frankle et al., arXiv:1903.01611).
 
-A network is trained; of the weights that it has left a share of those of smallest magnitude goes; what is left is set back to what
-it was a little after the start, and trained again; and so on. The optimiser starts anew where the weights are set back.
+Each round trains a network, removes a share of its remaining weights (those of smallest magnitude), resets the others
+to their values shortly after the start, and trains again. The optimizer starts anew at every reset.
 
 Shapes: n units of a group.
 """
@@ -33,35 +33,37 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Start:
-    """Where rounds start: a network, and its task, after the first steps."""
+    """Starting point of the rounds: a network and its task after the first steps."""
 
     network: State
     task: State
 
 
 def fresh(network: nn.Module, seed: int) -> nn.Module:
-    """A network of the same architecture, its weights drawn anew.
+    """A network of the same architecture with newly initialized weights.
 
     Raises:
-        LodesetError: it has weights that its layers cannot draw.
+        LodesetError: it has weights that its layers cannot initialize.
     """
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         if isinstance(network, DinoVisionTransformer):
-            made: nn.Module = DinoVisionTransformer(network.config, network.image_size)
-            if {n: p.shape for n, p in made.named_parameters()} != {n: p.shape for n, p in network.named_parameters()}:
-                raise LodesetError("a transformer that is pruned already cannot be drawn anew: start: model")
-            return made
-        made = copy.deepcopy(network)
+            drawn_anew: nn.Module = DinoVisionTransformer(network.config, network.image_size)
+            if {n: p.shape for n, p in drawn_anew.named_parameters()} != {
+                n: p.shape for n, p in network.named_parameters()
+            }:
+                raise LodesetError("a transformer that is already pruned cannot be initialized anew: use start: model")
+            return drawn_anew
+        drawn_anew = copy.deepcopy(network)
         drawn: set[int] = set()
-        for module in made.modules():
+        for module in drawn_anew.modules():
             if callable(draw := getattr(module, "reset_parameters", None)):
                 draw()
                 drawn |= {id(p) for p in module.parameters(recurse=False)}
-    left = [name for name, p in made.named_parameters() if id(p) not in drawn]
-    if left:
-        raise LodesetError(f"{', '.join(left)} belong to no layer that can draw them anew: use start: model")
-    return made
+    undrawn = [name for name, p in drawn_anew.named_parameters() if id(p) not in drawn]
+    if undrawn:
+        raise LodesetError(f"{', '.join(undrawn)} belong to no layer that can initialize them: use start: model")
+    return drawn_anew
 
 
 def state_of(module: nn.Module) -> State:
@@ -69,7 +71,8 @@ def state_of(module: nn.Module) -> State:
 
 
 def begin(network: nn.Module, task: Task, examples: Examples, recipe: Recipe, rewind: int) -> tuple[Start, float]:
-    """Trains the dense network, in place: where later rounds start from, after `rewind` steps, and the last loss.
+    """Train the dense network in place; return the starting point of later rounds, taken after `rewind` steps, and the
+    last loss.
 
     Raises:
         LodesetError: as `train`.
@@ -83,7 +86,8 @@ def begin(network: nn.Module, task: Task, examples: Examples, recipe: Recipe, re
 def again(
     network: nn.Module, task: Task, start: Start, masks: Masks, examples: Examples, recipe: Recipe, rewind: int
 ) -> float:
-    """Sets a network, and the task that started with it, back to the start, and trains what the masks keep, in place; the last loss.
+    """Reset a network and its task to the start, and train the weights that the masks keep, in place; return the last
+    loss.
 
     Raises:
         LodesetError: as `train`.
@@ -100,13 +104,15 @@ def next_masks(
     scope: Literal["global", "layer"],
     groups: Sequence[Group] | None,
 ) -> Masks:
-    """Masks of the next round, of a trained network, that keep a share of all its weights, or of its units where groups are given."""
+    """Masks of the next round: keep the share `share` of all weights of a trained network, or of its units if groups
+    are given.
+    """
     if groups is None:
         return by_magnitude(network, masks, share, scope)
     before = units_kept(masks, groups)
     scores = {group.name: _on_average_one(magnitude_scores(network, group), before[group.name]) for group in groups}
     if scope == "layer":
-        kept = {name: top(one, max(1, round(len(one) * share))) for name, one in scores.items()}
+        kept = {name: top(of_units, max(1, round(len(of_units) * share))) for name, of_units in scores.items()}
     else:
         together = np.concatenate([scores[name][units] for name, units in before.items()])
         bar = np.sort(together)[::-1][max(1, round(sum(map(len, scores.values())) * share)) - 1]
@@ -117,7 +123,7 @@ def next_masks(
 
 
 def random_masks(network: nn.Module, masks: Masks, groups: Sequence[Group] | None, seed: int) -> Masks:
-    """As many weights, or units, in every layer, or group, at random."""
+    """Random masks with as many weights in every layer, or units in every group, as `masks`."""
     if groups is None:
         return at_random(masks, seed)
     counts = {name: len(units) for name, units in units_kept(masks, groups).items()}
@@ -126,35 +132,35 @@ def random_masks(network: nn.Module, masks: Masks, groups: Sequence[Group] | Non
 
 
 def _on_average_one(scores: Array, kept: Indices) -> Array:
-    """Scores [n] that can be compared between groups; units that are gone are below all others."""
-    found = np.full(len(scores), -1.0)
-    found[kept] = scores[kept] / max(float(scores[kept].mean()), 1e-30)
-    return found
+    """Scores [n] divided by their mean, comparable between groups; removed units rank below all others."""
+    comparable = np.full(len(scores), -1.0)
+    comparable[kept] = scores[kept] / max(float(scores[kept].mean()), 1e-30)
+    return comparable
 
 
 def unit_masks(network: nn.Module, groups: Sequence[Group], kept: Mapping[str, Indices]) -> Masks:
-    """Masks without the rows that make the units that go, and the columns that read them."""
+    """Masks that drop the rows that make the removed units and the columns that read them."""
     masks = everything(network)
     weights = {id(weight): name for name, weight in maskable(network).items()}
     for group in groups:
         gone = np.setdiff1d(np.arange(group.units), kept[group.name])
-        for one, axis in [(maker, 0) for maker in group.makers] + [(reader, 1) for reader in group.readers]:
-            layer = layer_of(network, one.name)
+        for member, axis in [(maker, 0) for maker in group.makers] + [(reader, 1) for reader in group.readers]:
+            layer = layer_of(network, member.name)
             flat = masks[weights[id(layer.weight)]].flatten(1)
-            flat.index_fill_(axis, torch.from_numpy(np.flatnonzero(np.isin(one.unit_of, gone))), False)
+            flat.index_fill_(axis, torch.from_numpy(np.flatnonzero(np.isin(member.unit_of, gone))), False)
     return masks
 
 
 def units_kept(masks: Mapping[str, Tensor], groups: Sequence[Group]) -> dict[str, Indices]:
-    """The units of each group that something still reads, ascending."""
-    found = {}
+    """The units of each group that some layer still reads, ascending."""
+    kept = {}
     for group in groups:
         reader = group.readers[0]
         read = masks[f"{reader.name}.weight"].flatten(1).any(dim=0).numpy()
-        found[group.name] = np.unique(reader.unit_of[read]).astype(np.int64)
-    return found
+        kept[group.name] = np.unique(reader.unit_of[read]).astype(np.int64)
+    return kept
 
 
 def without_units(groups: Sequence[Group], masks: Mapping[str, Tensor]) -> dict[str, Replacement]:
-    """What `removal.apply` is to take out of a network that is cut by unit masks."""
+    """The replacements with which `removal.apply` shrinks a network that is masked by units."""
     return {name: Replacement(units, {}) for name, units in units_kept(masks, groups).items()}

@@ -1,4 +1,5 @@
-"""Masks: which weights of a network's convolutions and linear layers count. All else (biases, norms, positions) is never masked.
+"""Masks: which weights of a network's convolutions and linear layers are used. Biases, norms and positions are never
+masked.
 
 Shapes: a mask has the shape of its weight.
 """
@@ -19,28 +20,29 @@ from torch import Tensor, nn
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pruning.choosing.at_random import random_scores
 
-Masks = dict[str, Tensor]  # bool, by the names of parameters
+Masks = dict[str, Tensor]  # bool, by parameter name
 FORMAT = "lodeset masks 1"
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How alike two masks are: the weights that both keep, as a share of those that either keeps (Jaccard), and what masks that keep
-    as many weights in every layer would share if they were drawn at random."""
+    """How similar two masks are: the weights that both keep, as a share of those that either keeps (Jaccard), and the
+    value expected for random masks that keep as many weights in every layer.
+    """
 
     jaccard: float
     by_chance: float
 
 
 def maskable(network: nn.Module) -> dict[str, Tensor]:
-    """The weights of convolutions and linear layers, by name; one that two layers share is there once."""
-    found = {
+    """The weights of convolutions and linear layers, by name; a weight that two layers share appears once."""
+    weights = {
         f"{name}.weight" if name else "weight": module.weight
         for name, module in network.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
     }
     own = dict(network.named_parameters())
-    return {name: weight for name, weight in found.items() if name in own}
+    return {name: weight for name, weight in weights.items() if name in own}
 
 
 def everything(network: nn.Module) -> Masks:
@@ -51,9 +53,11 @@ def everything(network: nn.Module) -> Masks:
 
 
 def by_magnitude(network: nn.Module, masks: Masks, share: float, scope: Literal["global", "layer"]) -> Masks:
-    """Of the weights that `masks` keep those of largest magnitude, until the share `share` of all is left: of all layers together, or of each.
+    """Of the weights that `masks` keep, keep those of largest magnitude until the share `share` of all weights is left,
+    over all layers or in each.
 
-    No layer loses its last weight. Of equal magnitudes the later one goes, by the layers' order and within a layer.
+    No layer loses its last weight. Among equal magnitudes, later weights (in layer order, then within a layer) are
+    dropped first.
     """
     weights = {name: parameter.detach() for name, parameter in maskable(network).items()}
     sizes = {name: weights[name].abs().masked_fill(~mask, -1.0) for name, mask in masks.items()}
@@ -76,7 +80,9 @@ def _largest(sizes: Tensor, count: int) -> Tensor:
 
 
 def at_random(masks: Mapping[str, Tensor], seed: int) -> Masks:
-    """Masks that keep as many weights in every layer as `masks`, drawn by the seed and the layer's name; fewer are some of more."""
+    """Random masks that keep as many weights in every layer as `masks`, drawn by the seed and the layer's name; smaller
+    ones are subsets.
+    """
     drawn = {}
     for name, mask in masks.items():
         scores = torch.from_numpy(random_scores(mask.numel(), name, seed)).view_as(mask)
@@ -89,51 +95,53 @@ def density(masks: Mapping[str, Tensor]) -> float:
     return float(sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values()))
 
 
-def overlap(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Overlap:
-    """The masks must be of the same layers."""
-    both = sum(int((one[name] & other[name]).sum()) for name in one)
-    either = sum(int((one[name] | other[name]).sum()) for name in one)
-    expected = sum(int(one[name].sum()) * int(other[name].sum()) / one[name].numel() for name in one)
-    total = sum(int(one[name].sum()) + int(other[name].sum()) for name in one)
+def overlap(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Overlap:
+    """The overlap of two masks of the same layers."""
+    both = sum(int((first[name] & second[name]).sum()) for name in first)
+    either = sum(int((first[name] | second[name]).sum()) for name in first)
+    expected = sum(int(first[name].sum()) * int(second[name].sum()) / first[name].numel() for name in first)
+    total = sum(int(first[name].sum()) + int(second[name].sum()) for name in first)
     return Overlap(both / either, expected / (total - expected))
 
 
 def digest_of(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors, names and shapes."""
-    told = hashlib.sha256()
+    """SHA-256 of tensors, their names and shapes."""
+    sha256 = hashlib.sha256()
     for name, tensor in sorted(state.items()):
-        told.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        told.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return told.hexdigest()
+        sha256.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        sha256.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha256.hexdigest()
 
 
 @torch.no_grad()
 def cut(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Sets the weights that do not count to 0."""
+    """Set the masked weights to 0."""
     weights = maskable(network)
     for name, mask in masks.items():
         weights[name].mul_(mask)
 
 
 def save_masks(path: Path, masks: Mapping[str, Tensor], of: str) -> None:
-    """A safetensors file with a bit a weight; `of` is the digest of the network that they are for (`digest_of`)."""
+    """Write a safetensors file with one bit per weight; `of` is the digest of the network that the masks are for
+    (`digest_of`).
+    """
     packed = {name: torch.from_numpy(np.packbits(mask.flatten().cpu().numpy())) for name, mask in masks.items()}
     shapes = json.dumps({name: list(mask.shape) for name, mask in masks.items()})
     save_file(packed, path, {"format": FORMAT, "of": of, "shapes": shapes})
 
 
 def load_masks(path: Path) -> tuple[Masks, str]:
-    """What `save_masks` wrote, and the digest of the weights that the masks are for.
+    """Read what `save_masks` wrote: the masks, and the digest of the weights that they are for.
 
     Raises:
-        LodesetError: there is no such file, or it holds something else.
+        LodesetError: the file is missing or contains something else.
     """
     try:
         with safe_open(path, "pt") as file:
-            told = file.metadata() or {}
-            if told.get("format") != FORMAT:
-                raise ValueError(f"format is {told.get('format')!r}, not {FORMAT!r}")
-            shapes = json.loads(told["shapes"])
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise ValueError(f"format is {header.get('format')!r}, not {FORMAT!r}")
+            shapes = json.loads(header["shapes"])
             masks = {}
             for name, shape in shapes.items():
                 packed, count = file.get_tensor(name), int(np.prod(shape, dtype=np.int64))
@@ -141,6 +149,6 @@ def load_masks(path: Path) -> tuple[Masks, str]:
                     raise ValueError(f"{name} has {tuple(packed.shape)} {packed.dtype} for {count} weights")
                 bits = np.unpackbits(packed.numpy(), count=count).astype(np.bool_)
                 masks[name] = torch.from_numpy(bits).view(shape)
-            return masks, str(told["of"])
-    except Exception as error:  # a file may hold anything
+            return masks, str(header["of"])
+    except Exception as error:  # a file may contain anything
         raise LodesetError(f"{path} does not hold masks: {type(error).__name__}: {error}") from error

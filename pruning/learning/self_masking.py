@@ -1,10 +1,12 @@
-"""Self-masking networks (Warmerdam, Caron & Asano, arXiv:2409.07577): a frozen network learns which of its weights to use.
+"""Self-masking networks (Warmerdam, Caron & Asano, arXiv:2409.07577): a frozen network learns which of its weights to
+use.
 
     theta <- theta * M / sqrt(mean(M)),   M = 1[S > 0],   S = 1 at the start
 
-Scores S are trained by SGD with momentum and without weight decay; M's gradient is handed to S as it is (straight through), and the scale
-1 / sqrt(mean(M)), of each weight, is no part of it. Weights of convolutions and linear layers are masked; norms, biases and positions
-never are, and BatchNorms stay in evaluation mode: a network and its masks are all that there is to keep.
+Scores S are trained by SGD with momentum and without weight decay. The gradient of M is passed to S unchanged (straight
+through), and the scale 1 / sqrt(mean(M)) of each weight is not differentiated. Weights of convolutions and linear
+layers are masked; norms, biases and positions never are, and BatchNorms stay in evaluation mode, so a network and its
+masks are all that has to be stored.
 """
 
 import copy
@@ -37,14 +39,15 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def scaled(weight: Tensor, mask: Tensor) -> Tensor:
-    """weight * M / sqrt(mean(M)): as large on average as it was, were the weights that go like those that stay."""
+    """weight * M / sqrt(mean(M)): keeps the mean magnitude if removed and kept weights are alike."""
     return weight * mask / mask.mean().clamp(min=1 / mask.numel()).sqrt().detach()
 
 
 def learn_masks(
     network: nn.Module, task: Task, examples: Examples, recipe: Recipe, head_lr: float
 ) -> tuple[Masks, float]:
-    """Masks of a network, which stays as it is, and the mean loss of the last steps; `recipe.lr` is that of the scores.
+    """Learn masks of a network, which itself is unchanged; return them and the mean loss of the last steps. `recipe.lr`
+    is the scores' rate.
 
     Raises:
         NotLearnedError: as `descend`; or a layer lost all of its weights.
@@ -69,37 +72,37 @@ def learn_masks(
     masks = {name: score.detach() > 0 for name, score in scores.items()}
     empty = [name for name, mask in masks.items() if not mask.any()]
     if empty:
-        raise NotLearnedError(f"masking left nothing of {', '.join(empty)}: lower lr ({recipe.lr:g})")
+        raise NotLearnedError(f"masking removed all weights of {', '.join(empty)}: lower lr ({recipe.lr:g})")
     return masks, loss
 
 
 def masked_network(network: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the network whose weights are theta * M / sqrt(mean(M)).
+    """A copy of the network with the weights theta * M / sqrt(mean(M)).
 
     Raises:
-        LodesetError: the masks are of another architecture.
+        LodesetError: the masks are for another architecture.
     """
-    made = copy.deepcopy(network)
-    weights = maskable(made)
+    masked = copy.deepcopy(network)
+    weights = maskable(masked)
     for name, mask in masks.items():
         if name not in weights or weights[name].shape != mask.shape:
-            found = tuple(weights[name].shape) if name in weights else "nothing"
+            actual = tuple(weights[name].shape) if name in weights else "nothing"
             raise LodesetError(
-                f"masks are for {tuple(mask.shape)} weights in {name}, and the network has {found} there"
+                f"masks are for {tuple(mask.shape)} weights in {name}, and the network has {actual} there"
             )
         with torch.no_grad():
             weights[name].copy_(scaled(weights[name], mask.to(weights[name].dtype)))
-    return made
+    return masked
 
 
 def load_masked(network: nn.Module, path: Path) -> nn.Module:
-    """A copy of the network under the masks that lie in a file.
+    """A copy of the network with the masks from a file.
 
     Raises:
-        LodesetError: there are no masks, or they are for other weights.
+        LodesetError: the file contains no masks, or masks for other weights.
     """
     masks, of = load_masks(path)
-    found = digest_of(network.state_dict())
-    if found != of:
-        raise LodesetError(f"{path} holds masks for the weights {of[:12]}, and the network's are {found[:12]}")
+    actual = digest_of(network.state_dict())
+    if actual != of:
+        raise LodesetError(f"{path} holds masks for the weights {of[:12]}, and the network's are {actual[:12]}")
     return masked_network(network, masks)

@@ -1,8 +1,8 @@
-"""What a network is trained to do while masks of its weights are sought: tell labels or rotations apart, or see that two views are of
-one image. A task is a loss, and has the head that it needs.
+"""The tasks that a network is trained on during the search for masks: predict labels or rotations, or recognize two
+views of the same image. A task is a loss with the head that it needs.
 
-Features are what a network returns first, flattened. Both views of an image are used by every task: as two examples by those that look
-at one at a time.
+Features are the first output of a network, flattened. Every task uses both views of an image; tasks that look at a
+single view use them as two examples.
 
 Shapes: b images, S side in pixels, D width of the features, C classes, K prototypes.
 """
@@ -22,9 +22,9 @@ from lodeset.training.losses.sinkhorn import sinkhorn_knopp
 from lodeset.training.schedules import cosine
 
 TaskName = Literal["labels", "rotation", "dino", "swav"]
-Features = Callable[[Tensor], Tensor]  # normalised pixels [B, 3, S, S] -> [B, D]
+Features = Callable[[Tensor], Tensor]  # normalized pixels [B, 3, S, S] -> [B, D]
 
-# Of the heads of dino and swav: small, as the networks are that many rounds of training suit.
+# Sizes of the heads of dino and swav: small, like the networks for which many rounds of training are practical.
 HIDDEN, BOTTLENECK = 256, 64
 STUDENT_TEMPERATURE = 0.1
 DINO_TEMPERATURE, DINO_PROTOTYPES, DINO_MOMENTUM = 0.04, 512, 0.99
@@ -32,15 +32,17 @@ SWAV_EPSILON = 0.05
 
 
 def features_of(network: Callable[[Tensor], Any], pixels: Tensor) -> Tensor:
-    """[B, D] of normalised pixels [B, 3, S, S]."""
+    """Features [B, D] of normalized pixels [B, 3, S, S]."""
     return outputs_of(network(pixels))[0].flatten(1)
 
 
 class Task(nn.Module):
-    """A loss of what a network makes of images, with its head."""
+    """A loss of a network's features of images, with its head."""
 
     def forward(self, features: Features, views: Tensor, codes: Tensor, rng: torch.Generator, share: float) -> Tensor:
-        """A scalar. views: normalised [2, b, 3, S, S]; codes: classes [b] (none are -1); share of the steps that are done."""
+        """Return a scalar. views: normalized [2, b, 3, S, S]; codes: classes [b] (-1: none); share: share of the steps
+        that are done.
+        """
         raise NotImplementedError
 
     def begin(self, network: nn.Module) -> None:
@@ -62,7 +64,9 @@ class Labels(Task):
 
 
 class Rotation(Task):
-    """By how many quarter turns an image was rotated (Gidaris et al. 2018, arXiv:1803.07728); one draw a view, where they take all four."""
+    """Predict the number of quarter turns of an image (Gidaris et al. 2018, arXiv:1803.07728); one draw per view, where
+    the paper uses all four.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -78,9 +82,10 @@ class Rotation(Task):
 
 
 class Dino(Task):
-    """Self-distillation of two whole views (Caron et al. 2021, arXiv:2104.14294), the teacher's scores centred by Sinkhorn-Knopp.
+    """Self-distillation of two global views (Caron et al. 2021, arXiv:2104.14294); Sinkhorn-Knopp centers the teacher's
+    scores.
 
-    Local views are left out: a network of any kind may take one size alone.
+    Local views are not used: a network of any kind may accept only one image size.
     """
 
     def __init__(self, network: nn.Module, width: int) -> None:
@@ -111,7 +116,7 @@ class Dino(Task):
 
 
 class Outputs(Task):
-    """The features that another network gives, which stays as it is: the mean square difference over their variance in the batch."""
+    """Match the features of another, frozen network: the mean square difference over their variance in the batch."""
 
     def __init__(self, teacher: nn.Module) -> None:
         super().__init__()
@@ -125,11 +130,12 @@ class Outputs(Task):
 
 
 class Swav(Task):
-    """Each view predicts to which prototypes the other is assigned (Caron et al. 2020, arXiv:2006.09882).
+    """Each view predicts the prototype assignment of the other (Caron et al. 2020, arXiv:2006.09882).
 
-    Assignments are evened out over the batch and, from the share `queue_from` of the steps on, over `queue` images seen before. What waits
-    is what the network made of them, not the head, which would have left it behind: the loss then went back to log K (decision 19).
-    The head is the published one. Its BatchNorm takes away what all images share; with DINO's head, which has none, SGD ended at log K too.
+    Assignments are balanced over the batch and, after the share `queue_from` of the steps, over `queue` earlier images.
+    The queue holds the network's features rather than the head's outputs: the head changes too fast, and with its
+    outputs the loss went back to log K (decision 19). The head is the published one. Its BatchNorm removes what all
+    images share; with DINO's head, which has none, SGD ended at log K as well.
     """
 
     queued: Tensor
@@ -149,31 +155,33 @@ class Swav(Task):
 
     def forward(self, features: Features, views: Tensor, codes: Tensor, rng: torch.Generator, share: float) -> Tensor:
         images = views.shape[1]
-        found = features(views.flatten(0, 1)).view(2, images, -1)
-        scores = self._scores(found)
+        features_of_views = features(views.flatten(0, 1)).view(2, images, -1)
+        scores = self._scores(features_of_views)
         with torch.no_grad():
             waiting = self.queued[:, : self.filled if share >= self.queue_from else 0]
-            among = self._scores(torch.cat([found, waiting], dim=1)) if waiting.shape[1] else scores
+            among = self._scores(torch.cat([features_of_views, waiting], dim=1)) if waiting.shape[1] else scores
             targets = torch.stack([sinkhorn_knopp(view, SWAV_EPSILON)[:images] for view in among])
-            self._wait(found)
+            self._wait(features_of_views)
         return dino_loss(scores, targets, STUDENT_TEMPERATURE, skip_same_view=True) / 2
 
-    def _scores(self, found: Tensor) -> Tensor:
-        """[2, n, K], each within [-1, 1], of features [2, n, D]."""
-        projected = self.projection(found.flatten(0, 1)).view(*found.shape[:2], -1)
+    def _scores(self, features_of_views: Tensor) -> Tensor:
+        """Scores [2, n, K], each within [-1, 1], of features [2, n, D]."""
+        projected = self.projection(features_of_views.flatten(0, 1)).view(*features_of_views.shape[:2], -1)
         return F.normalize(projected, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
 
-    def _wait(self, found: Tensor) -> None:
-        """The newest come first, the oldest leave."""
+    def _wait(self, features_of_views: Tensor) -> None:
+        """Queue features: the newest come first, the oldest leave."""
         size = self.queued.shape[1]
-        self.queued = torch.cat([found.detach(), self.queued], dim=1)[:, :size]
-        self.filled = min(size, self.filled + found.shape[1])
+        self.queued = torch.cat([features_of_views.detach(), self.queued], dim=1)[:, :size]
+        self.filled = min(size, self.filled + features_of_views.shape[1])
 
 
 def make_task(
     name: TaskName, network: nn.Module, width: int, classes: int, seed: int, prototypes: int = 500, queue: int = 1024
 ) -> Task:
-    """With a head drawn by the seed; `width` of the features, `classes` of the labels. prototypes and queue are those of swav."""
+    """A task with a head initialized by the seed; `width` of the features, `classes` of the labels. prototypes and
+    queue are for swav.
+    """
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         if name == "labels":

@@ -1,11 +1,12 @@
-"""Weights in a basis in which what their layers take is white: W = s V P, where P is the inverse square root of the second moments of the
-inputs, s the standard deviation of the outputs, and V is trained.
+"""Train weights in a basis in which their layers' inputs are white: W = s V P, where P is the inverse square root of
+the inputs' second moments, s is the standard deviation of the outputs, and V is trained.
 
-What neighbouring pixels and channels share makes a loss far steeper in some directions than in others, and AdamW, which scales every
-number by itself, then goes slowly along the others. (Desjardins et al. 2015, arXiv:1507.00210, who also centre inputs and measure them again
-while they train. Here what is trained starts near to where it ends: once is enough.) A learning rate is relative to what a layer gives.
+Correlations between neighboring pixels and channels make a loss far steeper in some directions than in others, and
+AdamW, which scales each number separately, is then slow along the flat ones. (Desjardins et al. 2015, arXiv:1507.00210,
+also center the inputs and measure them again during training. Here training starts close to its end, so measuring once
+is enough.) A learning rate is relative to a layer's output.
 
-Shapes: c columns of a layer, m outputs, R rows that were measured (positions of all images).
+Shapes: c columns of a layer, m outputs, R measured rows (positions of all images).
 """
 
 import math
@@ -21,16 +22,20 @@ from torch.nn.utils import parametrize
 from lodeset.pruning.units.activations import Draw, sample_positions, unfolded
 from lodeset.pruning.units.groups import evaluating, tied
 
-POSITIONS = 16  # of an image
-DAMPING = 1e-3  # of the mean second moment, added to all: directions that inputs hardly take stay as they are
-ROWS = 4  # a column, at least: of fewer, directions that happen not to be measured would be taken for ones that inputs do not take
-COLUMNS = 4_096  # the root of these takes 25 s, and .4 GB
-CONSTANT = 1e-8  # variance of outputs that is rounding, as a share of their mean square
+POSITIONS = 16  # per image
+DAMPING = (
+    1e-3  # share of the mean second moment that is added to all: directions that inputs hardly use stay as they are
+)
+ROWS = 4  # minimum per column: with fewer, directions that were missed by chance would look unused
+COLUMNS = 4_096  # maximum: the matrix root of this many takes 25 s and .4 GB
+CONSTANT = 1e-8  # variance of outputs that counts as rounding, as a share of their mean square
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What a layer takes: the means of x x^T [c, c] and of x [c], in float64, the rows that they are of, and those of a whole batch."""
+class InputMoments:
+    """A layer's input statistics: the means of x x^T [c, c] and of x [c], in float64, the number of their rows, and the
+    rows of a whole batch.
+    """
 
     squares: Tensor
     mean: Tensor
@@ -39,7 +44,7 @@ class Taken:
 
 
 class _White(nn.Module):
-    """V [m, c, ...] to W."""
+    """Map V [m, c, ...] to W."""
 
     into: Tensor  # s P, [c, c]
 
@@ -48,25 +53,26 @@ class _White(nn.Module):
         self.register_buffer("into", into)
 
     def forward(self, v: Tensor) -> Tensor:
-        with torch.autocast(v.device.type, enabled=False):  # bf16 would not bring back the weights that there were
+        with torch.autocast(v.device.type, enabled=False):  # bf16 would not restore the original weights
             return (v.flatten(1) @ self.into).view_as(v)
 
 
 @contextmanager
 def whitened(network: nn.Module, batches: Iterable[Tensor], seed: int) -> Iterator[None]:
-    """Within it V is the parameter of the network's linear layers and convolutions; afterwards their weights are what V says.
+    """Within this context, V is the parameter of the network's linear layers and convolutions; afterwards their weights
+    are W again.
 
-    Left as they are: grouped convolutions; layers that share weights, or whose weights are made of others or are coarser than float32; those of
-    more columns than COLUMNS, than positions in a batch (a step would take twice as long) or than can be measured (ROWS); and those whose
-    outputs do not vary.
+    Left unchanged: grouped convolutions; layers that share weights, or whose weights are derived or coarser than
+    float32; layers with more columns than COLUMNS, than positions in a batch (a step would take twice as long) or than
+    can be measured (ROWS); and layers whose outputs do not vary.
 
-    batches: images [B, 3, height, width] that the layers' inputs are measured on.
+    batches: images [B, 3, height, width] on which the layers' inputs are measured.
     """
     ties = tied(network)
     layers = {
         name: layer
         for name, layer in network.named_modules()
-        if type(layer) in (nn.Linear, nn.Conv2d)  # others may make something else of their weights
+        if type(layer) in (nn.Linear, nn.Conv2d)  # subclasses may use their weights differently
         and getattr(layer, "groups", 1) == 1
         and name not in ties
         and layer.weight.dtype in (torch.float32, torch.float64)
@@ -76,21 +82,21 @@ def whitened(network: nn.Module, batches: Iterable[Tensor], seed: int) -> Iterat
     try:
         measured = moments_of(network, layers, batches, seed)
         for name in list(measured):
-            taken = measured.pop(name)  # all of them, and all roots, would not fit
-            columns = len(taken.mean)
-            scale = _deviation(layers[name].weight, taken)
-            if scale is not None and columns <= min(taken.rows // ROWS, taken.rows_a_batch):
+            moments = measured.pop(name)  # all moments and all roots together would not fit in memory
+            columns = len(moments.mean)
+            scale = _deviation(layers[name].weight, moments)
+            if scale is not None and columns <= min(moments.rows // ROWS, moments.rows_a_batch):
                 done.append(layers[name])
-                _whiten(layers[name], taken, scale)
+                _whiten(layers[name], moments, scale)
         yield
     finally:
         for layer in done:
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
 
 
-def _whiten(layer: nn.Module, taken: Taken, scale: float) -> None:
+def _whiten(layer: nn.Module, moments: InputMoments, scale: float) -> None:
     weight: Tensor = layer.weight  # type: ignore[assignment]
-    squares = taken.squares
+    squares = moments.squares
     squares.diagonal().add_(DAMPING * squares.diagonal().mean())
     values, vectors = torch.linalg.eigh(squares)
     v = weight.detach().flatten(1).double() @ (vectors * values.sqrt() @ vectors.T) / scale
@@ -99,16 +105,20 @@ def _whiten(layer: nn.Module, taken: Taken, scale: float) -> None:
     layer.parametrizations.weight.original.data.copy_(v.view_as(weight))  # type: ignore[union-attr, operator]
 
 
-def _deviation(weight: Tensor, taken: Taken) -> float | None:
-    """Of a layer's outputs: the root of their mean variance, if they vary."""
+def _deviation(weight: Tensor, moments: InputMoments) -> float | None:
+    """Standard deviation of a layer's outputs (root of the mean variance), or None if they do not vary."""
     rows = weight.detach().flatten(1).double()
-    square = float(((rows @ taken.squares) * rows).sum() / len(rows))
-    variance = square - float((rows @ taken.mean).square().sum() / len(rows))
+    square = float(((rows @ moments.squares) * rows).sum() / len(rows))
+    variance = square - float((rows @ moments.mean).square().sum() / len(rows))
     return math.sqrt(variance) if math.isfinite(variance) and variance > CONSTANT * square else None
 
 
-def moments_of(network: nn.Module, layers: Iterable[str], batches: Iterable[Tensor], seed: int) -> dict[str, Taken]:
-    """What layers take of images [B, 3, height, width], by name; none of layers that are not called."""
+def moments_of(
+    network: nn.Module, layers: Iterable[str], batches: Iterable[Tensor], seed: int
+) -> dict[str, InputMoments]:
+    """The layers' input statistics over images [B, 3, height, width], by name; layers that are not called are
+    missing.
+    """
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     rows: dict[str, int] = {}
     most: dict[str, int] = {}
@@ -119,7 +129,9 @@ def moments_of(network: nn.Module, layers: Iterable[str], batches: Iterable[Tens
         x = args[0] if args else kwargs["input"]
         if not x.numel():
             return
-        if isinstance(layer, nn.Conv2d):  # one map after the other, since kernels times positions of all would not fit
+        if isinstance(
+            layer, nn.Conv2d
+        ):  # one map at a time: the kernels' inputs at all positions would not fit in memory
             maps = x.reshape(-1, *x.shape[-3:])
             x = Draw(seen, len(maps), POSITIONS, seed).rows(unfolded, layer, maps).double()
             whole = len(maps) * _positions(layer, maps)
@@ -151,9 +163,9 @@ def moments_of(network: nn.Module, layers: Iterable[str], batches: Iterable[Tens
     finally:
         for handle in handles:
             handle.remove()
-    return {n: Taken(sums[n][0].div_(rows[n]), sums[n][1].div_(rows[n]), rows[n], most[n]) for n in sums}
+    return {n: InputMoments(sums[n][0].div_(rows[n]), sums[n][1].div_(rows[n]), rows[n], most[n]) for n in sums}
 
 
 def _positions(layer: nn.Conv2d, maps: Tensor) -> int:
-    """Of the kernel on one map."""
+    """Number of positions of the kernel on one map."""
     return len(unfolded(layer, maps[:1]))

@@ -1,1 +1,1 @@
-"""Which units of a network can be removed, what they compute, and how they are removed."""
+"""Find the units of a network that can be removed, measure what they compute, and remove them."""

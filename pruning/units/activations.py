@@ -1,4 +1,4 @@
-"""What the layers that read prunable units take and give, on calibration images, as second moments.
+"""Second moments of the inputs and outputs of layers that read prunable units, on calibration images.
 
 Shapes: B images, P positions of an image (tokens; places of a kernel), c columns of a layer, m outputs.
 """
@@ -18,18 +18,22 @@ from lodeset.pruning.units.groups import Group, evaluating
 from lodeset.pruning.units.moments import Gram, Indices
 from lodeset.pruning.units.residual_sums import Call, Event, watched
 
-NO_IMAGES = "no calibration images: pruning needs some to see what the units do"
+NO_IMAGES = "no calibration images: pruning needs images to measure the units on"
 
 
 def sample_positions(image: int, positions: int, count: int | None, seed: int) -> Indices:
-    """Positions of one image to measure at, ascending; the seed and the image's number decide, not the batches."""
+    """Ascending positions at which one image is measured; they depend on the seed and the image's number, not on the
+    batches.
+    """
     if count is None or count >= positions:
         return np.arange(positions)
     return np.sort(np.random.default_rng((seed, image)).choice(positions, size=count, replace=False))
 
 
 def unfolded(layer: nn.Module, x: Tensor) -> Tensor:
-    """What a layer takes, one row a position, [P, c]: from [.., c], or from maps [.., channels, height, width] of a convolution."""
+    """A layer's input with one row per position, [P, c]: from [.., c], or from maps [.., channels, height, width] of a
+    convolution.
+    """
     if not isinstance(layer, nn.Conv2d):
         return x.reshape(-1, x.shape[-1])
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
@@ -38,13 +42,15 @@ def unfolded(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def given(layer: nn.Module, y: Tensor) -> Tensor:
-    """What a layer gives, bias included, as `unfolded` orders it: [P, m]."""
+    """A layer's output, including the bias, in the order of `unfolded`: [P, m]."""
     return y.flatten(2).transpose(1, 2).flatten(0, 1) if isinstance(layer, nn.Conv2d) else y.reshape(-1, y.shape[-1])
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The positions of a batch of images, the first of which has a number: drawn alike whichever worker has the batch."""
+    """The drawn positions of a batch of images, given the number of its first image: every worker draws the same
+    ones.
+    """
 
     first: int
     images: int
@@ -52,9 +58,11 @@ class Draw:
     seed: int
 
     def rows(self, order: Callable[[nn.Module, Tensor], Tensor], layer: nn.Module, values: Tensor) -> Tensor:
-        """What `order` (`unfolded`, `given`) makes of a layer's input or output, at these positions; an image after the other. A copy."""
+        """A copy of a layer's input or output in the form of `order` (`unfolded`, `given`) at these positions, image
+        after image.
+        """
         rows = []
-        # Packed or not, what belongs to an image lies together.
+        # Whether tokens are packed or not, the values of one image are contiguous.
         for number, of_one in enumerate(values.reshape(self.images, -1, *values.shape[1:])):
             whole = order(layer, of_one)
             drawn = sample_positions(self.first + number, len(whole), self.per_image, self.seed)
@@ -71,10 +79,11 @@ def collect_grams(
     seed: int,
     first_image: int = 0,
 ) -> dict[str, Gram]:
-    """Moments of every layer that reads one of the groups, over batches of images [B, 3, height, width], by its name.
+    """Moments of every layer that reads one of the groups, over batches of images [B, 3, height, width], by layer name.
 
-    x is what the layer takes, y what it gives. One pass in evaluation mode. A worker that starts at image number `first_image` draws the
-    positions that a single worker would have drawn, so its moments add up to the same total.
+    x is the layer's input, y its output. One pass in evaluation mode. A worker that starts at image number
+    `first_image` draws the positions that a single worker would have drawn, so the moments of all workers add up to the
+    same total.
 
     Raises:
         LodesetError: there are no images.
@@ -106,8 +115,9 @@ def collect_grams(
 
 @dataclass(frozen=True)
 class Behind:
-    """Moments of what a layer takes in a model that is pruned in part: with what it gives in the dense model, and with what it would have
-    to give there so that the sum which its output goes into is the dense one.
+    """Moments of a layer's input in a partially pruned model: with the layer's output in the dense model (`dense`), and
+    with the output that it would need so that the sum to which its output is added equals the dense model's sum
+    (`needed`).
     """
 
     dense: Gram
@@ -124,18 +134,19 @@ def collect_behind(
     positions_per_image: int | None,
     seed: int,
 ) -> dict[str, Behind]:
-    """Moments of layers in a copy of the dense model that is pruned in part, by name.
+    """Moments of layers in a partially pruned copy of the dense model, by name.
 
-    `order`: all layers that are rewritten, one after the other. Where a layer's output is added to a residual stream, and goes nowhere else, what
-    the stream has lost before is what the layer lacks (as He et al. 2017, arXiv:1707.06168, have the last layer of a branch make up for
-    its shortcut). All drawn positions of a batch are held, for the layers asked for.
+    `order`: all layers that are rewritten, one after the other. If a layer's output is added to a residual stream and
+    used nowhere else, the layer also has to restore what the stream lost before (as in He et al. 2017,
+    arXiv:1707.06168, where the last layer of a branch compensates for its shortcut). All drawn positions of a batch are
+    held in memory for these layers.
 
     Raises:
         LodesetError: there are no images, or the two models call a layer a different number of times.
     """
     grams: dict[str, Gram] = {}
     draw = Draw(0, 0, positions_per_image, seed)
-    # The first batch says when a forward pass has shown everything, and which outputs go into sums.
+    # The first batch shows when a forward pass has reached everything needed, and which outputs go into sums.
     until: Event | None = None
     lacking: set[tuple[str, int]] = set()
     for images in batches:
@@ -143,24 +154,32 @@ def collect_behind(
         draw = replace(draw, first=draw.first + draw.images, images=len(images))
         given_at, taken_at = partial(draw.rows, given), partial(draw.rows, unfolded)
         expected, last = watched(dense, order, names, images, given_at, None, until)
-        found, _ = watched(cut, order, names, images, given_at, taken_at, until)
+        pruned, _ = watched(cut, order, names, images, given_at, taken_at, until)
         for name in names:
-            if not len(expected[name]) == len(found[name]) > 0:
+            if not len(expected[name]) == len(pruned[name]) > 0:
                 raise LodesetError(
-                    f"{name}: called {len(expected[name])} times in the dense model and {len(found[name])} times in the pruned one for the same "
+                    f"{name}: called {len(expected[name])} times in the dense model and {len(pruned[name])} times in "
+                    "the pruned one for the same "
                     "images: prune in one pass (mode: one_pass)"
                 )
-            for number, (one, other) in enumerate(zip(expected[name], found[name], strict=True)):
-                if first and one.added is not None and other.added is not None and not (one.shared or other.shared):
+            for number, (dense_call, pruned_call) in enumerate(zip(expected[name], pruned[name], strict=True)):
+                if (
+                    first
+                    and dense_call.added is not None
+                    and pruned_call.added is not None
+                    and not (dense_call.shared or pruned_call.shared)
+                ):
                     lacking.add((name, number))
-                if (name, number) in lacking and (one.added is None or other.added is None):
+                if (name, number) in lacking and (dense_call.added is None or pruned_call.added is None):
                     raise LodesetError(
                         f"{name}: what its output is added to depends on the images: prune in one pass (mode: one_pass)"
                     )
-                lost = _lost(one, other) if (name, number) in lacking else torch.zeros(1, dtype=torch.float64)
-                assert other.x is not None
-                y = one.y.double()
-                _add(grams, name, other.x, torch.cat([y, y + lost.to(y.device)], dim=1))
+                lost = (
+                    _lost(dense_call, pruned_call) if (name, number) in lacking else torch.zeros(1, dtype=torch.float64)
+                )
+                assert pruned_call.x is not None
+                y = dense_call.y.double()
+                _add(grams, name, pruned_call.x, torch.cat([y, y + lost.to(y.device)], dim=1))
         until = last
     if not draw.images:
         raise LodesetError(NO_IMAGES)
@@ -172,7 +191,9 @@ def collect_behind(
 
 
 def _lost(dense: Call, cut: Call) -> Tensor:
-    """By how much a layer's output would have to grow for the sum to be the dense one, [R, m] in float64; none where its factor is 0."""
+    """The change of a layer's output for which the sum equals the dense one, [R, m] in float64; 0 where its factor is
+    0.
+    """
     assert dense.added is not None and cut.added is not None and cut.factor is not None
     factor = cut.factor.double()
     return torch.where(factor == 0.0, 0.0, (dense.added.double() - cut.added.double()) / factor)

@@ -1,4 +1,4 @@
-"""BatchNorm into the convolutions before it, so that what a layer gives is what the next one sees."""
+"""Fold BatchNorm into the preceding convolutions, so that a layer's output is the next layer's input."""
 
 import copy
 
@@ -9,10 +9,11 @@ from lodeset.pruning.units.groups import TOLERANCE, Model, evaluating, max_diffe
 
 
 def folded(model: Model, example: Tensor) -> Model:
-    """A copy of the model, in evaluation mode, whose BatchNorms are part of the convolutions whose output they alone take.
+    """A copy of the model, in evaluation mode, in which a BatchNorm that is the only reader of a convolution is folded
+    into it.
 
-    A norm that another layer shares, or whose input something else reads too, stays: `example` [B, 3, height, width], two images or
-    more, must give what it gave.
+    A norm that is shared, or whose input has other readers, stays. On `example` [B, 3, height, width], two images or
+    more, the copy must return what the model returned.
     """
     whole = copy.deepcopy(model).eval()
     for conv, norm in _pairs(whole, example):
@@ -27,17 +28,17 @@ def folded(model: Model, example: Tensor) -> Model:
 
 
 def _pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
-    """Convolutions and the BatchNorms that take the very tensor that they give, by name."""
+    """Pairs of a convolution and the BatchNorm that takes its output tensor, by name."""
     gave: dict[int, str] = {}
-    found: list[tuple[str, str]] = []
-    held: list[Tensor] = []  # so that no id is used twice
+    pairs: list[tuple[str, str]] = []
+    held: list[Tensor] = []  # keeps tensors alive so that no id is reused
 
     def note(name: str, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
         held.append(out)
         if isinstance(module, nn.Conv2d):
             gave[id(out)] = name
         elif id(args[0]) in gave and module.running_mean is not None:
-            found.append((gave[id(args[0])], name))
+            pairs.append((gave[id(args[0])], name))
 
     handles = [
         module.register_forward_hook(lambda m, args, out, name=name: note(name, m, args, out))
@@ -50,8 +51,8 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     finally:
         for handle in handles:
             handle.remove()
-    once = [name for pair in found for name in pair]
-    return [pair for pair in found if all(once.count(name) == 1 for name in pair)]
+    once = [name for pair in pairs for name in pair]
+    return [pair for pair in pairs if all(once.count(name) == 1 for name in pair)]
 
 
 def _put(model: nn.Module, path: str, layer: nn.Module) -> None:

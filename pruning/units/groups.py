@@ -1,8 +1,8 @@
-"""Which units of a model can be removed, and who makes and reads them.
+"""Find the units of a model that can be removed, and the layers that make and read them.
 
-Units that depend on one another are found by Torch-Pruning's dependency graph (Fang et al. 2023, arXiv:2301.12900): hidden neurons,
-channels of convolutions, channels that a residual stream couples. Attention heads are found by their layers' names. What a model
-returns keeps its width, so the embedding of a transformer does too.
+Torch-Pruning's dependency graph (Fang et al. 2023, arXiv:2301.12900) finds units that depend on one another: hidden
+neurons, channels of convolutions, channels that a residual stream couples. Attention heads are found by their layers'
+names. A model's output keeps its width, and therefore the embedding of a transformer does too.
 
 Shapes: n units; of a layer that reads them: c columns, one for each value under a kernel.
 """
@@ -25,7 +25,7 @@ from lodeset.pruning.units.moments import Indices
 
 Model = TypeVar("Model", bound=nn.Module)
 
-TOLERANCE = 1e-4  # removing units and zeroing them differ by the order of float32 sums alone
+TOLERANCE = 1e-4  # removing units and zeroing them differ only by the order of float32 sums
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,11 @@ class Reader:
 
 @dataclass(frozen=True)
 class Group:
-    """Units that can only be removed together with what makes them.
+    """Units that can only be removed together with the rows that make them and the columns that read them.
 
-    makers: layers whose outputs are the units, by name, with the unit of each of their rows. sliced: nothing but these rows and
-    columns goes with a unit, and the dependency graph does not know the group. heads: the attention module, where the units are its heads.
+    makers: names of the layers whose outputs are the units, with the unit of each of their rows. sliced: only these
+    rows and columns change with a unit, and the dependency graph does not know the group. heads: the attention module
+    if the units are its heads.
     """
 
     name: str
@@ -54,7 +55,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Groups:
-    """The prunable groups of a model in the order in which they are first read, and why other layers are left whole, by name."""
+    """The prunable groups of a model, in the order in which they are first read, and the reasons why other layers are
+    left whole, by name.
+    """
 
     prunable: tuple[Group, ...]
     skipped: dict[str, str]
@@ -62,7 +65,7 @@ class Groups:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's own mode is put back afterwards."""
+    """Evaluation mode without gradients; every module's mode is restored afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -74,20 +77,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def outputs_of(out: Any) -> list[Tensor]:
-    """The tensors that a model returned: one, or the values of a dataclass, mapping or sequence, at any depth."""
+    """The tensors that a model returned: a tensor, or the values of a dataclass, mapping or sequence, at any depth."""
     if isinstance(out, Tensor):
         return [out] if out.numel() else []
     if is_dataclass(out) and not isinstance(out, Mapping):
         out = [getattr(out, f.name) for f in fields(out)]
     if isinstance(out, Mapping):
         out = list(out.values())
-    return [tensor for one in out for tensor in outputs_of(one)] if isinstance(out, Sequence) else []
+    return [tensor for value in out for tensor in outputs_of(value)] if isinstance(out, Sequence) else []
 
 
 def find_groups(model: nn.Module, example: Tensor) -> Groups:
-    """What can be pruned of a model; `example` is a batch of two or more images that it takes.
+    """Find the prunable groups of a model; `example` is a batch of two or more images that the model takes.
 
-    Each group is tried: with its first unit removed, a copy must give what it gives with that unit zeroed.
+    Each group is tested: with its first unit removed, a copy must return what it returns with that unit zeroed.
 
     Raises:
         LodesetError: there is nothing to prune.
@@ -99,15 +102,19 @@ def find_groups(model: nn.Module, example: Tensor) -> Groups:
     named = [*_attentions(model), *_gated(model)]
     known = {maker.name for group in named for maker in group.makers}
     for group in [*_coupled(model, example, order, skipped, known), *named]:
-        together = [one.name for one in (*group.makers, *group.readers)]
+        together = [member.name for member in (*group.makers, *group.readers)]
         ties = [f"{name} shares weights with {shares[name]}" for name in together if name in shares]
-        apart = [one.name for one in group.readers if taken.get(one.name) != len(example) * of_one.get(one.name, 0)]
+        apart = [
+            reader.name
+            for reader in group.readers
+            if taken.get(reader.name) != len(example) * of_one.get(reader.name, 0)
+        ]
         if any(name not in order for name in together):
             reason: str | None = "the model's forward pass does not use all of it"
         elif ties:
             reason = ties[0]
         elif apart:
-            reason = f"what {apart[0]} takes does not grow with the number of images"
+            reason = f"the input of {apart[0]} does not grow with the number of images"
         else:
             reason = _refusal(model, group, example)
         if reason is None:
@@ -120,26 +127,30 @@ def find_groups(model: nn.Module, example: Tensor) -> Groups:
     if not prunable:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise LodesetError(f"nothing to prune in this model ({reasons})")
-    return Groups(tuple(sorted(prunable, key=lambda group: min(order[one.name] for one in group.readers))), skipped)
+    return Groups(
+        tuple(sorted(prunable, key=lambda group: min(order[reader.name] for reader in group.readers))), skipped
+    )
 
 
 def graph_of(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
-    """Torch-Pruning's dependency graph; the model is left in evaluation mode, its weights open to gradients, as tracing needs it.
+    """Torch-Pruning's dependency graph; the model is left in evaluation mode with gradients enabled, as tracing
+    requires.
 
     Raises:
         LodesetError: the model cannot be traced.
     """
     model.eval().requires_grad_(True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of parameters outside layers, which no group that is kept holds
+        warnings.simplefilter("ignore")  # about parameters outside layers, which no kept group contains
         try:
             return tp.DependencyGraph().build_dependency(model, example, output_transform=outputs_of, verbose=False)
-        except Exception as error:  # whatever a stranger's forward pass raises
+        except Exception as error:  # a user's forward pass may raise anything
             raise LodesetError(f"the model's layers cannot be traced: {type(error).__name__}: {error}") from error
 
 
 def taken_by(model: nn.Module, images: Tensor) -> dict[str, int]:
-    """How many values each layer that is called takes for a batch of images, by name, in the order of the first calls.
+    """Number of input values of each layer that is called for a batch of images, by name, in the order of the first
+    calls.
 
     Raises:
         LodesetError: the model does not take such images.
@@ -157,10 +168,11 @@ def taken_by(model: nn.Module, images: Tensor) -> dict[str, int]:
     try:
         with evaluating(model):
             model(images)
-    except Exception as error:  # whatever a stranger's forward pass raises
+    except Exception as error:  # a user's forward pass may raise anything
         size = " x ".join(map(str, images.shape[1:]))
         raise LodesetError(
-            f"the model does not take images of {size} values: give the size it was made for ({type(error).__name__}: "
+            f"the model does not take images of {size} values: give the size that it was made for "
+            f"({type(error).__name__}: "
             f"{str(error).splitlines()[0] if str(error) else ''})"
         ) from error
     finally:
@@ -170,48 +182,50 @@ def taken_by(model: nn.Module, images: Tensor) -> dict[str, int]:
 
 
 def tied(model: nn.Module) -> dict[str, str]:
-    """Layers whose weight or bias lies where another module's parameter does: to rewrite one is to rewrite both."""
+    """Layers whose weight or bias shares memory with another module's parameter: rewriting one would rewrite both."""
     owners: dict[int, set[str]] = {}
     for name, module in model.named_modules():
         for parameter in (p for p in module.parameters(recurse=False) if p.numel()):
             owners.setdefault(parameter.data_ptr(), set()).add(name or "the model itself")
-    return {one: min(of - {one}) for of in owners.values() if len(of) > 1 for one in of}
+    return {name: min(names - {name}) for names in owners.values() if len(names) > 1 for name in names}
 
 
 def _coupled(
     model: nn.Module, example: Tensor, order: Mapping[str, int], skipped: dict[str, str], known: set[str]
 ) -> Iterator[Group]:
-    """Groups of the dependency graph, without those of the makers `known`; what cannot be one is told in `skipped`."""
+    """Groups of the dependency graph, except those of the makers `known`; the reasons against other groups go into
+    `skipped`.
+    """
     twin = copy.deepcopy(model)
     names = {module: name for name, module in twin.named_modules()}
     graph = graph_of(twin, example)
-    for found in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]):
+    for coupled in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]):
         makers: list[Reader] = []
         readers: list[Reader] = []
         reason: str | None = None
-        units = len(found[0].idxs)
-        for item in found:
+        units = len(coupled[0].idxs)
+        for item in coupled:
             module, writes = item.dep.target.module, graph.is_out_channel_pruning_fn(item.dep.handler)
             if isinstance(module, tp.ops._OutputOp):
                 reason = "its width is that of what the model returns"
             elif isinstance(module, nn.Linear | nn.Conv2d):
                 width = module.weight.shape[0 if writes else 1]
                 unit_of = np.full(width, -1)
-                traced = max(item.idxs) < width  # else tokens and channels are taken for one another
+                traced = max(item.idxs) < width  # otherwise tokens and channels were mixed up
                 if traced:
                     unit_of[list(item.idxs)] = list(item.root_idxs)
                 if isinstance(module, nn.Conv2d) and module.groups > 1:
                     reason = reason or f"{names[module]} is a grouped convolution"
                 elif not traced:
-                    reason = reason or f"its channels cannot be followed to {names[module]}"
+                    reason = reason or f"its channels cannot be traced to {names[module]}"
                 elif (unit_of < 0).any():
-                    reason = reason or f"{names[module]} reads other layers' channels beside these"
+                    reason = reason or f"{names[module]} also reads other layers' channels"
                 kernel = module.weight[0, 0].numel() if isinstance(module, nn.Conv2d) and not writes else 1
                 (makers if writes else readers).append(Reader(names[module], np.repeat(unit_of, kernel)))
             elif isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.InstanceNorm2d):
-                reason = reason or f"{names[module]} normalises over the units"
+                reason = reason or f"{names[module]} normalizes over the units"
             elif module in names and not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.PReLU):
-                reason = reason or f"{names[module]} is a {type(module).__name__}, which is not rewritten"
+                reason = reason or f"{names[module]} is a {type(module).__name__}, which cannot be rewritten"
         if known & {maker.name for maker in makers}:
             continue
         makers.sort(key=lambda maker: order[maker.name])
@@ -225,40 +239,42 @@ def _coupled(
 
 
 def _attentions(model: nn.Module) -> list[Group]:
-    """Heads of the modules that have a linear `qkv` and `proj` and say in `heads` how many they are."""
-    found = []
+    """Heads of the modules that have linear layers `qkv` and `proj` and an attribute `heads` with their number."""
+    groups = []
     for name, module in model.named_modules():
         qkv, proj, heads = (getattr(module, key, None) for key in ("qkv", "proj", "heads"))
         if isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear) and isinstance(heads, int) and heads > 1:
             of_head = np.repeat(np.arange(heads), proj.in_features // heads)
             makers, readers = Reader(f"{name}.qkv", np.tile(of_head, 3)), Reader(f"{name}.proj", of_head)
-            found.append(Group(name, heads, (makers,), (readers,), sliced=True, heads=name))
-    return found
+            groups.append(Group(name, heads, (makers,), (readers,), sliced=True, heads=name))
+    return groups
 
 
 def _gated(model: nn.Module) -> list[Group]:
-    """Hidden units of the modules whose linear `w12` gives gates and values side by side, and whose `w3` reads their product."""
-    found = []
+    """Hidden units of the modules whose linear `w12` outputs gates and values side by side, and whose `w3` reads their
+    product.
+    """
+    groups = []
     for name, module in model.named_modules():
         w12, w3 = getattr(module, "w12", None), getattr(module, "w3", None)
         if isinstance(w12, nn.Linear) and isinstance(w3, nn.Linear) and w12.out_features == 2 * w3.in_features:
             units = np.arange(w3.in_features)
             maker, reader = Reader(f"{name}.w12", np.tile(units, 2)), Reader(f"{name}.w3", units)
-            found.append(Group(maker.name, len(units), (maker,), (reader,), sliced=True))
-    return found
+            groups.append(Group(maker.name, len(units), (maker,), (reader,), sliced=True))
+    return groups
 
 
 def _refusal(model: nn.Module, group: Group, example: Tensor) -> str | None:
-    """Why a group cannot be pruned, if so: one unit is removed from a copy and zeroed in another."""
+    """Why a group cannot be pruned, or None: one unit is removed from one copy and zeroed in another."""
     if group.units < 2:
-        return "it has one unit"
+        return "it has a single unit"
     keep = np.arange(1, group.units)
     try:
         zeroed = copy.deepcopy(model)
         for reader in group.readers:
             columns(layer_of(zeroed, reader.name))[:, torch.from_numpy(reader.unit_of == 0)] = 0.0
         difference = max_difference(shrunk(zeroed, [(group, keep)], example), zeroed, example)
-    except Exception as error:  # whatever a stranger's forward pass raises
+    except Exception as error:  # a user's forward pass may raise anything
         return f"removing a unit breaks the model: {type(error).__name__}: {str(error).splitlines()[0]}"
     if not difference <= TOLERANCE:
         return f"a unit removed and the same unit zeroed differ by {difference:.2g}: something else depends on it"
@@ -278,24 +294,26 @@ def layer_of(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
 
 
 def columns(layer: nn.Linear | nn.Conv2d) -> Tensor:
-    """The weight of a layer as a matrix [m, c] that shares its memory, without its gradient; it is laid out row by row from here on."""
+    """A layer's weight as a matrix [m, c] that shares its memory, without its gradient; the weight is made
+    contiguous.
+    """
     if not layer.weight.is_contiguous():  # channels last: a matrix of it would be a copy
         layer.weight.data = layer.weight.data.contiguous()
     return layer.weight.detach().flatten(1)
 
 
-def max_difference(one: nn.Module, other: nn.Module, images: Tensor) -> float:
-    """Largest difference between two models' outputs on images [B, 3, height, width], each as a share of the second's largest value;
-    infinite where shapes differ, where a value is not finite, or where outputs that are no fractions differ at all.
+def max_difference(first: nn.Module, second: nn.Module, images: Tensor) -> float:
+    """Largest difference between two models' outputs on images [B, 3, height, width], each as a share of the second's
+    largest value; infinite if shapes differ, if a value is not finite, or if integer outputs differ at all.
 
     Raises:
         LodesetError: the models return no tensor.
     """
-    with evaluating(one), evaluating(other):
-        ours, theirs = outputs_of(one(images)), outputs_of(other(images))
-    if not theirs:
+    with evaluating(first), evaluating(second):
+        of_first, of_second = outputs_of(first(images)), outputs_of(second(images))
+    if not of_second:
         raise LodesetError("the model returns no tensor: nothing can be compared")
-    return max(map(_difference, ours, theirs)) if len(ours) == len(theirs) else math.inf
+    return max(map(_difference, of_first, of_second)) if len(of_first) == len(of_second) else math.inf
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
@@ -308,7 +326,7 @@ def _difference(a: Tensor, b: Tensor) -> float:
 
 
 def shrunk(model: Model, kept: Sequence[tuple[Group, Indices]], example: Tensor) -> Model:
-    """A copy of the model that holds of each group only the units kept, ascending; nothing else changes.
+    """A copy of the model that holds only the kept units of each group (ascending); everything else is unchanged.
 
     Raises:
         LodesetError: the model cannot be traced.
@@ -320,8 +338,8 @@ def shrunk(model: Model, kept: Sequence[tuple[Group, Indices]], example: Tensor)
         if len(keep) == group.units:
             continue
         if group.sliced:
-            for one, axis in [(maker, 0) for maker in group.makers] + [(reader, 1) for reader in group.readers]:
-                _slice(small, one.name, np.flatnonzero(np.isin(one.unit_of, keep)), axis)
+            for member, axis in [(maker, 0) for maker in group.makers] + [(reader, 1) for reader in group.readers]:
+                _slice(small, member.name, np.flatnonzero(np.isin(member.unit_of, keep)), axis)
             if group.heads is not None:
                 small.get_submodule(group.heads).heads = len(keep)  # type: ignore[assignment]
             continue
@@ -336,7 +354,7 @@ def shrunk(model: Model, kept: Sequence[tuple[Group, Indices]], example: Tensor)
 
 
 def _slice(model: nn.Module, name: str, keep: Indices, axis: int) -> None:
-    """Only some rows (axis 0) or columns (1) of a linear layer."""
+    """Keep only some rows (axis 0) or columns (1) of a linear layer."""
     layer = layer_of(model, name)
     assert isinstance(layer, nn.Linear)
     rows = torch.from_numpy(keep)

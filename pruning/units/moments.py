@@ -1,6 +1,6 @@
-"""Second moments of a layer's inputs and outputs: all that choosing units and rewriting weights needs of the images.
+"""Second moments of a layer's inputs and outputs: all that choosing units and rewriting weights needs from the images.
 
-They add up over images and workers, so every strength of a penalty is solved without touching the images again.
+Moments add up over images and workers, and every strength of a penalty is solved without reading the images again.
 
 Shapes: T positions, n inputs of the layer (for a convolution: the values under its kernel), m outputs.
 """
@@ -26,7 +26,7 @@ CONSTANT_RATIO = 1e-12
 class Gram:
     """Sums over T positions of a layer's inputs x and outputs y, in float64; `+` joins disjoint sets of positions.
 
-    An n = 1536, m = 384 layer takes 24 MB, an n = 4096, m = 1024 layer 168 MB.
+    A layer with n = 1536 and m = 384 takes 24 MB, one with n = 4096 and m = 1024 takes 168 MB.
     """
 
     xx: Array  # [n, n]  sum of x x^T
@@ -64,7 +64,7 @@ class Gram:
         return replace(self, xy=self.xy[:, which], yy=self.yy[which], sum_y=self.sum_y[which])
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Everything by name, for `numpy.savez` or safetensors."""
+        """All sums by name, for `numpy.savez` or safetensors."""
         return {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
 
     @classmethod
@@ -74,21 +74,21 @@ class Gram:
         return cls(**sums, count=int(arrays["count"]))
 
     def moments(self, name: str) -> "Moments":
-        """Covariances of the positions seen.
+        """Covariances over the measured positions.
 
         Raises:
-            LodesetError: the sums are not finite, or there are too few positions for n weights and a bias an output.
+            LodesetError: the sums are not finite, or there are too few positions for n weights and a bias per output.
         """
         n = len(self.sum_x)
         if not all(np.isfinite(a).all() for a in (self.xx, self.xy, self.yy, self.sum_x, self.sum_y)):
             raise LodesetError(
-                f"{name}: the calibration activations hold infinities or NaN: "
+                f"{name}: the calibration activations contain infinities or NaN: "
                 "check the checkpoint, or calibrate in float32"
             )
         if self.count <= n + 1:
             raise LodesetError(
-                f"{name}: {self.count} calibration positions cannot determine {n} weights and a bias an output: "
-                f"take more than {n + 1} (raise calibration_images or positions_per_image)"
+                f"{name}: {self.count} calibration positions cannot determine {n} weights and a bias per output: "
+                f"use more than {n + 1} (raise calibration_images or positions_per_image)"
             )
         mean_x, mean_y = self.sum_x / self.count, self.sum_y / self.count
         return Moments(
@@ -115,8 +115,10 @@ class Moments:
     varying: npt.NDArray[np.bool_]  # [n]
 
     def unexplained(self, q: Array, bias: Array) -> float:
-        """Mean square error of q [m, n] and bias [m] as a share of the outputs' variance; 1 is what the mean scores."""
-        used = np.flatnonzero(q.any(axis=0))  # the rest adds nothing, and is most of a pruned layer
+        """Mean square error of q [m, n] and bias [m] as a share of the outputs' variance; predicting the mean scores
+        1.
+        """
+        used = np.flatnonzero(q.any(axis=0))  # zero columns contribute nothing, and are most of a pruned layer
         b = q[:, used].T
         spread = self.var_y.sum() - 2.0 * np.sum(b * self.xy[used]) + np.sum(b * (self.xx[np.ix_(used, used)] @ b))
         shift = self.mean_y - q @ self.mean_x - bias
@@ -126,7 +128,7 @@ class Moments:
 def solve_positive(matrix: Array, right: Array) -> Array:
     """matrix^-1 right for a symmetric positive definite matrix [n, n] and right [n, m], by Cholesky.
 
-    In torch, whose threads `torch.set_num_threads` bounds: SciPy's own pool, on a two-core machine that others shared,
+    Uses torch, whose threads `torch.set_num_threads` limits: SciPy's own thread pool, on a shared two-core machine,
     took 25 times the processor time of one thread (n = 512).
 
     Raises:

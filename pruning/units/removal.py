@@ -1,4 +1,4 @@
-"""Units out of a model: weights rewritten at full size, then the units removed, and the two compared.
+"""Remove units from a model: rewrite weights at full size, remove the units, and compare the two models.
 
 Shapes: m outputs of a layer, c its columns.
 """
@@ -17,7 +17,7 @@ from lodeset.pruning.units.moments import Array, Indices
 
 @dataclass(frozen=True)
 class Weights:
-    """What a layer becomes: weight [m, c], zero in the columns of units that go, and bias [m]."""
+    """New weights of a layer: weight [m, c], zero in the columns of removed units, and bias [m]."""
 
     weight: Array
     bias: Array
@@ -25,14 +25,16 @@ class Weights:
 
 @dataclass(frozen=True)
 class Replacement:
-    """What becomes of one group: the units kept [k], ascending, and the layers that read them, by name."""
+    """The replacement of one group: the kept units [k], ascending, and the layers that read them, by name."""
 
     keep: Indices
     readers: Mapping[str, Weights]
 
 
 def masked(model: Model, replacements: Mapping[str, Replacement]) -> Model:
-    """A copy of the model at full size whose rewritten layers have zeros where they read a unit that goes; they have a bias."""
+    """A copy of the model at full size in which rewritten layers have zero weights for removed units; these layers have
+    a bias.
+    """
     dense = copy.deepcopy(model)
     for replacement in replacements.values():
         for name, new in replacement.readers.items():
@@ -50,8 +52,8 @@ def masked(model: Model, replacements: Mapping[str, Replacement]) -> Model:
 def apply(
     model: Model, groups: Sequence[Group], replacements: Mapping[str, Replacement], example: Tensor
 ) -> tuple[Model, float]:
-    """A copy of the model that holds only the units kept, by the groups' names, and computes what `masked` computes; by how much the
-    two differ on `example`, two images or more [B, 3, height, width] (see `max_difference`).
+    """A copy of the model that holds only the kept units, by group name, and computes what `masked` computes; and the
+    difference between the two on `example`, two images or more [B, 3, height, width] (see `max_difference`).
 
     Raises:
         LodesetError: they differ by more than rounding.

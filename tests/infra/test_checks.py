@@ -122,7 +122,7 @@ def test_targets_are_read_first_where_labels_are_wanted(
         return
     for knobs, wrong in (
         ({"label": "kind"}, "none of its 12 images has kind"),
-        ({"split": "fold"}, "no labelled image has fold"),
+        ({"split": "fold"}, "no labeled image has fold"),
     ):
         with pytest.raises(LodesetError, match=wrong):
             before({**tree, "targets": [{**tree["targets"][0], **knobs}]}, run, until)

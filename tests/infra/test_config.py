@@ -18,7 +18,7 @@ from lodeset.pipeline.errors import ConfigError
         ("training: {losses: {dino: .nan}}", "training.losses.dino = .nan"),
         (
             "training: {workers: 64}",
-            "workers 64 cannot share a batch of 32 evenly, two images or more to each: use workers 16, or batch 128",
+            "workers 64 cannot share a batch of 32 evenly with at least two images each: use workers 16, or batch 128",
         ),
         ("training: {workers: 32}", "workers 32 cannot share a batch of 32 evenly"),
         ("training: {workers: 3, batch: 2}", "use workers 1, or batch 6"),
@@ -33,8 +33,11 @@ from lodeset.pipeline.errors import ConfigError
         ),
         ("training: {mix: {flowers: -1}}", "training.mix.flowers = -1: expected a number of 0 or more"),
         ("pruning: [{}]", "needs a trained model: add `training: {recipe: tiny}`"),
-        ("training: {}\npruning: [{checkpoint: finish}]", "pruning.0.checkpoint finish: nothing makes it: add"),
-        ("training: {model: {heads: 1}}\npruning: [{targets: [heads]}]", "pruning.0.targets heads: the model has one"),
+        ("training: {}\npruning: [{checkpoint: finish}]", "pruning.0.checkpoint finish: no stage makes it: add"),
+        (
+            "training: {model: {heads: 1}}\npruning: [{targets: [heads]}]",
+            "pruning.0.targets heads: the model has a single",
+        ),
         (
             "training: {}\npruning: [{}, {calibration_images: 1}]",
             "pruning.1.calibration_images 1: 65 positions of each image cannot determine the 512 inputs of a layer",
@@ -45,7 +48,7 @@ from lodeset.pipeline.errors import ConfigError
         ),
         (
             "training: {}\npruning: [{method: lottery, tasks: [rotation, labels]}]",
-            "pruning.0: labels are those of a target set: add `targets`",
+            "pruning.0: labels come from a target set: add `targets`",
         ),
         (
             "training: {}\ntargets: [{name: birds, uri: b}]\npruning: [{method: self_masking, task: labels, target: bird}]",
@@ -53,15 +56,15 @@ from lodeset.pipeline.errors import ConfigError
         ),
         (
             "training: {}\ntargets: [{name: birds, uri: b}]\npruning: [{method: self_masking, target: birds}]",
-            "target: not for task swav: remove it",
+            "target: not used by task swav: remove it",
         ),
         (
             "training: {}\npruning: [{method: self_masking, task: labels, queue: 8, prototypes: 9}]",
-            "prototypes, queue: not for task labels",
+            "prototypes, queue: not used by task labels",
         ),
         (
             "training: {}\npruning: [{method: lottery, target: birds, transfer: false}]",
-            "target birds: nothing learns its labels",
+            "target birds: no task uses its labels",
         ),
         (
             "training: {}\npruning: [{sweep: [0.1, 0.2], recover: {steps: 5, sweep: [0.3]}}]",
@@ -83,7 +86,7 @@ from lodeset.pipeline.errors import ConfigError
         ),
         (
             "training: {}\npruning: [{method: lottery, steps: 4, rewind: 0.9}]",
-            "rewind 0.9 of 4 steps leaves none to train: lower it",
+            "rewind 0.9 of 4 steps leaves no steps to train: lower it",
         ),
         ("pruning: [{sweep: [.inf]}]\ntraining: {}", "pruning.0.sweep.0 = .inf: expected a finite number"),
     ],

@@ -100,7 +100,9 @@ def test_detectors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     path = write_detector(tmp_path / "faces.onnx", 16, [(4, 4, 12, 8)], [1.0])
     with pytest.raises(LodesetError, match=r"which are no shares of the image: set filter\.faces\.boxes to pixels"):
         detector(config(path), 1)(bright)
-    with pytest.raises(LodesetError, match=r"takes images of 16 x 16 pixels .* says 24: remove `filter\.faces: size:`"):
+    with pytest.raises(
+        LodesetError, match=r"takes images of 16 x 16 pixels, .* says 24: remove `filter\.faces: size:`"
+    ):
         detector(config(path, size=24), 1)(bright)
     with pytest.raises(LodesetError, match="what is understood is two outputs"):
         detector(config(write_means(tmp_path / "means.onnx", 16)), 1)(bright)

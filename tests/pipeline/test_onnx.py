@@ -86,27 +86,27 @@ def test_vectors_are_found_among_outputs(tmp_path: Path) -> None:
     np.testing.assert_allclose(onnx(of(two, output="negated"), 1)(images(2)), -expected(2), atol=1e-5)
     pooled = write_means(tmp_path / "pooled.onnx", 16, keepdims=True)
     np.testing.assert_allclose(onnx(of(pooled), 1)(images(2)), expected(2), atol=1e-5)
-    with pytest.raises(LodesetError, match=r"has no output vector; there are: scores, negated"):
+    with pytest.raises(LodesetError, match=r"has no output vector; its outputs are: scores, negated"):
         onnx(of(two, output="vector"), 1)
 
 
 @pytest.mark.parametrize(
     ("written", "knobs", "told"),
     [
-        ({}, {"size": 24}, r"takes images of 16 x 16 pixels and no others.*says 24: remove `embed: size:`"),
-        ({"shape": ("B", 1, 16, 16)}, {}, r"takes \['B', 1, 16, 16\]; images here have 3 channels"),
-        ({"shape": (1, 16, 16, 4)}, {}, "images here have 3 channels"),
-        ({"shape": ("B", 3, 16, 24)}, {}, r"images of 16 x 24 pixels \(height x width\); only squares"),
+        ({}, {"size": 24}, r"only takes images of 16 x 16 pixels.*says 24: remove `embed: size:`"),
+        ({"shape": ("B", 1, 16, 16)}, {}, r"takes \['B', 1, 16, 16\], but images have 3 channels"),
+        ({"shape": (1, 16, 16, 4)}, {}, "images have 3 channels"),
+        ({"shape": ("B", 3, 16, 24)}, {}, r"images of 16 x 24 pixels \(height x width\), but only squares"),
         (
             {"shape": ("B", 3, 4, 16, 16)},
             {},
-            r"takes \['B', 3, 4, 16, 16\]; a network of images takes \[batch, 3, height, width\]",
+            r"takes \['B', 3, 4, 16, 16\], but a network of images takes \[batch, 3, height, width\]",
         ),
-        ({"element": INT64}, {}, r"takes tensor\(int64\); images can be given as .*tensor\(uint8\)"),
+        ({"element": INT64}, {}, r"takes tensor\(int64\), but images can be given as .*tensor\(uint8\)"),
         ({"element": UINT8}, {"mean": (0, 0, 0)}, "takes bytes.*remove `embed: mean:`"),
-        ({"metadata": {"image_mean": "[1, 2]"}}, {}, r"image_mean = \[1, 2\], where three numbers"),
-        ({"metadata": {"image_std": "[1, 0, 1]"}}, {}, r"image_std = \[1, 0, 1\], where three numbers"),
-        ({"metadata": {"image_std": "one"}}, {}, "image_std = 'one', which is no JSON"),
+        ({"metadata": {"image_mean": "[1, 2]"}}, {}, r"image_mean = \[1, 2\] instead of three numbers"),
+        ({"metadata": {"image_std": "[1, 0, 1]"}}, {}, r"image_std = \[1, 0, 1\] instead of three numbers"),
+        ({"metadata": {"image_std": "one"}}, {}, "image_std = 'one', which is not JSON"),
     ],
 )
 def test_what_cannot_be_given_images_is_refused(

@@ -160,13 +160,19 @@ def test_folders_and_files_with_the_signs_of_globs(tmp_path: Path, folder: str) 
 @pytest.mark.parametrize(
     ("columns", "told"),
     [
-        ({"image_id": ["a"], "embedding": [[1.0]]}, "no column `vector`; there are: image_id, embedding"),
-        ({"name": ["a"], "vector": [[1.0]]}, "neither a column `image_id` nor `uri`; there are: name, vector"),
+        ({"image_id": ["a"], "embedding": [[1.0]]}, "no column `vector`; its columns are: image_id, embedding"),
+        (
+            {"name": ["a"], "vector": [[1.0]]},
+            "neither a column `image_id` nor a column `uri`; its columns are: name, vector",
+        ),
         ({"image_id": IDS[:2], "vector": [[1.0], [1.0, 2.0]]}, r"several widths: \[1, 2\]"),
-        ({"image_id": IDS[:1], "vector": [b"abcd"]}, r"holds binary; vectors are lists of numbers.*np\.frombuffer"),
-        ({"image_id": IDS[:1], "vector": ["[0.1, 0.2]"]}, "holds string; vectors are lists of numbers"),
-        ({"image_id": IDS[:1], "vector": [[[1.0, 2.0]]]}, "holds list<.*list<.*vectors are lists of numbers"),
-        ({"image_id": IDS[:1], "vector": [1.5]}, "holds double; vectors are lists"),
+        (
+            {"image_id": IDS[:1], "vector": [b"abcd"]},
+            r"holds binary, but vectors must be lists of numbers.*np\.frombuffer",
+        ),
+        ({"image_id": IDS[:1], "vector": ["[0.1, 0.2]"]}, "holds string, but vectors must be lists of numbers"),
+        ({"image_id": IDS[:1], "vector": [[[1.0, 2.0]]]}, "holds list<.*list<.*vectors must be lists of numbers"),
+        ({"image_id": IDS[:1], "vector": [1.5]}, "holds double, but vectors must be lists"),
     ],
 )
 def test_files_that_hold_no_vectors_are_refused(tmp_path: Path, columns: dict[str, Any], told: str) -> None:

@@ -209,7 +209,7 @@ def test_changed_bytes_are_noticed(tmp_path: Path) -> None:
     (sample,) = samples(slices_of(path))
     write_tar(path, [("a.png", picture(2))])
     with pytest.raises(
-        LodesetError, match=r"no longer those that were ingested .* run again, ingest will read the new ones"
+        LodesetError, match=r"no longer those that were ingested .* run again, and ingest will read the new ones"
     ):
         list(read_images([Location(id_of(picture(1)), sample.uri, "a.png", sample.offset, sample.size_bytes)]))
 

@@ -106,7 +106,7 @@ class Doubled(nn.Module):
     ("odd", "reason"),
     [
         (nn.Conv2d(8, 8, 3, padding=1, groups=2), "grouped convolution"),
-        (nn.GroupNorm(2, 8), "normalises over the units"),
+        (nn.GroupNorm(2, 8), "normalizes over the units"),
         (Softmax(), "something else depends on it"),
         (Doubled(), "reads other layers' channels"),
     ],

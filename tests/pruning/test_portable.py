@@ -82,7 +82,7 @@ class Strange(nn.Module):
         ("branch", "cannot be traced"),
         ("function", "calls .*fft"),
         ("method", "method exp"),
-        ("hook", "gives something else"),
+        ("hook", "returns something else"),
         ("buffer", "does not run"),
     ],
 )

@@ -98,7 +98,7 @@ def test_tickets_judged_on_labelled_images(folder: Path) -> None:
     assert [one["kept"] for one in report["variants"] if one["round"]] == pytest.approx([0.8] * 6, abs=0.01)
     page = (folder / "out/report.html").read_text()
     assert "rotation, then labels" in page and "by chance" in page
-    assert "there: none" in lodeset(*command, "--size", "16", code=1)[1]
+    assert "existing: none" in lodeset(*command, "--size", "16", code=1)[1]
 
 
 def test_a_pruned_model_is_trained_again(folder: Path) -> None:

@@ -85,8 +85,8 @@ def test_crops_that_are_left_to_the_device_come_undistorted() -> None:
         augment(image, np.random.default_rng(1), config.model_copy(update={"distort": who}))
         for who in ("loader", "device")
     )
-    assert here.left == () and len(there.left) == 4
+    assert here.pending == () and len(there.pending) == 4
     views = [*there.global_views, *there.local_views]
-    done = [distorted(np.ascontiguousarray(v.transpose(1, 2, 0)), d) for v, d in zip(views, there.left, strict=True)]
+    done = [distorted(np.ascontiguousarray(v.transpose(1, 2, 0)), d) for v, d in zip(views, there.pending, strict=True)]
     for found, wanted in zip(done, [*here.global_views, *here.local_views], strict=True):
         np.testing.assert_array_equal(found.transpose(2, 0, 1), wanted)

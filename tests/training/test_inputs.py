@@ -231,7 +231,7 @@ def test_an_index_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LodesetError, match="does not exist"):
         open_index([str(tmp_path / "index.parquet")])
     (tmp_path / "index.parquet").write_bytes(b"not Parquet")
-    with pytest.raises(LodesetError, match="is no index with the columns"):
+    with pytest.raises(LodesetError, match="is not an index with the columns"):
         open_index([str(tmp_path / "index.parquet")])
     with pytest.raises(LodesetError, match="cannot be opened: Protocol not known: nosuch"):
         open_index(["nosuch://index.parquet"])
@@ -245,7 +245,7 @@ def test_an_index_that_is_none_is_refused(tmp_path: Path) -> None:
         ({"offset": [-1, 5]}, "offset goes from -1 to 5"),
         ({"offset": ["1", "5"]}, "offset is string, not an integer"),
         ({"image_id": ["f" * 31, "e" * 32]}, "an image_id is not 32 hex digits"),
-        ({"shard": ["a.tar", "memory://b.tar"]}, r"shards lie on 2 file systems \(file, memory\)"),
+        ({"shard": ["a.tar", "memory://b.tar"]}, r"shards are on 2 file systems \(file, memory\)"),
     ],
 )
 def test_values_that_no_index_holds_are_refused(tmp_path: Path, changed: dict[str, list[object]], told: str) -> None:

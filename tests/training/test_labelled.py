@@ -86,7 +86,7 @@ def test_names_count_only_where_images_have_labels(tmp_path: Path) -> None:
     [
         (
             ("fold1", "fold2"),
-            r"no labelled image has split = 'gallery' or 'train' or 'training' \(split: 1 x 'fold1', 1 x 'fold2'\)",
+            r"no labeled image has split = 'gallery' or 'train' or 'training' \(split: 1 x 'fold1', 1 x 'fold2'\)",
         ),
         (("train", "train"), r"has split = 'test' or 'validation'.*\(split: 2 x 'train'\)"),
         ((None, None), r"\(split: 2 x None\)"),
@@ -115,7 +115,7 @@ def test_of_several_places_of_an_image_the_first_that_says_it_counts(tmp_path: P
 
 def test_labels_that_nobody_has_are_refused_with_the_fields_there_are(tmp_path: Path) -> None:
     images = [(f"/data/{s}/{c}/1.jpg", "", {"split": s, "species": c}) for s in ("train", "test") for c in "ab"]
-    with pytest.raises(LodesetError, match=r"none of its 4 images has kind: .*\(there are: split, species\)"):
+    with pytest.raises(LodesetError, match=r"none of its 4 images has kind: .*\(existing fields: split, species\)"):
         read(tmp_path, images, label="kind")
     target, _ = read(tmp_path / "right", images, label="species")
     assert target.labels == ("a", "b", "a", "b")

@@ -352,7 +352,7 @@ def test_a_run_of_other_length_says_how_to_go_on(
 ) -> None:
     """Rates follow the length: what was trained for 4 steps is no beginning of 5."""
     train_inline(small.model_copy(update={"steps": 4}), shards, tmp_path)
-    told = rf"training\.steps: 4 -> {change['steps']}.*cannot be prolonged.*`weights: \{{path: .*\}}`"
+    told = rf"training\.steps: 4 -> {change['steps']}.*cannot be extended.*`weights: \{{path: .*\}}`"
     with pytest.raises(LodesetError, match=told):
         train_inline(small.model_copy(update=change), shards, tmp_path)
     with pytest.raises(LodesetError, match=told):

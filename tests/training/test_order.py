@@ -139,7 +139,7 @@ def test_a_run_with_weights_shows_what_they_say_and_is_another_run(
         train_inline(small, data, tmp_path / "run")
     nothing = np.where(np.arange(22) < 7, 1.0, 0.0)
     with pytest.raises(
-        LodesetError, match=r"7 images \(22 of them, weighed by training.mix\) are fewer than one batch"
+        LodesetError, match=r"7 images \(22 of them, weighted by training.mix\) are fewer than one batch"
     ):
         Batches(index, weighed, 0, 1, nothing)
 
@@ -225,4 +225,4 @@ def test_a_cache_that_cannot_be_written_is_none(
     assert batches.load(0).global_crops.equal(plain.load(0).global_crops)
     assert batches.cache is not None
     waited(batches.cache)
-    assert "shards are not copied to" in caplog.text
+    assert "shards are currently not copied to" in caplog.text

@@ -127,7 +127,7 @@ def test_released_weights_are_distilled_on_their_own_grid(
     train_inline(distilling(config), shards, tmp_path / "distill", origin)
     assert load_backbone(tmp_path / "distill").config.dim == 16
     shutil.rmtree(state)
-    with pytest.raises(LodesetError, match="which this run starts from, is gone"):
+    with pytest.raises(LodesetError, match="which this run starts from, no longer exists"):
         networks(distilling(config), origin)
 
 
@@ -173,9 +173,9 @@ def test_each_stage_reads_the_one_before(whole: TrainingConfig) -> None:
     ("changed", "told"),
     [
         ({"finish": {"global_size": 50}}, "finish: .*global_size 50 is not a multiple of patch_size 8: use 48"),
-        ({"distill": {"steps": 5, "model": {"patch_size": 4}}}, "patches of 4 pixels cannot learn from those of 8"),
+        ({"distill": {"steps": 5, "model": {"patch_size": 4}}}, "patches of 4 pixels cannot learn from patches of 8"),
         ({"distill": {"steps": 5, "batch": 3, "model": {}}, "workers": 2}, "distill: .*cannot share a batch of 3"),
-        ({"distill": {"steps": 5, "model": {"drop_path": 0.1}}}, "no sample skips a branch in distillation"),
+        ({"distill": {"steps": 5, "model": {"drop_path": 0.1}}}, "distillation does not use drop_path"),
     ],
 )
 def test_stages_that_cannot_be_are_refused(small: TrainingConfig, changed: dict[str, object], told: str) -> None:

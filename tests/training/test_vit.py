@@ -208,7 +208,7 @@ def test_descriptions_that_do_not_fit_are_refused(change: dict[str, object], tmp
     path = tmp_path / "config.json"
     told = json.loads(path.read_text())
     path.write_text(json.dumps(told | change))
-    with pytest.raises(LodesetError, match="do not fit the configuration"):
+    with pytest.raises(LodesetError, match="do not match the configuration"):
         load_backbone(tmp_path)
     for text in ("[]", "{", "null"):
         path.write_text(text)

@@ -102,15 +102,17 @@ def test_what_is_no_webdataset_is_refused(
     tmp_path: Path, payloads: list[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "page.html").write_text("<html>")
-    with pytest.raises(LodesetError, match=r"1 files hold no image, .*page.html the first.*a folder of images"):
+    with pytest.raises(
+        LodesetError, match=r"1 files hold no image, the first of them is .*page.html.*a folder of images"
+    ):
         shards_of([str(tmp_path / "page.html")], tmp_path / "index")
     with pytest.raises(LodesetError, match=r"nothing is at .*gone-01.tar"):
         shards_of([str(tmp_path / "gone-{01..02}.tar")], tmp_path / "index")
     (tmp_path / "text.tar").write_bytes(b"not a tar at all" * 100)
-    with pytest.raises(LodesetError, match=r"text.tar is no tar that can be read"):
+    with pytest.raises(LodesetError, match=r"text.tar cannot be read as a tar"):
         shards_of([str(tmp_path / "text.tar")], tmp_path / "index")
     foreign(tmp_path / "none.tar", [b"1", b"2"], "wav")
-    with pytest.raises(LodesetError, match=r"1 files hold no image, .*none.tar the first"):
+    with pytest.raises(LodesetError, match=r"1 files hold no image, the first of them is .*none.tar"):
         shards_of([str(tmp_path / "none.tar")], tmp_path / "index")
     # What is left of a tar that was cut short is trained on.
     whole = foreign(tmp_path / "cut.tar", payloads[:8]).read_bytes()
@@ -125,7 +127,7 @@ def test_braces_are_those_of_webdataset() -> None:
     assert list(braces_expanded("a-{08..11}.tar")) == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
     assert list(braces_expanded("{x,y}/{1..2}")) == ["x/1", "x/2", "y/1", "y/2"]
     assert list(braces_expanded("{x}")) == ["{x}"]
-    with pytest.raises(LodesetError, match=r"\{5\.\.2\}.*holds nothing"):
+    with pytest.raises(LodesetError, match=r"\{5\.\.2\}.*is empty"):
         list(braces_expanded("a-{5..2}.tar"))
 
 
@@ -163,7 +165,7 @@ def test_one_broken_tar_among_others_is_left_out_and_told(
     (tmp_path / "bad.tar").write_bytes(b"<html>not found</html>" * 100)
     (path,) = shards_of([str(tmp_path / "*.tar")], tmp_path / "index").index
     assert pq.read_metadata(path).num_rows == 4
-    assert "left out" in caplog.text and "bad.tar is no tar that can be read" in caplog.text
+    assert "left out" in caplog.text and "bad.tar cannot be read as a tar" in caplog.text
 
 
 def test_train_takes_what_a_run_takes(tmp_path: Path, payloads: list[bytes]) -> None:

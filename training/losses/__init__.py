@@ -1,1 +1,1 @@
-"""Loss terms of DINOv2 as pure functions, and the Sinkhorn-Knopp centring of the teacher's scores."""
+"""Loss terms of DINOv2 as pure functions, and the Sinkhorn-Knopp centering of the teacher's scores."""

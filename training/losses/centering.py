@@ -1,4 +1,4 @@
-"""Softmax centring of the teacher's scores (Caron et al. 2021, DINO, arXiv:2104.14294, section 3.1).
+"""Softmax centering of the teacher's scores (Caron et al. 2021, DINO, arXiv:2104.14294, section 3.1).
 
 Shapes: B rows on this process, K prototypes.
 """
@@ -12,9 +12,11 @@ from torch import Tensor
 def centred(
     scores: Tensor, center: Tensor, temperature: float, momentum: float, group: dist.ProcessGroup | None = None
 ) -> Tensor:
-    """Probabilities [B, K] of scores [B, K] less the moving mean `center` [K], which then takes these scores in.
+    """Probabilities [B, K] of scores [B, K] minus the moving mean `center` [K], which is then updated with these
+    scores.
 
-    With a process `group` it takes in the mean over the rows of all processes, whose number may differ, and be 0.
+    With a process `group` it is updated with the mean over the rows of all processes, whose number may differ and may
+    be 0.
     """
     probabilities = torch.softmax((scores.float() - center) / temperature, dim=-1)
     total = torch.cat([scores.float().sum(dim=0), scores.new_tensor([len(scores)], dtype=torch.float32)])

@@ -1,6 +1,6 @@
-"""Patch-level term: masked image modelling with an online tokenizer (Zhou et al. 2021, iBOT, arXiv:2111.07832).
+"""Patch-level term: masked image modeling with an online tokenizer (Zhou et al. 2021, iBOT, arXiv:2111.07832).
 
-Shapes: B crops, N patches a crop, M masked patches in all, K prototypes.
+Shapes: B crops, N patches per crop, M masked patches in total, K prototypes.
 """
 
 import torch
@@ -8,14 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 2**24  # scores whose cross-entropy is computed at once: 64 MiB in fp32, several times over
+CHUNK = 2**24  # number of scores whose cross-entropy is computed at once: 64 MiB in fp32, several times over
 
 
 def ibot_loss(student: Tensor, teacher: Tensor, masks: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy on masked patches, averaged within each crop, then over all B crops (unmasked ones count as 0).
+    """Cross-entropy on masked patches, averaged within each crop, then over all B crops (unmasked crops count as 0).
 
-    student: scores [M, K]; teacher: probabilities [M, K], both in the order of `masks` [B, N] bool; a scalar. Where M x K is
-    large (distillation: every patch, 131,072 prototypes) it is computed in chunks of rows, and again in the backward pass.
+    student: scores [M, K]; teacher: probabilities [M, K], both in the order of `masks` [B, N] bool; the result is a
+    scalar. If M x K is large (distillation: every patch, 131,072 prototypes), it is computed in chunks of rows and
+    recomputed in the backward pass.
     """
     masked_of_crop = masks.sum(dim=1, keepdim=True).clamp(min=1)  # [B, 1]
     weights = (1.0 / masked_of_crop).expand_as(masks)[masks]  # [M]
@@ -30,6 +31,6 @@ def ibot_loss(student: Tensor, teacher: Tensor, masks: Tensor, temperature: floa
 
 
 def _weighted(student: Tensor, teacher: Tensor, weights: Tensor, temperature: float) -> Tensor:
-    """The sum over some rows of cross-entropy times weight, a scalar."""
+    """The sum of cross-entropy times weight over some rows, a scalar."""
     cross_entropy = -(teacher * F.log_softmax(student.float() / temperature, dim=-1)).sum(dim=-1)
     return torch.sum(cross_entropy * weights)

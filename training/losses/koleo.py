@@ -12,10 +12,11 @@ from torch import Tensor
 
 
 def koleo_loss(features: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """-mean log(distance to the nearest other row) over L2-normalised rows of features [b, D]; a scalar.
+    """-mean log(distance to the nearest other row) over L2-normalized rows of features [b, D]; a scalar.
 
-    With a process `group` (the same b on each), the B >= 2 rows of all processes are compared, as the paper says ("within
-    a batch"), so that the loss does not depend on the number of processes; the authors' code compares those of one device.
+    With a process `group` (the same b on each), the B >= 2 rows of all processes are compared, as in the paper ("within
+    a batch"), so that the loss does not depend on the number of processes; the authors' code compares the rows of one
+    device.
     """
     rows = features if group is None else _all_rows(features.float(), group)
     return -torch.log(nearest_distances(rows) + 1e-8).mean()
@@ -45,7 +46,7 @@ class _AllRows(torch.autograd.Function):
 
 
 def nearest_distances(features: Tensor) -> Tensor:
-    """Euclidean distance [B] of each L2-normalised row of features [B, D] to its nearest other row, in fp32."""
+    """Euclidean distance [B] of each L2-normalized row of features [B, D] to its nearest other row, in fp32."""
     rows = F.normalize(features.float(), dim=-1)
     with torch.no_grad():
         nearest = (rows @ rows.T).fill_diagonal_(-2.0).argmax(dim=1)

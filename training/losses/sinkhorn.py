@@ -1,4 +1,4 @@
-"""Sinkhorn-Knopp centring (Caron et al. 2020, SwAV, arXiv:2006.09882; DINOv2, section 4).
+"""Sinkhorn-Knopp centering (Caron et al. 2020, SwAV, arXiv:2006.09882; DINOv2, section 4).
 
 Shapes: B rows on this process, K prototypes.
 """
@@ -12,11 +12,11 @@ from torch import Tensor
 def sinkhorn_knopp(
     scores: Tensor, temperature: float, iterations: int = 3, group: dist.ProcessGroup | None = None
 ) -> Tensor:
-    """Soft assignments [B, K] of rows to prototypes, each row summing to 1 and prototypes used evenly.
+    """Soft assignments [B, K] of rows to prototypes: each row sums to 1, and prototypes are used evenly.
 
-    `scores` [B, K] are cosines (within [-1, 1]), so that exp(score / temperature) stays finite in fp32 for
-    temperatures from 0.02 up. With a process `group`, prototypes are evened out over the rows of all processes,
-    whose number may differ from one to another, and be 0.
+    `scores` [B, K] are cosines (within [-1, 1]), so exp(score / temperature) stays finite in fp32 for temperatures from
+    0.02 up. With a process `group`, prototypes are balanced over the rows of all processes, whose number may differ and
+    may be 0.
     """
     assignments = torch.exp(scores.float() / temperature)
     rows = _sum_over(torch.tensor(float(len(scores)), device=scores.device), group)
