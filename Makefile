@@ -42,7 +42,7 @@ check: venv
 
 # The documentation as a site, in build/site. A broken link or reference stops it.
 docs: venv
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 format: venv
 	$(BIN)/ruff check --fix .
