@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from builders import dedup_spec, drawing, thumbnail_of
 from inline import artifact, without_engine
 from PIL import Image
 
-from lodeset.pipeline.algorithms.copies import evidence
+from lodeset.pipeline.algorithms.copies import shipped
 from lodeset.pipeline.algorithms.copies.alignment import warped
 from lodeset.pipeline.algorithms.copies.views import ORIENTATIONS
 from lodeset.pipeline.dag.stage import Context, Outcome, Stage
@@ -162,7 +161,7 @@ def test_thumbnails_made_otherwise_and_other_networks_are_other_parts(
     order = np.arange(COUNT + 1)
     _, made = looked(tmp_path, pixels, order)
     assert looked(tmp_path, pixels, order, previous=made, version=2)[0].parts_made == 2
-    monkeypatch.setattr(evidence, "identity", functools.partial(str, "other networks"))
+    monkeypatch.setattr(shipped, "identity", lambda _: "other networks")
     assert looked(tmp_path, pixels, order, previous=made)[0].parts_made == 2
 
 

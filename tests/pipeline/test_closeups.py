@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from builders import encoded, id_of, textured, write_tar
+from builders import dedup_spec, encoded, id_of, textured, write_tar
 from inline import artifact, without_engine
 from PIL import Image, ImageDraw
 
@@ -27,7 +27,7 @@ from lodeset.pipeline.stages.dedup.pairwise import Kind, Known, measured_before
 from lodeset.pipeline.stages.dedup.universe import Universe
 from lodeset.pipeline.tables import records
 
-CONFIG = {"verify": "pixels", "closeups": True, "within": True, "min_score": 4.0}
+SPEC = dedup_spec(min_score=4.0)
 
 
 @pytest.fixture(autouse=True)
@@ -215,13 +215,13 @@ def test_full_images_settle_what_thumbnails_left_open() -> None:
     maps = np.tile(starts()[1].reshape(6), (6, 1))
     universe, pairs = asked(6, score=thumbs, verified=yes, linked=yes == 1, maps=np.zeros((6, 6), np.float32))
     known = Known(Kind("s", "t", "by", 1), "", None, (), 0, 0)
-    now = settled(universe, pairs, np.arange(6), Looks(points, close, maps, known), CONFIG)
+    now = settled(universe, pairs, np.arange(6), Looks(points, close, maps, known), SPEC)
     # The last one is an edge no more: only a view brought it.
     assert now.a.tolist() == [0, 2, 4, 6, 8]
     assert now.linked.tolist() == [True, True, True, False, True] == (now.verified == 1).tolist()
     assert now.score.tolist() == [6.0, 5.0, 4.5, -1.5, 5.0] and now.points.tolist() == [9, 0, 9, 9, 9]
     near = dataclasses.replace(pairs, similarity=np.array([0, 0, 0, 0, 0, 0.7], np.float32))
-    assert len(settled(universe, near, np.arange(6), Looks(points, close, maps, known), CONFIG).a) == 6
+    assert len(settled(universe, near, np.arange(6), Looks(points, close, maps, known), SPEC).a) == 6
     assert [ORIENTATIONS[o].name for o in now.orientation] == ["identity", "identity", "mirror", "mirror", "identity"]
 
 
@@ -232,12 +232,12 @@ def test_only_large_images_are_looked_at() -> None:
         verified=np.array([0, 1, 1, 0], np.int8),
         similarity=np.array([0.1, 0.1, 0.9, 0.9], np.float32),
     )
-    assert doubtful(universe, pairs, 0.5, CONFIG).tolist() == [0, 1, 3]
+    assert doubtful(universe, pairs, 0.5, SPEC).tolist() == [0, 1, 3]
     universe.side[6] -= 1
-    assert doubtful(universe, pairs, 0.5, CONFIG).tolist() == [0, 1]
-    assert not len(doubtful(universe, pairs, 0.5, {**CONFIG, "closeups": False}))
-    assert not len(doubtful(universe, pairs, 0.5, {**CONFIG, "verify": "none"}))
-    assert doubtful(universe, pairs, 0.5, {**CONFIG, "within": False}).tolist() == [0]
+    assert doubtful(universe, pairs, 0.5, SPEC).tolist() == [0, 1]
+    assert not len(doubtful(universe, pairs, 0.5, dedup_spec(min_score=4.0, closeups=False)))
+    assert not len(doubtful(universe, pairs, 0.5, dedup_spec(min_score=4.0, verify="none")))
+    assert doubtful(universe, pairs, 0.5, dedup_spec(min_score=4.0, within=False)).tolist() == [0]
 
 
 def test_neighbours_are_looked_at_that_stand_out_among_the_nearest() -> None:
@@ -247,14 +247,14 @@ def test_neighbours_are_looked_at_that_stand_out_among_the_nearest() -> None:
     for first, second, near in ((0, 1, 0.9), (2, 3, 0.64), *((4, n, 0.9 - n / 100) for n in range(5, 11))):
         similarity[(a == first) & (b == second)] = near
     universe, pairs = asked(len(a), similarity=similarity)
-    rows = doubtful(universe, dataclasses.replace(pairs, a=a, b=b), 0.5, CONFIG)
+    rows = doubtful(universe, dataclasses.replace(pairs, a=a, b=b), 0.5, SPEC)
     # 4 stands out for each of the six, whose nearest it is.
     assert list(zip(a[rows], b[rows], strict=True)) == [(0, 1), *((4, n) for n in range(5, 11))]
     # Hashes propose pairs by themselves; strangers that views brought take nobody's place.
     hashed = (a == 12) & (b == 13)
     similarity[hashed | ((a < 2) & (b > 13))] = np.nan
     universe, pairs = asked(len(a), similarity=similarity, hashed=hashed)
-    rows = doubtful(universe, dataclasses.replace(pairs, a=a, b=b), 0.5, CONFIG)
+    rows = doubtful(universe, dataclasses.replace(pairs, a=a, b=b), 0.5, SPEC)
     assert {(0, 1), (12, 13)} <= set(zip(a[rows], b[rows], strict=True))
     universe, pairs = asked(2, hashed=np.array([True, False]))
-    assert doubtful(universe, pairs, 0.5, CONFIG).tolist() == [0]
+    assert doubtful(universe, pairs, 0.5, SPEC).tolist() == [0]

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+from builders import dedup_spec
 from looks import alike
 
 from lodeset.pipeline.algorithms.copies.components import components
@@ -54,8 +55,8 @@ def planted() -> tuple[Universe, tuple[np.ndarray, np.ndarray, np.ndarray]]:
 
 def decide(within: bool, method: str = "pixels") -> dict[int, tuple[bool, str]]:
     universe, neighbors = planted()
-    config = {"phash_distance": 4, "verify": method, "within": within, "closeups": True, "min_score": 3.0}
-    pairs = judge(universe, neighbors, NONE, LIMITS, config)
+    spec = dedup_spec(phash_distance=4, verify=method, within=within, min_score=3.0)
+    pairs = judge(universe, neighbors, NONE, LIMITS, spec)
     component = components(len(universe.ids), pairs.a[pairs.linked], pairs.b[pairs.linked])
     keeper = keepers(component, alike(universe.area))
     table = verdicts(universe, component, pairs, keeper).to_pylist()
@@ -83,9 +84,9 @@ def test_a_group_that_is_too_large_stops_the_run_unless_it_is_expected(max_group
     pool = np.ones(300, bool)
     for method, knob in (("pixels", "min_score"), ("none", "threshold")):
         told = rf"120 of 300 .* dedup\.{knob}.* dedup\.max_group: 120"
-        config = {"max_group": max_group, "verify": method, "phash_distance": 4, "min_score": 3.0}
+        spec = dedup_spec(max_group=max_group, verify=method, phash_distance=4, min_score=3.0)
         with pytest.raises(GateError, match=told) if stops else nullcontext():
-            guard(pool, component, LIMITS, config)
+            guard(pool, component, LIMITS, spec)
 
 
 def test_aligned_pairs_are_judged_by_score_surroundings_and_role() -> None:
@@ -103,8 +104,8 @@ def test_aligned_pairs_are_judged_by_score_surroundings_and_role() -> None:
             np.array([score], np.float32),
             np.arange(6, dtype=np.float32)[None],
         )
-        config = {"phash_distance": 0, "verify": "pixels", "within": True, "closeups": True, "min_score": 3.0}
-        pairs = judge(universe, strangers, seen, LIMITS, config)
+        spec = dedup_spec(phash_distance=0, min_score=3.0)
+        pairs = judge(universe, strangers, seen, LIMITS, spec)
         (row,) = np.flatnonzero((pairs.a == first) & (pairs.b == second))
         assert pairs.score[row] == np.float32(score) and pairs.maps[row].tolist() == [0, 1, 2, 3, 4, 5]
         assert ORIENTATIONS[pairs.orientation[row]].name == "turn_90" and pairs.verified[row] == pairs.linked[row]

@@ -42,7 +42,7 @@ def test_what_cannot_be_hashed_is_refused_by_name(value: object) -> None:
 def test_only_what_a_thing_is_enters() -> None:
     base = stage().fingerprint({})
     assert stage(runtime={"part_images": 7}, max_cpus=3, seconds_per_image=9.0, set="other").fingerprint({}) == base
-    for change in ({"name": "b"}, {"version": 2}, {"config": {"k": 2}}):
+    for change in ({"name": "b"}, {"version": 2}, {"spec": {"k": 2}}):
         assert stage(**change).fingerprint({}) != base
 
 

@@ -254,6 +254,7 @@ def test_what_becomes_of_an_image_that_several_sets_want(tmp_path: Path, monkeyp
     assert set(rows) == {(one, "birds", "q2"), (other, "birds", "q1"), (third, "cats", "q3"), (brought, "dogs", None)}
     for done in (each, best):
         assert done.rows == Rows(7, 4, {"several_sets": 3})
-        assert done.details["shared"] == 3 and done.details["shared_by_set"] == {"birds": 3, "cats": 2, "dogs": 1}
-        assert done.details["as_is_by_set"] == {"birds": 0, "cats": 0, "dogs": 1}
-        assert (done.details["asked"], done.details["collisions"]) == (8, 1)
+        told = done.details
+        assert told.shared == 3 and told.shared_by_set == {"birds": 3, "cats": 2, "dogs": 1}
+        assert told.as_is_by_set == {"birds": 0, "cats": 0, "dogs": 1}
+        assert (told.asked, told.collisions) == (8, 1)

@@ -16,6 +16,7 @@ from lodeset.pruning import graph
 from lodeset.pruning.choosing.criteria import METHODS
 from lodeset.pruning.config import LotteryJob, PruneJob, SelfMaskingJob
 from lodeset.pruning.formats.saving import load_model
+from lodeset.pruning.jobs import run
 from lodeset.pruning.learning.masks import density, digest_of, load_masks
 from lodeset.pruning.learning.self_masking import load_masked
 from lodeset.pruning.specs import trainings
@@ -42,7 +43,7 @@ def never(context: Context) -> Outcome:
 def test_a_sweep_over_a_target_set_of_images_that_training_would_skip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without_engine(graph, monkeypatch)
+    without_engine(run, monkeypatch)
     torch.manual_seed(0)
     store = Store(str(tmp_path / "store"))
     above = {

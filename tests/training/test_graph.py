@@ -20,6 +20,7 @@ from lodeset.pipeline.tables import records
 from lodeset.training import graph
 from lodeset.training.config import TrainingConfig
 from lodeset.training.launch import train_inline
+from lodeset.training.stages import evaluate, train
 
 TARGET = TargetSet(name="target", uri="target/")
 SIDE = 40
@@ -69,9 +70,10 @@ def test_vectors_that_do_not_cover_a_target_leave_the_embedder_out(store: Store,
 def test_training_lists_its_newest_checkpoint_and_its_limit_is_not_that_of_targets(
     store: Store, tmp_path: Path, payloads: list[bytes], small: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without_engine(graph, monkeypatch)
+    for module in (train, evaluate):
+        without_engine(module, monkeypatch)
     monkeypatch.setattr(
-        graph, "launch", lambda config, urls, folder, _, origin: train_inline(config, urls, folder, origin)
+        train, "launch", lambda config, urls, folder, _, origin: train_inline(config, urls, folder, origin)
     )
     # The training images are 24 x 22 pixels at most; those of the target set are larger than training decodes.
     config = small.model_copy(update={"max_pixels": 24 * 22})
