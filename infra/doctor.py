@@ -1,4 +1,4 @@
-"""What works on this machine, and what to install for what does not."""
+"""Test what works on this machine, and say what to install for what does not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lodeset.infra.quiet import others_quiet
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was tried. `needed` says whether lodeset can do without it."""
+    """The result of one test. `needed` says whether lodeset requires it."""
 
     name: str
     works: bool
@@ -28,7 +28,7 @@ class Check:
 
 
 def examine() -> list[Check]:
-    """Tries everything for real: imports, a Beam pipeline, a Ray cluster, a write."""
+    """Test everything for real: imports, a Beam pipeline, a Ray cluster, a write."""
     checks = [_machine()]
     for module, needed, way_out in (
         ("faiss", True, "pip install 'lodeset[cpu]' (or [gpu])"),
@@ -45,7 +45,7 @@ def examine() -> list[Check]:
     checks.append(_tried("Apache Beam", True, _beam, "pip install apache-beam"))
     checks.append(_tried("Ray", True, _ray, "pip install 'ray[data,default,train]'"))
     checks.append(
-        _tried("GPU", False, _gpu, "none is needed; with one, install a CUDA build of torch, and lodeset[gpu]")
+        _tried("GPU", False, _gpu, "none is required; for one, install a CUDA build of torch, and lodeset[gpu]")
     )
     return checks
 
@@ -55,12 +55,12 @@ def _tried(name: str, needed: bool, attempt: Callable[[], str], way_out: str) ->
         with others_quiet():
             return Check(name, True, needed, attempt())
     except Exception as error:
-        # Whatever breaks here is the finding.
-        return Check(name, False, needed, f"{_said(error)} -> {way_out}")
+        # Any error is the result of the test.
+        return Check(name, False, needed, f"{_short(error)} -> {way_out}")
 
 
-def _said(error: Exception) -> str:
-    """In one line; what engines put before the last one is a traceback."""
+def _short(error: Exception) -> str:
+    """An error in one line; what engines print before the last line is a traceback."""
     last = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
     return last if isinstance(error, RuntimeError | ImportError) else f"{type(error).__name__}: {last}"
 
@@ -71,13 +71,13 @@ def _machine() -> Check:
     cores = cpus_of(Config(pool="."))
     memory = psutil.virtual_memory()
     free = shutil.disk_usage(Path.cwd()).free
-    told = f"{cores} cores, {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB memory free, {free / 2**30:.0f} GiB disk free here"
-    return Check("machine", memory.available > 2 * 2**30 and free > 2**30, True, told)
+    summary = f"{cores} cores, {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB memory free, {free / 2**30:.0f} GiB disk free here"
+    return Check("machine", memory.available > 2 * 2**30 and free > 2**30, True, summary)
 
 
 def _version(module: str) -> str:
-    found = importlib.import_module(module)
-    return str(getattr(found, "__version__", "installed"))
+    imported = importlib.import_module(module)
+    return str(getattr(imported, "__version__", "installed"))
 
 
 def _codecs() -> str:
@@ -120,7 +120,7 @@ def _ray() -> str:
     started = time.monotonic()
     with cluster("local", 1) as address:
         if list(map_items(_square, [3], cpus=1, address=address)) != [9]:
-            raise RuntimeError("a task gave a wrong answer")
+            raise RuntimeError("a task returned a wrong answer")
     return f"{importlib.metadata.version('ray')}, a cluster and a task in {time.monotonic() - started:.1f} s"
 
 

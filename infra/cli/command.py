@@ -15,11 +15,11 @@ from lodeset.pipeline.dag.files import is_of_a_driver, unreachable
 from lodeset.pipeline.errors import ConfigError, LodesetError
 from lodeset.pipeline.shown import shown
 
-UsageError: Any = typer.BadParameter.__bases__[0]  # Typer brings a Click of its own and shows no more of it
+UsageError: Any = typer.BadParameter.__bases__[0]  # from the Click inside Typer, which exports nothing else of it
 
 
 class Group(TyperGroup):
-    """Typer turns an interrupt into a bare exit status; here it stays what it is until `perform` returns it to its caller."""
+    """Typer turns an interrupt into a bare exit status; this group carries it through to the caller of `perform`."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -29,7 +29,7 @@ class Group(TyperGroup):
 
 
 class _Stopped(Exception):
-    """A KeyboardInterrupt on its way through Typer."""
+    """Carries a KeyboardInterrupt through Typer."""
 
     def __init__(self, stop: KeyboardInterrupt) -> None:
         super().__init__()
@@ -37,10 +37,10 @@ class _Stopped(Exception):
 
 
 def perform(app: typer.Typer) -> int:
-    """Runs the command that was typed; its exit status. A user's mistake ends in one message, never in a traceback.
+    """Run the command line and return its exit status. A user's mistake ends in one message, never in a traceback.
 
     Raises:
-        KeyboardInterrupt: it was stopped.
+        KeyboardInterrupt: the command was stopped.
     """
     try:
         # A command returns nothing; an early exit (`--help`) returns its status.
@@ -56,17 +56,17 @@ def perform(app: typer.Typer) -> int:
     except (typer.Abort, EOFError):
         return 1
     except Exception as error:
-        told = _explained(error)
-        if told is None:
+        message = _explained(error)
+        if message is None:
             err.print(escape(traceback.format_exc()), soft_wrap=True)
-            told = (
-                f"{type(error).__name__}: {error}. This is a defect of lodeset: please report it with what stands above"
+            message = (
+                f"{type(error).__name__}: {error}. This is a defect in lodeset: please report it with the output above"
             )
-        return _failed(told, 1)
+        return _failed(message, 1)
 
 
 def _explained(error: Exception) -> str | None:
-    """A sentence about what no code of lodeset's foresaw, where it is the machine's or a driver's doing."""
+    """A sentence about an unexpected error, if the machine or a driver caused it."""
     if isinstance(error, MemoryError):
         return "out of memory: close other programs, or give fewer cores (resources.cpus, --cpus)"
     if isinstance(error, OSError) and error.strerror and error.filename:
@@ -82,8 +82,8 @@ def _failed(message: str, code: int, lines: bool = False) -> int:
 
 
 def _misused(error: UsageError) -> int:
-    """A command that cannot be understood; `lodeset` alone shows what there is."""
-    if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed already
+    """Report a command line that cannot be understood; `lodeset` alone shows its help."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help has already been printed
         return int(error.exit_code)
-    help_ = f" (`{error.ctx.command_path} --help` says what it takes)" if error.ctx is not None else ""
+    help_ = f" (see `{error.ctx.command_path} --help`)" if error.ctx is not None else ""
     return _failed(f"{error.format_message().rstrip('.')}{help_}", error.exit_code)

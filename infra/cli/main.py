@@ -1,4 +1,4 @@
-"""The command line. Results on standard output, logs on standard error.
+"""The command line. Results go to standard output, logs to standard error.
 
 Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 a gate was breached, 4 held by another run.
 """
@@ -28,12 +28,12 @@ app = typer.Typer(
 )
 app.add_typer(models)
 app.add_typer(store_commands)
-MISSING_SHOWN = 5  # sources that are not there, of which `plan` tells
+MISSING_SHOWN = 5  # number of missing sources that `plan` lists
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a lodeset.yaml (`lodeset init` writes one)")]
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="configuration file (`lodeset init` writes one)")]
 Until = Annotated[str | None, typer.Option(help="stop after this stage, e.g. dedup")]
-Limit = Annotated[int | None, typer.Option(min=1, help="take a seeded sample of N pool images first")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="ignore what earlier runs fitted")]
+Limit = Annotated[int | None, typer.Option(min=1, help="first draw a seeded sample of N pool images")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="ignore everything that earlier runs fitted")]
 
 
 def _version(asked: bool) -> None:
@@ -45,10 +45,10 @@ def _version(asked: bool) -> None:
 @app.callback()
 def lodeset(
     show_version: Annotated[
-        bool, typer.Option("--version", help="print the version and leave", is_eager=True, callback=_version)
+        bool, typer.Option("--version", help="print the version and exit", is_eager=True, callback=_version)
     ] = False,
 ) -> None:
-    """From a pile of uncurated images to a pretrained, pruned vision model."""
+    """Turn a pile of uncurated images into a pretrained, pruned vision model."""
 
 
 def _project(config: Path, set_: list[str] | None, limit: int | None) -> Project:
@@ -61,7 +61,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="overwrite an existing file")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a commented configuration."""
+    """Write a configuration file with comments."""
     target = api.init(path, force)
     if as_json:
         print_json({"path": str(target)})
@@ -71,7 +71,7 @@ def init(
 
 @app.command()
 def schema(as_json: Json = False) -> None:
-    """Print the configuration's JSON schema (always JSON), for editors."""
+    """Print the JSON schema of the configuration (always JSON), for editors."""
     print_json(api.schema())
 
 
@@ -84,7 +84,7 @@ def plan(
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
-    """Show what would run and why, with estimated time and bytes; spends nothing."""
+    """Show what would run and why, with estimated time and bytes; runs nothing."""
     opened = api.open_config(config, tuple(set_ or ()), until, limit, without_sources=True)
     rows, composed = api.plan(opened, fresh), api.composition(opened)
     if as_json:
@@ -116,14 +116,14 @@ def plan(
         table.add_row(decision.stage.id, action, safe(decision.reason), images, seconds, size, style=style)
     show(out, table)
     if any(e.images_guessed for _, e in rows):
-        told = "~: estimated from the sizes of tars and Parquet files; ingest counts their images"
-        out.print(told, style="dim", soft_wrap=True)
+        note = "~: estimated from the sizes of tars and Parquet files; ingest counts their images"
+        out.print(note, style="dim", soft_wrap=True)
     changed = [d.stage.id for d, _ in rows if d.action == "run"]
     also = [d.stage.id for d, _ in rows if d.action == "wait"]
     if not changed:
         out.print("nothing to do")
     else:
-        then = f", then whichever of the {len(also)} stages after it read something new" if also else ""
+        then = f", then those of the {len(also)} stages after it whose inputs change" if also else ""
         out.print(f"`lodeset run {safe(config)}` would run {', '.join(changed)}{then}", highlight=False, soft_wrap=True)
 
 
@@ -160,7 +160,7 @@ def run(
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
-    """Run what is not finished."""
+    """Run everything that is not finished."""
     from lodeset.infra.cli.progress import watching
 
     with watching(err) as watch:
@@ -175,7 +175,7 @@ def compact(
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Write the shards anew, without the images that they hold and no longer stand for."""
+    """Rewrite the shards without the images that no longer count."""
     from lodeset.infra.cli.progress import watching
 
     opened = api.open_store(config, tuple(set_ or ()))
@@ -186,8 +186,8 @@ def compact(
         return
     out.print(
         f"{done.images:,} images in {done.shards} shards of {_size(done.size_bytes)[1:]}, in {done.folder}; "
-        f"{'deleted' if delete else 'nothing refers any more to'} {_size(done.superseded_bytes)[1:]}"
-        + ("" if delete or not done.superseded_bytes else " of old ones: `--delete` deletes them"),
+        f"{'deleted' if delete else 'no longer referenced:'} {_size(done.superseded_bytes)[1:]}"
+        + ("" if delete or not done.superseded_bytes else " of old shards (`--delete` deletes them)"),
         highlight=False,
         soft_wrap=True,
     )
@@ -196,8 +196,8 @@ def compact(
 @app.command()
 def forget(
     config: ConfigPath,
-    what: Annotated[list[str], typer.Argument(metavar="IMAGE_ID or URL", help="one or several")],
-    copies: Annotated[bool, typer.Option("--copies", help="near-duplicates of these images, too")] = False,
+    what: Annotated[list[str], typer.Argument(metavar="IMAGE_ID or URL", help="one or more images")],
+    copies: Annotated[bool, typer.Option("--copies", help="also take out near-duplicates of these images")] = False,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -208,11 +208,11 @@ def forget(
         return
     rows = ", ".join(f"{name} {count:,}" for name, count in sorted(done.rows.items()) if count) or "none"
     shards = "1 shard was" if done.shards == 1 else f"{done.shards:,} shards were"
-    out.print(f"forgotten: {', '.join(done.image_ids)}; {shards} rewritten; rows taken out: {rows}", soft_wrap=True)
+    out.print(f"forgotten: {', '.join(done.image_ids)}; {shards} rewritten; rows removed: {rows}", soft_wrap=True)
     if done.copies:
         near = "1 near-duplicate stays" if len(done.copies) == 1 else f"{len(done.copies):,} near-duplicates stay"
         err.print(
-            f"[yellow]warning:[/] {near}, e.g. {done.copies[0]}: `lodeset forget` with `--copies` takes such images out, too",
+            f"[yellow]warning:[/] {near}, e.g. {done.copies[0]}: `lodeset forget` with `--copies` takes these out, too",
             soft_wrap=True,
         )
     for warning in done.warnings:
@@ -223,14 +223,12 @@ def forget(
 def status(
     config: ConfigPath,
     number: RunNumber = None,
-    code: Annotated[
-        bool, typer.Option("--snippet", help="print Python that reads the shards, and nothing else")
-    ] = False,
+    code: Annotated[bool, typer.Option("--snippet", help="print only Python code that reads the shards")] = False,
     set_: Set = None,
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Show the last finished run: what each stage took, kept and dropped, and where its results lie."""
+    """Show the last finished run: what each stage took, kept and dropped, and where its results are."""
     found = _project(config, set_, limit).status(number)
     if code:
         _show_snippet(found.summary, config)
@@ -238,12 +236,12 @@ def status(
         _show_status(config, found, as_json)
 
 
-def _show_snippet(told: api.Summary, config: Path) -> None:
+def _show_snippet(summary: api.Summary, config: Path) -> None:
     from lodeset.infra.looking.summary import snippet
 
-    if told.shards is None:
+    if summary.shards is None:
         raise LodesetError(f"no finished run of {config} has written shards: `lodeset run` first")
-    print(snippet(told), end="")
+    print(snippet(summary), end="")
 
 
 def _show_status(config: Path, found: Status, as_json: bool) -> None:
@@ -256,7 +254,7 @@ def _show_status(config: Path, found: Status, as_json: bool) -> None:
     table = Table("stage", box=None, pad_edge=False)
     for heading in ("in", "kept", "seconds"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("dropped")  # last, for it may be long
+    table.add_column("dropped")  # last, because it may be long
     for entry in entries:
         id_ = f"{entry['stage']}/{entry['set']}"
         if not entry["finished"]:
@@ -282,7 +280,7 @@ def _show_status(config: Path, found: Status, as_json: bool) -> None:
 @app.command()
 def report(
     config: ConfigPath,
-    to: Annotated[Path, typer.Option("--out", help="the page to write")] = Path("report.html"),
+    to: Annotated[Path, typer.Option("--out", help="page to write")] = Path("report.html"),
     number: RunNumber = None,
     set_: Set = None,
     limit: Limit = None,
@@ -299,14 +297,14 @@ def report(
 @app.command()
 def dedup_preview(
     config: ConfigPath,
-    to: Annotated[Path, typer.Option("--out", help="the page to write")] = Path("dedup-preview.html"),
-    pairs: Annotated[int, typer.Option(min=1, help="pairs shown of each section")] = 12,
+    to: Annotated[Path, typer.Option("--out", help="page to write")] = Path("dedup-preview.html"),
+    pairs: Annotated[int, typer.Option(min=1, help="number of pairs in each section")] = 12,
     number: RunNumber = None,
     set_: Set = None,
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Run up to dedup and show pairs around the line between copies and strangers."""
+    """Run up to dedup and show pairs close to the threshold between copies and different images."""
     from lodeset.infra.cli.progress import watching
 
     opened = api.open_store(config, tuple(set_ or ()), limit)
@@ -321,27 +319,27 @@ def dedup_preview(
     out.print(table)
     out.print(safe(done["path"]), highlight=False, soft_wrap=True)
     if done["refused"]:
-        err.print(f"[yellow]warning:[/] dedup refused this: {safe(done['refused'])}", highlight=False, soft_wrap=True)
+        err.print(f"[yellow]warning:[/] dedup stopped: {safe(done['refused'])}", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def trace(
     config: ConfigPath,
     what: Annotated[
-        str, typer.Argument(metavar="IMAGE", help="an image_id or its first digits, a path, a URL, a picture file")
+        str, typer.Argument(metavar="IMAGE", help="an image_id or its first digits, a path, a URL, or a picture file")
     ],
     number: RunNumber = None,
     set_: Set = None,
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Tell what became of one image, and its way from its source to its shard."""
-    told = _project(config, set_, limit).trace(what, number)
+    """Show what happened to one image on its way from its source to its shard."""
+    story = _project(config, set_, limit).trace(what, number)
     if as_json:
-        print_json({"image_id": told.image_id, "sentence": told.sentence, "steps": list(told.steps)})
+        print_json({"image_id": story.image_id, "sentence": story.sentence, "steps": list(story.steps)})
         return
-    out.print(f"[bold]{told.image_id or safe(what)}[/]: {safe(told.sentence)}", highlight=False, soft_wrap=True)
-    for step in told.steps:
+    out.print(f"[bold]{story.image_id or safe(what)}[/]: {safe(story.sentence)}", highlight=False, soft_wrap=True)
+    for step in story.steps:
         rest = {k: v for k, v in step.items() if k not in ("stage", "table", "image_id") and v not in (None, "")}
         out.print(f"[bold]{step['stage']}[/] {step['table']}", highlight=False)
         for key, value in rest.items():
@@ -350,7 +348,7 @@ def trace(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="where the sample world is made")] = Path("demo"),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder for the sample world")] = Path("demo"),
     as_json: Json = False,
 ) -> None:
     """Make a sample world with known truth and run everything on it."""
@@ -373,7 +371,7 @@ def _flat(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Say what works on this machine and what to install."""
+    """Show what works on this machine and what to install."""
     checks = api.doctor()
     broken = [c.name for c in checks if c.needed and not c.works]
     if as_json:

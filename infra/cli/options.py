@@ -1,4 +1,4 @@
-"""What the command line's files share: consoles, options, JSON."""
+"""Shared by the modules of the command line: consoles, options, JSON."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from rich.segment import Segment
 
 from lodeset.pipeline.shown import redacted, shown
 
-WIDE = 10_000  # columns of a file or a pipe: nothing is wrapped there
+WIDE = 10_000  # columns of a file or a pipe, so that nothing is wrapped there
 
 
 class Screen(Console):
-    """A console on which nothing acts or is given away that came in from outside: every text passes `shown`."""
+    """A console that makes text from outside safe: every text passes through `shown`, which removes secrets and active
+    characters.
+    """
 
     def __init__(self, **options: Any) -> None:
-        # A file called `:bomb:.jpg` is shown as that.
+        # A file called `:bomb:.jpg` is shown under that name.
         super().__init__(emoji=False, highlight=False, **options)
         if not self.is_terminal:
             self.width = WIDE
@@ -37,16 +39,17 @@ out = Screen()
 err = Screen(stderr=True)
 
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="a.b=c", help="override a key of the configuration; repeatable")
+    list[str] | None,
+    typer.Option("--set", metavar="a.b=c", help="override a key of the configuration; may be repeated"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document on standard output")]
 
 
 def safe(value: object) -> str:
-    """A name or a text from outside as markup, on one line."""
+    """Text from outside as markup, on one line."""
     return escape(shown(value))
 
 
 def print_json(value: Any) -> None:
-    """Everything but ASCII is escaped, so that nothing in it acts on a terminal."""
+    """Print JSON with everything except ASCII escaped, so that nothing in it acts on a terminal."""
     print(json.dumps(redacted(value), indent=1))

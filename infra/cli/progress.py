@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on, on standard error: bars on a terminal, elsewhere a line now and then."""
+"""Show the progress of a run on standard error: bars on a terminal, otherwise a line every half minute."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ from lodeset.pipeline.dag.runner import Event
 from lodeset.pipeline.dag.stage import Progress
 from lodeset.training.lines import PROGRESS, last_line
 
-EVERY_S = 30.0  # between two lines where there is no terminal
-QUIET_S = 30.0  # without news, after which that is told
+EVERY_S = 30.0  # between two lines if there is no terminal
+QUIET_S = 30.0  # time without news after which that is reported
 
 
 @dataclass
 class Work:
-    """How far a stage is, as it may be shown: never back, and at its end "finishing" instead of 100 %."""
+    """The progress of a stage in the form that is displayed: it never goes back, and it ends with "finishing" instead
+    of 100 %.
+    """
 
     begun: float  # of the phase
-    heard: float  # when something last changed
+    heard: float  # time of the last change
     phase: str = ""
     round: int = 1
-    first: float | None = None  # the fraction that the phase began with: what earlier runs had done
+    first: float | None = None  # fraction at the beginning of the phase: what earlier runs had done
     fraction: float = 0.0
     count: int = 0
     unit: str = "images"
@@ -55,7 +57,7 @@ class Work:
             self.heard = now
         if self.first is None:
             self.first = progress.fraction
-        # A training that goes on from its last checkpoint has steps to do again.
+        # A training that continues from its last checkpoint repeats some steps.
         self.fraction = max(self.fraction, progress.fraction)
         self.count, self.unit = max(self.count, progress.count), progress.unit
 
@@ -73,7 +75,7 @@ class Work:
         return f"{self.count / seconds:,.0f} {self.unit}/s" if self.count >= seconds > 1 else ""
 
     def left(self, now: float) -> str:
-        """Time left, or that nothing has been heard."""
+        """Time left, or for how long there has been no news."""
         if now - self.heard >= QUIET_S:
             return f"no news for {_duration(now - self.heard)}"
         if self.finishing or self.first is None or self.fraction <= self.first or now - self.begun < 2:
@@ -81,9 +83,9 @@ class Work:
         seconds = (now - self.begun) * (1 - self.fraction) / (self.fraction - self.first)
         return f"{_duration(seconds)} left"
 
-    def told(self, now: float) -> str:
+    def line(self, now: float) -> str:
         share = "" if self.finishing or not self.fraction else f"{self.fraction:.0%}"
-        return ", ".join(piece for piece in (self.name, share, self.rate(now), self.left(now)) if piece) or "at work"
+        return ", ".join(piece for piece in (self.name, share, self.rate(now), self.left(now)) if piece) or "working"
 
 
 def _duration(seconds: float) -> str:
@@ -104,14 +106,15 @@ class _Rate(ProgressColumn):
 
 class _Left(ProgressColumn):
     def render(self, task: Task) -> Text:
-        told = task.fields["work"].left(time.monotonic())
-        return Text(told, style="yellow" if told.startswith("no news") else "")
+        text = task.fields["work"].left(time.monotonic())
+        return Text(text, style="yellow" if text.startswith("no news") else "")
 
 
 @contextmanager
 def watching(console: Console) -> Iterator[Callable[[Event], None]]:
-    """A callback for the runner. On a terminal, and in a notebook with ipywidgets, it draws bars; elsewhere it writes a line when
-    a stage starts or ends, and one every half minute about each that goes on."""
+    """A callback for the runner. On a terminal, and in a notebook with ipywidgets, it draws bars; otherwise it prints a
+    line when a stage starts or ends, and one every half minute for each running stage.
+    """
     widgets = console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
     with _bars(console) if console.is_terminal or widgets else _lines(console) as watch:
         yield watch
@@ -139,8 +142,8 @@ def _lines(console: Console) -> Iterator[Callable[[Event], None]]:
         with lock:
             for id_, work in at_work.items():
                 if not work.fraction and now - work.begun < EVERY_S / 3:
-                    continue  # it has just been told that this one starts
-                console.print(f"[dim]still[/]  {id_:<24} {safe(work.told(now))}", highlight=False, soft_wrap=True)
+                    continue  # its start has just been reported
+                console.print(f"[dim]still[/]  {id_:<24} {safe(work.line(now))}", highlight=False, soft_wrap=True)
         return EVERY_S
 
     with repeating(look, EVERY_S):
@@ -173,7 +176,9 @@ def _bars(console: Console) -> Iterator[Callable[[Event], None]]:
                 bars.update(tasks[id_], description=f"{id_} {work.name}".rstrip(), completed=work.fraction)
                 for task in bars.tasks:
                     if task.id == tasks[id_]:
-                        task.total = None if work.finishing else 1.0  # without a total it moves, and claims nothing
+                        task.total = (
+                            None if work.finishing else 1.0
+                        )  # without a total, the bar moves but promises nothing
             else:
                 if id_ in tasks:
                     bars.remove_task(tasks.pop(id_))
@@ -185,33 +190,34 @@ def _bars(console: Console) -> Iterator[Callable[[Event], None]]:
 
 @contextmanager
 def following(console: Console, folder: Path, first: str) -> Iterator[None]:
-    """Tells while the block runs how far what works in `folder` is: a status on a terminal, elsewhere a line every half minute.
+    """Show the progress of the work in `folder` while the block runs: a status on a terminal, otherwise a line every
+    half minute.
 
-    `first` is what it does before it tells anything.
+    `first` is shown until there is progress to report.
     """
-    said, heard = first, time.monotonic()
+    last, heard = first, time.monotonic()
 
     def news() -> str:
-        nonlocal said, heard
+        nonlocal last, heard
         now = time.monotonic()
-        found = _told_in(folder, since) or first
-        if found != said:
-            said, heard = found, now
-        return said if now - heard < QUIET_S else f"{said}, no news for {_duration(now - heard)}"
+        current = _progress_in(folder, since) or first
+        if current != last:
+            last, heard = current, now
+        return last if now - heard < QUIET_S else f"{last}, no news for {_duration(now - heard)}"
 
     since = time.time()
     if not console.is_terminal:
-        told = ""
+        text = ""
 
         def say() -> float:
-            nonlocal told
-            told = news()
-            console.print(safe(told), highlight=False, soft_wrap=True)
+            nonlocal text
+            text = news()
+            console.print(safe(text), highlight=False, soft_wrap=True)
             return EVERY_S
 
         with repeating(say, EVERY_S):
             yield
-        if told and news() != told:  # whoever read half of it reads how it ended
+        if text and news() != text:  # also report the final state
             say()
         return
     with console.status(safe(first)) as status:
@@ -224,19 +230,19 @@ def following(console: Console, folder: Path, first: str) -> Iterator[None]:
             yield
 
 
-def _told_in(folder: Path, since: float) -> str | None:
-    """What was written there last, since this command began."""
-    found: list[tuple[float, Path]] = []
+def _progress_in(folder: Path, since: float) -> str | None:
+    """The last progress that was written there since this command began."""
+    written: list[tuple[float, Path]] = []
     for path in (*folder.glob("*/metrics.jsonl"), folder / PROGRESS):
         with suppress(OSError):
-            found.append((path.stat().st_mtime, path))
-    modified, path = max(found, default=(0.0, folder))
+            written.append((path.stat().st_mtime, path))
+    modified, path = max(written, default=(0.0, folder))
     if modified < since - 1:
         return None
     with suppress(OSError, ValueError, KeyError, TypeError):
         if path.name == PROGRESS:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            return f"{told['phase'] or 'at work'}, {float(told['fraction']):.0%}"
+            progress = json.loads(path.read_text(encoding="utf-8"))
+            return f"{progress['phase'] or 'working'}, {float(progress['fraction']):.0%}"
         line = last_line(path)
         if line is not None:
             rate = f"{line['images_per_s']:,.0f} images/s"
@@ -250,7 +256,7 @@ def _line(console: Console, event: Event) -> None:
     if event.kind == "started":
         console.print(f"[dim]start[/]  {id_:<24} [dim]{safe(event.reason)}[/]", highlight=False, soft_wrap=True)
     elif event.kind == "done" and event.artifact is not None:
-        console.print(f"[green]done[/]   {id_:<24} {told(event)}", highlight=False, soft_wrap=True)
+        console.print(f"[green]done[/]   {id_:<24} {counts(event)}", highlight=False, soft_wrap=True)
     elif event.kind == "taken over":
         console.print(f"[cyan]kept[/]   {id_:<24} [dim]{safe(event.reason)}[/]", highlight=False, soft_wrap=True)
     elif event.kind == "failed":
@@ -263,7 +269,7 @@ def _line(console: Console, event: Event) -> None:
         )
 
 
-def told(event: Event) -> str:
+def counts(event: Event) -> str:
     """`12,000 -> 11,500 in 8.1 s (near 480, reference 20)`."""
     assert event.artifact is not None
     rows = event.artifact.rows

@@ -1,4 +1,4 @@
-"""What a command says when it was told to stop; imports nothing that takes time."""
+"""The message of a command that was stopped; imports nothing that takes time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from lodeset.pipeline.errors import Terminated
 
 
 def tell(stop: KeyboardInterrupt) -> int:
-    """Says it on standard error (with `--json`, on standard output too) and returns the exit status: 128 and the signal."""
+    """Print the message on standard error (with `--json`, also on standard output) and return the exit status: 128 and
+    the signal.
+    """
     code = 143 if isinstance(stop, Terminated) else 130
-    message = "stopped; the same command again goes on from what is finished"
+    message = "stopped; run the same command again to continue from what is finished"
     with contextlib.suppress(OSError):
         if "--json" in sys.argv:
             print(json.dumps({"error": message, "exit_code": code}), flush=True)

@@ -1,4 +1,4 @@
-"""The commands that look into a store: what its tables hold, and whether it is whole."""
+"""The commands that look into a store: show its tables, and check whether it is complete and undamaged."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from lodeset.pipeline.errors import ConfigError, LodesetError
 store_commands = typer.Typer()
 DAMAGE_SHOWN = 20
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a lodeset.yaml (`lodeset init` writes one)")]
-RunNumber = Annotated[int | None, typer.Option("--run", min=1, metavar="N", help="that run instead of the last one")]
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="configuration file (`lodeset init` writes one)")]
+RunNumber = Annotated[int | None, typer.Option("--run", min=1, metavar="N", help="show run N instead of the last one")]
 
 
 @store_commands.command()
 def table(
     config: ConfigPath,
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="e.g. rejects; without: which there are")] = None,
-    of: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="of this stage or set alone, e.g. ingest/pool")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="e.g. rejects [default: list the tables]")] = None,
+    of: Annotated[str | None, typer.Option(metavar="STAGE", help="only of this stage or set, e.g. ingest/pool")] = None,
     where: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="rows that say so; repeatable")
+        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="only rows with this value; may be repeated")
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="rows shown")] = 20,
-    to: Annotated[Path | None, typer.Option("--out", help="write all rows: .parquet, .csv or .jsonl")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="write all rows to this .parquet, .csv or .jsonl file")
+    ] = None,
     number: RunNumber = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Show the tables of the last finished run, or the rows of one."""
+    """List the tables of the last finished run, or show the rows of one."""
     opened = api.open_store(config, tuple(set_ or ()))
     if name is None:
         _list_tables(api.tables(opened, number), as_json)
         return
-    found = api.table(opened, name, of=of, where=_conditions(where or ()), rows=rows, to=to, run=number)
-    if isinstance(found, int):
+    result = api.table(opened, name, of=of, where=_conditions(where or ()), rows=rows, to=to, run=number)
+    if isinstance(result, int):
         if as_json:
-            print_json({"path": str(to), "rows": found})
-        elif found:
-            out.print(f"wrote {found:,} rows to {safe(to)}", highlight=False, soft_wrap=True)
+            print_json({"path": str(to), "rows": result})
+        elif result:
+            out.print(f"wrote {result:,} rows to {safe(to)}", highlight=False, soft_wrap=True)
         else:
             err.print("no such row: nothing was written", highlight=False)
     elif as_json:
-        print_json({"rows": found})
-    elif found:
-        drawn = Table(*found[0], box=None, pad_edge=False)
-        for row in found:
+        print_json({"rows": result})
+    elif result:
+        drawn = Table(*result[0], box=None, pad_edge=False)
+        for row in result:
             drawn.add_row(*("" if value is None else safe(value) for value in row.values()))
         print_whole(out, drawn)
     else:
@@ -62,25 +62,25 @@ def table(
 
 
 def _conditions(where: Sequence[str]) -> dict[str, str]:
-    for one in where:
-        if "=" not in one:
-            raise ConfigError(f"--where {one}: give COLUMN=VALUE, e.g. reason=corrupt")
-    return {one.partition("=")[0]: one.partition("=")[2] for one in where}
+    for condition in where:
+        if "=" not in condition:
+            raise ConfigError(f"--where {condition}: give COLUMN=VALUE, e.g. reason=corrupt")
+    return {condition.partition("=")[0]: condition.partition("=")[2] for condition in where}
 
 
-def _list_tables(found: Sequence[api.Listed], as_json: bool) -> None:
+def _list_tables(tables: Sequence[api.Listed], as_json: bool) -> None:
     if as_json:
         print_json(
             {
                 "tables": [
-                    {"stage": t.stage, "table": t.table, "rows": t.rows, "columns": list(t.columns)} for t in found
+                    {"stage": t.stage, "table": t.table, "rows": t.rows, "columns": list(t.columns)} for t in tables
                 ]
             }
         )
         return
     drawn = Table("stage", "table", "rows", "columns", box=None, pad_edge=False)
-    for one in found:
-        drawn.add_row(one.stage, one.table, f"{one.rows:,}", ", ".join(one.columns))
+    for table in tables:
+        drawn.add_row(table.stage, table.table, f"{table.rows:,}", ", ".join(table.columns))
     print_whole(out, drawn)
 
 
@@ -91,10 +91,10 @@ def verify(
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Look for what is missing or damaged in the store; `run` makes it again."""
+    """Look for missing and damaged files in the store; `run` makes them again."""
     done = api.verify(config, deep, tuple(set_ or ()))
     if as_json:
-        print_json({**vars(done), "damage": [vars(one) for one in done.damage]})
+        print_json({**vars(done), "damage": [vars(damage) for damage in done.damage]})
     else:
         how = "all read" if deep else "sizes compared; `--deep` reads them all"
         out.print(
@@ -103,8 +103,8 @@ def verify(
             highlight=False,
             soft_wrap=True,
         )
-        for one in done.damage[:DAMAGE_SHOWN]:
-            out.print(f"  {safe(one.path)}: {safe(one.why)}", highlight=False, soft_wrap=True)
+        for damage in done.damage[:DAMAGE_SHOWN]:
+            out.print(f"  {safe(damage.path)}: {safe(damage.why)}", highlight=False, soft_wrap=True)
         if len(done.damage) > DAMAGE_SHOWN:
             out.print(f"  and {len(done.damage) - DAMAGE_SHOWN:,} more (`--json` lists all)", highlight=False)
     if done.damage:
@@ -112,5 +112,5 @@ def verify(
         again = f" (of {', '.join(done.affected)})" if done.affected else ""
         raise LodesetError(
             f"{len(done.damage):,} {files} missing or damaged{again}: `lodeset run {config}` makes again what the "
-            "configuration still asks for, and takes the rest out"
+            "configuration still requires, and removes the rest"
         )

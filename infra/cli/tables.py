@@ -1,4 +1,4 @@
-"""What the command line shows of a composition, of retrieval and of leaks, as tables and as JSON."""
+"""Print a composition, retrieval and leaks as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def composition_tree(composed: Composition) -> dict[str, Any]:
-    """The composition as `lodeset plan --json` prints it; null is not known."""
+    """The composition as `lodeset plan --json` prints it; null stands for unknown."""
     expected = composed.expected
     return {
         "rows": [{**asdict(row), "difference": row.difference} for row in composed.rows],
@@ -29,27 +29,29 @@ def composition_tree(composed: Composition) -> dict[str, Any]:
 
 
 def show_composition(out: Console, composed: Composition) -> None:
-    """A row a set and way of coming in, and their sum."""
-    told = composition_tree(composed)
-    compared = any(row["expected"] is not None for row in told["rows"])
+    """A row per set and mode, and their sum."""
+    tree = composition_tree(composed)
+    compared = any(row["expected"] is not None for row in tree["rows"])
     table = Table("curated set", "mode", box=None, pad_edge=False)
     for heading in ("its images", "retrieved", "final", *(("expected", "difference") if compared else ())):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("figures from")
-    for row in told["rows"]:
+    for row in tree["rows"]:
         difference = (_figure(row["expected"]), _signed(row["difference"])) if compared else ()
         retrieved = "" if row["mode"] == "as_is" else _figure(row["retrieved"])
         figures = (_figure(row["images"]), retrieved, _figure(row["final"]))
         table.add_row(safe(row["set"]), row["mode"], *figures, *difference, row["basis"])
-    difference = (_figure(told["expected"]), _signed(told["difference"])) if compared else ()
-    without = f"without {', '.join(told['unknown'])}" if told["unknown"] else ""
-    table.add_row("total", "", "", "", _figure(told["final"]), *difference, safe(without), style="bold")
+    difference = (_figure(tree["expected"]), _signed(tree["difference"])) if compared else ()
+    without = f"without {', '.join(tree['unknown'])}" if tree["unknown"] else ""
+    table.add_row("total", "", "", "", _figure(tree["final"]), *difference, safe(without), style="bold")
     print_whole(out, table)
-    out.print("a sum over rows: an image that several sets want counts in each", style="dim")
+    out.print("sum over rows: an image that several sets select counts in each of them", style="dim")
 
 
 def show_retrieval(out: Console, entries: Sequence[Mapping[str, Any]]) -> None:
-    """What each finished curated set asked and got (asked = distinct + collisions + short + capped), and who leaked."""
+    """What each finished curated set requested and got (asked = distinct + collisions + short + capped), and which
+    leaks were removed.
+    """
     done = {e["set"]: e["details"] for e in entries if e["stage"] == "retrieve" and e["finished"]}
     sets = {name: told for name, told in done.items() if name != "all" and told["asked"]}
     if sets:
@@ -67,21 +69,24 @@ def show_retrieval(out: Console, entries: Sequence[Mapping[str, Any]]) -> None:
     for entry in entries:
         for name, leak in entry["details"].get("leaks", {}).items():
             out.print(
-                f"{safe(name)} ({leak['role']}): {leak['dropped']:,} images dropped as copies of {leak['images']:,} of its images",
+                f"{safe(name)} ({leak['role']}): {leak['dropped']:,} images dropped as copies of {leak['images']:,} "
+                "of its images",
                 highlight=False,
             )
 
 
 def show_changes(out: Console, entries: Sequence[Mapping[str, Any]]) -> None:
-    """What the shards hold since the run before, and hold no more."""
+    """How the content of the shards has changed since the previous run."""
     for entry in entries:
         since = entry["details"].get("since")
         if since:
-            told = [f"{_total(since[change])} {change}{_by_reason(since[change])}" for change in ("added", "removed")]
+            changes = [
+                f"{_total(since[change])} {change}{_by_reason(since[change])}" for change in ("added", "removed")
+            ]
             written, dead = (entry["details"][f"{what}_bytes"] / 1e6 for what in ("written", "dead"))
             out.print(
-                f"since the run before: {', '.join(told)}; {written:,.1f} MB of shards written, "
-                f"{dead:,.1f} MB dead (`lodeset compact`)",
+                f"since the previous run: {', '.join(changes)}; {written:,.1f} MB of shards written, "
+                f"{dead:,.1f} MB no longer count (`lodeset compact`)",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -96,13 +101,13 @@ def _by_reason(counts: Mapping[str, int]) -> str:
 
 
 def print_whole(out: Console, table: Table) -> None:
-    """As wide as it is: a name cut short, or a row over three lines, cannot be searched for in a file or a pipe."""
+    """Print at full width: a truncated name, or a row over three lines, cannot be searched for in a file or a pipe."""
     table.width = Measurement.get(out, out.options.update(width=1_000), table).maximum
     show(out, table, soft_wrap=True)
 
 
 def show(out: Console, table: Table, soft_wrap: bool = False) -> None:
-    """A table; in a file or a pipe without the spaces that would fill its last column."""
+    """Print a table; in a file or a pipe without the spaces that would pad its last column."""
     if out.is_terminal:
         out.print(table, soft_wrap=soft_wrap)
         return

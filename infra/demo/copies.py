@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 NEAR_KINDS = ("reencode", "resize", "crop", "flip", "brightness", "tint", "grey", "stamp")
 LEAK_KINDS = ("exact", "reencode", "resize")
-COPIES = (7, 1, 1, 2, 3, 1, 2, 1)  # how many the sources have in turn: one picture in eight goes round
+COPIES = (7, 1, 1, 2, 3, 1, 2, 1)  # numbers of copies, cycled over the sources: every eighth picture is a popular one
 REJECTS: Mapping[str, int] = {"truncated": 4, "empty": 2, "text": 2, "bomb": 1}
 
 
@@ -21,7 +21,7 @@ REJECTS: Mapping[str, int] = {"truncated": 4, "empty": 2, "text": 2, "bomb": 1}
 class StoredFile:
     data: bytes
     suffix: str
-    concept: str | None = None  # None: not an image that can be read
+    concept: str | None = None  # None: not a readable image
 
     @property
     def image_id(self) -> str:
@@ -45,20 +45,22 @@ def upright(data: bytes) -> Image.Image:
 def near_copies(
     originals: Sequence[StoredFile], count: int, rng: np.random.Generator
 ) -> list[tuple[StoredFile, list[tuple[str, StoredFile]]]]:
-    """`count` copies of every kind in turn, as many a source as `COPIES` says: (source, [(kind, copy), ...])."""
+    """`count` copies that cycle through the kinds, as many per source as `COPIES` says: (source, [(kind, copy),
+    ...]).
+    """
     groups: list[tuple[StoredFile, list[tuple[str, StoredFile]]]] = []
-    made = 0
+    done = 0
     for source, copies in zip(rng.permutation(len(originals)), itertools.cycle(COPIES), strict=False):
-        kinds = [NEAR_KINDS[(made + i) % len(NEAR_KINDS)] for i in range(min(copies, count - made))]
+        kinds = [NEAR_KINDS[(done + i) % len(NEAR_KINDS)] for i in range(min(copies, count - done))]
         if not kinds:
             break
         groups.append((originals[source], [(kind, copy_of(originals[source], kind, rng)) for kind in kinds]))
-        made += len(kinds)
+        done += len(kinds)
     return groups
 
 
 def copy_of(source: StoredFile, kind: str, rng: np.random.Generator) -> StoredFile:
-    """A copy of the kind named in `NEAR_KINDS` or `LEAK_KINDS`."""
+    """A copy of a kind in `NEAR_KINDS` or `LEAK_KINDS`."""
     if kind == "exact":
         return source
     image = upright(source.data)
@@ -93,7 +95,7 @@ def copy_of(source: StoredFile, kind: str, rng: np.random.Generator) -> StoredFi
 
 
 def broken_files(originals: Sequence[StoredFile]) -> list[StoredFile]:
-    """Files that look like images by name and cannot be decoded safely, as many of each kind as `REJECTS` says."""
+    """Files with the names of images that cannot be decoded safely, as many of each kind as `REJECTS` says."""
     jpegs = (file.data[: len(file.data) * 6 // 10] for file in originals if file.suffix == "jpg")
     return [
         *(StoredFile(next(jpegs), "jpg") for _ in range(REJECTS["truncated"])),

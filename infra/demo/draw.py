@@ -1,7 +1,7 @@
-"""Photographs of ten subjects, and of things that a crawl is full of and nobody asked for, drawn from a random generator.
+"""Photographs of ten subjects, and of things that are common in crawls but unwanted, drawn by a random generator.
 
-A subject is what is painted: shapes and how they are arranged. `scene` has how it looks. Size, place, light and camera
-are drawn from the same distributions for every subject.
+A subject defines what is painted: shapes and their arrangement. `scene` defines how it looks. Size, place, light and
+camera are drawn from the same distributions for every subject.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _WORDS = (
 
 
 def pebbles(sheet: Sheet) -> None:
-    """Rounded stones that lie side by side, a few of them veined."""
+    """Rounded stones side by side, a few of them veined."""
     rng = sheet.rng
     size = sheet.side * rng.uniform(0.07, 0.15)
     gap, squash = rng.uniform(1.7, 2.2), rng.uniform(0.65, 1.0)
@@ -129,7 +129,7 @@ def waves(sheet: Sheet) -> None:
 
 
 def flowers(sheet: Sheet) -> None:
-    """Blossoms of five to nine petals around a dark or bright middle."""
+    """Blossoms of five to nine petals around a dark or bright center."""
     rng = sheet.rng
     count, breadth, tip = int(rng.integers(5, 10)), rng.uniform(0.5, 0.95), rng.uniform(0.7, 1.3)
     t = np.linspace(0, 1, 12)
@@ -151,7 +151,7 @@ def flowers(sheet: Sheet) -> None:
 
 
 def trees(sheet: Sheet) -> None:
-    """Trees that fork again and again, bare or in leaf."""
+    """Trees that fork repeatedly, bare or with leaves."""
     rng = sheet.rng
     leafy, spread, forks = rng.random() < 0.4, rng.uniform(0.3, 0.6), int(rng.integers(4, 6))
     for place in sheet.places(turn=0.2):
@@ -171,7 +171,7 @@ def trees(sheet: Sheet) -> None:
 
 
 def letters(sheet: Sheet) -> None:
-    """Large letters and digits cut out of board, each leaning its own way."""
+    """Large letters and digits cut out of board, each tilted differently."""
     rng, canvas = sheet.rng, 96
     for place in sheet.places(turn=0.3):
         glyph = Image.new("L", (canvas, canvas))
@@ -193,7 +193,7 @@ def letters(sheet: Sheet) -> None:
 
 
 def leaves(sheet: Sheet) -> None:
-    """Veined leaves, broad or narrow, each bent a little."""
+    """Veined leaves, broad or narrow, each slightly bent."""
     rng = sheet.rng
     breadth, bluntness, veins = rng.uniform(0.3, 0.55), rng.uniform(0.7, 1.3), int(rng.integers(4, 8))
     t = np.linspace(0, 1, 24)
@@ -245,7 +245,7 @@ def fish(sheet: Sheet) -> None:
 
 
 def butterflies(sheet: Sheet) -> None:
-    """Butterflies with spread wings, spotted alike on both sides."""
+    """Butterflies with spread wings, spotted symmetrically."""
     rng = sheet.rng
     broad, low, spots = rng.uniform(0.75, 1.0), rng.uniform(0.5, 0.8), int(rng.integers(2, 5))
     turns = np.linspace(0, 2 * np.pi, 22, endpoint=False)
@@ -278,7 +278,7 @@ _GREEN, _BROWN, _RED = Tone(0.29, 0.6, 0.5, 0.06), Tone(0.07, 0.5, 0.5), Tone(0.
 _ORANGE, _YELLOW, _PINK = Tone(0.07, 0.8, 0.85), Tone(0.14, 0.75, 0.9), Tone(0.9, 0.5, 0.85, 0.06)
 _BLUE, _TEAL, _VIOLET = Tone(0.6, 0.65, 0.6), Tone(0.5, 0.5, 0.5), Tone(0.76, 0.5, 0.65)
 
-# From the commonest in the pool to the rarest.
+# From the most common in the pool to the rarest.
 CONCEPTS: Mapping[str, Subject] = {
     subject.paint.__name__: subject
     for subject in (
@@ -296,11 +296,11 @@ CONCEPTS: Mapping[str, Subject] = {
 }
 
 
-# -- what nobody asked for
+# -- unwanted images
 
 
 def screens(rng: np.random.Generator, width: int, height: int) -> Pixels:
-    """A page of text as a screen shows it: a bar, headlines, paragraphs, a box."""
+    """A page of text as on a screen: a bar, headlines, paragraphs, a box."""
     dark = rng.random() < 0.3
     paper, text = ((24, 26, 30), (215, 215, 220)) if dark else ((250, 250, 248), (40, 42, 48))
     image = Image.new("RGB", (width, height), paper)
@@ -321,7 +321,7 @@ def screens(rng: np.random.Generator, width: int, height: int) -> Pixels:
 
 
 def views(rng: np.random.Generator, width: int, height: int) -> Pixels:
-    """A ground and nothing on it: sand, sky, water, cloth."""
+    """A ground with nothing on it: sand, sky, water, cloth."""
     return photograph(Subject(lambda _: None, tuple(GROUNDS), (ANY,)), rng, width, height)
 
 
@@ -342,7 +342,7 @@ DISTRACTORS: Mapping[str, Callable[[np.random.Generator, int, int], Pixels]] = {
 
 
 def draw(concept: str, rng: np.random.Generator, width: int, height: int) -> Pixels:
-    """A picture of what is named in `CONCEPTS` or `DISTRACTORS`: uint8 RGB [height, width, 3], decided by `rng` alone."""
+    """A picture of an entry of `CONCEPTS` or `DISTRACTORS`: uint8 RGB [height, width, 3], determined by `rng` alone."""
     if concept in DISTRACTORS:
         return DISTRACTORS[concept](rng, width, height)
     return photograph(CONCEPTS[concept], rng, width, height)

@@ -1,4 +1,4 @@
-"""The whole DAG on the sample world, and how it did against the truth."""
+"""Run the whole DAG on the sample world, and compare the result with the truth."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from lodeset.pruning.specs import PruneDetails
 from lodeset.training.specs import EvaluateDetails
 
 Lines = dict[str, list[str]]
-K = "10"  # neighbours of the accuracies that are told
+K = "10"  # number of neighbors of the reported accuracies
 JUDGED = ("dedup/pool", "retrieve/alpha", "retrieve/beta", "train/all", "evaluate/all", "prune/all")
 
 
 def run_demo(folder: Path, watch: Callable[[Event], None], seed: int = 0) -> dict[str, Any]:
-    """Makes the sample world of a seed (unless one is there), runs everything, and judges it.
+    """Make the sample world of a seed (unless it exists), run everything, and evaluate the result.
 
     Raises:
         LodesetError: the folder is in use or cannot be written, or a stage failed.
-        ConfigError: the folder's configuration was changed and lacks what is judged.
+        ConfigError: the folder's configuration was changed and lacks stages that are evaluated.
         GateError: a reference image, or a copy of one, reached the shards.
     """
     started = time.time()
@@ -60,16 +60,16 @@ def run_demo(folder: Path, watch: Callable[[Event], None], seed: int = 0) -> dic
 
 
 def drawn(folder: Path, watch: Callable[[Event], None], seed: int, images: int = FULL_SIZE) -> Truth:
-    """Draws the world, and tells of it as of a stage."""
+    """Draw the world, and report it as a stage."""
     started, cpus = time.time(), usable_cpus()
     stage = Stage("draw", "world", 1, "beam", lambda _: Outcome({}, Rows(0, 0)), {"seed": seed})
 
     def report(done: int, of: int) -> None:
         watch(Event("progress", stage, Progress(done / of, done)))
 
-    watch(Event("started", stage, reason=f"{images:,} images for the pool, and sets beside it, by {cpus} processes"))
+    watch(Event("started", stage, reason=f"{images:,} images for the pool, and companion sets, by {cpus} processes"))
     truth = make_world(folder, images, seed, cpus, report)
-    made = Artifact(
+    world = Artifact(
         stage.name,
         stage.set,
         1,
@@ -80,13 +80,13 @@ def drawn(folder: Path, watch: Callable[[Event], None], seed: int, images: int =
         Rows(truth.files, truth.files),
         seconds=time.time() - started,
     )
-    watch(Event("done", stage, artifact=made))
+    watch(Event("done", stage, artifact=world))
     return truth
 
 
 def judge(store: Store, artifacts: Mapping[str, Artifact], truth: Truth) -> dict[str, Any]:
-    """Figures against the truth, and the lines that a person reads."""
-    recall, precision, found = _duplicates(store, artifacts["dedup/pool"], truth)
+    """Figures compared with the truth, and the lines that a person reads."""
+    recall, precision, found_pairs = _duplicates(store, artifacts["dedup/pool"], truth)
     shards = set(store.table(artifacts["write_shards/all"].tables["index"], ["image_id"])["image_id"].to_pylist())
     leaked = len(shards & set(truth.leaked))
     purity = _purity(store, artifacts, truth)
@@ -95,11 +95,11 @@ def judge(store: Store, artifacts: Mapping[str, Artifact], truth: Truth) -> dict
     pruning = read_as(PruneDetails, artifacts["prune/all"].details).jobs
     lines: Lines = {
         "pool": _funnel(artifacts),
-        "near-duplicates": [f"recall {recall:.3f}, precision {precision:.3f} of {found} pairs found"],
+        "near-duplicates": [f"recall {recall:.3f}, precision {precision:.3f} of {found_pairs} pairs found"],
         "leaked reference images": [f"{leaked} in the shards, of {len(truth.leaked)} planted in the pool"],
         "retrieved": [
-            f"{name}: {p['purity']:.0%} of {p['images']} images show {' or '.join(truth.curated[name])}; "
-            f"{p['base_rate']:.1%} of the pool do ({p['purity'] / p['base_rate']:.1f} times as many)"
+            f"{name}: {p['purity']:.0%} of {p['images']} images show {' or '.join(truth.curated[name])}, "
+            f"compared with {p['base_rate']:.1%} of the pool ({p['purity'] / p['base_rate']:.1f} times as many)"
             for name, p in purity.items()
         ],
         "wanted images": [f"{wanted['pool']:.0%} of the pool -> {wanted['shards']:.0%} of what is trained on"],
@@ -119,7 +119,7 @@ def judge(store: Store, artifacts: Mapping[str, Artifact], truth: Truth) -> dict
 
 
 def _knn(name: str, target: Mapping[str, Any]) -> str:
-    embedder, before, after = (_at_k(target["knn"][one]) for one in ("embedder", "untrained", "trained"))
+    embedder, before, after = (_at_k(target["knn"][features]) for features in ("embedder", "untrained", "trained"))
     return (
         f"{name}: model {before:.3f} untrained -> {after:.3f} trained; embedder {embedder:.3f} "
         f"({target['classes']} classes, {target['test']} images)"
@@ -146,19 +146,22 @@ def _pairs(groups: Iterable[Iterable[str]]) -> set[tuple[str, ...]]:
 def _duplicates(store: Store, dedup: Artifact, truth: Truth) -> tuple[float, float, int]:
     """Recall and precision of near-duplicate pairs in the pool, over closed groups.
 
-    Copies of one reference image are copies of each other, planted or not, so pairs of leaked images are left out.
+    Copies of one reference image are copies of each other whether they were planted or not, so pairs of leaked images
+    are left out.
     """
     table = store.table(dedup.tables["duplicates"], ["image_id", "group_id"])
     groups: dict[str, list[str]] = {}
     for image_id, group_id in zip(table["image_id"].to_pylist(), table["group_id"].to_pylist(), strict=True):
         if image_id in truth.concepts and image_id not in truth.leaked:
             groups.setdefault(group_id, []).append(image_id)
-    found, true = _pairs(groups.values()), _pairs(group.ids for group in truth.near)
-    return len(found & true) / len(true), len(found & true) / max(1, len(found)), len(found)
+    predicted, true = _pairs(groups.values()), _pairs(group.ids for group in truth.near)
+    return len(predicted & true) / len(true), len(predicted & true) / max(1, len(predicted)), len(predicted)
 
 
 def _purity(store: Store, artifacts: Mapping[str, Artifact], truth: Truth) -> dict[str, dict[str, float]]:
-    """For each curated set: the share of what it got from the pool that shows its concepts, and their share of the pool."""
+    """For each curated set: the share of its pool images that show its concepts, and the share of such images in the
+    pool.
+    """
     table = store.table(artifacts["retrieve/all"].tables["selected"], ["image_id", "set", "mode"]).to_pylist()
     purity = {}
     for name, concepts in truth.curated.items():
@@ -177,18 +180,18 @@ def _purity(store: Store, artifacts: Mapping[str, Artifact], truth: Truth) -> di
 
 
 def _wanted(shards: Set[str], truth: Truth) -> dict[str, float]:
-    """The share of images that show what any curated set asks for: in the pool, and of the pool's images in the shards."""
-    asked = {concept for concepts in truth.curated.values() for concept in concepts}
-    taken = [truth.concepts[image_id] for image_id in shards & truth.concepts.keys()]
+    """The share of images with concepts of any curated set: in the pool, and among the pool's images in the shards."""
+    wanted_concepts = {concept for concepts in truth.curated.values() for concept in concepts}
+    selected = [truth.concepts[image_id] for image_id in shards & truth.concepts.keys()]
     everywhere = list(truth.concepts.values())
     return {
-        "pool": sum(concept in asked for concept in everywhere) / len(everywhere),
-        "shards": sum(concept in asked for concept in taken) / max(1, len(taken)),
+        "pool": sum(concept in wanted_concepts for concept in everywhere) / len(everywhere),
+        "shards": sum(concept in wanted_concepts for concept in selected) / max(1, len(selected)),
     }
 
 
 def _pruned(job: Mapping[str, Any]) -> list[str]:
-    """A line a rung: what is gone, and kNN of each way of choosing as many units, refitted."""
+    """One line per rung: the share removed, and the kNN of each way of choosing as many units, refitted."""
     target = next(iter(job["knn_dense"]), None)
     swept = "remove" if job["job"]["remove"] else "eps_w"
     lines = [] if target is None else [f"dense: kNN {_at_k(job['knn_dense'][target]):.3f}"]

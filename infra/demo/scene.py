@@ -1,10 +1,10 @@
-"""What a drawn photograph is made of: grounds, objects with relief, light, and a camera.
+"""The parts of a drawn photograph: grounds, objects with relief, light, and a camera.
 
-Objects are painted as flat outlines. How they bulge, the light that falls on them and the camera that sees them come
-afterwards and are the same for every subject. Grounds and colours are those that a subject is mostly seen with, as in
-photographs: many subjects share them, and now and then they are any at all.
+Objects are painted as flat outlines. Their relief, the light and the camera are applied afterwards, in the same way for
+every subject. Grounds and colors are those that a subject is usually seen with, as in photographs: many subjects share
+them, and some pictures have any of them.
 
-Legend: H height, W width, P points. Lengths are pixels, angles radians, colours RGB in 0..255.
+Legend: H height, W width, P points. Lengths are pixels, angles radians, colors RGB in 0..255.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SUBPIXEL_BITS = 4
 
 @dataclass(frozen=True)
 class Place:
-    """Where an object goes: its centre, its radius and how far it is turned."""
+    """The position of an object: its center, its radius and its rotation."""
 
     x: float
     y: float
@@ -35,7 +35,7 @@ class Place:
     angle: float
 
     def put(self, points: Points) -> Points:
-        """Unit coordinates [P, 2] to pixels [P, 2]."""
+        """Map unit coordinates [P, 2] to pixels [P, 2]."""
         c, s = np.cos(self.angle) * self.radius, np.sin(self.angle) * self.radius
         pixels: Points = points @ np.array([[c, s], [-s, c]]) + np.array([self.x, self.y])
         return pixels
@@ -43,8 +43,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Sheet:
-    """What is being painted, changed in place: colour [H, W, 3], cover [H, W] (255 where an object lies) and body [H, W]
-    (the same, but 0 along the edges of each piece, which lie low)."""
+    """The picture being painted, changed in place: color [H, W, 3], cover [H, W] (255 where there is an object) and
+    body [H, W] (the same, but 0 along the edges of each piece, which are low).
+    """
 
     width: int
     height: int
@@ -61,16 +62,16 @@ class Sheet:
 
     @property
     def reach(self) -> float:
-        """Half the diagonal, with a margin: what goes so far from the centre fills the sheet however it is turned."""
+        """Half the diagonal with a margin: an object of this radius fills the sheet at any rotation."""
         return 0.55 * float(np.hypot(self.width, self.height))
 
     def ink(self, index: int | None = None) -> Colour:
-        """An ink of the palette in a shade of its own; a random one without an index."""
+        """An ink of the palette, slightly varied; a random one without an index."""
         chosen = self.inks[int(self.rng.integers(len(self.inks))) if index is None else index % len(self.inks)]
         return shade(chosen, self.rng.uniform(0.88, 1.12))
 
     def polygon(self, points: Points, ink: Colour, edge: bool = True) -> None:
-        """Fills the outline `points` [P, 2]; without `edge` it lies flat on what is below."""
+        """Fill the outline `points` [P, 2]; without `edge` it lies flat on what is below."""
         fixed = _fixed(points)
         cv2.fillPoly(self.colour, [fixed], ink, cv2.LINE_AA, _SUBPIXEL_BITS)
         cv2.fillPoly(self.cover, [fixed], 255, cv2.LINE_AA, _SUBPIXEL_BITS)
@@ -79,33 +80,35 @@ class Sheet:
             cv2.polylines(self.body, [fixed], True, 0, 1, cv2.LINE_8, _SUBPIXEL_BITS)
 
     def line(self, points: Points, ink: Colour, thickness: float, raised: bool = True) -> None:
-        """An open line through `points` [P, 2]; one that is not raised is a mark or a groove."""
+        """Draw an open line through `points` [P, 2]; one that is not raised is a mark or a groove."""
         fixed, pixels = _fixed(points), max(1, round(thickness))
         cv2.polylines(self.colour, [fixed], False, ink, pixels, cv2.LINE_AA, _SUBPIXEL_BITS)
         cv2.polylines(self.cover, [fixed], False, 255, pixels, cv2.LINE_AA, _SUBPIXEL_BITS)
         cv2.polylines(self.body, [fixed], False, 255 if raised else 0, pixels, cv2.LINE_8, _SUBPIXEL_BITS)
 
     def places(self, turn: float = np.pi) -> list[Place]:
-        """Places all over the sheet, of about one size, turned by at most `turn` either way: rows that are out of step."""
+        """Places all over the sheet, of similar size, rotated by at most `turn` either way, in offset rows."""
         pitch = self.side * self.rng.uniform(0.26, 0.42)
-        row_pitch, found = pitch * self.rng.uniform(0.85, 1.1), []
+        row_pitch, places = pitch * self.rng.uniform(0.85, 1.1), []
         for row, y in enumerate(np.arange(self.rng.uniform(-0.2, 0.3) * pitch, self.height + 0.4 * pitch, row_pitch)):
             start = pitch * (0.5 * (row % 2) + self.rng.uniform(-0.3, 0.2))
             for x in np.arange(start, self.width + 0.4 * pitch, pitch):
                 if self.rng.random() < 0.9:
                     at = np.array([x, y]) + self.rng.normal(0, 0.09 * pitch, 2)
                     size = 0.54 * pitch * self.rng.uniform(0.8, 1.15)
-                    found.append(Place(float(at[0]), float(at[1]), size, self.rng.uniform(-turn, turn)))
-        return found
+                    places.append(Place(float(at[0]), float(at[1]), size, self.rng.uniform(-turn, turn)))
+        return places
 
     def whole(self, turn: float) -> Place:
-        """The place of what fills the picture: centred, with radius 1 pixel, turned by at most `turn` either way."""
+        """The place of an object that fills the picture: centered, with radius 1 pixel, rotated by at most `turn`
+        either way.
+        """
         return Place(self.width / 2, self.height / 2, 1.0, self.rng.uniform(-turn, turn))
 
 
 @dataclass(frozen=True)
 class Tone:
-    """Colours of one kind: hue in turns, and how far each of them varies either way."""
+    """Colors of one kind: hue in turns, and how far each component varies either way."""
 
     hue: float
     saturation: float
@@ -122,12 +125,12 @@ class Tone:
 
 ANY = Tone(0.0, 0.5, 0.6, hue_spread=0.5)
 INKS = 4
-UNUSUAL = 0.2  # share of pictures on any ground, and of those in any colours
+UNUSUAL = 0.2  # share of pictures with any ground, and of those with any colors
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a picture shows: how it is painted, on which grounds it is mostly seen, and in which colours."""
+    """The content of a picture: how it is painted, and its usual grounds and colors."""
 
     paint: Callable[[Sheet], None]
     grounds: tuple[str, ...]
@@ -135,13 +138,13 @@ class Subject:
 
 
 def photograph(subject: Subject, rng: np.random.Generator, width: int, height: int) -> Pixels:
-    """The subject as a camera sees it: uint8 RGB [height, width, 3], decided by `rng` alone."""
+    """The subject as a camera sees it: uint8 RGB [height, width, 3], determined by `rng` alone."""
     tones = (ANY,) if rng.random() < UNUSUAL else subject.tones
     inks = tuple(tones[int(rng.integers(len(tones)))].drawn(rng) for _ in range(INKS))
     grounds = tuple(GROUNDS) if rng.random() < UNUSUAL else subject.grounds
     material, tone = GROUNDS[grounds[int(rng.integers(len(grounds)))]]
     ground, rough = material(rng, width, height, tone.drawn(rng))
-    if rng.random() < 0.7:  # a lens is sharp at one distance
+    if rng.random() < 0.7:  # the lens is in focus at one distance
         blur = min(width, height) * rng.uniform(0.005, 0.03)
         ground, rough = blurred(ground, blur), blurred(rough, blur)
     cover, body = np.zeros((height, width), np.uint8), np.zeros((height, width), np.uint8)
@@ -150,11 +153,13 @@ def photograph(subject: Subject, rng: np.random.Generator, width: int, height: i
     return camera(lit(sheet, ground, rough), rng)
 
 
-# -- grounds: albedo [H, W, 3] in 0..255 and how rough they are, in pixels of relief [H, W]
+# -- grounds: albedo [H, W, 3] in 0..255 and roughness, in pixels of relief [H, W]
 
 
 def cloud(rng: np.random.Generator, width: int, height: int, cells: float, stretch: float = 1.0) -> Field:
-    """Smooth noise [H, W], of mean 0 and near -1..1, with `cells` bumps along the shorter side; `stretch` times longer ones."""
+    """Smooth noise [H, W] of mean 0, mostly within -1..1, with `cells` bumps along the shorter side, `stretch` times
+    longer in one direction.
+    """
     side = min(width, height)
     rows = max(2, round(cells * height / side))
     columns = max(2, round(cells * width / side / stretch))
@@ -163,15 +168,15 @@ def cloud(rng: np.random.Generator, width: int, height: int, cells: float, stret
 
 
 def fractal(rng: np.random.Generator, width: int, height: int, cells: float, stretch: float = 1.0) -> Field:
-    """Noise at `cells` and at finer scales, each weaker than the one before."""
-    found = cloud(rng, width, height, cells, stretch)
+    """Noise at `cells` and at finer scales, each weaker than the previous one."""
+    noise = cloud(rng, width, height, cells, stretch)
     for octave in range(1, 4):
-        found = found + cloud(rng, width, height, cells * 2.2**octave, stretch) * np.float32(0.55**octave)
-    return found
+        noise = noise + cloud(rng, width, height, cells * 2.2**octave, stretch) * np.float32(0.55**octave)
+    return noise
 
 
 def _toned(colour: Colour, tone: Field, strength: float) -> NDArray[np.float32]:
-    """A colour, lighter and darker by `tone`."""
+    """A color that `tone` makes lighter and darker."""
     return np.array(colour, np.float32) * (1 + np.float32(strength) * tone)[..., None]
 
 
@@ -192,7 +197,7 @@ def _sky(rng: np.random.Generator, width: int, height: int, colour: Colour) -> G
 
 
 def _grass(rng: np.random.Generator, width: int, height: int, colour: Colour) -> Ground:
-    blades = cloud(rng, height, width, rng.uniform(18, 34), 5.0).T  # blades stand: noise that is stretched downwards
+    blades = cloud(rng, height, width, rng.uniform(18, 34), 5.0).T  # upright blades: noise that is stretched vertically
     slow = cloud(rng, width, height, 3)
     return _toned(colour, 0.7 * blades + 0.4 * slow, 0.3), 2.0 * np.ascontiguousarray(blades)
 
@@ -250,10 +255,12 @@ GROUNDS: Mapping[str, tuple[Callable[[np.random.Generator, int, int, Colour], Gr
 
 
 def lit(sheet: Sheet, ground: NDArray[np.float32], rough: Field) -> NDArray[np.float32]:
-    """The scene under one lamp: relief shaded, objects with shadows on the ground and a little gloss; levels [H, W, 3]."""
+    """The scene under one lamp: shaded relief, objects with shadows on the ground and slight gloss; levels [H, W,
+    3].
+    """
     rng, side = sheet.rng, sheet.side
     width, height = sheet.width, sheet.height
-    bulge = side * rng.uniform(0.05, 0.12)  # how far from its edge an object still rises
+    bulge = side * rng.uniform(0.05, 0.12)  # distance from its edge over which an object rises
     depth = np.minimum(cv2.distanceTransform(sheet.body, cv2.DIST_L2, 3) / np.float32(bulge), 1)
     dome = np.sqrt(np.maximum(1 - (1 - depth) ** 2, 0)) * np.float32(bulge * rng.uniform(0.7, 1.2))
     cover = sheet.cover.astype(np.float32) / 255
@@ -285,7 +292,7 @@ def _own(colour: Pixels, grain: Field, strength: float) -> NDArray[np.float32]:
 
 
 def camera(levels: NDArray[np.floating], rng: np.random.Generator) -> Pixels:
-    """A tinted lamp, uneven light, a lens that bends and blurs a little, exposure and the sensor's noise."""
+    """A tinted lamp, uneven light, a lens with slight distortion and blur, exposure and sensor noise."""
     height, width = levels.shape[:2]
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     bend = np.float32(min(width, height) * rng.uniform(0.0, 0.05))
@@ -308,11 +315,11 @@ def camera(levels: NDArray[np.floating], rng: np.random.Generator) -> Pixels:
 
 
 def blurred(levels: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    """Levels [H, W] or [H, W, 3], `sigma` pixels softer."""
+    """Levels [H, W] or [H, W, 3], blurred by `sigma` pixels."""
     return np.asarray(cv2.GaussianBlur(levels, (0, 0), sigma), np.float32)
 
 
-# -- helpers of painters
+# -- helpers for painting
 
 
 def ellipse(radius_x: float, radius_y: float, centre: tuple[float, float] = (0.0, 0.0), points: int = 32) -> Points:

@@ -1,4 +1,4 @@
-"""What is true of a sample world, and where that is written."""
+"""The truth about a sample world, and its file."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class NearGroup:
 
 @dataclass(frozen=True)
 class Truth:
-    """What is true of a sample world; images are named by image_id (32 hex digits).
+    """The truth about a sample world; images are identified by image_id (32 hex digits).
 
     Attributes:
-        images: readable image files in the pool, exact duplicates included, tiny ones not.
-        files: all files of the pool that bear an image's name: readable, tiny and broken.
-        seed: what the world was drawn from.
-        concepts: what each distinct pool image shows, tiny ones included.
+        images: number of readable image files in the pool, including exact duplicates but not tiny ones.
+        files: number of pool files with the name of an image: readable, tiny and broken.
+        seed: the seed of the world.
+        concepts: the content of each distinct pool image, including tiny ones.
         near: groups of near-duplicates; no other two pool images are copies of each other.
         exact_duplicates: files whose bytes occur in the pool a second time.
         rejects: files that cannot be decoded safely, by kind.
         tiny: images of 8 x 8 pixels, valid but useless.
-        repeated_names: members of a tar that bear the name of an earlier one; both are images of their own.
+        repeated_names: members of a tar with the name of an earlier member; both are different images.
         leaked: pool images that are copies of reference images, and how each was made.
-        curated: the concepts that each curated set shows.
+        curated: the concepts of each curated set.
     """
 
     images: int
@@ -53,12 +53,12 @@ class Truth:
 
 
 def is_made(folder: Path) -> bool:
-    """Whether a finished sample world lies there."""
+    """Whether the folder contains a finished sample world."""
     return os.access(folder / "truth.json", os.R_OK) and not os.access(folder / UNFINISHED, os.F_OK)
 
 
 def load_truth(folder: Path) -> Truth:
-    """The truth about the sample world in `folder`.
+    """Read the truth about the sample world in `folder`.
 
     Raises:
         LodesetError: there is no finished sample world.

@@ -1,13 +1,13 @@
 """The sample world: a pool of drawn images with every flaw of a crawl, its companion sets, and the truth about them.
 
-    pool/crawl-0000*.tar  pool/loose/**   the pool: tars (some with captions, labels or URLs beside images), loose files
-    curated/alpha.tar  curated/beta.tar   what to look for: rare concepts, by images that are not in the pool
+    pool/crawl-0000*.tar  pool/loose/**   the pool: tars (some with captions, labels or URLs next to images), loose files
+    curated/alpha.tar  curated/beta.tar   what to look for: rare concepts, in images that are not in the pool
     reference/**                          an evaluation set, half of which has leaked into the pool
-    target.parquet                        labelled gallery and test images of every concept, never in the pool
+    target.parquet                        labeled gallery and test images of every concept, never in the pool
     truth.json                            written last
-    .unfinished                           there until then: a folder that holds it is made anew
+    .unfinished                           exists until then: a folder that contains it is made again
 
-File names say nothing about what an image shows; captions and labels do.
+File names say nothing about the content of an image; captions and labels do.
 """
 
 import contextlib
@@ -52,41 +52,41 @@ _MADE = ("pool", "curated", "reference", "target.parquet", "truth.json")
 STEPS = 1000  # of training
 _TINY = 3
 _ZIPF_EXPONENT = 1.0
-_DISTRACTING = 0.3  # share of the pool's originals that show what nobody asked for
-_CURATED_EACH = 30  # images of each of a curated set's concepts
-_DRAWN_AT_ONCE = 16  # images a task
-_NAMES = (*CONCEPTS, *DISTRACTORS)  # a label of a `.cls` file is a place in it
+_DISTRACTING = 0.3  # share of the pool's originals with unwanted content
+_CURATED_EACH = 30  # images of each concept of a curated set
+_DRAWN_AT_ONCE = 16  # images per task
+_NAMES = (*CONCEPTS, *DISTRACTORS)  # a label in a `.cls` file is an index into it
 _SIDES = (96, 225)  # pixels
-_TAR_SHARES = (0.22, 0.16, 0.13, 0.1, 0.08, 0.06)  # of the pool's files; the rest lie loose
+_TAR_SHARES = (0.22, 0.16, 0.13, 0.1, 0.08, 0.06)  # of the pool's files; the rest are loose files
 _SIDECARS = (("json", "txt"), ("json",), ("txt",), ("cls",), (), ())
-_REPEATED_NAME_TAR = 4  # carries no sidecars, which a repeated name would make ambiguous
+_REPEATED_NAME_TAR = 4  # has no sidecars, which a repeated name would make ambiguous
 _MANNERS = ("jpeg", "turned", "webp", "png", "rgba", "grey", "palette", "gif")  # turned: JPEG with an EXIF orientation
 _MANNER_SHARES = (0.55, 0.05, 0.18, 0.1, 0.04, 0.03, 0.03, 0.02)
-# EXIF orientation -> how upright pixels are turned before they are stored (CIPA DC-008, 4.6.4, tag 274).
+# EXIF orientation -> how upright pixels are transformed before they are stored (CIPA DC-008, 4.6.4, tag 274).
 _STORED_TURN = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A picture to draw: what of, and the seed of its generator, its own: neither order nor process changes any."""
+    """A picture to draw: its concept, and its own seed, so that neither order nor process changes it."""
 
     seed: tuple[int, int, int]
     concept: str
 
 
-Drawn = Callable[[int, int], None]  # is told how many pictures are drawn, and of how many
+Drawn = Callable[[int, int], None]  # called with the number of pictures drawn so far and the total
 
 
 def make_world(
     folder: Path, images: int = FULL_SIZE, seed: int = 0, cpus: int = 1, report: Drawn = lambda done, of: None
 ) -> Truth:
-    """Writes a sample world; the same arguments and library versions give the same files, however many cores draw.
+    """Write a sample world; the same arguments and library versions give the same files on any number of cores.
 
     Args:
-        folder: new, empty, or left behind by a call that was interrupted.
-        images: readable image files in the pool: a sixth of them copies, a quarter what no set asks for.
-        seed: of every random choice.
-        cpus: processes that draw.
+        folder: new, empty, or left by an interrupted call.
+        images: number of readable image files in the pool: a sixth are copies, a quarter show unwanted content.
+        seed: seed of every random choice.
+        cpus: number of processes that draw.
         report: called while pictures are drawn.
 
     Raises:
@@ -94,7 +94,9 @@ def make_world(
             occur.
     """
     if images < FEWEST_IMAGES:
-        raise LodesetError(f"a sample world of {images} images cannot hold every flaw: ask for {FEWEST_IMAGES} or more")
+        raise LodesetError(
+            f"a sample world of {images} images cannot contain every flaw: request at least {FEWEST_IMAGES}"
+        )
     with _writing(folder):
         _take(folder)
         truth = _make(folder, images, seed, functools.partial(_drawn_by, cpus, report))
@@ -114,7 +116,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _take(folder: Path) -> None:
-    """Makes the folder and proves that it can be written, before anything is drawn."""
+    """Create the folder and check that it can be written, before anything is drawn."""
     if folder.exists() and not folder.is_dir():
         raise LodesetError(f"{folder} exists and is not an empty folder: choose another for the sample world")
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +126,7 @@ def _take(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     elif any(folder.iterdir()):
         raise LodesetError(f"{folder} exists and is not an empty folder: choose another for the sample world")
-    (folder / UNFINISHED).write_text("`lodeset demo` makes what lies here anew\n", encoding="utf-8")
+    (folder / UNFINISHED).write_text("`lodeset demo` makes the contents of this folder again\n", encoding="utf-8")
 
 
 def _make(folder: Path, images: int, seed: int, drawn: Callable[[Sequence[Job]], list[StoredFile]]) -> Truth:
@@ -132,7 +134,7 @@ def _make(folder: Path, images: int, seed: int, drawn: Callable[[Sequence[Job]],
     leaks, near, exact = _at_least(6, 30 * scale), images // 10, images // 20
     each = _at_least(8, _CURATED_EACH * scale)
     splits = {"gallery": _at_least(6, 60 * scale), "test": _at_least(3, 60 * scale)}
-    asked = {
+    concepts_of = {
         "reference": _evenly(names, 2 * leaks),
         **{name: _evenly(shown, each * len(shown)) for name, shown in CURATED.items()},
         **{split: _evenly(names, count * len(names)) for split, count in splits.items()},
@@ -140,13 +142,13 @@ def _make(folder: Path, images: int, seed: int, drawn: Callable[[Sequence[Job]],
     }
     jobs = [
         Job((seed, stream, index), concept)
-        for stream, concepts in enumerate(asked.values(), 1)
+        for stream, concepts in enumerate(concepts_of.values(), 1)
         for index, concept in enumerate(concepts)
     ]
     files = iter(drawn(jobs))
-    made = {name: list(itertools.islice(files, len(concepts))) for name, concepts in asked.items()}
-    reference, originals = made["reference"], made["pool"]
-    target = [(split, file) for split in splits for file in made[split]]
+    files_of = {name: list(itertools.islice(files, len(concepts))) for name, concepts in concepts_of.items()}
+    reference, originals = files_of["reference"], files_of["pool"]
+    target = [(split, file) for split in splits for file in files_of[split]]
 
     rng = np.random.default_rng([seed, 0])
     groups = near_copies(originals, near, rng)
@@ -163,7 +165,9 @@ def _make(folder: Path, images: int, seed: int, drawn: Callable[[Sequence[Job]],
     _write_loose(folder / "reference", reference)
     (folder / "curated").mkdir()
     for name in CURATED:
-        _write_tar(folder / "curated" / f"{name}.tar", [(f"{i:04d}", file) for i, file in enumerate(made[name])], ())
+        _write_tar(
+            folder / "curated" / f"{name}.tar", [(f"{i:04d}", file) for i, file in enumerate(files_of[name])], ()
+        )
     _write_target(folder / "target.parquet", target)
     truth = Truth(
         images=images,
@@ -186,12 +190,12 @@ def _make(folder: Path, images: int, seed: int, drawn: Callable[[Sequence[Job]],
 
 
 def write_config(folder: Path, images: int = FULL_SIZE) -> Path:
-    """Writes `lodeset.yaml`, a whole run over the sample world of so many `images` in `folder`, and returns its path.
+    """Write `lodeset.yaml`, a complete run over the sample world of `images` images in `folder`, and return its path.
 
     Raises:
         LodesetError: the folder cannot be written.
     """
-    from lodeset.pipeline.algorithms.hardware import has_bf16  # loads torch
+    from lodeset.pipeline.algorithms.hardware import has_bf16  # imported here because it loads torch
 
     shown = {name: ", ".join(concepts) for name, concepts in CURATED.items()}
     path = folder / "lodeset.yaml"
@@ -234,15 +238,15 @@ training:                              # minutes on two cores; more steps learn 
   heads: {{prototypes: 128}}
   crops:                               # light varies more than in the recipe, hue and scale less
     {{global_size: 48, local_size: 24, global_scale: [0.5, 1.0], local_scale: [0.2, 0.6], brightness: 0.5, contrast: 0.5,
-     saturation: 0.3, hue: 0.06, grey: 0.1, solarise: 0, blur: [0, 0, 0]}}
+     saturation: 0.3, hue: 0.06, gray: 0.1, solarize: 0, blur: [0, 0, 0]}}
   teacher: {{momentum_start: 0.97, temperature_end: 0.04}}
-  optimiser: {{base_lr: 1.0e-2, layer_decay: 1.0, patch_embed_lr: 1.0}}
+  optimizer: {{base_lr: 1.0e-2, layer_decay: 1.0, patch_embed_lr: 1.0}}
 
 pruning:                               # without labels; shares of the parameters
   - {{method: entropic, targets: [units, heads], sweep: [1.0e-3, 1.0e-2, 1.0e-1, 1, 10], remove: [0.4, 0.6, 0.78]}}
 """
     with _writing(folder):
-        # A half-written configuration would be taken for the user's.
+        # A half-written configuration would be taken for the user's own.
         temporary = folder / ".lodeset.yaml"
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
@@ -258,8 +262,9 @@ def _evenly(names: Sequence[str], count: int) -> list[str]:
 
 
 def _long_tail(count: int) -> list[str]:
-    """`count` names: what nobody asked for, and concepts, the one of rank r about 1/r as often as the first (Zipf), each
-    at least three times."""
+    """`count` names: unwanted content, and concepts, of which the one of rank r is about 1/r as frequent as the first
+    (Zipf); each occurs at least three times.
+    """
     names, others = tuple(CONCEPTS), _evenly(tuple(DISTRACTORS), round(_DISTRACTING * count))
     shares = 1 / np.arange(1, len(names) + 1)
     tail = [_at_least(3, (count - len(others)) * share) for share in shares[1:] / shares.sum()]
@@ -268,7 +273,7 @@ def _long_tail(count: int) -> list[str]:
 
 
 def _drawn_by(cpus: int, report: Drawn, jobs: Sequence[Job]) -> list[StoredFile]:
-    """The pictures of `jobs`, drawn in as many processes as there are `cpus`; in this one where that is 1.
+    """The pictures of `jobs`, drawn in `cpus` processes, or in this process if that is 1.
 
     Raises:
         LodesetError: a process died.
@@ -284,14 +289,14 @@ def _drawn_by(cpus: int, report: Drawn, jobs: Sequence[Job]) -> list[StoredFile]
     for run in runs:
         tasks.append(task(_draw_apart, run))
         workers.start(tasks[-1])
-        report(sum(len(one.result) for one in tasks if isinstance(one.result, list)), len(jobs))
+        report(sum(len(call.result) for call in tasks if isinstance(call.result, list)), len(jobs))
     files: list[StoredFile] = []
-    for one in tasks:
-        found = workers.wait(one)
-        if isinstance(found, Died):
-            raise LodesetError(f"a process that drew the sample world died ({found.detail}): run again")
-        files += unwrapped(found)
-        report(sum(len(one.result) for one in tasks if isinstance(one.result, list)), len(jobs))
+    for call in tasks:
+        result = workers.wait(call)
+        if isinstance(result, Died):
+            raise LodesetError(f"a process that drew the sample world died ({result.detail}): run again")
+        files += unwrapped(result)
+        report(sum(len(call.result) for call in tasks if isinstance(call.result, list)), len(jobs))
     return files
 
 
@@ -351,7 +356,7 @@ def _write_pool(folder: Path, files: Sequence[StoredFile]) -> None:
 
 
 def _write_tar(path: Path, named: Iterable[tuple[str, StoredFile]], sidecars: Sequence[str]) -> None:
-    """A WebDataset tar: `<key>.<suffix>` and, for readable images, members of the same key that describe it."""
+    """Write a WebDataset tar: `<key>.<suffix>` and, for readable images, members of the same key that describe it."""
     with tarfile.open(path, "w") as tar:
         for key, file in named:
             members = {file.suffix: file.data}

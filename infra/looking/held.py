@@ -1,4 +1,4 @@
-"""What the commands that look into a store show: the last finished run, whatever became of its sources and configuration since."""
+"""Find the run that commands show: the last finished run, whatever happened to its sources and configuration since."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from lodeset.pipeline.specs import WriteShardsRuntime, WriteShardsSpec
 class Held:
     """One run of a store.
 
-    `run` is None where no run has finished yet, and in stores of lodeset 0.1.0. `ids` are all stages of its configuration, in the
-    order of the DAG; `artifacts` those that are finished. `changed`: sources or configuration are no longer what they were; None:
-    nobody can tell, because `why`.
+    `run` is None if no run has finished yet, and in stores of lodeset 0.1.0. `ids` are all stages of its configuration
+    in the order of the DAG; `artifacts` are the finished ones. `changed`: whether sources or configuration have changed
+    since; None if that cannot be determined, because of `why`.
     """
 
     run: Run | None
@@ -33,7 +33,9 @@ class Held:
     why: str = ""
 
     def stages(self, graph: Mapping[str, Stage]) -> dict[str, Stage]:
-        """Stages as they were configured, to be shown; none that is finished can be run. `graph` has those that are not."""
+        """Stages as they were configured, for display; finished ones cannot be run. `graph` provides the unfinished
+        ones.
+        """
         return {id_: _stage(id_, self.artifacts.get(id_), graph.get(id_)) for id_ in self.ids}
 
 
@@ -46,11 +48,11 @@ def held(
     number: int | None = None,
     exactly: bool = False,
 ) -> Held:
-    """The run with this number, or the last one of the configuration's name: of its limit, if there is one.
+    """The run with this number, or the last one with the configuration's name (and with its limit, if there is one).
 
     Args:
-        stages: the configuration's graph; empty where it cannot be built, because `why`.
-        exactly: a run of this very configuration goes before later ones.
+        stages: the configuration's graph; empty if it cannot be built, because of `why`.
+        exactly: prefer a run of exactly this configuration to later ones.
 
     Raises:
         LodesetError: there is no such run, or what is to be shown is damaged.
@@ -62,25 +64,25 @@ def held(
 
 
 def _chosen(store: Store, config: Config, exactly: bool) -> Run | None:
-    told, last, alike = configuration(config), None, None
+    own, last, alike = configuration(config), None, None
     for run in newest_first(store, config.name):
         last = last or run
         if run.limit == config.ingest.limit:
             alike = alike or run
-        if (run.config == told) if exactly else (alike is not None):
+        if (run.config == own) if exactly else (alike is not None):
             return run
     return alike or last
 
 
 def _without_record(store: Store, stages: Mapping[str, Stage], why: str) -> Held:
     if not stages:
-        found = without_records(store)
-        return Held(None, tuple(found), found, None, why)
+        artifacts = without_records(store)
+        return Held(None, tuple(artifacts), artifacts, None, why)
     done = {id_: d.artifact for id_, d in decide(store, stages).items() if d.artifact is not None}
     if not done and not store.run_numbers():
-        found = without_records(store)
-        if found:
-            return Held(None, tuple(found), found, True)
+        artifacts = without_records(store)
+        if artifacts:
+            return Held(None, tuple(artifacts), artifacts, True)
     return Held(None, tuple(stages), done, None)
 
 
@@ -88,10 +90,10 @@ def _changed(store: Store, run: Run, stages: Mapping[str, Stage]) -> bool | None
     """Whether `lodeset run` would make anything that this run has not made."""
     if not stages:
         return None
-    now = {id_: d.artifact.fingerprint for id_, d in decide(store, stages).items() if d.artifact is not None}
-    made = {id_: one.fingerprint for id_, one in run.stages.items() if one is not None}
+    current = {id_: d.artifact.fingerprint for id_, d in decide(store, stages).items() if d.artifact is not None}
+    made = {id_: artifact.fingerprint for id_, artifact in run.stages.items() if artifact is not None}
     wanted = stages if not run.until else [id_ for id_ in stages if id_ in made]
-    return {id_: now.get(id_) for id_ in wanted} != made
+    return {id_: current.get(id_) for id_ in wanted} != made
 
 
 def wanted(config: Config, ids: tuple[str, ...], until: str | None) -> Wanted:
@@ -100,8 +102,8 @@ def wanted(config: Config, ids: tuple[str, ...], until: str | None) -> Wanted:
 
 def configuration(config: Config) -> dict[str, Any]:
     """The whole configuration as JSON, without passwords and signatures in URLs."""
-    told: dict[str, Any] = _public(config.model_dump(mode="json"))
-    return told
+    public: dict[str, Any] = _public(config.model_dump(mode="json"))
+    return public
 
 
 def _public(tree: Any) -> Any:
@@ -113,25 +115,27 @@ def _public(tree: Any) -> Any:
 
 
 def rewriting(written: Artifact, shown: Held, beam: Mapping[str, str]) -> Stage:
-    """`write_shards` as it made this artifact, to be made again from what the shards themselves hold.
+    """The stage `write_shards` of this artifact, to be run again on the contents of the shards themselves.
 
     Raises:
-        LodesetError: what it was made from is no longer there.
+        LodesetError: an input of the artifact no longer exists.
     """
     inputs = {}
-    for role, told in written.inputs.items():
+    for role, source in written.inputs.items():
         if role == PREVIOUS:
             continue
-        made_from = shown.artifacts.get(told["stage"])
-        of = [""] if made_from and told["identity"] == made_from.fingerprint else []
+        made_from = shown.artifacts.get(source["stage"])
+        of = [""] if made_from and source["identity"] == made_from.fingerprint else []
         of += [
-            name for name, identity in (made_from.content if made_from else {}).items() if identity == told["identity"]
+            name
+            for name, identity in (made_from.content if made_from else {}).items()
+            if identity == source["identity"]
         ]
         if made_from is None or not of:
             raise LodesetError(
-                f"the shards were made from a {told['stage']} that is no longer there: `lodeset run` first"
+                f"the shards were made from a {source['stage']} that no longer exists: `lodeset run` first"
             )
-        inputs[role] = Input(_stage(told["stage"], made_from), of[0])
+        inputs[role] = Input(_stage(source["stage"], made_from), of[0])
     return Stage(
         written.stage,
         written.set,

@@ -1,4 +1,4 @@
-"""Which image is meant by an id, the beginning of one, a path, a URL, or a picture file."""
+"""Find the image that an id, the beginning of one, a path, a URL, or a picture file stands for."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from lodeset.pipeline.errors import ConfigError
 from lodeset.pipeline.shown import shown
 from lodeset.pipeline.tables.forgotten import FOLDER, asked_digest, forgotten
 
-SHORTEST = 4  # digits of an id that stand for it
-SHOWN = 5  # of several that are meant
+SHORTEST = 4  # minimum number of digits of an abbreviated id
+SHOWN = 5  # number of candidates that messages list
 _HEX = re.compile(rf"[0-9a-f]{{{SHORTEST},{ID_HEX_DIGITS}}}")
 
 
 @dataclass(frozen=True)
 class Meant:
-    """Images of a run, and files that it refused, for which a text may stand; `read` is the id of the file of that name as it is now."""
+    """Images of a run, and rejected files, that a text may stand for; `read` is the id of the current content of the
+    file of that name.
+    """
 
     ids: tuple[str, ...]
     rejects: tuple[Mapping[str, Any], ...] = ()
@@ -33,10 +35,10 @@ class Meant:
 
 
 def meant(store: Store, artifacts: Mapping[str, Artifact], asked: str, folders: Sequence[Path]) -> Meant:
-    """What of a run's sets, or of what the store was told to forget, `asked` stands for.
+    """The images of a run's sets, or of past take-downs, that `asked` stands for.
 
     Args:
-        folders: where relative paths may begin.
+        folders: folders that relative paths may start from.
     """
     text = asked.lower()
     if _HEX.fullmatch(text):
@@ -48,16 +50,16 @@ def meant(store: Store, artifacts: Mapping[str, Artifact], asked: str, folders: 
     ids, rejects = _at(store, artifacts, asked, spellings)
     if not ids and not rejects and read is not None:
         ids = _beginning(store, artifacts, read)
-    ids += [one for one in _forgotten_as(store, asked) if one not in ids]
+    ids += [image_id for image_id in _forgotten_as(store, asked) if image_id not in ids]
     return Meant(tuple(dict.fromkeys(ids)), tuple(rejects), read)
 
 
-def one_of(found: Sequence[str], asked: str) -> str:
-    """Raises ConfigError: several images are meant."""
-    if len(found) > 1:
-        some = ", ".join(found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")
-        raise ConfigError(f"{shown(asked)} stands for {len(found):,} images: give one of their ids ({some})")
-    return found[0]
+def one_of(candidates: Sequence[str], asked: str) -> str:
+    """The only image; raises ConfigError if there are several."""
+    if len(candidates) > 1:
+        examples = ", ".join(candidates[:SHOWN]) + (", ..." if len(candidates) > SHOWN else "")
+        raise ConfigError(f"{shown(asked)} stands for {len(candidates):,} images: give one of their ids ({examples})")
+    return candidates[0]
 
 
 def _tables(
@@ -71,14 +73,14 @@ def _tables(
 
 
 def _beginning(store: Store, artifacts: Mapping[str, Artifact], prefix: str) -> list[str]:
-    found: set[str] = {one for one in forgotten(store) if one.startswith(prefix)}
+    matches: set[str] = {image_id for image_id in forgotten(store) if image_id.startswith(prefix)}
     for table in _tables(store, artifacts, IMAGES, ["image_id"]):
-        found |= set(table["image_id"].filter(pc.starts_with(table["image_id"], prefix)).to_pylist())
-    return sorted(found)
+        matches |= set(table["image_id"].filter(pc.starts_with(table["image_id"], prefix)).to_pylist())
+    return sorted(matches)
 
 
 def _of_file(asked: str, folders: Sequence[Path]) -> str | None:
-    """The id of a file's bytes as they are now."""
+    """The id of a file's current bytes."""
     for path in (Path(asked), *(folder / asked for folder in folders)):
         try:
             if path.is_file():
@@ -91,7 +93,7 @@ def _of_file(asked: str, folders: Sequence[Path]) -> str | None:
 def _at(
     store: Store, artifacts: Mapping[str, Artifact], asked: str, spellings: Sequence[str]
 ) -> tuple[list[str], list[dict[str, Any]]]:
-    """Images that lie at a path, whole or its end, or that have this URL; and files there that were refused."""
+    """Images at a path, given in full or by its end, or with this URL; and rejected files there."""
     ids: list[str] = []
     for table in _tables(store, artifacts, ("metadata",), ["image_id", "url"]):
         ids += table["image_id"].filter(pc.equal(table["url"], asked)).to_pylist()
@@ -109,7 +111,9 @@ def _at(
 
 
 def _lies(table: pa.Table, spellings: Sequence[str]) -> pa.ChunkedArray:
-    """Rows of which a place is spelled so: the file, the member, the end of either, or both joined as messages join them."""
+    """Rows whose location has one of these spellings: the file, the member, the end of either, or both joined as in
+    messages.
+    """
     uri, member = table["uri"], pc.fill_null(table["member"], "")
     joined: list[Callable[[], pa.ChunkedArray]] = [
         lambda: uri,
@@ -124,15 +128,14 @@ def _lies(table: pa.Table, spellings: Sequence[str]) -> pa.ChunkedArray:
 
 
 def _forgotten_as(store: Store, asked: str) -> list[str]:
-    """Images that were forgotten because somebody asked so."""
-    found = []
-    for one in sorted(forgotten(store)):
-        told = told_of(store, one)
-        if asked_digest(asked) in told.get("asked_sha256", ()):
-            found.append(one)
-    return found
+    """Images that were forgotten at this request."""
+    matches = []
+    for gone in sorted(forgotten(store)):
+        if asked_digest(asked) in takedown_of(store, gone).get("asked_sha256", ()):
+            matches.append(gone)
+    return matches
 
 
-def told_of(store: Store, one: str) -> dict[str, Any]:
+def takedown_of(store: Store, forgotten_id: str) -> dict[str, Any]:
     """What a store keeps of a take-down."""
-    return store.read_json(f"{FOLDER}/{one}.json") or {}
+    return store.read_json(f"{FOLDER}/{forgotten_id}.json") or {}

@@ -1,4 +1,4 @@
-"""The tables of a run: which there are, and their rows."""
+"""The tables of a run: their names, and their rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lodeset.pipeline.errors import ConfigError, LodesetError
 from lodeset.pipeline.shown import shown
 from lodeset.pipeline.tables.records import LARGE
 
-# What a table is written as, by the end of the file's name.
+# File formats by the ending of the file's name.
 FORMATS = (".parquet", ".csv", ".jsonl")
 
 
@@ -37,46 +37,46 @@ class Listed:
 
 def listed(store: Store, artifacts: Mapping[str, Artifact]) -> list[Listed]:
     """Every table that has rows, in the order of the DAG."""
-    found = []
+    tables = []
     for id_, artifact in artifacts.items():
         for name, files in artifact.tables.items():
-            held = [file for file in files if file.path.endswith(".parquet")]
-            if held:
-                rows = sum(file.rows for file in held)
-                found.append(Listed(id_, name, rows, tuple(columns_of(store, held[0])), tuple(held)))
-    return found
+            parquet = [file for file in files if file.path.endswith(".parquet")]
+            if parquet:
+                rows = sum(file.rows for file in parquet)
+                tables.append(Listed(id_, name, rows, tuple(columns_of(store, parquet[0])), tuple(parquet)))
+    return tables
 
 
 def chosen(tables: list[Listed], name: str, of: str | None) -> list[Listed]:
-    """Tables of a name, of all stages or of one (`dedup`, `ingest/pool`).
+    """The tables with a name, of all stages or of one (`dedup`, `ingest/pool`).
 
     Raises:
-        ConfigError: there is none; or they have different columns, so that they cannot be one.
+        ConfigError: there is no such table, or their columns differ, so that they cannot be shown as one.
     """
-    found = [
+    matches = [
         t
         for t in tables
         if t.table == name and of in (None, t.stage, t.stage.partition("/")[0], t.stage.partition("/")[2])
     ]
-    if not found:
+    if not matches:
         names = ", ".join(dict.fromkeys(f"{t.table} ({t.stage})" for t in tables)) or "none yet"
-        raise ConfigError(f"no table {name}{f' of {of}' if of else ''} in this run; there are: {names}")
-    if len({t.columns for t in found}) > 1:
+        raise ConfigError(f"no table {name}{f' of {of}' if of else ''} in this run; its tables are: {names}")
+    if len({t.columns for t in matches}) > 1:
         raise ConfigError(
-            f"several stages have a table {name}: say which with --of ({', '.join(t.stage for t in found)})"
+            f"several stages have a table {name}: choose one with --of ({', '.join(t.stage for t in matches)})"
         )
-    return found
+    return matches
 
 
 def batches(store: Store, tables: list[Listed], where: Mapping[str, str]) -> Iterator[pa.Table]:
-    """The rows, a file at a time, whose columns hold these values as text.
+    """The rows whose columns have these values as text, a file at a time.
 
     Raises:
         ConfigError: there is no such column.
     """
     for name in where:
         if name not in tables[0].columns:
-            raise ConfigError(f"--where {name}: no such column; there are: {', '.join(tables[0].columns)}")
+            raise ConfigError(f"--where {name}: no such column; the columns are: {', '.join(tables[0].columns)}")
     for table in tables:
         for file in table.files:
             rows = store.table([file])
@@ -86,10 +86,10 @@ def batches(store: Store, tables: list[Listed], where: Mapping[str, str]) -> Ite
                 yield rows
 
 
-def first(found: Iterator[pa.Table], count: int) -> list[dict[str, Any]]:
-    """The first rows, as JSON can hold them; without pictures, vectors and maps, which nobody reads."""
+def first(tables: Iterator[pa.Table], count: int) -> list[dict[str, Any]]:
+    """The first rows in a form that JSON can hold; without pictures, vectors and maps, which are not readable."""
     rows: list[dict[str, Any]] = []
-    for table in found:
+    for table in tables:
         small = table.drop_columns([name for name in LARGE if name in table.column_names])
         rows += [
             {key: _json(value) for key, value in row.items()} for row in small.slice(0, count - len(rows)).to_pylist()
@@ -103,16 +103,16 @@ def _json(value: Any) -> Any:
     return value.hex() if isinstance(value, bytes) else value
 
 
-def write(found: Iterator[pa.Table], path: Path) -> int:
-    """Writes all rows, whole or not at all, and returns how many there are; where there is none, nothing is written.
+def write(tables_read: Iterator[pa.Table], path: Path) -> int:
+    """Write all rows, completely or not at all, and return their number; if there are none, nothing is written.
 
     Raises:
-        ConfigError: the file's name ends in no format that is known.
-        LodesetError: it cannot be written.
+        ConfigError: the file's name has no known ending.
+        LodesetError: the file cannot be written.
     """
     if path.suffix.lower() not in FORMATS:
         raise ConfigError(f"--out {path}: the name must end in {', '.join(FORMATS)}")
-    tables = list(found)
+    tables = list(tables_read)
     if not tables:
         return 0
     table = pa.concat_tables(tables, promote_options="permissive")

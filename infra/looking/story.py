@@ -1,4 +1,4 @@
-"""What became of one image, in a sentence and in detail."""
+"""Tell what happened to one image, in a sentence and in detail."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from lodeset.infra.looking.lookup import SHORTEST, Meant, meant, one_of, told_of
+from lodeset.infra.looking.lookup import SHORTEST, Meant, meant, one_of, takedown_of
 from lodeset.infra.looking.trace import IMAGES, LOCATIONS, trace
 from lodeset.infra.report.pictures import short_name
 from lodeset.pipeline.dag.runs import artifacts_of, newest_first
@@ -19,7 +19,7 @@ from lodeset.pipeline.errors import ConfigError, LodesetError
 from lodeset.pipeline.shown import shown
 from lodeset.pipeline.tables.forgotten import forgotten
 
-# Runs before the one that is shown in which an image is looked for, or looked after.
+# Number of runs before the shown one in which an image is searched or followed.
 RUNS_BACK = 50
 
 Row = Mapping[str, Any]
@@ -27,7 +27,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Traced:
-    """`image_id` is None for a file that ingest refused; `steps` are rows of tables, in the order of the DAG."""
+    """`image_id` is None for a file that ingest rejected; `steps` are rows of tables, in the order of the DAG."""
 
     image_id: str | None
     sentence: str
@@ -37,62 +37,64 @@ class Traced:
 def traced(
     store: Store, artifacts: Mapping[str, Artifact], asked: str, folders: Sequence[Path], name: str, before: int | None
 ) -> Traced:
-    """The story of the image, or refused file, that `asked` stands for (see `infra.lookup`).
+    """The story of the image, or rejected file, that `asked` stands for (see `infra.looking.lookup`).
 
     Args:
-        name, before: where the run that is shown does not hold it, the runs of this name up to this number are looked through.
+        name, before: if the shown run does not contain it, the runs of this name up to this number are searched.
 
     Raises:
-        ConfigError: several images are meant.
-        LodesetError: the store knows nothing by this name.
+        ConfigError: `asked` stands for several images.
+        LodesetError: the store contains nothing by this name.
     """
-    found = meant(store, artifacts, asked, folders)
+    matches = meant(store, artifacts, asked, folders)
     since = ""
-    if not (found.ids or found.rejects):
-        found, artifacts, since = _earlier(store, asked, folders, name, before)
-    gone = [one for one in found.ids if one in forgotten(store)]
-    if found.ids and found.rejects and not gone:
+    if not (matches.ids or matches.rejects):
+        matches, artifacts, since = _earlier(store, asked, folders, name, before)
+    gone = [image_id for image_id in matches.ids if image_id in forgotten(store)]
+    if matches.ids and matches.rejects and not gone:
         raise ConfigError(
-            f"{shown(asked)} stands for {len(found.ids):,} images and {len(found.rejects):,} files that were refused: give an "
-            f"image_id ({found.ids[0]}, ...) or the whole path"
+            f"{shown(asked)} stands for {len(matches.ids):,} images and {len(matches.rejects):,} rejected files: give "
+            f"an image_id ({matches.ids[0]}, ...) or the whole path"
         )
-    if found.ids:
-        image_id = one_of(found.ids, asked)
+    if matches.ids:
+        image_id = one_of(matches.ids, asked)
         if image_id in gone:
-            return Traced(image_id, _forgotten(store, image_id), found.rejects)
+            return Traced(image_id, _forgotten(store, image_id), matches.rejects)
         steps = trace(store, artifacts, image_id)
         return Traced(
-            image_id, since + _sentence(store, artifacts, image_id, steps) + _now(found, image_id), tuple(steps)
+            image_id, since + _sentence(store, artifacts, image_id, steps) + _now(matches, image_id), tuple(steps)
         )
-    if found.rejects:
-        return Traced(None, since + _rejected(found.rejects), found.rejects)
-    read = f" (an image with the id {found.read})" if found.read else ""
+    if matches.rejects:
+        return Traced(None, since + _rejected(matches.rejects), matches.rejects)
+    read = f" (an image with the id {matches.read})" if matches.read else ""
     raise LodesetError(
-        f"no run of this store knows an image {shown(asked)}{read}: give an image_id, at least {SHORTEST} of its first digits, a path, "
-        "a URL or a picture file. `lodeset table CONFIG locations` lists where every image lies, and `... rejects` what was refused"
+        f"no run of this store knows an image {shown(asked)}{read}: give an image_id, at least {SHORTEST} of its "
+        "first digits, a path, a URL or a picture file. `lodeset table CONFIG locations` lists the locations of all "
+        "images, and `... rejects` the rejected files"
     )
 
 
 def _earlier(
     store: Store, asked: str, folders: Sequence[Path], name: str, before: int | None
 ) -> tuple[Meant, Mapping[str, Artifact], str]:
-    """What an earlier run knows by this name."""
+    """The matches of an earlier run."""
     for tried, run in enumerate(newest_first(store, name)):
         if tried == RUNS_BACK:
             break
         if before is not None and run.number >= before:
             continue
         artifacts = artifacts_of(store, run)
-        found = meant(store, artifacts, asked, folders)
-        if found.ids or found.rejects:
-            return found, artifacts, f"no longer in the sources; as run {run.number} of {_day(run.ended)} had it: "
+        matches = meant(store, artifacts, asked, folders)
+        if matches.ids or matches.rejects:
+            return matches, artifacts, f"no longer in the sources; according to run {run.number} of {_day(run.ended)}: "
     return meant(store, {}, asked, folders), {}, ""
 
 
 def _forgotten(store: Store, image_id: str) -> str:
-    told = told_of(store, image_id)
-    why = " (asked for by its URL)" if told.get("asked_sha256") else ""
-    return f"forgotten on {str(told.get('when', 'an unknown day'))[:10]}{why}: taken out of every table, cache and shard, and never taken in again"
+    takedown = takedown_of(store, image_id)
+    why = " (requested by its URL)" if takedown.get("asked_sha256") else ""
+    day = str(takedown.get("when", "an unknown day"))[:10]
+    return f"forgotten on {day}{why}: taken out of every table, cache and shard, and never taken in again"
 
 
 def _rejected(rows: Sequence[Row]) -> str:
@@ -104,14 +106,14 @@ def _rejected(rows: Sequence[Row]) -> str:
     return f"rejected by {first['stage']} as {first['reason']}{detail}{more}"
 
 
-def _now(found: Meant, image_id: str) -> str:
-    if found.read is None or found.read == image_id:
+def _now(matches: Meant, image_id: str) -> str:
+    if matches.read is None or matches.read == image_id:
         return ""
-    return f". The file has other bytes now (image_id {found.read})"
+    return f". The file has other bytes now (image_id {matches.read})"
 
 
 def _sentence(store: Store, artifacts: Mapping[str, Artifact], image_id: str, steps: Sequence[Row]) -> str:
-    """From the last thing that happened to it backwards."""
+    """The sentence, which starts with the last thing that happened to the image."""
 
     def of(table: str, stage: str = "") -> list[Row]:
         return [row for row in steps if row["table"] == table and row["stage"].startswith(stage)]
@@ -120,11 +122,13 @@ def _sentence(store: Store, artifacts: Mapping[str, Artifact], image_id: str, st
     dropped = next(iter(of("filtered")), None)
     buried = next(iter(of("tombstones")), None)
     if judged is not None and not judged["kept"]:
-        told = _copy(store, artifacts, judged, of("edges"), of("leaks"))
-        return told + (f"; {buried['shard']} still holds its bytes, but the index no longer lists it" if buried else "")
+        copied = _copy(store, artifacts, judged, of("edges"), of("leaks"))
+        return copied + (
+            f"; {buried['shard']} still holds its bytes, but the index no longer lists it" if buried else ""
+        )
     if dropped is not None:
         limit = (
-            f" ({dropped['score']:.4g}, and the limit is {dropped['threshold']:.4g})"
+            f" ({dropped['score']:.4g}, where the limit is {dropped['threshold']:.4g})"
             if "score" in dropped and "threshold" in dropped
             else ""
         )
@@ -140,7 +144,7 @@ def _sentence(store: Store, artifacts: Mapping[str, Artifact], image_id: str, st
     if judged is not None:
         done = "retrieve/all" in artifacts
         return (
-            "kept by dedup, and wanted by no curated set" if done else "kept by dedup; the selection is not made yet"
+            "kept by dedup, and selected by no curated set" if done else "kept by dedup; the selection is not made yet"
         ) + since
     sets = list(
         dict.fromkeys(
@@ -149,12 +153,12 @@ def _sentence(store: Store, artifacts: Mapping[str, Artifact], image_id: str, st
     )
     derived = next((row for row in of("faces") if row.get("derived_from") == image_id), None)
     if derived is not None:
-        return f"its faces were blurred: what came of it is {derived['image_id']}"
+        return f"its faces were blurred, which made the image {derived['image_id']}"
     if "pool" not in sets:
-        return f"an image of {', '.join(f'`{one}`' for one in sets)}, no image of the pool"
+        return f"an image of {', '.join(f'`{name}`' for name in sets)}, not of the pool"
     if "embed/pool" in artifacts and not of("vectors", "embed/pool"):
         return "dropped by embed/pool: it has no vector"
-    return "in the pool, and not judged by dedup yet"
+    return "in the pool, but not yet judged by dedup"
 
 
 def _copy(
@@ -176,9 +180,9 @@ def _copy(
     file = _file_of(store, artifacts, matched) if matched else "an image that was forgotten"
     sets = ", ".join(dict.fromkeys(f"`{row['set']}`" for row in leaks if row.get("image_id") == matched))
     if judged["reason"] == "reference":
-        return f"dropped as a copy of {file}, which the reference set {sets} holds{score}"
+        return f"dropped as a copy of {file} in the reference set {sets}{score}"
     if judged["reason"] == "included":
-        return f"dropped as a copy of {file}, which the included set {sets} brings itself{score}"
+        return f"dropped as a copy of {file} in the included set {sets}{score}"
     since = _kept_since(store, artifacts, matched) if matched else ""
     return f"dropped as a copy of {file}{score}{since.replace('; kept', '; that image has been kept', 1)}"
 
@@ -194,20 +198,20 @@ def _file_of(store: Store, artifacts: Mapping[str, Artifact], image_id: str) -> 
 
 
 def _kept_since(store: Store, artifacts: Mapping[str, Artifact], image_id: str) -> str:
-    """When dedup kept an image first of the runs without a break up to now."""
+    """When dedup first kept the image in the uninterrupted sequence of runs up to now."""
     shown_one = artifacts.get("dedup/pool")
     if shown_one is None:
         return ""
     history = store.history("dedup", "pool")
-    at = next((n for n, one in enumerate(history) if one.fingerprint == shown_one.fingerprint), len(history))
-    same = [one for one in history[at:] if one.config.get("name") == shown_one.config.get("name")]
+    at = next((n for n, artifact in enumerate(history) if artifact.fingerprint == shown_one.fingerprint), len(history))
+    same = [artifact for artifact in history[at:] if artifact.config.get("name") == shown_one.config.get("name")]
     first = None
-    for one in same[:RUNS_BACK]:
-        table = store.table(one.tables["duplicates"], ["image_id", "kept"])
+    for artifact in same[:RUNS_BACK]:
+        table = store.table(artifact.tables["duplicates"], ["image_id", "kept"])
         row = pc.index(table["image_id"], image_id).as_py()
         if row < 0 or not table["kept"][row].as_py():
             break
-        first = one
+        first = artifact
     return f"; kept since {_day(first.created)}" if first is not None else ""
 
 

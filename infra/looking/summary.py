@@ -1,4 +1,4 @@
-"""Where a run's results lie, and what to do with them next."""
+"""Where the results of a run are, and what to do with them next."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lodeset.training.specs import TrainDetails
 REPORTS = "reports"
 TRAINED = ("train", "finish", "distill")
 
-# Reads the images that count, wherever their shards lie; needs what lodeset needs.
+# Reads the images that count, wherever their shards are; needs the packages that lodeset needs.
 SNIPPET = """import io
 import fsspec, pyarrow.parquet as pq
 from PIL import Image
@@ -40,10 +40,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Summary:
-    """What `status --json` tells beside the artifacts.
+    """What `status --json` prints in addition to the artifacts.
 
-    `run` is None where none has finished yet, and for stores of lodeset 0.1.0. `changed`: sources or configuration are others since;
-    None: nobody can tell, because `why`.
+    `run` is None if none has finished yet, and for stores of lodeset 0.1.0. `changed`: whether sources or configuration
+    have changed since; None if that cannot be determined, because of `why`.
     """
 
     run: int | None
@@ -53,8 +53,8 @@ class Summary:
     changed: bool | None
     why: str
     shards: str | None  # the folder of the index
-    images: int | None  # that count
-    dead_bytes: int  # of shards, of images that count no more
+    images: int | None  # number of images that count
+    dead_bytes: int  # bytes of images in shards that no longer count
     models: tuple[Model, ...]
     report: str | None
 
@@ -95,51 +95,52 @@ def _models(store: Store, artifacts: Mapping[str, Artifact]) -> tuple[Model, ...
     )
 
 
-def lines(told: Summary, config: str) -> list[str]:
-    """The summary for people, a line each; `config` is how they named the configuration."""
-    found = []
-    if told.run is not None:
-        trial = f", a sample of {told.limit:,} images" if told.limit is not None else ""
-        part = f", up to {told.until}" if told.until else ""
-        found.append(f"run {told.run}, finished {told.finished}{trial}{part}")
+def lines(summary_: Summary, config: str) -> list[str]:
+    """The summary for people, one line each; `config` is the name of the configuration that they used."""
+    out = []
+    if summary_.run is not None:
+        trial = f", a sample of {summary_.limit:,} images" if summary_.limit is not None else ""
+        part = f", up to {summary_.until}" if summary_.until else ""
+        out.append(f"run {summary_.run}, finished {summary_.finished}{trial}{part}")
     else:
-        found.append("no finished run of this configuration is on record: the table shows what the store holds so far")
-    if told.changed:
-        found.append(f"the configuration or its sources have changed since: `lodeset plan {config}` says what")
-    elif told.changed is None and told.why:
-        found.append(f"lodeset cannot tell now whether anything has changed since: {shown(told.why)}")
-    if told.shards is not None:
-        found.append(f"shards  {shown(told.shards)} ({told.images:,} images, listed in `index.parquet`)")
-    found += [
+        out.append("no finished run of this configuration is on record: the table shows what the store holds so far")
+    if summary_.changed:
+        out.append(f"the configuration or its sources have changed since: `lodeset plan {config}` shows the changes")
+    elif summary_.changed is None and summary_.why:
+        out.append(f"lodeset cannot tell now whether anything has changed since: {shown(summary_.why)}")
+    if summary_.shards is not None:
+        out.append(f"shards  {shown(summary_.shards)} ({summary_.images:,} images, listed in `index.parquet`)")
+    out += [
         f"{'pruned' if model.stage == 'prune' else 'model'}   {shown(model.path)} ({model.stage})"
-        for model in told.models
+        for model in summary_.models
     ]
-    if told.report is not None:
-        found.append(f"report  {shown(told.report)}")
-    elif told.run is not None:
-        found.append(f"report  not written yet, or deleted by a take-down: `lodeset report {config}` writes one")
-    return found + _next(told, config)
+    if summary_.report is not None:
+        out.append(f"report  {shown(summary_.report)}")
+    elif summary_.run is not None:
+        out.append(f"report  not written yet, or deleted by a take-down: `lodeset report {config}` writes one")
+    return out + _next(summary_, config)
 
 
-def _next(told: Summary, config: str) -> list[str]:
-    if told.shards is None:
-        return [f"next: `lodeset run {config}` goes on to the shards"] if told.run is not None else []
-    found = []
-    trained = [model for model in told.models if model.stage in TRAINED]
+def _next(summary_: Summary, config: str) -> list[str]:
+    if summary_.shards is None:
+        return [f"next: `lodeset run {config}` continues to the shards"] if summary_.run is not None else []
+    out = []
+    trained = [model for model in summary_.models if model.stage in TRAINED]
     if trained:
         path = shown(trained[-1].path)
         embed = f"embed: {{semantic: {{kind: huggingface, model: {path}}}}}"
-        found.append(f"next: `lodeset export {path} model.onnx`, or curate with the model (`{embed}`)")
+        out.append(f"next: `lodeset export {path} model.onnx`, or curate with the model (`{embed}`)")
     else:
-        found.append(f"next: add `training: {{recipe: tiny}}` to {config} and run again")
-    found.append(f"`lodeset status {config} --snippet` prints Python that reads the shards")
-    if told.dead_bytes:
-        found.append(
-            f"{told.dead_bytes / 1e6:,.1f} MB of the shards are images that no longer count: `lodeset compact {config}` writes shards without them"
+        out.append(f"next: add `training: {{recipe: tiny}}` to {config} and run again")
+    out.append(f"`lodeset status {config} --snippet` prints Python that reads the shards")
+    if summary_.dead_bytes:
+        out.append(
+            f"{summary_.dead_bytes / 1e6:,.1f} MB of the shards are images that no longer count: `lodeset compact "
+            f"{config}` writes shards without them"
         )
-    return found
+    return out
 
 
-def snippet(told: Summary) -> str:
+def snippet(summary_: Summary) -> str:
     """Python that reads the images of the shards."""
-    return SNIPPET.format(folder=told.shards)
+    return SNIPPET.format(folder=summary_.shards)

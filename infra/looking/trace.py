@@ -13,17 +13,18 @@ from lodeset.pipeline.dag.store import Artifact, File, Store
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.tables.records import BY_NAME, LARGE
 
-# Rows of one table that are told of one image (exact copies of a popular image can lie in thousands of places).
+# Maximum number of rows of a table that are shown for one image (exact copies of a popular image can have thousands of
+# locations).
 MOST_ROWS = 20
 BLURRED = "blurred_"
 IMAGES, LOCATIONS = ("images", "blurred_images"), ("locations", "blurred_locations")
 
 
 def trace(store: Store, artifacts: Mapping[str, Artifact], image_id: str) -> list[dict[str, Any]]:
-    """What each stage knows of an image, in the order of the DAG.
+    """What each stage knows about an image, in the order of the DAG.
 
     Raises:
-        LodesetError: no set of this run holds it.
+        LodesetError: no set of this run contains it.
     """
     steps: list[dict[str, Any]] = []
     for id_, artifact in artifacts.items():
@@ -32,31 +33,32 @@ def trace(store: Store, artifacts: Mapping[str, Artifact], image_id: str) -> lis
             known = BY_NAME.get(table)
             if known is None or known.inner:
                 continue
-            # What was derived from an image is told by `faces`; a row of `matches` is of interest to its query, too.
+            # Derived images are listed by `faces`; a row of `matches` also concerns its query.
             about = (
                 ("image_id",) if table in IMAGES else (*known.about, *(c for c in known.mentions if c == "query_id"))
             )
-            found = rows_about(store, files, image_id, about)
+            rows = rows_about(store, files, image_id, about)
             if table == "edges":
-                # An image has many candidates; those that say most about it are the verified ones, then the most similar.
-                found.sort(key=lambda row: (not row["verified"], -(row["similarity"] or 0.0)))
+                # An image has many candidates; the most informative ones are those that were verified, then the most
+                # similar.
+                rows.sort(key=lambda row: (not row["verified"], -(row["similarity"] or 0.0)))
             of_stage += [
                 {"stage": id_, "table": table, **{k: v for k, v in row.items() if v is not None}}
-                for row in found[:MOST_ROWS]
+                for row in rows[:MOST_ROWS]
             ]
-        # The pool that blur_faces leaves lists its blurred images again.
+        # The pool that blur_faces makes lists its blurred images again.
         again = {step["table"].removeprefix(BLURRED) for step in of_stage if step["table"].startswith(BLURRED)}
         steps += [step for step in of_stage if step["table"] not in again]
     if not any(step["table"] in IMAGES for step in steps):
         raise LodesetError(
-            f"no image {image_id} in this run's sets: was it rejected? `lodeset status` counts the rejects by reason, and "
-            "`lodeset table CONFIG rejects` names each"
+            f"no image {image_id} in this run's sets: was it rejected? `lodeset status` counts the rejects by reason, "
+            "and `lodeset table CONFIG rejects` lists them"
         )
     return steps
 
 
 def rows_about(store: Store, files: Sequence[File], image_id: str, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of a table, whatever it is, that hold an image_id in one of these columns."""
+    """The rows of any table that hold an image_id in one of these columns."""
     rows: list[dict[str, Any]] = []
     for file in files:
         columns = columns_of(store, file)
@@ -72,7 +74,7 @@ def rows_about(store: Store, files: Sequence[File], image_id: str, names: Sequen
 
 
 def columns_of(store: Store, file: File) -> list[str]:
-    """The columns of a table's file; none where it is no Parquet."""
+    """The columns of a table's file; none if it is not a Parquet file."""
     if not file.path.endswith(".parquet"):
         return []
     with store.opened(file) as source:

@@ -1,1 +1,1 @@
-"""What changes a store outside of runs: take-down, compaction, and repair of damaged files."""
+"""Changes of a store outside of runs: take-down, compaction, and repair of damaged files."""

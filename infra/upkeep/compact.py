@@ -1,4 +1,4 @@
-"""What a store that runs for years needs: shards written anew without what they no longer stand for."""
+"""Compact a store: rewrite its shards without the images that no longer count."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lodeset.pipeline.tables.forgotten import CLAIM
 
 @dataclass(frozen=True)
 class Compacted:
-    """The shards as they are now, and the bytes of those that nothing refers to any more."""
+    """The current shards, and the bytes of the shards that nothing refers to anymore."""
 
     folder: str
     shards: int
@@ -34,25 +34,25 @@ def compacted(after: Artifact, old: list[File], deleted: bool) -> Compacted:
 
 
 def superseded(store: Store, after: Artifact, delete: bool) -> list[File]:
-    """The shards that earlier artifacts of the same name, limit and sets list, and no other artifact of the store does; deleted
-    if asked to, with those artifacts.
+    """The shards that earlier artifacts of the same name, limit and sets list, and no other artifact of the store; with
+    `delete` they are deleted together with those artifacts.
 
     Raises:
-        HeldError: they are to be deleted, and a run is at work on the store.
+        HeldError: they are to be deleted while a run is working on the store.
     """
     everything = store.history(after.stage, after.set)
-    at = next((n for n, one in enumerate(everything) if one.fingerprint == after.fingerprint), -1)
-    old = [one for one in everything[at + 1 :] if _alike(store, one, after)]
-    kept = [one for one in everything if one not in old]
-    needed = {file.path for one in kept for files in one.tables.values() for file in files}
-    listed = {file.path: file for one in old for files in one.tables.values() for file in files}
+    at = next((n for n, artifact in enumerate(everything) if artifact.fingerprint == after.fingerprint), -1)
+    old = [artifact for artifact in everything[at + 1 :] if _alike(store, artifact, after)]
+    kept = [artifact for artifact in everything if artifact not in old]
+    needed = {file.path for artifact in kept for files in artifact.tables.values() for file in files}
+    listed = {file.path: file for artifact in old for files in artifact.tables.values() for file in files}
     gone = [file for path, file in sorted(listed.items()) if path not in needed]
     if delete:
         with claim(store, CLAIM, f"a deletion in {store.url}"):
             others = [name for name in live(store) if name != CLAIM]
             if others:
-                raise HeldError(f"a run is at work on {store.url} ({', '.join(others)}): delete when it has ended")
-            # First what lists them, so that no reader follows a manifest to a file that is gone.
+                raise HeldError(f"a run is working on {store.url} ({', '.join(others)}): delete after it has ended")
+            # Delete what lists them first, so that no reader follows a manifest to a missing file.
             for artifact in old:
                 store.delete_artifact(artifact)
             _delete(store, {file.path for file in gone})
@@ -60,16 +60,16 @@ def superseded(store: Store, after: Artifact, delete: bool) -> list[File]:
     return gone
 
 
-def _alike(store: Store, one: Artifact, other: Artifact) -> bool:
-    """Whether two artifacts are of one configuration as it was at two times: of one name and limit, and of the same sets."""
+def _alike(store: Store, first: Artifact, second: Artifact) -> bool:
+    """Whether two artifacts belong to versions of the same configuration: the same name, limit and sets."""
 
-    def told(artifact: Artifact) -> tuple[object, ...]:
+    def identity(artifact: Artifact) -> tuple[object, ...]:
         selected = artifact.inputs["selected"]
         stage, _, set_ = selected["stage"].partition("/")
         made_from = store.artifact(stage, set_, selected["fingerprint"])
         return artifact.config.get("name"), artifact.config.get("limit"), made_from and dict(made_from.config)
 
-    return told(one) == told(other)
+    return identity(first) == identity(second)
 
 
 def _delete(store: Store, paths: set[str]) -> None:
@@ -89,8 +89,10 @@ def every_artifact(store: Store) -> Iterator[Artifact]:
 
 
 def sweep(store: Store) -> None:
-    """Deletes what runs that were killed left in parts and among shards: files that no manifest lists. Nothing may be at work."""
-    listed = {file.path for one in every_artifact(store) for files in one.tables.values() for file in files}
+    """Delete files that killed runs left in parts and among shards and that no manifest lists. Nothing may be working
+    on the store.
+    """
+    listed = {file.path for artifact in every_artifact(store) for files in artifact.tables.values() for file in files}
     folders = set()
     for stage in store.names("parts"):
         for key in store.names(f"parts/{stage}"):
@@ -100,11 +102,11 @@ def sweep(store: Store) -> None:
     folders |= {f"shards/{name}" for name in store.names("shards")}
     for folder in folders:
         for name in store.names(folder):
-            left = _LEFT.search(name) or (folder.startswith("parts/") and _OF_AN_ATTEMPT.match(name))
-            if left and f"{folder}/{name}" not in listed:
+            leftover = _LEFT.search(name) or (folder.startswith("parts/") and _OF_AN_ATTEMPT.match(name))
+            if leftover and f"{folder}/{name}" not in listed:
                 store.delete(f"{folder}/{name}")
 
 
-# Data under the names that a store, or a take-down, gives it; anything else somebody put there.
+# Files with the names that a store, or a take-down, gives them; any other file was put there by somebody else.
 _LEFT = re.compile(r"\.(parquet|tar|npy|faiss)(\.clean-[0-9a-f]+)?(\.[0-9a-f]{32})?$")
 _OF_AN_ATTEMPT = re.compile(r"[0-9a-f]{12}-")

@@ -1,10 +1,11 @@
 """Take-down: an image leaves every table, cache and shard of a store, and is never taken in again.
 
-Parts and artifacts are rewritten where they lie, the only exception to their being written once. A journal says which images go;
-then clean copies are made, a second journal says which replaces what, and they are put in place. A take-down that was cut short
-is completed by the next one, and no run starts before it is.
+Parts and artifacts are rewritten in place, the only exception to the rule that they are written once. A first journal
+lists the images; then clean copies are made, a second journal lists which copy replaces which file, and the copies are
+put in place. The next take-down completes an interrupted one, and no run starts before that.
 
-Images are looked up in all that the store holds, not in what is finished today: a configuration may have moved on.
+Images are searched in everything that the store holds, not only in what is finished today: a configuration may have
+changed.
 """
 
 from __future__ import annotations
@@ -38,13 +39,15 @@ from lodeset.pipeline.tables.forgotten import CLAIM, JOURNAL, PLANNED, remember
 from lodeset.pipeline.tables.records import BY_NAME, kept_by
 from lodeset.pipeline.tables.tar_writing import TAR_RECORD, add_member, open_tar
 
-# Models that have seen the image keep what they learnt.
+# Models that have seen the image keep what they learned.
 TRAINED = ("train", "finish", "distill", "prune")
 
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What was taken out: images, rows by table, shards that were rewritten; copies that stay; what a store cannot undo."""
+    """The result of a take-down: images, rows by table, number of rewritten shards; copies that stay; what a store
+    cannot undo.
+    """
 
     image_ids: tuple[str, ...]
     rows: Mapping[str, int]
@@ -55,8 +58,10 @@ class Forgotten:
 
 @dataclass
 class _Plan:
-    """Clean copies by the path that they replace, the images that left each of these (as far as their stage counted them as
-    kept), the digests of what is left of an index, and parts that go whole: what was laid out for searching names no image."""
+    """Clean copies by the path that they replace, the images that left each of these (if their stage counted them as
+    kept), the digests of rewritten indexes, and parts that are removed as a whole, because search indexes cannot be
+    edited by image.
+    """
 
     clean: dict[str, tuple[str, File]] = field(default_factory=dict)
     lost: dict[str, int] = field(default_factory=dict)
@@ -66,48 +71,49 @@ class _Plan:
 
 
 def forget(store: Store, asked: Sequence[str], with_copies: bool) -> Forgotten:
-    """Takes images out of the store, by image_id or by the URL that their source gave.
+    """Take images out of the store, by image_id or by the URL of their source.
 
     Args:
-        with_copies: the near-duplicates of the images that dedup found in its last run go, too.
+        with_copies: also take out the near-duplicates that dedup found for these images in its last run.
 
     Raises:
-        LodesetError: no store is there, or a URL that no image in it has.
-        HeldError: a run is at work on the store.
+        LodesetError: there is no store, or no image in it has a given URL.
+        HeldError: a run is working on the store.
     """
     if not store.names("artifacts"):
         raise LodesetError(f"no run has finished a stage in {store.url}: is this the store of the configuration?")
     with claim(store, CLAIM, f"a take-down in {store.url}"):
         others = [name for name in live(store) if name != CLAIM]
         if others:
-            raise HeldError(f"a run is at work on {store.url} ({', '.join(others)}): wait for it, or stop it")
+            raise HeldError(f"a run is working on {store.url} ({', '.join(others)}): wait for it, or stop it")
         damaged: list[Damage] = []
         while True:
             try:
                 ids, copies, plan = _taken_down(store, asked, with_copies)
                 break
             except DamagedError:
-                # What cannot be read may hold the image, and must not hold up its take-down: it goes whole.
-                found = noted(store)
-                if not found:
+                # An unreadable file may contain the image and must not delay its take-down, so it is removed as a
+                # whole.
+                damage = noted(store)
+                if not damage:
                     raise
-                damaged += withdraw(store, found).damage
+                damaged += withdraw(store, damage).damage
     shards = sum(path.endswith(".tar") and path.startswith("shards/") for path in plan.clean)
     warnings = (*_warnings(store, plan), *([_DAMAGED.format(len(damaged), damaged[0].path)] if damaged else []))
     return Forgotten(tuple(sorted(ids)), plan.rows, shards, tuple(sorted(copies)), warnings)
 
 
-_DAMAGED = "{} damaged files were met and taken out with what listed them (e.g. {}): `lodeset run` makes that again"
+_DAMAGED = "{} damaged files were removed together with what listed them (e.g. {}): `lodeset run` makes them again"
 
 
 def _taken_down(store: Store, asked: Sequence[str], with_copies: bool) -> tuple[set[str], set[str], _Plan]:
-    """Which images went, which copies of them stay, and what was done.
+    """The images that were taken out, the copies of them that stay, and what was done.
 
     Raises:
-        DamagedError: something in the store cannot be read; the take-down can be given again.
+        DamagedError: something in the store cannot be read; the take-down can be repeated.
     """
     _complete(store)
-    ids = with_derived(store, {i for one in asked for i in resolved(store, one)})
+    ids = with_derived(store, {i for request in asked for i in resolved(store, request)})
     copies = copies_of(store, ids)
     if with_copies:
         ids, copies = with_derived(store, ids | copies), set()
@@ -122,7 +128,7 @@ def _taken_down(store: Store, asked: Sequence[str], with_copies: bool) -> tuple[
 def _plan(store: Store, ids: set[str]) -> _Plan:
     plan, offsets = _Plan(), {}
     parts = list(every_part(store))
-    carriers = kept_for(store, ids)  # their JSON says what these said
+    carriers = kept_for(store, ids)  # their JSON contains the metadata of these images
     for stage, part in parts:
         if stage == write_shards.STAGE and _mentions(store, part.files["entries"], ids | carriers, "entries"):
             offsets[part.files["shard"].path] = _shard(store, plan, part.files["shard"], ids)
@@ -142,7 +148,7 @@ def _part(store: Store, plan: _Plan, part: Part, ids: set[str], offsets: Mapping
             _scrubbed(store, plan, file, ids)
         if not file.path.endswith(".parquet"):
             continue
-        # `entries` of a shard lie apart from it, and name it as the index beside it does.
+        # `entries` of a shard are stored apart from it and refer to it as the index next to it does.
         beside = posixpath.dirname(part.files["shard"].path if name == "entries" else file.path)
         moved = offsets if "offset" in _columns(store, file) else {}
         if not moved and not _mentions(store, file, ids, name):
@@ -159,7 +165,7 @@ def _part(store: Store, plan: _Plan, part: Part, ids: set[str], offsets: Mapping
 
 
 def _kept(name: str, table: pa.Table) -> int:
-    """Images that a table counts as kept by its stage."""
+    """Number of images that a table counts as kept by its stage."""
     how = BY_NAME[name].kept if name in BY_NAME else None
     if how == "flag":
         return int(pc.sum(table["kept"]).as_py() or 0)
@@ -167,7 +173,7 @@ def _kept(name: str, table: pa.Table) -> int:
 
 
 def _ingested(store: Store, plan: _Plan, part: Part, ids: set[str]) -> None:
-    """A place that is forgotten becomes a reject, so that the files of a part still add up."""
+    """A forgotten location becomes a reject, so that the files of a part still add up."""
     if not _mentions(store, part.files["locations"], ids, "locations"):
         return
     tables = {name: store.table([file]) for name, file in part.files.items()}
@@ -195,7 +201,7 @@ def _mentions(store: Store, file: File, ids: set[str], name: str) -> bool:
 
 
 def _blanked(name: str, table: pa.Table) -> list[str]:
-    """Columns of rows that stay when they alone name an image."""
+    """Columns of rows that only mention an image, and stay without the mention."""
     known = BY_NAME.get(name)
     return [] if known is None or known.about else [c for c in known.mentions if c in table.column_names]
 
@@ -204,14 +210,15 @@ def _without(table: pa.Table, ids: set[str], name: str) -> pa.Table:
     known = BY_NAME.get(name)
     if known is None:
         return table
-    there = set(table.column_names)
-    for column in there & set(known.about):
+    existing = set(table.column_names)
+    for column in existing & set(known.about):
         table = table.filter(pc.invert(is_in(table[column], ids)))
-    for column in there & set(known.mentions):
+    for column in existing & set(known.mentions):
         at, hit = table.schema.get_field_index(column), is_in(table[column], ids)
         table = table.set_column(at, column, pc.if_else(hit, pa.scalar(None, pa.string()), table[column]))
-    for column in there & set(known.groups):
-        # A group bears the smallest image_id in it; those that bore one of these get that of what is left of them.
+    for column in existing & set(known.groups):
+        # A group is named after its smallest image_id; groups named after a removed image get the smallest id of the
+        # rest.
         group = table[column].to_pylist()
         first: dict[str, str] = {}
         for image_id, name in zip(table["image_id"].to_pylist(), group, strict=True):
@@ -242,7 +249,7 @@ def _copy_name(file: File) -> str:
 
 
 def _shard(store: Store, plan: _Plan, file: File, ids: set[str]) -> dict[str, int]:
-    """A shard without the members of these images; where the bytes of the others lie now."""
+    """Rewrite a shard without the members of these images; return the new offsets of the others."""
     relative, offsets, rows = _copy_name(file), dict[str, int](), 0
     with (
         store.opened(file) as source,
@@ -265,20 +272,20 @@ def _shard(store: Store, plan: _Plan, file: File, ids: set[str]) -> dict[str, in
     return offsets
 
 
-def _without_copies(told: bytes, ids: set[str]) -> bytes:
-    """An image's JSON without what copies said that are forgotten."""
-    tree = json.loads(told)
+def _without_copies(data: bytes, ids: set[str]) -> bytes:
+    """An image's JSON without the metadata of forgotten copies."""
+    tree = json.loads(data)
     copies = tree.get("metadata_of_copies", ())
     tree["metadata_of_copies"] = [copy for copy in copies if copy["image_id"] not in ids]
     if len(tree["metadata_of_copies"]) == len(copies):
-        return told
+        return data
     if not tree["metadata_of_copies"]:
         del tree["metadata_of_copies"]
     return json_text(tree).encode()
 
 
 def _scrubbed(store: Store, plan: _Plan, file: File, ids: set[str]) -> None:
-    """Blurred images lie where tables say that they do: zeros take the place of those that go."""
+    """Overwrite the bytes of removed blurred images with zeros, because tables hold the offsets of the others."""
     data = io.BytesIO(store.bytes_of(file))
     with tarfile.open(fileobj=data) as tar:
         for member in tar.getmembers():
@@ -299,7 +306,7 @@ def _scrubbed(store: Store, plan: _Plan, file: File, ids: set[str]) -> None:
 
 
 def _complete(store: Store) -> _Plan | None:
-    """Does what the journals say, however much of it was done before; the plan, where this made it."""
+    """Do what the journals list, however much of it was done before; return the plan if this call made it."""
     journal = store.read_json(JOURNAL)
     if journal is None:
         return None
@@ -317,7 +324,7 @@ def _complete(store: Store) -> _Plan | None:
     _replace(store, store.read_json(PLANNED) or {})
     sweep(store)
     for name in store.names(REPORTS):
-        store.delete(f"{REPORTS}/{name}")  # pages show pictures; `run` and `report` write new ones
+        store.delete(f"{REPORTS}/{name}")  # pages contain pictures; `run` and `report` write new ones
     store.delete(PLANNED)
     store.delete(JOURNAL)
     return plan
@@ -343,7 +350,9 @@ def _replace(store: Store, planned: Mapping[str, Any]) -> None:
 
 
 def _less(artifact: Artifact, planned: Mapping[str, Any], tables: Mapping[str, tuple[File, ...]]) -> Artifact:
-    """The artifact with other files: what it kept is less by what they lost, so that what counts on it still adds up."""
+    """The artifact with other files: its kept rows are reduced by the removed ones, so that later counts still add
+    up.
+    """
     rows, keeping = artifact.rows, kept_by(artifact.stage)
     of = artifact.tables.get(keeping.name, ()) if keeping is not None else ()
     lost = sum(planned["lost"].get(file.path, 0) for file in of if keeping and file not in tables[keeping.name])
@@ -352,20 +361,22 @@ def _less(artifact: Artifact, planned: Mapping[str, Any], tables: Mapping[str, t
         rows = Rows(rows.taken, rows.kept - lost, dropped)
     content = dict(artifact.content)
     for file in artifact.tables.get("index", ()):
-        # What is trained on changed, and so must what was trained.
+        # The training data changed, so what was trained on them must change, too.
         if file.path in planned["content"]:
             content[SHARDS] = planned["content"][file.path]
     return replace(artifact, tables=tables, rows=rows, content=content)
 
 
 def _warnings(store: Store, plan: _Plan) -> tuple[str, ...]:
-    found = []
+    warnings_ = []
     if not any(plan.rows.values()):
-        found.append("nothing in the store named it: it is on the list of what is never taken in, and that is all")
+        warnings_.append(
+            "nothing in the store referred to it: it was only added to the list of images that are never taken in"
+        )
     trained = sorted({one.stage for one in every_artifact(store) if one.stage in TRAINED})
     if trained and plan.content:
-        told = ", ".join(trained)
-        found.append(
-            f"{told} ran before: models that were trained on it keep what they learnt; the next run trains again"
+        stages = ", ".join(trained)
+        warnings_.append(
+            f"{stages} ran before: models that were trained on it keep what they learned; the next run trains again"
         )
-    return tuple(found)
+    return tuple(warnings_)

@@ -1,4 +1,4 @@
-"""Which images a take-down is about: looked up in all that a store holds, not in what is finished today."""
+"""Find the images of a take-down in everything that a store holds, not only in what is finished today."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.tables import records
 
 
-def resolved(store: Store, asked: str) -> set[str]:
-    text = asked.lower()
+def resolved(store: Store, request: str) -> set[str]:
+    text = request.lower()
     if len(text) == ID_HEX_DIGITS and all(c in "0123456789abcdef" for c in text):
         return {text}
-    found = {
+    matches = {
         image_id
         for table in tables(store, "metadata", ("image_id", "url"))
-        for image_id in table["image_id"].filter(pc.equal(table["url"], asked)).to_pylist()
+        for image_id in table["image_id"].filter(pc.equal(table["url"], request)).to_pylist()
     }
-    if not found:
+    if not matches:
         raise LodesetError(
-            f"{asked} is neither an image_id ({ID_HEX_DIGITS} hex digits) nor the URL of an image in {store.url}"
+            f"{request} is neither an image_id ({ID_HEX_DIGITS} hex digits) nor the URL of an image in {store.url}"
         )
-    # The picture is still there where only a copy of it was dropped, and says that URL.
-    return found | kept_for(store, found)
+    # If only a copy was dropped, the picture still exists, and its JSON contains that URL.
+    return matches | kept_for(store, matches)
 
 
 def kept_for(store: Store, ids: set[str]) -> set[str]:
-    """The images that were ever kept in the place of these."""
-    found: set[str] = set()
+    """The images that were ever kept instead of these."""
+    kept: set[str] = set()
     for table in tables(store, "duplicates", ("image_id", "reason", "matched_id")):
         of_these = pc.and_(is_in(table["image_id"], ids), pc.is_in(table["reason"], pa.array(["near", "included"])))
-        found.update(table["matched_id"].filter(of_these).to_pylist())
-    return found - {None} - ids
+        kept.update(table["matched_id"].filter(of_these).to_pylist())
+    return kept - {None} - ids
 
 
 def with_derived(store: Store, ids: set[str]) -> set[str]:
-    """And the images that these were made of, or that were made of them (blurred faces, places taken out)."""
+    """Add the images that these were made from, or that were made from them (blurred faces, removed locations)."""
     pairs = [
         (made, of)
         for name in ("faces", "images")
@@ -49,15 +49,15 @@ def with_derived(store: Store, ids: set[str]) -> set[str]:
         if of is not None
     ]
     while True:
-        more = {one for pair in pairs if not ids.isdisjoint(pair) for one in pair} - ids
+        more = {image_id for pair in pairs if not ids.isdisjoint(pair) for image_id in pair} - ids
         if not more:
             return ids
         ids = ids | more
 
 
 def copies_of(store: Store, ids: set[str]) -> set[str]:
-    """Other images in the groups of these, as the last run of dedup has them."""
-    files = [file for one in store.history("dedup", "pool")[:1] for file in one.tables["duplicates"]]
+    """Other images in the groups of these, according to the last run of dedup."""
+    files = [file for artifact in store.history("dedup", "pool")[:1] for file in artifact.tables["duplicates"]]
     table = store.table(files, ["image_id", "group_id"], records.DUPLICATES)
     groups = table["group_id"].filter(is_in(table["image_id"], ids)).to_pylist()
     return set(table["image_id"].filter(is_in(table["group_id"], groups)).to_pylist()) - ids
@@ -72,7 +72,7 @@ def every_part(store: Store) -> Iterator[tuple[str, Part]]:
 
 
 def tables(store: Store, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """A table of every part that has it."""
+    """The tables of this name of every part."""
     for _, part in every_part(store):
         if name in part.files:
             yield store.table([part.files[name]], columns)

@@ -54,7 +54,7 @@ def test_bad_usage_is_one_line_and_json_where_asked(
         (PermissionError(13, "Permission denied", "/x/y"), "error: /x/y: Permission denied"),
         (MemoryError(), "error: out of memory"),
         (type("EndpointError", (Exception,), {"__module__": "botocore.x"})("no answer"), "cannot be reached"),
-        (KeyError("https://u:hidden@h/x"), "a defect of lodeset"),
+        (KeyError("https://u:hidden@h/x"), "a defect in lodeset"),
     ],
 )
 def test_what_nobody_foresaw(capsys: pytest.CaptureFixture[str], error: Exception, told: str) -> None:

@@ -165,7 +165,7 @@ def test_an_image_leaves_every_table_and_shard(world: World, asked: str, monkeyp
     assert generation.key == digest(generations.STAGE, generations.VERSION, sorted(IDS))
     # Nothing is left to do a second time, and a source that still has it is not believed.
     again = forget(world.store, [GONE], with_copies=False)
-    assert not any(again.rows.values()) and "nothing in the store named it" in again.warnings[0]
+    assert not any(again.rows.values()) and "nothing in the store referred to it" in again.warnings[0]
     (piece,) = pieces(world.folder / "pool")
     tables, counts = ingest_slice("pool", piece, Ingest(), forgotten(world.store))
     assert tables["images"].num_rows == 5 and counts["files"] == 6
@@ -297,7 +297,7 @@ def test_damage_holds_up_no_take_down(world: World, where: str) -> None:
         data[len(data) // 2] ^= 4
         path.write_bytes(data)
     done = forget(world.store, [GONE], with_copies=False)
-    assert done.image_ids == (GONE,) and "`lodeset run` makes that again" in done.warnings[-1]
+    assert done.image_ids == (GONE,) and "`lodeset run` makes them again" in done.warnings[-1]
     assert not verify(world.store, deep=True).damage
     assert GONE in forgotten(world.store)
     for file in {file.path: file for part in every_part(world.store) for file in part.files.values()}.values():

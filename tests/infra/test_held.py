@@ -129,8 +129,8 @@ def test_tables_are_listed_shown_and_written(world: World, tmp_path: Path) -> No
     assert api.table(opened(tmp_path), "rejects", where={"reason": "none"}, to=tmp_path / "b.csv") == 0
     assert not (tmp_path / "b.csv").exists()
     for arguments, message in (
-        ({"name": "duplicate"}, r"no table duplicate in this run; there are: .*duplicates \(dedup/pool\)"),
-        ({"name": "rejects", "where": {"reasons": "x"}}, "--where reasons: no such column; there are: set, uri"),
+        ({"name": "duplicate"}, r"no table duplicate in this run; its tables are: .*duplicates \(dedup/pool\)"),
+        ({"name": "rejects", "where": {"reasons": "x"}}, "--where reasons: no such column; the columns are: set, uri"),
         ({"name": "rejects", "to": "a.xls"}, r"must end in \.parquet"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -154,13 +154,13 @@ def test_trace_begins_with_a_sentence(world: World, tmp_path: Path) -> None:
         str(sources / "copy-of-0.jpg"),
     ):
         assert told(what) == copy, what
-    assert told("leak.jpg").startswith(
-        "dropped as a copy of ref.jpg ("
-    ) and "the reference set `test-set` holds" in told("leak.jpg")
-    assert told("tiny.jpg") == "dropped by the filter min_side (8, and the limit is 16)"
-    assert told("query.jpg") == "an image of `flowers`, no image of the pool"
+    assert told("leak.jpg").startswith("dropped as a copy of ref.jpg (") and "in the reference set `test-set`" in told(
+        "leak.jpg"
+    )
+    assert told("tiny.jpg") == "dropped by the filter min_side (8, where the limit is 16)"
+    assert told("query.jpg") == "an image of `flowers`, not of the pool"
     assert told("09.jpg") == "dropped by embed/pool: it has no vector"
-    assert told("03.jpg") == f"kept by dedup, and wanted by no curated set; kept since {today}"
+    assert told("03.jpg") == f"kept by dedup, and selected by no curated set; kept since {today}"
     assert told("copy-of-0.jpg") != told("by-hash.jpg")
     # A picture that lies somewhere else, with the bytes of one that is known.
     elsewhere = tmp_path / "downloaded.bin"
@@ -201,7 +201,9 @@ def test_trace_finds_rejects_and_what_was_forgotten(world: World, tmp_path: Path
         api.trace(opened(tmp_path), "a.png")
     assert api.trace(opened(tmp_path), str(tmp_path / "pool/a.png")).image_id == id_of(picture(1))
     # What only the run before had.
-    assert api.trace(opened(tmp_path), "tiny.jpg").sentence.startswith("no longer in the sources; as run 1 of ")
+    assert api.trace(opened(tmp_path), "tiny.jpg").sentence.startswith(
+        "no longer in the sources; according to run 1 of "
+    )
 
 
 # -- shards

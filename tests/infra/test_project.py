@@ -51,7 +51,7 @@ def test_tables_are_arrow(project: lodeset.Project) -> None:
     images = project.table("images")
     assert images.num_rows == COUNT and "thumbnail" in images.column_names
     assert project.table("duplicates", where={"reason": "near"}).num_rows < COUNT
-    with pytest.raises(lodeset.LodesetError, match="no table nothing in this run; there are:"):
+    with pytest.raises(lodeset.LodesetError, match="no table nothing in this run; its tables are:"):
         project.table("nothing")
 
 

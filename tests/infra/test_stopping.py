@@ -19,7 +19,7 @@ STARTED = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "sys.argv[0] = 'lodeset'; from lodeset.__main__ import main; main()"
 )
-SAID = "stopped; the same command again goes on from what is finished"
+SAID = "stopped; run the same command again to continue from what is finished"
 
 
 def stopped(

@@ -205,7 +205,7 @@ def test_the_configuration_is_valid_and_its_sets_exist(world: Path, tmp_path: Pa
 def test_mistakes_are_explained(world: Path, tmp_path: Path) -> None:
     with pytest.raises(LodesetError, match="not an empty folder: choose another"):
         make_world(world)
-    with pytest.raises(LodesetError, match=r"50 images .* ask for 200 or more"):
+    with pytest.raises(LodesetError, match=r"50 images .* request at least 200"):
         make_world(tmp_path, images=50)
     with pytest.raises(LodesetError, match="no finished sample world"):
         load_truth(tmp_path)

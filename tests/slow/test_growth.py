@@ -103,7 +103,7 @@ def test_one_more_tar_costs_only_itself(
     since = shards["details"]["since"]
     assert sum(since["added"].values()) + sum(since["removed"].values()) == len(rows(shards, "changes"))
     assert since["added"]["anything sample"] >= 1
-    assert "since the run before: " in lodeset("status", grown)[0]
+    assert "since the previous run: " in lodeset("status", grown)[0]
     assert shards["details"]["written_bytes"] < 0.2 * shards["details"]["size_bytes"]
     assert {Path(p).name for p in earlier["tables"]["shards"]} <= {Path(p).name for p in shards["tables"]["shards"]}
     assert set(indexed(shards)) == {row["image_id"] for row in rows(after["retrieve/all"], "selected")}
