@@ -40,17 +40,17 @@ def test_progress_never_goes_back_and_its_end_is_no_100_percent() -> None:
     work = heard(Progress(0.2, 10), Progress(0.5, 30), Progress(0.4, 20))
     assert (work.fraction, work.count) == (0.5, 30)
     work.hear(Progress(1.0, 60), 4.0)
-    assert work.told(5.0) == "finishing, 12 images/s"
-    assert "100" not in work.told(5.0)
+    assert work.line(5.0) == "finishing, 12 images/s"
+    assert "100" not in work.line(5.0)
 
 
 def test_phases_are_named_and_counted() -> None:
     work = heard(Progress(0.5, 30, "images", "search"), Progress(0.25, 100, "pairs", "verify"))
-    assert work.told(3.0) == "verify, 25%"
+    assert work.line(3.0) == "verify, 25%"
     assert (work.fraction, work.begun) == (0.25, 2.0)
     for second, fraction in enumerate((1.0, 0.0, 0.25, 0.5), 3):
         work.hear(Progress(fraction, 0, "pairs", "verify"), float(second))
-    assert work.told(6.0) == "verify, round 2, 50%, 2 s left"
+    assert work.line(6.0) == "verify, round 2, 50%, 2 s left"
 
 
 def test_what_an_earlier_run_had_done_does_not_shorten_the_time_left() -> None:
