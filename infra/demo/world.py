@@ -238,9 +238,9 @@ training:                              # minutes on two cores; more steps learn 
   heads: {{prototypes: 128}}
   crops:                               # light varies more than in the recipe, hue and scale less
     {{global_size: 48, local_size: 24, global_scale: [0.5, 1.0], local_scale: [0.2, 0.6], brightness: 0.5, contrast: 0.5,
-     saturation: 0.3, hue: 0.06, gray: 0.1, solarize: 0, blur: [0, 0, 0]}}
+     saturation: 0.3, hue: 0.06, grey: 0.1, solarise: 0, blur: [0, 0, 0]}}
   teacher: {{momentum_start: 0.97, temperature_end: 0.04}}
-  optimizer: {{base_lr: 1.0e-2, layer_decay: 1.0, patch_embed_lr: 1.0}}
+  optimiser: {{base_lr: 1.0e-2, layer_decay: 1.0, patch_embed_lr: 1.0}}
 
 pruning:                               # without labels; shares of the parameters
   - {{method: entropic, targets: [units, heads], sweep: [1.0e-3, 1.0e-2, 1.0e-1, 1, 10], remove: [0.4, 0.6, 0.78]}}
