@@ -18,7 +18,7 @@ from lodeset.pipeline.dag.store import Artifact, Store
 if TYPE_CHECKING:
     from lodeset.pipeline.config import TargetSet
     from lodeset.pipeline.dag.runner import Event
-    from lodeset.pipeline.embedders.config import AnyEmbedder
+    from lodeset.pipeline.embedders import Knobs
     from lodeset.pipeline.filters.config import Classifier, Faces
 
 # Stages that read labels, and stages that run users' models on images.
@@ -73,12 +73,12 @@ def read_targets(store: Store, ingested: Mapping[str, Artifact], targets: Iterab
         read_target(store, ingested[f"ingest/{target.name}"], target.name, target.label, target.split)
 
 
-def _models(unfinished: Iterable[Stage]) -> tuple[tuple[AnyEmbedder, ...], tuple[Classifier, ...], Faces | None] | None:
+def _models(unfinished: Iterable[Stage]) -> tuple[tuple[Knobs, ...], tuple[Classifier, ...], Faces | None] | None:
     """The models that the unfinished stages run on images, each once."""
     from lodeset.pipeline.embedders.config import PatchDictionary
     from lodeset.pipeline.specs import BlurFacesRuntime, EmbedderRuntime, ScoreRuntime
 
-    embedders: dict[str, AnyEmbedder] = {}
+    embedders: dict[str, Knobs] = {}
     classifiers: tuple[Classifier, ...] = ()
     faces: Faces | None = None
     for stage in unfinished:
@@ -95,7 +95,7 @@ def _models(unfinished: Iterable[Stage]) -> tuple[tuple[AnyEmbedder, ...], tuple
 
 
 def try_models(
-    store: Store, embedders: Iterable[AnyEmbedder], classifiers: Iterable[Classifier], faces: Faces | None
+    store: Store, embedders: Iterable[Knobs], classifiers: Iterable[Classifier], faces: Faces | None
 ) -> None:
     """Load each model and show it an image; for precomputed vectors, read the schemas.
 

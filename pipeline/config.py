@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from lodeset.pipeline.deduplication import Dedup as Dedup
 from lodeset.pipeline.documents import parsed, read_text
-from lodeset.pipeline.embedders.config import Embedder, HuggingFaceEmbedder, PatchDictionary
+from lodeset.pipeline.embedders.config import HuggingFaceEmbedder, PatchDictionary
+from lodeset.pipeline.embedders.kinds import Embedder
 from lodeset.pipeline.errors import ConfigError
 from lodeset.pipeline.filters.config import Filter
 from lodeset.pipeline.problems import explained

@@ -22,7 +22,8 @@ from lodeset.pipeline.config import Balance, CurationConfig, Ingest, Source
 from lodeset.pipeline.dag.fingerprint import canonical
 from lodeset.pipeline.dag.stage import Follows, Input, Stage, deferred
 from lodeset.pipeline.deduplication import computed
-from lodeset.pipeline.embedders.config import AnyEmbedder, PatchDictionary, PrecomputedEmbedder
+from lodeset.pipeline.embedders import Knobs
+from lodeset.pipeline.embedders.config import PatchDictionary, PrecomputedEmbedder
 from lodeset.pipeline.embedders.models import identity, pinned
 from lodeset.pipeline.errors import ConfigError
 from lodeset.pipeline.filters import graph as filters
@@ -58,7 +59,7 @@ BALANCED_BYTES = 40  # stored, of an image that balance draws
 class Embedding:
     """An embedder as stages need it: its knobs, what it is (its model's bytes are hashed once), and what fitted it."""
 
-    config: AnyEmbedder
+    config: Knobs
     identity: Mapping[str, Any]
     fitted: Stage | None
     suffix: str  # of the names of its stages
@@ -87,7 +88,7 @@ def build(config: CurationConfig) -> dict[str, Stage]:
         ingested["pool"] = add(filters.blur_faces_stage(config, config.filter.faces, ingested["pool"]))
     pool = ingested["pool"]
 
-    def embedding(chosen: AnyEmbedder, suffix: str) -> Embedding:
+    def embedding(chosen: Knobs, suffix: str) -> Embedding:
         chosen = pinned(chosen)
         what = identity(chosen)
         fitted = None

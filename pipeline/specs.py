@@ -16,7 +16,8 @@ from lodeset.pipeline.config import AsIs, Cluster, Ingest, Neighbors, Sample
 from lodeset.pipeline.dag.fingerprint import digest, optional
 from lodeset.pipeline.dag.store import Artifact
 from lodeset.pipeline.deduplication import MaxGroup, Threshold
-from lodeset.pipeline.embedders.config import AnyEmbedder, PatchDictionary
+from lodeset.pipeline.embedders import Knobs
+from lodeset.pipeline.embedders.config import PatchDictionary
 from lodeset.pipeline.filters.blocklists import Blocklists
 from lodeset.pipeline.filters.config import Classifier, Faces, Filter
 from lodeset.pipeline.sources.containers import container_of
@@ -101,7 +102,7 @@ class EmbedderRuntime:
             vectors say how good the embedder is, and nothing else needs them.
     """
 
-    embedder: AnyEmbedder
+    embedder: Knobs
     max_pixels: int
     may_find_nothing: bool = False
 

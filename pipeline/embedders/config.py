@@ -1,4 +1,4 @@
-"""The settings of the embedders, with their units: the values of `embed.semantic` and `embed.dedup`."""
+"""The settings of the embedders that come with lodeset, with their units: the values of `embed.semantic` and `embed.dedup`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lodeset.pipeline.strict import Strict
+from lodeset.pipeline.embedders import Knobs
 
 Positive = Annotated[float, Field(gt=0)]
 SIZE = (
@@ -17,7 +17,7 @@ STD = "RGB standard deviation on the 0..1 scale [default: the file's metadata (`
 BATCH = "images per call; speed only. A network with a fixed batch size gets that many"
 
 
-class OnnxEmbedder(Strict):
+class OnnxEmbedder(Knobs):
     """A network run by onnxruntime. One input of images, [B, 3, size, size] or [B, size, size, 3], as floats or bytes
     (uint8: 0..255, not normalized); output [B, D].
     """
@@ -41,7 +41,7 @@ _DTYPE = (
 )
 
 
-class TorchScriptEmbedder(Strict):
+class TorchScriptEmbedder(Knobs):
     """A TorchScript network: float32 [B, 3, height, width] to [B, D].
 
     SSCD (Pizzi et al., CVPR 2022), for which DINOv2's thresholds 0.6 and 0.45 were chosen, as its authors publish it:
@@ -66,7 +66,7 @@ class TorchScriptEmbedder(Strict):
     batch: int = Field(32, ge=1, description="images per call; speed only")
 
 
-class HuggingFaceEmbedder(Strict):
+class HuggingFaceEmbedder(Knobs):
     """A vision model of Hugging Face transformers (`AutoModel`), or a folder that `training` exported."""
 
     kind: Literal["huggingface"]
@@ -89,7 +89,7 @@ class HuggingFaceEmbedder(Strict):
     batch: int = Field(32, ge=1, description="images per call; speed only")
 
 
-class PrecomputedEmbedder(Strict):
+class PrecomputedEmbedder(Knobs):
     """Vectors made elsewhere: Parquet with the columns `image_id` or `uri` (and `member`), and `vector`.
 
     Images without a usable vector (missing, null, zeros, several different ones, numbers that are not finite) are
@@ -104,7 +104,7 @@ class PrecomputedEmbedder(Strict):
     )
 
 
-class PatchDictionary(Strict):
+class PatchDictionary(Knobs):
     """Whitened patches, k-means, pooled activations (Coates, Ng and Lee, AISTATS 2011); fitted on the pool, no
     download.
     """
@@ -127,7 +127,3 @@ class PatchDictionary(Strict):
         if self.patch > self.size:
             raise ValueError(f"patch {self.patch} is larger than size {self.size}: make it at most {self.size}")
         return self
-
-
-AnyEmbedder = PatchDictionary | OnnxEmbedder | TorchScriptEmbedder | HuggingFaceEmbedder | PrecomputedEmbedder
-Embedder = Annotated[AnyEmbedder, Field(discriminator="kind")]

@@ -26,8 +26,8 @@ from lodeset.pipeline.dag.fingerprint import canonical, digest
 from lodeset.pipeline.dag.parts import made
 from lodeset.pipeline.dag.stage import Context, Outcome
 from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
-from lodeset.pipeline.embedders import Embed
-from lodeset.pipeline.embedders.config import AnyEmbedder, PrecomputedEmbedder
+from lodeset.pipeline.embedders import Embed, Knobs
+from lodeset.pipeline.embedders.config import PrecomputedEmbedder
 from lodeset.pipeline.embedders.make import load, runs_on_gpu
 from lodeset.pipeline.embedders.models import name_of
 from lodeset.pipeline.embedders.precomputed import (
@@ -58,7 +58,7 @@ class Embedder:
     """What a worker needs to make its embedding function."""
 
     store: Store
-    config: AnyEmbedder
+    config: Knobs
     fitted: File | None
     max_pixels: int
 
@@ -124,7 +124,7 @@ def run(context: Context[EmbedSpec, EmbedderRuntime]) -> Outcome:
     return Outcome(outcome.tables, outcome.rows, details={**outcome.details, "parts_made_beside": beside})
 
 
-def _places(store: Store, pairs: Sequence[tuple[File, File]], config: AnyEmbedder) -> list[tuple[str, ...]]:
+def _places(store: Store, pairs: Sequence[tuple[File, File]], config: Knobs) -> list[tuple[str, ...]]:
     """What a part's key holds of where its images lie: nothing, unless vectors are looked up by it."""
     if not isinstance(config, PrecomputedEmbedder):
         return [()] * len(pairs)
@@ -188,7 +188,7 @@ class _Filling:
 
     wanted: Wanted
     embed: Embed
-    config: AnyEmbedder
+    config: Knobs
     rows: dict[str, NDArray[np.float16]] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)
     batch: list[tuple[str, Image.Image]] = field(default_factory=list)
