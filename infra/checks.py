@@ -8,7 +8,7 @@ sets, which are small, are ingested and read as evaluation will read them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lodeset.infra.apart import apart
 from lodeset.pipeline.dag.decisions import decide
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lodeset.pipeline.config import TargetSet
     from lodeset.pipeline.dag.runner import Event
     from lodeset.pipeline.embedders import Knobs
-    from lodeset.pipeline.filters.config import Classifier, Faces
+    from lodeset.pipeline.filters.config import Faces
 
 # Stages that read labels, and stages that run users' models on images.
 LABELS = ("evaluate/all", "prune/all")
@@ -73,30 +73,29 @@ def read_targets(store: Store, ingested: Mapping[str, Artifact], targets: Iterab
         read_target(store, ingested[f"ingest/{target.name}"], target.name, target.label, target.split)
 
 
-def _models(unfinished: Iterable[Stage]) -> tuple[tuple[Knobs, ...], tuple[Classifier, ...], Faces | None] | None:
+def _models(unfinished: Iterable[Stage]) -> tuple[tuple[Knobs, ...], Mapping[str, Any], Faces | None] | None:
     """The models that the unfinished stages run on images, each once."""
     from lodeset.pipeline.embedders.config import PatchDictionary
+    from lodeset.pipeline.filters.masks import scorers
     from lodeset.pipeline.specs import BlurFacesRuntime, EmbedderRuntime, ScoreRuntime
 
     embedders: dict[str, Knobs] = {}
-    classifiers: tuple[Classifier, ...] = ()
+    masks: Mapping[str, Any] = {}
     faces: Faces | None = None
     for stage in unfinished:
         match stage.runtime:
             case EmbedderRuntime(embedder=embedder) if not isinstance(embedder, PatchDictionary):
                 embedders[repr(embedder)] = embedder
-            case ScoreRuntime(classifiers=classifiers):
+            case ScoreRuntime(masks=masks):
                 pass
             case BlurFacesRuntime(faces=faces):
                 pass
-    if not embedders and not classifiers and faces is None:
+    if not embedders and not any(scorer.model for scorer in scorers(masks).values()) and faces is None:
         return None
-    return tuple(embedders.values()), classifiers, faces
+    return tuple(embedders.values()), masks, faces
 
 
-def try_models(
-    store: Store, embedders: Iterable[Knobs], classifiers: Iterable[Classifier], faces: Faces | None
-) -> None:
+def try_models(store: Store, embedders: Iterable[Knobs], masks: Mapping[str, Any], faces: Faces | None) -> None:
     """Load each model and show it an image; for precomputed vectors, read the schemas.
 
     Raises:
@@ -107,8 +106,8 @@ def try_models(
     from lodeset.pipeline.embedders.config import PrecomputedEmbedder
     from lodeset.pipeline.embedders.make import load
     from lodeset.pipeline.embedders.precomputed import vector_files
-    from lodeset.pipeline.filters.classifiers import classifier
     from lodeset.pipeline.filters.faces import detector
+    from lodeset.pipeline.filters.masks import scorers
 
     image = Image.linear_gradient("L").convert("RGB")
     for config in embedders:
@@ -116,8 +115,9 @@ def try_models(
             vector_files(config)
         else:
             load(config, None, store, threads=1)([image])
-    for chosen in classifiers:
-        measure = classifier(chosen, threads=1)
-        measure.scores([measure.prepare(image)])
+    for scorer in scorers(masks).values():
+        if scorer.model:
+            measure = scorer.measure()
+            measure.scores([measure.prepare(image)])
     if faces is not None:
         detector(faces, threads=1)(image)

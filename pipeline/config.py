@@ -18,7 +18,7 @@ from lodeset.pipeline.documents import parsed, read_text
 from lodeset.pipeline.embedders.config import HuggingFaceEmbedder, PatchDictionary
 from lodeset.pipeline.embedders.kinds import Embedder
 from lodeset.pipeline.errors import ConfigError
-from lodeset.pipeline.filters.config import Filter
+from lodeset.pipeline.filters.masks import Filter
 from lodeset.pipeline.problems import explained
 from lodeset.pipeline.selection import Expected, Selection
 from lodeset.pipeline.shorthand import short_too, written_out

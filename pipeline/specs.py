@@ -18,8 +18,7 @@ from lodeset.pipeline.dag.store import Artifact
 from lodeset.pipeline.deduplication import MaxGroup, Threshold
 from lodeset.pipeline.embedders import Knobs
 from lodeset.pipeline.embedders.config import PatchDictionary
-from lodeset.pipeline.filters.blocklists import Blocklists
-from lodeset.pipeline.filters.config import Classifier, Faces, Filter
+from lodeset.pipeline.filters.config import Faces
 from lodeset.pipeline.sources.containers import container_of
 from lodeset.pipeline.sources.listing import SourceFile
 
@@ -152,30 +151,28 @@ class ScoreSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRuntime:
-    classifiers: tuple[Classifier, ...]
+    """What images are compared with, by the knobs of the filters that are on (`filters/masks.py`)."""
+
+    masks: Mapping[str, Any]
     max_pixels: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilterSpec:
-    """The thresholds that are set; blocklists by their digest, because they can be long."""
+    """The thresholds of the filters that are on, by their knobs; blocklists by their digest, because they can be long."""
 
     VERSION: ClassVar[int] = 3
-    min_side: int = 1
-    max_aspect: float | None = optional()
-    blank: float | None = optional()
-    min_sharpness: float | None = optional()
-    classifiers: Mapping[str, Mapping[str, Any]] | None = optional()
-    blocked_domains: Mapping[str, Any] | None = optional()
-    blocked_urls: Mapping[str, Any] | None = optional()
+    thresholds: Mapping[str, Any]
+
+    def identity(self) -> Identity:
+        return self.thresholds
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilterRuntime:
-    """What a worker judges by."""
+    """As for `score`."""
 
-    config: Filter
-    lists: Blocklists
+    masks: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from lodeset.infra.report.charts import ticks
 from lodeset.infra.report.contents import Scored
 from lodeset.pipeline.dag.stage import Stage, read_as
 from lodeset.pipeline.dag.store import Artifact, Store
-from lodeset.pipeline.filters.config import BLUR
-from lodeset.pipeline.specs import FilterSpec, ScoreSpec
+from lodeset.pipeline.filters.masks import sides
+from lodeset.pipeline.specs import ScoreSpec
 
 BINS = 10  # about as many; their edges are round
 
@@ -29,23 +29,14 @@ def scored(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, Ar
         for name, values in found.items():
             values.append(table["score"].filter(pc.equal(table["filter"], name)).to_numpy())
     joined = {name: np.concatenate(values) for name, values in found.items() if values}
-    thresholds = read_as(FilterSpec, judging.config)
-    return tuple(_scored(name, values, thresholds) for name, values in sorted(joined.items()) if len(values))
+    kept = sides(judging.config)
+    return tuple(_scored(name, values, *kept[name]) for name, values in sorted(joined.items()) if len(values))
 
 
-def _scored(name: str, values: Any, thresholds: FilterSpec) -> Scored:
-    threshold, keep = _threshold(name, thresholds)
+def _scored(name: str, values: Any, threshold: float, keep: str) -> Scored:
     values = values.astype(np.float64)
     dropped = values < threshold if keep == "above" else values >= threshold
     low, high = float(values.min()), float(values.max())
     edges = ticks(0.0, 1.0, BINS + 1) if low >= 0 and high <= 1 else ticks(low, high, BINS + 1)
     counts = np.histogram(values, edges)[0]
     return Scored(name, keep, threshold, len(values), int(dropped.sum()), tuple(edges), tuple(int(n) for n in counts))
-
-
-def _threshold(name: str, thresholds: FilterSpec) -> tuple[float, str]:
-    """What the configuration says of a filter, and which side it keeps."""
-    if name == BLUR:
-        return float(thresholds.min_sharpness or 0.0), "above"
-    one = (thresholds.classifiers or {})[name]
-    return float(one["threshold"]), str(one["keep"])

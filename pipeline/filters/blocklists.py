@@ -12,7 +12,7 @@ import fsspec
 
 from lodeset.pipeline.dag.files import reaching
 from lodeset.pipeline.errors import ConfigError, LodesetError
-from lodeset.pipeline.filters.config import BLOCKED_DOMAIN, BLOCKED_URL, Filter
+from lodeset.pipeline.filters.config import BLOCKED_DOMAIN, BLOCKED_URL
 from lodeset.pipeline.shown import shown
 
 _SCHEME = re.compile(r"^(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
@@ -80,9 +80,6 @@ class Blocklists:
     hosts: tuple[str, ...]
     starts: tuple[str, ...]
 
-    def __bool__(self) -> bool:
-        return bool(self.hosts or self.starts)
-
     def judge(self) -> Callable[[str], str | None]:
         """A function of a URL: the reason for which it is blocked, or None."""
         hosts, starts = frozenset(self.hosts), self.starts
@@ -106,19 +103,28 @@ def _parents(host: str) -> Iterable[str]:
     return (".".join(labels[at:]) for at in range(len(labels)))
 
 
-def read(config: Filter) -> Blocklists:
-    """The configured lists, normalised.
+def hosts(listed: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The hosts of `filter.blocked_domains`, normalized and sorted.
 
     Raises:
         LodesetError: a file is missing or cannot be read.
-        ConfigError: an entry that is no host, or no URL.
+        ConfigError: an entry that is no host.
     """
-    hosts = {_host_entry(entry, where) for entry, where in _entries(config.blocked_domains, "blocked_domains")}
-    starts: list[str] = []
-    for start in sorted({_url_entry(entry, where) for entry, where in _entries(config.blocked_urls, "blocked_urls")}):
-        if not starts or not start.startswith(starts[-1]):
-            starts.append(start)
-    return Blocklists(tuple(sorted(hosts)), tuple(starts))
+    return tuple(sorted({_host_entry(entry, where) for entry, where in _entries(listed, "blocked_domains")}))
+
+
+def starts(listed: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The starts of URLs of `filter.blocked_urls`, normalized and sorted; none is the start of another.
+
+    Raises:
+        LodesetError: a file is missing or cannot be read.
+        ConfigError: an entry that is no URL.
+    """
+    found: list[str] = []
+    for start in sorted({_url_entry(entry, where) for entry, where in _entries(listed, "blocked_urls")}):
+        if not found or not start.startswith(found[-1]):
+            found.append(start)
+    return tuple(found)
 
 
 def _entries(listed: str | tuple[str, ...], key: str) -> list[tuple[str, str]]:

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from lodeset.pipeline.embedders import onnx
 from lodeset.pipeline.embedders.preprocess import normalised
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.filters import Floats, Measure
 from lodeset.pipeline.filters.config import Classifier
 from lodeset.pipeline.filters.models import classifier_key, classifier_network
-
-Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A filter of pixels in a worker: what it keeps of one image, and the scores of many."""
-
-    prepare: Callable[[Image.Image], Floats]
-    scores: Callable[[Sequence[Floats]], Floats]
 
 
 def classifier(config: Classifier, threads: int) -> Measure:

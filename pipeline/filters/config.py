@@ -1,4 +1,4 @@
-"""Every knob of the filters, with its unit: the section `filter`."""
+"""The parts of the section `filter`: classifiers, faces, lists. The section itself is made of the listed filters (`masks`)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lodeset.pipeline.algorithms.images.blank import LOW_INFORMATION
 from lodeset.pipeline.embedders.config import BATCH, MEAN, SIZE, STD, Positive
 from lodeset.pipeline.strict import Strict
 
-# The reasons that are no classifier's name, in the order in which they are tried (classifiers come after `blur`).
-MIN_SIDE, MAX_ASPECT, BLANK, BLUR, BLOCKED_DOMAIN, BLOCKED_URL = (
-    "min_side", "max_aspect", "blank", "blur", "blocked_domain", "blocked_url"
-)  # fmt: skip
-RESERVED = (MIN_SIDE, MAX_ASPECT, BLANK, BLUR, BLOCKED_DOMAIN, BLOCKED_URL)
+# Reasons that more than one file speaks of.
+BLUR, BLOCKED_DOMAIN, BLOCKED_URL = "blur", "blocked_domain", "blocked_url"
 
 FACES_SIDE = 320  # pixels of a detector's input, where nothing says it
 Listed = Annotated[str, Field(min_length=1)] | tuple[Annotated[str, Field(min_length=1)], ...]
@@ -45,10 +41,11 @@ class Classifier(Strict):
 
     @model_validator(mode="after")
     def _named_apart(self) -> Classifier:
-        if self.name in RESERVED:
-            raise ValueError(
-                f"name {self.name} is the reason of another filter ({', '.join(RESERVED)}): choose another"
-            )
+        from lodeset.pipeline.filters.masks import taken_names  # which lists classifiers, too
+
+        taken = taken_names()
+        if self.name in taken:
+            raise ValueError(f"name {self.name} is the reason of another filter ({', '.join(taken)}): choose another")
         return self
 
 
@@ -68,7 +65,7 @@ class Faces(Strict):
     expand: float = Field(0.1, ge=0, le=1, description="a box grows by this share of its diagonal on every side")
 
 
-class Filter(Strict):
+class Filters(Strict):
     """Masks of pool images between embed and dedup; changing one embeds nothing again. Other sets are not filtered.
 
     An image's reason is the first filter that it fails, in the order of the keys. `min_side`, `max_aspect`, `blank` and the
@@ -76,37 +73,10 @@ class Filter(Strict):
     are kept: another threshold reads no image.
     """
 
-    min_side: int = Field(16, ge=1, description="drop images whose shorter side is below this, pixels")
-    max_aspect: float | None = Field(
-        None, ge=1, description="drop images whose longer side is more than this many times the shorter; 3 suits photos"
-    )
-    blank: bool | Annotated[float, Field(gt=0, le=127.5)] = Field(
-        False,
-        description="drop images whose 32 x 32 thumbnail has a luminance deviation below this, 8-bit steps; true: 5",
-    )
-    min_sharpness: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="drop images of a lower share of detail at the finest scale, 0..1 (docs/decisions/0011); 0.2 drops what is plainly blurred",
-    )
-    classifiers: tuple[Classifier, ...] = Field((), description="networks with a threshold each")
-    blocked_domains: Listed = Field(
-        (), description="hosts, with everything below them: a list, or a text file with one a line (# comments)"
-    )
-    blocked_urls: Listed = Field((), description="starts of URLs (host and path): a list, or a text file like above")
-
-    faces: Faces | None = Field(None, description="blur faces first: such an image is a new one with an id of its own")
-
     @model_validator(mode="after")
-    def _names_differ(self) -> Filter:
-        names = [one.name for one in self.classifiers]
+    def _names_differ(self) -> Filters:
+        names = [one.name for one in getattr(self, "classifiers", ())]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"classifiers are told apart by name; used twice: {', '.join(twice)}")
         return self
-
-
-def blank_below(config: Filter) -> float:
-    """Standard deviation of a thumbnail's luminance (0 to 255) below which an image is blank."""
-    return LOW_INFORMATION if config.blank is True else float(config.blank)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from lodeset.pipeline.config import CurationConfig
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.stage import Input, Stage, deferred
-from lodeset.pipeline.filters import blocklists, models
-from lodeset.pipeline.filters.config import BLUR, Faces, blank_below
+from lodeset.pipeline.filters import masks, models
+from lodeset.pipeline.filters.config import Faces
 from lodeset.pipeline.specs import (
     IMAGES,
     METADATA,
@@ -20,8 +17,6 @@ from lodeset.pipeline.specs import (
     ScoreRuntime,
     ScoreSpec,
 )
-
-MEASURED_BLUR = {"measure": "finest octave", "version": 1}  # of `algorithms.images.sharpness`
 
 
 def blur_faces_stage(config: CurationConfig, detector: Faces, pool: Stage) -> Stage:
@@ -42,10 +37,8 @@ def blur_faces_stage(config: CurationConfig, detector: Faces, pool: Stage) -> St
 
 def score_stage(config: CurationConfig, pool: Stage) -> Stage | None:
     """What filters that look at pixels measure; None where there are none."""
-    scorers: dict[str, Mapping[str, Any]] = {}
-    if config.filter.min_sharpness is not None:
-        scorers[BLUR] = MEASURED_BLUR
-    scorers |= {one.name: models.classifier_identity(one) for one in config.filter.classifiers}
+    on = masks.prepared(config.filter)
+    scorers = masks.scorers(on)
     if not scorers:
         return None
     return Stage(
@@ -54,49 +47,30 @@ def score_stage(config: CurationConfig, pool: Stage) -> Stage | None:
         ScoreSpec.VERSION,
         "ray",
         deferred("lodeset.pipeline.stages.score:run"),
-        spec=ScoreSpec(scorers=scorers),
+        spec=ScoreSpec(scorers={name: scorer.identity() for name, scorer in scorers.items()}),
         inputs={"images": Input(pool, IMAGES)},
-        runtime=ScoreRuntime(classifiers=config.filter.classifiers, max_pixels=config.ingest.max_pixels),
+        runtime=ScoreRuntime(masks=on, max_pixels=config.ingest.max_pixels),
         max_cpus=pool.max_cpus,
-        # Reading and decoding with the sharpness, and a network of MobileNetV2's size each.
-        seconds_per_image=0.0004 + 0.005 * len(config.filter.classifiers),
+        seconds_per_image=0.0004 + sum(scorer.seconds for scorer in scorers.values()),
     )
 
 
 def filter_stage(config: CurationConfig, pool: Stage, scored: Stage | None) -> Stage:
     """Which images of the pool go no further."""
-    masks = FilterRuntime(config=config.filter, lists=blocklists.read(config.filter))
+    on = masks.prepared(config.filter)
     return Stage(
         "filter",
         "pool",
         FilterSpec.VERSION,
         "ray",
         deferred("lodeset.pipeline.stages.filter:run"),
-        spec=_thresholds(masks),
+        spec=FilterSpec(thresholds=masks.identity(on)),
         inputs={
             "images": Input(pool, IMAGES),
             **({"scores": Input(scored)} if scored else {}),
-            **({"metadata": Input(pool, METADATA)} if masks.lists else {}),
+            **({"metadata": Input(pool, METADATA)} if masks.reading("metadata", on) else {}),
         },
-        runtime=masks,
+        runtime=FilterRuntime(masks=on),
         max_cpus=pool.max_cpus,
         seconds_per_image=0.00002,
-    )
-
-
-def _thresholds(masks: FilterRuntime) -> FilterSpec:
-    config, lists = masks.config, masks.lists
-    return FilterSpec(
-        min_side=config.min_side,
-        max_aspect=config.max_aspect,
-        blank=None if config.blank is False else blank_below(config),
-        min_sharpness=config.min_sharpness,
-        # Their order decides which reason counts, and a mapping has none in a fingerprint.
-        classifiers={
-            one.name: {"keep": one.keep, "threshold": one.threshold, "place": place}
-            for place, one in enumerate(config.classifiers)
-        }
-        or None,
-        blocked_domains={"hosts": len(lists.hosts), "digest": digest(lists.hosts)} if lists.hosts else None,
-        blocked_urls={"starts": len(lists.starts), "digest": digest(lists.starts)} if lists.starts else None,
     )

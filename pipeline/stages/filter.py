@@ -11,9 +11,9 @@ import functools
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,16 +24,8 @@ from lodeset.pipeline.dag.parts import made
 from lodeset.pipeline.dag.stage import Context, Outcome
 from lodeset.pipeline.dag.store import File, Part, Rows, Store
 from lodeset.pipeline.engines.ray import map_items
-from lodeset.pipeline.filters.config import (
-    BLANK,
-    BLOCKED_DOMAIN,
-    BLOCKED_URL,
-    BLUR,
-    MAX_ASPECT,
-    MIN_SIDE,
-    Filter,
-    blank_below,
-)
+from lodeset.pipeline.filters import Side, Table, failing
+from lodeset.pipeline.filters import masks as listed
 from lodeset.pipeline.shown import shown
 from lodeset.pipeline.specs import FilterDetails, FilterRuntime, FilterSpec
 from lodeset.pipeline.tables import records
@@ -44,8 +36,6 @@ WITH_URL = "with_url"  # rows of metadata that say where an image comes from
 # Where fields with addresses are looked for, if none is known.
 _ASKED_FILES, _ASKED_ROWS, _NAMED = 4, 1_000, 3
 _ADDRESS = re.compile(r"(?i)(https?:)?//[^\s/]+\.[^\s/]+")
-
-Table = Literal["images", "scores", "metadata"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +48,7 @@ class Piece:
 
 
 def run(context: Context[FilterSpec, FilterRuntime]) -> Outcome:
-    masks = context.runtime
+    masks = context.runtime.masks
     images = context.inputs["images"].tables["images"]
     scored, told = context.inputs.get("scores"), context.inputs.get("metadata")
     pieces = [
@@ -69,10 +59,11 @@ def run(context: Context[FilterSpec, FilterRuntime]) -> Outcome:
     judge = functools.partial(_judged, context.store, masks)
     make = functools.partial(map_items, judge, cpus=context.cpus, address=context.ray_address)
     parts, new = made(context, STAGE, [(piece.key, piece, piece.file.rows) for piece in pieces], make)
-    mask = _mask(context.store, parts, order(masks.config))
+    mask = _mask(context.store, parts, listed.reasons(masks))
     file = mask.files["filtered"]
     taken = sum(f.rows for f in images)
-    with_url = sum(part.counts.get(WITH_URL, 0) for part in parts) if masks.lists else None
+    asked = any("url" in mask.columns for mask in listed.reading("metadata", masks))
+    with_url = sum(part.counts.get(WITH_URL, 0) for part in parts) if asked else None
     metadata = told.tables["metadata"] if told else ()
     return Outcome(
         tables={"filtered": (file,) if file.rows else ()},
@@ -104,103 +95,41 @@ def without_urls(store: Store, metadata: Sequence[File], images: int) -> str:
     )
 
 
-def order(config: Filter) -> list[str]:
-    """Every reason, in the order in which they count."""
-    return [MIN_SIDE, MAX_ASPECT, BLANK, BLUR, *(one.name for one in config.classifiers), BLOCKED_DOMAIN, BLOCKED_URL]
-
-
-_READ_BY: dict[str, tuple[str, ...]] = {
-    "images": ("min_side", "max_aspect", "blank"),
-    "scores": ("min_sharpness", "classifiers"),
-    "metadata": ("blocked_domains", "blocked_urls"),
-}
-
-
 def _pieces(table: Table, files: Sequence[File], spec: FilterSpec) -> list[Piece]:
     """A part's key is the digest of its file and of the thresholds that are compared with that table."""
-    thresholds = {knob: getattr(spec, knob) for knob in _READ_BY[table]}
-    used = {knob: value for knob, value in thresholds.items() if value is not None}
+    used = {mask.knob: spec.thresholds[mask.knob] for mask in listed.reading(table, spec.thresholds)}
     return [Piece(digest(STAGE, VERSION, table, file.sha256, used), table, file) for file in files]
 
 
-def _judged(store: Store, masks: FilterRuntime, piece: Piece) -> Part:
+def _judged(store: Store, masks: Mapping[str, Any], piece: Piece) -> Part:
     started = time.time()
-    judge: Callable[[pa.Table, FilterRuntime], pa.Table] = _JUDGES[piece.table]
-    columns = [c for c in _COLUMNS[piece.table] if c != "thumbnail" or masks.config.blank is not False]
-    table = store.table([piece.file], columns)
+    reading = listed.reading(piece.table, masks)
+    columns = _SCORES if piece.table == "scores" else {"image_id", *(name for mask in reading for name in mask.columns)}
+    table = store.table([piece.file], sorted(columns))
     counts = {"rows": piece.file.rows}
-    if piece.table == "metadata":
+    if "url" in columns:
         counts[WITH_URL] = piece.file.rows - table["url"].null_count
-    return store.commit_part(STAGE, piece.key, {"failing": judge(table, masks)}, counts, time.time() - started)
+    if piece.table == "scores":
+        found = judged_scores(table, listed.sides(listed.identity(masks)))
+    else:
+        dropped = [mask.judge(table, masks[mask.knob]) for mask in reading if mask.judge is not None]
+        found = pa.concat_tables([records.FILTERED.empty_table(), *dropped])
+    return store.commit_part(STAGE, piece.key, {"failing": found}, counts, time.time() - started)
 
 
-def judged_images(images: pa.Table, masks: FilterRuntime) -> pa.Table:
-    """`filtered` rows of the images (image_id, width, height, and thumbnail if `blank` is set) that are too small, too long
-    or blank: one for each filter that an image fails."""
-    config = masks.config
-    ids = images["image_id"].to_numpy(zero_copy_only=False)
-    width, height = (images[side].to_numpy().astype(np.float64) for side in ("width", "height"))
-    shorter, longer = np.minimum(width, height), np.maximum(width, height)
-    failing = [_rows(ids, MIN_SIDE, shorter, shorter < config.min_side, config.min_side)]
-    if config.max_aspect is not None:
-        aspect = longer / shorter
-        failing.append(_rows(ids, MAX_ASPECT, aspect, aspect > config.max_aspect, config.max_aspect))
-    if config.blank is not False:
-        deviation = np.array([np.frombuffer(t, np.uint8).std() for t in images["thumbnail"].to_pylist()], np.float64)
-        failing.append(_rows(ids, BLANK, deviation, deviation < blank_below(config), blank_below(config)))
-    return pa.concat_tables(failing)
+_SCORES = frozenset(("image_id", "filter", "score"))
 
 
-def judged_scores(scores: pa.Table, masks: FilterRuntime) -> pa.Table:
+def judged_scores(scores: pa.Table, sides: Mapping[str, Side]) -> pa.Table:
     """`filtered` rows of the scores on the wrong side of their filter's threshold."""
-    failing = [records.FILTERED.empty_table()]
+    dropped = [records.FILTERED.empty_table()]
     for name in pc.unique(scores["filter"]).to_pylist():
         own = scores.filter(pc.equal(scores["filter"], name))
-        ids, values = own["image_id"].to_numpy(zero_copy_only=False), own["score"].to_numpy().astype(np.float64)
-        threshold, above = _kept_side(masks.config, name)
-        bad = values < threshold if above else values >= threshold
-        failing.append(_rows(ids, name, values, bad, threshold))
-    return pa.concat_tables(failing)
-
-
-def _kept_side(config: Filter, name: str) -> tuple[float, bool]:
-    """A pixel filter's threshold, and whether it keeps what is above."""
-    if name == BLUR:
-        assert config.min_sharpness is not None, "blur is scored where min_sharpness is set"
-        return config.min_sharpness, True
-    one = next(one for one in config.classifiers if one.name == name)
-    return one.threshold, one.keep == "above"
-
-
-def judged_urls(metadata: pa.Table, masks: FilterRuntime) -> pa.Table:
-    """`filtered` rows of the images of which any URL is blocked: an image found in two places has two."""
-    reason = masks.lists.judge()
-    rows: dict[tuple[str, str], None] = {}
-    for image_id, url in zip(metadata["image_id"].to_pylist(), metadata["url"].to_pylist(), strict=True):
-        if url and (why := reason(url)) is not None:
-            rows[image_id, why] = None
-    return pa.Table.from_pylist([{"image_id": i, "reason": why} for i, why in rows], schema=records.FILTERED)
-
-
-_JUDGES = {"images": judged_images, "scores": judged_scores, "metadata": judged_urls}
-_COLUMNS = {
-    "images": ("image_id", "width", "height", "thumbnail"),
-    "scores": ("image_id", "filter", "score"),
-    "metadata": ("image_id", "url"),
-}
-
-
-def _rows(ids: Any, reason: str, values: Any, bad: Any, threshold: float) -> pa.Table:
-    chosen = int(bad.sum())
-    return pa.Table.from_arrays(
-        [
-            pa.array(ids[bad], pa.string()),
-            pa.array([reason] * chosen, pa.string()),
-            pa.array(values[bad], pa.float64()),
-            pa.array([threshold] * chosen, pa.float64()),
-        ],
-        schema=records.FILTERED,
-    )
+        values = own["score"].to_numpy().astype(np.float64)
+        threshold, keep = sides[name]
+        bad = values < threshold if keep == "above" else values >= threshold
+        dropped.append(failing(own, name, values, bad, threshold))
+    return pa.concat_tables(dropped)
 
 
 def _mask(store: Store, parts: Sequence[Part], reasons: Sequence[str]) -> Part:

@@ -12,22 +12,20 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from lodeset.pipeline.algorithms.images.decoding import decode
-from lodeset.pipeline.algorithms.images.sharpness import luminance, sharpness
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.parts import made
 from lodeset.pipeline.dag.stage import Context, Outcome, read_as
 from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
 from lodeset.pipeline.engines.ray import map_with_state
-from lodeset.pipeline.filters.classifiers import Measure, classifier
-from lodeset.pipeline.filters.config import Classifier
+from lodeset.pipeline.filters import Floats, Measure
+from lodeset.pipeline.filters.masks import scorers
 from lodeset.pipeline.sources.reading import Location, read_images
 from lodeset.pipeline.specs import ScoreRuntime, ScoreSpec
 from lodeset.pipeline.tables import records
@@ -36,8 +34,6 @@ from lodeset.pipeline.tables.images import image_ids, places_of
 VERSION = ScoreSpec.VERSION
 STAGE = "score"
 AT_ONCE = 64  # images whose network inputs wait for one call; decoded images never wait
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -55,20 +51,20 @@ class Work:
     """What a worker needs besides."""
 
     store: Store
-    classifiers: tuple[Classifier, ...]
+    masks: Mapping[str, Any]
     max_pixels: int
 
 
 def run(context: Context[ScoreSpec, ScoreRuntime]) -> Outcome:
     store, ingested = context.store, context.inputs["images"]
-    scorers = context.spec.scorers
+    wanted = context.spec.scorers
     pairs = list(zip(ingested.tables["images"], ingested.tables["locations"], strict=True))
     holds = [digest(image_ids(store, images)) for images, _ in pairs]
-    keys = {name: [digest(STAGE, VERSION, ids, name, what) for ids in holds] for name, what in scorers.items()}
+    keys = {name: [digest(STAGE, VERSION, ids, name, what) for ids in holds] for name, what in wanted.items()}
     work = [
         (key, (key, name, at), pairs[at][0].rows) for name, of_name in keys.items() for at, key in enumerate(of_name)
     ]
-    known = _known(context.previous, scorers, {key for key, _, _ in work})
+    known = _known(context.previous, wanted, {key for key, _, _ in work})
 
     def make(items: Iterable[tuple[str, str, int]]) -> Iterator[Part]:
         """All filters that an ingest part still lacks are one item of work: its bytes are read once."""
@@ -76,7 +72,7 @@ def run(context: Context[ScoreSpec, ScoreRuntime]) -> Outcome:
         for key, name, at in items:
             lacking.setdefault(at, {})[key] = name
         pieces = [Piece(*pairs[at], wanted, known) for at, wanted in sorted(lacking.items())]
-        worker = functools.partial(_worker, Work(store, context.runtime.classifiers, context.runtime.max_pixels))
+        worker = functools.partial(_worker, Work(store, context.runtime.masks, context.runtime.max_pixels))
         for parts in map_with_state(worker, pieces, cpus=context.cpus, address=context.ray_address):
             yield from parts
 
@@ -96,30 +92,21 @@ def run(context: Context[ScoreSpec, ScoreRuntime]) -> Outcome:
     )
 
 
-def _known(previous: Artifact | None, scorers: Mapping[str, object], current: set[str]) -> dict[str, tuple[File, ...]]:
+def _known(previous: Artifact | None, wanted: Mapping[str, object], current: set[str]) -> dict[str, tuple[File, ...]]:
     """For each filter that computes what it did in the run before: that run's files which are no longer parts as they stand."""
     if previous is None:
         return {}
     before = read_as(ScoreSpec, previous.config).scorers
     files = tuple(f for f in previous.tables["scores"] if f.path.split("/")[2] not in current)
-    return {name: files for name, what in scorers.items() if digest(before.get(name)) == digest(what)}
+    return {name: files for name, what in wanted.items() if digest(before.get(name)) == digest(what)}
 
 
 def _worker(work: Work) -> Callable[[Piece], list[Part]]:
     """Called once in each worker; a network is loaded when the first part lacks its scores."""
     cv2.setNumThreads(1)
-    by_name = {one.name: one for one in work.classifiers}
-    load = functools.cache(lambda name: _measure(by_name.get(name)))
+    by_name = scorers(work.masks)
+    load = functools.cache(lambda name: by_name[name].measure())
     return functools.partial(_score_part, work, load)
-
-
-def _measure(config: Classifier | None) -> Measure:
-    """A classifier, or the one filter of pixels that is none: blur."""
-    if config is None:
-        return Measure(
-            lambda image: np.array([sharpness(luminance(image))], np.float32), lambda kept: np.concatenate(kept)
-        )
-    return classifier(config, threads=1)
 
 
 def _score_part(work: Work, load: Callable[[str], Measure], piece: Piece) -> list[Part]:

@@ -7,14 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lodeset.pipeline.errors import ConfigError, LodesetError
-from lodeset.pipeline.filters.blocklists import address_of, host_of, read
-from lodeset.pipeline.filters.config import Filter
+from lodeset.pipeline.filters.blocklists import Blocklists, address_of, host_of, hosts, starts
 
-LISTS = read(
-    Filter(
-        blocked_domains=("Example.COM", "*.münchen.de", "1.2.3.4", "a.b.c"),
-        blocked_urls=("https://site.org/private/", "http://site.org/private/deeper", "shop.net:8080", "x.io/a?q="),
-    )
+LISTS = Blocklists(
+    hosts(("Example.COM", "*.münchen.de", "1.2.3.4", "a.b.c")),
+    starts(("https://site.org/private/", "http://site.org/private/deeper", "shop.net:8080", "x.io/a?q=")),
 )
 
 
@@ -81,34 +78,34 @@ def test_a_normalised_host_stays_as_it_is(host: str) -> None:
     st.lists(st.from_regex(r"[ab]/[ab/]{0,5}", fullmatch=True), max_size=12),
     st.lists(st.from_regex(r"[ab]/[ab/]{0,8}", fullmatch=True), min_size=1, max_size=12),
 )
-def test_starts_are_found_as_a_plain_loop_finds_them(starts: list[str], urls: list[str]) -> None:
-    judge = read(Filter(blocked_urls=tuple(starts))).judge()
+def test_starts_are_found_as_a_plain_loop_finds_them(listed: list[str], urls: list[str]) -> None:
+    judge = Blocklists((), starts(tuple(listed))).judge()
     for url in urls:
-        assert (judge(url) is not None) == any(url.startswith(start) for start in starts)
+        assert (judge(url) is not None) == any(url.startswith(start) for start in listed)
 
 
 def test_a_file_holds_one_entry_a_line(tmp_path: Path) -> None:
     file = tmp_path / "hosts.txt"
     file.write_text("# adult\nexample.com   # the worst\n\n  B.org.\nexample.com\n", encoding="utf-8")
-    assert read(Filter(blocked_domains=str(file))).hosts == ("b.org", "example.com")
+    assert hosts(str(file)) == ("b.org", "example.com")
     file.write_text("good.org\nhttps://example.com/x\n")
     with pytest.raises(ConfigError, match=r"hosts\.txt:2: 'https://example\.com/x' is not a host"):
-        read(Filter(blocked_domains=str(file)))
+        hosts(str(file))
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(LodesetError, match="cannot be read as a text file"):
-        read(Filter(blocked_domains=str(file)))
+        hosts(str(file))
     with pytest.raises(LodesetError, match=r"filter\.blocked_urls: no file .*none\.txt: give a text file"):
-        read(Filter(blocked_urls=str(tmp_path / "none.txt")))
+        starts(str(tmp_path / "none.txt"))
     with pytest.raises(LodesetError, match=r"filter\.blocked_domains"):
-        read(Filter(blocked_domains=str(tmp_path)))
+        hosts(str(tmp_path))
 
 
 @pytest.mark.parametrize("entry", ["https://a.b", "a.b/c", "a.b:8080", "a b", "data:x"])
 def test_what_is_no_host(entry: str) -> None:
     with pytest.raises(ConfigError, match=r"filter\.blocked_domains\.1: .* is not a host"):
-        read(Filter(blocked_domains=("good.org", entry)))
+        hosts(("good.org", entry))
 
 
 def test_what_is_no_url() -> None:
     with pytest.raises(ConfigError, match=r"filter\.blocked_urls\.0: 'data:x' is not the start of a URL"):
-        read(Filter(blocked_urls=("data:x",)))
+        starts(("data:x",))
