@@ -65,7 +65,9 @@ def extended(heading: str, folder: Path) -> Path:
     assert len(listed.added) == 1 and not listed.removed, f"{listed.path} is changed in more than one added line"
     copy = folder / "copy"
     for name in PACKAGES:
-        shutil.copytree(REPOSITORY / name, copy / name, symlinks=True)  # with what Python compiled: that is the slow part
+        shutil.copytree(
+            REPOSITORY / name, copy / name, symlinks=True
+        )  # with what Python compiled: that is the slow part
     # The ceiling keeps git from taking the copy for a part of a repository around it.
     environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder)}
     command = ["git", "apply", "--recount", "-"]
