@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,30 +19,34 @@ from lodeset.training.loop import train_loop
 from lodeset.training.parallel import recompute_activations
 from lodeset.training.ssl import fresh
 
+Run = tuple[Path, TrainingConfig]
 
-def worker(rank: int, folder: Path, config: TrainingConfig, shards: Shards) -> None:
+
+def worker(rank: int, runs: Sequence[Run], shards: Shards) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    train_loop(config, shards, folder, rank, 2, torch.device("cpu"))
-    dist.destroy_process_group()
+    for folder, config in runs:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+        train_loop(config, shards, folder, rank, 2, torch.device("cpu"))
+        dist.destroy_process_group()
     # There is nothing left to take down: a process aborted over a C++ thread while it did ("terminate called without an active
     # exception", seen once, torch 2.13).
     os._exit(0)
 
 
-def trained_by_two(folder: Path, config: TrainingConfig, shards: Shards) -> dict[str, torch.Tensor]:
-    """The last checkpoint's tensors, whole."""
-    folder.mkdir(exist_ok=True)
-    (folder / "rendezvous").unlink(missing_ok=True)
+def trained_by_two(shards: Shards, *runs: Run) -> list[dict[str, torch.Tensor]]:
+    """The last checkpoint's tensors of each run, whole. One pair of processes trains them all: a pair takes seconds to start."""
+    for folder, _ in runs:
+        folder.mkdir(exist_ok=True)
+        (folder / "rendezvous").unlink(missing_ok=True)
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=worker, args=(rank, folder, config, shards)) for rank in range(2)]
+    processes = [context.Process(target=worker, args=(rank, runs, shards)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(timeout=240)
         process.kill()  # where it hangs
     assert [process.exitcode for process in processes] == [0, 0]
-    return read_checkpoint(folder / f"step-{config.steps:07d}", "")
+    return [read_checkpoint(folder / f"step-{config.steps:07d}", "") for folder, config in runs]
 
 
 def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -66,15 +71,16 @@ def told(folder: Path) -> list[tuple[float, float]]:
 def test_sharded_networks_learn_what_whole_ones_learn(tmp_path: Path, shards: Shards, steady: TrainingConfig) -> None:
     train_inline(steady, shards, tmp_path / "alone")
     sharded = steady.model_copy(update={"fsdp": True, "activation_checkpointing": True})
-    found = trained_by_two(tmp_path / "sharded", sharded, shards)
+    runs = {"sharded": sharded}
+    for name, config in (("half", steady), ("half_sharded", sharded)):
+        runs[name] = config.model_copy(update={"precision": "bf16"})
+    found, *_ = trained_by_two(shards, *((tmp_path / name, config) for name, config in runs.items()))
     assert len(list((tmp_path / "sharded/step-0000006").glob("*.safetensors"))) == 2  # each worker wrote its own
     assert apart(found, read_checkpoint(tmp_path / "alone/step-0000006", "")) < 1e-3
     np.testing.assert_allclose(told(tmp_path / "sharded"), told(tmp_path / "alone"), rtol=1e-4)
     exported = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("sharded", "alone")]
     assert exported[0] == exported[1]
 
-    for name, config in (("half", steady), ("half_sharded", sharded)):
-        trained_by_two(tmp_path / name, config.model_copy(update={"precision": "bf16"}), shards)
     half_sharded, half = (np.array(told(tmp_path / name)) for name in ("half_sharded", "half"))
     np.testing.assert_allclose(half_sharded[:, 0], half[:, 0], rtol=0.03)
     np.testing.assert_allclose(half_sharded[0], half[0], rtol=0.005)
@@ -91,7 +97,6 @@ def test_a_run_goes_on_with_as_many_workers_or_others(tmp_path: Path, shards: Sh
     train_inline(steady, shards, tmp_path / "alone")
     expected = read_checkpoint(tmp_path / "alone" / "step-0000006", "")
     sharded = steady.model_copy(update={"fsdp": True, "keep_checkpoints": 5})
-    first = trained_by_two(tmp_path / "both", sharded, shards)
 
     def half_way(name: str) -> Path:
         for later in (tmp_path / name).glob("step-0000006"):
@@ -99,11 +104,12 @@ def test_a_run_goes_on_with_as_many_workers_or_others(tmp_path: Path, shards: Sh
                 path.unlink()
         return tmp_path / name
 
-    again = trained_by_two(half_way("both"), sharded, shards)
+    first, replicas = trained_by_two(shards, (tmp_path / "both", sharded), (half_way("alone"), steady))
+    assert apart(replicas, expected) < 1e-3
+    (again,) = trained_by_two(shards, (half_way("both"), sharded))
     assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
     assert train_inline(steady, shards, half_way("both"))["resumed_step"] == 3
     assert apart(read_checkpoint(tmp_path / "both" / "step-0000006", ""), expected) < 1e-3
-    assert apart(trained_by_two(half_way("alone"), steady, shards), expected) < 1e-3
 
 
 def kept_by_a_block(config: TrainingConfig, recomputed: bool) -> int:
