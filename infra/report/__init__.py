@@ -1,1 +1,1 @@
-"""The report: one self-contained HTML page of what a run kept, dropped, found and trained."""
+"""The report: one self-contained HTML page about what a run kept, dropped, found and trained."""

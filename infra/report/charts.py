@@ -1,7 +1,8 @@
-"""Charts as inline SVG: no script, colours from the page's style sheet, so that they follow light and dark.
+"""Charts as inline SVG, without scripts; the page's style sheet sets the colors, so that they follow light and dark
+mode.
 
-Colours, dashes and markers all tell the series apart: none is needed to read a chart.
-Coordinates: x, y are data; u, v are pixels of the drawing, v downwards.
+Series differ in color, dashes and markers, so color is not needed to read a chart.
+Coordinates: x, y are data; u, v are pixels of the drawing, v downward.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from markupsafe import Markup, escape
 
 COLOURS = 4  # .c0 to .c3 of the style sheet
 TOP, RIGHT, BOTTOM = 16, 14, 40  # pixels around the plot; the left side depends on the labels
-CHARACTER = 6.2  # pixels, the mean width of a character at the style sheet's 11 px
+CHARACTER = 6.2  # mean width of a character in pixels, at the style sheet's 11 px
 
 
 Line = Literal["solid", "dashed", "dotted"]
@@ -23,7 +24,7 @@ Line = Literal["solid", "dashed", "dotted"]
 
 @dataclass(frozen=True)
 class Series:
-    """One line: points (x, y) in the order of x, a colour (0 to COLOURS - 1), and how it is drawn."""
+    """One line: points (x, y) in the order of x, a color (0 to COLOURS - 1), and its line style."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -44,7 +45,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Mark:
-    """A named value that a chart shows as a line across."""
+    """A named value that a chart shows as a line across the plot."""
 
     name: str
     value: float
@@ -97,12 +98,12 @@ def line_chart(
     width: int = 460,
     height: int = 230,
 ) -> Markup:
-    """Lines with markers where there are few points; `marks` are horizontal. Labels carry their units.
+    """Lines, with markers if there are few points; `marks` are horizontal. Labels include their units.
 
-    Points that are not finite are left out. Nothing to draw gives an empty string.
+    Points that are not finite are left out. Returns an empty string if there is nothing to draw.
     """
-    lines = [(one, [p for p in one.points if math.isfinite(p[0]) and math.isfinite(p[1])]) for one in series]
-    points = [p for _, some in lines for p in some]
+    lines = [(line, [p for p in line.points if math.isfinite(p[0]) and math.isfinite(p[1])]) for line in series]
+    points = [p for _, finite in lines for p in finite]
     if not points:
         return Markup("")
     xs = [x for x, _ in points]
@@ -115,18 +116,18 @@ def line_chart(
         body.append(
             f'<text class="marked" x="{width - RIGHT}" y="{v - 4}" text-anchor="end">{escape(mark.name)}</text>'
         )
-    for one, some in lines:
-        path = " ".join(f"{frame.u(x)},{frame.v(y)}" for x, y in some)
-        shapes = "".join(_marker(frame.u(x), frame.v(y), one) for x, y in some) if len(some) <= 16 else ""
-        body.append(f'<g class="c{one.colour}"><polyline class="line {one.line}" points="{path}"/>{shapes}</g>')
-    names = ", ".join(one.name for one, _ in lines)
+    for line, finite in lines:
+        path = " ".join(f"{frame.u(x)},{frame.v(y)}" for x, y in finite)
+        shapes = "".join(_marker(frame.u(x), frame.v(y), line) for x, y in finite) if len(finite) <= 16 else ""
+        body.append(f'<g class="c{line.colour}"><polyline class="line {line.line}" points="{path}"/>{shapes}</g>')
+    names = ", ".join(line.name for line, _ in lines)
     return _svg(width, height, f"{y_label} by {x_label}: {names}", body)
 
 
 def bar_chart(
     bars: Sequence[tuple[str, float]], x_label: str, y_label: str, width: int = 460, height: int = 210
 ) -> Markup:
-    """Upright bars, one a (label, count), from zero. No bars give an empty string."""
+    """Upright bars, one per (label, count), starting at zero. Returns an empty string if there are no bars."""
     if not bars:
         return Markup("")
     y_ticks = ticks(0, max(4, *(value for _, value in bars)), 5)  # no fractions of a count
@@ -147,13 +148,13 @@ def bar_chart(
 
 
 def range_chart(spans: Sequence[Span], x_label: str, marks: Sequence[Mark] = (), width: int = 620) -> Markup:
-    """One row a span: its range as a bar, its middle as a tick; `marks` are upright, named above the rows."""
+    """One row per span: its range as a bar, its middle as a tick; `marks` are vertical, named above the rows."""
     if not spans:
         return Markup("")
     row, head = 20, 16 * len(marks)
     height = TOP + head + row * len(spans) + BOTTOM
-    values = [v for one in spans for v in (one.low, one.high)] + [mark.value for mark in marks]
-    left = CHARACTER * max(len(one.name) for one in spans) + 14
+    values = [v for span in spans for v in (span.low, span.high)] + [mark.value for mark in marks]
+    left = CHARACTER * max(len(span.name) for span in spans) + 14
     frame = _Frame(width, height, left, ticks(min(values), max(values), 8), (0, 1))
     floor = height - BOTTOM
     body = []
@@ -163,13 +164,15 @@ def range_chart(spans: Sequence[Span], x_label: str, marks: Sequence[Mark] = (),
     body.append(
         f'<text class="axis" x="{(left + width - RIGHT) / 2:.0f}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>'
     )
-    for n, one in enumerate(spans):
+    for n, span in enumerate(spans):
         v = TOP + head + row * n + row / 2
-        low, middle, high = (frame.u(x) for x in (one.low, one.middle, one.high))
-        body.append(f'<text x="{left - 8}" y="{v + 4}" text-anchor="end">{escape(one.name)}</text>')
-        told = "{}: {}, from {} to {}".format(one.name, *(number(round(x, 3)) for x in (one.middle, one.low, one.high)))
+        low, middle, high = (frame.u(x) for x in (span.low, span.middle, span.high))
+        body.append(f'<text x="{left - 8}" y="{v + 4}" text-anchor="end">{escape(span.name)}</text>')
+        title = "{}: {}, from {} to {}".format(
+            span.name, *(number(round(x, 3)) for x in (span.middle, span.low, span.high))
+        )
         body.append(
-            f'<g class="c{one.colour}"><title>{escape(told)}</title>'
+            f'<g class="c{span.colour}"><title>{escape(title)}</title>'
             f'<rect class="span" x="{low}" y="{v - 5}" width="{max(1.0, high - low):.1f}" height="10" rx="2"/>'
             f'<line class="tick" x1="{middle}" y1="{v - 7}" x2="{middle}" y2="{v + 7}"/></g>'
         )
@@ -181,7 +184,7 @@ def range_chart(spans: Sequence[Span], x_label: str, marks: Sequence[Mark] = (),
             f'<text class="marked" x="{u - 5 if right else u + 5}" y="{v}" text-anchor="{"end" if right else "start"}">'
             f"{escape(mark.name)} {number(mark.value)}</text>"
         )
-    return _svg(width, height, f"{x_label}: {', '.join(one.name for one in spans)}", body)
+    return _svg(width, height, f"{x_label}: {', '.join(span.name for span in spans)}", body)
 
 
 def key(colour: int, line: Line = "solid") -> Markup:

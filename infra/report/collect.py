@@ -1,4 +1,4 @@
-"""Artifacts -> what the page shows: read from the store by filters, a file at a time, and cut to what fits a page."""
+"""Read what the report shows from the store, with filters, one file at a time, limited to what fits a page."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ from lodeset.pipeline.specs import (
 from lodeset.pipeline.tables import records
 from lodeset.pruning.specs import PruneDetails
 
-# What the page shows of each: 382 pictures at most.
+# Maximum number of pictures of each kind: 382 in total.
 REJECTS_SHOWN = 5  # for each set and reason
-DROPS_SHOWN, DROP_PICTURES = 8, 48  # for each set and reason; in all
+DROPS_SHOWN, DROP_PICTURES = 8, 48  # for each set and reason; in total
 GROUPS_SHOWN, GROUP_PICTURES = 6, 9  # the largest, and as many drawn at random; images of each
 LEAKS_SHOWN, INCLUDED_SHOWN = 12, 4  # pairs
 CLUSTERS_SHOWN, CLUSTER_PICTURES = 8, 12
-QUERIES_SHOWN, HITS_SHOWN = 14, 6  # queries over all sets, at most 3 a set; hits of each
-CANDIDATES = 100  # images looked up as having no vector
+QUERIES_SHOWN, HITS_SHOWN = 14, 6  # queries over all sets, at most 3 per set; hits of each query
+CANDIDATES = 100  # images that are checked for a missing vector
 
 TRAINED = ("train", "finish", "distill")
 PARTLY_SHOWN = ("ingest", "dedup", "calibrate")  # stages whose section is there without them, and says what it lacks
@@ -62,10 +62,10 @@ Row = dict[str, Any]
 
 
 def collect(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, Artifact]) -> Report:
-    """Reads what the page shows; `artifacts` are the finished stages by id.
+    """Read what the page shows; `artifacts` are the finished stages by id.
 
     Raises:
-        LodesetError: the store lacks a file that a manifest lists, or one is damaged.
+        LodesetError: a file that a manifest lists is missing in the store, or damaged.
     """
     evaluated, pruned = artifacts.get("evaluate/all"), artifacts.get("prune/all")
     dedup, calibrated = artifacts.get("dedup/pool"), artifacts.get("calibrate/pool")
@@ -110,7 +110,9 @@ def _step(stage: Stage, artifact: Artifact | None) -> Step:
 
 
 def absent_stages(stages: Mapping[str, Stage], artifacts: Mapping[str, Artifact], needs: Sequence[str]) -> str:
-    """Which stages are not finished, or that there are none of them; empty where all are finished. `needs` as in `Section`."""
+    """Name the stages that are not finished, or say that there are none; empty if all are finished. `needs` as in
+    `Section`.
+    """
     wanted = matching(stages, needs)
     waiting = [id_ for id_ in wanted if id_ not in artifacts]
     if not wanted:
@@ -133,16 +135,16 @@ def _rows_where(
     values: Iterable[Any],
     most: int | None = None,
 ) -> list[Row]:
-    """The rows whose `column` holds one of `values`; no further file is read once there are `most`."""
+    """The rows whose `column` holds one of `values`; reading stops once there are `most` rows."""
     wanted = pa.array(list(values))
-    found: list[Row] = []
+    rows: list[Row] = []
     for file in files:
         table = store.table([file], columns)
         chosen = table.filter(pc.is_in(table[column], wanted.cast(table.schema.field(column).type)))
-        found += (chosen if most is None else chosen.slice(0, most - len(found))).to_pylist()
-        if most is not None and len(found) >= most:
+        rows += (chosen if most is None else chosen.slice(0, most - len(rows))).to_pylist()
+        if most is not None and len(rows) >= most:
             break
-    return found
+    return rows
 
 
 def _rejected(store: Store, artifacts: Mapping[str, Artifact]) -> Iterator[Rejected]:
@@ -161,18 +163,18 @@ def _rejected(store: Store, artifacts: Mapping[str, Artifact]) -> Iterator[Rejec
 
 
 def _dropped(store: Store, artifacts: Mapping[str, Artifact]) -> tuple[Dropped, ...]:
-    """Drops between ingest and dedup of which a picture can be shown, DROP_PICTURES images in all."""
-    found: list[Dropped] = []
+    """Drops between ingest and dedup that can be shown with a picture, DROP_PICTURES images in total."""
+    dropped: list[Dropped] = []
 
     def add(
         artifact: Artifact, reason: str, count: int, ids: Iterable[str], scores: Mapping[str, float] | None = None
     ) -> None:
-        room = min(DROPS_SHOWN, DROP_PICTURES - sum(len(one.image_ids) for one in found))
+        room = min(DROPS_SHOWN, DROP_PICTURES - sum(len(entry.image_ids) for entry in dropped))
         chosen = tuple(islice(ids, room))
         if chosen:
-            found.append(Dropped(artifact.stage, artifact.set, reason, count, chosen, scores or {}))
+            dropped.append(Dropped(artifact.stage, artifact.set, reason, count, chosen, scores or {}))
 
-    # Where room is short, `filter` comes first: its reasons are the user's own choice.
+    # If space is short, `filter` comes first: the user chose its reasons.
     for artifact in sorted(artifacts.values(), key=lambda a: a.stage != "filter"):
         reasons = artifact.rows.dropped
         if artifact.stage == "filter":
@@ -188,11 +190,11 @@ def _dropped(store: Store, artifacts: Mapping[str, Artifact]) -> tuple[Dropped, 
             images = listed.tables["images"]
             missing = _without_vector(store, images, artifact.tables["vectors"])
             add(artifact, " or ".join(reasons), sum(reasons.values()), missing)
-    return tuple(found)
+    return tuple(dropped)
 
 
 def _repeated(store: Store, ingested: Artifact) -> Iterator[str]:
-    """image_ids with several locations: twice in one part, or located in a part whose images an earlier one owns."""
+    """image_ids with several locations: twice in one part, or in a part whose images an earlier part owns."""
     seen: set[str] = set()
     for places, images in zip(ingested.tables["locations"], ingested.tables["images"], strict=True):
         counted = pc.value_counts(store.table([places], ["image_id"])["image_id"])
@@ -204,11 +206,11 @@ def _repeated(store: Store, ingested: Artifact) -> Iterator[str]:
 
 
 def _without_vector(store: Store, images: Sequence[File], vectors: Sequence[File]) -> list[str]:
-    """Some image_ids that no file of vectors holds; none may be found where ingest was cut into other parts since."""
+    """Some image_ids without a vector in any file; there may be none if ingest was cut into other parts since."""
     pairs = zip(images, vectors, strict=False)
     missing = list(islice((i for a, b in pairs for i in _only_in_first(store, a, b)), CANDIDATES))
-    found = {row["image_id"] for row in _rows_where(store, vectors, ["image_id"], "image_id", missing)}
-    return [image_id for image_id in missing if image_id not in found]
+    with_vector = {row["image_id"] for row in _rows_where(store, vectors, ["image_id"], "image_id", missing)}
+    return [image_id for image_id in missing if image_id not in with_vector]
 
 
 def _only_in_first(store: Store, first: File, second: File) -> list[str]:
@@ -234,7 +236,7 @@ def _dedup(store: Store, artifact: Artifact) -> Dedup:
     details = read_as(DedupDetails, artifact.details)
     roles = {name: counts["role"] for name, counts in details.leaks.items()}
     leaks, included = (
-        _pairs(store, artifact, [name for name, its in roles.items() if its == role], most)
+        _pairs(store, artifact, [name for name, of in roles.items() if of == role], most)
         for role, most in (("reference", LEAKS_SHOWN), ("included", INCLUDED_SHOWN))
     )
     edges = _edges(store, artifact, [*(r for _, rows in members for r in rows), *leaks, *included])
@@ -255,7 +257,7 @@ def _dedup(store: Store, artifact: Artifact) -> Dedup:
 
 
 def _pairs(store: Store, artifact: Artifact, sets: Sequence[str], most: int) -> list[Row]:
-    """Leaks into these sets, shared out among them; those that only look alike come before the same bytes."""
+    """Leaks into these sets, distributed evenly over them; pairs that only look alike come before identical bytes."""
     leaks = store.table(artifact.tables["leaks"], ["set", "image_id", "pool_image_id", "similarity"])
     leaks = leaks.rename_columns(["set", "matched_id", "image_id", "similarity"])
     leaks = leaks.append_column("same_bytes", pc.equal(leaks["image_id"], leaks["matched_id"]).cast(pa.int8()))
@@ -274,20 +276,21 @@ def _members(own: pa.Table, group_id: str) -> tuple[str, list[Row]]:
 
 
 def _edges(store: Store, artifact: Artifact, rows: Sequence[Row]) -> dict[tuple[str, str], Row]:
-    """The edges between each row's image and the one that it matched."""
+    """The edges between each row's image and the image that it matched."""
     ids = pa.array(sorted({row[column] for row in rows for column in ("image_id", "matched_id")}), pa.string())
-    found: dict[tuple[str, str], Row] = {}
+    edges: dict[tuple[str, str], Row] = {}
     for file in artifact.tables["edges"]:
         table = store.table([file])
         both = pc.and_(pc.is_in(table["image_id_a"], ids), pc.is_in(table["image_id_b"], ids))
-        found |= {(edge["image_id_a"], edge["image_id_b"]): edge for edge in table.filter(both).to_pylist()}
-    return found
+        edges |= {(edge["image_id_a"], edge["image_id_b"]): edge for edge in table.filter(both).to_pylist()}
+    return edges
 
 
 def _copy(row: Row, edges: Mapping[tuple[str, str], Row]) -> Copy:
     a, b = sorted((row["image_id"], row["matched_id"]))
     edge = edges.get((a, b), {})
-    # Dedup notes a similarity for linked pairs; an edge that has none was met by its hashes, and stands unless refuted.
+    # Dedup records a similarity for linked pairs; an edge without one was found by perceptual hash and counts unless
+    # refuted.
     by_hash = bool(edge) and edge["similarity"] is None and edge["verified"] is not False
     direct = row["similarity"] is not None or by_hash
     return Copy(
@@ -316,7 +319,7 @@ def _clusters(store: Store, artifact: Artifact) -> Clusters:
         sizes += np.bincount(store.table([file], ["cluster"])["cluster"].to_numpy(), minlength=k)
     order = np.argsort(-sizes, kind="stable")
     chosen = [int(c) for c in order[:CLUSTERS_SHOWN] if sizes[c]]
-    # image_ids are hashes: the smallest are a sample drawn at random, and the same one every time.
+    # image_ids are hashes: the smallest ones are a random sample, and the same one every time.
     members: dict[int, list[str]] = {c: [] for c in chosen}
     for file in artifact.tables["clusters"]:
         table = store.table([file], ["image_id", "cluster"])
@@ -328,10 +331,10 @@ def _clusters(store: Store, artifact: Artifact) -> Clusters:
 
 
 def _retrieved(store: Store, artifacts: Mapping[str, Artifact]) -> tuple[Retrieved, ...]:
-    found = [a for a in artifacts.values() if a.stage == "retrieve" and a.set != "all"]
-    asking = [a for a in found if a.tables["matches"]]
+    retrievals = [a for a in artifacts.values() if a.stage == "retrieve" and a.set != "all"]
+    asking = [a for a in retrievals if a.tables["matches"]]
     shown = {a.set: max(1, min(3, QUERIES_SHOWN // len(asking))) for a in asking[:QUERIES_SHOWN]}
-    return tuple(_retrieved_by(store, a, artifacts, shown.get(a.set, 0)) for a in found)
+    return tuple(_retrieved_by(store, a, artifacts, shown.get(a.set, 0)) for a in retrievals)
 
 
 def _retrieved_by(store: Store, artifact: Artifact, artifacts: Mapping[str, Artifact], queries: int) -> Retrieved:
@@ -359,17 +362,17 @@ def _retrieved_by(store: Store, artifact: Artifact, artifacts: Mapping[str, Arti
             key=lambda hit: (-hit[1], hit[0]),
         )
         shown.append(Query(query_id, len(hits), tuple(hits[:HITS_SHOWN])))
-    told = read_as(RetrieveDetails, artifact.details)
+    details = read_as(RetrieveDetails, artifact.details)
     return Retrieved(
         set=artifact.set,
         config=artifact.config,
         images=embedded.rows.kept if embedded else None,
-        asked=told.asked,
-        retrieved=told.retrieved,
-        distinct=told.distinct,
-        collisions=told.collisions,
-        short=told.short,
-        capped=told.capped,
+        asked=details.asked,
+        retrieved=details.retrieved,
+        distinct=details.distinct,
+        collisions=details.collisions,
+        short=details.short,
+        capped=details.capped,
         shared=read_as(SelectDetails, together.details).shared_by_set.get(artifact.set, 0) if together else None,
         median_similarity=float(np.median(similarity)) if len(similarity) else None,
         queries=tuple(shown),
@@ -377,7 +380,9 @@ def _retrieved_by(store: Store, artifact: Artifact, artifacts: Mapping[str, Arti
 
 
 def _shards(store: Store, artifact: Artifact) -> Shards:
-    told = read_as(WriteShardsDetails, artifact.details)
-    folder, since = public(store.full_url(told.folder)), told.since or {}
+    details = read_as(WriteShardsDetails, artifact.details)
+    folder, since = public(store.full_url(details.folder)), details.since or {}
     changes = tuple((change, why, n) for change in ("added", "removed") for why, n in since.get(change, {}).items())
-    return Shards(folder, artifact.rows.kept, told.size_bytes, artifact.tables["shards"], changes, told.dead_bytes)
+    return Shards(
+        folder, artifact.rows.kept, details.size_bytes, artifact.tables["shards"], changes, details.dead_bytes
+    )

@@ -1,4 +1,6 @@
-"""What the page shows, as plain values. Images are named by image_id; shares and accuracies lie between 0 and 1."""
+"""The contents of the report as plain values. Images are identified by image_id; shares and accuracies lie between 0
+and 1.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Reject:
-    """A file that ingest refused."""
+    """A file that ingest rejected."""
 
     name: str
     uri: str
@@ -38,7 +40,7 @@ class Reject:
 
 @dataclass(frozen=True)
 class Rejected:
-    """Files of one set that were refused for one reason: how many, and some of them."""
+    """Files of one set that were rejected for one reason: their number, and some of them."""
 
     set: str
     reason: str
@@ -48,19 +50,21 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Images of one set that one stage dropped: how many, and some of them."""
+    """Images of one set that one stage dropped: their number, and some of them."""
 
     stage: str
     set: str
     reason: str
     count: int
     image_ids: tuple[str, ...]
-    scores: Mapping[str, float] = field(default_factory=dict)  # of some of them, by image_id
+    scores: Mapping[str, float] = field(default_factory=dict)  # of some of the images, by image_id
 
 
 @dataclass(frozen=True)
 class Scored:
-    """The scores that one filter gave the pool's images: `counts` between `edges` (one more), and what it drops alone."""
+    """The scores that one filter gave the pool's images: `counts` between `edges` (one more), and what it drops
+    alone.
+    """
 
     filter: str
     keep: str  # above or below
@@ -73,7 +77,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Copy:
-    """An image and the one that it is a copy of. Not `direct`: other copies link the two."""
+    """An image and the one that it is a copy of. If not `direct`, other copies link the two."""
 
     image_id: str
     matched_id: str
@@ -85,7 +89,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Group:
-    """A near-duplicate group of `size` pool images: the one kept, and copies of it, the least similar first."""
+    """A near-duplicate group of `size` pool images: the kept image, and its copies, the least similar first."""
 
     size: int
     keeper: str
@@ -94,7 +98,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Leaked:
-    """What one reference or included set took: images dropped because of it, and of how many of its images."""
+    """The effect of one reference or included set: images dropped because of it, and the number of its images that
+    caused this.
+    """
 
     set: str
     role: str
@@ -104,7 +110,7 @@ class Leaked:
 
 @dataclass(frozen=True)
 class Dedup:
-    """Near-duplicates, and what reference and included sets took from the pool."""
+    """Near-duplicates, and what reference and included sets removed from the pool."""
 
     dropped: Mapping[str, int]
     details: DedupDetails
@@ -118,7 +124,7 @@ class Dedup:
 
 @dataclass(frozen=True)
 class Similarity:
-    """Cosines of one kind of copy (or of strangers) with their originals: 10 %, 50 % and 90 % quantile."""
+    """Cosines of one kind of copy (or of different images) with their originals: 10 %, 50 % and 90 % quantiles."""
 
     kind: str
     low: float
@@ -149,7 +155,7 @@ class Clusters:
 
 @dataclass(frozen=True)
 class Query:
-    """A query image, how many hits it has, and the most similar of them."""
+    """A query image, its number of hits, and the most similar hits."""
 
     query_id: str
     found: int
@@ -158,9 +164,9 @@ class Query:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What one curated set asked for and got: asked = distinct + collisions + short + capped.
+    """What one curated set requested and got: asked = distinct + collisions + short + capped.
 
-    `shared` of its images other sets want as well (None: not known yet).
+    `shared`: how many of its images other sets also select (None: not known yet).
     """
 
     set: str
@@ -183,7 +189,7 @@ class Shards:
     images: int
     size_bytes: int
     files: tuple[File, ...]
-    changes: tuple[tuple[str, str, int], ...]  # since the run before: added or removed, why, how many
+    changes: tuple[tuple[str, str, int], ...]  # since the previous run: added or removed, reason, number
     dead_bytes: int
 
 
@@ -196,24 +202,26 @@ class Training:
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracies (0 to 1) on one target set: kNN by network and k, the linear probe's by network."""
+    """Accuracies (0 to 1) on one target set: kNN by network and k, and those of the linear probe by network."""
 
     target: str
     gallery: int
     test: int
     classes: int
     knn: Mapping[str, Mapping[str, float]]
-    pictures: tuple[tuple[str, str, str], ...]  # image_id, and as data URIs the image and its patches as colours
-    pictured: str  # the network that saw them
-    linear: Mapping[str, Mapping[str, Any]]  # accuracy, features, lr; empty where it was not asked for
+    pictures: tuple[tuple[str, str, str], ...]  # image_id, and as data URIs the image and its patches as colors
+    pictured: str  # the network of these pictures
+    linear: Mapping[str, Mapping[str, Any]]  # accuracy, features, lr; empty if it was not requested
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the header and the sections show. What is None or empty is not finished; `absent` says so, by stage."""
+    """The contents of the header and the sections. Values that are None or empty are not finished; `absent` says so, by
+    stage.
+    """
 
     store: str
-    newest: float  # when the last of the artifacts was made, seconds since 1970; 0 without any
+    newest: float  # creation time of the newest artifact, seconds since 1970; 0 if there is none
     steps: tuple[Step, ...]
     rejected: tuple[Rejected, ...]
     dropped: tuple[Dropped, ...]
@@ -222,7 +230,7 @@ class Report:
     calibration: Calibration | None
     clusters: Clusters | None
     retrieved: tuple[Retrieved, ...]
-    shared: int | None  # images that several curated sets want
+    shared: int | None  # images that several curated sets select
     shards: Shards | None
     training: tuple[Training, ...]  # in the order of their runs
     scores: tuple[Scores, ...]

@@ -1,4 +1,4 @@
-"""image_ids -> small pictures as data URIs, read from the sources that hold them."""
+"""image_ids -> small pictures as data URIs, read from their sources."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.shown import without_secrets
 from lodeset.pipeline.sources.reading import Location, read_images
 
-SIDE = 112  # pixels, the longer side
+SIDE = 112  # pixels of the longer side
 QUALITY = 80
-PLACES = 3  # locations of an image that are tried, and named
+PLACES = 3  # maximum number of locations of an image that are tried and named
 
 
 @dataclass(frozen=True)
 class Place:
-    """One location of an image: its set, where its bytes lie, and two names short enough to print."""
+    """One location of an image: its set, the place of its bytes, and two names short enough to print."""
 
     set: str
     location: Location
@@ -42,7 +42,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as the page shows it: a data URI, or (`missing`) why there is none."""
+    """An image as the page shows it: a data URI, or the reason why there is none (`missing`)."""
 
     image_id: str
     uri: str = ""
@@ -54,7 +54,7 @@ class Picture:
 
 
 def public(uri: str) -> str:
-    """A URI without what may be secret in it: user and password, and the query with its signatures."""
+    """A URI without secrets: user and password, and the query with its signatures."""
     return re.sub(r"(://)[^/@]*@", r"\1", without_secrets(uri)).split("?", 1)[0] if "://" in uri else uri
 
 
@@ -64,19 +64,19 @@ def short_name(uri: str, member: str) -> str:
     return f"{member} in {file}" if member else file
 
 
-# Stage -> its tables of images and of where they lie.
+# Stage -> its tables of images and of their locations.
 _LOCATED = {"ingest": ("images", "locations"), "blur_faces": ("blurred_images", "blurred_locations")}
 
 
 def load(store: Store, artifacts: Mapping[str, Artifact], ids: Sequence[str], max_pixels: int) -> dict[str, Picture]:
-    """A picture for each image_id. What cannot be read any more has no URI and says why; nothing is raised for it."""
+    """A picture for each image_id. An image that can no longer be read has no URI but a reason; no error is raised."""
     places, sizes = _found(store, artifacts, ids)
     uris, missing = _read(places, max_pixels)
     return {
         image_id: Picture(
             image_id,
             uris.get(image_id, ""),
-            missing.get(image_id, "" if image_id in uris else "no set that is ingested holds it"),
+            missing.get(image_id, "" if image_id in uris else "no ingested set contains it"),
             *sizes.get(image_id, (0, 0)),
             sets=tuple(sorted({place.set for place in places.get(image_id, ())})),
             places=tuple(places.get(image_id, ())),
@@ -88,7 +88,9 @@ def load(store: Store, artifacts: Mapping[str, Artifact], ids: Sequence[str], ma
 def _found(
     store: Store, artifacts: Mapping[str, Artifact], ids: Sequence[str]
 ) -> tuple[dict[str, list[Place]], dict[str, tuple[int, int]]]:
-    """Where the images lie (at most PLACES in each set) and their width and height, by a pass over the tables."""
+    """The locations of the images (at most PLACES in each set) and their width and height, in one pass over the
+    tables.
+    """
     wanted = pa.array(sorted(set(ids)), pa.string())
     places: dict[str, list[Place]] = {}
     sizes: dict[str, tuple[int, int]] = {}
@@ -96,13 +98,13 @@ def _found(
         if artifact.stage not in _LOCATED:
             continue
         images, locations = _LOCATED[artifact.stage]
-        taken: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for file in artifact.tables[locations]:
             table = store.table([file], ["image_id", "uri", "member", "offset", "size_bytes"])
             for row in table.filter(pc.is_in(table["image_id"], wanted)).to_pylist():
                 image_id = row["image_id"]
-                taken[image_id] = taken.get(image_id, 0) + 1
-                if taken[image_id] <= PLACES:
+                counts[image_id] = counts.get(image_id, 0) + 1
+                if counts[image_id] <= PLACES:
                     places.setdefault(image_id, []).append(Place(artifact.set, Location(**row)))
         for file in artifact.tables[images]:
             table = store.table([file], ["image_id", "width", "height"])
@@ -112,7 +114,7 @@ def _found(
 
 
 def _read(places: Mapping[str, Sequence[Place]], max_pixels: int) -> tuple[dict[str, str], dict[str, str]]:
-    """Data URIs and reasons by image_id; where one place fails, the image's next place is tried."""
+    """Data URIs and reasons by image_id; if one location fails, the image's next location is tried."""
     uris: dict[str, str] = {}
     missing: dict[str, str] = {}
     for attempt in range(PLACES):
@@ -130,7 +132,7 @@ def _read(places: Mapping[str, Sequence[Place]], max_pixels: int) -> tuple[dict[
                     except Unreadable as error:
                         missing[place.image_id] = f"{error.reason}: {error.detail}"
             except LodesetError as error:
-                # A generator that raised is over: go on behind the place that it stopped at.
+                # A generator that has raised is exhausted: continue after the location where it stopped.
                 failed = queue[done]
                 missing[failed.image_id] = str(error).replace(failed.uri, short_name(failed.uri, ""))
                 done += 1
@@ -139,8 +141,8 @@ def _read(places: Mapping[str, Sequence[Place]], max_pixels: int) -> tuple[dict[
 
 
 def data_uri(image: Image.Image) -> str:
-    """An RGB image as a JPEG of at most SIDE pixels a side; smaller images keep their pixels."""
-    # reduce() first: a box filter to about twice the size is all that a 112-pixel picture can show of a photograph.
+    """An RGB image as a JPEG of at most SIDE pixels per side; smaller images keep their pixels."""
+    # reduce() first: a box filter to about twice the final size loses nothing that a 112-pixel picture could show.
     shrink = max(image.size) // (2 * SIDE)
     small = image.reduce(shrink) if shrink > 1 else image.copy()
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
@@ -150,5 +152,5 @@ def data_uri(image: Image.Image) -> str:
 
 
 def png_uri(data: bytes) -> str:
-    """A PNG file as it is."""
+    """A PNG file as a data URI."""
     return "data:image/png;base64," + base64.b64encode(data).decode("ascii")

@@ -1,4 +1,6 @@
-"""Pairs of images around the line between copies and strangers, to be looked at before anyone trusts it."""
+"""Show pairs of images close to the threshold between copies and different images, to check it before anyone relies on
+it.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,9 @@ from lodeset.pipeline.stages.dedup import run as dedup
 from lodeset.pipeline.tables import records
 
 TEMPLATE = "preview.html.jinja"
-# Steps of the log-odds that make a section of the page each.
+# Intervals of the log-odds that get a section of the page each.
 SCORES = (-np.inf, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
-# Steps of the cosine, likewise, about the threshold.
+# The same for the cosine, around the threshold.
 COSINES = (-0.05, -0.02, 0.0, 0.02, 0.05, 0.1)
 
 
@@ -39,10 +41,10 @@ class Band:
 
 
 def edges_of(store: Store, decision: Decision) -> tuple[File, ...]:
-    """The edges of dedup as this configuration has it, also where the guard stopped it.
+    """The edges of dedup for this configuration, even if its guard stopped it.
 
     Raises:
-        LodesetError: dedup has not got that far.
+        LodesetError: dedup has not searched yet.
     """
     if decision.artifact is not None:
         return decision.artifact.tables["edges"]
@@ -53,14 +55,14 @@ def edges_of(store: Store, decision: Decision) -> tuple[File, ...]:
 
 
 def bands(store: Store, files: Sequence[File], spec: DedupSpec, threshold: float, each: int) -> list[Band]:
-    """The pairs by what decides on them, the least certain first; at most `each` of a band are kept."""
+    """The pairs by the rule that decides on them, the least certain first; at most `each` of a band are kept."""
     rows: list[dict[str, Any]] = store.table(files, None, records.EDGES).drop_columns(["map"]).to_pylist()
-    found: list[Band] = []
+    result: list[Band] = []
 
     def add(title: str, copies: bool, chosen: list[dict[str, Any]]) -> None:
         if chosen:
             order = seeded_order([row["image_id_a"] + row["image_id_b"] for row in chosen], seed=0)[:each]
-            found.append(Band(title, copies, len(chosen), tuple(chosen[i] for i in order)))
+            result.append(Band(title, copies, len(chosen), tuple(chosen[i] for i in order)))
 
     if spec.verify == "pixels":
         line = spec.min_score
@@ -87,7 +89,7 @@ def bands(store: Store, files: Sequence[File], spec: DedupSpec, threshold: float
             add(f"cosine {span}: copies", True, [row for row in inside if row["linked"]])
             add(f"cosine {span}: not taken", False, [row for row in inside if not row["linked"]])
         add("by perceptual hash alone: copies", True, [r for r in rows if r["similarity"] is None and r["linked"]])
-    return found
+    return result
 
 
 def write_preview(
@@ -99,7 +101,7 @@ def write_preview(
     path: Path,
     title: str,
 ) -> Path:
-    """One self-contained HTML page.
+    """Write one self-contained HTML page.
 
     Raises:
         LodesetError: `path` cannot be written.

@@ -1,4 +1,6 @@
-"""What pruning jobs reported -> what a page shows of them: a sweep of the entropic method, or networks that were trained under masks."""
+"""Prepare the reports of pruning jobs for a page: a sweep of the entropic method, or networks that were trained with
+masks.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,12 @@ from lodeset.infra.report import charts
 from lodeset.infra.report.pictures import png_uri
 from lodeset.pruning.choosing.criteria import CRITERIA
 
-PATHS_SHOWN = 24  # groups whose path of w a page draws
+PATHS_SHOWN = 24  # maximum number of groups whose path of w a page draws
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One pruned model; shares lie between 0 and 1. `dense` is the cost of the model that it came from."""
+    """One pruned model; shares lie between 0 and 1. `dense` is the cost of the model that it was made from."""
 
     method: str
     parameters: int
@@ -34,7 +36,9 @@ class Variant:
 
 @dataclass(frozen=True)
 class Swept(Variant):
-    """`at`: a strength, or the share of the parameters that was asked to go; then `strengths` by group, and the units kept there."""
+    """`at`: a strength, or the requested share of the parameters; with the latter, `strengths` by group, and the units
+    kept there.
+    """
 
     at: float
     units: Mapping[str, int]
@@ -46,13 +50,13 @@ class Swept(Variant):
 
 @dataclass(frozen=True)
 class Masked(Variant):
-    """`at`: the round, or the learning rate of a sweep; `kept`: the share of maskable weights that is."""
+    """`at`: the round, or the learning rate of a sweep; `kept`: the share of maskable weights that is kept."""
 
     at: float
     kept: float
     linear: Mapping[str, float]
     loss: float | None = None
-    masks_bytes: int | None = None  # on disk; and of the weights that they are for, as float32
+    masks_bytes: int | None = None  # size on disk; and below that of the masked weights as float32
     weights_bytes: int | None = None
 
 
@@ -78,7 +82,7 @@ class TrainedReport:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A job as a page shows it: its report, charts, the key of its methods, and the paths of w as data URIs."""
+    """A job as a page shows it: its report, charts, the legend of its methods, and the paths of w as data URIs."""
 
     report: SweepReport | TrainedReport
     charts: Sequence[Markup]
@@ -91,9 +95,9 @@ class Drawn:
 
     @property
     def allocations(self) -> Sequence[Swept]:
-        """A variant for each share of the parameters that was asked to go: what its groups keep, all methods keep."""
-        swept = [one for one in self.report.variants if isinstance(one, Swept) and one.strengths]
-        return list({one.at: one for one in reversed(swept)}.values())[::-1]
+        """A variant for each requested share of the parameters: all methods keep the same units per group."""
+        swept = [variant for variant in self.report.variants if isinstance(variant, Swept) and variant.strengths]
+        return list({variant.at: variant for variant in reversed(swept)}.values())[::-1]
 
     @property
     def targets(self) -> Sequence[str]:
@@ -101,14 +105,14 @@ class Drawn:
 
     @property
     def agreement(self) -> bool:
-        return any(getattr(one, "agreement", None) is not None for one in self.report.variants)
+        return any(getattr(variant, "agreement", None) is not None for variant in self.report.variants)
 
 
 Kind = TypeVar("Kind")
 
 
 def report_of(tree: Mapping[str, Any]) -> SweepReport | TrainedReport:
-    """What a job reported, as it lies in `report.json`."""
+    """The report of a job, from the content of `report.json`."""
     if "calibration_images" in tree:
         rows = [row | {"at": row["remove"] if "remove" in row else row["eps_w"]} for row in tree["variants"]]
         return _of(SweepReport, tree, tuple(_of(Swept, row) for row in rows))
@@ -117,15 +121,15 @@ def report_of(tree: Mapping[str, Any]) -> SweepReport | TrainedReport:
 
 
 def _of(kind: type[Kind], tree: Mapping[str, Any], variants: tuple[Any, ...] | None = None) -> Kind:
-    """A dataclass of what the tree says; more that it says is passed over."""
+    """A dataclass from the tree; unknown fields are ignored."""
     known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    told = {name: value for name, value in tree.items() if name in known}
-    return kind(**(told if variants is None else told | {"variants": variants}))
+    values = {name: value for name, value in tree.items() if name in known}
+    return kind(**(values if variants is None else values | {"variants": variants}))
 
 
 def drawn(report: SweepReport | TrainedReport, read: Callable[[str], bytes | None]) -> Drawn:
-    """`read` gives the bytes of a file of the store."""
-    methods = list(dict.fromkeys(one.method for one in report.variants))
+    """`read` returns the bytes of a file of the store."""
+    methods = list(dict.fromkeys(variant.method for variant in report.variants))
     legend = [(method, charts.key(*_style_of(method, methods))) for method in methods]
     if isinstance(report, TrainedReport):
         return Drawn(report, _by_weights(report, methods), legend, {})
@@ -140,37 +144,39 @@ def smallest_k(accuracies: Mapping[str, float]) -> str:
 
 
 def _style_of(method: str, methods: Sequence[str]) -> tuple[int, charts.Line]:
-    """A method's colour, and how its line is drawn."""
+    """The color of a method, and its line style."""
     criterion, _, refit = method.partition("+")
-    criteria = [one.name for one in CRITERIA]
-    if criterion in criteria:  # solid with refit, dashed without, dotted where it was trained again
+    criteria = [known.name for known in CRITERIA]
+    if criterion in criteria:  # solid with a refit, dashed without, dotted after further training
         return criteria.index(
             criterion
         ) % charts.COLOURS, "dashed" if not refit else "dotted" if ", " in refit else "solid"
     of, _, how = method.partition(", ")
-    tasks = list(dict.fromkeys(one.partition(", ")[0] for one in methods))
+    tasks = list(dict.fromkeys(name.partition(", ")[0] for name in methods))
     return tasks.index(of) % charts.COLOURS, "dashed" if how.startswith("at random") else "solid"
 
 
-def _by_parameters(one: SweepReport, methods: Sequence[str]) -> list[Markup]:
-    """For each target, kNN accuracy against the share of parameters removed, a line a method; agreement where there is no target."""
-    found = []
-    for target, dense in one.knn_dense.items():
+def _by_parameters(report: SweepReport, methods: Sequence[str]) -> list[Markup]:
+    """For each target, kNN accuracy against the share of parameters removed, one line per method; agreement if there is
+    no target.
+    """
+    charts_drawn = []
+    for target, dense in report.knn_dense.items():
         k = smallest_k(dense)
         marks = [charts.Mark(f"dense {100 * dense[k]:.1f} %", 100 * dense[k])]
-        scores = [100 * v.knn[target][k] for v in one.variants]
-        found.append(_chart(one, methods, scores, f"kNN accuracy on {target}, k = {k}, %", marks))
-    agreements = [v.agreement for v in one.variants if v.agreement is not None]
-    if not found and len(agreements) == len(one.variants):
-        found.append(_chart(one, methods, agreements, "agreement with the dense model, mean cosine", []))
-    return found
+        scores = [100 * v.knn[target][k] for v in report.variants]
+        charts_drawn.append(_chart(report, methods, scores, f"kNN accuracy on {target}, k = {k}, %", marks))
+    agreements = [v.agreement for v in report.variants if v.agreement is not None]
+    if not charts_drawn and len(agreements) == len(report.variants):
+        charts_drawn.append(_chart(report, methods, agreements, "agreement with the dense model, mean cosine", []))
+    return charts_drawn
 
 
 def _chart(
-    one: SweepReport, methods: Sequence[str], scores: Sequence[float], label: str, marks: Sequence[charts.Mark]
+    report: SweepReport, methods: Sequence[str], scores: Sequence[float], label: str, marks: Sequence[charts.Mark]
 ) -> Markup:
-    """`scores` are those of the variants, in their order."""
-    scored = list(zip(one.variants, scores, strict=True))
+    """`scores` are those of the variants, in the same order."""
+    scored = list(zip(report.variants, scores, strict=True))
     series = [
         charts.Series(
             method,
@@ -182,14 +188,16 @@ def _chart(
     return charts.line_chart(series, "parameters removed, %", label, marks, width=560, height=320)
 
 
-def _by_weights(one: TrainedReport, methods: Sequence[str]) -> list[Markup]:
-    """For each target, kNN and linear accuracy against the share of weights removed: as they were trained, and then on labels."""
-    found = []
+def _by_weights(report: TrainedReport, methods: Sequence[str]) -> list[Markup]:
+    """For each target, kNN and linear accuracy against the share of weights removed: as trained, and after training on
+    labels.
+    """
+    charts_drawn = []
     scores: Sequence[tuple[str, Callable[[Masked, str], float]]] = (
         ("kNN", lambda v, target: v.knn[target][smallest_k(v.knn[target])]),
         ("linear", lambda v, target: v.linear[target]),
     )
-    for target in one.variants[0].knn if one.variants else ():
+    for target in report.variants[0].knn if report.variants else ():
         for name, score in scores:
             for then in (False, True):
                 wanted = [
@@ -199,7 +207,7 @@ def _by_weights(one: TrainedReport, methods: Sequence[str]) -> list[Markup]:
                     charts.Series(
                         method,
                         sorted(
-                            (100 * (1 - v.kept), 100 * score(v, target)) for v in one.variants if v.method == method
+                            (100 * (1 - v.kept), 100 * score(v, target)) for v in report.variants if v.method == method
                         ),
                         *_style_of(method, methods),
                     )
@@ -208,5 +216,5 @@ def _by_weights(one: TrainedReport, methods: Sequence[str]) -> list[Markup]:
                 if not any(method.endswith(", then labels") is then for method in wanted):
                     continue
                 label = f"{name} accuracy on {target}, %{', then trained on labels' if then else ''}"
-                found.append(charts.line_chart(series, "weights removed, %", label, width=560, height=320))
-    return [chart for chart in found if chart]
+                charts_drawn.append(charts.line_chart(series, "weights removed, %", label, width=560, height=320))
+    return [chart for chart in charts_drawn if chart]

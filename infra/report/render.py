@@ -1,4 +1,6 @@
-"""The report as a file: collect, read the pictures, fill the templates of the sections, and put them on one page."""
+"""Write the report as a file: collect, read the pictures, fill the templates of the sections, and join them to one
+page.
+"""
 
 from __future__ import annotations
 
@@ -34,22 +36,22 @@ TEMPLATE, PRUNED = "page.html.jinja", "pruned.html.jinja"
 def write_report(
     store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, Artifact], path: Path, title: str
 ) -> Path:
-    """Writes one HTML file that needs nothing else, and returns its path.
+    """Write one self-contained HTML file, and return its path.
 
-    `stages` is the whole graph and `artifacts` what of it is finished, both by stage id; sections without an artifact
-    say so. The same store gives the same bytes. Sources that are gone leave placeholders with the reason.
+    `stages` is the whole graph and `artifacts` are the finished stages, both by stage id; sections without an artifact
+    say so. The same store gives the same bytes. Sources that no longer exist leave placeholders with the reason.
 
     Raises:
-        LodesetError: the store lacks a file that a manifest lists, or `path` cannot be written.
+        LodesetError: a file that a manifest lists is missing in the store, or `path` cannot be written.
     """
     return save(page_of(store, stages, artifacts, title), path)
 
 
 def page_of(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, Artifact], title: str) -> str:
-    """That page.
+    """The page of `write_report` as text.
 
     Raises:
-        LodesetError: the store lacks a file that a manifest lists.
+        LodesetError: a file that a manifest lists is missing in the store.
     """
     report = collect(store, stages, artifacts)
     sections = collected(Finished(store=store, stages=stages, artifacts=artifacts, report=report))
@@ -58,7 +60,7 @@ def page_of(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, A
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """A section, which of its stages are not finished, and what it shows, if any of them is."""
+    """A section, its unfinished stages, and its contents if any of its stages is finished."""
 
     section: Section
     absent: str
@@ -66,10 +68,10 @@ class Collected:
 
 
 def collected(finished: Finished) -> list[Collected]:
-    """What each of `SECTIONS` shows of these stages.
+    """The contents of each of `SECTIONS` for these stages.
 
     Raises:
-        LodesetError: the store lacks a file that a manifest lists.
+        LodesetError: a file that a manifest lists is missing in the store.
     """
     return [_collected(resolved(name), finished) for name in SECTIONS]
 
@@ -77,17 +79,19 @@ def collected(finished: Finished) -> list[Collected]:
 def _collected(section: Section, finished: Finished) -> Collected:
     needs = section.needs
     absent = absent_stages(finished.stages, finished.artifacts, needs) if needs else ""
-    there = not needs or bool(matching(finished.artifacts, needs))
-    return Collected(section=section, absent=absent, contents=section.collect(finished) if there else None)
+    available = not needs or bool(matching(finished.artifacts, needs))
+    return Collected(section=section, absent=absent, contents=section.collect(finished) if available else None)
 
 
 def pictured(sections: Sequence[Collected]) -> list[str]:
-    """The image_ids of which the page shows a picture, each once."""
-    return list(dict.fromkeys(image_id for one in sections if one.contents for image_id in one.contents.pictures))
+    """The image_ids of the pictures on the page, each once."""
+    return list(
+        dict.fromkeys(image_id for section in sections if section.contents for image_id in section.contents.pictures)
+    )
 
 
 def write_pruned(job: Mapping[str, Any], read: Callable[[str], bytes | None], path: Path, title: str) -> Path:
-    """A page of one pruning job by itself, of what it reported; `read` gives the bytes of a file that the report names.
+    """Write a page about a single pruning job; `read` returns the bytes of a file that its report names.
 
     Raises:
         LodesetError: `path` cannot be written.
@@ -97,7 +101,7 @@ def write_pruned(job: Mapping[str, Any], read: Callable[[str], bytes | None], pa
 
 
 def save(page: str, path: Path) -> Path:
-    """Writes a page, whole or not at all.
+    """Write a page, completely or not at all.
 
     Raises:
         LodesetError: `path` cannot be written.
@@ -115,7 +119,7 @@ def save(page: str, path: Path) -> Path:
 
 
 def harmless(value: Any) -> Any:
-    """Text from outside, before it is put into a page: without credentials, and with nothing that turns text around."""
+    """Make text from outside safe for a page: without credentials, and without characters that reorder text."""
     return shown(value, lines=True) if type(value) is str and not value.startswith("data:") else value
 
 
@@ -157,17 +161,19 @@ def render(report: Report, sections: Sequence[Collected], found: Mapping[str, Pi
     """The page; `found` holds the pictures by image_id."""
     environment = _environment()
 
-    def body(one: Collected) -> Markup:
-        if one.contents is None:
+    def body(collected_section: Collected) -> Markup:
+        if collected_section.contents is None:
             return Markup("")
-        template = environment.from_string(one.section.template)
-        return Markup(template.render(report=report, pictures=found, **one.contents.values))
+        template = environment.from_string(collected_section.section.template)
+        return Markup(template.render(report=report, pictures=found, **collected_section.contents.values))
 
-    shown = [Shown(id=one.section.id, title=one.section.title, absent=one.absent, body=body(one)) for one in sections]
+    shown = [
+        Shown(id=part.section.id, title=part.section.title, absent=part.absent, body=body(part)) for part in sections
+    ]
     page = environment.get_template(TEMPLATE)
     return page.render(title=title, report=report, tiles=tiles(report), sections=shown)
 
 
 def _max_pixels(stages: Mapping[str, Stage]) -> int:
-    found = (read_as(Listed, stage.config).max_pixels for stage in stages.values() if stage.name == "ingest")
-    return max((int(limit) for limit in found), default=0) or 1
+    limits = (read_as(Listed, stage.config).max_pixels for stage in stages.values() if stage.name == "ingest")
+    return max((int(limit) for limit in limits), default=0) or 1

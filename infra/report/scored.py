@@ -1,4 +1,4 @@
-"""The scores of the filters that look at pixels -> histograms, with what their thresholds drop."""
+"""Histograms of the scores of pixel filters, with the numbers that their thresholds drop."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from lodeset.pipeline.dag.store import Artifact, Store
 from lodeset.pipeline.filters.masks import sides
 from lodeset.pipeline.specs import ScoreSpec
 
-BINS = 10  # about as many; their edges are round
+BINS = 10  # approximate number; their edges are round
 
 
 def scored(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, Artifact]) -> tuple[Scored, ...]:
-    """One a pixel filter, in the order of their names; empty where no filter looks at pixels."""
-    made, judging = artifacts.get("score/pool"), stages.get("filter/pool")
-    if made is None or judging is None or not judging.config:
+    """One entry per pixel filter, in the order of their names; empty if no filter looks at pixels."""
+    scores_made, judging = artifacts.get("score/pool"), stages.get("filter/pool")
+    if scores_made is None or judging is None or not judging.config:
         return ()
-    found: dict[str, list[Any]] = {name: [] for name in read_as(ScoreSpec, made.config).scorers}
-    for file in made.tables["scores"]:
+    by_filter: dict[str, list[Any]] = {name: [] for name in read_as(ScoreSpec, scores_made.config).scorers}
+    for file in scores_made.tables["scores"]:
         table = store.table([file], ["filter", "score"])
-        for name, values in found.items():
+        for name, values in by_filter.items():
             values.append(table["score"].filter(pc.equal(table["filter"], name)).to_numpy())
-    joined = {name: np.concatenate(values) for name, values in found.items() if values}
+    joined = {name: np.concatenate(values) for name, values in by_filter.items() if values}
     kept = sides(judging.config)
     return tuple(_scored(name, values, *kept[name]) for name, values in sorted(joined.items()) if len(values))
 

@@ -1,4 +1,4 @@
-"""What a section of the report is; `sections/` holds them, and lists them."""
+"""The definition of a section of the report; `sections/` contains and lists them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lodeset.pipeline.dag.store import Artifact, Store
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """What sections are made from.
+    """The input of the sections.
 
     Attributes:
         stages: the whole graph, by stage id (such as "ingest/pool").
-        artifacts: what of it is finished, by stage id.
-        report: what the header and several sections show.
+        artifacts: the finished stages, by stage id.
+        report: the contents of the header and of several sections.
     """
 
     store: Store
@@ -30,8 +30,9 @@ class Finished:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What one section shows: the variables of its template, and the image_ids of the pictures that the template places with the macro
-    `picture`."""
+    """The contents of one section: the variables of its template, and the image_ids of the pictures that the template
+    places with the macro `picture`.
+    """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     pictures: Sequence[str] = ()
@@ -42,12 +43,12 @@ class Section:
     """One section of the page.
 
     Attributes:
-        id: its anchor in the page.
-        title: its heading, and its entry in the table of contents.
-        needs: ids of stages, or patterns of them ("ingest/pool", "retrieve/*"). The page says which of them are not finished, and leaves
-            the section's body out while none is.
-        collect: reads what the section shows from the store. Raises LodesetError where the store lacks a file that a manifest lists.
-        template: Jinja source of the body. Besides the variables that `collect` gives it sees `report` and `pictures`.
+        id: its anchor in the page. title: its heading, and its entry in the table of contents. needs: ids of stages, or
+        patterns of them ("ingest/pool", "retrieve/*"). The page names those that are not finished, and
+            leaves out the section's body if none is finished.
+        collect: reads the contents of the section from the store. Raises LodesetError if a file that a manifest lists
+        is missing. template: Jinja source of the body. In addition to the variables of `collect`, it sees `report` and
+        `pictures`.
     """
 
     id: str
@@ -58,5 +59,5 @@ class Section:
 
 
 def stored(name: str) -> str:
-    """The source of a template that lies in the folder `sections`."""
+    """The source of a template in the folder `sections`."""
     return resources.files("lodeset.infra.report").joinpath("sections", name).read_text(encoding="utf-8")

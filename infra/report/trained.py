@@ -1,4 +1,4 @@
-"""What training and evaluation left in the store -> what the page shows of them."""
+"""Read the results of training and evaluation from the store for the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lodeset.pipeline.dag.store import Artifact, Store
 from lodeset.pipeline.tables import records
 from lodeset.training.specs import EvaluateDetails
 
-POINTS = 400  # of a training curve
+POINTS = 400  # maximum number of points of a training curve
 
 
 def training_of(store: Store, artifact: Artifact) -> Training:
@@ -27,10 +27,10 @@ def training_of(store: Store, artifact: Artifact) -> Training:
 def scores_of(store: Store, artifact: Artifact) -> tuple[Scores, ...]:
     seen = store.table(artifact.tables.get("pictures", ()), None, records.PICTURES).to_pylist()
     names = [f.name for f in fields(Scores) if f.name not in ("target", "pictures", "pictured")]
-    found = []
+    scores = []
     for target, tree in read_as(EvaluateDetails, artifact.details).targets.items():
         rows = [row for row in seen if row["set"] == target]
         pictures = tuple((row["image_id"], png_uri(row["image"]), png_uri(row["picture"])) for row in rows)
         pictured = rows[0]["network"] if rows else ""
-        found.append(Scores(target=target, pictures=pictures, pictured=pictured, **{n: tree[n] for n in names}))
-    return tuple(found)
+        scores.append(Scores(target=target, pictures=pictures, pictured=pictured, **{n: tree[n] for n in names}))
+    return tuple(scores)

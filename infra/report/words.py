@@ -1,4 +1,4 @@
-"""Numbers, sizes, durations and dates as a page writes them."""
+"""Format numbers, sizes, durations and dates for a page."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def test_each_pair_is_in_the_section_of_what_judged_it(tmp_path: Path) -> None:
     ]
     assert len(found[1].pairs) == 12
     page = write_preview(store, {}, found, "The line.", 10**6, tmp_path / "out/page.html", "<pool>").read_text()
-    assert "&lt;pool&gt;" in page and "30 pairs" in page and "The line." in page and "no set that is ingested" in page
+    assert "&lt;pool&gt;" in page and "30 pairs" in page and "The line." in page and "no ingested set" in page
 
 
 def test_unverified_pairs_go_by_cosine(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_tickets_and_the_overlap_of_their_masks(tmp_path: Path) -> None:
     overlaps = [{"round": 1, "one": "dino", "other": "rotation", "jaccard": 0.731, "by_chance": 0.667}]
     tree = {"job": job, "images": 9, "knn_dense": {}, "skipped_modules": {}, "variants": rows, "overlaps": overlaps}
     text = page(tree, tmp_path)
-    assert "set back to step 100 of 1,000" in text and "73.1 %" in text and "66.7 %" in text
+    assert "reset to step 100 of 1,000" in text and "73.1 %" in text and "66.7 %" in text
     # kNN and linear, as they were trained and on labels.
     assert text.count('<svg class="chart"') == 4 and "birds, %, then trained on labels" in text
     assert [one.at for one in report_of(tree).variants] == [1] * 4 + [2] * 4  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""The sections of the report, in the order of the page. A new one is a file here and a line in `SECTIONS`."""
+"""The sections of the report, in the order of the page. A new section is a file here and a line in `SECTIONS`."""
 
 SECTIONS = (
     "lodeset.infra.report.sections.funnel:SECTION",

@@ -1,4 +1,4 @@
-"""Clusters by size, and some images of the largest."""
+"""Cluster sizes, and some images of the largest clusters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _collect(finished: Finished) -> Contents:
 
 
 def _cluster_chart(clusters: Clusters | None) -> Markup:
-    """Clusters by size, in bins that double."""
+    """Number of clusters by size, in bins that double."""
     if clusters is None or not clusters.sizes:
         return Markup("")
     edges = [1]

@@ -1,4 +1,4 @@
-"""Some of what was refused for each reason, and the scores of filters."""
+"""Examples of rejects and drops for each reason, and the scores of filters."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def _collect(finished: Finished) -> Contents:
     report = finished.report
     values = {
         "reasons": explained(report),
-        "score_charts": [(one, _score_chart(one)) for one in report.scored],
+        "score_charts": [(scored, _score_chart(scored)) for scored in report.scored],
     }
-    return Contents(values=values, pictures=[image_id for one in report.dropped for image_id in one.image_ids])
+    return Contents(values=values, pictures=[image_id for dropped in report.dropped for image_id in dropped.image_ids])
 
 
-def _score_chart(one: Scored) -> Markup:
+def _score_chart(scored: Scored) -> Markup:
     bars = [
         (f"{charts.number(low)}–{charts.number(high)}", float(n))
-        for (low, high), n in zip(pairwise(one.edges), one.counts, strict=True)
+        for (low, high), n in zip(pairwise(scored.edges), scored.counts, strict=True)
     ]
-    return charts.bar_chart(bars, f"score of {one.filter}", "images", width=max(320, 62 * len(bars)))
+    return charts.bar_chart(bars, f"score of {scored.filter}", "images", width=max(320, 62 * len(bars)))
 
 
 SECTION = Section(

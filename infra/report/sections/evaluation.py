@@ -1,4 +1,4 @@
-"""What the networks' features are worth on labeled target sets."""
+"""Accuracies of the networks' features on labeled target sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every row that goes into a stage comes out, or is dropped for a reason."""
+"""The rows of every stage: each row that goes in comes out or is dropped for a reason."""
 
 from __future__ import annotations
 

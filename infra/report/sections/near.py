@@ -1,4 +1,4 @@
-"""Groups of near-duplicates, what leaked into which set, and how the thresholds were calibrated."""
+"""Groups of near-duplicates, leaks into sets, and the calibration of the thresholds."""
 
 from __future__ import annotations
 

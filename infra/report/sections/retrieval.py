@@ -1,4 +1,4 @@
-"""What each curated set asked of the pool, and what it got."""
+"""What each curated set requested from the pool, and what it got."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shards that count, and what changed since the run before."""
+"""The shards that count, and the changes since the previous run."""
 
 from __future__ import annotations
 
