@@ -302,7 +302,7 @@ def test_the_page_tells_the_figures(world: World, tmp_path: Path) -> None:
     for told in (
         "1 leaks removed", "for test-set", "0.800 · 3 bits · mirror", "by hash · 1 bit", "through other copies", "kept, of 3",
         "sample, k = 9", "8 images in 23 WebDataset shards, 46.0 KiB", "and 3 more", "1,000 steps over 8 images (32,000 seen) on 2 workers",
-        "2 could not be read", "62.5 %", "37.5 %", "cls + patches, 0.002", "seen by the finished network",
+        "2 could not be read", "62.5 %", "37.5 %", "cls + patches, 0.002", "of patches in the finished network",
         "blocks.0.attn", "1.50 ± 0.25", "magnitude+refit", "5.0 M", "0.61 (calibrated)", "0.45 (configured)",
         "test-set reference 1 1", "flowers sample, k = 9 – 10 8 1 1 0 3", "3 images are selected by several sets",
         "added flowers sample 2 removed near 1 removed gone 4", "3.0 KiB in shards no longer count",
