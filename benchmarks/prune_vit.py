@@ -18,12 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lodeset.infra.api import prune
-from lodeset.pipeline.config import TargetSet
+from lodeset.infra.session import run_in
+from lodeset.pipeline.config import Ingest, TargetSet
 from lodeset.pipeline.dag.store import Store
-from lodeset.pruning.byhand import read_labelled
+from lodeset.pipeline.graph import ingest_stage
 from lodeset.pruning.formats.saving import load_model
 from lodeset.pruning.jobs.judging import knn_of
 from lodeset.pruning.learning.lottery import fresh
+from lodeset.training.labelled import read_target
 from lodeset.training.vit import DinoVisionTransformer
 
 GALLERY, K = 10_000, "20"
@@ -50,7 +52,10 @@ def main() -> None:
     labelled(gallery, test, target)
     dense = load_model(Path(model))
     assert isinstance(dense, DinoVisionTransformer)
-    where = read_labelled(Store(str(Path(folder) / "judged")), TargetSet(name="target", uri=str(target)), 2)
+    judged, store = TargetSet(name="target", uri=str(target)), Store(str(Path(folder) / "judged"))
+    stage = ingest_stage(Ingest(), {}, judged.name, [judged])
+    ingested = run_in(store, {stage.id: stage}, cpus=2, ray_address="local", watch=lambda event: None)[stage.id]
+    where = read_target(store, ingested, judged.name, judged.label, judged.split)[0]
     scores = {
         name: knn_of(network, (where,), dense.image_size, 10**8)[where.name][K]
         for name, network in (("untrained", fresh(dense, 0)), ("dense", dense))

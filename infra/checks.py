@@ -30,6 +30,7 @@ def before(
     stages: Mapping[str, Stage],
     run: Callable[[Mapping[str, Stage], Callable[[Event], None]], Mapping[str, Artifact]],
     watch: Callable[[Event], None],
+    given: Mapping[str, Artifact],
 ) -> Callable[[Event], None]:
     """Check what the unfinished stages need; `run` runs stages. Returns `watch` without the events that were reported
     here.
@@ -37,7 +38,7 @@ def before(
     Raises:
         LodesetError: something cannot be used as it is configured.
     """
-    unfinished = [d.stage for d in decide(store, stages).values() if d.artifact is None]
+    unfinished = [d.stage for d in decide(store, stages, given=given).values() if d.artifact is None]
     models = _models(unfinished)
     if models:
         apart(try_models, store, *models)

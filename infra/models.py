@@ -1,25 +1,37 @@
-"""What is done to models by themselves, without a configuration of a whole run: train, prune, export."""
+"""What is done to models by themselves, without a configuration of a whole run: train, prune, export.
+
+Training and pruning alone are the stages of a run, in a store of their own: the folder that the results go to.
+"""
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lodeset.infra.apart import apart
 from lodeset.infra.config import usable_cpus
+from lodeset.infra.session import run_in
 from lodeset.pipeline import own
 from lodeset.pipeline.errors import ConfigError, LodesetError
 
-LOG, PAGE = "log.txt", "report.html"
-
 if TYPE_CHECKING:
     from lodeset.pipeline.config import TargetSet
+    from lodeset.pipeline.dag.runner import Event
+    from lodeset.pipeline.dag.stage import Context, Outcome, Stage
+    from lodeset.pipeline.dag.store import Artifact
     from lodeset.pruning.config import Job
+    from lodeset.pruning.specs import Dense
     from lodeset.training.config import TrainingConfig
     from lodeset.training.index import Shards
+
+REPORT, PAGE = "report.json", "report.html"
+
+
+def _unwatched(event: Event) -> None:
+    """Nobody asked how far it is."""
 
 
 def train(
@@ -29,17 +41,20 @@ def train(
     overrides: tuple[str, ...] = (),
     ray_address: str = "local",
     cpus: int | None = None,
+    watch: Callable[[Event], None] = _unwatched,
 ) -> dict[str, dict[str, Any]]:
     """Trains on images that are there already: lodeset's shards (`index.parquet`), any WebDataset, or folders of images.
 
-    `config` is a file with the keys of `training`; without it, and where it says nothing, the recipe's values hold. Returns each run's summary.
+    `config` is a file with the keys of `training`; without it, and where it says nothing, the recipe's values hold. Returns
+    each run's summary.
 
     Raises:
         ConfigError: the configuration names no such key, or a value that cannot be.
         LodesetError: no images there, or a run failed.
+        HeldError: another run trains into this folder.
     """
     from lodeset.pipeline.config import load
-    from lodeset.training.config import TrainingConfig
+    from lodeset.training.config import TrainingConfig, identity_of
     from lodeset.training.webdataset import shards_of
 
     settings, target = load(TrainingConfig, config, overrides), Path(folder).resolve()
@@ -51,23 +66,37 @@ def train(
         check_weights(settings.weights.path, settings.model)  # now, not when all tars have been read
     if (target / "train").is_dir():
         from lodeset.training.checkpoint import check_settings
-        from lodeset.training.config import identity_of
 
         check_settings(target / "train", identity_of(settings))  # likewise
     own.mark(target, "run")
     found = shards_of(shards, target / "index")
-    # A process of its own, as each stage of a run: Ray reads the token of its cluster when it is imported, once a process.
-    return apart(_train, settings, found, target, ray_address, cpus or usable_cpus())
+    return train_on(settings, found, target, cpus=cpus or usable_cpus(), ray_address=ray_address, watch=watch)
 
 
-def _train(
-    config: TrainingConfig, shards: Shards, folder: Path, ray_address: str, cpus: int
+def train_on(
+    config: TrainingConfig,
+    shards: Shards,
+    folder: Path,
+    *,
+    cpus: int,
+    ray_address: str = "local",
+    watch: Callable[[Event], None] = _unwatched,
 ) -> dict[str, dict[str, Any]]:
-    from lodeset.pipeline.engines.ray import cluster, job
-    from lodeset.training.standalone import train
+    """Trains into `folder/train`, `finish` and `distill`, as far as configured; a run that was stopped goes on."""
+    from lodeset.pipeline.dag.store import Store
+    from lodeset.training.graph import alone
 
-    with cluster(ray_address, cpus) as address, job(address):
-        return train(config, shards, folder, cpus)
+    written = _given_shards(shards)
+    stages = alone(config, written.stage, shards.index)
+    made = run_in(
+        Store(str(folder)),
+        stages,
+        cpus=cpus,
+        ray_address=ray_address,
+        watch=watch,
+        given={written.stage.id: written.artifact},
+    )
+    return {stage.name: {**made[id_].details, "folder": str(folder / stage.name)} for id_, stage in stages.items()}
 
 
 def prune(
@@ -80,15 +109,17 @@ def prune(
     target: str | None = None,
     ray_address: str = "local",
     cpus: int | None = None,
+    watch: Callable[[Event], None] = _unwatched,
 ) -> dict[str, Any]:
-    """Prunes the model in a folder, calibrated on images of shards; the job's report (see `pruning.byhand.prune`).
+    """Prunes the model in a folder, calibrated on images of shards; returns the job's report.
 
-    `config` is a file with the keys of one job of `pruning`. `target`: where labelled images lie, with the metadata fields `label` and
-    `split` (gallery or test).
+    `config` is a file with the keys of one job of `pruning`. `target`: where labeled images lie, with the metadata fields
+    `label` and `split` (gallery or test).
 
     Raises:
         ConfigError: the configuration names no such key, or a value that cannot be.
         LodesetError: no model or no images there, or the job cannot be done.
+        HeldError: another job prunes into this folder.
     """
     from lodeset.pipeline.config import TargetSet, load, resolve
     from lodeset.pruning.config import METHODS, WhichMethod
@@ -99,42 +130,104 @@ def prune(
     if job.checkpoint != "train":
         raise ConfigError(f"checkpoint {job.checkpoint} names a stage of a run, and here the model is given: remove it")
     if not source.is_dir():
-        raise LodesetError(f"{source} is no folder: give the one in which model.safetensors lies")
+        raise LodesetError(f"{source} is not a folder: give the one in which model.safetensors lies")
     judged = None if target is None else TargetSet(name="target", uri=resolve(target, Path.cwd()))
-    size = apart(_size_of, source, size)  # now, not when all images have been read
+    dense, identity = apart(dense_of, source, size)  # now, not when all images have been read
     own.mark(out, "run")
     found = shards_of(shards, out / "index")
-    return apart(_prune, source, found, out, job, size, judged, ray_address, cpus or usable_cpus())
+    cores = cpus or usable_cpus()
+    return prune_on(dense, identity, found, out, job, judged, cpus=cores, ray_address=ray_address, watch=watch)
 
 
-def _size_of(model: Path, size: int | None) -> int:
-    from lodeset.pruning.byhand import size_of
-
-    return size_of(model, size)
-
-
-def _prune(
-    model: Path,
+def prune_on(
+    dense: Dense,
+    identity: str,
     shards: Shards,
     folder: Path,
-    settings: Job,
-    size: int,
+    job: Job,
     target: TargetSet | None,
-    ray_address: str,
+    *,
     cpus: int,
+    ray_address: str = "local",
+    watch: Callable[[Event], None] = _unwatched,
 ) -> dict[str, Any]:
-    from lodeset.infra.report.render import write_pruned
-    from lodeset.pipeline.dag.store import Store
-    from lodeset.pipeline.engines.ray import cluster
-    from lodeset.pruning.byhand import prune
+    """Prunes into `folder`: models under `models/`, `report.json`, which is returned, and a page. A job that was stopped goes on.
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOG).open("ab") as log:
-        os.dup2(log.fileno(), sys.stderr.fileno())  # what Ray and its workers have to say
-    with cluster(ray_address, cpus) as address:
-        told = prune(model, shards, folder, settings, size, target, cpus, address)
-    write_pruned(told, Store(str(folder)).read, folder / PAGE, f"{model.name}, pruned")
-    return told
+    `identity` is the digest of the model's files.
+    """
+    from lodeset.infra.report.render import write_pruned
+    from lodeset.pipeline.config import Ingest, Resources
+    from lodeset.pipeline.dag.stage import read_as
+    from lodeset.pipeline.dag.store import Store
+    from lodeset.pipeline.graph import ingest_stage
+    from lodeset.pruning.graph import alone
+    from lodeset.pruning.specs import PruneDetails
+
+    model, written, store = _given("train", 0, identity), _given_shards(shards), Store(str(folder))
+    stages: dict[str, Stage] = {}
+    labeled = None
+    if target is not None:
+        labeled = ingest_stage(Ingest(), Resources().beam, target.name, (target,))
+        stages[labeled.id] = labeled
+    stage = alone(job, replace(dense, index=shards.index), model.stage, written.stage, labeled, target)
+    stages[stage.id] = stage
+    given = {one.stage.id: one.artifact for one in (model, written)}
+    made = run_in(store, stages, cpus=cpus, ray_address=ray_address, watch=watch, given=given)
+    (report,) = read_as(PruneDetails, made[stage.id].details).jobs
+    (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
+    write_pruned(report, store.read, folder / PAGE, f"{Path(dense.folder).name}, pruned")
+    return dict(report)
+
+
+def dense_of(model: Path, size: int | None) -> tuple[Dense, str]:
+    """What a job needs to know of a model that lies in a folder, and the digest of its files. Loads torch.
+
+    Raises:
+        LodesetError: there is no model, or neither it nor `size` says how large its images are.
+    """
+    from lodeset.pipeline.config import Ingest
+    from lodeset.pruning.formats.saving import digest_of, load_model
+    from lodeset.pruning.specs import Dense
+    from lodeset.training.config import CropsConfig
+    from lodeset.training.origin import finished
+
+    loaded = load_model(model)
+    side = getattr(loaded, "image_size", None) if size is None else size
+    if side is None:
+        raise LodesetError(f"{model} does not say how large its images are: give --size")
+    checkpoint = finished(model)
+    of = None if checkpoint is None else checkpoint.of
+    crops, most = (CropsConfig(), Ingest().max_pixels) if of is None else (of.crops, of.max_pixels)
+    dense = Dense(folder=str(model), index=(), size=side, max_pixels=most, crops=crops, checkpoint=checkpoint)
+    return dense, digest_of(model)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What stages are made from although no stage of the store made it."""
+
+    stage: Stage
+    artifact: Artifact
+
+
+def _given(name: str, images: int, fingerprint: str, content: Mapping[str, str] | None = None) -> _Given:
+    from lodeset.pipeline.dag.stage import Stage
+    from lodeset.pipeline.dag.store import Artifact, File, Rows
+
+    def never(context: Context) -> Outcome:
+        raise AssertionError(f"{context.stage.id} is given")
+
+    tables: dict[str, tuple[File, ...]] = {"index": (), "model": ()}
+    artifact = Artifact(name, "all", 0, fingerprint, {}, {}, tables, Rows(images, images), content or {})
+    return _Given(Stage(name, "all", 0, "ray", never, {}), artifact)
+
+
+def _given_shards(shards: Shards) -> _Given:
+    from lodeset.pipeline.specs import SHARDS
+    from lodeset.training.index import open_index
+
+    index = open_index(shards.index)
+    return _given("write_shards", len(index), index.digest(), {SHARDS: index.digest()})
 
 
 def export(folder: str | Path, path: str | Path, size: int | None = None) -> dict[str, Any]:

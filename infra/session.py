@@ -158,6 +158,26 @@ def run_stages(
     given: Mapping[str, Artifact] | None = None,
 ) -> dict[str, Artifact]:
     """`given` is what stages are made from that are not to be run."""
+    cpus, address = cpus_of(opened.config), opened.config.resources.ray_address
+    return run_in(opened.store, stages, cpus=cpus, ray_address=address, watch=watch, fresh=fresh, given=given)
+
+
+def run_in(
+    store: Store,
+    stages: Mapping[str, Stage],
+    *,
+    cpus: int,
+    ray_address: str,
+    watch: Callable[[Event], None],
+    fresh: Container[str] = (),
+    given: Mapping[str, Artifact] | None = None,
+) -> dict[str, Artifact]:
+    """Runs the stages that are not finished in a store, and returns every artifact by stage id.
+
+    Raises:
+        LodesetError: the first stage that failed; what was finished stays.
+        HeldError: a take-down, or another run of the same stage, is at work on the store.
+    """
     from lodeset.infra.checks import before
     from lodeset.infra.upkeep.damage import TRIES, mend
     from lodeset.pipeline.dag.claims import claim
@@ -166,28 +186,25 @@ def run_stages(
     from lodeset.pipeline.engines.ray import cluster
     from lodeset.pipeline.tables.forgotten import refuse_during_take_down
 
-    cpus = cpus_of(opened.config)
-    ray: Callable[[], contextlib.AbstractContextManager[str]] = functools.partial(
-        cluster, opened.config.resources.ray_address, cpus
-    )
+    ray: Callable[[], contextlib.AbstractContextManager[str]] = functools.partial(cluster, ray_address, cpus)
 
     def running(some: Mapping[str, Stage], told: Callable[[Event], None]) -> dict[str, Artifact]:
-        return Runner(opened.store, cpus, ray, told, fresh).run(some, given or {})
+        return Runner(store, cpus, ray, told, fresh).run(some, given or {})
 
-    opened.store.prepare()
+    store.prepare()
     # A run and a take-down put their claims first, and then look for the other's.
     mine = f"run-{uuid.uuid4().hex[:12]}"
-    with claim(opened.store, mine, f"a run on {opened.store.url}"):
-        refuse_during_take_down(opened.store)
+    with claim(store, mine, f"a run on {store.url}"):
+        refuse_during_take_down(store)
         for tries_left in reversed(range(TRIES)):
             for _ in range(TRIES):
-                if not mend(opened.store, stages, mine, watch, given or {}):
+                if not mend(store, stages, mine, watch, given or {}):
                     break
             try:
-                then = before(opened.store, stages, running, watch)
+                then = before(store, stages, running, watch, given or {})
                 return running(stages, then)
             except LodesetError:
                 # Readers leave a note of what they find damaged.
-                if not tries_left or not noted(opened.store):
+                if not tries_left or not noted(store):
                     raise
     raise AssertionError("the last try returns or raises")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lodeset.pipeline.config import TargetSet
+from lodeset.pipeline.config import Ingest, TargetSet
 from lodeset.pipeline.dag.stage import Input, Stage, deferred
 from lodeset.pipeline.specs import METADATA, SHARDS
 from lodeset.pruning.choosing.criteria import METHODS, REFITTED
 from lodeset.pruning.config import Job, Learned, LotteryJob, PruneJob, SelfMaskingJob, run_of
-from lodeset.pruning.specs import PROBED, PruneRuntime, PruneSpec, images_per_part, trainings
+from lodeset.pruning.specs import PROBED, Dense, PruneRuntime, PruneSpec, images_per_part, trainings
 from lodeset.training import cost
 from lodeset.training.config import TrainingConfig
 from lodeset.training.specs import TrainSpec
@@ -48,6 +48,26 @@ def build(
         size_bytes=sum(_stored_bytes(job, configs[job.checkpoint]) for job in jobs),
     )
     return {stage.id: stage}
+
+
+def alone(
+    job: Job, dense: Dense, model: Stage, shards: Stage, labeled: Stage | None, target: TargetSet | None
+) -> Stage:
+    """`prune` of a model that is there already, on shards that are there already.
+
+    `model` and `shards` are stages whose artifacts are given to the run; `labeled` ingests the images of `target`.
+    """
+    judged = {f"images:{target.name}": Input(labeled, METADATA)} if target is not None and labeled is not None else {}
+    return Stage(
+        STAGE,
+        "all",
+        PruneSpec.VERSION,
+        "ray",
+        deferred("lodeset.pruning.jobs.run:run"),
+        spec=PruneSpec(jobs=(job,), targets=() if target is None else (target,)),
+        inputs={job.checkpoint: Input(model), "shards": Input(shards, SHARDS), **judged},
+        runtime=PruneRuntime(training={}, max_pixels=Ingest().max_pixels, dense=dense),
+    )
 
 
 def _variants(job: Job, training: TrainingConfig) -> int:

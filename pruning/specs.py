@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lodeset.pipeline.config import TargetSet
 from lodeset.pruning.choosing.criteria import CRITERIA
 from lodeset.pruning.config import Job, Learned, LotteryJob, PruneJob, SelfMaskingJob
+from lodeset.training.config import CropsConfig
 from lodeset.training.specs import TrainSpec
+
+if TYPE_CHECKING:
+    from lodeset.training.origin import Origin
 
 FIRST_CRITERIA = {"entropic", "magnitude", "random"}  # fingerprints name only the criteria that were added to these
 PROBED = 128  # calibration images on which what a group's pruning alone changes is measured
@@ -32,11 +36,39 @@ class PruneSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dense:
+    """A model that no stage of the store trained, and what jobs need to know of it.
+
+    Attributes:
+        folder: where it lies.
+        index: the index files of the shards that calibration images come from.
+        size: the side of its images, pixels.
+        max_pixels: images of the shards above this are skipped, as its training skipped them.
+        crops: what it was trained with, where that is known.
+        checkpoint: the last one of the run that trained it, where its folder holds one.
+    """
+
+    folder: str
+    index: tuple[str, ...]
+    size: int
+    max_pixels: int
+    crops: CropsConfig
+    checkpoint: Origin | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class PruneRuntime:
-    """`training` holds the specification of each stage whose model is pruned, by name; images are decoded up to `max_pixels`."""
+    """How a job runs.
+
+    Attributes:
+        training: the specification of each stage whose model is pruned, by name.
+        max_pixels: images of target sets are decoded up to this.
+        dense: the model, where none of these stages trained it.
+    """
 
     training: Mapping[str, TrainSpec]
     max_pixels: int
+    dense: Dense | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,6 +90,14 @@ def without_engine(module: ModuleType, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, name, _INSTEAD[name])
 
 
+def alone_in_this_process(patch: pytest.MonkeyPatch, *modules: ModuleType) -> None:
+    """Training or pruning alone runs its stages in this process, and gives nothing of these modules to Ray."""
+    for module in modules:
+        without_engine(module, patch)
+    patch.setattr(runner, "Runner", functools.partial(runner.Runner, launch=InThisProcess))
+    patch.setattr(ray, "cluster", lambda address, cpus: nullcontext("nowhere"))
+
+
 @contextmanager
 def in_one_process() -> Iterator[None]:
     """Commands run every stage of curation in this process: no child processes, and no Ray. Beam keeps its workers."""
@@ -101,8 +109,7 @@ def in_one_process() -> Iterator[None]:
             module = importlib.import_module(found.name)
             if any(hasattr(module, name) for name in _INSTEAD):
                 without_engine(module, patch)
-        patch.setattr(runner, "Runner", functools.partial(runner.Runner, launch=InThisProcess))
-        patch.setattr(ray, "cluster", lambda address, cpus: nullcontext("nowhere"))
+        alone_in_this_process(patch)
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from lodeset.pipeline.config import TargetSet
 from lodeset.pipeline.dag.stage import Input, Stage, deferred
@@ -28,11 +29,7 @@ def build(
         data = {"shards": Input(curation["write_shards/all"], SHARDS)}
         if config.mix:
             data[SELECTED] = Input(curation["retrieve/all"])
-        training["train"] = last = _training("train", config, data)
-        if config.finish is not None:
-            training["finish"] = last = _training("finish", finishing(config), data, last)
-        if config.distill is not None:
-            training["distill"] = _training("distill", distilling(config), data, last)
+        training = _trainings(config, data)
     stages |= {stage.id: stage for stage in training.values()}
     if targets:
         evaluate = Stage(
@@ -53,6 +50,30 @@ def build(
             seconds_per_image=EVALUATED * cost.seconds_per_image(config) if config is not None else 0.0,
         )
         stages[evaluate.id] = evaluate
+    return stages
+
+
+def alone(config: TrainingConfig, shards: Stage, index: tuple[str, ...]) -> dict[str, Stage]:
+    """`train`, `finish` and `distill`, as far as configured, on shards that are there already; each in a folder of its name.
+
+    `shards` is a stage whose artifact is given to the run; `index` are their index files.
+    """
+    made = _trainings(config, {"shards": Input(shards, SHARDS)})
+    placed: dict[str, Stage] = {}
+    for name, stage in made.items():
+        inputs = {role: replace(one, stage=placed.get(one.stage.id, one.stage)) for role, one in stage.inputs.items()}
+        runtime = replace(stage.runtime, index=index, folder=name)
+        placed[stage.id] = replace(stage, inputs=inputs, runtime=runtime)
+    return placed
+
+
+def _trainings(config: TrainingConfig, data: Mapping[str, Input]) -> dict[str, Stage[TrainSpec, TrainRuntime]]:
+    stages = {"train": _training("train", config, data)}
+    last = stages["train"]
+    if config.finish is not None:
+        stages["finish"] = last = _training("finish", finishing(config), data, last)
+    if config.distill is not None:
+        stages["distill"] = _training("distill", distilling(config), data, last)
     return stages
 
 

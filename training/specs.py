@@ -27,9 +27,17 @@ class TrainSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRuntime:
-    """`before` is the configuration of the run whose networks this one starts or learns from."""
+    """How a run starts, and, for training alone, where its images and results lie.
+
+    Attributes:
+        before: the configuration of the run whose networks this one starts or learns from.
+        index: the index files of the shards, where no stage of the store wrote them.
+        folder: where checkpoints and the model go, relative to the store; by default `training/<fingerprint>`.
+    """
 
     before: TrainingConfig | None = None
+    index: tuple[str, ...] = ()
+    folder: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

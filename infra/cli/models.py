@@ -28,10 +28,10 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train on existing shards or images, without curation; run again to continue after an interruption."""
-    from lodeset.infra.cli.progress import following
+    from lodeset.infra.cli.progress import watching
 
-    with following(err, folder, "reading the shards, starting workers"):
-        summaries = api.train(shards, folder, config, tuple(overrides or ()), ray_address, cpus)
+    with watching(err) as watch:
+        summaries = api.train(shards, folder, config, tuple(overrides or ()), ray_address, cpus, watch)
     if as_json:
         print_json(summaries)
         return
@@ -70,10 +70,12 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Prune a model, without labels unless a method learns from them; run again to continue after an interruption."""
-    from lodeset.infra.cli.progress import following
+    from lodeset.infra.cli.progress import watching
 
-    with following(err, folder, "reading the model and the shards, starting workers"):
-        report = api.prune(model, folder, shards, config, tuple(overrides or ()), size, target, ray_address, cpus)
+    with watching(err) as watch:
+        report = api.prune(
+            model, folder, shards, config, tuple(overrides or ()), size, target, ray_address, cpus, watch
+        )
     if as_json:
         print_json(report)
         return

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn
@@ -20,7 +18,6 @@ from lodeset.infra.cli.options import safe
 from lodeset.pipeline.dag.background import repeating
 from lodeset.pipeline.dag.runner import Event
 from lodeset.pipeline.dag.stage import Progress
-from lodeset.training.lines import PROGRESS, last_line
 
 EVERY_S = 30.0  # between two lines if there is no terminal
 QUIET_S = 30.0  # time without news after which that is reported
@@ -186,69 +183,6 @@ def _bars(console: Console) -> Iterator[Callable[[Event], None]]:
                 _line(bars.console, event)
 
         yield watch
-
-
-@contextmanager
-def following(console: Console, folder: Path, first: str) -> Iterator[None]:
-    """Show the progress of the work in `folder` while the block runs: a status on a terminal, otherwise a line every
-    half minute.
-
-    `first` is shown until there is progress to report.
-    """
-    last, heard = first, time.monotonic()
-
-    def news() -> str:
-        nonlocal last, heard
-        now = time.monotonic()
-        current = _progress_in(folder, since) or first
-        if current != last:
-            last, heard = current, now
-        return last if now - heard < QUIET_S else f"{last}, no news for {_duration(now - heard)}"
-
-    since = time.time()
-    if not console.is_terminal:
-        text = ""
-
-        def say() -> float:
-            nonlocal text
-            text = news()
-            console.print(safe(text), highlight=False, soft_wrap=True)
-            return EVERY_S
-
-        with repeating(say, EVERY_S):
-            yield
-        if text and news() != text:  # also report the final state
-            say()
-        return
-    with console.status(safe(first)) as status:
-
-        def update() -> float:
-            status.update(safe(news()))
-            return 2.0
-
-        with repeating(update, 2.0):
-            yield
-
-
-def _progress_in(folder: Path, since: float) -> str | None:
-    """The last progress that was written there since this command began."""
-    written: list[tuple[float, Path]] = []
-    for path in (*folder.glob("*/metrics.jsonl"), folder / PROGRESS):
-        with suppress(OSError):
-            written.append((path.stat().st_mtime, path))
-    modified, path = max(written, default=(0.0, folder))
-    if modified < since - 1:
-        return None
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        if path.name == PROGRESS:
-            progress = json.loads(path.read_text(encoding="utf-8"))
-            return f"{progress['phase'] or 'working'}, {float(progress['fraction']):.0%}"
-        line = last_line(path)
-        if line is not None:
-            rate = f"{line['images_per_s']:,.0f} images/s"
-            skipped = f", {line['skipped']:,} skipped" if line.get("skipped") else ""
-            return f"{path.parent.name}: step {line['step']:,}, loss {line['loss']:.3f}, {rate}{skipped}"
-    return None
 
 
 def _line(console: Console, event: Event) -> None:

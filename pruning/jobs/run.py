@@ -17,14 +17,15 @@ from lodeset.pruning.config import Job, LotteryJob, PruneJob, SelfMaskingJob
 from lodeset.pruning.jobs.setting import Done, Setting, Workplace
 from lodeset.pruning.jobs.sweep import sweep
 from lodeset.pruning.jobs.trained import draw_tickets, learn_all
-from lodeset.pruning.specs import PruneRuntime, PruneSpec
+from lodeset.pruning.specs import Dense, PruneRuntime, PruneSpec
 from lodeset.training.checkpoint import MARKER
 from lodeset.training.config import TrainingConfig
-from lodeset.training.labelled import read_target
+from lodeset.training.labelled import Target, read_target
 from lodeset.training.origin import Origin
 from lodeset.training.specs import TrainDetails
 
 VERSION = PruneSpec.VERSION
+ALONE = "models"  # where the models of a job alone go, relative to the store
 
 
 def run(context: Context[PruneSpec, PruneRuntime]) -> Outcome:
@@ -33,26 +34,9 @@ def run(context: Context[PruneSpec, PruneRuntime]) -> Outcome:
         read_target(store, context.inputs[f"images:{t.name}"], t.name, t.label, t.split)[0]
         for t in context.spec.targets
     )
-    configs = {name: spec.config for name, spec in context.runtime.training.items()}
     folder = f"pruned/{context.fingerprint[:16]}"
-    for name in configs:
-        for file in (*context.inputs[name].tables["model"], *context.inputs["shards"].tables["index"]):
-            store.check(file)  # what reads them looks at no digest
-    settings = {
-        name: Setting(
-            store,
-            store.path(read_as(TrainDetails, context.inputs[name].details).folder),
-            (store.full_url(context.inputs["shards"].tables["index"][0].path),),
-            config.crops.global_size,
-            config.max_pixels,
-            context.runtime.max_pixels,
-            targets,
-            folder,
-            config.crops,
-            _checkpoint(store, context.inputs[name], config),
-        )
-        for name, config in configs.items()
-    }
+    dense = context.runtime.dense
+    settings = _settings(context, targets, folder) if dense is None else {"train": _alone(context, dense, targets)}
     done = []
     for number, job in enumerate(context.spec.jobs):
         basis = (context.inputs[job.checkpoint].fingerprint, context.inputs["shards"].content[SHARDS])
@@ -69,6 +53,46 @@ def run(context: Context[PruneSpec, PruneRuntime]) -> Outcome:
             "folder": folder,
             "work": context.stage.work,
         },
+    )
+
+
+def _settings(
+    context: Context[PruneSpec, PruneRuntime], targets: tuple[Target, ...], folder: str
+) -> dict[str, Setting]:
+    """What the jobs on the model of each stage that trained one need, by the stage's name."""
+    store, index = context.store, context.inputs["shards"].tables["index"]
+    settings = {}
+    for name, spec in context.runtime.training.items():
+        trained, config = context.inputs[name], spec.config
+        for file in (*trained.tables["model"], *index):
+            store.check(file)  # what reads them looks at no digest
+        settings[name] = Setting(
+            store,
+            store.path(read_as(TrainDetails, trained.details).folder),
+            (store.full_url(index[0].path),),
+            config.crops.global_size,
+            config.max_pixels,
+            context.runtime.max_pixels,
+            targets,
+            folder,
+            config.crops,
+            _checkpoint(store, trained, config),
+        )
+    return settings
+
+
+def _alone(context: Context[PruneSpec, PruneRuntime], dense: Dense, targets: tuple[Target, ...]) -> Setting:
+    return Setting(
+        context.store,
+        dense.folder,
+        dense.index,
+        dense.size,
+        dense.max_pixels,
+        context.runtime.max_pixels,
+        targets,
+        ALONE,
+        dense.crops,
+        dense.checkpoint,
     )
 
 

@@ -45,7 +45,7 @@ def before(tree: dict[str, Any], run: RunStages = nothing_runs, until: str | Non
     store = Store(tree["store"])
     store.prepare()
     stages = stages_of(tree, until)
-    then = checks.before(store, stages, run, lambda event: told.append(f"{event.kind} {event.stage.id}"))
+    then = checks.before(store, stages, run, lambda event: told.append(f"{event.kind} {event.stage.id}"), {})
     for stage in stages.values():
         then(Event("finished", stage))
     return told

@@ -1,17 +1,14 @@
 """What is told of a run on standard error."""
 
 import io
-import json
-import os
 import time
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 from toy_stages import count
 
 from lodeset.infra.cli import progress
-from lodeset.infra.cli.progress import Work, following, watching
+from lodeset.infra.cli.progress import Work, watching
 from lodeset.pipeline.dag.runner import Event
 from lodeset.pipeline.dag.stage import Progress, Stage
 
@@ -91,31 +88,3 @@ def test_a_bar_moves_on_and_names_what_is_done() -> None:
     drawn = out.getvalue()
     assert "dedup/pool verify" in drawn and " 50 %" in drawn
     assert "dedup/pool verify: finishing" in drawn and "100 %" not in drawn
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_what_works_in_a_folder_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
-    monkeypatch.setattr(progress, "EVERY_S", 0.2)
-    monkeypatch.setattr(progress, "QUIET_S", 0.5)
-    out = io.StringIO()
-    old = {"step": 900, "loss": 1.0, "images_per_s": 1.0}
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "metrics.jsonl").write_text(json.dumps(old))
-    os.utime(tmp_path / "train" / "metrics.jsonl", (1, 1))
-    with following(Console(file=out, force_terminal=terminal, width=120), tmp_path, "reading"):
-        time.sleep(0.5)
-        (tmp_path / "train" / "metrics.jsonl").write_text(
-            json.dumps({"step": 3, "loss": 2.5, "images_per_s": 44.4, "skipped": 2})
-        )
-        time.sleep(0.5 if not terminal else 3)
-        (tmp_path / "progress.json").write_text(json.dumps({"phase": "variant", "fraction": 0.5}))
-        time.sleep(1.5 if not terminal else 5)
-    told = out.getvalue()
-    assert "step 900" not in told
-    for piece in (
-        "reading",
-        "train: step 3, loss 2.500, 44 images/s, 2 skipped",
-        "variant, 50%",
-        "variant, 50%, no news for",
-    ):
-        assert piece in told

@@ -12,18 +12,19 @@ from typing import Any
 import pytest
 import torch
 from builders import picture, write_shards
-from inline import artifact, listed, ran, target_set, without_engine
+from inline import alone_in_this_process, artifact, listed, ran, target_set, without_engine
 
+from lodeset.infra.models import dense_of, prune_on
 from lodeset.pipeline.config import TargetSet
 from lodeset.pipeline.dag.stage import Context, Outcome, Stage
 from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pruning import graph
-from lodeset.pruning.byhand import prune
 from lodeset.pruning.choosing.criteria import METHODS
 from lodeset.pruning.config import PruneJob, RecoverConfig, run_of
 from lodeset.pruning.formats.saving import load_model
 from lodeset.pruning.jobs import recover
+from lodeset.pruning.jobs import run as prune_stage
 from lodeset.training.checkpoint import MARKER, read_checkpoint
 from lodeset.training.config import TrainingConfig, distilling, finishing
 from lodeset.training.export import export
@@ -54,7 +55,7 @@ class World:
     """A trained run in a store, and pruning jobs on it without an engine."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
-        without_engine(graph, patch)
+        without_engine(prune_stage, patch)
         self.runs: list[tuple[Path, Origin]] = []
         self.summaries: list[dict[str, Any]] = []
         self.lost = 0  # how many runs are still to be stopped at their first step
@@ -250,9 +251,14 @@ def test_narrow_transformers_are_never_wider(tmp_path: Path) -> None:
         narrow(model, {"blocks.0.attn": 3}, {})
 
 
-def test_by_hand_on_the_folder_of_a_run(world: World, tmp_path: Path) -> None:
+def alone(world: World, model: Path, out: Path, asked: PruneJob) -> dict[str, Any]:
+    return prune_on(*dense_of(model, None), world.shards, out, asked, None, cpus=1)
+
+
+def test_alone_on_the_folder_of_a_run(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone_in_this_process(monkeypatch)
     run, out = Path(world.store.path("training/run")), tmp_path / "out"
-    told = prune(run, world.shards, out, job("distill", sweep=[EPS]), None, None, 1, None)
+    told = alone(world, run, out, job("distill", sweep=[EPS]))
     assert len(told["variants"]) == 12 + 3 and len(world.runs) == 3
     assert load_narrow(out / told["variants"][-1]["model"]).image_size == 16
     assert not list((out / "training").iterdir())
@@ -262,6 +268,6 @@ def test_by_hand_on_the_folder_of_a_run(world: World, tmp_path: Path) -> None:
     shutil.rmtree(run / "step-0000002")
     assert finished(run) is None
     with pytest.raises(LodesetError, match="give the folder of a run"):
-        prune(run, world.shards, tmp_path / "other", job("finetune"), None, None, 1, None)
-    alone = prune(run, world.shards, tmp_path / "other", job("distill", sweep=[EPS]), None, None, 1, None)
-    assert [set(v["losses"]) for v in alone["variants"] if "how" in v] == [{"outputs"}] * 3 and len(world.runs) == 3
+        alone(world, run, tmp_path / "other", job("finetune"))
+    without = alone(world, run, tmp_path / "other", job("distill", sweep=[EPS]))
+    assert [set(v["losses"]) for v in without["variants"] if "how" in v] == [{"outputs"}] * 3 and len(world.runs) == 3

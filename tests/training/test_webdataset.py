@@ -8,15 +8,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from builders import id_of, write_shards
+from inline import alone_in_this_process
 from PIL import Image
 
-from lodeset.pipeline.dag.claims import claim
-from lodeset.pipeline.dag.store import Store
-from lodeset.pipeline.errors import HeldError, LodesetError
-from lodeset.training import standalone
+from lodeset.infra.models import train_on
+from lodeset.pipeline.errors import LodesetError
 from lodeset.training.config import TrainingConfig
 from lodeset.training.index import Shards, open_index
 from lodeset.training.launch import train_inline
+from lodeset.training.stages import train
 from lodeset.training.webdataset import braces_expanded, shards_of
 
 
@@ -134,8 +134,9 @@ def test_braces_are_those_of_webdataset() -> None:
 def test_stages_follow_one_another_in_folders_of_their_own(
     tmp_path: Path, payloads: list[bytes], small: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    alone_in_this_process(monkeypatch, train)
     monkeypatch.setattr(
-        standalone, "launch", lambda config, shards, folder, cpus, origin: train_inline(config, shards, folder, origin)
+        train, "launch", lambda config, shards, folder, cpus, origin: train_inline(config, shards, folder, origin)
     )
     tree = {
         "finish": {"global_size": 48, "steps": 4},
@@ -143,13 +144,11 @@ def test_stages_follow_one_another_in_folders_of_their_own(
     }
     config = TrainingConfig.model_validate(small.model_dump() | tree)
     shards = Shards(index=(write_shards(tmp_path / "shards", payloads),))
-    told = standalone.train(config, shards, tmp_path / "out", cpus=1)
+    told = train_on(config, shards, tmp_path / "out", cpus=1)
     assert {name: one["steps"] for name, one in told.items()} == {"train": 6, "finish": 4, "distill": 3}
     assert all((tmp_path / "out" / name / "model.safetensors").is_file() for name in told)
-    with claim(Store(str(tmp_path / "out")), "train", "another run"), pytest.raises(HeldError):
-        standalone.train(config, shards, tmp_path / "out", cpus=1)
-    again = standalone.train(config, shards, tmp_path / "out", cpus=1)
-    assert {name: one["resumed_step"] for name, one in again.items()} == {"train": 6, "finish": 4, "distill": 3}
+    assert all(one["folder"] == str(tmp_path / "out" / name) for name, one in told.items())
+    assert train_on(config, shards, tmp_path / "out", cpus=1) == told
 
 
 @pytest.mark.parametrize("url", ["a-{0..99999999999999999999999}.tar", "{0..9999999}.tar", "{1..99999}{1..99999}.tar"])

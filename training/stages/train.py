@@ -7,6 +7,7 @@ import json
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from lodeset.pipeline.dag.background import repeating
 from lodeset.pipeline.dag.fingerprint import file_digest
@@ -19,30 +20,29 @@ from lodeset.training.config import TrainingConfig
 from lodeset.training.export import CONFIG, PREPROCESSOR, WEIGHTS
 from lodeset.training.index import Shards
 from lodeset.training.launch import launch
-from lodeset.training.lines import last_line
 from lodeset.training.metrics import FILE as METRICS
 from lodeset.training.origin import Origin
 from lodeset.training.specs import SELECTED, TrainRuntime, TrainSpec
 
 
-def folder_of(store: Store, fingerprint: str) -> Path:
+def folder_of(store: Store, fingerprint: str, chosen: str = "") -> Path:
     """Where a run's checkpoints, metrics and export lie."""
     if not store.local:
         raise LodesetError(
             f"training writes checkpoints to a file system that all workers mount, and {store.url} is not one: "
             "use a path as `store:` for runs with `training:`"
         )
-    return Path(store.path(f"training/{fingerprint[:16]}"))
+    return Path(store.path(chosen or f"training/{fingerprint[:16]}"))
 
 
 def run(context: Context[TrainSpec, TrainRuntime]) -> Outcome:
     config = context.spec.config
     store, shards = context.store, context.inputs["shards"]
-    folder = folder_of(store, context.fingerprint)
+    folder = folder_of(store, context.fingerprint, context.runtime.folder)
     selected = context.inputs[SELECTED].tables["selected"] if SELECTED in context.inputs else ()
     check_whole(store, (*shards.tables["index"], *selected))
     found = Shards(
-        index=(store.full_url(shards.tables["index"][0].path),),
+        index=context.runtime.index or (store.full_url(shards.tables["index"][0].path),),
         selected=tuple(store.full_url(file.path) for file in selected),
     )
 
@@ -125,7 +125,7 @@ def following(report: Callable[[float, int], None], folder: Path, config: Traini
 
     def look() -> float:
         nonlocal start
-        line = last_line(folder / METRICS)
+        line = _last_line(folder / METRICS)
         step = line["step"] if line is not None else 0
         start = step if start is None else start
         report(step / config.steps, max(0, step - start) * config.batch)
@@ -133,3 +133,17 @@ def following(report: Callable[[float, int], None], folder: Path, config: Traini
 
     with repeating(look, 1.0):
         yield
+
+
+def _last_line(metrics: Path) -> dict[str, Any] | None:
+    """The last whole line, or None where there is none yet; the file may be written to at the same time."""
+    try:
+        lines = metrics.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            told = json.loads(line)
+            int(told["step"])
+            return dict(told)
+    return None
