@@ -122,7 +122,7 @@ def compact(opened: Opened, watch: Callable[[Event], None], delete: bool = False
 
 
 def forget(path: str | Path, asked: Sequence[str], copies: bool = False, overrides: tuple[str, ...] = ()) -> Forgotten:
-    """Takes images, by image_id or URL, out of every table, cache and shard of the configuration's store, for ever. Sources and
+    """Takes images, by image_id or URL, out of every table, shard and page of the configuration's store, for ever. Sources and
     models need not be there.
 
     Raises:

@@ -201,7 +201,7 @@ def forget(
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Take images out of every table, cache and shard, and never take them in again."""
+    """Take images out of every table, shard and page, and never take them in again."""
     done = api.forget(config, what, copies, tuple(set_ or ()))
     if as_json:
         print_json(vars(done))

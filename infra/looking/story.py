@@ -94,13 +94,13 @@ def _forgotten(store: Store, image_id: str) -> str:
     takedown = takedown_of(store, image_id)
     why = " (requested by its URL)" if takedown.get("asked_sha256") else ""
     day = str(takedown.get("when", "an unknown day"))[:10]
-    return f"forgotten on {day}{why}: taken out of every table, cache and shard, and never taken in again"
+    return f"forgotten on {day}{why}: taken out of every table, shard and page, and never taken in again"
 
 
 def _rejected(rows: Sequence[Row]) -> str:
     first = rows[0]
     if first["reason"] == "forgotten":
-        return "forgotten (`lodeset forget`): taken out of every table, cache and shard, and never taken in again"
+        return "forgotten (`lodeset forget`): taken out of every table, shard and page, and never taken in again"
     detail = f": {shown(first['detail'])}" if first["detail"] else ""
     more = f"; {len(rows) - 1} more rejects of that name" if len(rows) > 1 else ""
     return f"rejected by {first['stage']} as {first['reason']}{detail}{more}"

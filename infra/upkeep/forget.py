@@ -1,4 +1,4 @@
-"""Take-down: an image leaves every table, cache and shard of a store, and is never taken in again.
+"""Take-down: an image leaves every table, shard and page of a store, and is never taken in again.
 
 Parts and artifacts are rewritten in place, the only exception to the rule that they are written once. A first journal
 lists the images; then clean copies are made, a second journal lists which copy replaces which file, and the copies are
