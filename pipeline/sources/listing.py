@@ -164,6 +164,10 @@ def _expand_one(source: Source, what: str, skipped: _Skipped) -> list[SourceFile
             f"{what}: {escaped(found[0].uri)} is compressed or packed in a way that is not read: unpack it to a folder, or pack it again "
             "as .tar, .tar.gz, .tar.zst or .zip"
         )
+    if source.folder is not None and not any(_is_list(file) for file in found):
+        raise LodesetError(
+            f"{what}: `folder:` says where the paths of a list start, and {source.uri} is no list (.csv, .jsonl): remove it"
+        )
     files = []
     for file in found:
         root = str(fs.unstrip_protocol(file.root)) if "://" in source.uri else file.root
@@ -174,13 +178,18 @@ def _expand_one(source: Source, what: str, skipped: _Skipped) -> list[SourceFile
                 root=escaped(root).rstrip("/"),
                 relative=escaped(file.relative),
                 image=source.image if container is not None and container.image_column else "",
-                folder=source.folder or "" if container is not None and container.elsewhere else "",
+                folder=source.folder or "" if _is_list(file) else "",
                 members=source.members,
                 source=source.uri,
                 on_unreadable=source.on_unreadable,
             )
         )
     return files
+
+
+def _is_list(file: SourceFile) -> bool:
+    container = container_of(file.kind)
+    return container is not None and container.elsewhere
 
 
 def _before_glob(pattern: str) -> str:

@@ -588,6 +588,12 @@ def test_a_list_counts_where_it_is_named_and_not_in_a_folder(tmp_path: Path) -> 
     assert {f.kind for f in expand([Source(uri=str(tmp_path / "f" / "*.csv"))], "pool")} == {"csv"}
 
 
+def test_a_folder_for_paths_is_refused_where_there_are_none(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "a.zip", world())
+    with pytest.raises(LodesetError, match=r"`folder:` says where the paths of a list start, and .*a\.zip is no list"):
+        only(path, folder=str(tmp_path))
+
+
 def test_what_a_list_names_and_changes_is_noticed(tmp_path: Path) -> None:
     path = list_of(tmp_path / "a.csv", listed_world(tmp_path))
     (piece,) = pieces(path)
