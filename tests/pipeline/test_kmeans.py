@@ -186,7 +186,7 @@ def test_more_clusters_than_points_or_than_points_that_differ() -> None:
 def test_vectors_that_are_not_finite() -> None:
     vectors = cloud(50, 16, 14)
     vectors[3, 2], vectors[9, 0] = np.nan, np.inf
-    with pytest.raises(LodesetError, match="2 of 50 vectors hold NaN"):
+    with pytest.raises(LodesetError, match="2 of 50 vectors contain NaN"):
         kmeans.fit(vectors, 4, 5, seed=0)
 
 

@@ -191,7 +191,7 @@ def test_the_choice_follows_the_work_and_says_what_it_takes() -> None:
     assert kind(100_000) == "exact" and kind(1_000_000) == "ivfpq" and kind(1_000_000, queries=1_000) == "exact"
     assert kind(1_000_000, "exact") == "exact" and kind(50_000, "hnsw") == "hnsw" and kind(500, "ivfpq") == "exact"
     few, many = (approximate.plan(n, n, 1_280, 64, "auto", 2) for n in (15_747, 60_000))
-    assert str(few).startswith("neighbours of 15,747 x 1,280: exact, about ") and str(few).endswith(" GiB")
+    assert str(few).startswith("neighbors of 15,747 x 1,280: exact, about ") and str(few).endswith(" GiB")
     assert few.seconds < many.seconds and few.memory_gib < many.memory_gib
 
 

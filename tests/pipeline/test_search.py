@@ -55,7 +55,7 @@ def test_vectors_are_laid_out_once_and_found_by_every_worker(
     plan = search.chosen(context, files, 2_500, 2_500, 5, asked)
     assert plan.dimensions == 12
     base = search.prepared(context, plan, files, ids, "basis")
-    assert capfd.readouterr().err.startswith(f"neighbours of 2,500 x 12: {plan.kind}, about ")
+    assert capfd.readouterr().err.startswith(f"neighbors of 2,500 x 12: {plan.kind}, about ")
     assert search.prepared(context, plan, files, ids, "basis") == base
     assert len(context.store.names(f"parts/{search.STAGE}")) == 1  # the scratch folder is gone, too
     index = search.opened(context.store, base)

@@ -9,14 +9,14 @@ from lodeset.pipeline.algorithms.clusters.points import Ints, Keys, hashed
 
 
 def shared(sizes: Ints, request: int, order: Keys) -> Ints:
-    """How many each cluster gives: as evenly as their sizes allow, `request` in all or everything.
+    """The number of rows that each cluster gives: as evenly as their sizes allow, `request` in total or everything.
 
-    Below the common share a cluster gives all it has, and the others share what it lacks. What does not divide goes, one
-    each, to the clusters first in `order`.
+    A cluster smaller than the common share gives all its rows, and the others share the difference. The remainder goes,
+    one row each, to the clusters that are first in `order`.
     """
     if request >= sizes.sum():
         return sizes.copy()
-    low, high = 0, int(sizes.max())  # the highest share at which the sum stays within the request
+    low, high = 0, int(sizes.max())  # binary search for the largest share whose sum stays within the request
     while low < high:
         middle = (low + high + 1) // 2
         if np.minimum(sizes, middle).sum() <= request:
@@ -30,15 +30,15 @@ def shared(sizes: Ints, request: int, order: Keys) -> Ints:
 
 
 def balanced(paths: NDArray[np.int32], keys: Keys, request: int, seed: int) -> Ints:
-    """Rows of a sample that every cluster of every level has an equal share in, as far as its size allows; rising.
+    """Ascending rows of a sample in which every cluster of every level has an equal share, as far as its size allows.
 
-    Inside a lowest cluster rows are drawn at random (the default of the published code; its other choice is the nearest to the
-    centroid), by the hash of their keys, so that the sample is the same in whatever order the rows come.
+    Inside a lowest cluster, rows are drawn at random (the default of the published code; its alternative is the rows
+    nearest to the centroid), by the hash of their keys, so that the sample does not depend on the order of the rows.
 
     Args:
-        paths: clusters from the top level down, int32 [N, levels], numbered over a whole level.
-        keys: one a row, distinct (`keys_of` their image_ids).
-        request: rows to draw; all rows if there are fewer.
+        paths: clusters from the top level down, int32 [N, levels], numbered across a whole level.
+        keys: one per row, distinct (`keys_of` their image_ids).
+        request: number of rows to draw; all rows if there are fewer.
     """
     levels = paths.shape[1]
     order = np.lexsort((keys, hashed(keys, seed, 0), *paths.T[::-1]))

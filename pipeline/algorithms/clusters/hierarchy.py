@@ -1,8 +1,9 @@
 """Hierarchical k-means with resampling (Vo et al., arXiv:2405.15613, section 3). n items, K clusters, D dimensions.
 
-A level clusters the centroids of the level below. k-means puts centroids where points are dense; a resampling step fits again
-to a few points nearest to each centroid, where every cluster weighs the same, so that the centroids spread towards uniform
-over the support of the data. Every step seeds afresh: started from the last centroids it would stay where it is.
+Each level clusters the centroids of the level below. k-means puts centroids where points are dense; a resampling step
+fits again to a few points nearest to each centroid, where every cluster has the same weight, so that the centroids
+become more uniform over the support of the data. Every step is seeded anew: started from the previous centroids, it
+would stay where it is.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from lodeset.pipeline.errors import LodesetError
 
 
 def checked(k: Sequence[int], images: int) -> None:
-    """Raises LodesetError unless the levels, lowest first, fall and fit into the images."""
+    """Raise LodesetError unless the levels, lowest first, decrease and do not exceed the number of images."""
     if list(k) != sorted(set(k), reverse=True):
         raise LodesetError(
-            f"cluster.k = {list(k)}: each level must have fewer clusters than the one before (lowest first)"
+            f"cluster.k = {list(k)}: each level must have fewer clusters than the previous one (lowest first)"
         )
     if k[0] > images:
         raise LodesetError(
@@ -31,7 +32,9 @@ def checked(k: Sequence[int], images: int) -> None:
 
 
 def resampled_each(images: int, k: int) -> int:
-    """Points taken from each cluster in a resampling step: half of the mean cluster, at least 2 (15 and 2 in the paper's rings)."""
+    """Points taken from each cluster in a resampling step: half of the mean cluster, at least 2 (15 and 2 in the
+    paper's rings).
+    """
     return max(2, round(images / k / 2))
 
 
@@ -44,26 +47,30 @@ def levels(
     spherical: bool = False,
     threads: int = 1,
 ) -> list[Floats]:
-    """The levels above the lowest centroids [K_1, D]: centroids fp32 [K_2, D], [K_3, D], ... for k = (K_2, K_3, ...)."""
-    found: list[Floats] = []
+    """The levels above the lowest centroids [K_1, D]: centroids fp32 [K_2, D], [K_3, D], ... for k = (K_2, K_3,
+    ...).
+    """
+    above: list[Floats] = []
     items = lowest
     for number, clusters in enumerate(k):
         items = resampled(items, clusters, iterations, resampling, seed + number + 1, spherical, threads)
-        found.append(items)
-    return found
+        above.append(items)
+    return above
 
 
 def resampled(
     items: Vectors, k: int, iterations: int, resampling: int, seed: int, spherical: bool = False, threads: int = 1
 ) -> Floats:
-    """One level: k-means of the items [n, D], then `resampling` times of those nearest to each centroid; fp32 [K, D]."""
+    """One level: k-means of the items [n, D], then `resampling` times of the items nearest to each centroid; fp32 [K,
+    D].
+    """
     centroids = kmeans.fit(items, k, iterations, seed, spherical=spherical, threads=threads).centroids
     count = resampled_each(len(items), k)
     for step in range(resampling):
         labels, squared = kmeans.assign(items, centroids, threads)
         chosen = nearest_members(labels, squared, count)
         if len(chosen) < k:
-            return centroids  # so many clusters are empty that no more can be taken from the others
+            return centroids  # too many clusters are empty to take enough items from the others
         again = kmeans.fit(
             items[chosen], k, iterations, seed + 1_000 * (step + 1), spherical=spherical, threads=threads
         )
@@ -72,7 +79,7 @@ def resampled(
 
 
 def nearest_members(labels: NDArray[np.int32], squared: Floats, count: int) -> Ints:
-    """Rows of the `count` members of each cluster nearest to its centroid (then the lower row), rising."""
+    """Ascending rows of the `count` members of each cluster nearest to its centroid (ties: the lower row)."""
     order = np.lexsort((np.arange(len(labels)), squared, labels))
     ordered = labels[order]
     starts = np.searchsorted(ordered, ordered, side="left")
@@ -80,12 +87,14 @@ def nearest_members(labels: NDArray[np.int32], squared: Floats, count: int) -> I
 
 
 def parents(centroids: Sequence[Floats], threads: int = 1) -> list[NDArray[np.int32]]:
-    """The cluster above of every cluster, one array a level but the top one; centroids lowest level first."""
+    """The parent of every cluster, one array per level except the top one; centroids lowest level first."""
     return [kmeans.assign(below, above, threads)[0] for below, above in pairwise(centroids)]
 
 
 def paths(labels: NDArray[np.int32], above: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
-    """Clusters of each image from the top level down, int32 [N, levels], from its lowest one and what `parents` gave."""
+    """Clusters of each image from the top level down, int32 [N, levels], from its lowest cluster and the result of
+    `parents`.
+    """
     columns = [labels]
     for parent in above:
         columns.append(parent[columns[-1]])

@@ -1,8 +1,9 @@
 """k-means over points that several workers hold. N points, K clusters, D dimensions.
 
-Seeding is k-means|| (Bahmani et al., PVLDB 5(7), 2012): five rounds draw candidates in parallel, then greedy k-means++ (Arthur and
-Vassilvitskii, SODA 2007) chooses among them, weighted by how many points each stands for. A Lloyd step is one map over the
-workers and one sum. Results depend on points, keys and seed: not on how many workers there are, nor on their threads.
+Seeding is k-means|| (Bahmani et al., PVLDB 5(7), 2012): five rounds draw candidates in parallel, then greedy k-means++
+(Arthur and Vassilvitskii, SODA 2007) chooses among them, weighted by the number of points that each represents. A Lloyd
+step is one map over the workers and one sum. Results depend on points, keys and seed, but not on the number of workers
+or their threads.
 """
 
 from __future__ import annotations
@@ -36,29 +37,29 @@ from lodeset.pipeline.algorithms.clusters.points import (
 from lodeset.pipeline.algorithms.hardware import has_bf16
 from lodeset.pipeline.errors import LodesetError
 
-ROUNDS = 5  # Bahmani et al., section 5: no gain from more
-OVERSAMPLING = (
-    0.3  # candidates a round, in K; with more, seeds are better and results, once clusters are moved, are not
-)
-SQUARE_CANDIDATES = 12_000  # up to so many, all their distances are held: 550 MiB
-BATCHES = 512  # above, so many draws choose the seeds
-PLANES = 3  # steps of the 2-means that tells what splitting a cluster would gain
-MOVES_WORTH = 0.005  # clusters are moved as long as so much of all of them were
-TOLERANCE = 1e-4  # a step that improves the distance by less of it is the last
+ROUNDS = 5  # Bahmani et al., section 5: more rounds gain nothing
+OVERSAMPLING = 0.3  # candidates per round, relative to K; more candidates improve the seeds but not the final result after moving clusters
+SQUARE_CANDIDATES = 12_000  # up to this number, all distances between candidates are held: 550 MiB
+BATCHES = 512  # above it, the seeds are chosen in this many draws
+PLANES = 3  # steps of the 2-means that estimates the gain of splitting a cluster
+MOVES_WORTH = 0.005  # clusters are moved as long as at least this share of them moved
+TOLERANCE = 1e-4  # the fit ends after a step that improves the distance by a smaller share
 
 Result_co = TypeVar("Result_co", covariant=True)
 Result = TypeVar("Result")
 
 
 class Each(Protocol):
-    """Runs something on every worker's points; the results in the order of the workers."""
+    """Runs a function on every worker's points; the results are in the order of the workers."""
 
     def __call__(self, work: Callable[[Points], Result]) -> list[Result]: ...
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Centroids fp32 [K, D]; the mean squared distance after each step, of the labels of that step to their means; counts [K]."""
+    """Centroids fp32 [K, D]; the mean squared distance after each step, from that step's labels to their means; counts
+    [K].
+    """
 
     centroids: Floats
     distances: tuple[float, ...]
@@ -66,15 +67,17 @@ class Fit:
 
 
 def choose_k(images: int) -> int:
-    """max(N / 7440, min(N / 50, 256)), at least 1: 7440 is the mean cluster of LVD-142M (744M images, 100,000 clusters)."""
+    """max(N / 7440, min(N / 50, 256)), at least 1: 7440 is the mean cluster of LVD-142M (744M images, 100,000
+    clusters).
+    """
     return max(1, round(images / 7440), min(images // 50, 256))
 
 
 def here(points: list[Points]) -> Each:
-    """Points in this process."""
+    """Run on points in this process."""
 
     def each(work: Callable[[Points], Result]) -> list[Result]:
-        return [work(one) for one in points]
+        return [work(part) for part in points]
 
     return each
 
@@ -90,7 +93,9 @@ def fit(
     threads: int = 1,
     start: Floats | None = None,
 ) -> Fit:
-    """k-means of vectors [N, D] in this process; arguments as `fit_each`, keys (0 .. N-1 if not given) name the rows."""
+    """k-means of vectors [N, D] in this process; arguments as for `fit_each`; keys identify the rows (0 .. N-1 by
+    default).
+    """
     keys = np.arange(len(vectors), dtype=np.uint64) if keys is None else keys
     order = np.argsort(keys, kind="stable")
     points = Points(vectors[order], keys[order], threads)
@@ -103,12 +108,12 @@ def fit_each(
     """k-means of the points that the workers hold.
 
     Args:
-        iterations: Lloyd steps at most; a fit ends when no point moves, or a step gains less than 1e-4 of the distance.
-        spherical: centroids have length 1 (Dhillon and Modha, 2001); points should have, too.
-        start: centroids [K, D] to go on from, instead of seeding.
+        iterations: maximum number of Lloyd steps; a fit ends when no point moves, or a step gains less than 1e-4 of the
+        distance. spherical: centroids have length 1 (Dhillon and Modha, 2001); the points should, too. start: centroids
+        [K, D] to start from instead of seeding.
 
     Raises:
-        LodesetError: k is more than the points, or than the points that differ.
+        LodesetError: k exceeds the number of points, or of distinct points.
     """
     several = each(Points.total)
     totals = Total(
@@ -121,12 +126,14 @@ def fit_each(
     each(functools.partial(Points.begin, mean=totals.sums / count, unit=_unit(totals), low=low))
     centroids = seeds(each, k, seed, count) if start is None else np.ascontiguousarray(start, np.float32)
     if centroids.shape != (k, dimensions):
-        raise LodesetError(f"k-means was to start from centroids {centroids.shape}; {k} x {dimensions} are needed")
+        raise LodesetError(
+            f"k-means was given centroids {centroids.shape} to start from, but {k} x {dimensions} are needed"
+        )
     return lloyd(each, centroids, iterations, spherical, totals)
 
 
 def _unit(totals: Total) -> float:
-    """The mean squared distance of the points to their mean, in which distances are counted."""
+    """The mean squared distance of the points from their mean, the unit of all distances."""
     mean = totals.sums / totals.count
     return max(totals.squares / FIXED / totals.count - float(mean @ mean), 2.0**-40)
 
@@ -162,7 +169,8 @@ def seeds(each: Each, k: int, seed: int, count: int) -> Floats:
         distinct = np.sort(np.unique(vectors + 0, axis=0, return_index=True)[1])[:k]
         if len(distinct) < k:
             raise LodesetError(
-                f"k = {k} clusters, but only {len(distinct)} of {count} vectors differ: choose k of at most {len(distinct)}"
+                f"k = {k} clusters, but only {len(distinct)} of {count} vectors differ: choose k of at most "
+                f"{len(distinct)}"
             )
         return vectors[distinct].astype(np.float32)
     return _among(vectors.astype(np.float32), weights.astype(np.float64), k, np.random.default_rng(seed))
@@ -187,7 +195,7 @@ def _among(candidates: Floats, weights: Doubles, k: int, rng: np.random.Generato
 
 
 def _centroids(sums: Doubles, counts: NDArray[np.float64] | Ints, before: Floats, spherical: bool) -> Floats:
-    """sums / counts, of length 1 if spherical; what has no points or no direction stays."""
+    """sums / counts, of length 1 if spherical; centroids without points or direction stay."""
     length = np.linalg.norm(sums, axis=1) if spherical else counts.astype(np.float64)
     good = (counts > 0) & (length > 0)
     centroids = before.copy()
@@ -196,19 +204,19 @@ def _centroids(sums: Doubles, counts: NDArray[np.float64] | Ints, before: Floats
 
 
 def _squares(rows: torch.Tensor, others: torch.Tensor) -> Floats:
-    """Squared distances [rows, others], 0 where rounding could have made all of it."""
+    """Squared distances [rows, others]; 0 where the value could be rounding alone."""
     squares = others.square().sum(1)
     out = torch.empty(len(rows), len(others))
     for block in torch.arange(len(rows)).split(1024):
         own = rows[block].square().sum(1)
-        found = own[:, None] + squares - 2 * products(rows[block], others)
-        found[found <= 1e-6 * (own[:, None] + squares)] = 0
-        out[block] = found
+        squared = own[:, None] + squares - 2 * products(rows[block], others)
+        squared[squared <= 1e-6 * (own[:, None] + squares)] = 0
+        out[block] = squared
     return out.numpy()
 
 
 def _greedy(squares: Floats, weights: Doubles, k: int, rng: np.random.Generator) -> Ints:
-    """Greedy k-means++ over M candidates whose squared distances [M, M] are known: of 2 + ln K draws, the best one."""
+    """Greedy k-means++ over M candidates with known squared distances [M, M]: the best of 2 + ln K draws each time."""
     trials = 2 + int(math.log(k))
     plain = weights.astype(np.float32)
     chosen = [int(np.searchsorted(np.cumsum(weights), rng.random() * weights.sum(), side="right"))]
@@ -228,7 +236,9 @@ def _greedy(squares: Floats, weights: Doubles, k: int, rng: np.random.Generator)
 
 
 def _batched(centred: torch.Tensor, weights: Doubles, k: int, rng: np.random.Generator) -> Ints:
-    """k-means++ with several draws at once (without replacement), for candidates too many to hold all their distances."""
+    """k-means++ with several draws at once (without replacement), for too many candidates to hold all their
+    distances.
+    """
     chosen = rng.choice(len(weights), 1, p=weights / weights.sum())
     closest = np.full(len(weights), np.inf, np.float32)
     fresh = chosen
@@ -251,17 +261,17 @@ def _batched(centred: torch.Tensor, weights: Doubles, k: int, rng: np.random.Gen
 
 
 def lloyd(each: Each, centroids: Floats, iterations: int, spherical: bool, totals: Total) -> Fit:
-    """Lloyd steps until no point moves or nothing is gained by it.
+    """Lloyd steps until no point moves or a step gains nothing.
 
-    Clusters that are left empty start again at the points farthest from theirs. After every other step, as long as that
-    moves any, centroids that do little go where two do much better than one (`_moved`).
+    Empty clusters restart at the points farthest from their centroids. After every other step, as long as that moves
+    any, centroids that contribute little are moved to clusters that are better split in two (`_moved`).
     """
     k, dimensions = centroids.shape
     squares = totals.squares / FIXED
     each(Points.start)
     sums, counts = np.zeros((k, dimensions)), np.zeros(k, np.int64)
     distances: list[float] = []
-    before: Floats | None = None  # the centroids to go back to, should moving some have been a loss
+    before: Floats | None = None  # the centroids to return to if moving some turns out to be a loss
     moving = True
     for turn in range(iterations):
         moved = 0
@@ -293,13 +303,13 @@ def lloyd(each: Each, centroids: Floats, iterations: int, spherical: bool, total
 
 
 def _moved(each: Each, centroids: Floats, sums: Doubles, counts: Ints, totals: Total) -> tuple[Floats, int]:
-    """Takes centroids from where they do little to where they do much; how many.
+    """Move centroids from where they contribute little to where they contribute much; return the number of moves.
 
-    The gain of splitting a cluster is that of a 2-means of its points; the loss of giving one up is what its points lose by
-    going to their second-nearest centroids. As long as the largest gain is above the smallest loss, the one cluster is
-    split and the other given up, each cluster taking part once (in the spirit of Fritzke's breathing k-means, 2020, and of
-    ISODATA). On real vectors this brings inertia below that of greedy k-means++ over all points, which starts better and ends in a
-    worse optimum (docs/log.md).
+    The gain of splitting a cluster is that of a 2-means of its points; the loss of giving one up is what its points
+    lose by moving to their second-nearest centroids. As long as the largest gain exceeds the smallest loss, the one
+    cluster is split and the other given up; each cluster takes part at most once (in the spirit of Fritzke's breathing
+    k-means, 2020, and of ISODATA). On real vectors this brings the inertia below that of greedy k-means++ over all
+    points, which starts better and ends in a worse optimum (docs/log.md).
     """
     k = len(centroids)
     mean = totals.sums / totals.count
@@ -308,9 +318,13 @@ def _moved(each: Each, centroids: Floats, sums: Doubles, counts: Ints, totals: T
     far, key = np.full(k, -1, np.float32), np.full(k, 2**64 - 1, np.uint64)
     ends = centroids.astype(np.float64)
     for outline in outlines:
-        found = outline.farthest
-        better = (found.squared > far) | ((found.squared == far) & (found.keys < key))
-        far[better], key[better], ends[better] = found.squared[better], found.keys[better], found.vectors[better]
+        farthest = outline.farthest
+        better = (farthest.squared > far) | ((farthest.squared == far) & (farthest.keys < key))
+        far[better], key[better], ends[better] = (
+            farthest.squared[better],
+            farthest.keys[better],
+            farthest.vectors[better],
+        )
     normals = ends - centroids
     mean = mean.astype(np.float32).astype(np.float64)  # as `Points.begin` rounds it
     middles = centroids - mean
@@ -355,7 +369,9 @@ def _refilled(each: Each, centroids: Floats, empty: Ints) -> Floats:
 
 
 def assign(vectors: Vectors, centroids: Floats, threads: int = 1) -> tuple[NDArray[np.int32], Floats]:
-    """The nearest centroid of each vector, int32 [N] (the lower number of equals), and the squared distance to it, fp32 [N]."""
+    """The nearest centroid of each vector, int32 [N] (ties: the lower number), and the squared distance to it, fp32
+    [N].
+    """
     centroids = np.ascontiguousarray(centroids, np.float32)
     points = Points(vectors, np.zeros(len(vectors), np.uint64), threads)
     points.begin(centroids.mean(0, dtype=np.float64), 1.0, _low(vectors.size * len(centroids), vectors.shape[1]))
@@ -368,5 +384,5 @@ def assign(vectors: Vectors, centroids: Floats, threads: int = 1) -> tuple[NDArr
 
 
 def _low(products: int, dimensions: int) -> bool:
-    """Whether half precision decides what it can first."""
+    """Whether half precision is used first."""
     return has_bf16() and dimensions >= LOW_DIMENSIONS and products >= LOW_PRODUCTS

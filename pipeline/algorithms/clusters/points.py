@@ -1,9 +1,9 @@
-"""The points of one worker and what a k-means fit asks of them. n points, D dimensions, K centroids.
+"""The points of one worker, and the operations on them that a k-means fit needs. n points, D dimensions, K centroids.
 
-Everything that a worker answers is the same however the points are spread over workers and in whatever order they lie:
+All results are independent of how the points are distributed over workers and in which order they are stored:
 
-- Sums of 16-bit vectors are exact: every fp16 number of size below 2 is a multiple of 2^-24 and float64 holds 53 bits, so up
-  to 2^28 points add up without rounding, in any order.
+- Sums of 16-bit vectors are exact: every fp16 number below 2 is a multiple of 2^-24 and float64 holds 53 bits, so up to 2^28 points
+  add up without rounding, in any order.
 - Labels are those of float64: each row is decided in the cheapest precision whose error bound allows it.
 - Whether a point is drawn depends on its key, the seed and integer sums.
 """
@@ -25,9 +25,9 @@ Vectors = NDArray[np.float16] | Floats
 Keys = NDArray[np.uint64]
 Ints = NDArray[np.int64]
 
-FIXED = 2**24  # squared distances are added up as integers, in these parts of the mean squared norm
+FIXED = 2**24  # squared distances are summed as integers, in units of the mean squared norm divided by this
 BLOCK_SCORES = 2**20  # scores at a time: 4 MiB
-# Half-precision products pay where the product is most of the work; narrow rows are bound by what surrounds it.
+# Half-precision products pay off if the product is most of the work; for narrow rows the surrounding code dominates.
 LOW_DIMENSIONS, LOW_PRODUCTS = 64, 2**28
 
 
@@ -51,7 +51,9 @@ class Picked:
 
 @dataclass(frozen=True)
 class Outline:
-    """Of every cluster: its farthest point, and what its points would lose if each had to go to its second-nearest centroid."""
+    """For every cluster: its farthest point, and the loss if all of its points had to move to their second-nearest
+    centroids.
+    """
 
     farthest: Picked
     loss: Ints
@@ -59,7 +61,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class Halves:
-    """Of every cluster, the points on the far side of a plane: their sums [K, D] and counts [K]."""
+    """For every cluster, the points on the far side of a plane: their sums [K, D] and counts [K]."""
 
     sums: Doubles
     counts: Ints
@@ -67,7 +69,7 @@ class Halves:
 
 @dataclass(frozen=True)
 class Change:
-    """What a step changed: the clusters that gained or lost points, by how much, and how many points moved."""
+    """The changes of a step: the clusters that gained or lost points, by how much, and how many points moved."""
 
     clusters: Ints
     sums: Doubles
@@ -76,12 +78,13 @@ class Change:
 
 
 def products(rows: Tensor, others: Tensor) -> Tensor:
-    """rows [B, D] @ others [K, D].T, each number the same whatever rows stand beside it (tested).
+    """rows [B, D] @ others [K, D].T; each number is independent of the other rows (tested).
 
-    oneDNN by name: torch sends fp32 to MKL, which is half as fast on AMD and rounds by the shape of the block.
+    Uses oneDNN explicitly: torch sends fp32 to MKL, which is half as fast on AMD and whose rounding depends on the
+    shape of the block.
     """
     if rows.dtype == torch.float32 and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        if len(rows) == 1:  # a matrix-vector product adds up in another order
+        if len(rows) == 1:  # a matrix-vector product adds in another order
             return products(torch.cat([rows, rows]), others)[:1]
         out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, others, None, "none", [], "")
         return out
@@ -89,9 +92,9 @@ def products(rows: Tensor, others: Tensor) -> Tensor:
 
 
 class Targets:
-    """Centroids as rows are compared with them: centred, and in each precision with the error bound of a score.
+    """Centroids prepared for comparison with rows: centered, and in each precision with the error bound of a score.
 
-    A score is x.c - |c|^2 / 2; the nearest centroid has the highest, and |x - c|^2 = |x|^2 - 2 score.
+    A score is x.c - |c|^2 / 2; the nearest centroid has the highest score, and |x - c|^2 = |x|^2 - 2 score.
     """
 
     def __init__(self, centroids: Tensor, mean: Tensor, low: bool) -> None:
@@ -104,13 +107,13 @@ class Targets:
         self.bias = self.half_squares.float()
 
     def plain_bound(self, norms: Tensor) -> Tensor:
-        """How far a score in fp32 may be off: roundings of D products and sums, of the operands and of the bias."""
+        """Maximum error of a score in fp32: rounding of D products and sums, of the operands and of the bias."""
         return (self.plain.shape[1] + 8) * 2.0**-24 * self.longest * (norms + self.longest)
 
     def low_bound(self, norms: Tensor, errors: Tensor) -> Tensor:
-        """The same in bf16: what rounding took from either operand, and a result with 8 bits."""
-        taken = errors * self.longest + norms * self.low_error
-        return taken + 2.0**-8 * norms * self.longest / 2 + self.plain_bound(norms)
+        """The same in bf16: the rounding of either operand, and a result with 8 bits."""
+        rounding = errors * self.longest + norms * self.low_error
+        return rounding + 2.0**-8 * norms * self.longest / 2 + self.plain_bound(norms)
 
 
 def _best(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,12 +124,12 @@ def _best(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Points:
-    """Vectors [n, D] held in memory (fp16, and a bf16 copy where that is faster) with one key each.
+    """Vectors [n, D] held in memory (fp16, and a bf16 copy if that is faster) with one key each.
 
     Args:
-        vectors: fp16 or fp32, finite. What is summed is summed as they are.
-        keys: uint64, one a point, independent of where it lies (`keys_of`).
-        threads: of the products.
+        vectors: fp16 or fp32, finite. Sums use them as they are.
+        keys: uint64, one per point, independent of its location (`keys_of`).
+        threads: number of threads for products.
 
     Raises:
         LodesetError: a vector is not finite.
@@ -137,7 +140,7 @@ class Points:
         self.vectors = torch.from_numpy(np.ascontiguousarray(vectors))
         bad = sum(int((~block.isfinite().all(dim=1)).sum()) for block in self.vectors.split(4096))
         if bad:
-            raise LodesetError(f"{bad} of {len(vectors)} vectors hold NaN or infinity: drop them before clustering")
+            raise LodesetError(f"{bad} of {len(vectors)} vectors contain NaN or infinity: drop them before clustering")
         self.keys = keys
         self.mean = torch.zeros(vectors.shape[1], dtype=torch.float64)
         self.low: Tensor | None = None
@@ -163,8 +166,10 @@ class Points:
         return Total(len(self), sums.numpy(), squares)
 
     def begin(self, mean: Doubles, unit: float, low: bool) -> None:
-        """Everything is compared relative to the mean of all points, where numbers are small and 8 bits say more."""
-        # Rounded to fp32, so that every precision subtracts the same; any nearby point would do.
+        """Set the mean of all points, relative to which everything is compared: numbers are smaller there, and 8 bits
+        are more precise.
+        """
+        # Rounded to fp32, so that every precision subtracts the same value; any nearby point would do.
         self.mean, self.unit = torch.from_numpy(mean).float().double(), unit
         shape = self.vectors.shape
         self.low = torch.empty(shape, dtype=torch.bfloat16) if low else None
@@ -184,11 +189,11 @@ class Points:
     # -- nearest
 
     def nearest(self, centroids: Floats, exact: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """The nearest centroid of every point, int64 [n], the squared distance to it and how much larger that to the second
-        nearest is, fp32 [n].
+        """The nearest centroid of every point, int64 [n], the squared distance to it, and the difference to the squared
+        distance of the second nearest, fp32 [n].
 
-        Labels are those of float64, equal distances going to the lower number; distances are as good as the precision that
-        decided (bf16: about 1 % of the squared norm). Not `exact`: labels are as good as that too.
+        Labels are those of float64 (ties: the lower number); distances have the accuracy of the precision that decided
+        (bf16: about 1 % of the squared norm). If not `exact`, labels have that accuracy, too.
         """
         targets = Targets(torch.from_numpy(np.ascontiguousarray(centroids)), self.mean, self.low is not None)
         labels = torch.empty(len(self), dtype=torch.int64)
@@ -210,38 +215,42 @@ class Points:
         return labels, squared.clamp_(min=0), gaps
 
     def _settle(self, unsure: Tensor, targets: Targets, labels: Tensor, squared: Tensor, gaps: Tensor) -> None:
-        """Decides the rows that bf16 could not tell in fp32, and those that fp32 could not in float64."""
+        """Decide the rows that bf16 could not decide in fp32, and those that fp32 could not decide in float64."""
         rows_at_once = max(64, BLOCK_SCORES // len(targets.plain))
         if self.low is not None:
-            left = [torch.zeros(0, dtype=torch.int64)]
+            undecided = [torch.zeros(0, dtype=torch.int64)]
             for rows in unsure.split(rows_at_once):
                 top, column, second = _best(products(self._plain(rows), targets.plain).sub_(targets.bias))
                 labels[rows], squared[rows] = column, self.norms[rows].square() - 2 * top
                 gaps[rows] = 2 * (top - second)
-                left.append(rows[top - second <= 2 * targets.plain_bound(self.norms[rows])])
-            unsure = torch.cat(left)
+                undecided.append(rows[top - second <= 2 * targets.plain_bound(self.norms[rows])])
+            unsure = torch.cat(undecided)
         for rows in unsure.split(rows_at_once):
             precise = self.vectors[rows].double() - self.mean
             scores = (precise @ targets.precise.T - targets.half_squares).numpy()
-            columns = torch.from_numpy(scores.argmax(axis=1))  # the first of equals; torch promises none
+            columns = torch.from_numpy(
+                scores.argmax(axis=1)
+            )  # the first of equal scores, which torch does not guarantee
             labels[rows] = columns
             squared[rows] = (precise - targets.precise[columns]).square().sum(1).float()
 
     # -- seeding
 
     def lowest(self, seed: int, count: int) -> Picked:
-        """The `count` points whose hashes are lowest: a sample that depends on keys and seed alone."""
+        """The `count` points with the lowest hashes: a sample that depends only on keys and seed."""
         order = np.argsort(hashed(self.keys, seed, 0), kind="stable")[:count]
         return self._picked(order)
 
     def lowest_distinct(self, seed: int, count: int) -> Picked:
-        """Like `lowest`, of points that differ."""
+        """Like `lowest`, of distinct points."""
         order = np.argsort(hashed(self.keys, seed, 0), kind="stable")
         _, first = np.unique(self.vectors[torch.from_numpy(order)].numpy() + 0, axis=0, return_index=True)
         return self._picked(order[np.sort(first)[:count]])
 
     def nearer(self, vectors: Vectors, offset: int) -> int:
-        """Takes candidates in, numbered from `offset`; the sum of squared distances to the nearest, in parts of 1 / FIXED."""
+        """Add candidates, numbered from `offset`; return the sum of squared distances to the nearest one, in units of 1
+        / FIXED.
+        """
         labels, squared, _ = self.nearest(vectors.astype(np.float32), exact=False)
         closer = squared < self.squared
         self.squared = torch.where(closer, squared, self.squared)
@@ -252,23 +261,25 @@ class Points:
         return self.squared.double() / self.unit
 
     def drawn(self, seed: int, turn: int, expected: int, potential: int) -> Picked:
-        """Every point with probability min(1, expected * squared distance / potential) (Bahmani et al. 2012, algorithm 2)."""
+        """Every point with probability min(1, expected * squared distance / potential) (Bahmani et al. 2012, algorithm
+        2).
+        """
         chance = expected * self._fixed().numpy() * FIXED / potential
         uniform = hashed(self.keys, seed, turn).astype(np.float64) / 2.0**64
         return self._picked(np.flatnonzero(uniform < chance))
 
     def weights(self, candidates: int) -> Ints:
-        """How many points are nearest to each candidate."""
+        """The number of points nearest to each candidate."""
         return np.bincount(self.labels.numpy(), minlength=candidates)
 
     # -- Lloyd
 
     def start(self) -> None:
-        """Forgets the labels."""
+        """Forget the labels."""
         self.labels = torch.full((len(self),), -1, dtype=torch.int64)
 
     def step(self, centroids: Floats) -> Change:
-        """Labels the points anew; sums and counts that were moved, relative to the labels before."""
+        """Label the points again; return the sums and counts that moved, relative to the previous labels."""
         labels, self.squared, self.gaps = self.nearest(centroids)
         moved = torch.nonzero(labels != self.labels)[:, 0]
         before, after = self.labels[moved], labels[moved]
@@ -289,7 +300,7 @@ class Points:
         return Change(changed.numpy(), sums.numpy(), counts.numpy(), len(moved))
 
     def outline(self, clusters: int) -> Outline:
-        """After a step; a cluster without a point here has a farthest one of squared distance -1."""
+        """The outline after a step; a cluster without points here has a farthest point of squared distance -1."""
         if not len(self):
             nothing = np.zeros((clusters, self.vectors.shape[1]), self.vectors.numpy().dtype)
             none = Picked(np.zeros(clusters, np.uint64), nothing, np.full(clusters, -1, np.float32))
@@ -321,7 +332,7 @@ class Points:
         return Halves(sums.numpy(), counts.numpy())
 
     def farthest(self, count: int) -> Picked:
-        """The `count` points farthest from their centroids, then of the lowest key."""
+        """The `count` points farthest from their centroids (ties: the lowest key)."""
         order = np.lexsort((self.keys, -self.squared.numpy()))[:count]
         return self._picked(order[self.squared.numpy()[order] > 0])
 
@@ -332,7 +343,7 @@ class Points:
 
 
 def hashed(keys: Keys, seed: int, turn: int) -> Keys:
-    """A 64-bit hash of each key, of a seed and of a turn (SplitMix64's finaliser; Steele, Lea and Flood, OOPSLA 2014)."""
+    """A 64-bit hash of each key, the seed and the turn (SplitMix64's finalizer; Steele, Lea and Flood, OOPSLA 2014)."""
     offset = (seed * 0x9E3779B97F4A7C15 + turn * 0xD1B54A32D192ED03 + 0x2545F4914F6CDD1D) % 2**64
     mixed = keys + np.uint64(offset)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -346,7 +357,7 @@ def keys_of(ids: list[str]) -> Keys:
 
 
 def merged(picked: list[Picked]) -> Picked:
-    """What several workers picked, by key."""
+    """The points that several workers picked, ordered by key."""
     keys = np.concatenate([p.keys for p in picked])
     order = np.argsort(keys, kind="stable")
     vectors: Vectors = np.concatenate([p.vectors for p in picked])

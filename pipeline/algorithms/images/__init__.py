@@ -1,1 +1,1 @@
-"""Encoded bytes to pixels and what can be measured of them."""
+"""From encoded bytes to pixels, and measurements of them."""

@@ -1,6 +1,6 @@
-"""The containers of JPEG, PNG and WebP, as far as the pixels need them: files without their metadata, and files whose end is missing.
+"""The containers of JPEG, PNG and WebP: files without their metadata, and files whose end is missing.
 
-Nothing here decodes pixels, and nothing trusts a length: what does not add up gives None, and the file stays what it is.
+Nothing here decodes pixels, and no length is trusted: inconsistent data give None, and the file stays unchanged.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _WEBP_PIXELS = (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF")
 _WEBP_METADATA_FLAGS = 0x20 | 0x08 | 0x04  # ICC, EXIF, XMP
 _EOI, _SOS = b"\xff\xd9", b"\xff\xda"
-_FILLER = bytes(range(1, 255)) * 64  # holds no marker
+_FILLER = bytes(range(1, 255)) * 64  # contains no marker
 
 
 def without_metadata(data: bytes) -> bytes | None:
-    """The same pixels without profiles, texts and EXIF; None where the container is not understood."""
+    """The same pixels without profiles, texts and EXIF; None if the container is not understood."""
     if data.startswith(b"\xff\xd8"):
         return _bare_jpeg(data)
     if data.startswith(PNG_SIGNATURE):
@@ -33,7 +33,7 @@ def without_metadata(data: bytes) -> bytes | None:
 
 
 def lacks_end(data: bytes, image_format: str | None) -> bool:
-    """Whether the mark that ends such a file is missing. Cheap: every image is asked."""
+    """Whether the end marker of such a file is missing. Cheap, because every image is checked."""
     if image_format in ("JPEG", "MPO"):
         return not data.endswith(_EOI) and data.rfind(_EOI) < data.rfind(_SOS)
     if image_format == "PNG":
@@ -43,9 +43,10 @@ def lacks_end(data: bytes, image_format: str | None) -> bool:
 
 @dataclass(frozen=True)
 class Completed:
-    """A file that was cut off, with an end that is made up; `missing` is the share of the pixels that the end tells.
+    """A truncated file with an artificial end; `missing` is the share of the pixels that the artificial end determines.
 
-    Where that is not known (None), `other` has another end: the pixels in which the two differ are made up.
+    If that is unknown (None), `other` has a different artificial end: the pixels in which the two differ are
+    artificial.
     """
 
     data: bytes
@@ -54,7 +55,7 @@ class Completed:
 
 
 def completed(data: bytes, max_pixels: int) -> Completed | None:
-    """None where no end can be made up."""
+    """The completed file; None if no end can be made up."""
     if data.startswith(b"\xff\xd8"):
         return _ended_jpeg(data)
     if data.startswith(PNG_SIGNATURE):
@@ -72,9 +73,10 @@ def completed(data: bytes, max_pixels: int) -> Completed | None:
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, start, end) of the segments before the first scan, markers included, and of what begins with the first scan.
+    """(marker, start, end) of the segments before the first scan, including markers, and of everything from the first
+    scan on.
 
-    Stops where lengths do not add up.
+    Stops at inconsistent lengths.
     """
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
@@ -98,7 +100,7 @@ def _bare_jpeg(data: bytes) -> bytes | None:
     for marker, start, end in jpeg_segments(data):
         adobe = (
             marker == 0xEE and end >= start + 16 and data[start + 4 : start + 9] == b"Adobe"
-        )  # how colours are stored
+        )  # how colors are stored
         if adobe or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             kept.append(data[start:end])
         scans = scans or marker == 0xDA
@@ -106,7 +108,7 @@ def _bare_jpeg(data: bytes) -> bytes | None:
 
 
 def _ended_jpeg(data: bytes) -> Completed | None:
-    for marker in (_SOS, b"\xff\xc4"):  # a header of a scan that never came
+    for marker in (_SOS, b"\xff\xc4"):  # the header of a scan that is missing
         at = data.rfind(marker)
         if at >= 0 and at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") > len(data):
             data = data[:at]
@@ -117,9 +119,9 @@ def _ended_jpeg(data: bytes) -> Completed | None:
 
 
 def _has_last_scans(data: bytes) -> bool:
-    """Whether a progressive JPEG got as far as the last scan of its brightness: without it, the whole picture is coarse.
+    """Whether a progressive JPEG contains the last scan of its luminance; without it, the whole picture is coarse.
 
-    A scan's header says which component and coefficients it holds, and up to which bit: the last one goes down to bit 0.
+    A scan's header lists its component and coefficients, and the lowest bit: the last scan goes down to bit 0.
     """
     first, whole = None, False
     at = data.find(_SOS)
@@ -138,7 +140,7 @@ def _has_last_scans(data: bytes) -> bool:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(kind, body) of the chunks; of the last one as much as there is."""
+    """(kind, body) of the chunks; the body of the last one may be incomplete."""
     at = len(PNG_SIGNATURE)
     while at + 8 <= len(data):
         length, kind = struct.unpack(">I4s", data[at : at + 8])
@@ -171,7 +173,7 @@ def _ended_png(data: bytes, max_pixels: int) -> Completed | None:
 
 
 def _png_bytes(width: int, height: int, bits: int, interlaced: int) -> int:
-    """How long the filtered rows are, filter bytes included (PNG specification, sections 7.2 and 8.2)."""
+    """The length of the filtered rows, including filter bytes (PNG specification, sections 7.2 and 8.2)."""
     passes = [(0, 0, 1, 1)]
     if interlaced:
         passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
@@ -186,19 +188,21 @@ def _png_bytes(width: int, height: int, bits: int, interlaced: int) -> int:
 
 
 def _webp_pixels(data: bytes) -> list[tuple[bytes, bytes, int]]:
-    """(kind, body, length as promised) of the chunks that hold pixels; of the last one as much as there is."""
-    found, at = [], 12
+    """(kind, body, declared length) of the chunks that hold pixels; the body of the last one may be incomplete."""
+    chunks, at = [], 12
     while at + 8 <= len(data):
         kind, length = struct.unpack("<4sI", data[at : at + 8])
         if kind in _WEBP_PIXELS:
-            found.append((kind, data[at + 8 : at + 8 + length], length))
+            chunks.append((kind, data[at + 8 : at + 8 + length], length))
         at += 8 + length + length % 2
-    return found
+    return chunks
 
 
 def _ended_webp(data: bytes) -> Completed | None:
-    """The decoder takes zeros for missing bytes, and hardly anything else. Pixels are stored from the top down, so their share is
-    about that of the bytes; twice that, because some bytes at the start tell of all pixels."""
+    """Complete a WebP. The decoder reads missing bytes as zeros and tolerates hardly anything else. Pixels are stored
+    from the top down, so their missing share is about that of the bytes; it is doubled, because some bytes at the start
+    concern all pixels.
+    """
     chunks = _webp_pixels(data)
     promised = sum(length for _, _, length in chunks)
     missing = promised - sum(len(body) for _, body, _ in chunks)

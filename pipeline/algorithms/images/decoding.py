@@ -1,10 +1,11 @@
 """Encoded bytes -> identity, pixels and hashes.
 
 *Pixels* mean the same everywhere in lodeset: the first frame, EXIF orientation applied, alpha composited over white,
-CMYK, palette and grey converted to 8-bit RGB, wider samples scaled by the range that `algorithms.images.samples` finds.
+CMYK, palette and gray converted to 8-bit RGB, wider samples scaled by the range that `algorithms.images.samples`
+determines.
 
-Metadata never costs an image its pixels: what cannot be read with profiles, texts and EXIF is read without them. A file that
-lacks its end is read as far as it goes, and says so.
+Metadata never make an image unreadable: an image that cannot be decoded with its profiles, texts and EXIF is decoded
+without them. A truncated file is decoded as far as possible, and marked as truncated.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ ID_HEX_DIGITS = 32
 THUMBNAIL_SIDE = 32
 _LONG_SIDE = 8_192
 
-# Codecs that Pillow decodes within its own process and that images of the web use. Anything that shells out (EPS), parses
-# scripts or fonts, or has no stated size (WMF) stays out. Pillow opens MPO stacks as JPEG; their first frame counts.
+# Codecs that Pillow runs in its own process and that images on the web use. Formats that start other programs (EPS),
+# parse scripts or fonts, or have no stated size (WMF) are left out. Pillow opens MPO stacks as JPEG; their first frame
+# counts.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
 EXTENSIONS = {
@@ -62,14 +64,14 @@ EXTENSIONS = {
     formats.JXL: "jxl",
 }
 
-# Bytes that start so and cannot be opened are broken images, not something else.
+# Bytes with these signatures that cannot be opened are broken images.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\x00", b"MM\x00*", b"\x00\x00\x00\x0cjP  ")
 _WIDTH, _HEIGHT = 256, 257
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# Of a file without its end: the share of the pixels that may be missing. More is a broken image.
+# Maximum missing share of the pixels of a truncated file; above it, the image counts as broken.
 MOST_MISSING = 0.05
 
-# Limits are checked against the header before any pixel is decoded, by lodeset itself (see `decode`).
+# lodeset itself checks limits against the header before any pixel is decoded (see `decode`).
 Image.MAX_IMAGE_PIXELS = None
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
@@ -78,7 +80,7 @@ class Unreadable(Exception):
     """These bytes are not an image that can be decoded safely; `reason` is a column value of the `rejects` table."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)  # as given, or it could not be pickled
+        super().__init__(reason, detail)  # all arguments, so that the error can be pickled
         self.reason = reason
         self.detail = detail
 
@@ -88,13 +90,13 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Decoded:
-    """RGB pixels, and how they were come by.
+    """RGB pixels, and how they were decoded.
 
     Attributes:
-        sample_range: which samples became black and white; None where samples have 8 bits.
-        truncated: the share of the pixels that is missing from a file that lacks its end; None of a whole file.
-        quality: of the encoding, 0 to 100.
-        located: whether the bytes say where it was taken.
+        sample_range: the samples that became black and white; None if samples have 8 bits.
+        truncated: the missing share of the pixels of a truncated file; None for a complete file.
+        quality: quality of the encoding, 0 to 100.
+        located: whether the bytes contain a location.
     """
 
     image: Image.Image
@@ -107,7 +109,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Examined:
-    """What ingest records of one image."""
+    """What ingest records about one image."""
 
     image_id: str
     width: int
@@ -125,7 +127,7 @@ class Examined:
 
 @dataclass(frozen=True)
 class Limits:
-    """What an image may ask for, by its header, before any pixel is decoded. Each knob is one of `ingest`."""
+    """Limits that an image's header must respect before any pixel is decoded. Each one is a setting of `ingest`."""
 
     max_pixels: int = 100_000_000
     max_side: int = 200_000
@@ -142,22 +144,23 @@ def decode(data: bytes, max_pixels: int = 100_000_000) -> Image.Image:
     """Encoded bytes -> RGB pixels.
 
     Raises:
-        Unreadable: `empty`, `not_an_image`, `unsupported_format`, `corrupt`, or `too_many_pixels` (judged by the header, before decoding).
-        MemoryError: says nothing about the image.
+            Unreadable: `empty`, `not_an_image`, `unsupported_format`, `corrupt`, or `too_many_pixels` (from the header,
+            before decoding).
+            MemoryError: there is too little memory; not the image's fault.
     """
     limits = Limits(max_pixels, max_side=max_pixels, max_decoded_mb=math.inf, max_frames=sys.maxsize)
     return decoded(data, limits).image
 
 
 def decoded(data: bytes, limits: Limits) -> Decoded:
-    """As `decode`, with what else is to be told of the pixels."""
+    """As `decode`, with further information about the pixels."""
     if not data:
         raise Unreadable("empty", "0 bytes")
     with warnings.catch_warnings():
-        # A codec's warning about odd metadata is no reason to reject an image whose pixels decode.
+        # A codec's warning about odd metadata is no reason to reject an image that can be decoded.
         warnings.simplefilter("ignore")
         try:
-            found = _read(data, limits)
+            result = _read(data, limits)
         except Unreadable as error:
             if error.reason != "corrupt":
                 raise
@@ -165,37 +168,37 @@ def decoded(data: bytes, limits: Limits) -> Decoded:
             if mended is None:
                 raise
             return mended
-    if containers.lacks_end(data, found.format):
-        return replace(found, truncated=0.0)
-    return found
+    if containers.lacks_end(data, result.format):
+        return replace(result, truncated=0.0)
+    return result
 
 
 def _mended(data: bytes, limits: Limits) -> Decoded | None:
-    """What can be read of an image that cannot be read as it is: without its metadata, or without its end."""
+    """Decode an image that cannot be decoded as it is: without its metadata, or without its end."""
     bare = containers.without_metadata(data) or data
     turn = exif.orientation_in(data)
     if bare != data:
         try:
-            found = replace(_read(bare, limits, turn), located=location_in(data))
-            return replace(found, truncated=0.0) if containers.lacks_end(data, found.format) else found
+            result = replace(_read(bare, limits, turn), located=location_in(data))
+            return replace(result, truncated=0.0) if containers.lacks_end(data, result.format) else result
         except Unreadable:
             pass
     ended = containers.completed(bare, limits.max_pixels)
     if ended is None:
         return None
     try:
-        found = replace(_read(ended.data, limits, turn), located=location_in(data))
+        result = replace(_read(ended.data, limits, turn), located=location_in(data))
         missing = ended.missing
         if missing is None:
             other = _read(ended.other, limits, turn)
-            missing = float((np.asarray(found.image) != np.asarray(other.image)).any(axis=2).mean())
+            missing = float((np.asarray(result.image) != np.asarray(other.image)).any(axis=2).mean())
     except Unreadable:
         return None
-    return replace(found, truncated=missing) if missing <= MOST_MISSING else None
+    return replace(result, truncated=missing) if missing <= MOST_MISSING else None
 
 
 def _read(data: bytes, limits: Limits, turn: int | None = None) -> Decoded:
-    """One attempt; `turn` is the EXIF orientation where the data have lost theirs."""
+    """One attempt; `turn` is the EXIF orientation if the data have lost theirs."""
     optional = formats.optional_format(data)
     if optional is not None and optional.name not in formats.installed():
         way_out = f"{optional.told}: `pip install 'lodeset[formats]'` brings its decoder"
@@ -208,8 +211,8 @@ def _read(data: bytes, limits: Limits, turn: int | None = None) -> Decoded:
             formats.register_heif()
         opened = Image.open(io.BytesIO(data), formats=(*FORMATS, optional.name) if optional else FORMATS)
     except UnidentifiedImageError:
-        if data.startswith(_TIFF) and (found := _unknown_tiff(data, limits)) is not None:
-            return found
+        if data.startswith(_TIFF) and (from_tiff := _unknown_tiff(data, limits)) is not None:
+            return from_tiff
         if optional is not None:
             raise Unreadable("corrupt", f"{optional.told} that its decoder cannot open") from None
         unread = formats.unread(data)
@@ -218,24 +221,24 @@ def _read(data: bytes, limits: Limits, turn: int | None = None) -> Decoded:
                 "unsupported_format", f"{unread}: convert it to PNG, TIFF or another format that is read"
             ) from None
         if data.startswith(_SIGNATURES):
-            like = f"{len(data):,} bytes that start as an image does ({data[:8].hex(' ')}) and cannot be read as one"
+            like = f"{len(data):,} bytes that start like an image ({data[:8].hex(' ')}) but cannot be read as one"
             raise Unreadable("corrupt", like) from None
         raise Unreadable("not_an_image", formats.described(data)) from None
     except MemoryError:
         raise
     except Exception as error:
-        # Codecs raise whatever their parser meets (struct.error, SyntaxError, OverflowError, ...) on crafted bytes.
+        # Codecs raise arbitrary errors (struct.error, SyntaxError, OverflowError, ...) on crafted bytes.
         raise Unreadable("corrupt", kind + _short(error)) from error
     with _named(kind):
         _check_header(opened, limits)
     try:
         wide = is_wide(opened)
         deep = not wide and is_deep(opened, data)
-        told = declared(opened, data) if wide or deep else None
+        declaration = declared(opened, data) if wide or deep else None
         loaded, turn = _loaded(opened, turn)
         used = None
-        if told is not None:
-            loaded, used = scaled(loaded, told) if wide else deepened(loaded, data, told)
+        if declaration is not None:
+            loaded, used = scaled(loaded, declaration) if wide else deepened(loaded, data, declaration)
         tags = opened.tag_v2 if isinstance(opened, TiffImagePlugin.TiffImageFile) else None
         told_of = (encoding_quality(opened, data), located(opened.info, tags), used)
         return Decoded(exif.upright(_to_rgb(loaded), turn), opened.format or "", *told_of)
@@ -247,7 +250,7 @@ def _read(data: bytes, limits: Limits, turn: int | None = None) -> Decoded:
 
 @contextlib.contextmanager
 def _named(kind: str) -> Iterator[None]:
-    """Puts the format before what is said of an image in it: its first bytes may be all that there is of that format."""
+    """Prefix errors about an image with its format: its first bytes may be all that belongs to that format."""
     try:
         yield
     except Unreadable as error:
@@ -273,10 +276,10 @@ def _read_jxl(data: bytes, limits: Limits) -> Decoded:
 
 
 def _unknown_tiff(data: bytes, limits: Limits) -> Decoded | None:
-    """A TIFF whose kind of pixels Pillow does not know.
+    """A TIFF with a kind of pixels that Pillow does not know.
 
     Raises:
-        Unreadable: nobody knows it.
+        Unreadable: OpenCV does not know it, either.
     """
     try:
         tags = tiff_tags(data)
@@ -284,15 +287,17 @@ def _unknown_tiff(data: bytes, limits: Limits) -> Decoded | None:
     except Exception:
         return None
     _check_size(*size, kind, tiff_pixel_bytes(tags), limits)
-    found = unknown_tiff(data, tags, size)
-    if found is None:
-        raise Unreadable("unsupported_format", f"a TIFF of {kind} samples a pixel: neither Pillow nor OpenCV reads it")
-    image, used = found
+    from_opencv = unknown_tiff(data, tags, size)
+    if from_opencv is None:
+        raise Unreadable(
+            "unsupported_format", f"a TIFF of {kind} samples per pixel: neither Pillow nor OpenCV reads it"
+        )
+    image, used = from_opencv
     return Decoded(exif.upright(_to_rgb(image), exif.tiff_orientation(tags)), "TIFF", 100.0, located({}, tags), used)
 
 
 def _check_header(image: Image.Image, limits: Limits) -> None:
-    """Refuses what a header asks for too much of."""
+    """Refuse an image whose header exceeds the limits."""
     _check_size(*image.size, image.mode, len(image.getbands()) * _SAMPLE_BYTES.get(image.mode, 1), limits)
     frames = _frames(image)
     if frames > limits.max_frames:
@@ -303,25 +308,26 @@ def _check_size(width: int, height: int, kind: str, pixel_bytes: int, limits: Li
     if width < 1 or height < 1:
         raise Unreadable("corrupt", f"size {width} x {height}")
     if width * height > limits.max_pixels:
-        told = f"{width} x {height} = {width * height:,} pixels, and ingest.max_pixels is {limits.max_pixels:,}"
-        raise Unreadable("too_many_pixels", told)
+        detail = f"{width} x {height} = {width * height:,} pixels, and ingest.max_pixels is {limits.max_pixels:,}"
+        raise Unreadable("too_many_pixels", detail)
     if max(width, height) > limits.max_side:
         raise Unreadable("too_long_a_side", f"{width} x {height}, and ingest.max_side is {limits.max_side:,}")
     decoded_mb = width * height * pixel_bytes / 2**20
     if decoded_mb > limits.max_decoded_mb:
-        told = (
+        detail = (
             f"{width} x {height} {kind} = {decoded_mb:,.0f} MiB, and ingest.max_decoded_mb is {limits.max_decoded_mb:g}"
         )
-        raise Unreadable("too_many_decoded_bytes", told)
+        raise Unreadable("too_many_decoded_bytes", detail)
 
 
-# Bytes of a sample, where it is not one.
+# Bytes per sample, unless 1.
 _SAMPLE_BYTES = {"I": 4, "F": 4, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 
 
 def _frames(image: Image.Image) -> int:
-    """How many frames the header promises. Other formats are not asked: Pillow would read a whole GIF or TIFF to count them,
-    and only the first frame is decoded."""
+    """Number of frames in the header. Not determined for other formats: Pillow would read a whole GIF or TIFF to count
+    them, and only the first frame is decoded.
+    """
     return int(getattr(image, "n_frames", 1)) if image.format in ("WEBP", "PNG", "AVIF") else 1
 
 
@@ -332,7 +338,7 @@ def _short(error: Exception) -> str:
 def _loaded(opened: ImageFile.ImageFile, turn: int | None) -> tuple[Image.Image, int | None]:
     """The stored pixels and the orientation, unless that is known."""
     if isinstance(opened, TiffImagePlugin.TiffImageFile):
-        # Pillow would turn the image at the end of loading and write its tags anew, which fails on odd ones.
+        # Pillow would rotate the image after loading and rewrite its tags, which fails on odd ones.
         opened.load_end = lambda: None  # type: ignore[method-assign]
         opened.load()
         return opened._new(opened.im), turn or exif.tiff_orientation(opened.tag_v2)
@@ -359,16 +365,17 @@ def examine(data: bytes, limits: Limits = Limits()) -> Examined:
     """Identity, full decode, perceptual hash (imagehash's 8x8 DCT hash) and a 32x32 luminance thumbnail of one image.
 
     Raises:
-        Unreadable: as `decode`; also `too_long_a_side`, `too_many_decoded_bytes` and `too_many_frames`, by the header.
-        MemoryError: says nothing about the image.
+        Unreadable: as `decode`; also `too_long_a_side`, `too_many_decoded_bytes` and `too_many_frames`, from the
+        header.
+        MemoryError: there is too little memory; not the image's fault.
     """
-    found = decoded(data, limits)
-    image = found.image
+    pixels = decoded(data, limits)
+    image = pixels.image
     grey = image.convert("L")
     detail, sharpness = detail_and_sharpness(grey)
-    # Both small images come from one reduction: a box-filtered copy at most 4x the target moves a hash by at most 2 bits (tested) and
-    # saves two full-size Lanczos passes on photographs. A very long side is reduced further: Lanczos weights for a side of 10^8
-    # pixels take 5 GB.
+    # Both small images come from one reduction: a box-filtered copy of at most 4x the target changes a hash by at most
+    # 2 bits (tested) and saves two full-size Lanczos passes on photographs. A very long side is reduced further,
+    # because Lanczos weights for a side of 10^8 pixels take 5 GB.
     shrink = max(1, min(grey.width, grey.height) // (4 * THUMBNAIL_SIDE))
     factors = (max(shrink, grey.width // _LONG_SIDE), max(shrink, grey.height // _LONG_SIDE))
     if factors != (1, 1):
@@ -378,20 +385,20 @@ def examine(data: bytes, limits: Limits = Limits()) -> Examined:
         image_id=image_id(data),
         width=image.width,
         height=image.height,
-        format=found.format,
+        format=pixels.format,
         phash=_phash(thumbnail),
         thumbnail=thumbnail,
-        sample_range=found.sample_range,
-        truncated=found.truncated,
-        located=found.located,
+        sample_range=pixels.sample_range,
+        truncated=pixels.truncated,
+        located=pixels.located,
         detail=detail,
         sharpness=sharpness,
-        quality=found.quality,
+        quality=pixels.quality,
     )
 
 
 def _phash(thumbnail: bytes) -> int:
-    """imagehash's 8x8 DCT hash, bit for bit (tested), in less than half of its time."""
+    """imagehash's 8x8 DCT hash, bit for bit (tested), in less than half the time."""
     levels = np.frombuffer(thumbnail, np.uint8).reshape(THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     low = dct(dct(levels, axis=0)[:8], axis=1)[:, :8].ravel()
     middle = np.partition(low, (31, 32))[31:33].mean()

@@ -1,4 +1,4 @@
-"""The few tags of EXIF that lodeset needs, read with patience: an odd tag hides no other one, and nothing is written back."""
+"""Read the few EXIF tags that lodeset needs. Malformed tags do not hide other ones, and nothing is written back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 ORIENTATION = 274
 _HEADERS = rb"(?=II\*\0|MM\0\*)"
-# What stands before a TIFF structure in JPEG and most others, in PNG, and in WebP.
+# Prefix of a TIFF structure in JPEG and most other formats, in PNG, and in WebP.
 _BEFORE = re.compile(rb"(?:Exif\0\0|eXIf|EXIF[\x00-\xff]{4}(?:Exif\0\0)?)" + _HEADERS)
 _MOST_ENTRIES = 4_096
 _TURNS = {
@@ -28,7 +28,7 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a TIFF directory: `at` is where its 12 bytes stand, `value` their last four."""
+    """One entry of a TIFF directory: `at` is the position of its 12 bytes, `value` their last four."""
 
     at: int
     tag: int
@@ -38,7 +38,7 @@ class Entry:
 
 
 def blocks(data: bytes) -> Iterator[int]:
-    """Where the TIFF structures of EXIF begin in a file."""
+    """Positions of the TIFF structures of EXIF in a file."""
     return (match.end() for match in _BEFORE.finditer(data))
 
 
@@ -61,7 +61,7 @@ def order_of(data: bytes, start: int) -> Literal["little", "big"]:
 
 
 def orientation(block: bytes) -> int | None:
-    """The orientation that an EXIF block tells, None where it tells none."""
+    """The orientation in an EXIF block, or None."""
     start = 6 if block.startswith(b"Exif\0\0") else 0
     for entry in entries(block, start):
         if entry.tag == ORIENTATION:
@@ -85,7 +85,7 @@ def tiff_orientation(tags: Mapping[int, Any]) -> int | None:
     try:
         return valid(tags.get(ORIENTATION))
     except Exception:
-        return None  # Pillow parses a tag when it is asked for
+        return None  # Pillow parses a tag when it is accessed
 
 
 def upright(image: Image.Image, turn: int | None) -> Image.Image:

@@ -1,6 +1,7 @@
-"""Formats that Pillow does not read by itself: HEIC and other images in HEIF, by `pillow-heif`; JPEG XL, by `imagecodecs`.
+"""Formats that Pillow does not read by itself: HEIC and other images in HEIF, by `pillow-heif`; JPEG XL, by
+`imagecodecs`.
 
-Both come with the extra `formats`. Where they are not installed, an image is refused with the way out.
+Both come with the extra `formats`. If they are not installed, the rejection of an image says how to install them.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ _HEIF_BRANDS = (
     b"mif2",
     b"avci",
 )
-_AVIF_BRANDS = (b"avif", b"avis")  # Pillow's own
-# Pictures that are not read here: (where, the bytes there, what they are). Told by name, because "no image" would be wrong.
+_AVIF_BRANDS = (b"avif", b"avis")  # Pillow reads these itself
+# Pictures that are not read here: (position, bytes there, name). Named explicitly, because "not an image" would be
+# wrong.
 _UNREAD = (
     (8, b"CR\x02", "a camera's raw file (CR2)"),
     (4, b"ftypcrx", "a camera's raw file (CR3)"),
@@ -44,25 +46,25 @@ _UNREAD = (
     (0, b"II\xbc", "JPEG XR"),
     (0, b"\x01\xda", "SGI"),
     (0, b"P7\n", "PAM"),
-    (0, b"PF\n", "PFM in colour"),
+    (0, b"PF\n", "PFM in color"),
     (0, b"SIMPLE  =", "FITS"),
     (128, b"DICM", "DICOM"),
 )
 _JXL_CONTAINER = b"\0\0\0\x0cJXL \r\n\x87\n"
-# Width by height, as the header of JPEG XL abbreviates it.
+# Aspect ratios (width by height) that the header of JPEG XL abbreviates.
 _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
 @dataclass(frozen=True)
 class Optionally:
-    """A format that needs a decoder of its own."""
+    """A format that needs an additional decoder."""
 
     name: str
     told: str  # for people
 
 
 def optional_format(data: bytes) -> Optionally | None:
-    """What these bytes are by their first ones, if they are of such a format."""
+    """The optional format of these bytes, from their signature."""
     if data.startswith((b"\xff\x0a", _JXL_CONTAINER)):
         return Optionally(JXL, "JPEG XL")
     if data[4:8] != b"ftyp":
@@ -70,32 +72,32 @@ def optional_format(data: bytes) -> Optionally | None:
     brands = [data[at : at + 4] for at in (8, *range(16, min(int.from_bytes(data[:4], "big"), 128), 4))]
     if brands[0] in _AVIF_BRANDS or brands[0] not in _HEIF_BRANDS:
         return None
-    # What calls itself HEIF at large may hold AV1 as well as HEVC.
-    held = "HEIC" if not any(brand in _AVIF_BRANDS for brand in brands) else "AVIF in HEIF"
-    return Optionally(HEIF, held)
+    # Generic HEIF brands may contain AV1 as well as HEVC.
+    content = "HEIC" if not any(brand in _AVIF_BRANDS for brand in brands) else "AVIF in HEIF"
+    return Optionally(HEIF, content)
 
 
 def unread(data: bytes) -> str | None:
-    """Which kind of picture these bytes are that is not read here, if they are one."""
+    """The name of the kind of picture, if it is one that is not read here."""
     return next((told for at, magic, told in _UNREAD if data[at : at + len(magic)] == magic), None)
 
 
 @functools.cache
 def installed() -> tuple[str, ...]:
-    """The formats of these whose decoders are there."""
+    """The optional formats whose decoders are installed."""
     return tuple(name for name, module in _MODULES.items() if importlib.util.find_spec(module) is not None)
 
 
 @functools.cache
 def register_heif() -> None:
-    """Lets Pillow open HEIF."""
+    """Register HEIF with Pillow."""
     import pillow_heif
 
     pillow_heif.register_heif_opener(thumbnails=False)
 
 
 def jxl_size(data: bytes) -> tuple[int, int]:
-    """Width and height by the header (ISO/IEC 18181-1, annex D), before anything is decoded.
+    """Width and height from the header (ISO/IEC 18181-1, annex D), before anything is decoded.
 
     Raises:
         ValueError: there is no such header.
@@ -125,7 +127,7 @@ def jxl_size(data: bytes) -> tuple[int, int]:
 
 
 def _jxl_stream(data: bytes) -> bytes:
-    """The code stream, or the first part of it, in a container."""
+    """The code stream in a container, or the first part of it."""
     at = 0
     while at + 8 <= len(data):
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
@@ -140,14 +142,15 @@ def _jxl_stream(data: bytes) -> bytes:
 
 
 def jxl_planes(data: bytes) -> NDArray[Any]:
-    """All samples [height, width, channels] of the first frame, turned upright."""
+    """All samples [height, width, channels] of the first frame, upright."""
     import imagecodecs
 
     read = np.asarray(imagecodecs.jpegxl_decode(data, index=0, numthreads=1))
     return read if read.ndim == 3 else read[..., None]
 
 
-# What lies among photographs and is no image that is read, by its first bytes after a byte-order mark and white space.
+# Common files among photographs that are not read as images, by their first bytes after a byte-order mark and white
+# space.
 _OTHERS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the image itself (`git lfs pull` fetches it)"),
     (b"<svg", "an SVG drawing; only raster images are read"),
@@ -163,7 +166,7 @@ _OTHERS = (
 
 
 def described(data: bytes) -> str:
-    """What bytes are that no decoder reads, for people."""
+    """A description of bytes that no decoder reads."""
     start = data[:256].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for mark, told in _OTHERS:
         if start.startswith(mark):

@@ -1,4 +1,6 @@
-"""Whether the bytes of an image say where it was taken: by GPS tags of EXIF, of XMP, or of a TIFF itself."""
+"""Whether an image's bytes contain the location where it was taken: in GPS tags of EXIF, of XMP, or of a TIFF
+itself.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +11,19 @@ from typing import Any
 from lodeset.pipeline.algorithms.images.exif import blocks, entries
 
 GPS = 34853
-# GPS, and what ties a map's pixels to the ground (GeoTIFF 1.1, section 7).
+# GPS tags, and tags that georeference a map (GeoTIFF 1.1, section 7).
 LOCATION_TAGS = (GPS, 33922, 34264)
-# `exif:GPSLatitude="..."`, `<drone-dji:GpsLongitude>`, and others of that kind, where a value follows.
+# `exif:GPSLatitude="..."`, `<drone-dji:GpsLongitude>`, and similar ones that are followed by a value.
 XMP = re.compile(
     rb"gps(?:latitude|longitude|longtitude|position)[^<>=\"']{0,16}(?:=\s*[\"']|>)([^\"'<]*\d[^\"'<]*)", re.IGNORECASE
 )
 _XMP_KEYS = ("xmp", "XML:com.adobe.xmp")
-# ImageMagick's way of keeping EXIF in PNG, in hexadecimal.
+# ImageMagick stores EXIF in PNG in hexadecimal.
 _RAW_PROFILES = ("Raw profile type exif", "Raw profile type APP1")
 
 
 def located(info: Mapping[Any, Any], tags: Mapping[int, Any] | None) -> bool:
-    """By what Pillow found beside the pixels: `info`, and the tags of a TIFF. Cheap where there is nothing."""
+    """From what Pillow found besides the pixels: `info`, and the tags of a TIFF. Cheap if there is nothing."""
     if tags is not None and any(tag in tags for tag in LOCATION_TAGS):
         return True
     exif = info.get("exif")
@@ -35,7 +37,7 @@ def located(info: Mapping[Any, Any], tags: Mapping[int, Any] | None) -> bool:
 
 
 def location_in(data: bytes) -> bool:
-    """The same of a file that Pillow does not open as it is: whatever looks like EXIF or XMP in it."""
+    """The same for a file that Pillow does not open as it is: checks everything that looks like EXIF or XMP."""
     return any(_has_gps(data[start:]) for start in blocks(data)) or XMP.search(data) is not None
 
 
@@ -44,8 +46,8 @@ def _has_gps(block: bytes) -> bool:
     for entry in entries(block, start):
         if entry.tag == GPS:
             where = int.from_bytes(entry.value, "little" if block[start : start + 2] == b"II" else "big")
-            # Latitude or longitude: some cameras write a directory of GPS that holds a version and no place.
-            return any(one.tag in (2, 4) for one in entries(block, start, where))
+            # Latitude or longitude: some cameras write a GPS directory with a version but without a location.
+            return any(entry.tag in (2, 4) for entry in entries(block, start, where))
     return False
 
 

@@ -1,4 +1,6 @@
-"""How much an encoded image holds: detail, sharpness, and what its encoding left. Cheap, because ingest asks it of every image."""
+"""Measure the detail, the sharpness and the encoding quality of an image. Cheap, because ingest measures every
+image.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# Rows that are looked at: bands of four, evenly spaced, of about so many pixels together.
+# Rows that are measured: bands of four, evenly spaced, with about this many pixels in total.
 _BAND, _PIXELS = 4, 2**14
-# A side below which nothing is measured: it would take a tenth of the time that such images take.
+# Minimum side; measuring smaller images would take a tenth of the time that they take otherwise.
 _LEAST = 32
 # Mean of the luminance table of ITU-T T.81, annex K, which IJG's quality scales.
 _LUMINANCE_MEAN = 57.625
-_PALETTE = 50.0  # dithered, or of few colours
+_PALETTE = 50.0  # dithered, or with few colors
 
 
 def detail_and_sharpness(grey: Image.Image) -> tuple[float, float]:
-    """(Sum of squared differences between neighbours, in 8-bit steps; how many times that of the image at half the size it is.)
+    """(Sum of squared differences between neighboring pixels, in 8-bit steps; the ratio of it to that of the image at
+    half the size.)
 
-    The sum counts edges, whose length grows with a picture and whose steepness does not: enlarging an image leaves it as it is
-    (measured: .81 to .98 at a factor of 1.5), halving it takes half and more (.13 to .54), blur most. The quotient says
-    whether the finest octave is filled: of photographs 2 to 7, of blurred ones 1.1 to 1.9.
+    The sum measures edges, whose length grows with a picture and whose steepness does not: enlarging an image hardly
+    changes it (measured: .81 to .98 at a factor of 1.5), halving it removes half and more (.13 to .54), and blur
+    removes most of it. The ratio shows whether the finest octave is filled: 2 to 7 for photographs, 1.1 to 1.9 for
+    blurred ones.
     """
     samples = np.asarray(grey)
     height, width = samples.shape
@@ -42,16 +46,16 @@ def detail_and_sharpness(grey: Image.Image) -> tuple[float, float]:
 
 
 def _energy(rows: NDArray[Any]) -> float:
-    """Squared differences along rows, and twice those between the rows of each pair: between pairs a band may end."""
+    """Squared differences along rows, and twice those between the rows of each pair; a band may end between pairs."""
     across = (rows[:, 1:] - rows[:, :-1]).ravel()
     down = (rows[1::2] - rows[::2]).ravel()
     return float(across @ across) + 2 * float(down @ down)
 
 
 def encoding_quality(opened: Image.Image, data: bytes) -> float:
-    """0 to 100: IJG's quality of a JPEG, the same scale by the quantiser of a WebP, 100 where nothing is lost.
+    """0 to 100: IJG's quality of a JPEG, the same scale from the quantizer of a WebP, 100 for lossless formats.
 
-    Of other lossy codecs the bytes a pixel say it, roughly.
+    For other lossy codecs it is estimated roughly from the bytes per pixel.
     """
     kind = opened.format
     if kind in ("JPEG", "MPO"):
@@ -73,11 +77,11 @@ def _jpeg_quality(table: list[int]) -> float:
 
 
 def _vp8_quantiser(frame: bytes) -> int:
-    """The quantiser index of a key frame, 0 (fine) to 127 (RFC 6386, sections 9.2 to 9.6)."""
+    """The quantizer index of a key frame, 0 (fine) to 127 (RFC 6386, sections 9.2 to 9.6)."""
     if len(frame) < 20 or frame[3:6] != b"\x9d\x01\x2a":
         return 40
     bits = _Bits(frame[10:])
-    bits.read(2)  # colour space, clamping
+    bits.read(2)  # color space, clamping
     if bits.read(1):  # segments
         moves_map, moves_data = bits.read(1), bits.read(1)
         if moves_data:

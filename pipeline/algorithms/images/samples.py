@@ -1,7 +1,7 @@
-"""Samples of more than 8 bits: what is black in them and what is white.
+"""Determine black and white for samples of more than 8 bits.
 
-Files of 16 bits often hold 10 or 12, floats hold 0..1 or 0..255 or metres. A range that the file declares is used where what the
-file holds lies in it; otherwise the range that the image itself uses. Which one it was is told as text.
+Files of 16 bits often contain 10 or 12, and floats may be 0..1, 0..255 or meters. A range that the file declares is
+used if the samples lie within it; otherwise the range of the image itself is used. The choice is recorded as text.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 Samples = NDArray[np.float64]
-# Tile by tile, because the arithmetic takes 32 bytes a sample: 3.2 GB for an image of 100 megapixels.
+# Tile by tile, because the arithmetic takes 32 bytes per sample: 3.2 GB for an image of 100 megapixels.
 TILE = 1_024
-# Of the samples, how many lie below what counts as the brightest, so that a few hot pixels make no image black.
+# Share of the samples below the one that counts as the brightest, so that a few hot pixels do not make an image black.
 _BRIGHTEST = 99.9
-# An image whose brightest samples stay below this share of a range that nobody declared would be black.
+# An image whose brightest samples stay below this share of an undeclared range would be black.
 _BLACK = 1 / 8
 _SAMPLED = 2**18
-# A frame, a watermark or missing data is drawn in the highest value of the type, and covers no more than this share of an image.
+# A frame, a watermark or missing data use the highest value of the type and cover at most this share of an image.
 MOST_FILLED = 0.5
-_FLOAT_LIMIT = 3.0e38  # beyond it, a float says "no data"
+_FLOAT_LIMIT = 3.0e38  # larger floats mean "no data"
 
 
 @dataclass(frozen=True)
 class Range:
-    """The samples that become black and white; `source` says how they were found."""
+    """The samples that become black and white; `source` says how they were determined."""
 
     low: float
     high: float
@@ -37,21 +37,21 @@ class Range:
         return f"{self.low:g} to {self.high:g} ({self.source})"
 
     def applied(self, samples: Samples) -> NDArray[np.uint8]:
-        """In 8 bits; what is no number becomes black."""
+        """Convert to 8 bits; values that are not numbers become black."""
         scaled = (np.nan_to_num(samples, nan=self.low) - self.low) * (255.0 / (self.high - self.low))
         return np.clip(scaled, 0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class Declared:
-    """What a file says about its samples.
+    """What a file declares about its samples.
 
     Attributes:
-        bits: samples use the lowest ones of them, where they fit.
-        low, high: what black and white are.
-        white_is_zero: the darkest samples are white.
-        nodata: the sample that means none.
-        signed: whether integers may be negative, where that is told.
+        bits: samples use only the lowest bits, this many, if they fit.
+        low, high: the values of black and white.
+        white_is_zero: the lowest samples are white.
+        nodata: the value that stands for no data.
+        signed: whether integers may be negative, if that is declared.
     """
 
     bits: int | None = None
@@ -71,7 +71,7 @@ def boxes(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
 
 
 def finite(samples: NDArray[np.generic], nodata: float | None) -> Samples:
-    """As 64-bit floats; what is no number is NaN."""
+    """Convert to 64-bit floats; values that are not numbers become NaN."""
     out = samples.astype(np.float64)
     out[~np.isfinite(out) | (np.abs(out) > _FLOAT_LIMIT)] = np.nan
     if nodata is not None:
@@ -80,27 +80,27 @@ def finite(samples: NDArray[np.generic], nodata: float | None) -> Samples:
 
 
 def range_of(tiles: Iterable[Samples], count: int, kind: np.dtype[np.generic], declared: Declared) -> Range:
-    """The range of an image of `count` samples that comes in tiles, whose type is `kind`."""
-    low, high, some = np.inf, -np.inf, []
+    """The range of an image of `count` samples that comes in tiles, with the sample type `kind`."""
+    low, high, samples_drawn = np.inf, -np.inf, []
     step = max(1, count // _SAMPLED)
     for tile in tiles:
         flat = tile.ravel()
         flat = flat[~np.isnan(flat)]
         if flat.size:
             low, high = min(low, float(flat.min())), max(high, float(flat.max()))
-            some.append(flat[::step].copy())  # a view would hold the whole tile
-    if not some:
+            samples_drawn.append(flat[::step].copy())  # a view would hold the whole tile
+    if not samples_drawn:
         return Range(0.0, 255.0, "no sample is a number")
     if declared.low is not None and declared.high is not None:
-        # Half a step of slack: declarations are rounded.
+        # Half a step of tolerance: declarations are rounded.
         slack = (declared.high - declared.low) / 512
         if declared.high > declared.low and declared.low - slack <= low and high <= declared.high + slack:
             return Range(declared.low, declared.high, declared.source)
     if declared.bits is not None and low >= 0 and high < 2**declared.bits:
         return Range(0.0, 2.0**declared.bits - 1, declared.source)
-    sampled = np.concatenate(some)
+    sampled = np.concatenate(samples_drawn)
     if low < 0 and (above := sampled[sampled > low]).size and above.min() - low > (1 - _BLACK) * (high - low):
-        low, sampled = min(0.0, float(above.min())), above  # one value far below all others means "no data"
+        low, sampled = min(0.0, float(above.min())), above  # one value far below all others stands for "no data"
     dark, bright = (float(v) for v in np.percentile(sampled, (100 - _BRIGHTEST, _BRIGHTEST)))
     if low < 0:
         if bright - dark < _BLACK * (high - low) and bright > dark:
@@ -121,7 +121,7 @@ def range_of(tiles: Iterable[Samples], count: int, kind: np.dtype[np.generic], d
 
 
 def _ceiling(top: float, kind: np.dtype[np.generic]) -> float:
-    """The white that people mean who store samples up to `top`: 1 of floats, or all ones of as many bits."""
+    """The probable white of samples up to `top`: 1 for floats, or all ones of the same number of bits."""
     if kind.kind == "f" and top <= 1:
         return 1.0
     if top <= 255:

@@ -1,7 +1,7 @@
-"""Takes places out of the bytes of an image and leaves all others as they are: no pixel is encoded again.
+"""Remove locations from the bytes of an image and leave everything else unchanged: no pixel is encoded again.
 
-Directories of GPS are emptied where they stand, so that no offset moves; numbers in XMP become blanks. Only in PNG chunks change
-their length. The result depends on the bytes alone: whoever reads the source again gets the same image.
+GPS directories are emptied in place, so that no offset changes; numbers in XMP become blanks. Only chunks of PNG change
+their length. The result depends only on the bytes: reading the source again gives the same image.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from lodeset.pipeline.algorithms.images.located import GPS, LOCATION_TAGS, XMP
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
 _TIFF = (b"II*\0", b"MM\0*")
-# Where HEIF and AVIF hold EXIF, an offset of 0 stands before it.
+# In HEIF and AVIF, an offset of 0 precedes EXIF.
 _IN_HEIF = re.compile(rb"\0\0\0\0(?=II\*\0|MM\0\*)")
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _MOST_TEXT = 2**24
 
 
 def without_location(data: bytes) -> bytes:
-    """The same file without GPS in EXIF, XMP or the tags of a TIFF; what is not understood stays."""
+    """The same file without GPS in EXIF, XMP or the tags of a TIFF; parts that are not understood stay."""
     if data.startswith(PNG_SIGNATURE):
         return _png(data)
     out = bytearray(data)
@@ -39,22 +39,22 @@ def without_location(data: bytes) -> bytes:
 
 
 def _empty(out: bytearray, start: int) -> None:
-    """Takes the entries that say a place out of the first directory, with all that they point to."""
+    """Remove the location entries of the first directory, with everything that they point to."""
     for _ in range(16):
-        found = list(entries(bytes(out), start))
-        chosen = next((n for n, entry in enumerate(found) if entry.tag in LOCATION_TAGS), None)
+        in_directory = list(entries(bytes(out), start))
+        chosen = next((n for n, entry in enumerate(in_directory) if entry.tag in LOCATION_TAGS), None)
         if chosen is None:
             return
-        entry = found[chosen]
+        entry = in_directory[chosen]
         if entry.tag == GPS:
             _erase_directory(out, start, entry)
         else:
             _erase_value(out, start, entry)
-        first, end = found[0].at, found[-1].at + 12
+        first, end = in_directory[0].at, in_directory[-1].at + 12
         order = order_of(bytes(out[: start + 2]), start)
-        # The entries behind it and the offset of the next directory move up.
+        # The following entries and the offset of the next directory move up.
         out[entry.at : end + 4] = out[entry.at + 12 : end + 4] + bytes(12)
-        out[first - 2 : first] = (len(found) - 1).to_bytes(2, order)
+        out[first - 2 : first] = (len(in_directory) - 1).to_bytes(2, order)
 
 
 def _erase_directory(out: bytearray, start: int, pointer: Entry) -> None:
@@ -99,7 +99,9 @@ def _png(data: bytes) -> bytes:
 
 
 def _text_says_place(kind: bytes, body: bytes) -> bool:
-    """Whether XMP in a text chunk does, or EXIF is in it, as ImageMagick writes it; such a chunk goes whole."""
+    """Whether XMP in a text chunk contains a location, or the chunk is EXIF as ImageMagick writes it; such a chunk is
+    removed as a whole.
+    """
     key, _, rest = body.partition(b"\0")
     if key.startswith(b"Raw profile type"):
         return True

@@ -1,7 +1,7 @@
 """Images whose samples have more than 8 bits -> RGB: what their files declare about them, and how they are read.
 
-Pillow reads one channel of 16 or 32 bits or of floats, and keeps the upper 8 bits of 16 where there are several channels. Where
-these are dark, or where Pillow does not know the kind of TIFF at all, OpenCV reads the samples.
+Pillow reads single channels of 16 or 32 bits or of floats, but keeps only the upper 8 bits of 16 if there are several
+channels. If these are dark, or if Pillow does not know the kind of TIFF at all, OpenCV reads the samples.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lodeset.pipeline.algorithms.images.exif import ORIENTATION, entries, order_
 from lodeset.pipeline.algorithms.images.samples import MOST_FILLED, Declared, Range, Samples, boxes, finite, range_of
 
 _BITS, _PHOTOMETRIC, _CHANNELS, _EXTRA, _FORMAT, _NODATA = 258, 262, 277, 338, 339, 42113
-# (lowest, highest), as DNG and scientific writers declare them, and as TIFF 6.0 first did.
+# (lowest, highest), as DNG and scientific software declare them, and in the older form of TIFF 6.0.
 _EXTREMES = ((340, 341, "SMinSampleValue and SMaxSampleValue"), (280, 281, "MinSampleValue and MaxSampleValue"))
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _FEW = 0.001  # of all samples
@@ -31,14 +31,14 @@ _FULL_DEPTH = "0 to 65535 (the sample type's)"
 
 
 def is_wide(opened: Image.Image) -> bool:
-    """Whether Pillow gives more than 8 bits a sample, or signed ones."""
+    """Whether Pillow returns more than 8 bits per sample, or signed samples."""
     if opened.mode == "L" and isinstance(opened, TiffImagePlugin.TiffImageFile):
         return _number(opened.tag_v2, _FORMAT) == _SIGNED
     return opened.mode[0] == "I" or opened.mode == "F"
 
 
 def is_deep(opened: Image.Image, data: bytes) -> bool:
-    """Whether Pillow is about to keep the upper 8 of 16 bits in several channels. Asked before loading."""
+    """Whether Pillow would keep only the upper 8 of 16 bits of several channels. Checked before loading."""
     if opened.mode not in ("RGB", "RGBA", "LA"):
         return False
     args = getattr(opened, "tile", None) and opened.tile[0].args  # type: ignore[attr-defined]
@@ -51,7 +51,7 @@ def is_deep(opened: Image.Image, data: bytes) -> bool:
 
 
 def declared(opened: Image.Image, data: bytes) -> Declared:
-    """What the file of a wide or deep image says about its samples."""
+    """What the file of a wide or deep image declares about its samples."""
     if isinstance(opened, TiffImagePlugin.TiffImageFile):
         return tiff_declared(opened.tag_v2)
     if opened.format == "PNG":
@@ -77,7 +77,7 @@ def tiff_declared(tags: Mapping[int, Any]) -> Declared:
             low = 0.0 if low is None else low
             break
     if kind == _UNSIGNED and low == 0 and high == 2**bits - 1:
-        # Writers fill this in without looking: it says no more than the type of the samples.
+        # Some software fills this in automatically: it says no more than the type of the samples.
         low = high = None
     packed = bits if 8 < bits < 16 else None
     return Declared(
@@ -91,31 +91,35 @@ def tiff_declared(tags: Mapping[int, Any]) -> Declared:
     )
 
 
-def scaled(image: Image.Image, told: Declared) -> tuple[Image.Image, str]:
+def scaled(image: Image.Image, declaration: Declared) -> tuple[Image.Image, str]:
     """One channel of wide samples as RGB, and the range that was used."""
     tiles = list(boxes(*image.size))
 
     def stored(box: tuple[int, int, int, int]) -> NDArray[Any]:
         samples = np.asarray(image.crop(box))
-        if told.signed is not None and samples.dtype.kind in "iu":
-            samples = samples.view(f"{'i' if told.signed else 'u'}{samples.dtype.itemsize}")
+        if declaration.signed is not None and samples.dtype.kind in "iu":
+            samples = samples.view(f"{'i' if declaration.signed else 'u'}{samples.dtype.itemsize}")
         return samples
 
     kind = stored((0, 0, 1, 1)).dtype
-    used = range_of((finite(stored(box), told.nodata) for box in tiles), image.width * image.height, kind, told)
+    used = range_of(
+        (finite(stored(box), declaration.nodata) for box in tiles), image.width * image.height, kind, declaration
+    )
     grey = Image.new("L", image.size)
     for box in tiles:
-        grey.paste(_grey(finite(stored(box), told.nodata), used, told), box)
+        grey.paste(_grey(finite(stored(box), declaration.nodata), used, declaration), box)
     return grey.convert("RGB"), str(used)
 
 
-def _grey(samples: Samples, used: Range, told: Declared) -> Image.Image:
+def _grey(samples: Samples, used: Range, declaration: Declared) -> Image.Image:
     levels = used.applied(samples)
-    return Image.fromarray(255 - levels if told.white_is_zero else levels)
+    return Image.fromarray(255 - levels if declaration.white_is_zero else levels)
 
 
-def deepened(image: Image.Image, data: bytes, told: Declared) -> tuple[Image.Image, str]:
-    """An image of which Pillow kept the upper 8 of 16 bits, with the lower ones where these are dark; and the range."""
+def deepened(image: Image.Image, data: bytes, declaration: Declared) -> tuple[Image.Image, str]:
+    """An image of which Pillow kept the upper 8 of 16 bits, with the lower bits if these are dark; and the range that
+    was used.
+    """
     colours = image.split()[:3] if image.mode in ("RGB", "RGBA") else image.split()[:1]
     if _has_bright(colours):
         return image, _FULL_DEPTH
@@ -124,26 +128,26 @@ def deepened(image: Image.Image, data: bytes, told: Declared) -> tuple[Image.Ima
         return image, _FULL_DEPTH
     # A fourth channel of a TIFF may be infrared.
     opacity = image.mode in ("RGBA", "LA") or "transparency" in image.info
-    return coloured(planes, told, alpha=opacity and planes.shape[2] in (2, 4))
+    return coloured(planes, declaration, alpha=opacity and planes.shape[2] in (2, 4))
 
 
 def _has_bright(colours: Sequence[Image.Image]) -> bool:
-    """Whether more than a few samples are bright, those aside that are as bright as can be: frames, marks and hot pixels."""
+    """Whether more than a few samples are bright, not counting those at the maximum: frames, marks and hot pixels."""
     counts = np.sum([np.asarray(band.histogram()) for band in colours], axis=0)
     bright, top = int(counts[128:255].sum()), int(counts[255])
     return bool(bright > _FEW * counts.sum() or top > MOST_FILLED * counts.sum())
 
 
-def coloured(planes: NDArray[Any], told: Declared, alpha: bool) -> tuple[Image.Image, str]:
+def coloured(planes: NDArray[Any], declaration: Declared, alpha: bool) -> tuple[Image.Image, str]:
     """Samples [height, width, channels] as "RGB" or "RGBA", and the range that was used."""
     height, width, channels = planes.shape
     colours = planes[..., : 3 if channels >= 3 else 1]
     tiles = list(boxes(width, height))
 
     def tile(of: NDArray[Any], box: tuple[int, int, int, int]) -> Samples:
-        return finite(of[box[1] : box[3], box[0] : box[2]], told.nodata)
+        return finite(of[box[1] : box[3], box[0] : box[2]], declaration.nodata)
 
-    used = range_of((tile(colours, box) for box in tiles), colours.size, planes.dtype, told)
+    used = range_of((tile(colours, box) for box in tiles), colours.size, planes.dtype, declaration)
     out = Image.new("RGBA" if alpha else "RGB", (width, height))
     if alpha:
         opacity = planes[..., -1]
@@ -151,7 +155,7 @@ def coloured(planes: NDArray[Any], told: Declared, alpha: bool) -> tuple[Image.I
         opaque = Range(0.0, used.high if top <= used.high else np.iinfo(planes.dtype).max, "")
     for box in tiles:
         levels = used.applied(tile(colours, box))
-        levels = 255 - levels if told.white_is_zero else levels
+        levels = 255 - levels if declaration.white_is_zero else levels
         levels = np.repeat(levels, 3, axis=2) if levels.shape[2] == 1 else levels
         if alpha:
             levels = np.dstack([levels, opaque.applied(tile(opacity, box))])
@@ -160,7 +164,9 @@ def coloured(planes: NDArray[Any], told: Declared, alpha: bool) -> tuple[Image.I
 
 
 def tiff_tags(data: bytes) -> Mapping[int, Any]:
-    """The tags of the first directory, read by Pillow, which may know the tags of an image whose kind it does not."""
+    """The tags of the first directory, read by Pillow, which may read the tags of an image whose kind it does not
+    know.
+    """
     file = io.BytesIO(data)
     header = file.read(8)
     if header[2:4] in (b"+\0", b"\0+"):
@@ -172,7 +178,7 @@ def tiff_tags(data: bytes) -> Mapping[int, Any]:
 
 
 def tiff_kind(tags: Mapping[int, Any]) -> str:
-    """Such as "3 x 32-bit float", for people."""
+    """A description such as "3 x 32-bit float"."""
     kind = {_UNSIGNED: "unsigned", _SIGNED: "signed", _FLOAT: "float"}.get(int(_number(tags, _FORMAT) or 1), "other")
     return f"{_number(tags, _CHANNELS) or 1:g} x {_number(tags, _BITS) or 1:g}-bit {kind}"
 
@@ -182,27 +188,28 @@ def tiff_pixel_bytes(tags: Mapping[int, Any]) -> int:
 
 
 def unknown_tiff(data: bytes, tags: Mapping[int, Any], size: tuple[int, int]) -> tuple[Image.Image, str | None] | None:
-    """A TIFF of a kind that Pillow does not know, read by OpenCV; None where that does not know it either."""
+    """A TIFF of a kind that Pillow does not know, read by OpenCV; None if OpenCV does not know it, either."""
     planes = _planes(data)
     if planes is None or planes.shape[1::-1] != size:
         return None
-    told = tiff_declared(tags)
+    declaration = tiff_declared(tags)
     if planes.dtype == np.uint8 and (_number(tags, _BITS) or 1) > 8:
         return None  # OpenCV kept the upper bits
-    if told.bits is not None and planes.dtype == np.uint16:
-        planes = planes >> (16 - told.bits)  # OpenCV moves them up
+    if declaration.bits is not None and planes.dtype == np.uint16:
+        planes = planes >> (16 - declaration.bits)  # OpenCV moves them up
     extra = _number(tags, _EXTRA)
     alpha = planes.shape[2] in (2, 4) and extra in (1, 2) and planes.dtype.kind == "u"
     if planes.dtype == np.uint8:
         mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}.get(planes.shape[2])
         return (Image.fromarray(planes.squeeze(), mode), None) if mode else None
-    return coloured(planes, told, alpha)
+    return coloured(planes, declaration, alpha)
 
 
 def _planes(data: bytes) -> NDArray[Any] | None:
-    """All samples [height, width, channels] at their full depth, colours in the order RGB; None where OpenCV cannot read them.
+    """All samples [height, width, channels] at their full depth, colors in the order RGB; None if OpenCV cannot read
+    them.
 
-    How large they may be is checked before.
+    Their size is checked before.
     """
     if data.startswith((b"II*\0", b"MM\0*")):
         data = _not_turned(data)
@@ -221,7 +228,7 @@ def _planes(data: bytes) -> NDArray[Any] | None:
 
 
 def _not_turned(data: bytes) -> bytes:
-    """A TIFF that says of itself that it is upright: OpenCV would turn it, and Pillow's pixels are turned later."""
+    """A TIFF whose orientation is set to upright: OpenCV would rotate it, and Pillow's pixels are rotated later."""
     for entry in entries(data, 0):
         if entry.tag == ORIENTATION:
             upright = struct.pack("<HH" if order_of(data, 0) == "little" else ">HH", 1, 0)
@@ -230,7 +237,7 @@ def _not_turned(data: bytes) -> bytes:
 
 
 def _jpeg2000_bits(data: bytes) -> int:
-    """The bits of the first component, as the header of the code stream says (ITU-T T.800, annex A.5.1)."""
+    """The bits of the first component in the header of the code stream (ITU-T T.800, annex A.5.1)."""
     at = data.find(b"\xff\x4f\xff\x51")
     return (data[at + 42] & 0x7F) + 1 if 0 <= at < len(data) - 42 else 0
 
@@ -239,7 +246,7 @@ _NUMBER = re.compile(r"\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)[\s\0]*")
 
 
 def _number(tags: Mapping[int, Any], tag: int) -> float | None:
-    """A tag's first value as a number; None where there is none, or it is odd."""
+    """A tag's first value as a number; None if there is none, or it is malformed."""
     try:
         value: Any = tags.get(tag)
         value = value[0] if isinstance(value, tuple | list) and value else value
@@ -248,6 +255,6 @@ def _number(tags: Mapping[int, Any], tag: int) -> float | None:
             value = match[1] if match else None
         number = float(value) if value is not None else None
     except Exception:
-        # Pillow parses a tag when it is asked for, and raises whatever its bytes make it.
+        # Pillow parses a tag when it is accessed, and may raise any error.
         return None
     return number if number is not None and np.isfinite(number) else None

@@ -1,11 +1,12 @@
-"""Approximate nearest neighbours through FAISS, and the choice between exact and approximate by size.
+"""Approximate nearest neighbors through FAISS, and the choice between exact and approximate search by size.
 
-An index only proposes candidates: these are ranked by fp32 products of the vectors themselves, as in `neighbors`.
+An index only proposes candidates, which are ranked by fp32 products of the vectors themselves, as in `exact`.
 
 - IVF-PQ (Jégou, Douze and Schmid, PAMI 2011): sqrt(N) cells by spherical k-means of a seeded sample, residuals in 4-bit
-  codes of 4 dimensions each (D/8 bytes a vector), scanned in registers (André, Kermarrec and Le Scouarnec, PAMI 2021).
+  codes of 4 dimensions each (D/8 bytes per vector), scanned in registers (André, Kermarrec and Le Scouarnec, PAMI
+  2021).
 - HNSW (Malkov and Yashunin, PAMI 2020): a graph over the fp16 vectors. More memory and a slow build (in one thread, because
-  FAISS's graph depends on the order in which threads come), higher recall.
+  FAISS's graph depends on the order of the threads), higher recall.
 """
 
 from __future__ import annotations
@@ -38,21 +39,21 @@ Kind = Literal["exact", "ivfpq", "hnsw"]
 Asked = Literal["auto", "exact", "ivfpq", "hnsw"]
 
 # Multiply-adds up to which `auto` is exact: 10^5 vectors of 1,280 dimensions against themselves, a minute on two cores.
-# It counts work and not seconds, so that the choice (and with it the result) does not depend on the machine.
+# It measures work instead of seconds, so that the choice (and with it the result) does not depend on the machine.
 EXACT_WORK = 2e13
-SMALL = 2_048  # vectors below which there is nothing to approximate
-TRAINED = 50  # vectors a cell in the sample that cells and codes are trained on; FAISS asks for 39
-DIMENSIONS = 4  # of a code of 4 bits
+SMALL = 2_048  # minimum number of vectors for an approximate index
+TRAINED = 50  # vectors per cell in the sample that cells and codes are trained on; FAISS asks for 39
+DIMENSIONS = 4  # per code of 4 bits
 PROBES = 16  # cells searched for each query
-LINKS, BREADTH = 32, 80  # of HNSW: neighbours of a node, and candidates while it is built
-CANDIDATES = 4  # candidates for each neighbour asked for, and at least 64
+LINKS, BREADTH = 32, 80  # for HNSW: neighbors of a node, and candidates during the build
+CANDIDATES = 4  # candidates per requested neighbor, and at least 64
 ADDED = 65_536  # vectors converted to fp32 and added at once
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which index, and what it will roughly cost on this machine: seconds on all `cores`, GiB in all processes."""
+    """The chosen index, and its estimated cost on this machine: seconds on all `cores`, GiB in all processes."""
 
     kind: Kind
     queries: int
@@ -65,13 +66,13 @@ class Plan:
         time = f"{self.seconds:.1f} s" if self.seconds < 60 else f"{self.seconds / 60:,.0f} min"
         whose = "" if self.queries == self.vectors else f" for {self.queries:,} queries"
         return (
-            f"neighbours of {self.vectors:,} x {self.dimensions:,}{whose}: {self.kind}, about {time}, "
+            f"neighbors of {self.vectors:,} x {self.dimensions:,}{whose}: {self.kind}, about {time}, "
             f"{self.memory_gib:.1f} GiB"
         )
 
 
 def plan(queries: int, vectors: int, dimensions: int, k: int, asked: Asked, cores: int) -> Plan:
-    """Chooses by the work alone; the estimates are of this machine (rates measured on AMD EPYC, 2 cores)."""
+    """Choose by the amount of work alone; the estimates are for this machine (rates measured on AMD EPYC, 2 cores)."""
     kind: Kind
     if vectors < SMALL or (asked == "auto" and float(queries) * vectors * dimensions <= EXACT_WORK):
         kind = "exact"
@@ -96,7 +97,7 @@ def plan(queries: int, vectors: int, dimensions: int, k: int, asked: Asked, core
 
 
 def cells_of(vectors: int) -> int:
-    """The power of two next to sqrt(N), but enough vectors a cell to train on."""
+    """The power of two closest to sqrt(N), limited so that every cell has enough vectors to train on."""
     return max(1, min(1 << round(math.log2(vectors) / 2), vectors // TRAINED))
 
 
@@ -105,19 +106,19 @@ def _graph_bytes(vectors: int, dimensions: int) -> float:
 
 
 def build(vectors: Vectors, kind: Kind, threads: int = 1, seed: int = 0) -> Any:
-    """A trained FAISS index of fp16 or fp32 rows [N, D] (also memory-mapped): the same for the same rows and seed.
+    """A trained FAISS index of fp16 or fp32 rows [N, D] (may be memory-mapped): the same for the same rows and seed.
 
     Raises:
-        LodesetError: an HNSW graph that does not fit the memory at hand.
+        LodesetError: an HNSW graph does not fit into the available memory.
     """
     count, dimensions = vectors.shape
-    index: Any  # FAISS's own types know neither all its overloads nor all its functions
+    index: Any  # FAISS's type stubs miss overloads and functions
     if kind == "hnsw":
         needed, at_hand = _graph_bytes(count, dimensions), psutil.virtual_memory().available
         if needed > at_hand:
             raise LodesetError(
-                f"an HNSW graph of {count:,} vectors of {dimensions:,} dimensions needs about {needed / GIB:.1f} GiB and "
-                f"{at_hand / GIB:.1f} GiB are free: choose `neighbors: ivfpq`"
+                f"an HNSW graph of {count:,} vectors of {dimensions:,} dimensions needs about {needed / GIB:.1f} GiB "
+                f"and {at_hand / GIB:.1f} GiB are free: choose `neighbors: ivfpq`"
             )
         faiss.omp_set_num_threads(1)
         index = faiss.IndexHNSWSQ(
@@ -136,20 +137,20 @@ def build(vectors: Vectors, kind: Kind, threads: int = 1, seed: int = 0) -> Any:
         index = faiss.IndexIVFPQFastScan(quantizer, width, cells, codes, 4, faiss.METRIC_INNER_PRODUCT)
         index.cp.spherical, index.cp.niter, index.cp.seed = True, 10, seed + 1234
         index.pq.cp.seed = seed + 1234
-        # Codes want a width that they divide: zeros are appended where it is not.
+        # Codes need a width that they divide; otherwise zeros are appended.
         index = faiss.IndexPreTransform(
             faiss.RemapDimensionsTransform(dimensions, width, False),  # type: ignore[arg-type]
             index,
         )
-        some = np.sort(np.random.default_rng(seed).choice(count, min(count, TRAINED * cells), replace=False))
-        index.train(np.ascontiguousarray(vectors[some], dtype=np.float32))
+        sample = np.sort(np.random.default_rng(seed).choice(count, min(count, TRAINED * cells), replace=False))
+        index.train(np.ascontiguousarray(vectors[sample], dtype=np.float32))
     for start in range(0, count, ADDED):
         index.add(np.ascontiguousarray(vectors[start : start + ADDED], dtype=np.float32))
     return index
 
 
 def write(index: Any, write_bytes: Callable[[bytes], object]) -> None:
-    """Passes an index's bytes on, piece by piece."""
+    """Pass an index's bytes on, piece by piece."""
     faiss.write_index(index, faiss.PyCallbackIOWriter(write_bytes))  # type: ignore[attr-defined]
 
 
@@ -159,7 +160,7 @@ def read(read_bytes: Callable[[int], bytes]) -> Any:
 
 
 class ApproximateIndex:
-    """A built index and the vectors [N, D] that it was built of."""
+    """An index and the vectors [N, D] that it was built from."""
 
     def __init__(self, index: Any, vectors: Vectors, threads: int = 1) -> None:
         self.index = index
@@ -167,7 +168,7 @@ class ApproximateIndex:
         self.threads = threads
 
     def search(self, queries: Vectors, k: int) -> tuple[Floats, Ints]:
-        """As `ExactIndex.search`, of the rows that the index finds; -inf and -1 where it finds fewer than k."""
+        """As `ExactIndex.search`, on the rows that the index finds; -inf and -1 if it finds fewer than k."""
         same_width(queries, self.vectors)
         wanted = min(k, len(self.vectors))
         count = min(max(CANDIDATES * wanted, 64), len(self.vectors))
@@ -180,12 +181,12 @@ class ApproximateIndex:
             for start in range(0, len(queries), QUERIES):
                 block = np.ascontiguousarray(queries[start : start + QUERIES], dtype=np.float32)
                 if not np.isfinite(block).all():
-                    raise LodesetError("queries hold a NaN or an infinity: embed drops such images as `not_finite`")
+                    raise LodesetError("queries contain NaN or infinity: embed drops such images as `not_finite`")
                 faiss.omp_set_num_threads(self.threads)
                 _, found = self.index.search(block, count)
                 found.sort(axis=1)
                 pieces = [slice(s, s + BLOCK) for s in range(0, len(block), BLOCK)]
                 asked, near = [block[piece] for piece in pieces], [found[piece] for piece in pieces]
-                some = slice(start, start + len(block))
-                products[some, :wanted], rows[some, :wanted] = ranked(pool, asked, self.vectors, near, wanted)
+                chunk = slice(start, start + len(block))
+                products[chunk, :wanted], rows[chunk, :wanted] = ranked(pool, asked, self.vectors, near, wanted)
         return products, rows

@@ -1,8 +1,8 @@
-"""Exact nearest neighbours by inner product (cosine, where rows are L2-normalised). N rows, Q queries, D dimensions.
+"""Exact nearest neighbors by inner product (cosine for L2-normalized rows). N rows, Q queries, D dimensions.
 
-Products are made in bfloat16 where the processor multiplies it, several times faster than fp32, and serve only to choose
-candidates, which are ranked by fp32 products of the vectors themselves. The candidates of a query are all rows that the
-rounding of bfloat16 could have put below its k-th, by a bound and not by a guess at a margin; so the answer is that of
+If the processor multiplies bfloat16 in hardware, products are computed in it, several times faster than in fp32, but
+only to choose candidates, which are ranked by fp32 products of the vectors themselves. The candidates of a query are
+all rows that the rounding of bfloat16 could have moved below its k-th, by a proven bound; so the result is that of
 fp32, whatever the processor, the block sizes and the number of threads.
 
 The bound: with q' and b' the rounded vectors, <q, b> - <q', b'> = <q - q', b> + <q', b - b'>, which Cauchy and Schwarz
@@ -34,14 +34,14 @@ Keys = NDArray[Any]  # int16 (bf16) or int32 (fp32)
 Arithmetic = Literal["bf16", "fp32"]
 
 QUERIES = 16_384  # queries whose candidates are held at once: about 2 KiB each
-BLOCK = 512  # queries of one product; 1,024 and 2,048 were no faster
-CHUNK_BYTES = 128 * 2**20  # of the base, as fp32: what is converted and multiplied at once
-RANKED_BYTES = 16 * 2**20  # likewise, of the candidates: what fits the cache of a core or two
+BLOCK = 512  # queries per product; 1,024 and 2,048 were no faster
+CHUNK_BYTES = 128 * 2**20  # of the base in fp32 that are converted and multiplied at once
+RANKED_BYTES = 16 * 2**20  # of the candidates likewise: fits the cache of one or two cores
 ROWS = 1_024  # rows of one pass over vectors, which then stay in the cache
 GROUPS = (
-    4  # groups of columns a wanted neighbour: the k-th largest of their maxima is a lower bound of the k-th product
+    4  # groups of columns per requested neighbor: the k-th largest of their maxima is a lower bound of the k-th product
 )
-WIDE = 2_048  # candidates above which a query has near-ties that bf16 cannot tell apart
+WIDE = 2_048  # a query with more candidates has near-ties that bf16 cannot separate
 BF16_HALF_ULP = -9  # of a number in [1/2, 1), as a power of two: 8 significant bits
 
 
@@ -59,9 +59,10 @@ def gpus() -> int:
 class _Block:
     """What is known of up to `BLOCK` queries [Q, D] while the base passes by.
 
-    `whole` are their vectors, `queries` these in the arithmetic of the products; `error` [Q] is what a product may be off,
-    its own rounding apart. `maxima` [Q, k] are the largest maxima of column groups so far, as `_ordered` keys: their least
-    is a lower bound of the k-th product. `pairs`: (query, row, product) of the candidates found in each chunk.
+    `whole` are their vectors, `queries` these in the arithmetic of the products; `error` [Q] is what a product may be
+    off, its own rounding apart. `maxima` [Q, k] are the largest maxima of column groups so far, as `_ordered` keys:
+    their least is a lower bound of the k-th product. `pairs`: (query, row, product) of the candidates found in each
+    chunk.
     """
 
     whole: Floats
@@ -74,8 +75,8 @@ class _Block:
 class ExactIndex:
     """Rows [N, D] in fp16 or fp32, in memory or memory-mapped.
 
-    A search holds at most `CHUNK_BYTES` of the base as fp32 (half of that as bf16), a product of `BLOCK` x chunk for each
-    thread, and the candidates of `QUERIES` queries, however many rows there are.
+    A search holds at most `CHUNK_BYTES` of the base as fp32 (half of that as bf16), a product of `BLOCK` x chunk for
+    each thread, and the candidates of `QUERIES` queries, however many rows there are.
     """
 
     def __init__(self, vectors: Vectors, threads: int = 1, products: Arithmetic | None = None) -> None:
@@ -148,7 +149,9 @@ class ExactIndex:
         return _Block(whole.numpy(), whole.to(dtype), error)
 
     def _candidates(self, pool: ThreadPoolExecutor, blocks: Sequence[_Block], k: int) -> tuple[list[Ints], Ints]:
-        """Rows that may be among the k best, [Q, M] a block (-1: none); the queries that have more than `WIDE` of them."""
+        """Rows that may be among the k best, [Q, M] a block (-1: none); the queries that have more than `WIDE` of
+        them.
+        """
         dtype = blocks[0].queries.dtype
         scratch = threading.local()
 
@@ -239,7 +242,9 @@ def _lowest(kth: Floats, block: _Block) -> Floats:
 
 
 def _bits(products: torch.Tensor) -> Keys:
-    """bf16 or fp32 numbers as integers of the same bits: maxima and comparisons of integers are several times faster."""
+    """bf16 or fp32 numbers as integers of the same bits: maxima and comparisons of integers are several times
+    faster.
+    """
     return np.asarray(products.view(torch.int16 if products.dtype == torch.bfloat16 else torch.int32).numpy())
 
 
@@ -282,8 +287,8 @@ def ranked(
 ) -> tuple[Floats, Ints]:
     """The k best [Q, k] of each query's candidate rows, by fp32 products; equal ones are ordered by row number.
 
-    Queries [Q, D] and candidates [Q, M] (rows that rise; -1: none) come in blocks of up to `BLOCK`. Each candidate row is
-    read once, in the order of the rows; `RANKED_BYTES` of them are held as fp32.
+    Queries [Q, D] and candidates [Q, M] (rows that rise; -1: none) come in blocks of up to `BLOCK`. Each candidate row
+    is read once, in the order of the rows; `RANKED_BYTES` of them are held as fp32.
     """
     wanted = np.zeros(len(vectors) + 1, bool)  # the last one takes the -1
     for block in candidates:
@@ -368,8 +373,8 @@ def _finite(lengths: Floats, what: str) -> None:
     bad = np.flatnonzero(~np.isfinite(lengths))
     if len(bad):
         raise LodesetError(
-            f"{len(bad)} of {len(lengths)} {what} hold a NaN or an infinity (the first is row {bad[0]}): embed drops such "
-            "images as `not_finite`; drop these rows from the vectors that you bring"
+            f"{len(bad)} of {len(lengths)} {what} hold a NaN or an infinity (the first is row {bad[0]}): embed drops "
+            "such images as `not_finite`; drop these rows from the vectors that you bring"
         )
 
 
