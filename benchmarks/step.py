@@ -22,8 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from lodeset.training.config import TrainingConfig
 from lodeset.training.data import Batch
 from lodeset.training.masking import block_mask, mask_counts
+from lodeset.training.objectives.dinov2 import losses
 from lodeset.training.schedules import StepValues, step_values
-from lodeset.training.ssl import StepLosses, clip_gradients, fresh, losses, make_optimiser, schedule, update_teacher
+from lodeset.training.ssl import StepLosses, clip_gradients, fresh, make_optimiser, schedule, update_teacher
 
 WARM_UP = 6
 BATCH, GLOBAL, LOCAL, LOCALS, PATCH = 8, 98, 42, 8, 14
@@ -105,7 +106,7 @@ class Run:
 
     def learn(self, batch: Batch, values: StepValues) -> StepLosses:
         schedule(self.optimiser, values)
-        seen = losses(self.nets, batch, values.teacher_temperature, self.config, None)
+        seen = losses(self.nets, batch, values, self.config, None)
         self.optimiser.zero_grad()
         torch.autograd.backward(seen.total)
         clip_gradients(self.nets.student, self.config.optimiser.clip_norm)

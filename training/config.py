@@ -8,9 +8,15 @@ the published value say so.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
 from lodeset.pipeline.config import Strict
+from lodeset.training import backbones, objectives
+from lodeset.training.backbones import BACKBONES
+from lodeset.training.backbones.kind import Architecture, BackboneConfig, kind_of
+from lodeset.training.kinds import by_kind
+from lodeset.training.objectives import OBJECTIVES
+from lodeset.training.objectives.objective import ObjectiveConfig
 from lodeset.training.recipes import RECIPES, SIZES, under
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -309,6 +315,14 @@ class TrainingConfig(Strict):
     )
     optimiser: OptimiserConfig = Field(default_factory=OptimiserConfig, description="AdamW and its schedules")
 
+    objective: Annotated[SerializeAsAny[ObjectiveConfig] | None, by_kind(OBJECTIVES, objectives.DEFAULT)] = Field(
+        None,
+        description="what the network is trained to do, {kind: NAME, ...}; none: DINOv2, whose settings are heads, masking, losses and teacher",
+    )
+    backbone: Annotated[SerializeAsAny[BackboneConfig] | None, by_kind(BACKBONES, backbones.DEFAULT)] = Field(
+        None,
+        description="another network in place of the Vision Transformer, {kind: NAME, ...}; `model` is not used then",
+    )
     max_failures: int = Field(
         3,
         ge=0,
@@ -335,13 +349,48 @@ class TrainingConfig(Strict):
             values = {**values, "distill": {**distill, "model": under(distill["model"], shared)}}
         return values
 
+    @property
+    def network(self) -> Architecture:
+        """The settings of the backbone."""
+        return self.model if self.backbone is None else self.backbone
+
     @model_validator(mode="after")
     def _crops_are_whole_patches(self) -> Self:
         for name in ("global_size", "local_size"):
-            size, patch = getattr(self.crops, name), self.model.patch_size
+            size, patch = getattr(self.crops, name), self.network.patch_size
             if size % patch:
                 near = max(patch, round(size / patch) * patch)
                 raise ValueError(f"crops.{name} {size} is not a multiple of patch_size {patch}: use {near}")
+        return self
+
+    @model_validator(mode="after")
+    def _backbone_takes_the_crops(self) -> Self:
+        if self.backbone is None:
+            return self
+        used = [name for name in ("weights", "distill") if getattr(self, name) is not None]
+        if used:
+            raise ValueError(f"{used[0]} is for the Vision Transformer alone: remove it, or `backbone`")
+        if self.activation_checkpointing:
+            raise ValueError(f"activation_checkpointing: the backbone {self.backbone.kind} has none: remove it")
+        if not kind_of(self.backbone).any_size:
+            crops, finish = self.crops, self.finish
+            if crops.local_count and crops.local_size != crops.global_size:
+                raise ValueError(
+                    f"the backbone {self.backbone.kind} takes images of one size: set crops.local_size to {crops.global_size}, or "
+                    "crops.local_count to 0"
+                )
+            if finish is not None and finish.global_size != crops.global_size:
+                raise ValueError(
+                    f"the backbone {self.backbone.kind} takes images of one size: set finish.global_size to {crops.global_size}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _distills_dinov2(self) -> Self:
+        if self.distill is not None and self.objective is not None:
+            raise ValueError(
+                f"distill needs the heads of DINOv2, not those of {self.objective.kind}: remove distill, or objective"
+            )
         return self
 
     @model_validator(mode="after")
@@ -395,7 +444,12 @@ def identity_of(config: TrainingConfig) -> dict[str, Any]:
     for other values (recipe, size). A run may continue with another number of workers: batches and losses stay the
     same, but not the last bits of the weights nor, with `drop_path`, which samples of a batch skip a branch.
     """
-    without = _NOT_IDENTITY if config.mix else _NOT_IDENTITY | {"mix": True}
+    without = dict(_NOT_IDENTITY)
+    if not config.mix:
+        without["mix"] = True
+    if config.objective is None:
+        without["objective"] = True
+    without["backbone" if config.backbone is None else "model"] = True
     return config.model_dump(mode="json", exclude=without)
 
 
@@ -443,6 +497,10 @@ def recovering(config: TrainingConfig, steps: int, batch: int | None, base_lr: f
     if not distil and config.masking.model_dump() == MaskingConfig.model_validate(_EVERY_PATCH).model_dump():
         raise ValueError(
             "the dense model was distilled and has no objective of its own to continue with: use `how: distill`"
+        )
+    if config.objective is not None or config.backbone is not None:
+        raise ValueError(
+            "only a Vision Transformer that DINOv2 trained can be trained again after pruning: remove `recover`"
         )
     optimiser = config.optimiser.model_dump() | {"base_lr": base_lr}
     changed: dict[str, Any] = {"steps": steps, "batch": batch or config.batch, "mix": {}, "optimiser": optimiser}

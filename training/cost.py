@@ -1,8 +1,9 @@
 """Estimate the size and duration of a run from its configuration alone: for `plan`, which builds no network.
 
-Shapes: D width, K prototypes, T tokens of a view.
+Shapes: D width, K prototypes.
 """
 
+from lodeset.training.backbones.kind import kind_of
 from lodeset.training.config import TrainingConfig
 
 TINY_IMAGES_PER_S = 95.0  # 300 steps of `tiny` at its defaults, 2 CPU cores
@@ -12,11 +13,8 @@ COPIES_IN_A_CHECKPOINT = 4
 
 
 def backbone_parameters(config: TrainingConfig) -> int:
-    """Number of weights of the Vision Transformer without biases and norms (1 % of `tiny`)."""
-    model = config.model
-    patches = (config.crops.global_size // model.patch_size) ** 2
-    embedding = (3 * model.patch_size**2 + patches + 1 + model.registers) * model.dim
-    return embedding + 12 * model.dim**2 * model.depth  # 4 D^2 of attention, 8 D^2 of the MLP or SwiGLU
+    """Weights of the backbone, about."""
+    return kind_of(config.network).parameters(config.network, config.crops.global_size)
 
 
 def head_parameters(config: TrainingConfig) -> int:
@@ -24,7 +22,7 @@ def head_parameters(config: TrainingConfig) -> int:
     heads = config.heads
     bottlenecks = (heads.dino_bottleneck,) if heads.tied else (heads.dino_bottleneck, heads.ibot_bottleneck)
     return sum(
-        (config.model.dim + heads.hidden + bottleneck) * heads.hidden + bottleneck * heads.prototypes
+        (config.network.dim + heads.hidden + bottleneck) * heads.hidden + bottleneck * heads.prototypes
         for bottleneck in bottlenecks
     )
 
@@ -58,12 +56,7 @@ def _macs_a_second() -> float:
 
 
 def _block_macs(config: TrainingConfig, local: bool = True) -> int:
-    """Multiply-accumulates of a forward pass for the crops of one image: every token meets 12 D^2 weights, and T others
-    in two products of width D.
-    """
-    model, crops = config.model, config.crops
-    total = 0
-    for size, views in ((crops.global_size, 2), (crops.local_size, crops.local_count if local else 0)):
-        tokens = (size // model.patch_size) ** 2 + 1 + model.registers
-        total += views * tokens * (12 * model.dim**2 + 2 * tokens * model.dim) * model.depth
-    return total
+    """Multiply-accumulates of a forward pass for the crops of one image."""
+    crops, kind = config.crops, kind_of(config.network)
+    local_macs = crops.local_count * kind.macs(config.network, crops.local_size) if local else 0
+    return 2 * kind.macs(config.network, crops.global_size) + local_macs

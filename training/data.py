@@ -194,7 +194,7 @@ class Batches(Dataset["Batch | LodesetError"]):
 
     def _masks(self, step: int) -> Tensor:
         seed, crops, batch = self.config.seed, self.config.crops, self.config.batch
-        side = crops.global_size // self.config.model.patch_size
+        side = crops.global_size // self.config.network.patch_size
         counts = mask_counts(generator(seed, "mask_counts", step), 2 * batch, side**2, self.config.masking)
         positions = [view * batch + self.first + i for view in range(2) for i in range(self.local_batch)]
         masks = [block_mask(generator(seed, "masks", step, p), side, side, int(counts[p])) for p in positions]

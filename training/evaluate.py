@@ -15,15 +15,13 @@ from torch import Tensor
 
 from lodeset.pipeline.errors import LodesetError
 from lodeset.training.augment import normalised
-from lodeset.training.vit import DinoVisionTransformer
+from lodeset.training.backbone import Backbone
 
 LAYERS = 4  # number of last blocks whose CLS tokens the linear probe uses
 QUERIES_AT_ONCE = 1024  # limits the similarity matrix in memory
 
 
-def features(
-    model: DinoVisionTransformer, images: Iterable[NDArray[np.uint8]], size: int, batch: int
-) -> NDArray[np.float32]:
+def features(model: Backbone, images: Iterable[NDArray[np.uint8]], size: int, batch: int) -> NDArray[np.float32]:
     """L2-normalized CLS features [n, D] of RGB images [height, width, 3] of any sizes.
 
     The shorter side is resized to `size` pixels (bicubic), and the center square is used; `size` must be a multiple of
@@ -36,7 +34,7 @@ def features(
 
 
 def layered_features(
-    model: DinoVisionTransformer, images: Iterable[NDArray[np.uint8]], size: int, batch: int
+    model: Backbone, images: Iterable[NDArray[np.uint8]], size: int, batch: int
 ) -> NDArray[np.float32]:
     """[n, L + 1, D]: CLS of the last L blocks (4, or all of a smaller model), then the mean patch of the last block."""
     count = min(LAYERS, model.config.depth)
@@ -49,7 +47,7 @@ def layered_features(
 
 
 def _seen(
-    model: DinoVisionTransformer,
+    model: Backbone,
     images: Iterable[NDArray[np.uint8]],
     size: int,
     batch: int,
@@ -59,7 +57,7 @@ def _seen(
     if size % patch:
         nearest = max(patch, size // patch * patch)
         raise LodesetError(f"evaluation size {size} is not a multiple of patch size {patch}: use {nearest}")
-    device = model.pos_embed.device
+    device = next(model.parameters()).device
     training = model.training
     model.eval()
     batches = []

@@ -2,6 +2,8 @@
 `Dinov2WithRegistersModel` load (with the names of their published checkpoints), and `preprocessor_config.json`, which
 `AutoImageProcessor` loads.
 
+Other backbones are written in a format of lodeset's own, with the same file names.
+
 On the grid that positions are stored for, all implementations agree to 1e-4. On other grids Hugging Face interpolates
 positions by size without antialias, whereas the released models without registers used a scale factor with an offset of
 0.1, as `vit.positions` does.
@@ -12,6 +14,7 @@ Shapes: D width.
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +24,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lodeset.pipeline import own
+from lodeset.pipeline.dag.stage import resolved
 from lodeset.pipeline.embedders.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from lodeset.pipeline.errors import LodesetError
+from lodeset.training.backbone import Backbone
+from lodeset.training.backbones import BACKBONES
+from lodeset.training.backbones.kind import BackboneConfig, BackboneKind
 from lodeset.training.config import ModelConfig
 from lodeset.training.vit import NORM_EPS, DinoVisionTransformer
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
+PLAIN = "lodeset"  # the model_type of backbones that Hugging Face does not know
 
 # (ours, theirs); {n} stands for a block's number. Query, key and value are one matrix in our names and three in theirs.
 NAMES = (
@@ -53,23 +61,48 @@ NAMES = (
 )
 
 
-def export(model: DinoVisionTransformer, folder: str | Path) -> None:
+def export(model: Backbone, folder: str | Path) -> None:
     """Write `model.safetensors` (fp32), `config.json` and `preprocessor_config.json` into `folder`; each file appears
     whole or not at all.
     """
     folder = Path(folder)
     own.mark(folder, "model")
+    tensors, config = _hugging_face(model) if isinstance(model, DinoVisionTransformer) else _plain(model)
+    weights = folder / f"{WEIGHTS}.tmp"
+    save_file(tensors, weights, metadata={"format": "pt"})
+    os.replace(weights, folder / WEIGHTS)
+    for name, said in ((CONFIG, config), (PREPROCESSOR, _preprocessing(model.image_size))):
+        unfinished = folder / f"{name}.tmp"
+        unfinished.write_text(json.dumps(said, indent=2) + "\n")
+        os.replace(unfinished, folder / name)
+
+
+def _hugging_face(model: DinoVisionTransformer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         for part_name, part in _split_qkv(name, tensor.detach().float().cpu()):
             tensors[_rename(part_name, to_hugging_face=True)] = part.contiguous()
-    weights = folder / f"{WEIGHTS}.tmp"
-    save_file(tensors, weights, metadata={"format": "pt"})
-    os.replace(weights, folder / WEIGHTS)
-    for name, content in ((CONFIG, _hugging_face_config(model)), (PREPROCESSOR, _preprocessing(model.image_size))):
-        unfinished = folder / f"{name}.tmp"
-        unfinished.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(unfinished, folder / name)
+    return tensors, _hugging_face_config(model)
+
+
+def _plain(model: Backbone) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Backbones that no library knows: weights under their own names, and the settings that build the network again."""
+    assert isinstance(model.config, BackboneConfig)
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    said = {"model_type": PLAIN, "backbone": model.config.model_dump(mode="json"), "image_size": model.image_size}
+    return tensors, said
+
+
+def _load_plain(said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Backbone:
+    """Raises KeyError, RuntimeError, ValueError or TypeError: they do not fit."""
+    settings = said["backbone"]
+    reference = BACKBONES.get(settings["kind"])
+    if reference is None:
+        raise ValueError(f"no such backbone: {settings['kind']!r}; there are {', '.join(BACKBONES)}")
+    kind: BackboneKind = resolved(reference)
+    model = kind.build(kind.config.model_validate(settings), said["image_size"])
+    model.load_state_dict(dict(tensors))
+    return model
 
 
 def _preprocessing(size: int) -> dict[str, Any]:
@@ -90,7 +123,7 @@ def _preprocessing(size: int) -> dict[str, Any]:
     }
 
 
-def load_backbone(folder: str | Path) -> DinoVisionTransformer:
+def load_backbone(folder: str | Path) -> Backbone:
     """Load a backbone in evaluation mode on the CPU: written by `export`, or a published DINOv2 in Hugging Face format.
 
     Raises:
@@ -104,7 +137,10 @@ def load_backbone(folder: str | Path) -> DinoVisionTransformer:
         raise LodesetError(f"{error.filename or folder} does not exist: export a model there first") from error
     except (ValueError, SafetensorError) as error:
         raise LodesetError(f"{folder} holds no readable {WEIGHTS} and {CONFIG}: {error}") from error
+    model: Backbone
     try:
+        if said.get("model_type") == PLAIN:
+            return _load_plain(said, tensors).eval()
         side, blocks = said["image_size"], {n.split(".")[2] for n in tensors if n.startswith("encoder.layer.")}
         if said["num_hidden_layers"] != len(blocks) or not isinstance(side, int) or side < said["patch_size"]:
             raise ValueError(
@@ -124,7 +160,7 @@ def load_backbone(folder: str | Path) -> DinoVisionTransformer:
         )
         model.load_state_dict(_join_qkv({_rename(name, to_hugging_face=False): t for name, t in tensors.items()}))
     except KeyError as error:
-        raise LodesetError(f"{folder / CONFIG} lacks {error}: it is not a DINOv2 configuration") from error
+        raise LodesetError(f"{folder / CONFIG} lacks {error}: it is not a configuration of a backbone") from error
     except (RuntimeError, ValueError, TypeError) as error:
         raise LodesetError(f"{folder}: the weights do not match the configuration: {error}") from error
     return model.eval()

@@ -49,7 +49,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 def train_inline(config: TrainingConfig, shards: Shards, folder: Path, origin: Origin | None = None) -> dict[str, Any]:
     """Train in this process on the CPU, with the threads that torch is set to; otherwise as `train_loop`."""
-    return train_loop(config, shards, folder, 0, 1, torch.device("cpu"), origin)
+    device = torch.device("cpu")
+    return train_loop(config=config, shards=shards, folder=folder, rank=0, world_size=1, device=device, origin=origin)
 
 
 def launch(
@@ -224,13 +225,13 @@ def _worker(arguments: dict[str, Any]) -> None:
     try:
         with _meet(arguments["meeting"], rank, size):
             train_loop(
-                TrainingConfig.model_validate(arguments["config"]),
-                Shards.model_validate(arguments["shards"]),
-                folder,
-                rank,
-                size,
-                get_device(),
-                Origin.model_validate(arguments["origin"]) if arguments["origin"] is not None else None,
+                config=TrainingConfig.model_validate(arguments["config"]),
+                shards=Shards.model_validate(arguments["shards"]),
+                folder=folder,
+                rank=rank,
+                world_size=size,
+                device=get_device(),
+                origin=Origin.model_validate(arguments["origin"]) if arguments["origin"] is not None else None,
             )
     except OSError as error:
         raise LodesetError(

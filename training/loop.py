@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from lodeset.pipeline import own
 from lodeset.pipeline.errors import LodesetError
+from lodeset.training.backbone import made
 from lodeset.training.checkpoint import load_checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
 from lodeset.training.config import TrainingConfig, identity_of
 from lodeset.training.data import Batch, Batches, load_batches
@@ -23,14 +25,17 @@ from lodeset.training.export import export
 from lodeset.training.index import Shards, open_index, weights_of
 from lodeset.training.metrics import MetricsLog, feature_metrics
 from lodeset.training.narrow import heads_of, narrow, save_narrow
+from lodeset.training.objectives.objective import Objective, Views
 from lodeset.training.origin import Origin, networks
 from lodeset.training.parallel import recompute_activations, shard
 from lodeset.training.schedules import StepValues, step_values
 from lodeset.training.ssl import (
+    Networks,
+    StepLosses,
     average_gradients,
     clip_gradients,
-    losses,
     make_optimiser,
+    objective_of,
     schedule,
     training_state,
     update_teacher,
@@ -40,7 +45,49 @@ from lodeset.training.vit import DinoVisionTransformer
 SUMMARY = "summary.json"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """Which of a run's processes this is; `group` joins them, where there are several."""
+
+    rank: int
+    size: int
+    device: torch.device
+    group: dist.ProcessGroup | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run as this worker sees it: what its steps change, and what they read."""
+
+    config: TrainingConfig
+    objective: Objective
+    folder: Path
+    worker: Worker
+    images: int  # in the index
+    batches: Batches
+    nets: Networks
+    optimiser: torch.optim.AdamW
+    state: dict[str, Tensor]  # of a checkpoint
+    identity: dict[str, Any]  # what a checkpoint must have in common with the run
+    first_step: int
+    checkpoint: Path | None  # that it goes on from
+    pruned: bool  # its backbone is narrower than its configuration says
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one step did."""
+
+    done: int  # steps so far
+    values: StepValues
+    seen: StepLosses
+    terms: dict[str, float]  # means over the workers
+    gradient_norm: float
+    skipped: float  # images that could not be read, over all workers
+
+
 def train_loop(
+    *,
     config: TrainingConfig,
     shards: Shards,
     folder: Path,
@@ -52,9 +99,9 @@ def train_loop(
     """Train to `config.steps` from the newest checkpoint in `folder` if there is one, otherwise from `origin`; every
     worker calls this.
 
-    Worker 0 writes `metrics.jsonl`, `step-*/`, and at the end the backbone of the student's moving mean (see `export`;
-    for a pruned one `save_narrow`) and `summary.json`. If world_size > 1, the default process group must be
-    initialized. Returns the summary: steps, images (in the index), images_seen, skipped (unreadable; since the last
+    Worker 0 writes `metrics.jsonl`, `step-*/`, and at the end the backbone that the run is for (see `Networks.average`
+    and `export`; for a pruned one `save_narrow`) and `summary.json`. If world_size > 1, the default process group must
+    be initialized. Returns the summary: steps, images (in the index), images_seen, skipped (unreadable; since the last
     resume), resumed_step, seconds, images_per_s, losses (the last logged line).
 
     Raises:
@@ -62,24 +109,50 @@ def train_loop(
             gradient became infinite or NaN.
     """
     group = dist.group.WORLD if world_size > 1 else None
+    run = set_up(config, shards, folder, Worker(rank=rank, size=world_size, device=device, group=group), origin)
+    journal, checkpoint = Journal(run), run.checkpoint
+    for batch in load_batches(run.batches, run.first_step, device.type == "cuda"):
+        step = take_step(run, batch)
+        journal.note(step)
+        if step.done % config.checkpoint_every == 0 or step.done == config.steps:
+            checkpoint = save_checkpoint(
+                folder,
+                step.done,
+                run.state,
+                run.identity,
+                config.keep_checkpoints,
+                group,
+                config.model_dump(mode="json"),
+            )
+    summary = journal.close()
+    if rank == 0:
+        assert checkpoint is not None  # of the last step
+        _finish(run, checkpoint, summary)
+    return summary
+
+
+def set_up(config: TrainingConfig, shards: Shards, folder: Path, worker: Worker, origin: Origin | None) -> Run:
+    """The run before its first step, or as its newest checkpoint left it.
+
+    Raises:
+        LodesetError: the data or the folder do not fit.
+    """
+    objective = objective_of(config)
     index = open_index(shards.index)
     weights = weights_of(index, shards.selected, config.mix) if config.mix else None
-    batches = Batches(index, config, rank, world_size, weights)
+    batches = Batches(index, looked_at(config, objective.views), worker.rank, worker.size, weights)
     own.mark(folder, "run")
 
     nets = networks(config, origin)
-    student = nets.student
     if config.activation_checkpointing:
-        recompute_activations(student)
-    if config.fsdp and group is not None:
-        shard(
-            nets, group, device, config.precision == "bf16"
-        )  # moves shards from here, so that no device ever holds the whole network
+        recompute_activations(nets.student)
+    if config.fsdp and worker.group is not None:
+        # From here, so that no device ever holds all of it.
+        shard(nets, worker.group, worker.device, config.precision == "bf16")
     else:
-        nets = nets.to(device)
-    optimiser = make_optimiser(student, config.optimiser)
+        nets = nets.to(worker.device)
+    optimiser = make_optimiser(nets.student, config.optimiser)
     identity = {"training": identity_of(config), "images": index.digest()}
-    settings = config.model_dump(mode="json")
     if origin is not None:
         identity["origin"] = origin.digest
     if weights is not None:
@@ -87,90 +160,133 @@ def train_loop(
     if batches.order.blocks is not None:
         identity["blocks"] = batches.order.blocks.digest()
     state = training_state(nets, optimiser)
-    first_step, checkpoint = _resumed(folder, identity, group, rank)
+    first_step, checkpoint = _resumed(folder, identity, worker)
     if checkpoint is not None:
-        load_checkpoint(checkpoint, state, group)
-    log = MetricsLog(folder, first_step) if rank == 0 else None
-
-    started = logged = time.perf_counter()
-    logged_step, skipped = first_step, 0.0
-    line: dict[str, Any] = log.last if log is not None else {}
-    for batch in load_batches(batches, first_step, device.type == "cuda"):
-        done = batch.step + 1
-        values = step_values(config, batch.step)
-        torch.manual_seed(_seed(config.seed, batch.step, rank))  # stochastic depth
-        schedule(optimiser, values)
-
-        seen = losses(nets, batch.to(device), values.teacher_temperature, config, group)
-        every = _gather(_local_values(seen.terms, batch), group, world_size)  # [W, terms + 1]
-        _stop_if_not_finite(every[:, :-1], list(seen.terms), batch, folder, rank)
-        skipped += float(every[:, -1].sum())
-
-        optimiser.zero_grad()
-        torch.autograd.backward(seen.total)
-        if group is not None and not config.fsdp:
-            average_gradients(student.parameters(), group, world_size)
-        gradient_norm = clip_gradients(student, config.optimiser.clip_norm)
-        _stop_if_gradient_not_finite(gradient_norm, config, batch, folder, rank)
-        optimiser.step()
-        update_teacher(student, nets.average, values.momentum)
-
-        if done % config.log_every == 0 or done == config.steps:
-            now = time.perf_counter()
-            terms = dict(zip(seen.terms, every[:, :-1].mean(dim=0).tolist(), strict=True))
-            line = _line(done, terms, values, gradient_norm, skipped) | feature_metrics(seen)
-            line["images_per_s"] = (done - logged_step) * config.batch / (now - logged)
-            logged, logged_step = now, done
-            if log is not None:
-                log.append(line)
-        if done % config.checkpoint_every == 0 or done == config.steps:
-            checkpoint = save_checkpoint(folder, done, state, identity, config.keep_checkpoints, group, settings)
-
-    seconds, steps_made = time.perf_counter() - started, config.steps - first_step
-    summary = {
-        "steps": config.steps,
-        "images": len(index),
-        "images_seen": config.steps * config.batch,
-        "skipped": int(skipped),
-        "workers": world_size,
-        "resumed_step": first_step,
-        "seconds": seconds,
-        "images_per_s": steps_made * config.batch / seconds if steps_made else line.get("images_per_s", 0.0),
-        "losses": {name: line[name] for name in ("loss", "dino", "ibot", "koleo") if name in line},
-    }
-    if log is not None:
-        log.close()
-        assert checkpoint is not None  # the last step always writes one
-        pruned = origin is not None and origin.pruned is not None
-        _finish(checkpoint, nets.average.backbone, pruned, folder, summary)
-    return summary
+        load_checkpoint(checkpoint, state, worker.group)
+    return Run(
+        config=config,
+        objective=objective,
+        folder=folder,
+        worker=worker,
+        images=len(index),
+        batches=batches,
+        nets=nets,
+        optimiser=optimiser,
+        state=state,
+        identity=identity,
+        first_step=first_step,
+        checkpoint=checkpoint,
+        pruned=origin is not None and origin.pruned is not None,
+    )
 
 
-def _resumed(
-    folder: Path, identity: dict[str, Any], group: dist.ProcessGroup | None, rank: int
-) -> tuple[int, Path | None]:
-    """The step to continue from, and its checkpoint; worker 0 looks and broadcasts the result."""
-    newest = [(newest_checkpoint(folder, identity) or (0, None)) if rank == 0 else (0, None)]
-    if group is not None:
-        dist.broadcast_object_list(newest, 0, group)
-    return newest[0]
+def looked_at(config: TrainingConfig, views: Views) -> TrainingConfig:
+    """The configuration of batches: what the objective does not look at is not made."""
+    changed: dict[str, Any] = {}
+    if not views.local_crops:
+        changed["crops"] = config.crops.model_copy(update={"local_count": 0})
+    if not views.masks:
+        changed["masking"] = config.masking.model_copy(update={"probability": 0.0})
+    return config.model_copy(update=changed)
 
 
-def _finish(
-    checkpoint: Path, trained: DinoVisionTransformer, pruned: bool, folder: Path, summary: dict[str, Any]
-) -> None:
-    """Export the moving mean from the last checkpoint as a whole, however it was trained, in the format of the pruned
-    model it came from.
+def take_step(run: Run, batch: Batch) -> Step:
+    """One optimiser step.
+
+    Raises:
+        LodesetError: a loss or a gradient is infinite or NaN.
     """
-    backbone = DinoVisionTransformer(trained.config, trained.image_size)
-    weights = read_checkpoint(checkpoint, "teacher.backbone.")
+    config, nets, worker = run.config, run.nets, run.worker
+    student = nets.student
+    values = step_values(config, batch.step)
+    torch.manual_seed(_seed(config.seed, batch.step, worker.rank))  # stochastic depth
+    schedule(run.optimiser, values)
+
+    seen = run.objective.losses(nets, batch.to(worker.device), values, config, worker.group)
+    every = _gather(_local_values(seen.terms, batch), worker)  # [W, terms + 1]
+    _stop_if_not_finite(every[:, :-1], list(seen.terms), batch, run.folder, worker.rank)
+
+    run.optimiser.zero_grad()
+    torch.autograd.backward(seen.total)
+    if worker.group is not None and not config.fsdp:
+        average_gradients(student.parameters(), worker.group, worker.size)
+    gradient_norm = clip_gradients(student, config.optimiser.clip_norm)
+    _stop_if_gradient_not_finite(gradient_norm, config, batch, run.folder, worker.rank)
+    run.optimiser.step()
+    if nets.averages:
+        update_teacher(student, nets.average, values.momentum)
+    return Step(
+        done=batch.step + 1,
+        values=values,
+        seen=seen,
+        terms=dict(zip(seen.terms, every[:, :-1].mean(dim=0).tolist(), strict=True)),
+        gradient_norm=gradient_norm,
+        skipped=float(every[:, -1].sum()),
+    )
+
+
+class Journal:
+    """The lines of `metrics.jsonl`, which worker 0 writes, and the summary."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.log = MetricsLog(run.folder, run.first_step) if run.worker.rank == 0 else None
+        self.line: dict[str, Any] = self.log.last if self.log is not None else {}
+        self.skipped = 0.0
+        self.started = self.logged = time.perf_counter()
+        self.logged_step = run.first_step
+
+    def note(self, step: Step) -> None:
+        config = self.run.config
+        self.skipped += step.skipped
+        if step.done % config.log_every and step.done != config.steps:
+            return
+        now = time.perf_counter()
+        self.line = _line(step, self.skipped) | feature_metrics(step.seen)
+        self.line["images_per_s"] = (step.done - self.logged_step) * config.batch / (now - self.logged)
+        self.logged, self.logged_step = now, step.done
+        if self.log is not None:
+            self.log.append(self.line)
+
+    def close(self) -> dict[str, Any]:
+        """The summary."""
+        run, line = self.run, self.line
+        seconds, steps_made = time.perf_counter() - self.started, run.config.steps - run.first_step
+        if self.log is not None:
+            self.log.close()
+        return {
+            "steps": run.config.steps,
+            "images": run.images,
+            "images_seen": run.config.steps * run.config.batch,
+            "skipped": int(self.skipped),
+            "workers": run.worker.size,
+            "resumed_step": run.first_step,
+            "seconds": seconds,
+            "images_per_s": steps_made * run.config.batch / seconds if steps_made else line.get("images_per_s", 0.0),
+            "losses": {name: line[name] for name in ("loss", *run.objective.terms) if name in line},
+        }
+
+
+def _resumed(folder: Path, identity: dict[str, Any], worker: Worker) -> tuple[int, Path | None]:
+    """The step to go on from, and the checkpoint; worker 0 looks, and tells the others."""
+    found = [(newest_checkpoint(folder, identity) or (0, None)) if worker.rank == 0 else (0, None)]
+    if worker.group is not None:
+        dist.broadcast_object_list(found, 0, worker.group)
+    return found[0]
+
+
+def _finish(run: Run, checkpoint: Path, summary: dict[str, Any]) -> None:
+    """Exports the backbone as the last checkpoint holds it: whole, however it was trained; in the form of what it was pruned from."""
+    trained = run.nets.average.backbone
+    backbone = made(trained.config, trained.image_size)
+    weights = read_checkpoint(checkpoint, "teacher.backbone." if run.nets.averages else "student.backbone.")
     narrow(backbone, heads_of(trained), weights)
     backbone.load_state_dict(weights)
-    if pruned:
-        save_narrow(backbone, folder)
+    if isinstance(backbone, DinoVisionTransformer) and run.pruned:
+        save_narrow(backbone, run.folder)
     else:
-        export(backbone, folder)
-    (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+        export(backbone, run.folder)
+    (run.folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
 
 
 def _seed(seed: int, step: int, rank: int) -> int:
@@ -183,11 +299,11 @@ def _local_values(terms: dict[str, Tensor], batch: Batch) -> Tensor:
     return torch.cat([values, values.new_tensor([len(batch.skipped)])])
 
 
-def _gather(values: Tensor, group: dist.ProcessGroup | None, world_size: int) -> Tensor:
-    if group is None:
+def _gather(values: Tensor, worker: Worker) -> Tensor:
+    if worker.group is None:
         return values[None].cpu()
-    gathered = [torch.empty_like(values) for _ in range(world_size)]
-    dist.all_gather(gathered, values, group=group)
+    gathered = [torch.empty_like(values) for _ in range(worker.size)]
+    dist.all_gather(gathered, values, group=worker.group)
     return torch.stack(gathered).cpu()
 
 
@@ -226,17 +342,15 @@ def _write_ids(batch: Batch, folder: Path, rank: int) -> None:
     (folder / _ids_file(batch.step, rank)).write_text(text + "\n")
 
 
-def _line(
-    done: int, terms: dict[str, float], values: StepValues, gradient_norm: float, skipped: float
-) -> dict[str, Any]:
+def _line(step: Step, skipped: float) -> dict[str, Any]:
     return {
-        "step": done,
-        "loss": sum(terms.values()),
-        **terms,
-        "lr": values.lr,
-        "momentum": values.momentum,
-        "weight_decay": values.weight_decay,
-        "teacher_temperature": values.teacher_temperature,
-        "gradient_norm": gradient_norm,
+        "step": step.done,
+        "loss": sum(step.terms.values()),
+        **step.terms,
+        "lr": step.values.lr,
+        "momentum": step.values.momentum,
+        "weight_decay": step.values.weight_decay,
+        "teacher_temperature": step.values.teacher_temperature,
+        "gradient_norm": step.gradient_norm,
         "skipped": int(skipped),
     }

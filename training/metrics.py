@@ -61,15 +61,17 @@ def _step(line: str) -> int | None:
 def feature_metrics(step: StepLosses) -> dict[str, float]:
     """Signs of collapse, measured on one worker's share of a step.
 
-    teacher_entropy: mean entropy of the teacher's targets, nats. koleo_distance: mean distance from the student's CLS
-    features of the first global crop to the nearest other. feature_std: deviation of the teacher's L2-normalized CLS
-    per channel, times sqrt(D): 1 if they spread over the sphere, 0 if they collapse (Chen & He 2021, arXiv:2011.10566).
-    feature_rank: their effective rank (RankMe, Garrido et al. 2023, arXiv:2210.02885).
+    teacher_entropy: mean entropy of the teacher's targets, nats, if the objective has targets that are probabilities.
+    koleo_distance: mean distance from the student's CLS features of the first global crop to the nearest other.
+    feature_std: deviation of the teacher's L2-normalized CLS per channel, times sqrt(D): 1 if they spread over the
+    sphere, 0 if they collapse (Chen & He 2021, arXiv:2011.10566). feature_rank: their effective rank (RankMe, Garrido
+    et al. 2023, arXiv:2210.02885).
     """
     targets = step.teacher_targets
     teacher = F.normalize(step.teacher_cls, dim=-1)
+    entropy = {} if targets is None else {"teacher_entropy": float(torch.special.entr(targets).sum(dim=-1).mean())}
     return {
-        "teacher_entropy": float(torch.special.entr(targets).sum(dim=-1).mean()),
+        **entropy,
         "koleo_distance": float(nearest_distances(step.student_cls.chunk(2)[0]).mean()),
         "feature_std": float(teacher.std(dim=0).mean()) * math.sqrt(teacher.shape[1]),
         "feature_rank": effective_rank(teacher),

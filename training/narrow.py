@@ -22,7 +22,7 @@ from lodeset.training.vit import Attention, DinoVisionTransformer
 ARCHITECTURE = "architecture.json"
 
 
-def heads_of(model: DinoVisionTransformer) -> dict[str, int]:
+def heads_of(model: nn.Module) -> dict[str, int]:
     """Number of attention heads, by module."""
     return {name: module.heads for name, module in model.named_modules() if isinstance(module, Attention)}
 
@@ -58,7 +58,7 @@ def load_narrow(folder: Path) -> DinoVisionTransformer:
     return model.eval()
 
 
-def narrow(model: DinoVisionTransformer, heads: Mapping[str, int], weights: Mapping[str, Tensor]) -> None:
+def narrow(model: nn.Module, heads: Mapping[str, int], weights: Mapping[str, Tensor]) -> None:
     """Give a dense transformer these attention heads, and its linear layers the widths of `weights`, whose values are
     not copied.
 

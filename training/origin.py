@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lodeset.pipeline.config import Strict
 from lodeset.pipeline.dag.fingerprint import file_digest
 from lodeset.pipeline.errors import LodesetError
+from lodeset.training.backbone import Backbone
 from lodeset.training.checkpoint import MARKER, Marker, check_checkpoint, newest_step, read_checkpoint
 from lodeset.training.config import TrainingConfig
 from lodeset.training.narrow import heads_of, load_narrow, narrow
@@ -65,11 +66,13 @@ def networks(config: TrainingConfig, origin: Origin | None) -> Networks:
     if origin.of is None:
         backbone = load_weights(origin.path, config.model)
         nets.student.backbone = copy.deepcopy(backbone).train()
-        nets.average.backbone = backbone.requires_grad_(False)
+        if nets.averages:
+            nets.average.backbone = backbone.requires_grad_(False)
         return nets
     folder = Path(origin.path)
     check_checkpoint(folder)
-    _fill(nets.centers, read_checkpoint(folder, "centers."))
+    for name, module in nets.buffers.named_children():
+        _fill(module, read_checkpoint(folder, f"{name}."))
     teacher = read_checkpoint(folder, "teacher.")
     if origin.pruned is not None:
         pruned = _pruned_backbone(Path(origin.pruned))
@@ -86,8 +89,9 @@ def networks(config: TrainingConfig, origin: Origin | None) -> Networks:
         return replace(nets, teacher=_as_stored(origin.of, teacher))
     if origin.pruned is not None:
         return nets
-    for network, tensors in ((nets.student, read_checkpoint(folder, "student.")), (nets.average, teacher)):
-        _fill(network, _on_grid_of(network.backbone, tensors))
+    _fill(nets.student, _fitted(nets.student.backbone, read_checkpoint(folder, "student.")))
+    if nets.averages:
+        _fill(nets.average, _fitted(nets.average.backbone, teacher))
     return nets
 
 
@@ -118,7 +122,9 @@ def _as_stored(config: TrainingConfig, state: Mapping[str, Tensor]) -> Network:
     return network.requires_grad_(False).eval()
 
 
-def _on_grid_of(backbone: DinoVisionTransformer, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A network's tensors, with the positions interpolated to the grid of `backbone`."""
+def _fitted(backbone: Backbone, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network's tensors for a backbone of another image size: a transformer's positions are interpolated to its grid."""
+    if not isinstance(backbone, DinoVisionTransformer):
+        return dict(state)
     side = backbone.image_size // backbone.config.patch_size
     return {**state, POSITIONS: backbone.interpolated(state[POSITIONS], side, side)}

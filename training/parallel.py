@@ -7,8 +7,9 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+from lodeset.training.backbone import Backbone
 from lodeset.training.ssl import Network, Networks
-from lodeset.training.vit import Block, DinoVisionTransformer
+from lodeset.training.vit import Block
 
 
 def shard(nets: Networks, group: dist.ProcessGroup, device: torch.device, half: bool) -> None:
@@ -22,7 +23,7 @@ def shard(nets: Networks, group: dist.ProcessGroup, device: torch.device, half: 
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = DeviceMesh.from_group(group, device.type)
     mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32)
-    nets.centers.to(device)
+    nets.buffers.to(device)
     for network in {id(network): network for network in (nets.student, nets.average, nets.teacher)}.values():
         _shard_network(network, mesh, mixed)
 
@@ -36,7 +37,7 @@ def _shard_network(network: Network, mesh: DeviceMesh, mixed: MixedPrecisionPoli
     # By default, outermost units stay gathered until a backward pass, and a teacher has none.
     fully_shard(network.backbone, mesh=mesh, reshard_after_forward=True)
     register_fsdp_forward_method(network.backbone, "forward_groups")
-    for head in {id(head): head for head in (network.dino_head, network.ibot_head)}.values():
+    for head in network.heads():
         fully_shard(head, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
 
 
@@ -46,5 +47,6 @@ def recompute_activations(network: Network) -> None:
         block.attn.recomputed = block.mlp.recomputed = True
 
 
-def blocks_of(backbone: DinoVisionTransformer) -> list[Block]:
-    return [block for block in backbone.blocks if isinstance(block, Block)]
+def blocks_of(backbone: Backbone) -> list[Block]:
+    """Of a transformer; other backbones are one unit."""
+    return [block for block in backbone.modules() if isinstance(block, Block)]

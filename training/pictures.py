@@ -16,8 +16,8 @@ from lodeset.pipeline.algorithms.images.decoding import decode
 from lodeset.pipeline.sources.reading import Location, read_images
 from lodeset.pipeline.tables import records
 from lodeset.training.augment import normalised
+from lodeset.training.backbone import Backbone
 from lodeset.training.evaluate import centre_square
-from lodeset.training.vit import DinoVisionTransformer
 
 STRETCHED = (1, 99)  # percentiles of a component that are mapped to 0 and 255
 
@@ -45,7 +45,7 @@ def pca_pictures(patches: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def picture_table(
-    model: DinoVisionTransformer, network: str, target: str, places: Sequence[Location], size: int, max_pixels: int
+    model: Backbone, network: str, target: str, places: Sequence[Location], size: int, max_pixels: int
 ) -> pa.Table:
     """`pictures` rows of the images at `places`, as seen by `model` at `size` pixels per side, a multiple of its patch
     size.

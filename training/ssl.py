@@ -1,6 +1,6 @@
-"""One step of DINOv2 (arXiv:2304.07193, section 4).
+"""What a step of self-supervised training works on, whatever its objective: networks, gradients, the optimiser, the moving mean.
 
-Shapes: b images on this worker, L local crops, N patches a global crop, M masked patches, D width, K prototypes.
+Shapes: b images on this worker, D width, K values a target.
 """
 
 import copy
@@ -12,80 +12,84 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lodeset.training.augment import normalised
+from lodeset.pipeline.dag.stage import resolved
+from lodeset.training.backbone import Backbone, made
 from lodeset.training.config import OptimiserConfig, TrainingConfig
-from lodeset.training.data import Batch
-from lodeset.training.heads import DinoHead
-from lodeset.training.losses.centering import centred
-from lodeset.training.losses.dino import dino_loss
-from lodeset.training.losses.ibot import ibot_loss
-from lodeset.training.losses.koleo import koleo_loss
-from lodeset.training.losses.sinkhorn import sinkhorn_knopp
+from lodeset.training.objectives import DEFAULT, OBJECTIVES
+from lodeset.training.objectives.objective import Objective
 from lodeset.training.schedules import StepValues
-from lodeset.training.vit import DinoVisionTransformer
 
 
 class Network(nn.Module):
-    """A backbone with its two heads; student and teacher are one each. Tied heads are one module under two names."""
+    """A backbone with the heads of an objective; student and teacher are one each."""
+
+    backbone: Backbone
 
     def __init__(self, config: TrainingConfig) -> None:
         super().__init__()
-        heads, dim = config.heads, config.model.dim
-        self.backbone = DinoVisionTransformer(config.model, config.crops.global_size)
-        self.dino_head = DinoHead(dim, heads.hidden, heads.dino_bottleneck, heads.prototypes)
-        self.ibot_head = (
-            self.dino_head if heads.tied else DinoHead(dim, heads.hidden, heads.ibot_bottleneck, heads.prototypes)
-        )
+        self.backbone = made(config.network, config.crops.global_size)
+        for name, head in objective_of(config).heads(config).items():
+            self.add_module(name, head)
+
+    def head(self, name: str) -> nn.Module:
+        return self.get_submodule(name)
+
+    def heads(self) -> list[nn.Module]:
+        """Each once, whatever names it has."""
+        return [module for name, module in self.named_children() if name != "backbone"]
 
 
-class Centers(nn.Module):
-    """Moving means of a teacher's image and patch scores, [K] each, which softmax centering subtracts."""
-
-    cls: Tensor
-    patch: Tensor
-
-    def __init__(self, prototypes: int) -> None:
-        super().__init__()
-        self.register_buffer("cls", torch.zeros(prototypes))
-        self.register_buffer("patch", torch.zeros(prototypes))
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Networks:
     """`student` is trained to match `teacher`; `average` is the student's moving mean, and the result of a run.
 
-    Teacher and average are the same network unless a larger one is distilled. `centers` are those of the teacher's
-    scores.
+    Teacher and average are the same network unless a larger one is distilled. With an objective that has no teacher, all
+    three are the student. `buffers` holds what else a step changes.
     """
 
     student: Network
     teacher: Network
     average: Network
-    centers: Centers
+    buffers: nn.ModuleDict
 
     def to(self, device: torch.device) -> "Networks":
+        student = self.student.to(device)
         average = self.average.to(device)
         teacher = self.teacher.to(device) if self.distils else average
-        return Networks(self.student.to(device), teacher, average, self.centers.to(device))
+        return Networks(student=student, teacher=teacher, average=average, buffers=self.buffers.to(device))
 
     @property
     def distils(self) -> bool:
         return self.teacher is not self.average
 
+    @property
+    def averages(self) -> bool:
+        """Whether there is a moving mean."""
+        return self.average is not self.student
+
+
+def objective_of(config: TrainingConfig) -> Objective:
+    found: Objective = resolved(OBJECTIVES[DEFAULT if config.objective is None else config.objective.kind])
+    return found
+
 
 def fresh(config: TrainingConfig) -> Networks:
     """The networks of a run that starts from scratch."""
+    objective = objective_of(config)
     student, teacher = student_and_teacher(config)
-    return Networks(student, teacher, teacher, Centers(config.heads.prototypes))
+    if not objective.has_teacher:
+        teacher = student
+    buffers = nn.ModuleDict(objective.buffers(config))
+    return Networks(student=student, teacher=teacher, average=teacher, buffers=buffers)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepLosses:
-    """The weighted terms whose sum is minimized, and intermediate results for the metrics."""
+    """The weighted terms whose sum is minimized, and intermediate results for the metrics, without gradients."""
 
     terms: dict[str, Tensor]
-    teacher_cls: Tensor  # [2 b, D]
-    teacher_targets: Tensor  # [2 b, K], probabilities
+    teacher_cls: Tensor  # [2 b, D], of the student where there is no teacher
+    teacher_targets: Tensor | None  # [2 b, K], probabilities; None: the objective has none
     student_cls: Tensor  # [2 b, D]
 
     @property
@@ -99,65 +103,6 @@ def student_and_teacher(config: TrainingConfig) -> tuple[Network, Network]:
     student = Network(config)
     teacher = copy.deepcopy(student).requires_grad_(False).eval()
     return student.train(), teacher
-
-
-def losses(
-    nets: Networks,
-    batch: Batch,
-    teacher_temperature: float,
-    config: TrainingConfig,
-    group: dist.ProcessGroup | None,
-) -> StepLosses:
-    """The forward pass of a step; `group`: the processes over which the teacher's scores are centered and KoLeo
-    searches neighbors.
-
-    In distillation the student sees the patches that the iBOT term is computed on.
-    """
-    student, teacher, centers = nets.student, nets.teacher, nets.centers
-    weights = config.losses
-    global_crops, local_crops = (normalised(crops) for crops in batch.crops(config.crops))
-    mixed = torch.autocast(batch.masks.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
-
-    with torch.no_grad(), mixed:
-        (seen,) = teacher.backbone.forward_groups([(global_crops, None)])  # cls [2 b, D], patches [2 b, N, D]
-        teacher_cls_scores = teacher.dino_head(seen.cls)  # [2 b, K]
-        teacher_patch_scores = teacher.ibot_head(seen.patches[batch.masks])  # [M, K]
-    if weights.centering == "sinkhorn":
-        cls_targets = sinkhorn_knopp(teacher_cls_scores, teacher_temperature, weights.sinkhorn_iterations, group)
-        patch_targets = sinkhorn_knopp(teacher_patch_scores, teacher_temperature, weights.sinkhorn_iterations, group)
-    else:
-        keep = weights.center_momentum
-        cls_targets = centred(teacher_cls_scores, centers.cls, teacher_temperature, keep, group)
-        patch_targets = centred(teacher_patch_scores, centers.patch, teacher_temperature, keep, group)
-
-    images, locals_ = len(batch.image_ids), config.crops.local_count
-    with mixed:
-        crops: list[tuple[Tensor, Tensor | None]] = [(global_crops, None if nets.distils else batch.masks)]
-        if locals_:
-            crops.append((local_crops, None))
-        whole, *parts = student.backbone.forward_groups(crops)  # cls [2 b, D], patches [2 b, N, D]; cls [L b, D]
-        scores = student.dino_head(torch.cat([whole.cls, *(part.cls for part in parts)]))  # [(2 + L) b, K]
-        patch_scores = student.ibot_head(whole.patches[batch.masks])  # [M, K]
-
-    targets = cls_targets.view(2, images, -1)  # [2, b, K]
-    of_views = scores.view(2 + locals_, images, -1)
-    dino = dino_loss(of_views[:2], targets, weights.student_temperature, skip_same_view=True)  # 2 pairs of views
-    pairs = 2
-    if locals_:
-        dino = dino + dino_loss(of_views[2:], targets, weights.student_temperature, skip_same_view=False)  # 2 L pairs
-        pairs += 2 * locals_
-
-    koleo = sum((koleo_loss(cls, group) for cls in whole.cls.chunk(2)[: weights.koleo_crops]), whole.cls.new_zeros(()))
-    return StepLosses(
-        terms={
-            "dino": weights.dino * dino / pairs,
-            "ibot": weights.ibot * ibot_loss(patch_scores, patch_targets, batch.masks, weights.student_temperature),
-            "koleo": weights.koleo * koleo,
-        },
-        teacher_cls=seen.cls.float(),
-        teacher_targets=cls_targets,
-        student_cls=whole.cls.detach().float(),
-    )
 
 
 @torch.no_grad()
@@ -176,15 +121,17 @@ def make_optimiser(student: Network, config: OptimiserConfig) -> torch.optim.Ada
     layer.
 
     The learning rate falls by `layer_decay` per block from the last one down, and additionally by `patch_embed_lr` at
-    the patch embedding; biases, norms and LayerScale gains do not decay (DINOv2, table 16).
+    the patch embedding; biases, norms and LayerScale gains, which have one dimension, do not decay (DINOv2, table 16).
     """
-    depth = len(student.backbone.blocks)
+    backbone = student.backbone
     grouped: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
-        factor = config.layer_decay ** (depth + 1 - _layer(name, depth))
-        if name.startswith("backbone.patch_embed."):
+        own = name.removeprefix("backbone.")
+        layer = backbone.layer_of(own) if own != name else backbone.config.depth + 1  # heads are above the backbone
+        factor = config.layer_decay ** (backbone.config.depth + 1 - layer)
+        if own.startswith("patch_embed."):
             factor *= config.patch_embed_lr
-        decays = not (name.endswith((".bias", ".gamma")) or ".norm" in name)
+        decays = parameter.ndim > 1
         grouped.setdefault((factor, decays, name.endswith(".prototypes")), []).append(parameter)
     optimiser = torch.optim.AdamW(
         [
@@ -205,24 +152,23 @@ def make_optimiser(student: Network, config: OptimiserConfig) -> torch.optim.Ada
 
 
 def training_state(nets: Networks, optimiser: torch.optim.AdamW) -> dict[str, Tensor]:
-    """Everything that a step changes, by name: `student.`, `teacher.` (the moving mean), `centers.`,
-    `optimiser.<which>.`; the tensors themselves, each once.
+    """Everything that a step changes, by name: `student.`, `teacher.` (the moving mean, if there is one), the
+    objective's buffers, `optimiser.<which>.`; the tensors themselves, each once.
     """
     student = dict(nets.student.named_parameters())
     moments = {name: optimiser.state[parameter] for name, parameter in student.items()}
     return {
-        **{f"student.{name}": parameter.detach() for name, parameter in student.items()},
-        **{f"teacher.{name}": parameter.detach() for name, parameter in nets.average.named_parameters()},
-        **{f"centers.{name}": center for name, center in nets.centers.named_buffers()},
+        **_named("student.", nets.student),
+        **(_named("teacher.", nets.average) if nets.averages else {}),
+        **dict(nets.buffers.named_buffers()),
         **{f"optimiser.{which}.{name}": tensor for name, state in moments.items() for which, tensor in state.items()},
     }
 
 
-def _layer(name: str, depth: int) -> int:
-    """0 for the embeddings, 1 to depth for the blocks, depth + 1 for the final norm and the heads."""
-    if name.startswith("backbone.blocks."):
-        return int(name.split(".")[2]) + 1
-    return depth + 1 if name.startswith(("backbone.norm.", "dino_head.", "ibot_head.")) else 0
+def _named(prefix: str, network: Network) -> dict[str, Tensor]:
+    """Parameters, and what BatchNorms and the like keep."""
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    return {f"{prefix}{name}": tensor.detach() for name, tensor in tensors}
 
 
 def schedule(optimiser: torch.optim.AdamW, values: StepValues) -> None:

@@ -19,9 +19,9 @@ from lodeset.pipeline.algorithms.images.decoding import decode
 from lodeset.pipeline.dag.store import Part, Store
 from lodeset.pipeline.sources.reading import Location, read_images
 from lodeset.pipeline.tables.vectors import read_vectors, vector_table
+from lodeset.training.backbone import Backbone
 from lodeset.training.evaluate import knn_accuracy, layered_features
 from lodeset.training.labelled import GALLERY, TEST, Target
-from lodeset.training.vit import DinoVisionTransformer
 
 PUBLISHED_K = (10, 20, 100, 200)  # DINOv2, section 7.1
 BATCH = 64
@@ -50,7 +50,7 @@ def feature_worker(
     store: Store,
     stage: str,
     networks: Mapping[str, Network],
-    load: Callable[[Network], DinoVisionTransformer],
+    load: Callable[[Network], Backbone],
     max_pixels: int,
 ) -> Callable[[Block], Part]:
     """Compute the features of blocks with `networks`, loading each network once."""

@@ -10,13 +10,13 @@ linear layers) process it as a whole; only attention processes one group after t
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lodeset.training.backbone import Backbone, Features
 from lodeset.training.config import ModelConfig
 
 NORM_EPS = 1e-6
@@ -26,15 +26,6 @@ NORM_EPS = 1e-6
 EXPLICIT_TOKENS = 512
 
 Shapes = Sequence[tuple[int, int]]  # (B, T) of each group of crops
-
-
-@dataclass(frozen=True)
-class Features:
-    """A batch after the last LayerNorm: cls [B, D], patches [B, N, D], registers [B, R, D]."""
-
-    cls: Tensor
-    patches: Tensor
-    registers: Tensor
 
 
 class PatchEmbed(nn.Module):
@@ -188,12 +179,14 @@ class Block(nn.Module):
         return x
 
 
-class DinoVisionTransformer(nn.Module):
+class DinoVisionTransformer(Backbone):
     """The backbone. `image_size` is the side, in pixels, that the position embedding is stored for; it is interpolated
     for others.
 
     `config` and `image_size` stay readable as attributes.
     """
+
+    config: ModelConfig
 
     def __init__(self, config: ModelConfig, image_size: int) -> None:
         super().__init__()
@@ -220,14 +213,8 @@ class DinoVisionTransformer(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, images: Tensor, masks: Tensor | None = None) -> Features:
-        """images [B, 3, height, width] (sides multiples of the patch size), masks [B, N] bool: True patches are
-        hidden.
-        """
-        return self.forward_groups([(images, masks)])[0]
-
     def forward_groups(self, groups: Sequence[tuple[Tensor, Tensor | None]]) -> list[Features]:
-        """`forward` of several batches of images at once, each batch with its own size."""
+        """Sides are multiples of the patch."""
         embedded = [self._tokens(images, masks) for images, masks in groups]
         shapes = [(tokens.shape[0], tokens.shape[1]) for tokens in embedded]
         x = torch.cat([tokens.flatten(0, 1) for tokens in embedded])  # [n, D]
@@ -236,6 +223,11 @@ class DinoVisionTransformer(nn.Module):
         x = self.norm(x)
         parts = x.split([batch * tokens for batch, tokens in shapes])
         return [self._features(part.view(*shape, -1)) for part, shape in zip(parts, shapes, strict=True)]
+
+    def layer_of(self, name: str) -> int:
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return self.config.depth + 1 if name.startswith("norm.") else 0
 
     def last_layers(self, images: Tensor, count: int) -> list[Features]:
         """The outputs of each of the last `count` blocks (or of all blocks) for images [B, 3, height, width], through

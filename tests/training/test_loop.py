@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -28,16 +29,13 @@ from lodeset.training.data import Batches
 from lodeset.training.export import load_backbone
 from lodeset.training.index import Shards, open_index
 from lodeset.training.launch import launch, plan_workers, train_inline
-from lodeset.training.schedules import step_values
-from lodeset.training.ssl import (
-    clip_gradients,
-    fresh,
-    losses,
-    make_optimiser,
-    schedule,
-    student_and_teacher,
-    update_teacher,
-)
+from lodeset.training.objectives.dinov2 import DINOV2, losses
+from lodeset.training.schedules import StepValues, step_values
+from lodeset.training.ssl import clip_gradients, fresh, make_optimiser, schedule, student_and_teacher, update_teacher
+
+
+def at_temperature(config: TrainingConfig, temperature: float) -> StepValues:
+    return replace(step_values(config, 0), teacher_temperature=temperature)
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -92,7 +90,7 @@ def test_losses_fall_on_a_batch_seen_again_and_again(shards: Shards, small: Trai
     totals = []
     for step in range(40):
         torch.manual_seed(step)
-        seen = losses(nets, batch, 0.07, small, None)
+        seen = losses(nets, batch, at_temperature(small, 0.07), small, None)
         totals.append(float(seen.total.detach()))
         optimiser.zero_grad()
         torch.autograd.backward(seen.total)
@@ -105,7 +103,7 @@ def test_bf16_losses_are_near_those_of_fp32(shards: Shards, small: TrainingConfi
     nets.student.eval()  # no stochastic depth
     batch = Batches(open_index(shards.index), small, 0, 1).load(0)
     half = small.model_copy(update={"precision": "bf16"})
-    exact, near = (losses(nets, batch, 0.07, config, None).terms for config in (small, half))
+    exact, near = (losses(nets, batch, at_temperature(config, 0.07), config, None).terms for config in (small, half))
     for name in exact:
         assert exact[name] != near[name]
         torch.testing.assert_close(exact[name], near[name], rtol=0.1, atol=0.02)
@@ -206,15 +204,13 @@ def test_other_settings_do_not_resume(tmp_path: Path, shards: Shards, small: Tra
 def test_a_loss_that_is_not_finite_names_its_images(
     tmp_path: Path, shards: Shards, small: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = losses
-
-    def poisoned(nets, batch, temperature, config, group):  # type: ignore[no-untyped-def]  # a stand-in
-        seen = real(nets, batch, temperature, config, group)
+    def poisoned(nets, batch, values, config, group):  # type: ignore[no-untyped-def]  # a stand-in
+        seen = losses(nets, batch, values, config, group)
         if batch.step == 2:
             seen.terms["ibot"] = seen.terms["ibot"] * float("nan")
         return seen
 
-    monkeypatch.setattr("lodeset.training.loop.losses", poisoned)
+    monkeypatch.setattr("lodeset.training.loop.objective_of", lambda _: replace(DINOV2, losses=poisoned))
     with pytest.raises(LodesetError, match="ibot became nan on worker 0 at step 2"):
         train_inline(small, shards, tmp_path)
     told = json.loads((tmp_path / "nonfinite-step-0000002-worker-0.json").read_text())

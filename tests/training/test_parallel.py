@@ -26,7 +26,7 @@ def worker(rank: int, runs: Sequence[Run], shards: Shards) -> None:
     torch.set_num_threads(1)
     for folder, config in runs:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-        train_loop(config, shards, folder, rank, 2, torch.device("cpu"))
+        train_loop(config=config, shards=shards, folder=folder, rank=rank, world_size=2, device=torch.device("cpu"))
         dist.destroy_process_group()
     # There is nothing left to take down: a process aborted over a C++ thread while it did ("terminate called without an active
     # exception", seen once, torch 2.13).

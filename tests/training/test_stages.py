@@ -19,12 +19,16 @@ from lodeset.training.data import Batches
 from lodeset.training.export import load_backbone
 from lodeset.training.index import Shards, open_index
 from lodeset.training.launch import train_inline
+from lodeset.training.objectives.dinov2 import losses
 from lodeset.training.origin import Origin, networks
-from lodeset.training.ssl import losses
 from lodeset.training.vit import DinoVisionTransformer
 
 Interruption = Callable[[int], AbstractContextManager[None]]
 SHARDS = {"write_shards/all": Stage("write_shards", "all", 1, "ray", lambda context: never(context), {})}
+
+
+def at_temperature(config: TrainingConfig, temperature: float) -> StepValues:
+    return replace(step_values(config, 0), teacher_temperature=temperature)
 
 
 def never(context: Context) -> Outcome:
@@ -86,13 +90,15 @@ def test_a_smaller_model_learns_from_one_that_stays_as_it_is(
 
     batch = Batches(open_index(shards.index), config, 0, 1).load(0)
     assert bool(batch.masks.all())  # every patch of both global crops has a patch-level term
-    seen = losses(nets, batch, 0.04, config, None)
-    hidden = losses(replace(nets, average=nets.teacher), batch, 0.04, config, None)  # as if it were no distillation
+    seen = losses(nets, batch, at_temperature(config, 0.04), config, None)
+    hidden = losses(
+        replace(nets, average=nets.teacher), batch, at_temperature(config, 0.04), config, None
+    )  # as if it were no distillation
     assert not torch.equal(seen.terms["ibot"], hidden.terms["ibot"])
     seen.total.backward()
     with torch.no_grad():
         nets.student.backbone.mask_token.add_(1.0)  # which no crop of this run contains
-    again = losses(nets, batch, 0.04, config, None)
+    again = losses(nets, batch, at_temperature(config, 0.04), config, None)
     assert all(torch.equal(again.terms[name], seen.terms[name]) for name in seen.terms)
 
     train_inline(config, shards, tmp_path / "distill", origin)
@@ -148,7 +154,7 @@ def test_what_starts_from_another_run_resumes_exactly(
     config = distilling(whole) if distils else finishing(whole)
     trained = read_checkpoint(Path(origin.path), "centers.")
     assert trained["cls"].any() and trained["patch"].any()
-    assert torch.equal(networks(config, origin).centers.cls, trained["cls"])
+    assert torch.equal(networks(config, origin).buffers.get_buffer("centers.cls"), trained["cls"])
 
     train_inline(config, shards, tmp_path / "unbroken", origin)
     with interrupted(5):

@@ -17,6 +17,7 @@ from lodeset.pipeline.dag.stage import Context, Outcome, read_as
 from lodeset.pipeline.dag.store import File, Part, Rows
 from lodeset.pipeline.engines.ray import map_with_state
 from lodeset.pipeline.tables.vectors import read_vectors
+from lodeset.training.backbone import Backbone
 from lodeset.training.config import TrainingConfig
 from lodeset.training.export import load_backbone
 from lodeset.training.labelled import GALLERY, TEST, Target, read_target, unknown_classes
@@ -26,7 +27,6 @@ from lodeset.training.specs import EvaluateRuntime, EvaluateSpec, TrainDetails
 from lodeset.training.ssl import student_and_teacher
 from lodeset.training.stages.train import check_whole
 from lodeset.training.targets import Block, accuracies, feature_worker, in_order, read_features, unit
-from lodeset.training.vit import DinoVisionTransformer
 from lodeset.training.weights import load_weights
 
 VERSION = EvaluateSpec.VERSION
@@ -75,7 +75,7 @@ def run(context: Context[EvaluateSpec, EvaluateRuntime]) -> Outcome:
         inputs: dict[str, dict[str, NDArray[np.float32]]] = {}
         for (name, network), parts in seen.items():
             if name == target.name:
-                layered = read_features(store, parts, target.ids, networks[network].config.model.dim)
+                layered = read_features(store, parts, target.ids, networks[network].config.network.dim)
                 found[network] = accuracies(target, unit(layered[:, -2]))
                 inputs[network] = probe_features(layered[:, :-1], layered[:, -1])
         ids, matrix = read_vectors(store, context.inputs[f"vectors:{target.name}"].tables["vectors"])
@@ -126,7 +126,8 @@ def _networks(context: Context[EvaluateSpec, EvaluateRuntime]) -> dict[str, Trai
         folder = context.store.path(read_as(TrainDetails, artifact.details).folder)
         networks[NETWORKS[stage]] = Trained(artifact.tables["model"][0].sha256, spec.config, folder)
     first = specs["train"]
-    start = digest(first.identity().get("model"), first.config.seed, first.weights)
+    architecture = first.identity().get("backbone", first.identity().get("model"))
+    start = digest(architecture, first.config.seed, first.weights)
     return networks | {UNTRAINED: Trained(start, first.config, None)}
 
 
@@ -164,7 +165,7 @@ def _blocks(target: Target, name: str, network: Trained) -> list[Block]:
     return [Block(key, name, run) for key, run in zip(keys, runs, strict=True)]
 
 
-def _load(network: Trained) -> DinoVisionTransformer:
+def _load(network: Trained) -> Backbone:
     if network.folder is not None:
         return load_backbone(Path(network.folder))
     weights = network.config.weights
