@@ -139,7 +139,7 @@ def load_backbone(folder: str | Path) -> Backbone:
         raise LodesetError(f"{folder} holds no readable {WEIGHTS} and {CONFIG}: {error}") from error
     model: Backbone
     try:
-        if said.get("model_type") == PLAIN:
+        if isinstance(said, dict) and said.get("model_type") == PLAIN:
             return _load_plain(said, tensors).eval()
         side, blocks = said["image_size"], {n.split(".")[2] for n in tensors if n.startswith("encoder.layer.")}
         if said["num_hidden_layers"] != len(blocks) or not isinstance(side, int) or side < said["patch_size"]:

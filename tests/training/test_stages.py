@@ -21,6 +21,7 @@ from lodeset.training.index import Shards, open_index
 from lodeset.training.launch import train_inline
 from lodeset.training.objectives.dinov2 import losses
 from lodeset.training.origin import Origin, networks
+from lodeset.training.schedules import StepValues, step_values
 from lodeset.training.vit import DinoVisionTransformer
 
 Interruption = Callable[[int], AbstractContextManager[None]]
