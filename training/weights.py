@@ -57,6 +57,10 @@ def _checked(path: str, model: ModelConfig) -> tuple[dict[str, Tensor], int]:
                 f"{path} holds no {WEIGHTS} with its {CONFIG}, but {', '.join(files[:3])}: give the path of such a file"
             )
         loaded = load_backbone(path)
+        if not isinstance(loaded, DinoVisionTransformer):
+            raise LodesetError(
+                f"{path} holds a {type(loaded).__name__}: training.weights continues from Vision Transformers alone"
+            )
         state, stored, image_size = loaded.state_dict(), loaded.config, loaded.image_size
     else:
         state = _read(path)

@@ -99,3 +99,79 @@ def test_an_objective_is_one_file_and_one_line(tmp_path: Path) -> None:
     assert "('objective', 'width')" in refused and "('objective', 'depth')" in refused
     assert refused.count("`kind` must be one of dinov2, simsiam") == 2
     assert "distill needs the heads of DINOv2, not those of simsiam" in refused
+
+
+BACKBONE = """
+from dataclasses import replace
+from lodeset.training import cost
+from lodeset.training.evaluate import features, layered_features
+from lodeset.training.ssl import fresh, make_optimiser
+summary = train_inline(config, shards, folder / "run")
+model = load_backbone(folder / "run")
+state = read_checkpoint(folder / "run" / "step-0000006", "teacher.backbone.")
+squares = list(drawn[:4])
+layers = layered_features(model, squares, 32, 3)
+student = fresh(config).student
+optimiser = make_optimiser(student, config.optimiser)
+names = {id(p): n for n, p in student.named_parameters()}
+groups = {names[id(p)]: group for group in optimiser.param_groups for p in group["params"]}
+print(json.dumps({
+    "losses": list(summary["losses"]), "kind": json.loads((folder / "run" / "config.json").read_text())["backbone"]["kind"],
+    "exported": all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items()),
+    "changed": not torch.equal(model.state_dict()["blocks.1.across.weight"], student.backbone.state_dict()["blocks.1.across.weight"]),
+    "layers": layers.shape, "unit": float((features(model, squares, 32, 3) ** 2).sum()),
+    "mean": bool(np.allclose(layers[:, -2], layers[:, -1], atol=1e-6)),
+    "factors": {n: groups[f"backbone.{n}"]["lr_factor"] for n in ("patch_embed.weight", "blocks.0.across.weight", "affine.alpha")},
+    "decays": [groups[f"backbone.{n}"]["decays"] for n in ("blocks.0.mlp.0.weight", "affine.alpha")],
+    "parameters": cost.backbone_parameters(config) / sum(p.numel() for p in model.parameters()),
+    "seconds": cost.seconds_per_image(config), "identity": sorted({"model", "backbone"} & identity_of(config).keys()),
+    "plain": sorted({"model", "backbone"} & identity_of(TrainingConfig()).keys()),
+}))
+from lodeset.pipeline.errors import LodesetError
+from lodeset.training.weights import check_weights
+try:
+    check_weights(str(folder / "run"), config.model)
+except LodesetError as error:
+    assert "holds a ResMlp: training.weights continues from Vision Transformers alone" in str(error)
+else:
+    raise AssertionError("weights of another backbone were taken")
+"""
+
+MISFITS = """
+from lodeset.training.config import TrainingConfig
+from lodeset.training.graph import build
+one = {"kind": "resmlp", "dim": 16}
+for changed in (
+    {}, {"crops": {"local_size": 64}, "weights": {"path": "x.pth"}}, {"crops": {"local_count": 0}, "activation_checkpointing": True},
+    {"crops": {"local_count": 0}, "finish": {"global_size": 128}},
+):
+    try:
+        TrainingConfig.model_validate({"backbone": one, **changed})
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_a_backbone_is_one_file_and_one_line(tmp_path: Path) -> None:
+    """It trains with DINOv2's objective, is exported and loaded again, gives features to evaluate, and is told in plans."""
+    copy = extended("A backbone", tmp_path)
+    asked = json.dumps(
+        {"backbone": {"kind": "resmlp", "dim": 16, "depth": 2}, "crops": {"global_size": 32, "local_size": 32}}
+    )
+    found = json.loads(run(copy, TRAIN + BACKBONE, asked, str(Path(__file__).parents[1]), str(tmp_path / "world")))
+    assert found["losses"] == ["loss", "dino", "ibot", "koleo"] and found["kind"] == "resmlp"
+    assert found["exported"] and found["changed"]
+    assert found["layers"] == [4, 3, 16] and found["mean"] and abs(found["unit"] - 4) < 1e-5
+    assert found["factors"] == {
+        "patch_embed.weight": 0.2 * 0.9**3,
+        "blocks.0.across.weight": 0.9**2,
+        "affine.alpha": 1.0,
+    }
+    assert found["decays"] == [True, False]
+    assert abs(found["parameters"] - 1) < 0.1 and found["seconds"] > 0
+    assert found["identity"] == ["backbone"] and found["plain"] == ["model"]
+    refused = run(copy, MISFITS)
+    assert "the backbone resmlp takes images of one size: set crops.local_size to 64, or" in refused
+    assert "weights is for the Vision Transformer alone" in refused
+    assert "activation_checkpointing: the backbone resmlp has none" in refused
+    assert "takes images of one size: set finish.global_size to 64" in refused
