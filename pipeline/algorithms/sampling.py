@@ -1,4 +1,4 @@
-"""Which pool images a curated set asks for."""
+"""Choose the pool images that a curated set requests."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Ids = NDArray[np.bytes_]  # image_ids, 32 ASCII digits each (dtype S32)
 
 
 def seeded_order(ids: Sequence[str], seed: int) -> list[int]:
-    """Row numbers in an order that looks random and depends on seed and ids alone, not on where the rows lie."""
+    """Row numbers in a pseudorandom order that depends only on seed and ids, not on the position of the rows."""
     keys = [hashlib.sha256(f"{seed}:{i}".encode()).digest() for i in ids]
     return sorted(range(len(ids)), key=keys.__getitem__)
 
 
 def seeded_keys(ids: Ids, seed: int) -> NDArray[np.uint64]:
-    """A number for each image_id that looks random and depends on seed and id alone: uint64 [N].
+    """A pseudorandom number for each image_id that depends only on seed and id: uint64 [N].
 
     The steps of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) over the id's 32 bytes, eight at a time.
     """
@@ -40,30 +40,33 @@ def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def ranks(keys: NDArray[Any]) -> NDArray[np.int64]:
-    """The number of each row within its run of equal keys [N], which lie side by side: 0, 1, ..."""
+    """The number of each row within its run of equal, adjacent keys [N]: 0, 1, ..."""
     starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]) if len(keys) else np.zeros(0, np.int64)
     return np.arange(len(keys)) - np.repeat(starts, np.diff(np.r_[starts, len(keys)]))
 
 
 def matched_clusters(query_clusters: NDArray[np.int32], min_matches: int) -> NDArray[np.int32]:
-    """Clusters in which at least `min_matches` queries fall, rising."""
+    """Ascending clusters that contain at least `min_matches` queries."""
     values, counts = np.unique(query_clusters, return_counts=True)
     return np.asarray(values[counts >= min_matches])
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Rows drawn, by cluster and then in the seeded order; `offered` rows were left by `per_cluster`, before the limit."""
+    """Drawn rows, by cluster and then in the seeded order; `offered` is the number of rows within `per_cluster`, before
+    the limit.
+    """
 
     rows: NDArray[np.int64]
     offered: int
 
 
 def draw(clusters: NDArray[np.int32], ids: Ids, per_cluster: int, limit: int, seed: int) -> Draw:
-    """min(per_cluster, size) images of each cluster, at most `limit` in all. `clusters` [N] and `ids` [N] are the members.
+    """min(per_cluster, size) images of each cluster, at most `limit` in total. `clusters` [N] and `ids` [N] are the
+    members.
 
-    Seeded by image_id, so that the order of the rows does not matter. Where the limit binds, every cluster keeps the same
-    share of its draw (largest remainders first, then cluster number).
+    Seeded by image_id, so that the order of the rows does not matter. If the limit applies, every cluster keeps the
+    same share of its draw (largest remainders first, then cluster number).
     """
     order = np.lexsort((ids, seeded_keys(ids, seed), clusters))
     _, sizes = np.unique(clusters[order], return_counts=True)

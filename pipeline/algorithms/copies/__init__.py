@@ -1,1 +1,1 @@
-"""Whether two images are copies of one picture: candidates, alignment, evidence, and groups."""
+"""Decide whether two images are copies of one picture: candidates, alignment, evidence, and groups."""

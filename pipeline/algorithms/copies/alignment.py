@@ -1,7 +1,7 @@
 """Robust affine alignment of many pairs of small images at once. P pairs, S side, S*S pixels.
 
-Inverse compositional Gauss-Newton (Baker and Matthews, IJCV 2004) on standardised luminance, so that gain and bias of one
-image do not matter; pixels that disagree (a stamp, a caption) lose their weight step by step (Geman-McClure).
+Inverse compositional Gauss-Newton (Baker and Matthews, IJCV 2004) on standardized luminance, so that an image's gain
+and bias do not matter; pixels that disagree (a stamp, a caption) lose their weight gradually (Geman-McClure).
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ from lodeset.pipeline.algorithms.copies.comparison import agreement_weights, sta
 
 Tensor = torch.Tensor
 
-# Residual, in standard deviations of the image, at which a pixel counts a quarter.
+# Residual, in standard deviations of the image, at which a pixel has a weight of a quarter.
 ROBUST = 0.8
 DAMPING = 1e-3
-LONGEST_STEP = 0.15  # of half a side
+LONGEST_STEP = 0.15  # as a share of half a side
 
 
 @functools.lru_cache(maxsize=4)
 def grid(side: int) -> Tensor:
-    """Pixel centres in homogeneous coordinates, float32 [3, S*S]: x, y from -1 to 1, and 1."""
+    """Pixel centers in homogeneous coordinates, float32 [3, S*S]: x, y from -1 to 1, and 1."""
     centres = (torch.arange(side) + 0.5) * 2 / side - 1
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     return torch.stack([x.reshape(-1), y.reshape(-1), torch.ones(side * side)])
 
 
 def warped(images: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Images [P, S, S] seen through affine maps [P, 2, 3]: luminance [P, S*S], and 1.0 where it lies inside the image."""
+    """Images [P, S, S] sampled through affine maps [P, 2, 3]: luminance [P, S*S], and 1.0 for positions inside the
+    image.
+    """
     count, side = len(images), images.shape[-1]
     places = maps @ grid(side)
     seen = functional.grid_sample(
@@ -44,7 +46,9 @@ def warped(images: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def align(images: Tensor, targets: Tensor, maps: Tensor, steps: int) -> Tensor:
-    """Maps [P, 2, 3] from the coordinates of targets [P, S, S] to those of images [P, S, S], improved from where they start."""
+    """Improve maps [P, 2, 3] from the coordinates of targets [P, S, S] to those of images [P, S, S], starting from
+    `maps`.
+    """
     side = targets.shape[-1]
     target = targets.reshape(len(targets), -1)
     x, y, _ = grid(side)
@@ -68,7 +72,7 @@ def align(images: Tensor, targets: Tensor, maps: Tensor, steps: int) -> Tensor:
 
 
 def _slopes(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Central differences [P, S*S] along x and y, in luminance per unit of the coordinates; 0 on the rim."""
+    """Central differences [P, S*S] along x and y, in luminance per unit of the coordinates; 0 at the border."""
     scale = images.shape[-1] / 4
     across, along = torch.zeros_like(images), torch.zeros_like(images)
     across[:, :, 1:-1] = (images[:, :, 2:] - images[:, :, :-2]) * scale

@@ -1,10 +1,11 @@
-"""Are two images copies of one picture? What they have in common, drawn from full images. P pairs, S side.
+"""Decide from full images whether two images are copies of one picture. P pairs, S side.
 
-Key points say where one image lies in the other (`keypoints`); the part that both show is drawn from each at 64x64 pixels,
-aligned to a fraction of a pixel, and measured. Beside agreement, it is measured by how much parts of it are still displaced:
-two photographs of one scene agree almost as well as copies do, but nothing moves the one onto the other everywhere.
+Key points locate one image in the other (`keypoints`). The part that both show is drawn from each at 64x64 pixels,
+aligned to a fraction of a pixel, and measured. In addition to the agreement, the remaining displacement of its parts is
+measured: two photographs of one scene agree almost as well as copies do, but no map moves the one onto the other
+everywhere.
 
-Small networks weigh the measures. They are fitted on copies that are made for them (`algorithms.copies.variations`,
+Small networks weigh the measures. They are fitted on generated copies (`algorithms.copies.variations`,
 `benchmarks/fit_closeups.py`) and ship with the package.
 """
 
@@ -30,16 +31,17 @@ Doubles = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
 
 SIDE = 64
-# Shorter side from which an image holds more than its thumbnail of 32 pixels does.
+# Shorter side from which an image contains more than its thumbnail of 32 pixels.
 LEAST_SIDE = 64
-# Log-odds of thumbnails from which a pair is looked at closely, and of the close-up below which what thumbnails say does not
-# count. Below -4 thumbnails miss .004 of altered copies of photographs; see benchmarks/copies_2core-cpu_202611.md.
+# Log-odds of thumbnails above which a pair is examined in a close-up, and log-odds of the close-up below which those of
+# the thumbnails are ignored. Below -4 thumbnails miss .004 of altered copies of photographs; see
+# benchmarks/copies_2core-cpu_202611.md.
 WORTH, DOUBT = -4.0, -1.0
-SMALLEST = 16.0  # square pixels of a working image that an overlap must have
+SMALLEST = 16.0  # minimum area of an overlap, in square pixels of a working image
 COARSE_STEPS, FINE_STEPS = 4, 5
 SMOOTHED, TILES, TEXTURED, AGREES = 9, 8, 3.0, 0.7
-# Displacements are measured in windows of so many pixels, as far apart; where a window has too little texture to say one, it
-# counts little.
+# Displacements are measured in windows of this many pixels, at the same distance from each other; a window with too
+# little texture gets a low weight.
 WINDOW, APART, TEXTURE, LONGEST = 12, 4, 0.02, 3.0
 FEATURES = (
     "correlation",
@@ -52,20 +54,20 @@ FEATURES = (
     "tiles_correlation",
     "displacement",  # pixels, mean over what has texture
     "displaced",  # share that is displaced by more than half a pixel
-    "largest_displacement",  # a tenth is displaced further
-    "points",  # log of how many agree on the map
+    "largest_displacement",  # 90 % quantile
+    "points",  # log of the number that agree on the map
     "agreeing_points",  # share of the matches
     "overlap_first",  # share of the image
     "overlap_second",
     "log_scale",
     "log_stretch",
-    "log_resolution",  # pixels of the coarser original for each one drawn
+    "log_resolution",  # pixels of the coarser original per drawn pixel
 )
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """What both images show, drawn from each."""
+    """The part that both images show, drawn from each."""
 
     first: Bytes  # [S, S]
     second: Bytes
@@ -79,7 +81,7 @@ def score(features: Floats) -> Floats:
 
 
 def overlap(first: Described, second: Described, found: Alignment) -> Overlap | None:
-    """Draws what both show; None where that is next to nothing."""
+    """Draw the part that both images show; None if it is next to nothing."""
     seen = mirrored(second).grey if found.mirrored else second.grey
     corners = cv2.transform(_corners(first.grey)[None], cv2.invertAffineTransform(found.map))[0]
     common = _clipped(corners, seen.shape[1], seen.shape[0])
@@ -91,7 +93,7 @@ def overlap(first: Described, second: Described, found: Alignment) -> Overlap | 
     cell = np.array([[(right - left) / SIDE, 0, left], [0, (bottom - top) / SIDE, top]], np.float64)
     into_first = found.map @ np.vstack([cell, [0, 0, 1]])
     _, log_stretch, _ = shape(torch.from_numpy(found.map)[None])
-    # One drawn pixel is so many of each original.
+    # Number of original pixels per drawn pixel.
     native = _scale(cell) / second.scale, _scale(into_first) / first.scale
     facts = (
         float(np.log(found.inliers)),
@@ -114,23 +116,23 @@ def measured(overlaps: list[Overlap]) -> Floats:
     """Features [P, F]."""
     if not overlaps:
         return np.zeros((0, len(FEATURES)), np.float32)
-    if len(overlaps) == 1:  # products of one row are rounded otherwise than the same row among others
+    if len(overlaps) == 1:  # products of a single row are rounded differently from those of several rows
         return measured(overlaps * 2)[:1]
     image, target, inside = (
         torch.from_numpy(np.stack(drawn).astype(np.float32))
-        for drawn in zip(*((one.first, one.second, one.inside) for one in overlaps), strict=True)
+        for drawn in zip(*((pair.first, pair.second, pair.inside) for pair in overlaps), strict=True)
     )
     maps = torch.eye(3)[:2].repeat(len(overlaps), 1, 1)
     maps = align(functional.avg_pool2d(image, 2), functional.avg_pool2d(target, 2), maps, COARSE_STEPS)
     maps = align(image, target, maps, FINE_STEPS)
     seen, within = warped(image, maps)
-    there = within * (warped(inside / 255, maps)[0] > 0.99)
-    facts = torch.tensor([one.facts for one in overlaps])
-    return np.asarray(torch.cat([_agreement(seen, target.flatten(1), there), facts], dim=1).numpy(), np.float32)
+    common = within * (warped(inside / 255, maps)[0] > 0.99)
+    facts = torch.tensor([pair.facts for pair in overlaps])
+    return np.asarray(torch.cat([_agreement(seen, target.flatten(1), common), facts], dim=1).numpy(), np.float32)
 
 
 def between(first: Described, second: Described, found: Alignment) -> Floats:
-    """The map [2, 3] of coordinates from -1 to 1, as `edges` tells it, from the second image to the first."""
+    """The map [2, 3] of coordinates from -1 to 1, in the form of `edges`, from the second image to the first."""
     unit = np.vstack([found.map, [0, 0, 1]])
     whole = np.linalg.inv(_unit(first.grey)) @ unit @ _unit(second.grey)
     if found.mirrored:
@@ -139,7 +141,7 @@ def between(first: Described, second: Described, found: Alignment) -> Floats:
 
 
 def _unit(grey: Bytes) -> Doubles:
-    """Pixels from coordinates of -1 to 1."""
+    """Map coordinates of -1 to 1 to pixels."""
     height, width = grey.shape
     return np.array([[width / 2, 0, width / 2], [0, height / 2, height / 2], [0, 0, 1]])
 
@@ -150,9 +152,9 @@ def _corners(grey: Bytes) -> Doubles:
 
 
 def _clipped(corners: Doubles, width: float, height: float) -> Doubles:
-    """What of a convex polygon [M, 2] lies in 0..width, 0..height (Sutherland and Hodgman, CACM 1974).
+    """The part of a convex polygon [M, 2] within 0..width, 0..height (Sutherland and Hodgman, CACM 1974).
 
-    OpenCV's `intersectConvexConvex` is off by half where sides nearly coincide.
+    OpenCV's `intersectConvexConvex` is wrong by half if sides nearly coincide.
     """
     for axis, sign, limit in ((0, 1, 0.0), (0, -1, -width), (1, 1, 0.0), (1, -1, -height)):
         kept: list[Doubles] = []
@@ -172,15 +174,17 @@ def _area(corners: Doubles) -> float:
 
 
 def _scale(linear: Doubles) -> float:
-    """Length of a step by the longer way."""
+    """Length of a step in the longer direction."""
     return float(max(np.linalg.norm(linear[:, 0]), np.linalg.norm(linear[:, 1])))
 
 
 def _drawn(grey: Bytes, cell: Doubles, outside: int | None = None) -> Bytes:
-    """S x S pixels, seen through the map [2, 3] from drawn pixels to an image's; each the mean of what it covers."""
+    """S x S pixels sampled through the map [2, 3] from drawn pixels to an image's; each is the mean of what it
+    covers.
+    """
     fine = max(1, int(np.ceil(_scale(cell))))
     step = cell[:, :2] / fine
-    # OpenCV counts from the centre of the first pixel.
+    # OpenCV counts from the center of the first pixel.
     offset = cell[:, 2] + step @ [0.5, 0.5] - 0.5
     pixels = cv2.warpAffine(
         grey,
@@ -219,16 +223,17 @@ def _agreement(seen: Tensor, target: Tensor, inside: Tensor) -> Tensor:
 
 
 def _displacement(seen: Tensor, target: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """By how many pixels windows of aligned drawings are displaced: mean, share of more than half a one, and largest tenth.
+    """The displacement of windows of aligned drawings in pixels: its mean, the share above half a pixel, and its 90 %
+    quantile.
 
-    One step of Lucas and Kanade (IJCAI 1981) in each window, on what a local mean leaves of standardised pixels.
+    One step of Lucas and Kanade (IJCAI 1981) in each window, on standardized pixels minus their local mean.
     """
-    one, other = (
+    first, second = (
         detail(standardised(pixels, inside + 1e-6)[0], WINDOW + 1).reshape(-1, 1, SIDE, SIDE)
         for pixels in (seen, target)
     )
-    middle, counts = (one + other) / 2, inside.reshape(-1, 1, SIDE, SIDE).clone()
-    across, along = torch.zeros_like(one), torch.zeros_like(one)
+    middle, counts = (first + second) / 2, inside.reshape(-1, 1, SIDE, SIDE).clone()
+    across, along = torch.zeros_like(first), torch.zeros_like(first)
     across[..., 1:-1] = (middle[..., 2:] - middle[..., :-2]) / 2
     along[..., 1:-1, :] = (middle[..., 2:, :] - middle[..., :-2, :]) / 2
     for rim in (slice(None, 2), slice(-2, None)):
@@ -239,17 +244,17 @@ def _displacement(seen: Tensor, target: Tensor, inside: Tensor) -> tuple[Tensor,
         return functional.avg_pool2d(values * counts, WINDOW, APART).flatten(1)
 
     xx, xy, yy = mean(across * across), mean(across * along), mean(along * along)
-    x, y = mean(across * (one - other)), mean(along * (one - other))
+    x, y = mean(across * (first - second)), mean(along * (first - second))
     half = (xx + yy) / 2
     determinant = xx * yy - xy * xy + 1e-4 * half * half + 1e-8
     length = torch.hypot((yy * x - xy * y) / determinant, (xx * y - xy * x) / determinant).clamp(max=LONGEST)
-    # The smaller eigenvalue: how well both directions are told.
-    told = (half - torch.hypot((xx - yy) / 2, xy)).clamp_min(0)
-    told = told / (told + TEXTURE)
-    total = told.sum(dim=1).clamp_min(0.1)
-    ordered = (length * (told > 0.5)).sort(dim=1, descending=True).values
+    # The smaller eigenvalue: how well both directions are determined.
+    certainty = (half - torch.hypot((xx - yy) / 2, xy)).clamp_min(0)
+    certainty = certainty / (certainty + TEXTURE)
+    total = certainty.sum(dim=1).clamp_min(0.1)
+    ordered = (length * (certainty > 0.5)).sort(dim=1, descending=True).values
     return (
-        (length * told).sum(dim=1) / total,
-        ((length > 0.5) * told).sum(dim=1) / total,
+        (length * certainty).sum(dim=1) / total,
+        ((length > 0.5) * certainty).sum(dim=1) / total,
         ordered[:, ordered.shape[1] // 10],
     )

@@ -1,4 +1,4 @@
-"""Measures of two aligned images that were drawn on one grid. P pairs, S side, S*S pixels (one row an image)."""
+"""Measures of two aligned images that were drawn on the same grid. P pairs, S side, S*S pixels (one row per image)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch.nn.functional as functional
 
 Tensor = torch.Tensor
 
-FLAT = 2.0  # luminance deviations below this are not magnified any further
-# Residual, in standard deviations, at which a pixel of aligned images counts a quarter.
+FLAT = 2.0  # smaller luminance deviations are not amplified further
+# Residual, in standard deviations, at which a pixel of aligned images has a weight of a quarter.
 ROBUST = 0.5
 
 
@@ -23,16 +23,16 @@ def standardised(pixels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def agreement_weights(residuals: Tensor, scale: float) -> Tensor:
-    """How far each pixel counts: 1 where two standardised images agree, towards 0 where they do not (Geman-McClure)."""
+    """The weight of each pixel: 1 where two standardized images agree, toward 0 where they do not (Geman-McClure)."""
     return 1 / (1 + (residuals / scale) ** 2) ** 2
 
 
-def agreeing(one: Tensor, other: Tensor, inside: Tensor) -> Tensor:
-    """Weights [P, S*S] of what two images have in common: a stamp or a covered corner loses its own."""
+def agreeing(first: Tensor, second: Tensor, inside: Tensor) -> Tensor:
+    """Weights [P, S*S] of the content that two images share: a stamp or a covered corner gets little weight."""
     weights = inside
     for _ in range(4):
         counted = weights + 1e-6
-        residuals = standardised(one, counted)[0] - standardised(other, counted)[0]
+        residuals = standardised(first, counted)[0] - standardised(second, counted)[0]
         weights = inside * agreement_weights(residuals, ROBUST)
     return weights
 
@@ -48,7 +48,7 @@ def correlation(one: Tensor, other: Tensor, weights: Tensor) -> tuple[Tensor, Te
 
 
 def detail(pixels: Tensor, size: int) -> Tensor:
-    """What a mean over size x size pixels (odd) leaves of the images [P, S*S]."""
+    """The images [P, S*S] minus their means over size x size pixels (odd)."""
     side, reach = math.isqrt(pixels.shape[1]), size // 2
     images = pixels.reshape(-1, 1, side, side)
     smooth = functional.avg_pool2d(functional.pad(images, (reach,) * 4, mode="replicate"), size, 1)
@@ -62,7 +62,9 @@ def tiles(pixels: Tensor, along: int) -> Tensor:
 
 
 def shape(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """By how much maps [P, 2, 3] scale the area (log), stretch one direction against the other (log), and turn off the quarters."""
+    """How much maps [P, 2, 3] scale the area (log), stretch one direction relative to the other (log), and deviate from
+    quarter turns.
+    """
     linear = maps[:, :, :2]
     determinant = linear[:, 0, 0] * linear[:, 1, 1] - linear[:, 0, 1] * linear[:, 1, 0]
     length = linear.square().sum(dim=(1, 2))  # of the singular values s, t: s*s + t*t, while |determinant| = s*t

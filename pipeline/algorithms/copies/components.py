@@ -11,7 +11,7 @@ Ints = NDArray[np.int64]
 
 
 def components(count: int, a: Ints, b: Ints) -> Ints:
-    """The component of each of `count` nodes under the edges (a, b): the smallest node number in it, int64 [count]."""
+    """The component of each of `count` nodes under the edges (a, b): its smallest node number, int64 [count]."""
     matrix = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(count, count))
     _, labels = connected_components(matrix, directed=False)
     first = np.full(labels.max(initial=-1) + 1, count, np.int64)
@@ -20,5 +20,5 @@ def components(count: int, a: Ints, b: Ints) -> Ints:
 
 
 def size_limit(pool: int) -> int:
-    """A near-duplicate group larger than this means a wrong threshold, not that many copies."""
+    """The maximum size of a near-duplicate group: a larger one indicates a wrong threshold, not that many copies."""
     return max(100, pool // 1000)

@@ -1,8 +1,8 @@
-"""Are two aligned thumbnails copies of one picture? Measured agreement, and small networks that weigh it. P pairs, S side.
+"""Decide from aligned thumbnails whether two images are copies of one picture. P pairs, S side.
 
-The networks are fitted on copies that are made for them (`algorithms.copies.variations`, `benchmarks/fit_copies.py`), never on labels
-of a pool, and ship with the package beside the whitening of the descriptors: what a pair is worth depends on its two images and
-on how similar others of the pool are to them.
+Small networks weigh the measured agreement. They are fitted on generated copies (`algorithms.copies.variations`,
+`benchmarks/fit_copies.py`), never on labels of a pool, and ship with the package together with the whitening of the
+descriptors: the score of a pair depends on its two images and on how similar others of the pool are to them.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
 COARSE_STEPS, FINE_STEPS = 6, 5
-PAIRS_AT_ONCE = 256  # what they take stays in the cache: 6x faster than 2,048
+PAIRS_AT_ONCE = 256  # fits into the cache: 6x faster than 2,048
 TILES = 4  # along each side
-SMOOTHED = 5  # pixels, of what is no detail
-TEXTURED = 4.0  # luminance deviation of a tile that can agree or disagree
-# A pair is taken when it stands this far above what its images find elsewhere, or where they find little: ten pictures that
-# look as much alike are a kind of picture (hands before one wall, digits, one car model), not copies of one. Measured with
-# copies made of 15,866 images of 8 domains, and on the pairs known among these: see docs/decisions/0013.
+SMOOTHED = 5  # pixels, the size of a local mean
+TEXTURED = 4.0  # minimum luminance deviation of a tile that can agree or disagree
+# A pair is accepted if it stands this far above what its images find elsewhere, or if they find little. Ten pictures
+# that look equally similar are a kind of picture (hands in front of one wall, digits, one car model), not copies of one
+# picture. Measured with copies of 15,866 images of 8 domains, and on the known pairs among these: see
+# docs/decisions/0013.
 STANDS_CLEAR = 0.25
 SPARSE = 0.6
-# Log-odds below which a pair is no edge at all.
+# Minimum log-odds of an edge.
 FLOOR = 0.0
 CANDIDATE_FEATURES = 2  # the last ones, which depend on the pool
 FEATURES = (
@@ -65,7 +66,7 @@ MEASURED = len(FEATURES) - CANDIDATE_FEATURES  # the others
 
 @dataclass(frozen=True)
 class Model:
-    """What ships: the whitening [C*C, D], and the networks."""
+    """The shipped model: the whitening [C*C, D], and the networks."""
 
     whitening: Floats
     networks: Scorer
@@ -82,24 +83,26 @@ def model() -> Model:
 
 
 def with_candidates(features: Floats, pairs: views.Candidates) -> Floats:
-    """All features [P, F]: what was measured, and how the pairs were found."""
+    """All features [P, F]: the measured ones, and how the pairs were found."""
     return np.column_stack([features, pairs.similarity, pairs.stands_out]).astype(np.float32)
 
 
 def measured(thumbnails: Bytes, a: Ints, b: Ints, starts: Floats, whitening: Floats) -> tuple[Floats, Floats]:
-    """Aligns pairs of thumbnails [N, 1024] from where they start, maps [P, 2, 3].
+    """Align pairs of thumbnails [N, 1024], starting from the maps `starts` [P, 2, 3].
 
-    Returns all features but the last two, float32 [P, F - 2], and the maps [P, 2, 3] found.
+    Returns all features except the last two, float32 [P, F - 2], and the resulting maps [P, 2, 3].
     """
     features, maps = [np.zeros((0, MEASURED), np.float32)], [np.zeros((0, 2, 3), np.float32)]
     for at in range(0, len(a), PAIRS_AT_ONCE):
         chosen = slice(at, at + PAIRS_AT_ONCE)
         image, target = _pixels(thumbnails, a[chosen]), _pixels(thumbnails, b[chosen])
-        found = torch.from_numpy(starts[chosen])
-        found = align(functional.avg_pool2d(image, 2), functional.avg_pool2d(target, 2), found, COARSE_STEPS)
-        found = align(image, target, found, FINE_STEPS)
-        features.append(_features(image, target, found, whitening).numpy())
-        maps.append(found.numpy())
+        aligned_maps = torch.from_numpy(starts[chosen])
+        aligned_maps = align(
+            functional.avg_pool2d(image, 2), functional.avg_pool2d(target, 2), aligned_maps, COARSE_STEPS
+        )
+        aligned_maps = align(image, target, aligned_maps, FINE_STEPS)
+        features.append(_features(image, target, aligned_maps, whitening).numpy())
+        maps.append(aligned_maps.numpy())
     return np.concatenate(features), np.concatenate(maps)
 
 

@@ -1,4 +1,4 @@
-"""Pairs of close perceptual hashes. N images."""
+"""Find pairs of images with close perceptual hashes. N images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 HASH_BITS = 64
-COPIES = 32  # images of one hash that are compared with each other in full
+COPIES = 32  # maximum number of images with the same hash that are compared in full
 
 
 def hamming_pairs(hashes: NDArray[np.uint64], distance: int) -> tuple[Ints, Ints, NDArray[np.int16]]:
@@ -19,9 +19,9 @@ def hamming_pairs(hashes: NDArray[np.uint64], distance: int) -> tuple[Ints, Ints
     Multi-index hashing (Norouzi, Punjani and Fleet, CVPR 2012): cut into `distance + 1` chunks, two such hashes agree
     in at least one of them, so only distinct hashes that share a chunk are compared.
 
-    All pairs, except among many images of one hash: each of more than `COPIES` is paired with the `COPIES` next ones of
-    its hash, and of two close hashes the first `COPIES` images are paired with each other's. A placeholder that a crawl
-    met 10,000 times would otherwise give 50 million pairs that say the same.
+    Returns all pairs, except among many images with the same hash: if there are more than `COPIES`, each one is paired
+    with the `COPIES` next ones, and of two close hashes only the first `COPIES` images are paired. Otherwise a
+    placeholder that a crawl met 10,000 times would give 50 million pairs of no further information.
     """
     order = np.argsort(hashes, kind="stable")
     distinct, starts, counts = np.unique(hashes[order], return_index=True, return_counts=True)
@@ -45,7 +45,7 @@ def hamming_pairs(hashes: NDArray[np.uint64], distance: int) -> tuple[Ints, Ints
 
 
 def _close(distinct: NDArray[np.uint64], distance: int) -> tuple[Ints, Ints]:
-    """Rows of distinct hashes at most `distance` bits apart; a pair may come several times."""
+    """Rows of distinct hashes at most `distance` bits apart; a pair may occur several times."""
     edges = np.linspace(0, HASH_BITS, distance + 2).astype(int)
     found_a, found_b = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for low, high in itertools.pairwise(edges):
@@ -54,7 +54,8 @@ def _close(distinct: NDArray[np.uint64], distance: int) -> tuple[Ints, Ints]:
         order = np.argsort(values, kind="stable")
         ordered = values[order]
         ends = np.searchsorted(ordered, ordered, side="right")
-        # Compare each with those after it in its run, one offset at a time: memory is N, work is what the runs hold.
+        # Compare each with the later ones of its run, one offset at a time: memory is N, and the work is the number of
+        # pairs within runs.
         offset = 1
         active = np.arange(len(ordered))
         while True:

@@ -1,7 +1,7 @@
-"""Which image of a group of copies is kept.
+"""Choose the image of a group of copies that is kept.
 
-Each rule in turn leaves the best images and those that come near them, so that a difference that means nothing (a row of pixels)
-does not outweigh one that does (a blur).
+Each rule keeps the best images and those close to them, so that an insignificant difference (a row of pixels) does not
+outweigh a significant one (blur).
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ Floats = NDArray[np.float64]
 KeeperRule = Literal["standing", "area", "sharpness", "quality", "metadata"]
 RULES: tuple[KeeperRule, ...] = get_args(KeeperRule)
 
-# Areas as near as this are alike.
+# Areas within this factor count as equal.
 _SAME_AREA = 0.98
-# An image that holds no more detail than a smaller one, and whose finest octave is emptier, was made by enlarging it. Enlarged
-# by half, copies have .81 to .98 of the original's detail and .4 to .75 of its sharpness; crops have that of their original.
+# An image with no more detail than a smaller one, and with less in its finest octave, was made by enlarging it. Copies
+# enlarged by half have .81 to .98 of the original's detail and .4 to .75 of its sharpness; crops have that of their
+# original.
 _SAME_DETAIL, _EMPTIER = 0.9, 0.75
-# How much detail a coarse encoding adds, at most; measured at JPEG's quality 50: 1.1 to 1.8.
+# Maximum share of detail that a coarse encoding adds; measured at JPEG's quality 50: 1.1 to 1.8.
 _COARSE, _FINE, _ARTEFACTS = 50.0, 85.0, 0.5
-# Sharper than this means noise, text or dithering as often as detail. Blurred copies have less than this share of the sharpest.
+# Above this, sharpness comes from noise, text or dithering as often as from detail. Blurred copies have less than this
+# share of the sharpest.
 _SHARP, _AS_SHARP = 3.0, 0.65
 _SAME_QUALITY = 5.0
 
@@ -35,9 +37,9 @@ class Looks:
     """What is known of N images (`algorithms.images.quality`). Nodes must be numbered in the order of their ids.
 
     Attributes:
-        standing: which were kept before.
+        standing: whether an earlier run kept them.
         contrast: variance of the luminance.
-        said: how many of label, caption, URL and licence the sources tell.
+        said: how many of label, caption, URL and license the sources give.
     """
 
     standing: NDArray[np.bool_]
@@ -50,7 +52,7 @@ class Looks:
 
 
 def keepers(component: Ints, looks: Looks, rules: Sequence[KeeperRule] = RULES) -> Ints:
-    """For each node, which node of its component is kept, int64 [N]."""
+    """For each node, the node of its component that is kept, int64 [N]."""
     best = np.arange(len(component), dtype=np.int64)
     order = np.argsort(component, kind="stable")
     ends = np.flatnonzero(np.diff(component[order], append=-1))
@@ -64,16 +66,16 @@ def keepers(component: Ints, looks: Looks, rules: Sequence[KeeperRule] = RULES) 
 
 
 def _keeper(group: Ints, looks: Looks, rules: Sequence[KeeperRule]) -> int:
-    left = group
+    candidates = group
     for rule in rules:
-        left = left[_passes(rule, left, looks)]
-        if len(left) == 1:
+        candidates = candidates[_passes(rule, candidates, looks)]
+        if len(candidates) == 1:
             break
-    return int(min(left, key=lambda node: (-looks.area[node], node)))
+    return int(min(candidates, key=lambda node: (-looks.area[node], node)))
 
 
 def _passes(rule: KeeperRule, nodes: Ints, looks: Looks) -> NDArray[np.bool_]:
-    """Which nodes a rule leaves: at least one."""
+    """The nodes that a rule keeps, at least one."""
     if rule == "standing":
         standing: NDArray[np.bool_] = looks.standing[nodes]
         return standing if standing.any() else ~standing
@@ -92,17 +94,17 @@ def _passes(rule: KeeperRule, nodes: Ints, looks: Looks) -> NDArray[np.bool_]:
 
 
 def _enlarged(nodes: Ints, looks: Looks) -> NDArray[np.bool_]:
-    """Which images only enlarge a smaller one of the group; never all of them, because the smallest does not."""
+    """The images that only enlarge a smaller one of the group; never all of them, because the smallest does not."""
     area, sharpness, quality = looks.area[nodes], looks.sharpness[nodes], looks.quality[nodes]
     detail = looks.detail[nodes] / np.maximum(looks.contrast[nodes], 1.0)
     coarse = np.clip((_FINE - quality) / (_FINE - _COARSE), 0, 1)
-    told = detail / (1 + _ARTEFACTS * coarse)  # of the smaller one: what is certainly the picture's
+    certain = detail / (1 + _ARTEFACTS * coarse)  # of the smaller image: detail that certainly belongs to the picture
     return np.array(
         [
             bool(
                 (
                     (area < _SAME_AREA * area[n])
-                    & (told >= _SAME_DETAIL * detail[n])
+                    & (certain >= _SAME_DETAIL * detail[n])
                     & (sharpness[n] <= _EMPTIER * sharpness)
                 ).any()
             )

@@ -1,4 +1,4 @@
-"""Copies of an image as the web makes them, to learn how similar an embedder finds copies."""
+"""Make copies of an image like those on the web, to learn how similar an embedder finds copies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ KINDS = ("jpeg", "half_size", "crop_90", "crop_80", "mirror", "brighter", "grey"
 
 
 def copy_of(image: Image.Image, kind: str, rng: np.random.Generator) -> Image.Image:
-    """One copy of an RGB image, at least 8 pixels a side."""
+    """One copy of an RGB image, at least 8 pixels per side."""
     width, height = image.size
     match kind:
         case "jpeg":
@@ -44,4 +44,4 @@ def copy_of(image: Image.Image, kind: str, rng: np.random.Generator) -> Image.Im
                 stroke_fill=(0, 0, 0),
             )
             return stamped
-    raise ValueError(f"no kind of copy is called {kind}; there are {', '.join(KINDS)}")
+    raise ValueError(f"no kind of copy is called {kind}; the kinds are {', '.join(KINDS)}")

@@ -1,4 +1,4 @@
-"""Small networks that weigh measures of a pair. They ship with the package; P pairs, F measures."""
+"""Small networks that weigh the measures of a pair. They ship with the package; P pairs, F measures."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Scorer:
     output: Floats  # [E, 1, H + 1]
 
     def score(self, features: Floats) -> Floats:
-        """Log-odds [P] that pairs with these features [P, F] are copies: the mean of the networks."""
-        if len(features) == 1:  # a product of one row is rounded otherwise than the same row among others
+        """Log-odds [P] that pairs with these features [P, F] are copies: the mean over the networks."""
+        if len(features) == 1:  # a product of a single row is rounded differently from that of several rows
             return self.score(np.repeat(features, 2, axis=0))[:1]
         scaled = torch.from_numpy(((features - self.mean) / self.deviation).clip(-4, 4).astype(np.float32))
         total = torch.zeros(len(features))
@@ -43,7 +43,7 @@ def _layer(inputs: torch.Tensor, weights: Floats) -> torch.Tensor:
 
 
 def scorer_of(arrays: Mapping[str, NDArray[np.float32]]) -> Scorer:
-    """From the arrays of a file."""
+    """A scorer from the arrays of a file."""
     return Scorer(**{field.name: arrays[field.name] for field in fields(Scorer)})
 
 

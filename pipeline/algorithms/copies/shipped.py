@@ -1,4 +1,4 @@
-"""The small networks that ship with the package: where they lie, and what they are. Loads neither torch nor their numbers."""
+"""The small networks that ship with the package: their files and digests. Loads neither torch nor their numbers."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ CLOSEUP = Path(__file__).with_name("closeup.npz")  # of `closeup`
 
 @functools.lru_cache(maxsize=4)
 def identity(path: Path) -> str:
-    """For keys and fingerprints: SHA-256 of the file."""
+    """SHA-256 of the file, for keys and fingerprints."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Copies of many kinds and strengths, composed by chance: what the verification of copies is fitted and tested on."""
+"""Random copies of many kinds and strengths, on which the verification of copies is fitted and tested."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STAMPS = (
 
 
 def varied(image: Picture, rng: Generator) -> tuple[Picture, tuple[str, ...]]:
-    """A copy of an RGB image by one or two kinds of change, and their names."""
+    """A copy of an RGB image with one or two kinds of change, and their names."""
     names = tuple(str(n) for n in rng.choice(list(CHANGES), size=int(rng.integers(1, 3)), replace=False))
     for name in names:
         image = CHANGES[name](image, rng)
@@ -69,7 +69,7 @@ def _turn(image: Picture, rng: Generator) -> Picture:
 
 
 def _rotate(image: Picture, rng: Generator) -> Picture:
-    """By 2 to 10 degrees; the corners are filled with a colour, or most of them are cut off."""
+    """By 2 to 10 degrees; the corners are filled with a color, or most of them are cut off."""
     angle = float(rng.uniform(2, 10) * rng.choice([-1, 1]))
     turned = image.rotate(angle, Image.Resampling.BICUBIC, fillcolor=_colour(rng))
     if rng.random() < 0.4:
@@ -109,7 +109,7 @@ def _palette(image: Picture, rng: Generator) -> Picture:
 
 
 def _stamp(image: Picture, rng: Generator) -> Picture:
-    """Text, half of the time on a box of its own."""
+    """Text, half of the time on a box."""
     stamped = image.copy()
     draw = ImageDraw.Draw(stamped)
     size = max(7, int(image.height * rng.uniform(0.08, 0.25)))
@@ -127,7 +127,7 @@ def _stamp(image: Picture, rng: Generator) -> Picture:
 
 
 def _cover(image: Picture, rng: Generator) -> Picture:
-    """A rectangle of one colour over 1 to 20 % of the area."""
+    """A rectangle of one color over 1 to 20 % of the area."""
     covered = image.copy()
     width, height = image.width * rng.uniform(0.12, 0.45), image.height * rng.uniform(0.12, 0.45)
     left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)

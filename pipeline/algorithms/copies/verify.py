@@ -1,4 +1,4 @@
-"""Do two images show the same picture? Decided on 32x32 luminance thumbnails, as they are and mirrored."""
+"""Decide on 32x32 luminance thumbnails, unchanged and mirrored, whether two images show the same picture."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from lodeset.pipeline.algorithms.images.decoding import THUMBNAIL_SIDE
 
 Floats = NDArray[np.float32]
 
-# Correlation of two thumbnails from which two images are the same picture without further questions. Measured on 15,866
-# images of 8 domains: .97 gives recall .640 at precision 1.000 (pairs over closed groups); what agrees less is aligned
-# first (`evidence`).
+# Correlation of two thumbnails above which two images are the same picture without further checks. Measured on 15,866
+# images of 8 domains: .97 gives recall .640 at precision 1.000 (pairs over closed groups); pairs that agree less are
+# aligned first (`evidence`).
 AGREE = 0.97
 # Against reference sets a miss costs more than a lost image: one step lower.
 AGREE_REFERENCE = 0.90
 
-PAIRS_AT_ONCE = 16_384  # 64 MiB of standardised thumbnails on either side
+PAIRS_AT_ONCE = 16_384  # 64 MiB of standardized thumbnails on either side
 
 
 def standardised(thumbnails: NDArray[np.uint8]) -> Floats:
@@ -33,7 +33,9 @@ def standardised(thumbnails: NDArray[np.uint8]) -> Floats:
 def agreement(
     thumbnails: NDArray[np.uint8], a: NDArray[np.int64], b: NDArray[np.int64]
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Correlation [P] of the pairs (a, b) of thumbnails [N, 1024], the better of as-is and mirrored, and which it was."""
+    """Correlation [P] of the pairs (a, b) of thumbnails [N, 1024], the better of unchanged and mirrored, and which one
+    it was.
+    """
     best = np.zeros(len(a), np.float32)
     mirrored = np.zeros(len(a), bool)
     for start in range(0, len(a), PAIRS_AT_ONCE):

@@ -1,13 +1,14 @@
-"""Candidate copies: every thumbnail, seen in many ways, is compared with every thumbnail. N images, C descriptor cells, D dimensions.
+"""Find candidate copies by comparing every thumbnail, seen in many ways, with every other. N images, C descriptor
+cells, D dimensions.
 
-A copy that was cropped, mirrored, turned or stamped resembles its original under one of a few dozen views: a window and an
-orientation of one image against a window of the other. A view is linear in the thumbnail, so that all of them together are
-matrix products: the window is averaged into 12x12 cells, whitened (the directions that all pictures share say little, as in
-Jegou and Chum, ECCV 2012) and compared by cosine.
+A copy that was cropped, mirrored, turned or stamped resembles its original under one of a few dozen views: a window and
+an orientation of one image against a window of the other. A view is linear in the thumbnail, so all of them together
+are matrix products: the window is averaged into 12x12 cells, whitened (directions that all pictures share carry little
+information, as in Jegou and Chum, ECCV 2012) and compared by cosine.
 
-How similar strangers are differs from one kind of picture to another: a digit has a hundred near neighbours, a photograph
-none. A pair counts by how far it stands above what its images find at `RANKS` (local scaling: Jegou, Harzallah and Schmid,
-CVPR 2007).
+The similarity of different images depends on the kind of picture: a digit has a hundred near neighbors, a photograph
+none. A pair is therefore judged by how far it stands above what its images find at `RANKS` (local scaling: Jegou,
+Harzallah and Schmid, CVPR 2007).
 """
 
 from __future__ import annotations
@@ -30,22 +31,22 @@ Bytes = NDArray[np.uint8]
 CELLS = 12
 # Standard deviation of a window's cells (8-bit steps) below which it shows nothing to compare.
 LOW_CONTRAST = 5.0
-# Matches that an image keeps, and so those that count of each of its views: the best of all are then the best of what was
-# found among parts of them. 8 a view were not measurably faster.
+# Number of matches that an image keeps, and therefore of each of its views: the best of all are then the best of the
+# results for parts of them. 8 per view were not measurably faster.
 KEPT = 24
 RANKS = slice(5, 15)
 # Similarity above its surroundings from which a pair is aligned and verified.
 STANDS_OUT = 0.0
-# A small pool holds few strangers, and says little of how similar they are: what a large one finds is taken for granted.
+# A small pool has few different images to compare with, so the typical value of a large pool is assumed.
 SMALL_POOL, USUAL = 2_000, 0.55
-BLOCK = 256  # images whose products are made together; 1,024 took a third longer on 16,000 images
+BLOCK = 256  # images whose products are computed together; 1,024 took a third longer on 16,000 images
 ROWS = 8_192  # thumbnails that are described at once
 GROUPS = 16  # a row of similarities is searched by the maxima of this many interleaved columns
 
 
 @dataclass(frozen=True)
 class Window:
-    """A part of an image, in shares of its width and height."""
+    """A part of an image, as shares of its width and height."""
 
     left: float
     top: float
@@ -76,19 +77,19 @@ class View:
 
 
 def _views() -> tuple[View, ...]:
-    found = [View(mirrored=m, turns=t) for t in range(4) for m in (False, True)]
-    # Crops to 81, 64, 42 and 25 % of the area; alignment mends what lies between two of them.
+    views = [View(mirrored=m, turns=t) for t in range(4) for m in (False, True)]
+    # Crops to 81, 64, 42 and 25 % of the area; alignment covers the sizes in between.
     crops = [
         Window(x * (1 - side), y * (1 - side), side, side)
         for side in (0.9, 0.8, 0.65)
         for y in (0, 0.5, 1)
         for x in (0, 0.5, 1)
     ]
-    found += [View(window=w, mirrored=m) for w in (*crops, Window(0.25, 0.25, 0.5, 0.5)) for m in (False, True)]
-    # What a stamp, a caption or a covered corner leaves free.
+    views += [View(window=w, mirrored=m) for w in (*crops, Window(0.25, 0.25, 0.5, 0.5)) for m in (False, True)]
+    # The area that a stamp, a caption or a covered corner leaves free.
     for w in (Window(0, 0, 1, 0.6), Window(0, 0.4, 1, 0.6), Window(0, 0, 0.6, 1), Window(0.4, 0, 0.6, 1)):
-        found += [View(window=w, of=w), View(window=w.mirrored(), of=w, mirrored=True)]
-    return tuple(found)
+        views += [View(window=w, of=w), View(window=w.mirrored(), of=w, mirrored=True)]
+    return tuple(views)
 
 
 VIEWS = _views()
@@ -97,10 +98,12 @@ IDENTITY, MIRROR = VIEWS.index(View()), VIEWS.index(View(mirrored=True))
 
 
 def orientations(view: NDArray[np.int16], backwards: NDArray[np.bool_]) -> NDArray[np.int16]:
-    """Of views, the number in `ORIENTATIONS` that turns the first image into the second one, or `backwards` this into that."""
+    """For each view, the number in `ORIENTATIONS` that turns the first image into the second one, or the second into
+    the first if `backwards`.
+    """
     turns = np.array([v.turns for v in VIEWS])[view]
     mirrored = np.array([v.mirrored for v in VIEWS])[view]
-    # A mirrored turn undoes itself.
+    # A mirrored turn is its own inverse.
     turns = np.where(backwards & ~mirrored, -turns % 4, turns)
     return np.asarray(2 * turns + mirrored, dtype=np.int16)
 
@@ -112,12 +115,14 @@ def nearest_orientation(maps: Floats) -> NDArray[np.int16]:
 
 
 def starts() -> Floats:
-    """For each view, the affine map [V, 2, 3] from the second image's coordinates to the first's; both run from -1 to 1."""
+    """For each view, the affine map [V, 2, 3] from the second image's coordinates to the first's; both run from -1 to
+    1.
+    """
     return np.stack([_start(view) for view in VIEWS]).astype(np.float32)
 
 
 def _start(view: View) -> NDArray[np.float64]:
-    turn = np.array([[0, -1], [1, 0]], float)  # the coordinates before a quarter turn, from those after it
+    turn = np.array([[0, -1], [1, 0]], float)  # coordinates before a quarter turn from those after it
     linear = np.diag([-1.0 if view.mirrored else 1.0, 1.0]) @ np.linalg.matrix_power(turn, view.turns)
     first, second = _placed(view.window), _placed(view.of)
     oriented = np.eye(3)
@@ -137,7 +142,7 @@ def _placed(window: Window) -> NDArray[np.float64]:
 
 
 def cells(window: Window = WHOLE, mirrored: bool = False, turns: int = 0) -> Floats:
-    """The linear map [C*C, 1024] from a thumbnail to its window's cells, oriented, with the mean taken off."""
+    """The linear map [C*C, 1024] from a thumbnail to its window's oriented cells, with the mean subtracted."""
     across = _averages(window.left, window.width)[:: -1 if mirrored else 1]
     down = _averages(window.top, window.height)
     grid = np.einsum("ij,kl->ikjl", down, across)  # cell row, cell column, pixel row, pixel column
@@ -154,12 +159,12 @@ def _averages(start: float, length: float) -> NDArray[np.float64]:
 
 
 def described(thumbnails: Bytes, operator: Floats, whitening: Floats) -> Floats:
-    """Unit rows [N, D] of thumbnails [N, 1024]; zero where the window has too little contrast."""
+    """Unit rows [N, D] of thumbnails [N, 1024]; zero if the window has too little contrast."""
     out = np.zeros((len(thumbnails), whitening.shape[1]), np.float32)
     for start in range(0, len(thumbnails), ROWS):
-        found = thumbnails[start : start + ROWS].astype(np.float32) @ operator.T
-        contrast = np.sqrt(np.einsum("ij,ij->i", found, found)) / CELLS
-        rows = found @ whitening
+        values = thumbnails[start : start + ROWS].astype(np.float32) @ operator.T
+        contrast = np.sqrt(np.einsum("ij,ij->i", values, values)) / CELLS
+        rows = values @ whitening
         rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
         rows[contrast < LOW_CONTRAST] = 0
         out[start : start + ROWS] = rows
@@ -189,7 +194,7 @@ class Found:
 
 
 class ViewIndex:
-    """The described thumbnails [N, 1024] that others are compared with: 5 windows of D numbers an image."""
+    """The described thumbnails [N, 1024] that others are compared with: 5 windows of D numbers per image."""
 
     def __init__(self, thumbnails: Bytes, whitening: Floats, half: bool) -> None:
         self._whitening = whitening
@@ -202,8 +207,11 @@ class ViewIndex:
             self._bases[window] = rows, torch.from_numpy(padded).to(self._dtype).T.contiguous()
 
     def search(self, thumbnails: Bytes, start: int, stop: int, same: bool) -> Found:
-        """The best matches of images start..stop of these thumbnails [Q, 1024], which may be the `same` as the index's."""
-        # Whole blocks at multiples of BLOCK, so that rounding, and which of two views is best, do not depend on the run.
+        """The best matches of images start..stop of these thumbnails [Q, 1024], which may be the `same` as the
+        index's.
+        """
+        # Whole blocks at multiples of BLOCK, so that rounding, and the choice between two views, do not depend on the
+        # run.
         first, last = start - start % BLOCK, len(thumbnails)
         ends = ((at, min(at + BLOCK, last)) for at in range(first, stop, BLOCK))
         whole = joined([self._block(thumbnails, at, end, same) for at, end in ends])
@@ -215,7 +223,7 @@ class ViewIndex:
         similarity = np.concatenate([s for _, s in found], axis=1)
         view = np.repeat(np.arange(len(VIEWS), dtype=np.int16), [b.shape[1] for b, _ in found])
         view = np.broadcast_to(view, rows.shape)
-        # Each match once, by its best view: sorted by row, then similarity, the first of a run is it.
+        # Each match once, by its best view: sorted by row, then similarity, it is the first of its run.
         order = np.lexsort((-similarity, rows), axis=1)
         rows, similarity, view = (np.take_along_axis(x, order, 1) for x in (rows, similarity, view))
         again = np.zeros(rows.shape, bool)
@@ -225,12 +233,12 @@ class ViewIndex:
             similarity[rows == np.arange(start, stop)[:, None]] = -2
         order = np.lexsort((rows, -similarity), axis=1)[:, :KEPT]
         rows, similarity, view = (np.take_along_axis(x, order, 1) for x in (rows, similarity, view))
-        there = similarity > 0
+        positive = similarity > 0
         a = np.broadcast_to(np.arange(start, stop)[:, None], rows.shape)
-        return Found(a[there], rows[there], view[there], similarity[there])
+        return Found(a[positive], rows[positive], view[positive], similarity[positive])
 
     def _by_view(self, thumbnails: Bytes) -> Iterator[tuple[Ints, Floats]]:
-        """For each view: matches [Q, KEPT] and their similarity in fp32. Chosen in half precision where that is faster."""
+        """For each view: matches [Q, KEPT] and their similarity in fp32, chosen in half precision if that is faster."""
         for view in VIEWS:
             queries = described(thumbnails, _operator(view), self._whitening)
             rows, base = self._bases[view.of]
@@ -240,7 +248,7 @@ class ViewIndex:
 
 
 def joined(found: Sequence[Found]) -> Found:
-    """All that was found, one after the other."""
+    """All matches, one after the other."""
     return Found(
         np.concatenate([f.a for f in found]),
         np.concatenate([f.b for f in found]),
@@ -257,7 +265,7 @@ def _operator(view: View) -> Floats:
 def _best(similarity: torch.Tensor, k: int) -> Ints:
     """Columns [Q, k] of the k largest numbers of each row of [Q, N], N a multiple of GROUPS.
 
-    The k largest lie in the k groups with the largest maxima: the search proper sees a sixteenth of the numbers.
+    The k largest are in the k groups with the largest maxima, so the actual search sees a sixteenth of the numbers.
     """
     groups = similarity.shape[1] // GROUPS
     folded = similarity.view(len(similarity), GROUPS, groups)
@@ -271,7 +279,9 @@ def _best(similarity: torch.Tensor, k: int) -> Ints:
 
 @dataclass(frozen=True)
 class Candidates:
-    """P pairs of images, the first seen in `view`, sorted by (smaller, larger) image; a is not always the smaller one."""
+    """P pairs of images, the first seen in `view`, sorted by (smaller, larger) image; a is not always the smaller
+    one.
+    """
 
     a: Ints
     b: Ints
@@ -284,8 +294,9 @@ class Candidates:
 
 
 def standing_out(found: Found, count: int) -> Candidates:
-    """The pairs among `count` images worth aligning, each by its best view. `found` holds what all of them found, wherever
-    they were searched for: the `KEPT` best of each count."""
+    """The pairs among `count` images worth aligning, each by its best view. `found` holds the matches of all images,
+    wherever they were searched: the `KEPT` best of each count.
+    """
     found, rank = _ranked(found)
     surroundings = np.maximum(_surroundings(found, rank, count), USUAL if count < SMALL_POOL else 0)
     low, high = np.minimum(found.a, found.b), np.maximum(found.a, found.b)
@@ -306,7 +317,9 @@ def _ranked(found: Found) -> tuple[Found, Ints]:
 
 
 def _surroundings(found: Found, rank: Ints, count: int) -> Floats:
-    """How similar strangers are to each image, float32 [N]: the mean of its matches at `RANKS`, 0 where it has none there."""
-    there = (rank >= RANKS.start) & (rank < RANKS.stop)
-    sums = np.bincount(found.a[there], found.similarity[there], minlength=count)
-    return (sums / np.maximum(np.bincount(found.a[there], minlength=count), 1)).astype(np.float32)
+    """The similarity of different images to each image, float32 [N]: the mean of its matches at `RANKS`, 0 if it has
+    none there.
+    """
+    in_ranks = (rank >= RANKS.start) & (rank < RANKS.stop)
+    sums = np.bincount(found.a[in_ranks], found.similarity[in_ranks], minlength=count)
+    return (sums / np.maximum(np.bincount(found.a[in_ranks], minlength=count), 1)).astype(np.float32)

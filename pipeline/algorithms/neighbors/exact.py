@@ -46,23 +46,23 @@ BF16_HALF_ULP = -9  # of a number in [1/2, 1), as a power of two: 8 significant 
 
 
 def arithmetic() -> Arithmetic:
-    """What chooses candidates here."""
+    """The arithmetic that chooses candidates here."""
     return "bf16" if has_bf16() else "fp32"
 
 
 def gpus() -> int:
-    """GPUs that FAISS can use here; its CPU build knows none."""
+    """Number of GPUs that FAISS can use here; its CPU build has none."""
     return int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
 
 
 @dataclass
 class _Block:
-    """What is known of up to `BLOCK` queries [Q, D] while the base passes by.
+    """The state of up to `BLOCK` queries [Q, D] while the base passes by.
 
-    `whole` are their vectors, `queries` these in the arithmetic of the products; `error` [Q] is what a product may be
-    off, its own rounding apart. `maxima` [Q, k] are the largest maxima of column groups so far, as `_ordered` keys:
-    their least is a lower bound of the k-th product. `pairs`: (query, row, product) of the candidates found in each
-    chunk.
+    `whole` are their vectors, `queries` these in the arithmetic of the products; `error` [Q] is the maximum error of a
+    product apart from its own rounding. `maxima` [Q, k] are the largest maxima of column groups so far, as `_ordered`
+    keys: the least of them is a lower bound of the k-th product. `pairs`: (query, row, product) of the candidates found
+    in each chunk.
     """
 
     whole: Floats
@@ -80,10 +80,10 @@ class ExactIndex:
     """
 
     def __init__(self, vectors: Vectors, threads: int = 1, products: Arithmetic | None = None) -> None:
-        """`products`: the arithmetic that chooses candidates; None asks the processor.
+        """`products`: the arithmetic that chooses candidates; None: chosen by the processor's capabilities.
 
         Raises:
-            LodesetError: a vector that is not finite.
+            LodesetError: a vector is not finite.
         """
         self.vectors = vectors
         self.threads = threads
@@ -97,20 +97,21 @@ class ExactIndex:
         self._longest, self._rounded = (float(x.max(initial=0)) for x in (lengths, away))
 
     def search(self, queries: Vectors, k: int) -> tuple[Floats, Ints]:
-        """Products [Q, k] in fp32, falling, and row numbers [Q, k]; equal products are ordered by row number.
+        """Products [Q, k] in fp32 in descending order, and row numbers [Q, k]; equal products are ordered by row
+        number.
 
-        Where the base has fewer than k rows, the rest is -inf and row -1.
+        If the base has fewer than k rows, the rest is -inf and row -1.
 
         Raises:
-            LodesetError: queries of another width than the base, or not finite.
+            LodesetError: queries have another width than the base, or are not finite.
         """
         same_width(queries, self.vectors)
         products, rows = padding(len(queries), k)
         wanted = min(k, len(self.vectors))
         with one_thread_each(self.threads) as pool:
             for start in range(0, len(queries) if wanted else 0, QUERIES):
-                some = slice(start, min(start + QUERIES, len(queries)))
-                products[some, :wanted], rows[some, :wanted] = self._search(pool, queries[some], wanted)
+                chunk = slice(start, min(start + QUERIES, len(queries)))
+                products[chunk, :wanted], rows[chunk, :wanted] = self._search(pool, queries[chunk], wanted)
         return products, rows
 
     def _chunks(self, pool: ThreadPoolExecutor, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
@@ -142,30 +143,30 @@ class ExactIndex:
         whole = _tensor(queries).float().contiguous()
         lengths, away = _measured(whole.numpy())
         _finite(lengths, "queries")
-        # What sums in fp32 may lose, here and in the ranking: D x 2^-24 of the lengths, each.
+        # Maximum loss of sums in fp32, here and in the ranking: D x 2^-24 of the lengths, each.
         error = whole.shape[1] * 2.0**-23 * lengths * self._longest
         if dtype == torch.bfloat16:
             error = error + away * self._longest + (lengths + away) * self._rounded
         return _Block(whole.numpy(), whole.to(dtype), error)
 
     def _candidates(self, pool: ThreadPoolExecutor, blocks: Sequence[_Block], k: int) -> tuple[list[Ints], Ints]:
-        """Rows that may be among the k best, [Q, M] a block (-1: none); the queries that have more than `WIDE` of
+        """Rows that may be among the k best, [Q, M] per block (-1: none); and the queries that have more than `WIDE` of
         them.
         """
         dtype = blocks[0].queries.dtype
         scratch = threading.local()
 
         def collect(block: _Block, base: torch.Tensor, start: int) -> None:
-            if not hasattr(scratch, "room"):  # a fresh 16 MiB for every product cost a sixth of its time
+            if not hasattr(scratch, "room"):  # allocating 16 MiB for every product took a sixth of its time
                 scratch.room = torch.empty(BLOCK * min(self._chunk, len(self.vectors)), dtype=dtype)
             room = scratch.room[: len(block.queries) * len(base)].view(len(block.queries), len(base))
             _collect(block, base, start, k, room)
 
         for start, base in self._chunks(pool, dtype):
             list(pool.map(functools.partial(collect, base=base, start=start), blocks))
-        found = list(pool.map(functools.partial(_padded, k=k), blocks))
-        wide = np.concatenate([wide + number * BLOCK for number, (_, wide) in enumerate(found)])
-        return [candidates for candidates, _ in found], wide
+        padded = list(pool.map(functools.partial(_padded, k=k), blocks))
+        wide = np.concatenate([wide + number * BLOCK for number, (_, wide) in enumerate(padded)])
+        return [candidates for candidates, _ in padded], wide
 
     def _on_gpu(self, pool: ThreadPoolExecutor, blocks: Sequence[_Block], k: int) -> tuple[list[Ints], Ints]:
         """The same by FAISS on the first GPU that this process sees: fp32 products, chunk by chunk."""
@@ -186,7 +187,7 @@ class ExactIndex:
         return [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)], wide
 
     def _search_again(self, pool: ThreadPoolExecutor, queries: Floats, k: int) -> tuple[Floats, Ints]:
-        """All products of a few queries in fp32: for those with very many near-ties."""
+        """All products of a few queries in fp32, for those with very many near-ties."""
         whole = np.empty((len(queries), len(self.vectors)), np.float32)
         for start, chunk in self._chunks(pool, torch.float32):
             whole[:, start : start + len(chunk)] = queries @ chunk.numpy().T
@@ -196,7 +197,7 @@ class ExactIndex:
         for n, row in enumerate(whole):
             near = np.flatnonzero(row >= kth[n] - 2 * error[n])
             if len(near) > WIDE:
-                # As many equal vectors (blank images, mostly): beyond fp32's rounding only row numbers tell them apart.
+                # Many equal vectors (mostly blank images): within fp32's rounding only row numbers distinguish them.
                 order = np.lexsort((near, -np.round(row[near], 5)))
                 near = np.sort(near[order[: max(k, WIDE)]])
             products[n], rows[n] = (x[0] for x in ranked(pool, [queries[n : n + 1]], self.vectors, [near[None]], k))
@@ -204,15 +205,15 @@ class ExactIndex:
 
 
 def _collect(block: _Block, base: torch.Tensor, start: int, k: int, products: torch.Tensor) -> None:
-    """Adds the candidates among a chunk's rows [C, D] to a block, and raises its bound; `products` [Q, C] is room."""
+    """Add the candidates among a chunk's rows [C, D] to a block, and raise its bound; `products` [Q, C] is a buffer."""
     if base.dtype == torch.bfloat16:
         torch.mm(block.queries, base.T, out=products)
     else:
         # NumPy's BLAS took .17 s where torch's took .24 s (512 x 15,747 x 1,280, one thread, AMD).
         np.matmul(block.queries.numpy(), base.numpy().T, out=products.numpy())
     keys = _bits(products)
-    # Of negative numbers the largest integer is the smallest number; so the largest integer of a group is no more
-    # than its largest product, and bounds need no order among the negative ones.
+    # For negative numbers the largest integer is the smallest number; so the largest integer of a group is at most that
+    # of its largest product, and bounds need no order among the negative ones.
     groups = GROUPS * k
     size = products.shape[1] // groups
     maxima = _ordered(keys[:, : size * groups].reshape(len(keys), size, groups).max(axis=1) if size > 1 else keys)
@@ -223,7 +224,7 @@ def _collect(block: _Block, base: torch.Tensor, start: int, k: int, products: to
     if block.maxima.shape[1] == k:
         low = _lowest(_numbers(block.maxima.min(axis=1)), block)
     limit = _ordered(_bits(torch.from_numpy(low).to(base.dtype)))
-    # One below, because bf16 may have rounded it up.
+    # One less, because bf16 may have rounded it up.
     limit = np.maximum(limit, np.iinfo(limit.dtype).min + 1) - limit.dtype.type(1)
     near = (keys if (limit > 0).all() else _ordered(keys)) >= limit[:, None]
     there = np.flatnonzero(near)
@@ -237,7 +238,7 @@ def _lowest(kth: Floats, block: _Block) -> Floats:
     if block.queries.dtype == torch.bfloat16:
         largest = 1.01 * (np.abs(kth) + 2 * block.error)
         half_ulp = np.ldexp(np.float32(1), np.frexp(largest)[1] + BF16_HALF_ULP)
-    # The k-th true product is at least kth - half_ulp - error; what may reach it lies no further below than that.
+    # The k-th true product is at least kth - half_ulp - error; products that may reach it are at most that much lower.
     return np.asarray(kth - 2 * (half_ulp + block.error), dtype=np.float32)
 
 
@@ -249,7 +250,7 @@ def _bits(products: torch.Tensor) -> Keys:
 
 
 def _ordered(keys: Keys) -> Keys:
-    """The bits of numbers as integers in the order of the numbers, and back."""
+    """The bits of numbers as integers in the order of the numbers, and the inverse."""
     kind = np.iinfo(keys.dtype)
     return np.asarray(keys ^ ((keys >> (kind.bits - 1)) & keys.dtype.type(kind.max)))
 
@@ -276,7 +277,7 @@ def _padded(block: _Block, k: int) -> tuple[Ints, Ints]:
     rows = np.full((len(counts), width), -1, np.int64)
     values = np.full((len(counts), width), -np.inf, np.float32)
     rows[place], values[place] = row, value
-    # Now the k-th product itself is known, which is more than the bound by which they were collected.
+    # The k-th product is known now, a higher bound than the one at collection time.
     kth = np.partition(values, -k, axis=1)[:, -k]
     rows[values < _lowest(kth, block)[:, None]] = -1
     return rows, wide
@@ -287,7 +288,7 @@ def ranked(
 ) -> tuple[Floats, Ints]:
     """The k best [Q, k] of each query's candidate rows, by fp32 products; equal ones are ordered by row number.
 
-    Queries [Q, D] and candidates [Q, M] (rows that rise; -1: none) come in blocks of up to `BLOCK`. Each candidate row
+    Queries [Q, D] and candidates [Q, M] (ascending rows; -1: none) come in blocks of up to `BLOCK`. Each candidate row
     is read once, in the order of the rows; `RANKED_BYTES` of them are held as fp32.
     """
     wanted = np.zeros(len(vectors) + 1, bool)  # the last one takes the -1
@@ -331,7 +332,7 @@ def ranked(
 
 
 def converted(pool: ThreadPoolExecutor, vectors: Vectors, out: torch.Tensor) -> torch.Tensor:
-    """The rows [N, D] in the arithmetic of `out`, which has room for them."""
+    """The rows [N, D] in the arithmetic of the buffer `out`."""
     out = out[: len(vectors)]
     slices = [slice(start, start + ROWS) for start in range(0, len(vectors), ROWS)]
     list(pool.map(lambda rows: out[rows].copy_(_tensor(vectors[rows])), slices))
@@ -339,12 +340,12 @@ def converted(pool: ThreadPoolExecutor, vectors: Vectors, out: torch.Tensor) -> 
 
 
 def padding(queries: int, k: int) -> tuple[Floats, Ints]:
-    """What an answer of nothing looks like: -inf [Q, k] and row -1 [Q, k]."""
+    """An empty result: -inf [Q, k] and row -1 [Q, k]."""
     return np.full((queries, k), -np.inf, np.float32), np.full((queries, k), -1, np.int64)
 
 
 def same_width(queries: Vectors, vectors: Vectors) -> None:
-    """Raises LodesetError where queries and vectors cannot be multiplied."""
+    """Raise LodesetError if queries and vectors cannot be multiplied."""
     if len(vectors) and len(queries) and queries.shape[1] != vectors.shape[1]:
         raise LodesetError(
             f"queries of {queries.shape[1]} dimensions cannot be compared with vectors of {vectors.shape[1]}: "
@@ -354,7 +355,7 @@ def same_width(queries: Vectors, vectors: Vectors) -> None:
 
 @contextlib.contextmanager
 def one_thread_each(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that compute in one thread each: whole blocks side by side wait less than parts of one block do."""
+    """Threads that compute with one thread each: whole blocks side by side wait less than parts of one block."""
 
     def alone() -> None:
         torch.set_num_threads(1)
@@ -369,7 +370,7 @@ def one_thread_each(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _finite(lengths: Floats, what: str) -> None:
-    """Raises LodesetError where a row's length is not finite."""
+    """Raise LodesetError if a row's length is not finite."""
     bad = np.flatnonzero(~np.isfinite(lengths))
     if len(bad):
         raise LodesetError(
@@ -388,5 +389,5 @@ def _measured(vectors: Vectors) -> tuple[Floats, Floats]:
 
 
 def _tensor(vectors: Vectors) -> torch.Tensor:
-    """The same memory; torch warns of arrays that cannot be written to (a memory map), so those are copied."""
+    """The same memory as a tensor; read-only arrays (memory maps), about which torch warns, are copied."""
     return torch.from_numpy(vectors if vectors.flags.writeable else vectors.copy())
