@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import posixpath
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,7 @@ _PATHS = (
 _AT_ONCE = 32  # files on a remote file system that are asked for at the same time
 _IN_MEMORY = 4_096  # rows whose files are asked for together
 _BYTES_A_BYTE = 500  # of images, for each of a list: a row of 100 bytes names an image of 50 kB
+_LONE = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")  # half of a surrogate pair, which JSON can hold and no file system
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 
 
@@ -76,6 +78,11 @@ class Row:
 
 
 Rows = Callable[[Bytes, int], Iterator[Row]]  # the rows of a list from that byte on (0: from the first)
+
+
+def _valid(text: str) -> str:
+    """Text of a list as tables can hold it."""
+    return escaped(text).encode("utf-8", "backslashreplace").decode()
 
 
 def _lines(raw: Bytes, start: int) -> Iterator[tuple[int, bytes]]:
@@ -158,7 +165,7 @@ def json_rows(raw: Bytes, start: int = 0) -> Iterator[Row]:
         try:
             tree = json.loads(text)
         except (ValueError, RecursionError) as error:
-            yield Row(begin, line, {}, f"is not JSON: {error}"[:200])
+            yield Row(begin, line, {}, _valid(f"is not JSON: {error}")[:200])
             continue
         wrong = "" if isinstance(tree, dict) else f"holds a {type(tree).__name__}, not an object"
         yield Row(begin, line, {} if wrong else tree, wrong)
@@ -188,7 +195,7 @@ def _sound(rows: Iterator[Row], size_bytes: int) -> Iterator[Row | Member]:
             yield row
             end = row.offset + len(row.data)
     except (ValueError, csv.Error) as error:
-        yield Member("", end, size_bytes - end, "unreadable_archive", f"from byte {end} on: {error}"[:200])
+        yield Member("", end, size_bytes - end, "unreadable_archive", _valid(f"from byte {end} on: {error}")[:200])
 
 
 def _column(rows_of: Rows, raw: Bytes, wanted: str) -> str:
@@ -212,7 +219,7 @@ def column_of(fields: Iterable[str], wanted: str) -> str:
         return usual
     hint = f" (`image: {usual}` may be meant)" if usual else ""
     listed = ", ".join(f"`{name[:60]}`" for name in names[:12]) or "none"
-    raise NoImages(f"no column `{wanted}` of paths{hint}; there are: {listed}", meant=usual is not None)
+    raise NoImages(_valid(f"no column `{wanted}` of paths{hint}; there are: {listed}"), meant=usual is not None)
 
 
 class _Asked:
@@ -239,13 +246,17 @@ class _Asked:
             return Member("", row.offset, len(row.data), "empty", "no path in this row")
         if not isinstance(path, str):
             return Member(
-                "", row.offset, len(row.data), "bad_metadata", f"`{column}` holds a {type(path).__name__}, not a path"
+                "",
+                row.offset,
+                len(row.data),
+                "bad_metadata",
+                _valid(f"`{column}` holds a {type(path).__name__}, not a path"),
             )
         full = self._within(path)
         if full is None:
             where = escaped(self._whole(self._top)) or "/"
             detail = f"leads out of {where}, where the list's paths must stay (`folder:` of its source names another)"
-            return Member(escaped(path[:_PATH]), row.offset, 0, "not_a_file", detail)
+            return Member(_valid(path[:_PATH]), row.offset, 0, "not_a_file", detail)
         inside = full.startswith(f"{self._base}/")
         name = escaped(full[len(self._base) + 1 :] if inside else self._whole(full))
         size_bytes, state, refused = self._looked_at(self._whole(full))
@@ -264,7 +275,7 @@ class _Asked:
 
     def _within(self, path: str) -> str | None:
         """The whole path, without `..` and protocol; None if it leads elsewhere, or cannot be one."""
-        if "\0" in path or len(path) > _PATH:
+        if "\0" in path or len(path) > _PATH or _LONE.search(path):
             return None
         if "\\" in path and "/" not in path:
             path = path.replace("\\", "/")  # as Windows writes it
@@ -340,7 +351,9 @@ def _read(rows_of: Rows, piece: Slice, max_bytes: int) -> Iterator[Sample]:
                 except BadMetadata as error:
                     wrong = str(error)
             if wrong:
-                yield Sample(*place, reason="bad_metadata", detail=wrong[:200])
+                yield Sample(
+                    piece.uri, "", row.offset, len(row.data), reason="bad_metadata", detail=_valid(wrong)[:200]
+                )
             with Bytes(_path(piece.uri, member.name)) as file:
                 if file.size_bytes != member.size_bytes:
                     raise changed(file.uri, member.size_bytes, file.size_bytes)

@@ -331,7 +331,11 @@ def test_random_damage_is_counted_and_ends(tmp_path: Path) -> None:
     """Whatever bytes change, every sample is an image as it was or a reject, and nothing is raised."""
     rng = random.Random(0)
     originals = {picture(n) for n in range(3)}
-    sources = [three(tmp_path / "a.zip"), gzip_of(tmp_path / "a.tar.gz", [(f"{n}.png", picture(n)) for n in range(3)])]
+    members = [(f"{n}.png", picture(n)) for n in range(3)]
+    listed = list_of(
+        write_folder(tmp_path, members) / "a.csv", [{"path": name, "label": "x, y"} for name, _ in members]
+    )
+    sources = [three(tmp_path / "a.zip"), gzip_of(tmp_path / "a.tar.gz", members), listed]
     for path in sources:
         whole = path.read_bytes()
         for _ in range(60):
@@ -341,6 +345,7 @@ def test_random_damage_is_counted_and_ends(tmp_path: Path) -> None:
             path.write_bytes(bytes(data[: rng.randint(1, len(data))] if rng.random() < 0.2 else data))
             for sample in read(path):
                 assert sample.reason or sample.data in originals or path.suffix == ".gz"
+            refused(path)
 
 
 def test_a_million_members_take_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -549,8 +554,21 @@ def test_rows_that_say_no_path_are_counted(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('file_name;label\n1.png;cat\n1.png;a;b\n\n"1.png";"x\ny"\n')
     found = read(tmp_path / "a.csv")
     assert [(s.member, s.reason, s.metadata.label) for s in found] == [
-        ("1.png", "", "cat"), ("1.png", "bad_metadata", None), ("1.png", "", None), ("1.png", "", "x\ny"),
+        ("1.png", "", "cat"), ("", "bad_metadata", None), ("1.png", "", None), ("1.png", "", "x\ny"),
     ]  # fmt: skip
+
+
+def test_text_that_no_table_can_hold_is_told_all_the_same(tmp_path: Path) -> None:
+    write_folder(tmp_path, [("1.png", picture(1)), ("\udce9.png", picture(2))])
+    (tmp_path / "a.jsonl").write_text(
+        '{"path": "\\ud800.png"}\n{"path": "1.png", "\\ud800": "\\udfff"}\n{"path": "\\udce9.png"}\n'
+    )
+    assert [(name, reason) for name, reason, _ in refused(tmp_path / "a.jsonl")] == [("\\ud800.png", "not_a_file")]
+    assert [s.data for s in read(tmp_path / "a.jsonl") if not s.reason] == [picture(1), picture(2)]
+    (tmp_path / "a.csv").write_bytes(b"path,\xe9\n1.png,\xe9\n\xe9.png,x,\xe9\n")
+    assert [reason for _, reason, _ in refused(tmp_path / "a.csv")] == ["bad_metadata"]
+    (tmp_path / "b.csv").write_bytes(b"\xe9\n1.png\n")
+    assert [reason for _, reason, _ in refused(tmp_path / "b.csv")] == ["no_image_column"]
 
 
 @pytest.mark.parametrize(
