@@ -1,11 +1,12 @@
-"""Python processes of lodeset's own: started by module, wherever the user's working directory is, and ended with whoever asked.
+"""Start lodeset's own Python processes by module, in any working directory, and end them with the process that started
+them.
 
-A working directory may hold `lodeset.py`, `training/` or `pipeline/` of the user's. Python puts it first on the import path of
-`python -m` and of `python -c`, and Ray adds it to that of its workers. So every process gets a safe path (`PYTHONSAFEPATH`) on
-which the folder that this lodeset was imported from stands first.
+A working directory may contain a user's own `lodeset.py`, `training/` or `pipeline/`. Python puts it first on the
+import path of `python -m` and of `python -c`, and Ray adds it to that of its workers. Therefore every process gets a
+safe path (`PYTHONSAFEPATH`) on which the folder that this lodeset was imported from comes first.
 
-A child's standard input is a pipe that the asking process holds, and writes a task to. The pipe closes when that process ends,
-however it ends, and then the child does what it said it would (`when_asker_ends`).
+A child's standard input is a pipe that the parent process holds and through which it sends a task. The pipe closes when
+the parent ends, however it ends, and the child then calls the function that it registered (`when_asker_ends`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import lodeset
 
 
 def import_path() -> dict[str, str]:
-    """The environment variables with which a Python process imports what this one does, and this lodeset before any other."""
+    """Environment variables with which a Python process imports what this one imports, and this lodeset before any
+    other.
+    """
     root = str(Path(lodeset.__path__[0]).parent)
     others = [path for path in sys.path if path and path != root]
     return {"PYTHONPATH": os.pathsep.join([root, *others]), "PYTHONSAFEPATH": "1"}
@@ -41,8 +44,8 @@ def started(
     """A process that runs `lodeset.<module>`, whose standard input is a pipe.
 
     Args:
-        environment: variables beside those of this process.
-        session: whether it has a session of its own, which Ctrl-C does not reach and which can be ended as a whole.
+        environment: variables in addition to those of this process.
+        session: whether it gets its own session, which Ctrl-C does not reach and which can be ended as a whole.
     """
     return subprocess.Popen(
         [sys.executable, "-m", f"lodeset.{module}", *arguments],
@@ -56,7 +59,7 @@ def started(
 
 
 def send(child: subprocess.Popen[bytes], task: bytes) -> None:
-    """Gives a child its task; one that has ended already takes none."""
+    """Send a child its task; a child that has already ended gets none."""
     assert child.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         child.stdin.write(len(task).to_bytes(8, "little") + task)
@@ -64,7 +67,7 @@ def send(child: subprocess.Popen[bytes], task: bytes) -> None:
 
 
 def let_go(child: subprocess.Popen[bytes]) -> None:
-    """Closes a child's standard input, as the end of this process would."""
+    """Close a child's standard input, as the end of this process would."""
     assert child.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         child.stdin.close()
@@ -74,13 +77,15 @@ def let_go(child: subprocess.Popen[bytes]) -> None:
 
 
 def received() -> bytes:
-    """The task that the asking process sent."""
+    """The task that the parent process sent."""
     stream = sys.stdin.buffer
     return stream.read(int.from_bytes(stream.read(8), "little"))
 
 
 def when_asker_ends(act: Callable[[], Any]) -> None:
-    """Calls `act` in a thread as soon as the asking process has ended, or let go. To be called after `received`."""
+    """Call `act` in a thread as soon as the parent process has ended or closed the pipe. Must be called after
+    `received`.
+    """
 
     def watch() -> None:
         while os.read(sys.stdin.fileno(), 4096):

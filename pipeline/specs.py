@@ -1,8 +1,8 @@
-"""What each stage of curation is, and how it runs: the two dataclasses that its `Context` carries.
+"""The definition of each stage of curation, and how it runs: the two dataclasses that its `Context` carries.
 
-A `...Spec` enters the stage's fingerprint, so its field names are part of every store; its `VERSION` is raised whenever the
-results of the stage's function change. A `...Runtime` never enters it. A `...Details` is what a stage says in its manifest
-and other stages read.
+A `...Spec` enters the stage's fingerprint, so its field names are part of every store; its `VERSION` is raised whenever
+the results of the stage's function change. A `...Runtime` never enters it. A `...Details` is what a stage records in
+its manifest for other stages.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from lodeset.pipeline.filters.config import Faces
 from lodeset.pipeline.sources.containers import container_of
 from lodeset.pipeline.sources.listing import SourceFile
 
-Identity = Mapping[str, Any]  # what a model is: its knobs, and the digest of its bytes
+Identity = Mapping[str, Any]  # identity of a model: its settings, and the digest of its bytes
 
-# The digests of content that ingest (and blur_faces after it), dedup, fit_clusters and write_shards name: a stage that depends on
-# one of them alone runs again only when that changes.
+# The digests of content that ingest (and blur_faces after it), dedup, fit_clusters and write_shards record: a stage
+# that depends only on one of them runs again only when that one changes.
 IMAGES, METADATA, KEPT, CENTROIDS, SHARDS = "images", "metadata", "kept", "centroids", "images"
 
 
@@ -34,10 +34,10 @@ IMAGES, METADATA, KEPT, CENTROIDS, SHARDS = "images", "metadata", "kept", "centr
 
 @dataclass(frozen=True, kw_only=True)
 class IngestSpec:
-    """The limits of ingest, and what its sources hold.
+    """The limits of ingest, and the content of its sources.
 
     Attributes:
-        listing: digest of everything that decides which bytes are read.
+        listing: digest of everything that determines which bytes are read.
     """
 
     VERSION: ClassVar[int] = 8
@@ -63,7 +63,7 @@ class IngestRuntime:
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """What the manifest of an ingested set says about its sources."""
+    """What the manifest of an ingested set records about its sources."""
 
     size_bytes: int = 0
     limit: int | None = None
@@ -97,8 +97,9 @@ class EmbedderRuntime:
     """How a stage embeds images (embed, calibrate).
 
     Attributes:
-        may_find_nothing: whether precomputed vectors may exist for none of the images. Of a set that is only evaluated on,
-            vectors say how good the embedder is, and nothing else needs them.
+        may_find_nothing: whether precomputed vectors may be missing for all images. For a set that is only used for
+        evaluation,
+            vectors show how good the embedder is, and nothing else needs them.
     """
 
     embedder: Knobs
@@ -116,7 +117,7 @@ class CalibrateSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateDetails:
-    """Thresholds (`pool`, `reference`) with pixels compared, and without: None where these could not be learned."""
+    """Thresholds (`pool`, `reference`) with and without a comparison of pixels; None if they could not be learned."""
 
     parts: int = 0
     parts_made: int = 0
@@ -130,7 +131,9 @@ class CalibrateDetails:
 
 @dataclass(frozen=True, kw_only=True)
 class BlurFacesSpec:
-    """Like ingest, this stage says where bytes lie, some of them in the store: `store` is the digest of its URL."""
+    """Like ingest, this stage records locations of bytes, some of them in the store: `store` is the digest of its
+    URL.
+    """
 
     VERSION: ClassVar[int] = 1
     detector: Identity
@@ -151,7 +154,7 @@ class ScoreSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRuntime:
-    """What images are compared with, by the knobs of the filters that are on (`filters/masks.py`)."""
+    """What images are compared with, by the settings of the active filters (`filters/masks.py`)."""
 
     masks: Mapping[str, Any]
     max_pixels: int
@@ -159,7 +162,7 @@ class ScoreRuntime:
 
 @dataclass(frozen=True, kw_only=True)
 class FilterSpec:
-    """The thresholds of the filters that are on, by their knobs; blocklists by their digest, because they can be long."""
+    """The thresholds of the active filters, by setting; blocklists by their digest, because they can be long."""
 
     VERSION: ClassVar[int] = 3
     thresholds: Mapping[str, Any]
@@ -177,7 +180,7 @@ class FilterRuntime:
 
 @dataclass(frozen=True, kw_only=True)
 class FilterDetails:
-    """`with_url`: images whose metadata hold a URL, where blocklists ask for one."""
+    """`with_url`: number of images whose metadata contain a URL, if there are blocklists."""
 
     parts: int
     parts_made: int
@@ -187,12 +190,12 @@ class FilterDetails:
 
 # -- dedup
 
-Roles = Mapping[str, str]  # the sets that dedup compares, and the part that each plays: pool, reference, included
+Roles = Mapping[str, str]  # the sets that dedup compares, and the role of each: pool, reference, included
 
 
 @dataclass(frozen=True, kw_only=True)
 class DedupSpec:
-    """The knobs of `dedup`, with the digests of the models that weigh pairs where pixels are compared."""
+    """The settings of `dedup`, with the digests of the models that weigh pairs if pixels are compared."""
 
     VERSION: ClassVar[int] = 8
     within: bool
@@ -226,7 +229,9 @@ class DedupRuntime:
 
 @dataclass(frozen=True, kw_only=True)
 class DedupDetails:
-    """The thresholds that counted, the groups of copies, and by set: its role, images dropped because of it, its images met."""
+    """The thresholds that were used, the groups of copies, and by set: its role, images dropped because of it, its
+    images involved.
+    """
 
     threshold: float
     reference_threshold: float
@@ -250,12 +255,14 @@ class FitClustersSpec:
     embedder: Identity
     limit: int | None
     name: str
-    resampling: int | None = optional()  # of the levels above the lowest, where there are any
+    resampling: int | None = optional()  # of the levels above the lowest, if there are any
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitClustersDetails:
-    """`k` clusters on the lowest of the `levels`; `drift` is that of images since they were fitted, where they were kept."""
+    """`k` clusters on the lowest of the `levels`; `drift` is that of the images since the fit, if the clusters were
+    kept.
+    """
 
     k: int
     levels: Sequence[int]
@@ -269,7 +276,7 @@ class FitClustersDetails:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSpec:
-    """The centroids decide everything."""
+    """The centroids determine everything."""
 
     VERSION: ClassVar[int] = 3
 
@@ -295,7 +302,7 @@ class BalanceSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrieveSpec:
-    """What a curated set asks for. `neighbors` decides only where each image asks for its nearest."""
+    """What a curated set requests. `neighbors` matters only if each image requests its nearest neighbors."""
 
     VERSION: ClassVar[int] = 2
     mode: AsIs | Sample | Cluster
@@ -308,13 +315,13 @@ class RetrieveSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrieveDetails:
-    """What a set asked for and got: asked = retrieved + short, and retrieved = distinct + collisions + capped.
+    """What a set requested and got: asked = retrieved + short, and retrieved = distinct + collisions + capped.
 
     Attributes:
-        asked: k x N, or per_cluster for each matching cluster; `short` is what the pool or a cluster does not hold.
-        retrieved: hits, as LVD-142M's table counts them.
-        distinct: images that the set gets; `collisions` are hits on images that it has already.
-        capped: what its limit takes off.
+        asked: k x N, or per_cluster for each matching cluster; `short` is what the pool or a cluster lacks.
+        retrieved: hits, as counted in LVD-142M's table.
+        distinct: images that the set gets; `collisions` are hits on images that it already has.
+        capped: what its limit removes.
     """
 
     asked: int
@@ -328,7 +335,7 @@ class RetrieveDetails:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectSpec:
-    """`retrieve/all`: which sets there are, and what becomes of images that several want."""
+    """`retrieve/all`: the sets, and how images that several of them select are treated."""
 
     VERSION: ClassVar[int] = 2
     everything: bool
@@ -338,7 +345,7 @@ class SelectSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectDetails:
-    """Sums over the sets, and how many images several sets want (`shared`)."""
+    """Sums over the sets, and the number of images that several sets select (`shared`)."""
 
     distinct: int = 0
     asked: int = 0
@@ -365,7 +372,7 @@ class WriteShardsSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class WriteShardsRuntime:
-    """The options of Beam, and the artifact whose shards the images are read from, where these are rewritten."""
+    """The options of Beam, and the artifact whose shards the images are read from if these are rewritten."""
 
     beam: Mapping[str, str]
     rewritten: Artifact | None = None
@@ -373,7 +380,7 @@ class WriteShardsRuntime:
 
 @dataclass(frozen=True, kw_only=True)
 class WriteShardsDetails:
-    """`shards_numbered` counts all that were ever written; `since` says what changed since the run before."""
+    """`shards_numbered` counts all shards that were ever written; `since` lists the changes since the previous run."""
 
     folder: str
     shards: int = 0
@@ -388,13 +395,15 @@ class WriteShardsDetails:
 
 
 def _read_as(file: SourceFile) -> tuple[object, ...]:
-    """How a file is read, where that is not as lodeset 0.1.0 did."""
+    """How a file is read, if that differs from lodeset 0.1.0."""
     container = container_of(file.kind)
     return (container.kind, container.version, file.folder) if container is not None and container.version else ()
 
 
 def listing_of(files: Sequence[SourceFile]) -> str:
-    """Digest of all that decides what is read: the draw of a limit goes by relative path and namesakes."""
+    """Digest of everything that determines what is read: the draw of a limit depends on relative paths and on files of
+    the same name.
+    """
     return digest(
         [
             (

@@ -1,4 +1,6 @@
-"""What the stage of pruning is, and how it runs (see `lodeset.pipeline.specs`); what its jobs make, for plans that load no torch."""
+"""The definition of the stage of pruning, and how it runs (see `lodeset.pipeline.specs`); and what its jobs make, for
+plans that load no torch.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +17,19 @@ from lodeset.training.specs import TrainSpec
 if TYPE_CHECKING:
     from lodeset.training.origin import Origin
 
-FIRST_CRITERIA = {"entropic", "magnitude", "random"}  # fingerprints name only the criteria that were added to these
-PROBED = 128  # calibration images on which what a group's pruning alone changes is measured
+FIRST_CRITERIA = {"entropic", "magnitude", "random"}  # fingerprints only name criteria that were added later
+PROBED = 128  # calibration images on which the effect of pruning a single group is measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneSpec:
-    VERSION: ClassVar[int] = 10  # of all that jobs make
+    VERSION: ClassVar[int] = 10  # of everything that jobs make
     jobs: Sequence[Job]
     targets: Sequence[TargetSet]
 
     def identity(self) -> Mapping[str, Any]:
         chosen = {"name", "label", "split"}
-        added = [one.name for one in CRITERIA if one.name not in FIRST_CRITERIA]
+        added = [criterion.name for criterion in CRITERIA if criterion.name not in FIRST_CRITERIA]
         return {
             "jobs": list(self.jobs),
             "targets": [target.model_dump(include=chosen) for target in self.targets],
@@ -37,15 +39,15 @@ class PruneSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Dense:
-    """A model that no stage of the store trained, and what jobs need to know of it.
+    """A model that no stage of the store trained, and what jobs need to know about it.
 
     Attributes:
-        folder: where it lies.
-        index: the index files of the shards that calibration images come from.
+        folder: its location.
+        index: the index files of the shards that calibration images are in.
         size: the side of its images, pixels.
-        max_pixels: images of the shards above this are skipped, as its training skipped them.
-        crops: what it was trained with, where that is known.
-        checkpoint: the last one of the run that trained it, where its folder holds one.
+        max_pixels: larger images of the shards are skipped, as in its training.
+        crops: the crops of its training, if known.
+        checkpoint: the last checkpoint of the run that trained it, if its folder contains one.
     """
 
     folder: str
@@ -62,8 +64,8 @@ class PruneRuntime:
 
     Attributes:
         training: the specification of each stage whose model is pruned, by name.
-        max_pixels: images of target sets are decoded up to this.
-        dense: the model, where none of these stages trained it.
+        max_pixels: limit up to which images of target sets are decoded.
+        dense: the model, if none of these stages trained it.
     """
 
     training: Mapping[str, TrainSpec]
@@ -73,23 +75,23 @@ class PruneRuntime:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneDetails:
-    """One report a job, and the folder of the pruned models, relative to the store."""
+    """One report per job, and the folder of the pruned models, relative to the store."""
 
     jobs: Sequence[Mapping[str, Any]]
     folder: str
 
 
 def images_per_part(images: int) -> int:
-    """Images whose moments one part holds.
+    """Number of images whose moments one part holds.
 
-    Parts are few, since each holds every layer's moments (170 MB for a 3 x 3 convolution of 512 channels), and hold what fits
-    in memory (1,024 images of 224 pixels: 150 MB). What they are does not depend on how many workers make them.
+    Parts are few, because each holds every layer's moments (170 MB for a 3 x 3 convolution of 512 channels), and they
+    fit in memory (1,024 images of 224 pixels: 150 MB). They do not depend on the number of workers.
     """
     return min(1_024, max(64, -(-images // 16)))
 
 
 def trainings(job: Learned) -> int:
-    """How many networks a job trains."""
+    """Number of networks that a job trains."""
     if isinstance(job, LotteryJob):
         on_labels = len([task for task in job.tasks if task != "labels"]) if job.transfer else 0
         return (len(job.tasks) + on_labels) * (1 + 2 * job.rounds)

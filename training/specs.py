@@ -1,4 +1,4 @@
-"""What each stage of training is, and how it runs (see `lodeset.pipeline.specs`)."""
+"""The definition of each stage of training, and how it runs (see `lodeset.pipeline.specs`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from lodeset.pipeline.config import TargetSet
 from lodeset.training.config import TrainingConfig, identity_of
 
-SELECTED = "selected"  # the input that says which set wants which image, where sets are weighted
+SELECTED = "selected"  # the input that lists the sets of each image, if sets are weighted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +27,12 @@ class TrainSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRuntime:
-    """How a run starts, and, for training alone, where its images and results lie.
+    """How a run starts and, for training alone, where its images and results are.
 
     Attributes:
         before: the configuration of the run whose networks this one starts or learns from.
-        index: the index files of the shards, where no stage of the store wrote them.
-        folder: where checkpoints and the model go, relative to the store; by default `training/<fingerprint>`.
+        index: the index files of the shards, if no stage of the store wrote them.
+        folder: folder of checkpoints and the model, relative to the store; by default `training/<fingerprint>`.
     """
 
     before: TrainingConfig | None = None
@@ -42,7 +42,7 @@ class TrainRuntime:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDetails:
-    """Where a run's checkpoints, metrics and exported model lie, relative to the store."""
+    """The location of a run's checkpoints, metrics and exported model, relative to the store."""
 
     folder: str
 

@@ -1,4 +1,6 @@
-"""What a configured embedder is: its model pinned to one version, its name, and its identity in fingerprints. Loads no network."""
+"""The identity of a configured embedder: its model pinned to one version, its name, and its part of fingerprints. Loads
+no network.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from lodeset.pipeline.errors import LodesetError
 
 
 def pinned(config: Knobs) -> Knobs:
-    """The embedder with its model made unmistakable: one of Hugging Face's hub is fetched, and named by its commit.
+    """The embedder with a definite model: a model from Hugging Face's hub is downloaded and named by its commit.
 
     Raises:
         LodesetError: there is no such model, or the hub cannot be reached.
@@ -19,22 +21,25 @@ def pinned(config: Knobs) -> Knobs:
 
 
 def name_of(config: Knobs) -> str:
-    """What messages and manifests call an embedder: its model's place, with the commit of one from the hub."""
+    """The name of an embedder in messages and manifests: the model's location, with the commit if it is from the
+    hub.
+    """
     return kind_of(config).name(config)
 
 
 def identity(config: Knobs, key: str = "embed") -> dict[str, Any]:
-    """What enters fingerprints: every knob but places and batch sizes, and the digest of the model's bytes.
+    """The part of the configuration that enters fingerprints: all settings except locations and batch sizes, and the
+    digest of the model's bytes.
 
     Raises:
-        LodesetError: the model is not there; it names `key`, the model's place in the configuration.
+        LodesetError: the model does not exist; the message names `key`, its place in the configuration.
     """
     try:
         return dict(kind_of(config).identity(config))
     except FileNotFoundError as error:
-        what = "embedder" if key == "embed" else "model"
+        kind = "embedder" if key == "embed" else "model"
         raise LodesetError(
-            f"no {what}: {error}; check `{key}: path:` (relative paths start from the configuration file)"
+            f"no {kind}: {error}; check `{key}: path:` (relative paths start from the configuration file)"
         ) from None
     except OSError as error:
         raise LodesetError(f"the model cannot be read: {error}; check `{key}: path:`") from error

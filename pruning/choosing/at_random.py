@@ -1,4 +1,4 @@
-"""The baseline that any choice of units must beat: chance. Shapes: n units."""
+"""The baseline that any choice of units must beat: random scores. Shapes: n units."""
 
 import hashlib
 
@@ -13,9 +13,9 @@ def scores(units: Candidates) -> Array:
 
 
 def random_scores(units: int, name: str, seed: int) -> Array:
-    """Score [n] that ranks the units at random; the ranking depends on the seed and the layer's name alone.
+    """Score [n] that ranks the units at random; the ranking depends only on the seed and the layer's name.
 
-    One ranking serves every sparsity, so a smaller random selection is part of a larger one.
+    The same ranking serves every sparsity, so a smaller random selection is a subset of a larger one.
     """
     stream = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     return np.random.default_rng((seed, stream)).permutation(units).astype(np.float64)

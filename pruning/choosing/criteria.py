@@ -1,6 +1,7 @@
 """The criteria that choose units, and the methods made of them.
 
-A plan reads the names here, so this module loads no torch; a criterion's own file is imported when its scores are first asked for.
+A plan reads the names here, so this module loads no torch; the file of a criterion is imported when its scores are
+first needed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from lodeset.pruning.units.groups import Group
     from lodeset.pruning.units.moments import Array
 
-REFIT = "+refit"  # ends the name of a method whose layers are refitted on the units kept
+REFIT = "+refit"  # suffix of a method whose layers are refitted on the kept units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +27,9 @@ class Candidates:
     """The units of one group, as a criterion sees them.
 
     Attributes:
-        model: the dense model.
-        group: who makes and who reads the units.
-        layers: the layers that read them, with the moments of their inputs and outputs on the calibration images.
-        solution: what the entropic method found for the group at this strength. It also decides how many units are kept.
-        seed: the job's.
+        model: the dense model. group: who makes and who reads the units. layers: the layers that read them, with the
+        moments of their inputs and outputs on the calibration images. solution: what the entropic method found for the
+        group at this strength. It also decides how many units are kept. seed: the job's.
     """
 
     model: nn.Module
@@ -70,7 +69,7 @@ CRITERIA = (
     Criterion(name="random", scores="lodeset.pruning.choosing.at_random:scores"),
 )
 
-# A method is a criterion, alone or followed by least squares on the units that it keeps.
+# A method is a criterion, optionally followed by least squares on the units that it keeps.
 METHODS = tuple(criterion.name + ending for criterion in CRITERIA for ending in ("", REFIT))
 REFITTED = tuple(criterion.name + REFIT for criterion in CRITERIA)
 
