@@ -6,7 +6,7 @@ TEMPLATE = """\
 
 store: ./runs                     # any fsspec URL; training needs a path
 
-pool:                             # the uncurated images: folders, tars (WebDataset), Parquet; globs allowed
+pool:                             # the uncurated images: folders, archives (tar, zip), Parquet, lists of paths; globs allowed
   - uri: images/
   # - {uri: "shards/*.tar", members: {exclude: "*.seg.png"}}    # members to leave out; `exclude:` leaves out files and
   # folders

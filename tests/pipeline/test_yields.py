@@ -73,7 +73,7 @@ def test_tables_and_packed_files_beside_images_are_counted(tmp_path: Path) -> No
     assert outcome.rows.dropped == {"no_image_column": 1, "unreadable_archive": 3}
     assert len(outcome.details["warnings"]) == 2
     assert outcome.details["warnings"][0].startswith("3 archives cannot be read, or only parts of them, e.g. ")
-    assert outcome.details["warnings"][1].startswith("1 Parquet file has no column of images: ")
+    assert outcome.details["warnings"][1].startswith("1 Parquet file or list has no column of images: ")
     assert "there are: key (string), caption (string)" in outcome.details["warnings"][1]
 
 

@@ -29,7 +29,7 @@ class Given:
     """The parts of a set with where they come from.
 
     Attributes:
-        of_file: the parts of each tar or Parquet file, in the order of the files.
+        of_file: the parts of each file that is no loose one, in the order of the files.
         loose: the parts of loose files, with the root that each lies below.
     """
 
@@ -85,13 +85,13 @@ def checked(
         (unread, "1 archive cannot be read, or only a part of it", "archives cannot be read, or only parts of them"),
         (
             [r for r in rows if r["reason"] == WRONG],
-            "1 Parquet file keeps its images in another column than `image:` names",
-            "Parquet files keep their images in other columns than `image:` names",
+            "1 Parquet file or list keeps its images in another column than `image:` names",
+            "Parquet files or lists keep their images in other columns than `image:` names",
         ),
         (
             [r for r in rows if r["reason"] == _NONE],
-            "1 Parquet file has no column of images",
-            "Parquet files have no column of images",
+            "1 Parquet file or list has no column of images",
+            "Parquet files or lists have no column of images",
         ),
     ):
         if len(found) == 1:
