@@ -232,7 +232,12 @@ class _Asked:
         self._fs, _ = fsspec.core.url_to_fs(f"{top.rstrip('/')}/".partition("::")[0])
         self.remote = not isinstance(self._fs, LocalFileSystem)
         self._protocol = top.partition("://")[0] if self.remote else ""
-        self._base, self._top = self._without_protocol(base), self._without_protocol(top)
+        self._top = self._without_protocol(top)
+        # Names are short where the images lie below the list, on the same file system.
+        beside = (
+            base.partition("://")[0] == self._protocol if self.remote else "://" not in base.removeprefix("file://")
+        )
+        self._base = self._without_protocol(base) if beside else None
         self._kind = functools.lru_cache(10_000)(
             functools.partial(own.remote_kind, self._fs) if self.remote else own.kind_of
         )
@@ -257,16 +262,14 @@ class _Asked:
             where = escaped(self._whole(self._top)) or "/"
             detail = f"leads out of {where}, where the list's paths must stay (`folder:` of its source names another)"
             return Member(_valid(path[:_PATH]), row.offset, 0, "not_a_file", detail)
-        inside = full.startswith(f"{self._base}/")
-        name = escaped(full[len(self._base) + 1 :] if inside else self._whole(full))
+        inside = self._base is not None and full.startswith(f"{self._base}/")
+        name = escaped(full.removeprefix(f"{self._base}/") if inside else self._whole(full))
         size_bytes, state, refused = self._looked_at(self._whole(full))
         if refused:
             return Member(name, row.offset, 0, "not_a_file", refused)
         return Member(name, row.offset, size_bytes, state=f"{state} {row.digest}")
 
     def _without_protocol(self, path: str) -> str:
-        if not self.remote:
-            return path.rstrip("/")
         plain: str = self._fs._strip_protocol(path).rstrip("/")
         return plain.partition("://")[2] if "://" in plain else plain
 

@@ -637,6 +637,14 @@ def test_images_that_lodeset_made_are_named_as_such(tmp_path: Path) -> None:
     assert reason == "not_a_file" and "lodeset made it" in detail
 
 
+def test_a_list_may_be_given_as_a_url_of_this_machine(tmp_path: Path) -> None:
+    path = list_of(tmp_path / "a.csv", listed_world(tmp_path))
+    (file,) = expand([Source(uri=f"file://{path}")], "pool")
+    found = [s for piece in cut(file, members_of(file), LIMIT) for s in read_slice(piece, LIMIT)]
+    assert [s.member for s in found] == [f"images/{n:02d}.png" for n in range(12)]
+    assert again(found) == [picture(n) for n in range(12)]
+
+
 def test_a_remote_list(tmp_path: Path) -> None:
     import fsspec
 
@@ -654,6 +662,10 @@ def test_a_remote_list(tmp_path: Path) -> None:
         assert [s.data for s in found if not s.reason] == [picture(0), picture(1), picture(2), picture(1)]
         assert [s.reason for s in found if s.reason] == ["not_a_file"] * 4
         assert again(found) == [picture(0), picture(1), picture(2), picture(1)]
+        # A list here that names images there.
+        path = list_of(tmp_path / "here.jsonl", [{"path": "images/2.png"}, {"path": "/lists/images/2.png"}])
+        found = read(path, folder="memory://lists")
+        assert [s.data for s in found if not s.reason] == [picture(2)] * len(again(found)) != []
     finally:
         fs.rm("/lists", recursive=True)
 
