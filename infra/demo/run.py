@@ -200,7 +200,7 @@ def _pruned(job: Mapping[str, Any]) -> list[str]:
         removed = at[METHODS[0]]
         line = f"{removed['parameters_removed']:.0%} of parameters, {removed['macs_removed']:.0%} of MACs removed"
         if target is not None:
-            knn = {one.name: _at_k(at[one.name + REFIT]["knn"][target]) for one in CRITERIA}
+            knn = {criterion.name: _at_k(at[criterion.name + REFIT]["knn"][target]) for criterion in CRITERIA}
             line += ": " + ", ".join(f"{name} {accuracy:.3f}" for name, accuracy in knn.items())
         lines.append(line)
     return lines

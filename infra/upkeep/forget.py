@@ -373,7 +373,7 @@ def _warnings(store: Store, plan: _Plan) -> tuple[str, ...]:
         warnings_.append(
             "nothing in the store referred to it: it was only added to the list of images that are never taken in"
         )
-    trained = sorted({one.stage for one in every_artifact(store) if one.stage in TRAINED})
+    trained = sorted({artifact.stage for artifact in every_artifact(store) if artifact.stage in TRAINED})
     if trained and plan.content:
         stages = ", ".join(trained)
         warnings_.append(

@@ -13,7 +13,7 @@ from lodeset.infra.report.section import Contents, Finished, Section, stored
 
 def _collect(finished: Finished) -> Contents:
     clusters = finished.report.clusters
-    pictures = [image_id for one in clusters.largest for image_id in one.image_ids] if clusters else []
+    pictures = [image_id for cluster in clusters.largest for image_id in cluster.image_ids] if clusters else []
     return Contents(values={"cluster_chart": _cluster_chart(clusters)}, pictures=pictures)
 
 

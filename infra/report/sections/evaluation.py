@@ -6,7 +6,10 @@ from lodeset.infra.report.section import Contents, Finished, Section, stored
 
 
 def _collect(finished: Finished) -> Contents:
-    ks = {one.target: sorted({k for by_k in one.knn.values() for k in by_k}, key=int) for one in finished.report.scores}
+    ks = {
+        scores.target: sorted({k for by_k in scores.knn.values() for k in by_k}, key=int)
+        for scores in finished.report.scores
+    }
     return Contents(values={"ks": ks})
 
 

@@ -7,7 +7,7 @@ from lodeset.infra.report.section import Contents, Finished, Section, stored
 
 
 def _collect(finished: Finished) -> Contents:
-    jobs = [drawn(one, finished.store.read) for one in finished.report.pruned]
+    jobs = [drawn(report, finished.store.read) for report in finished.report.pruned]
     return Contents(values={"jobs": jobs, "smallest_k": smallest_k})
 
 

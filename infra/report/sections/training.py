@@ -28,8 +28,8 @@ SIGNS_OF_COLLAPSE = {
 def _collect(finished: Finished) -> Contents:
     training = finished.report.training
     values = {
-        "loss_charts": [_curves(one, _losses(one)) for one in training],
-        "collapse_charts": [_curves(one, SIGNS_OF_COLLAPSE) for one in training],
+        "loss_charts": [_curves(run, _losses(run)) for run in training],
+        "collapse_charts": [_curves(run, SIGNS_OF_COLLAPSE) for run in training],
     }
     return Contents(values=values)
 

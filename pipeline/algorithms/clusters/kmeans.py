@@ -328,19 +328,19 @@ def _moved(each: Each, centroids: Floats, sums: Doubles, counts: Ints, totals: T
     normals = ends - centroids
     mean = mean.astype(np.float32).astype(np.float64)  # as `Points.begin` rounds it
     middles = centroids - mean
-    one = other = ends
+    far_ends = near_ends = ends
     gain = np.zeros(k)
     for _ in range(PLANES):
         offsets = np.einsum("kd,kd->k", normals, middles)
         cut = functools.partial(Points.halves, normals=normals.astype(np.float32), offsets=offsets.astype(np.float32))
         halves = each(cut)
-        there = np.sum([h.counts for h in halves], axis=0)
+        on_far_side = np.sum([h.counts for h in halves], axis=0)
         far_sums = np.sum([h.sums for h in halves], axis=0)
-        one = far_sums / np.maximum(there, 1)[:, None]
-        other = (sums - far_sums) / np.maximum(counts - there, 1)[:, None]
-        normals = one - other
-        middles = (one + other) / 2 - mean
-        gain = there * (counts - there) / np.maximum(counts, 1) * np.square(normals).sum(1)
+        far_ends = far_sums / np.maximum(on_far_side, 1)[:, None]
+        near_ends = (sums - far_sums) / np.maximum(counts - on_far_side, 1)[:, None]
+        normals = far_ends - near_ends
+        middles = (far_ends + near_ends) / 2 - mean
+        gain = on_far_side * (counts - on_far_side) / np.maximum(counts, 1) * np.square(normals).sum(1)
     centroids, used, number = centroids.copy(), np.zeros(k, bool), 0
     given = iter(np.argsort(loss, kind="stable"))
     for cluster in np.argsort(-gain, kind="stable"):
@@ -351,7 +351,7 @@ def _moved(each: Each, centroids: Floats, sums: Doubles, counts: Ints, totals: T
         if spare is None or gain[cluster] <= loss[spare]:
             break
         used[spare] = True
-        centroids[cluster], centroids[spare] = one[cluster], other[cluster]
+        centroids[cluster], centroids[spare] = far_ends[cluster], near_ends[cluster]
         number += 1
     return centroids, number
 

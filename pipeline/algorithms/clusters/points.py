@@ -309,9 +309,9 @@ class Points:
         labels, first = np.unique(self.labels.numpy()[order], return_index=True)
         rows = torch.zeros(clusters, dtype=torch.int64)
         rows[torch.from_numpy(labels)] = torch.from_numpy(order[first])
-        there = np.zeros(clusters, bool)
-        there[labels] = True
-        squared = np.where(there, self.squared[rows].numpy(), np.float32(-1))
+        occupied = np.zeros(clusters, bool)
+        occupied[labels] = True
+        squared = np.where(occupied, self.squared[rows].numpy(), np.float32(-1))
         loss = torch.zeros(clusters, dtype=torch.int64)
         loss.index_add_(0, self.labels, (self.gaps.double().clamp(0, 8 * self.unit) / self.unit * FIXED).long())
         return Outline(Picked(self.keys[rows.numpy()], self.vectors[rows].numpy(), squared), loss.numpy())

@@ -37,14 +37,14 @@ def agreeing(first: Tensor, second: Tensor, inside: Tensor) -> Tensor:
     return weights
 
 
-def correlation(one: Tensor, other: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def correlation(left: Tensor, right: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted correlation [P] of pixels [P, M], and the smaller of their deviations [P]."""
     total = weights.sum(dim=1, keepdim=True).clamp_min(1e-3)
-    one = one - (one * weights).sum(dim=1, keepdim=True) / total
-    other = other - (other * weights).sum(dim=1, keepdim=True) / total
-    first, second = (one * one * weights).sum(dim=1), (other * other * weights).sum(dim=1)
-    found = (one * other * weights).sum(dim=1) / (first * second).sqrt().clamp_min(1e-3)
-    return found, (torch.minimum(first, second) / total[:, 0]).sqrt()
+    left = left - (left * weights).sum(dim=1, keepdim=True) / total
+    right = right - (right * weights).sum(dim=1, keepdim=True) / total
+    first, second = (left * left * weights).sum(dim=1), (right * right * weights).sum(dim=1)
+    correlated = (left * right * weights).sum(dim=1) / (first * second).sqrt().clamp_min(1e-3)
+    return correlated, (torch.minimum(first, second) / total[:, 0]).sqrt()
 
 
 def detail(pixels: Tensor, size: int) -> Tensor:

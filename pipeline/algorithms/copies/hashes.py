@@ -25,7 +25,7 @@ def hamming_pairs(hashes: NDArray[np.uint64], distance: int) -> tuple[Ints, Ints
     """
     order = np.argsort(hashes, kind="stable")
     distinct, starts, counts = np.unique(hashes[order], return_index=True, return_counts=True)
-    one, other = _close(distinct, distance)
+    first, second = _close(distinct, distance)
     found_a, found_b = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for step in range(1, min(COPIES, int(counts.max(initial=1)) - 1) + 1):
         position = np.arange(len(order) - step)
@@ -33,11 +33,11 @@ def hamming_pairs(hashes: NDArray[np.uint64], distance: int) -> tuple[Ints, Ints
         found_a.append(order[position[same]])
         found_b.append(order[position[same] + step])
     few = np.minimum(counts, COPIES)
-    for i in range(int(few[one].max(initial=0))):
-        for j in range(int(few[other].max(initial=0))):
-            there = (i < few[one]) & (j < few[other])
-            found_a.append(order[starts[one[there]] + i])
-            found_b.append(order[starts[other[there]] + j])
+    for i in range(int(few[first].max(initial=0))):
+        for j in range(int(few[second].max(initial=0))):
+            both = (i < few[first]) & (j < few[second])
+            found_a.append(order[starts[first[both]] + i])
+            found_b.append(order[starts[second[both]] + j])
     a, b = np.concatenate(found_a), np.concatenate(found_b)
     pairs = np.unique(np.stack([np.minimum(a, b), np.maximum(a, b)], axis=1), axis=0).reshape(-1, 2).astype(np.int64)
     bits = np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]).astype(np.int16)

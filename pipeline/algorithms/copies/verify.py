@@ -39,11 +39,11 @@ def agreement(
     best = np.zeros(len(a), np.float32)
     mirrored = np.zeros(len(a), bool)
     for start in range(0, len(a), PAIRS_AT_ONCE):
-        one = standardised(thumbnails[a[start : start + PAIRS_AT_ONCE]])
-        other = standardised(thumbnails[b[start : start + PAIRS_AT_ONCE]])
-        straight = np.einsum("ij,ij->i", one, other)
-        flipped = other.reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)[:, :, ::-1].reshape(len(other), -1)
-        turned = np.einsum("ij,ij->i", one, flipped)
-        best[start : start + len(one)] = np.maximum(straight, turned)
-        mirrored[start : start + len(one)] = turned > straight
+        rows_a = standardised(thumbnails[a[start : start + PAIRS_AT_ONCE]])
+        rows_b = standardised(thumbnails[b[start : start + PAIRS_AT_ONCE]])
+        straight = np.einsum("ij,ij->i", rows_a, rows_b)
+        flipped = rows_b.reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)[:, :, ::-1].reshape(len(rows_b), -1)
+        turned = np.einsum("ij,ij->i", rows_a, flipped)
+        best[start : start + len(rows_a)] = np.maximum(straight, turned)
+        mirrored[start : start + len(rows_a)] = turned > straight
     return best, mirrored

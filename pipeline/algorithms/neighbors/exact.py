@@ -134,9 +134,9 @@ class ExactIndex:
         products, rows = ranked(pool, whole, self.vectors, candidates, k)
         at_once = max(1, 2**24 // len(self.vectors))
         for start in range(0, len(wide), at_once):
-            some = wide[start : start + at_once]
-            asking = np.stack([whole[n // BLOCK][n % BLOCK] for n in some])
-            products[some], rows[some] = self._search_again(pool, asking, k)
+            again = wide[start : start + at_once]
+            asking = np.stack([whole[n // BLOCK][n % BLOCK] for n in again])
+            products[again], rows[again] = self._search_again(pool, asking, k)
         return products, rows
 
     def _block(self, queries: Vectors, dtype: torch.dtype) -> _Block:
@@ -177,8 +177,8 @@ class ExactIndex:
         values, rows = padding(len(queries), count)
         for start, chunk in self._chunks(pool, torch.float32):
             inner = faiss.METRIC_INNER_PRODUCT
-            more, there = faiss.knn_gpu(resources, queries, chunk.numpy(), min(count, len(chunk)), metric=inner)
-            values, rows = np.concatenate([values, more], axis=1), np.concatenate([rows, there + start], axis=1)
+            more, found_rows = faiss.knn_gpu(resources, queries, chunk.numpy(), min(count, len(chunk)), metric=inner)
+            values, rows = np.concatenate([values, more], axis=1), np.concatenate([rows, found_rows + start], axis=1)
             order = np.argsort(-values, axis=1, kind="stable")[:, :count]
             values, rows = np.take_along_axis(values, order, 1), np.take_along_axis(rows, order, 1)
         beyond = values[:, -1] >= values[:, k - 1] - 2 * error
@@ -227,9 +227,9 @@ def _collect(block: _Block, base: torch.Tensor, start: int, k: int, products: to
     # One less, because bf16 may have rounded it up.
     limit = np.maximum(limit, np.iinfo(limit.dtype).min + 1) - limit.dtype.type(1)
     near = (keys if (limit > 0).all() else _ordered(keys)) >= limit[:, None]
-    there = np.flatnonzero(near)
-    query, row = np.divmod(there, products.shape[1])
-    block.pairs.append((query, row + start, _numbers(_ordered(keys.reshape(-1)[there]))))
+    positions = np.flatnonzero(near)
+    query, row = np.divmod(positions, products.shape[1])
+    block.pairs.append((query, row + start, _numbers(_ordered(keys.reshape(-1)[positions]))))
 
 
 def _lowest(kth: Floats, block: _Block) -> Floats:
@@ -266,8 +266,8 @@ def _padded(block: _Block, k: int) -> tuple[Ints, Ints]:
     query, row, value = (np.concatenate(column) for column in zip(*block.pairs, strict=True))
     counts = np.bincount(query, minlength=len(block.error))
     wide = np.flatnonzero(counts > WIDE)
-    some = counts[query] <= WIDE
-    query, row, value = query[some], row[some], value[some]
+    few = counts[query] <= WIDE
+    query, row, value = query[few], row[few], value[few]
     counts[wide] = 0
     # Sorted by query within a chunk; a stable sort puts the chunks of a query one after the other.
     order = np.argsort(query, kind="stable") if len(block.pairs) > 1 else slice(None)
@@ -302,9 +302,9 @@ def ranked(
 
     room = torch.empty((min(size, len(used)), vectors.shape[1]), dtype=torch.float32)
     for start in range(0, len(used), size):
-        some = used[start : start + size]
-        whole = some[-1] - some[0] + 1 == len(some)
-        base = converted(pool, vectors[some[0] : some[-1] + 1] if whole else vectors[some], room).numpy()
+        rows_used = used[start : start + size]
+        whole = rows_used[-1] - rows_used[0] + 1 == len(rows_used)
+        base = converted(pool, vectors[rows_used[0] : rows_used[-1] + 1] if whole else vectors[rows_used], room).numpy()
 
         def multiply(number: int, start: int = start, base: Floats = base) -> None:
             ids = place[candidates[number]] - start
