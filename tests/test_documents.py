@@ -146,6 +146,12 @@ def test_links_and_paths_lead_somewhere(document: str) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
+def test_blocks_of_code_are_closed(document: str) -> None:
+    fences = re.findall(r"^```(\w*)", text_of(document), re.MULTILINE)
+    assert len(fences) % 2 == 0 and not any(fences[1::2]), fences
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_lines_are_of_one_width(document: str) -> None:
     text = re.sub(r"^```diff\n.*?^```", "", text_of(document), flags=re.DOTALL | re.MULTILINE)
     wide = [
