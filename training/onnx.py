@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lodeset.pipeline.embedders.onnx import MEAN_KEY, SIZE_KEY, STD_KEY
 from lodeset.pipeline.embedders.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from lodeset.pipeline.errors import LodesetError
+from lodeset.training.backbone import Backbone
 from lodeset.training.vit import DinoVisionTransformer
 
 LIMIT = 2**31 - 2**20  # bytes; a protobuf message is limited to 2 GiB
@@ -27,7 +28,7 @@ CLOSE = 1e-3  # allowed difference between the network and its ONNX form, relati
 
 def export_onnx(model: nn.Module, path: Path, size: int) -> bool:
     """Write an ONNX network with input `image` float32 [B, 3, height, width] and outputs `embedding` [B, D] (CLS) and
-    `patches` [B, r c, D]; for networks other than lodeset's transformers, the outputs are what they return.
+    `patches` [B, r c, D]; for networks that are not lodeset's, the outputs are what they return.
 
     B is free, and so are the sides if the network takes images of several sizes; otherwise they are `size`. Returns
     whether the sides are free. The metadata contain `image_size`, `image_mean` and `image_std`, so that the file works
@@ -46,6 +47,9 @@ def export_onnx(model: nn.Module, path: Path, size: int) -> bool:
                 f"size {size} is not a multiple of patch size {step}: use {max(step, size // step * step)}"
             )
         whole, names = _AnySize(whole), ["embedding", "patches"]
+    elif isinstance(whole, Backbone):
+        step = whole.config.patch_size
+        whole, names = _Returned(whole), ["embedding", "patches"]
     size_bytes = sum(parameter.numel() for parameter in model.parameters()) * 4
     if size_bytes >= LIMIT:
         raise LodesetError(
@@ -126,6 +130,18 @@ def _tensors(output: object) -> list[np.ndarray[Any, Any]]:
         return [output.numpy()]
     parts = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else ()
     return [array for part in parts for array in _tensors(part)]
+
+
+class _Returned(nn.Module):
+    """Another backbone, which returns what an ONNX network can."""
+
+    def __init__(self, model: Backbone) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.model(image)
+        return features.cls, features.patches
 
 
 class _AnySize(nn.Module):

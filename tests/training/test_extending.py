@@ -127,6 +127,14 @@ print(json.dumps({
     "seconds": cost.seconds_per_image(config), "identity": sorted({"model", "backbone"} & identity_of(config).keys()),
     "plain": sorted({"model", "backbone"} & identity_of(TrainingConfig()).keys()),
 }))
+import onnxruntime
+from lodeset.training.onnx import export_onnx
+assert not export_onnx(model, folder / "model.onnx", 32)  # of one size
+pixels = torch.from_numpy(np.random.default_rng(1).normal(size=(3, 3, 32, 32)).astype(np.float32))
+outputs = onnxruntime.InferenceSession(str(folder / "model.onnx")).run(["embedding", "patches"], {"image": pixels.numpy()})
+with torch.no_grad():
+    expected = model(pixels)
+assert np.allclose(outputs[0], expected.cls, atol=1e-5) and np.allclose(outputs[1], expected.patches, atol=1e-5)
 from lodeset.pipeline.errors import LodesetError
 from lodeset.training.weights import check_weights
 try:
