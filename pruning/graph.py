@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from lodeset.pipeline.config import Ingest, TargetSet
 from lodeset.pipeline.dag.stage import Input, Stage, deferred
+from lodeset.pipeline.errors import ConfigError
 from lodeset.pipeline.specs import METADATA, SHARDS
 from lodeset.pruning.choosing.criteria import METHODS, REFITTED
 from lodeset.pruning.config import Job, Learned, LotteryJob, PruneJob, SelfMaskingJob, run_of
@@ -30,6 +31,12 @@ def build(
     trained = list(dict.fromkeys(job.checkpoint for job in jobs))
     specs: dict[str, TrainSpec] = {name: above[f"{name}/all"].spec for name in trained}
     configs = {name: spec.config for name, spec in specs.items()}
+    for name, config in configs.items():
+        if config.backbone is not None:
+            raise ConfigError(
+                f"pruning: the model of {name} is a {config.backbone.kind}, and only pruned Vision Transformers can be "
+                "stored: remove `pruning`, or `training.backbone`"
+            )
     stage = Stage(
         STAGE,
         "all",

@@ -146,8 +146,20 @@ else:
 """
 
 MISFITS = """
+import sys
+from pathlib import Path
+from lodeset.infra import dag
+from lodeset.infra.config import read
+from lodeset.pipeline.errors import ConfigError
+file = Path(sys.argv[1]) / "lodeset.yaml"
+(file.parent / "images").mkdir()
+(file.parent / "images" / "a.png").write_bytes(b"\\x89PNG")
+file.write_text("pool: [images/]\\ntraining: {backbone: {kind: resmlp}, crops: {local_count: 0}}\\npruning: [{sweep: [0.1]}]\\n")
+try:
+    dag.build(read(file))
+except ConfigError as error:
+    print(error)
 from lodeset.training.config import TrainingConfig
-from lodeset.training.graph import build
 one = {"kind": "resmlp", "dim": 16}
 for changed in (
     {}, {"crops": {"local_size": 64}, "weights": {"path": "x.pth"}}, {"crops": {"local_count": 0}, "activation_checkpointing": True},
@@ -178,7 +190,8 @@ def test_a_backbone_is_one_file_and_one_line(tmp_path: Path) -> None:
     assert found["decays"] == [True, False]
     assert abs(found["parameters"] - 1) < 0.1 and found["seconds"] > 0
     assert found["identity"] == ["backbone"] and found["plain"] == ["model"]
-    refused = run(copy, MISFITS)
+    refused = run(copy, MISFITS, str(tmp_path))
+    assert "the model of train is a resmlp, and only pruned Vision Transformers can be stored" in refused
     assert "the backbone resmlp takes images of one size: set crops.local_size to 64, or" in refused
     assert "weights is for the Vision Transformer alone" in refused
     assert "activation_checkpointing: the backbone resmlp has none" in refused
