@@ -15,6 +15,7 @@ from runs import Run, WholeRun
 
 from lodeset.infra.demo.truth import Truth, load_truth
 from lodeset.infra.demo.world import make_world, write_config
+from lodeset.pipeline.engines.ray import cluster
 
 
 @pytest.fixture(scope="session")
@@ -78,3 +79,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
         code, err = run.wait()
     assert code == 0, err
     return WholeRun(folder, frozenset(heard))
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """A local cluster that commands can join; starting one for each takes seconds."""
+    with cluster("local", 2) as address:
+        yield address

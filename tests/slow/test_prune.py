@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,11 +34,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_models_get_smaller(folder: Path) -> None:
+Command = Callable[..., tuple[str, str]]
+
+
+@pytest.fixture
+def prune(ray_address: str) -> Command:
+    """Standard output and standard error of `lodeset prune`, which joins the cluster that is there."""
+    return functools.partial(lodeset, "prune", "--ray-address", ray_address)
+
+
+def test_models_get_smaller(folder: Path, prune: Command) -> None:
     shards, config = folder / "images-{0..0}.tar", ("--config", folder / "job.yaml", "--cpus", "2", "--json")
-    told = json.loads(
-        lodeset("prune", folder / "vit", folder / "out", shards, *config, "--set", "targets=[units,heads]")[0]
-    )
+    told = json.loads(prune(folder / "vit", folder / "out", shards, *config, "--set", "targets=[units,heads]")[0])
     assert [one["method"] for one in told["variants"]] == list(METHODS)
     assert told == json.loads((folder / "out/report.json").read_text())
     assert told["calibration_images"] == 60 and any("patch_embed" in name for name in told["skipped_modules"])
@@ -47,21 +56,18 @@ def test_models_get_smaller(folder: Path) -> None:
         assert sum(p.numel() for p in model.parameters()) == one["parameters"] < one["dense"]["parameters"]
 
     # A job that is asked for again makes nothing again; a pruned model can be pruned.
-    again = json.loads(
-        lodeset("prune", folder / "vit", folder / "out", shards, *config, "--set", "targets=[units,heads]")[0]
-    )
+    again = json.loads(prune(folder / "vit", folder / "out", shards, *config, "--set", "targets=[units,heads]")[0])
     assert again["variants"] == told["variants"]
     smaller = folder / "out" / by_method["entropic+refit"]["model"]
-    lodeset("prune", smaller, folder / "twice", shards, *config)
+    prune(smaller, folder / "twice", shards, *config)
 
 
-def test_workers_do_not_matter(folder: Path) -> None:
+def test_workers_do_not_matter(folder: Path, prune: Command) -> None:
     """Moments are sums of two parts, added in their order whoever made them."""
     (folder / "job.yaml").write_text("sweep: [1.0e-3, 1.0e-2]\ncalibration_images: 70\n")
     made = []
     for cpus in ("1", "2"):
         command = (
-            "prune",
             folder / "vit",
             folder / cpus,
             folder / "images-0.tar",
@@ -69,44 +75,45 @@ def test_workers_do_not_matter(folder: Path) -> None:
             folder / "job.yaml",
             "--json",
         )
-        told = json.loads(lodeset(*command, "--cpus", cpus)[0])
+        told = json.loads(prune(*command, "--cpus", cpus)[0])
         made.append([load_model(folder / cpus / one["model"]).state_dict() for one in told["variants"]])
     for one, other in zip(*made, strict=True):
         for name, tensor in one.items():
             torch.testing.assert_close(tensor, other[name], rtol=0, atol=1e-9)
 
 
-def test_a_network_of_another_hand(folder: Path) -> None:
+def test_a_network_of_another_hand(folder: Path, prune: Command) -> None:
     shards, config = folder / "images-0.tar", ("--config", folder / "job.yaml", "--cpus", "2")
-    told = json.loads(lodeset("prune", folder / "lenet", folder / "out", shards, *config, "--size", "16", "--json")[0])
+    told = json.loads(prune(folder / "lenet", folder / "out", shards, *config, "--size", "16", "--json")[0])
     assert set(told["variants"][0]["units"]) == {"conv1", "conv2", "fc1"}
     kept = load_model(folder / "out" / told["variants"][0]["model"])
     with torch.no_grad():
         assert kept(images(3)).shape == (3, 5)
     assert max_difference(kept, load_model(folder / "lenet"), images(3)) > 0
-    assert "agreement" in lodeset("prune", folder / "lenet", folder / "out", shards, *config, "--size", "16")[0]
+    assert "agreement" in prune(folder / "lenet", folder / "out", shards, *config, "--size", "16")[0]
 
 
-def test_tickets_judged_on_labelled_images(folder: Path) -> None:
+def test_tickets_judged_on_labelled_images(folder: Path, prune: Command) -> None:
     rows = [{"image": picture(n), "label": "ab"[n % 2], "split": ("gallery", "test")[n % 3 == 0]} for n in range(24)]
     pq.write_table(pa.Table.from_pylist(rows), folder / "labelled.parquet")
     (folder / "job.yaml").write_text("method: lottery\ntasks: [rotation, labels]\nrounds: 1\nsteps: 5\nbatch: 8\n")
-    command = ("prune", folder / "lenet", folder / "out", folder / "images-0.tar", "--config", folder / "job.yaml")
-    told = lodeset(*command, "--cpus", "2", "--size", "16", "--target", folder / "labelled.parquet")[0]
+    command = (folder / "lenet", folder / "out", folder / "images-0.tar", "--config", folder / "job.yaml")
+    told = prune(*command, "--cpus", "2", "--size", "16", "--target", folder / "labelled.parquet")[0]
     assert "kNN, k=10" in told and "masks of rotation and labels overlap by" in told
     report = json.loads((folder / "out/report.json").read_text())
     assert [one["kept"] for one in report["variants"] if one["round"]] == pytest.approx([0.8] * 6, abs=0.01)
     page = (folder / "out/report.html").read_text()
     assert "rotation, then labels" in page and "by chance" in page
-    assert "existing: none" in lodeset(*command, "--size", "16", code=1)[1]
+    assert "existing: none" in prune(*command, "--size", "16", code=1)[1]
 
 
-def test_a_pruned_model_is_trained_again(folder: Path) -> None:
+def test_a_pruned_model_is_trained_again(folder: Path, prune: Command, ray_address: str) -> None:
     shards, run, out = folder / "images-{0..0}.tar", folder / "run/train", folder / "out"
     tiny = "steps=2", "batch=8", "model={dim: 16, depth: 1, heads: 2}", "crops={global_size: 32, local_size: 16}"
-    lodeset("train", folder / "run", shards, "--cpus", "2", *(part for one in tiny for part in ("--set", one)))
+    join = ("--ray-address", ray_address)
+    lodeset("train", folder / "run", shards, *join, "--cpus", "2", *(part for one in tiny for part in ("--set", one)))
     again = ("--config", folder / "job.yaml", "--cpus", "2", "--set", "recover={steps: 2}")
-    told = json.loads(lodeset("prune", run, out, shards, *again, "--json")[0])
+    told = json.loads(prune(run, out, shards, *again, "--json")[0])
     distilled = [one for one in told["variants"] if one["method"].endswith(", distilled")]
     assert len(distilled) == 3 and len(told["variants"]) == len(METHODS) + 3
     for one in distilled:
@@ -141,16 +148,13 @@ def test_a_killed_command_leaves_nothing_behind_and_goes_on(folder: Path, what: 
     assert made.items() <= part_manifests(out, "prune_tickets").items()
 
 
-def test_mistakes_are_told(folder: Path) -> None:
+def test_mistakes_are_told(folder: Path, prune: Command) -> None:
     shards = folder / "images-0.tar"
-    assert "give --size" in lodeset("prune", folder / "lenet", folder / "out", shards, code=1)[1]
-    assert "is no folder" in lodeset("prune", folder / "nowhere", folder / "out", shards, code=1)[1]
-    assert "holds no model" in lodeset("prune", folder, folder / "out", shards, code=1)[1]
-    assert (
-        "did you mean `sweep`"
-        in lodeset("prune", folder / "vit", folder / "out", shards, "--set", "swep=[1]", code=2)[1]
-    )
-    told = lodeset("prune", folder / "vit", folder / "out", shards, "--set", "checkpoint=distill", code=2)[1]
+    assert "give --size" in prune(folder / "lenet", folder / "out", shards, code=1)[1]
+    assert "is no folder" in prune(folder / "nowhere", folder / "out", shards, code=1)[1]
+    assert "holds no model" in prune(folder, folder / "out", shards, code=1)[1]
+    assert "did you mean `sweep`" in prune(folder / "vit", folder / "out", shards, "--set", "swep=[1]", code=2)[1]
+    told = prune(folder / "vit", folder / "out", shards, "--set", "checkpoint=distill", code=2)[1]
     assert "names a stage of a run" in told
-    few = lodeset("prune", folder / "vit", folder / "out", shards, "--set", "calibration_images=1", code=1)[1]
+    few = prune(folder / "vit", folder / "out", shards, "--set", "calibration_images=1", code=1)[1]
     assert "cannot determine" in few
