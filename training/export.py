@@ -24,9 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lodeset.pipeline import own
-from lodeset.pipeline.dag.stage import resolved
 from lodeset.pipeline.embedders.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.references import resolved
 from lodeset.training.backbone import Backbone
 from lodeset.training.backbones import BACKBONES
 from lodeset.training.backbones.kind import BackboneConfig, BackboneKind

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
-from lodeset.pipeline.dag.stage import resolved
+from lodeset.pipeline.references import resolved
 
 
 def by_kind(listed: Mapping[str, str], default: str) -> BeforeValidator:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lodeset.pipeline.dag.stage import resolved
+from lodeset.pipeline.references import resolved
 from lodeset.training.backbone import Backbone, made
 from lodeset.training.config import OptimiserConfig, TrainingConfig
 from lodeset.training.objectives import DEFAULT, OBJECTIVES

@@ -24,9 +24,10 @@ from lodeset.infra.report.pictures import Picture, load
 from lodeset.infra.report.pruned import drawn, report_of, smallest_k
 from lodeset.infra.report.section import Contents, Finished, Section
 from lodeset.infra.report.sections import SECTIONS
-from lodeset.pipeline.dag.stage import Stage, read_as, resolved
+from lodeset.pipeline.dag.stage import Stage, read_as
 from lodeset.pipeline.dag.store import Artifact, Store
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.references import resolved
 from lodeset.pipeline.shown import shown
 from lodeset.pipeline.specs import Listed
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Generic, Literal
@@ -13,6 +12,7 @@ from typing_extensions import TypeVar
 from lodeset.pipeline.dag.fingerprint import canonical, digest
 from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.references import resolved
 
 Engine = Literal["beam", "ray"]
 Spec = TypeVar("Spec", default=Any)  # a frozen dataclass of what a stage is
@@ -136,12 +136,6 @@ def deferred(reference: str) -> Callable[[Context], Outcome]:
 def _called(reference: str, context: Context) -> Outcome:
     outcome: Outcome = resolved(reference)(context)
     return outcome
-
-
-def resolved(reference: str) -> Any:
-    """What `reference` ("package.module:name") stands for; its module is imported now."""
-    module, _, name = reference.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def as_mapping(details: Any) -> dict[str, Any]:

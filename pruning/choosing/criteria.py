@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from lodeset.pipeline.dag.stage import resolved
+from lodeset.pipeline.references import resolved
 
 if TYPE_CHECKING:
     from torch import nn

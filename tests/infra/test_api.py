@@ -42,7 +42,7 @@ def test_every_command_is_a_function() -> None:
     for name in commands:
         assert (
             getattr(api, name).__module__
-            in ("lodeset.infra.api", "lodeset.infra.looking.looking", "lodeset.infra.models")
+            in ("lodeset.infra.api", "lodeset.infra.looking.looking", "lodeset.infra.models", "lodeset.infra.session")
             and getattr(api, name).__doc__
         )
 

@@ -76,7 +76,7 @@ def test_an_output_is_chosen_by_name(tmp_path: Path) -> None:
         ({}, {"index": 3}, r"gives 3 numbers for each image, and has no index 3"),
         ({}, {"index": 0, "output": "logits"}, r"has no output logits; there are: scores"),
         ({"outputs": 2}, {"index": 0}, r"has the outputs scores, negated: say which with `output`"),
-        ({}, {"index": 0, "size": 24}, r"takes images of 16 x 16 .*remove `filter\.classifiers \(red\): size:`"),
+        ({}, {"index": 0, "size": 24}, r"only takes images of 16 x 16 .*remove `filter\.classifiers \(red\): size:`"),
         ({"then": ["Neg", "Sqrt"]}, {"index": 0}, r"gives the score nan, which cannot be compared"),
         (
             {"then": ["ReduceMean"]},

@@ -11,9 +11,10 @@ from lodeset.infra import dag
 from lodeset.infra.config import Config
 from lodeset.pipeline.config import Dedup
 from lodeset.pipeline.dag.fingerprint import canonical, digest, optional
-from lodeset.pipeline.dag.stage import Context, Input, Outcome, Stage, read_as, resolved
+from lodeset.pipeline.dag.stage import Context, Input, Outcome, Stage, read_as
 from lodeset.pipeline.dag.store import Artifact, Rows
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.references import resolved
 
 
 def nothing(context: Context) -> Outcome:

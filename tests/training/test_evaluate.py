@@ -42,7 +42,7 @@ def test_weights_let_one_close_neighbour_outvote_two_far_ones() -> None:
 
 
 def test_too_many_neighbours_are_refused() -> None:
-    with pytest.raises(LodesetError, match="k = 4 neighbours of 3"):
+    with pytest.raises(LodesetError, match="k = 4 neighbors of 3"):
         knn(np.eye(3, dtype=np.float32), ["a", "b", "c"], np.eye(3, dtype=np.float32), 4)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import ConfigDict, Field
 
-from lodeset.pipeline.dag.stage import resolved
+from lodeset.pipeline.references import resolved
 from lodeset.pipeline.strict import Strict
 from lodeset.training.backbones import BACKBONES, DEFAULT
 
