@@ -36,7 +36,7 @@ from lodeset.pipeline.specs import SHARDS
 from lodeset.pipeline.stages import search, write_shards
 from lodeset.pipeline.tables import records
 from lodeset.pipeline.tables.forgotten import CLAIM, JOURNAL, PLANNED, remember
-from lodeset.pipeline.tables.records import BY_NAME, kept_by
+from lodeset.pipeline.tables.records import BY_NAME, UNLISTED, kept_by
 from lodeset.pipeline.tables.tar_writing import TAR_RECORD, add_member, open_tar
 
 # Models that have seen the image keep what they learned.
@@ -166,7 +166,7 @@ def _part(store: Store, plan: _Plan, part: Part, ids: set[str], offsets: Mapping
 
 def _kept(name: str, table: pa.Table) -> int:
     """Number of images that a table counts as kept by its stage."""
-    how = BY_NAME[name].kept if name in BY_NAME else None
+    how = BY_NAME.get(name, UNLISTED).kept
     if how == "flag":
         return int(pc.sum(table["kept"]).as_py() or 0)
     return int(pc.count_distinct(table["image_id"]).as_py()) if how == "rows" else 0
@@ -195,21 +195,19 @@ def _columns(store: Store, file: File) -> list[str]:
 
 
 def _mentions(store: Store, file: File, ids: set[str], name: str) -> bool:
-    columns = [c for c in _columns(store, file) if name in BY_NAME and c in BY_NAME[name].naming]
+    columns = [c for c in _columns(store, file) if c in BY_NAME.get(name, UNLISTED).naming]
     table = store.table([file], columns) if columns else None
     return table is not None and any(pc.any(is_in(table[c], ids)).as_py() for c in columns)
 
 
 def _blanked(name: str, table: pa.Table) -> list[str]:
     """Columns of rows that only mention an image, and stay without the mention."""
-    known = BY_NAME.get(name)
-    return [] if known is None or known.about else [c for c in known.mentions if c in table.column_names]
+    known = BY_NAME.get(name, UNLISTED)
+    return [] if known.about else [c for c in known.mentions if c in table.column_names]
 
 
 def _without(table: pa.Table, ids: set[str], name: str) -> pa.Table:
-    known = BY_NAME.get(name)
-    if known is None:
-        return table
+    known = BY_NAME.get(name, UNLISTED)
     existing = set(table.column_names)
     for column in existing & set(known.about):
         table = table.filter(pc.invert(is_in(table[column], ids)))

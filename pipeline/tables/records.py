@@ -268,6 +268,8 @@ TABLES: tuple[Table, ...] = (
     Table(name="locations", made_by=_INGEST, key=("set", "uri", "member", "offset"), schema=LOCATIONS),
     Table(name="metadata", made_by=_INGEST, key=("image_id", "source"), schema=METADATA),
     Table(name="rejects", made_by=("ingest",), key=("set", "uri", "member", "offset"), schema=REJECTS, about=()),
+    # Images that several parts of one set hold.
+    Table(name="repeated", made_by=("ingest",), key=("image_id", "part"), inner=True),
     Table(
         name="faces",
         made_by=("blur_faces",),
@@ -351,6 +353,14 @@ TABLES: tuple[Table, ...] = (
 )
 
 BY_NAME = {table.name: table for table in TABLES}
+# A table that nobody listed: a take-down then goes by every column that names an image in any table.
+UNLISTED = Table(
+    name="",
+    made_by=(),
+    key=(),
+    about=tuple(dict.fromkeys(column for table in TABLES for column in table.about)),
+    mentions=tuple(dict.fromkeys(c for table in TABLES for c in table.mentions if c != "image_id")),
+)
 # Columns that nobody reads as text.
 LARGE = ("thumbnail", "vector", "map")
 

@@ -61,7 +61,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         for name, column in zip(("image", "label", "split", "url"), zip(*rows, strict=True), strict=True)
     }
     pq.write_table(pa.table(table), folder / "target.parquet")
-    write_detector(folder / "faces.onnx", 16, [(4, 4, 12, 12)], [1.0])
+    write_detector(folder / "faces.onnx", 16, [(0.25, 0.25, 0.75, 0.5)], [10.0])
     config = {
         "store": "./store",
         "pool": ["pool/a.tar", "pool/loose/"],
@@ -69,7 +69,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         "reference": [{"name": "held", "uri": "reference/"}],
         "targets": [{"name": "target", "uri": "target.parquet", "label": "label", "split": "split"}],
         "ingest": {"slice_mb": 0.05, "limit": 38},
-        "filter": {"min_sharpness": 0.0001, "blank": True, "min_side": 20, "faces": {"path": "faces.onnx"}},
+        "filter": {"min_sharpness": 0.0001, "blank": True, "min_side": 20, "faces": {"path": "faces.onnx", "mean": [0, 0, 0], "std": [1, 1, 1]}},
         "cluster": {"k": 3},
         "embed": {"semantic": {"kind": "patch_dictionary", "words": 16}},
         "dedup": {"calibration_images": 20},
