@@ -124,7 +124,8 @@ def test_a_pruned_model_is_trained_again(folder: Path, prune: Command, ray_addre
 
 @pytest.mark.parametrize("what", ["train", "prune"])
 def test_a_killed_command_leaves_nothing_behind_and_goes_on(folder: Path, what: str) -> None:
-    """The command alone is killed, as by `kill -9` or for want of memory; what works for it ends too, and holds nothing."""
+    """The command alone is killed, as by `kill -9` or for want of memory; what works for it ends too, and the claims that
+    it left hold nobody up."""
     shards, out = folder / "images-0.tar", folder / "out"
     training = "steps=200", "checkpoint_every=20", "batch=8", "crops={global_size: 32, local_size: 16}"
     lottery = "method=lottery", "tasks=[rotation]", "rounds=6", "steps=40", "batch=8"
@@ -141,7 +142,7 @@ def test_a_killed_command_leaves_nothing_behind_and_goes_on(folder: Path, what: 
             time.sleep(0.02)
         run.kill_driver()
         assert run.gone_within(40), run.processes()  # long before it would be ended by force
-    assert not end.exists() and not list((out / "claims").glob("*.json"))
+    assert not end.exists()
     made = part_manifests(out, "prune_tickets")
     told = json.loads(lodeset(*command)[0])
     assert end.is_file() and (told["train"]["steps"] == 200 if what == "train" else told["variants"])
@@ -151,7 +152,7 @@ def test_a_killed_command_leaves_nothing_behind_and_goes_on(folder: Path, what: 
 def test_mistakes_are_told(folder: Path, prune: Command) -> None:
     shards = folder / "images-0.tar"
     assert "give --size" in prune(folder / "lenet", folder / "out", shards, code=1)[1]
-    assert "is no folder" in prune(folder / "nowhere", folder / "out", shards, code=1)[1]
+    assert "is not a folder" in prune(folder / "nowhere", folder / "out", shards, code=1)[1]
     assert "holds no model" in prune(folder, folder / "out", shards, code=1)[1]
     assert "did you mean `sweep`" in prune(folder / "vit", folder / "out", shards, "--set", "swep=[1]", code=2)[1]
     told = prune(folder / "vit", folder / "out", shards, "--set", "checkpoint=distill", code=2)[1]
