@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from lodeset.infra.looking.summary import REPORTS
 from lodeset.infra.upkeep.compact import every_artifact, sweep
-from lodeset.infra.upkeep.taken import copies_of, every_part, is_in, kept_for, resolved, with_derived
+from lodeset.infra.upkeep.taken import copies_of, every_part, is_in, kept_for, resolved, selected_for, with_derived
 from lodeset.pipeline.dag.claims import claim, live
 from lodeset.pipeline.dag.damage import Damage, noted, withdraw
 from lodeset.pipeline.dag.manifests import sealed
@@ -128,7 +128,7 @@ def _taken_down(store: Store, asked: Sequence[str], with_copies: bool) -> tuple[
 def _plan(store: Store, ids: set[str]) -> _Plan:
     plan, offsets = _Plan(), {}
     parts = list(every_part(store))
-    carriers = kept_for(store, ids)  # their JSON contains the metadata of these images
+    carriers = kept_for(store, ids) | selected_for(store, ids)  # their JSON says something of these images
     for stage, part in parts:
         if stage == write_shards.STAGE and _mentions(store, part.files["entries"], ids | carriers, "entries"):
             offsets[part.files["shard"].path] = _shard(store, plan, part.files["shard"], ids)
@@ -262,7 +262,7 @@ def _shard(store: Store, plan: _Plan, file: File, ids: set[str]) -> dict[str, in
                 continue
             content = data.read()
             if extension == "json":
-                content = _without_copies(content, ids)
+                content = _without_mentions(content, ids)
             else:
                 offsets[image_id], rows = new.offset + TAR_RECORD, rows + 1
             add_member(new, member.name, content)
@@ -270,16 +270,23 @@ def _shard(store: Store, plan: _Plan, file: File, ids: set[str]) -> dict[str, in
     return offsets
 
 
-def _without_copies(data: bytes, ids: set[str]) -> bytes:
-    """An image's JSON without the metadata of forgotten copies."""
-    tree = json.loads(data)
-    copies = tree.get("metadata_of_copies", ())
-    tree["metadata_of_copies"] = [copy for copy in copies if copy["image_id"] not in ids]
-    if len(tree["metadata_of_copies"]) == len(copies):
-        return data
-    if not tree["metadata_of_copies"]:
-        del tree["metadata_of_copies"]
-    return json_text(tree).encode()
+def _without_mentions(data: bytes, ids: set[str]) -> bytes:
+    """An image's JSON without the metadata of forgotten copies, and without the names of forgotten images that it was
+    selected for.
+    """
+    before = json.loads(data)
+    tree = dict(before)
+    copies = [copy for copy in before.get("metadata_of_copies", ()) if copy["image_id"] not in ids]
+    if copies:
+        tree["metadata_of_copies"] = copies
+    else:
+        tree.pop("metadata_of_copies", None)
+    if "selected" in before:
+        tree["selected"] = [
+            {key: value for key, value in row.items() if key != "query_id" or value not in ids}
+            for row in before["selected"]
+        ]
+    return data if tree == before else json_text(tree).encode()
 
 
 def _scrubbed(store: Store, plan: _Plan, file: File, ids: set[str]) -> None:

@@ -39,6 +39,14 @@ def kept_for(store: Store, ids: set[str]) -> set[str]:
     return kept - {None} - ids
 
 
+def selected_for(store: Store, ids: set[str]) -> set[str]:
+    """The images that were ever selected because these looked like them."""
+    chosen: set[str] = set()
+    for table in tables(store, "selected", ("image_id", "query_id")):
+        chosen.update(table["image_id"].filter(is_in(table["query_id"], ids)).to_pylist())
+    return chosen - ids
+
+
 def with_derived(store: Store, ids: set[str]) -> set[str]:
     """Add the images that these were made from, or that were made from them (blurred faces, removed locations)."""
     pairs = [
