@@ -33,6 +33,7 @@ def apart(function: Callable[..., Result], *arguments: Any, leave_s: float = 60.
     """
     task = cloudpickle.dumps((function, arguments, leave_s))
     read, write = os.pipe()
+    answers = os.fdopen(read, "rb")
     # Held back until the other process has imported what it needs and can end in words. It shares this one's session, so Ctrl-C
     # reaches both.
     held_back = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -42,8 +43,8 @@ def apart(function: Callable[..., Result], *arguments: Any, leave_s: float = 60.
         signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
         os.close(write)
     try:
-        children.send(child, task)
-        with os.fdopen(read, "rb") as answers:
+        with answers:
+            children.send(child, task)
             answer = answers.read()
     finally:
         children.let_go(child)

@@ -160,8 +160,7 @@ class Project:
         """
         from lodeset.infra.looking.neighbors import neighbors
 
-        opened = session.open_config(self.path, self.overrides, None, self.limit)
-        return neighbors(opened, image, k)
+        return neighbors(self._looked(), image, k)
 
     def _looked(self) -> Opened:
         return session.open_store(self.path, self.overrides, self.limit)

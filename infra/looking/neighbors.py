@@ -87,6 +87,10 @@ def _stored(store: Store, artifacts: Mapping[str, Artifact], image_id: str) -> N
 def _embedded(opened: Opened, artifacts: Mapping[str, Artifact], image: Image.Image) -> NDArray[np.float32]:
     from lodeset.pipeline.embedders.make import load
 
+    if not opened.stages:
+        raise LodesetError(
+            f"a new image cannot be embedded: {opened.missing[0]}; the id of a known image needs no embedder"
+        )
     config = opened.stages["embed/pool"].runtime.embedder
     if isinstance(config, PrecomputedEmbedder):
         raise LodesetError("vectors are precomputed, so a new image cannot be embedded: give the id of a known one")

@@ -81,6 +81,18 @@ def test_neighbors_by_id_path_and_pixels(project: lodeset.Project) -> None:
         project.neighbors("nowhere.png")
 
 
+def test_neighbors_of_known_images_need_no_sources(project: lodeset.Project) -> None:
+    image_id = project.table("vectors")["image_id"][0].as_py()
+    expected, pool = project.neighbors(image_id, k=3), project.path.parent / "pool"
+    pool.rename(pool.with_name("away"))
+    try:
+        assert project.neighbors(image_id, k=3) == expected
+        with pytest.raises(lodeset.LodesetError, match="a new image cannot be embedded: "):
+            project.neighbors(Image.new("RGB", (64, 64)))
+    finally:
+        pool.with_name("away").rename(pool)
+
+
 def test_trace_and_report(project: lodeset.Project, tmp_path: Path) -> None:
     told = project.trace(str(project.path.parent / "pool/03.png"))
     assert told.image_id and told.steps
