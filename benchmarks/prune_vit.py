@@ -54,7 +54,9 @@ def main() -> None:
     assert isinstance(dense, DinoVisionTransformer)
     judged, store = TargetSet(name="target", uri=str(target)), Store(str(Path(folder) / "judged"))
     stage = ingest_stage(Ingest(), {}, judged.name, [judged])
-    ingested = run_in(store, {stage.id: stage}, cpus=2, ray_address="local", watch=lambda event: None)[stage.id]
+    ingested = run_in(store, {stage.id: stage}, name="judged", cpus=2, ray_address="local", watch=lambda event: None)[
+        stage.id
+    ]
     where = read_target(store, ingested, judged.name, judged.label, judged.split)[0]
     scores = {
         name: knn_of(network, (where,), dense.image_size, 10**8)[where.name][K]

@@ -91,6 +91,7 @@ def train_on(
     made = run_in(
         Store(str(folder)),
         stages,
+        name="training",
         cpus=cpus,
         ray_address=ray_address,
         watch=watch,
@@ -172,7 +173,7 @@ def prune_on(
     stage = alone(job, replace(dense, index=shards.index), model.stage, written.stage, labeled, target)
     stages[stage.id] = stage
     given = {one.stage.id: one.artifact for one in (model, written)}
-    made = run_in(store, stages, cpus=cpus, ray_address=ray_address, watch=watch, given=given)
+    made = run_in(store, stages, name="pruning", cpus=cpus, ray_address=ray_address, watch=watch, given=given)
     (report,) = read_as(PruneDetails, made[stage.id].details).jobs
     (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
     write_pruned(report, store.read, folder / PAGE, f"{Path(dense.folder).name}, pruned")

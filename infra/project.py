@@ -24,6 +24,7 @@ from lodeset.pipeline.shown import shown
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from lodeset.infra.looking.now import Now
     from lodeset.infra.looking.story import Traced
     from lodeset.infra.looking.summary import Summary
     from lodeset.pipeline.dag.runner import Event
@@ -102,7 +103,18 @@ class Project:
     def status(self, run: int | None = None) -> Status:
         """The last finished run, or the one with this number: what each stage took, kept and dropped, and why."""
         opened = self._looked()
-        return Status(looking.summary(opened, run), tuple(looking.status(opened, run)))
+        return Status(looking.summary(opened, run), tuple(looking.status(opened, run)), looking.now(opened))
+
+    def now(self) -> Now:
+        """Whether a run of this data set is at work, how far it is, what it waits for, or how the last one ended.
+
+        Reads the run's own news and the claims; neither sources nor results.
+        """
+        from lodeset.infra.looking.now import now
+        from lodeset.pipeline.dag.store import Store
+
+        config = read(self.path, self.asked)
+        return now(Store(config.store), config.name, config.ingest.limit)
 
     def report(self, path: str | Path = "report.html", run: int | None = None) -> Path:
         """Writes the report of the last finished run, one self-contained HTML page, and returns its path."""
@@ -243,10 +255,11 @@ class Plan(Sequence[Planned]):
 
 @dataclass(frozen=True)
 class Status:
-    """A finished run: `stages` as `lodeset status --json` lists them, and where its results lie."""
+    """A finished run: `stages` as `lodeset status --json` lists them, where its results lie, and the last attempt to run."""
 
     summary: Summary
     stages: tuple[Mapping[str, Any], ...]
+    now: Now
 
     def __getitem__(self, id_: str) -> Mapping[str, Any]:
         """The entry of a stage, e.g. `status["dedup/pool"]`."""

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import logging
 import time
-import uuid
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,28 +157,47 @@ def run_stages(
     given: Mapping[str, Artifact] | None = None,
 ) -> dict[str, Artifact]:
     """`given` is what stages are made from that are not to be run."""
-    cpus, address = cpus_of(opened.config), opened.config.resources.ray_address
-    return run_in(opened.store, stages, cpus=cpus, ray_address=address, watch=watch, fresh=fresh, given=given)
+    config = opened.config
+    return run_in(
+        opened.store,
+        stages,
+        name=config.name,
+        limit=config.ingest.limit,
+        until=opened.until or "",
+        cpus=cpus_of(config),
+        ray_address=config.resources.ray_address,
+        watch=watch,
+        fresh=fresh,
+        given=given,
+    )
 
 
 def run_in(
     store: Store,
     stages: Mapping[str, Stage],
     *,
+    name: str,
     cpus: int,
     ray_address: str,
     watch: Callable[[Event], None],
+    limit: int | None = None,
+    until: str = "",
     fresh: Container[str] = (),
     given: Mapping[str, Artifact] | None = None,
 ) -> dict[str, Artifact]:
     """Runs the stages that are not finished in a store, and returns every artifact by stage id.
 
+    Args:
+        name, limit, until: which data set this makes, and how far; one run at a time may make it.
+
     Raises:
         LodesetError: the first stage that failed; what was finished stays.
-        HeldError: a take-down, or another run of the same stage, is at work on the store.
+        HeldError: another run of the data set, a take-down, or another run of the same stage is at work on the store.
     """
     from lodeset.infra.checks import before
     from lodeset.infra.upkeep.damage import TRIES, mend
+    from lodeset.infra.versions import versions
+    from lodeset.pipeline.dag.attempts import attempt, claim_name
     from lodeset.pipeline.dag.claims import claim
     from lodeset.pipeline.dag.damage import noted
     from lodeset.pipeline.dag.runner import Runner
@@ -193,18 +211,19 @@ def run_in(
 
     store.prepare()
     # A run and a take-down put their claims first, and then look for the other's.
-    mine = f"run-{uuid.uuid4().hex[:12]}"
-    with claim(store, mine, f"a run on {store.url}"):
+    mine = claim_name(name, limit)
+    with claim(store, mine, f"{name} in {store.url}"):
         refuse_during_take_down(store)
-        for tries_left in reversed(range(TRIES)):
-            for _ in range(TRIES):
-                if not mend(store, stages, mine, watch, given or {}):
-                    break
-            try:
-                then = before(store, stages, running, watch, given or {})
-                return running(stages, then)
-            except LodesetError:
-                # Readers leave a note of what they find damaged.
-                if not tries_left or not noted(store):
-                    raise
+        with attempt(store, stages, watch, name=name, limit=limit, until=until, versions=versions()) as told:
+            for tries_left in reversed(range(TRIES)):
+                for _ in range(TRIES):
+                    if not mend(store, stages, mine, told, given or {}):
+                        break
+                try:
+                    then = before(store, stages, running, told, given or {})
+                    return running(stages, then)
+                except LodesetError:
+                    # Readers leave a note of what they find damaged.
+                    if not tries_left or not noted(store):
+                        raise
     raise AssertionError("the last try returns or raises")

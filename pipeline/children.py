@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
 import lodeset
 
 
@@ -64,6 +66,21 @@ def send(child: subprocess.Popen[bytes], task: bytes) -> None:
     with contextlib.suppress(BrokenPipeError):
         child.stdin.write(len(task).to_bytes(8, "little") + task)
         child.stdin.flush()
+
+
+def started_at(pid: int) -> str:
+    """When a process began, in a form that tells it from any other process of the same number: on Linux in clock ticks since
+    the machine started, because the time of day may be set back while the process runs.
+
+    Raises:
+        psutil.Error: there is no such process.
+    """
+    try:
+        # Fields are counted from the last parenthesis: the name before it may contain anything.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return fields[19]
+    except (OSError, IndexError):
+        return str(psutil.Process(pid).create_time())
 
 
 def let_go(child: subprocess.Popen[bytes]) -> None:

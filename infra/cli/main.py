@@ -18,15 +18,17 @@ from lodeset.infra import api
 from lodeset.infra.cli.command import Group
 from lodeset.infra.cli.models import models
 from lodeset.infra.cli.options import Json, Set, err, out, print_json, safe
+from lodeset.infra.cli.status import show_status, status_commands
 from lodeset.infra.cli.store import RunNumber, store_commands
-from lodeset.infra.cli.tables import composition_tree, show, show_changes, show_composition, show_retrieval
-from lodeset.infra.project import Project, Status
+from lodeset.infra.cli.tables import composition_tree, show, show_composition
+from lodeset.infra.project import Project
 from lodeset.pipeline.errors import LodesetError
 
 app = typer.Typer(
     cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
 )
 app.add_typer(models)
+app.add_typer(status_commands)
 app.add_typer(store_commands)
 MISSING_SHOWN = 5  # number of missing sources that `plan` lists
 
@@ -165,7 +167,7 @@ def run(
 
     with watching(err) as watch:
         done = _project(config, set_, limit).run(until=until, fresh=fresh, watch=watch)
-    _show_status(config, done, as_json)
+    show_status(config, done, as_json)
 
 
 @app.command()
@@ -217,64 +219,6 @@ def forget(
         )
     for warning in done.warnings:
         err.print(f"[yellow]warning:[/] {safe(warning)}", highlight=False, soft_wrap=True)
-
-
-@app.command()
-def status(
-    config: ConfigPath,
-    number: RunNumber = None,
-    code: Annotated[bool, typer.Option("--snippet", help="print only Python code that reads the shards")] = False,
-    set_: Set = None,
-    limit: Limit = None,
-    as_json: Json = False,
-) -> None:
-    """Show the last finished run: what each stage took, kept and dropped, and where its results are."""
-    found = _project(config, set_, limit).status(number)
-    if code:
-        _show_snippet(found.summary, config)
-    else:
-        _show_status(config, found, as_json)
-
-
-def _show_snippet(summary: api.Summary, config: Path) -> None:
-    from lodeset.infra.looking.summary import snippet
-
-    if summary.shards is None:
-        raise LodesetError(f"no finished run of {config} has written shards: `lodeset run` first")
-    print(snippet(summary), end="")
-
-
-def _show_status(config: Path, found: Status, as_json: bool) -> None:
-    from lodeset.infra.looking.summary import lines
-
-    entries = found.stages
-    if as_json:
-        print_json({"artifacts": list(entries), **found.summary.to_json()})
-        return
-    table = Table("stage", box=None, pad_edge=False)
-    for heading in ("in", "kept", "seconds"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("dropped")  # last, because it may be long
-    for entry in entries:
-        id_ = f"{entry['stage']}/{entry['set']}"
-        if not entry["finished"]:
-            table.add_row(id_, "", "", "", "not finished", style="dim")
-            continue
-        rows = entry["rows"]
-        dropped = ", ".join(f"{reason} {count:,}" for reason, count in rows["dropped"].items())
-        table.add_row(id_, f"{rows['in']:,}", f"{rows['kept']:,}", f"{entry['seconds']:.1f}", dropped)
-    show(out, table)
-    show_retrieval(out, entries)
-    show_changes(out, entries)
-    for entry in entries:
-        for warning in entry["details"].get("warnings", ()):
-            err.print(
-                f"[yellow]warning:[/] {entry['stage']}/{entry['set']}: {safe(warning)}",
-                highlight=False,
-                soft_wrap=True,
-            )
-    for line in lines(found.summary, str(config)):
-        out.print(safe(line), highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -49,7 +49,7 @@ FULL_SIZE = 2400  # pool images; in a smaller world the companion sets shrink in
 CURATED: Mapping[str, tuple[str, ...]] = {"alpha": ("letters", "leaves"), "beta": ("trees", "fish", "butterflies")}
 
 _MADE = ("pool", "curated", "reference", "target.parquet", "truth.json")
-STEPS = 1000  # of training
+STEPS = 800  # of training
 _TINY = 3
 _ZIPF_EXPONENT = 1.0
 _DISTRACTING = 0.3  # share of the pool's originals with unwanted content
@@ -220,7 +220,7 @@ reference:                             # must never reach training, nor may any 
   - {{name: reference, uri: reference/}}
 
 targets:                               # kNN on images that the pool never held
-  - {{name: target, uri: target.parquet, label: label, split: split}}
+  - {{name: target, uri: target.parquet, label: label, split: split, linear_steps: 0}}
 
 filter: {{min_side: 16}}                 # pixels
 dedup: {{threshold: auto}}               # calibrated on copies made from this pool
@@ -243,7 +243,7 @@ training:                              # minutes on two cores; more steps learn 
   optimiser: {{base_lr: 1.0e-2, layer_decay: 1.0, patch_embed_lr: 1.0}}
 
 pruning:                               # without labels; shares of the parameters
-  - {{method: entropic, targets: [units, heads], sweep: [1.0e-3, 1.0e-2, 1.0e-1, 1, 10], remove: [0.4, 0.6, 0.78]}}
+  - {{method: entropic, targets: [units, heads], sweep: [1.0e-3, 1.0e-2, 1.0e-1, 1, 10], remove: [0.5, 0.78]}}
 """
     with _writing(folder):
         # A half-written configuration would be taken for the user's own.

@@ -12,6 +12,7 @@ from lodeset.pipeline.errors import LodesetError
 
 if TYPE_CHECKING:
     from lodeset.infra.looking.held import Held
+    from lodeset.infra.looking.now import Now
     from lodeset.infra.looking.rows import Listed
     from lodeset.infra.looking.story import Traced
     from lodeset.infra.looking.summary import Summary
@@ -44,6 +45,13 @@ def summary(opened: Opened, run: int | None = None) -> Summary:
     from lodeset.infra.looking.summary import summary
 
     return summary(opened.store, held(opened, run))
+
+
+def now(opened: Opened) -> Now:
+    """Whether a run of this data set is at work, or how the last one ended."""
+    from lodeset.infra.looking.now import now
+
+    return now(opened.store, opened.config.name, opened.config.ingest.limit)
 
 
 def report(opened: Opened, path: str | Path, run: int | None = None) -> Path:

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from lodeset.infra.looking.summary import REPORTS
 from lodeset.infra.upkeep.compact import every_artifact, sweep
 from lodeset.infra.upkeep.taken import copies_of, every_part, is_in, kept_for, resolved, selected_for, with_derived
+from lodeset.pipeline.dag import attempts
 from lodeset.pipeline.dag.claims import claim, live
 from lodeset.pipeline.dag.damage import Damage, noted, withdraw
 from lodeset.pipeline.dag.manifests import sealed
@@ -330,6 +331,8 @@ def _complete(store: Store) -> _Plan | None:
     sweep(store)
     for name in store.names(REPORTS):
         store.delete(f"{REPORTS}/{name}")  # pages contain pictures; `run` and `report` write new ones
+    for number in attempts.numbers(store):
+        store.delete(attempts.path_of(number))  # the error of a run may name an image
     store.delete(PLANNED)
     store.delete(JOURNAL)
     return plan

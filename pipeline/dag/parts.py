@@ -52,21 +52,23 @@ def made(
     done = sum(sizes[key] for key in parts)
     already, before = done, set(parts)
     phase = "" if stage == context.stage.name else stage.removeprefix(f"{context.stage.name}_").replace("_", " ")
-    context.report(Progress(done / total, 0, unit, phase))
+    context.report(Progress(done / total, 0, unit, phase, len(parts), len(keys)))
     left = {key: item for key, item, _ in work if key not in parts}
     if left:
         for part in make(left.values()):
             parts[part.key] = part
             done += sizes[part.key]
-            context.report(Progress(done / total, done - already, unit, phase))
+            context.report(Progress(done / total, done - already, unit, phase, len(parts), len(keys)))
     return [parts[key] for key in keys], set(keys) - before
 
 
 @contextlib.contextmanager
-def watching(context: Context, stage: str, before: set[str], total: int, counted: str) -> Iterator[None]:
+def watching(
+    context: Context, stage: str, before: set[str], total: int, counted: str, parts: int | None = None
+) -> Iterator[None]:
     """Reports progress by the parts that appear in the store, which works wherever Beam runs its workers.
 
-    `counted` is the count of a part that adds up to `total`.
+    `counted` is the count of a part that adds up to `total`; `parts` is the number of parts to come, where it is known.
     """
     seen, size, images = set(before), 0, 0
 
@@ -79,7 +81,8 @@ def watching(context: Context, stage: str, before: set[str], total: int, counted
                 seen.add(key)
                 size += part.counts[counted]
                 images += part.counts["images"]
-        context.report(Progress(min(1.0, size / max(1, total)), images))
+        made = len(seen) - len(before)
+        context.report(Progress(min(1.0, size / max(1, total)), images, parts_done=made, parts=parts))
         return max(1.0, 20 * (time.monotonic() - started))  # listing never takes more than a twentieth
 
     with repeating(look, 1.0):

@@ -6,6 +6,7 @@ import contextlib
 import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, cast
 
 from fsspec.implementations.local import LocalFileSystem
@@ -125,6 +126,22 @@ class Place:
                 os.replace(self.path(copy), self.path(relative))
             else:
                 self.fs.mv(self.path(copy), self.path(relative))
+
+    def overwrite(self, relative: str, data: bytes) -> None:
+        """Writes a whole file again and again: news, which nobody needs to survive a power cut. A reader meets the old or the
+        new one."""
+        path = self.path(relative)
+        with self._talking(f"writing {relative}"):
+            self._make_folder(path.rsplit("/", 1)[0])
+            if not self.local:
+                self.fs.pipe_file(path, data)
+                return
+            temporary = f"{path}.{uuid.uuid4().hex}"
+            try:
+                Path(temporary).write_bytes(data)
+                os.replace(temporary, path)
+            finally:
+                Path(temporary).unlink(missing_ok=True)
 
     def append(self, relative: str, data: bytes) -> None:
         """Adds to a file that one process alone writes: a log. Object stores cannot append, so the whole file is written."""

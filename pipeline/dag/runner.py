@@ -32,11 +32,12 @@ LOGS = "logs"
 class Event:
     """What the runner tells whoever watches it."""
 
-    kind: Literal["finished", "taken over", "started", "progress", "done", "failed", "damaged"]
+    kind: Literal["waiting", "finished", "taken over", "started", "progress", "done", "failed", "damaged"]
     stage: Stage
     progress: Progress | None = None
     artifact: Artifact | None = None
-    reason: str = ""
+    reason: str = ""  # of `waiting`: what for
+    log: str = ""  # of `started` and `failed`: where the stage's output is kept
 
 
 @dataclass
@@ -72,6 +73,7 @@ class Runner:
         self._services = contextlib.ExitStack()
         self._selector = selectors.DefaultSelector()
         self._logs = Path(store.path(LOGS)) if store.local else None  # else a folder of this run
+        self._waits: dict[str, str] = {}  # by id, as last told
 
     def run(
         self, stages: Mapping[str, Stage], given: Mapping[str, Artifact] = MappingProxyType({})
@@ -103,7 +105,7 @@ class Runner:
                         try:
                             finished[ended.stage.id] = self._finish(ended, finished)
                         except LodesetError as error:
-                            self.watch(Event("failed", ended.stage, reason=str(error)))
+                            self.watch(Event("failed", ended.stage, reason=str(error), log=self._log_of(ended)))
                             failure = failure or error
             finally:
                 for left in running.values():
@@ -128,18 +130,35 @@ class Runner:
         """Starts what is ready, the widest first and never narrower than it could be: small stages then fill the cores that
         are left, instead of holding a large one to one core."""
         ready = [(stage, decided(self.store, stage, finished, self.fresh)) for stage in waiting.values()]
-        hosts = (*waiting.values(), *(one.stage for one in running.values()))
-        guests = {id_ for stage in hosts for id_ in stage.also}
+        unfinished = (*waiting.values(), *(one.stage for one in running.values()))
+        hosts = {id_: stage.id for stage in unfinished for id_ in stage.also}
         not_ready = {stage.id for stage, decision in ready if decision.action == "wait"}
+        full = False  # nothing overtakes a stage that waits for cores
         for stage, decision in sorted(ready, key=lambda pair: -pair[0].max_cpus):
-            if decision.action != "run" or stage.id in guests or not not_ready.isdisjoint(stage.also):
+            if decision.action != "run":
+                self._wait(stage, decision.reason)
                 continue
-            cpus = min(self.cpus, stage.max_cpus)
-            if cpus > self.cpus - sum(r.cpus for r in running.values()):
-                return
+            if stage.id in hosts:
+                self._wait(stage, f"{hosts[stage.id]}, which makes its parts on the way")
+                continue
+            if not not_ready.isdisjoint(stage.also):
+                self._wait(stage, f"{', '.join(sorted(not_ready & {*stage.also}))}, whose parts it makes on the way")
+                continue
+            cpus, free = min(self.cpus, stage.max_cpus), self.cpus - sum(r.cpus for r in running.values())
+            if cpus > free:
+                users = ", ".join(f"{r.stage.id} {r.cpus}" for r in running.values())
+                self._wait(stage, f"cores: it takes {cpus}, and of {self.cpus} {max(0, free)} are free ({users})")
+                full = True
+            if full:
+                continue
             also = [pair for pair in ready if pair[0].id in stage.also]
             running[stage.id] = self._start(stage, decision, cpus, finished, also)
             del waiting[stage.id]
+
+    def _wait(self, stage: Stage, why: str) -> None:
+        if self._waits.get(stage.id) != why:
+            self._waits[stage.id] = why
+            self.watch(Event("waiting", stage, reason=why))
 
     def _start(
         self,
@@ -155,6 +174,7 @@ class Runner:
             claim(self.store, f"{stage.name}-{stage.set}-{fingerprint[:16]}", f"{stage.id} in {self.store.url}")
         )
         if stage.engine == "ray" and self._ray_address is None:
+            self._wait(stage, "Ray, which starts")
             self._ray_address = self._services.enter_context(self._start_ray())
         task = {
             **self._task(decision, cpus, finished),
@@ -163,9 +183,9 @@ class Runner:
         assert self._logs is not None  # since the run began
         log = self._logs / f"{stage.name}-{stage.set}-{fingerprint[:12]}.log"
         child_process = self._launch_child(cloudpickle.dumps(task), log)
-        started = Running(stage, decision, child_process, log, cpus, time.time(), held)
+        started = Running(stage, decision, child_process, log, cpus, time.monotonic(), held)
         self._selector.register(child_process.channel, selectors.EVENT_READ, started)
-        self.watch(Event("started", stage, reason=decision.reason))
+        self.watch(Event("started", stage, reason=decision.reason, log=self._log_of(started)))
         return started
 
     def _task(self, decision: Decision, cpus: int, finished: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -262,7 +282,7 @@ class Runner:
             rows=rows,
             content=outcome.content,
             details=outcome.details,
-            seconds=round(time.time() - one.started, 3),
+            seconds=round(time.monotonic() - one.started, 3),
             created=time.time(),
             order=self.store.next_order(one.stage.name, one.stage.set),
         )

@@ -166,13 +166,19 @@ def read_as(cls: type[Read], tree: Mapping[str, Any]) -> Read:
 class Progress:
     """How far a stage, or a phase of it, is (0..1), and how many units (images, pairs) it has dealt with in this run.
 
-    `phase` names what goes on, where a stage does one thing after another; each begins at 0.
+    Attributes:
+        phase: what goes on, where a stage does one thing after another; each begins at 0.
+        parts_done, parts: committed parts and all parts of the phase, where it has parts and knows how many.
+        waits_for: what it lacks at the moment, e.g. a free GPU of the cluster.
     """
 
     fraction: float
     count: int = 0
     unit: str = "images"
     phase: str = ""
+    parts_done: int | None = None
+    parts: int | None = None
+    waits_for: str = ""
 
 
 @dataclass(frozen=True)

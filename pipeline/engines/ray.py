@@ -80,7 +80,7 @@ def cluster(address: str, cpus: int) -> Iterator[str]:
         )
     assert host.stdout is not None
     try:
-        started = psutil.Process(host.pid).create_time()
+        started = children.started_at(host.pid)
         cluster_address = _address_of(host, log)
         os.environ[_HOST] = f"{host.pid} {started}"
         yield cluster_address
@@ -200,8 +200,7 @@ def _lost() -> bool:
     if len(host) != 2:
         return False
     with contextlib.suppress(psutil.Error):
-        process = psutil.Process(int(host[0]))
-        return process.create_time() != float(host[1]) or not _runs(process)
+        return children.started_at(int(host[0])) != host[1] or not _runs(psutil.Process(int(host[0])))
     return True
 
 

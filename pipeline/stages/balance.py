@@ -25,7 +25,7 @@ STAGE = "balance"
 
 
 def run(context: Context[BalanceSpec, None]) -> Outcome:
-    started, store = time.time(), context.store
+    started, store = time.perf_counter(), context.store
     table = store.table(context.inputs["clusters"].tables["clusters"], ["image_id", "path"], records.CLUSTERS)
     images, wanted = table.num_rows, context.spec.images
     key = digest(STAGE, VERSION, context.fingerprint)
@@ -50,7 +50,7 @@ def run(context: Context[BalanceSpec, None]) -> Outcome:
         STAGE,
         [(key, None, images)],
         lambda items: (
-            store.commit_part(STAGE, key, {"matches": draw(i)}, {"images": images}, time.time() - started)
+            store.commit_part(STAGE, key, {"matches": draw(i)}, {"images": images}, time.perf_counter() - started)
             for i in items
         ),
     )

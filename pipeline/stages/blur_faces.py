@@ -92,7 +92,7 @@ def _worker(work: Work) -> Callable[[Piece], Part]:
 
 
 def _blur_part(work: Work, detect: Callable[[Image.Image], Boxes], piece: Piece) -> Part:
-    started, store = time.time(), work.store
+    started, store = time.perf_counter(), work.store
     about = {row["image_id"]: row for row in store.table([piece.images]).to_pylist()}
     places = places_of(store, piece.images, piece.locations)
     columns = ("image_id", "uri", "member", "offset", "size_bytes")
@@ -131,7 +131,7 @@ def _blur_part(work: Work, detect: Callable[[Image.Image], Boxes], piece: Piece)
         "faces": pa.Table.from_pylist(faces, schema=records.FACES),
     }
     counts = {"images": len(wanted), "faces": boxed}
-    return store.commit_part(STAGE, piece.key, tables, counts, time.time() - started, files=files)
+    return store.commit_part(STAGE, piece.key, tables, counts, time.perf_counter() - started, files=files)
 
 
 def _encoded(image: Image.Image, source_format: str) -> bytes:

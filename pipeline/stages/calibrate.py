@@ -110,7 +110,7 @@ def _worker(embedder: Embedder, pool: Pool) -> Callable[[Chunk], Part]:
     thumbnails = thumbnails_of(store, pool.images, ids)
 
     def calibrate(chunk: Chunk) -> Part:
-        started = time.time()
+        started = time.perf_counter()
         rows: list[tuple[str, str, float]] = []
         # Embed drops images whose vectors are not finite.
         known = tuple(place for place in chunk.places if place.image_id in row_of)
@@ -130,7 +130,7 @@ def _worker(embedder: Embedder, pool: Pool) -> Callable[[Chunk], Part]:
                 rows.append((place.image_id, STRANGER, float(nearest[strange][0])))
         table = pa.Table.from_pylist([dict(zip(SAMPLES.names, r, strict=True)) for r in rows], schema=SAMPLES)
         return store.commit_part(
-            STAGE, chunk.key, {"samples": table}, {"images": len(chunk.places)}, time.time() - started
+            STAGE, chunk.key, {"samples": table}, {"images": len(chunk.places)}, time.perf_counter() - started
         )
 
     return calibrate

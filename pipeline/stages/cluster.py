@@ -67,7 +67,7 @@ def _assigning(store: Store, fitted: Artifact, dedup: Artifact) -> Callable[[tup
 
     def assign(item: tuple[str, File]) -> Part:
         key, file = item
-        started = time.time()
+        started = time.perf_counter()
         ids, matrix = read_vectors(store, [file])
         rows = [row for row, image_id in enumerate(ids) if image_id in wanted]
         nearest, _ = kmeans.assign(matrix[rows], levels[0])
@@ -75,6 +75,6 @@ def _assigning(store: Store, fitted: Artifact, dedup: Artifact) -> Callable[[tup
         table = pa.table(
             {"image_id": [ids[row] for row in rows], "cluster": nearest, "path": paths}, schema=records.CLUSTERS
         )
-        return store.commit_part(STAGE, key, {"clusters": table}, {"images": len(ids)}, time.time() - started)
+        return store.commit_part(STAGE, key, {"clusters": table}, {"images": len(ids)}, time.perf_counter() - started)
 
     return assign

@@ -202,11 +202,11 @@ class _Filling:
 
     def flush(self) -> None:
         if self.batch:
-            started = time.time()
+            started = time.perf_counter()
             vectors = normalised(self.embed([image for _, image in self.batch]))
             self.rows.update(zip([image_id for image_id, _ in self.batch], vectors, strict=True))
             self.batch = []
-            self.seconds += time.time() - started
+            self.seconds += time.perf_counter() - started
 
     def commit(self, store: Store, ids: Sequence[str], seconds: float) -> Part:
         widths = sorted({len(row) for row in self.rows.values()})
@@ -222,7 +222,7 @@ class _Filling:
 
 def _embed_part(store: Store, fillings: Sequence[_Filling], max_pixels: int, threads: int, piece: Piece) -> Part:
     """Makes the piece's own part, which is the last of the fillings, and before it those beside it."""
-    started = time.time()
+    started = time.perf_counter()
     places = places_of(store, piece.images, piece.locations)
     ids = places["image_id"].to_pylist()
     for filling in fillings:
@@ -242,7 +242,7 @@ def _embed_part(store: Store, fillings: Sequence[_Filling], max_pixels: int, thr
     *others, own = fillings
     for other in others:
         other.commit(store, ids, other.seconds)
-    return own.commit(store, ids, time.time() - started - sum(other.seconds for other in others))
+    return own.commit(store, ids, time.perf_counter() - started - sum(other.seconds for other in others))
 
 
 def _decoded(
@@ -276,7 +276,7 @@ def _taken_over(store: Store, known: Sequence[File], wanted: set[str]) -> dict[s
 
 
 def _look_up_part(store: Store, config: PrecomputedEmbedder, files: Sequence[VectorFile], piece: Piece) -> Part:
-    started = time.time()
+    started = time.perf_counter()
     places = places_of(store, piece.images, piece.locations)
     found = look_up(config, files, places.select(["image_id", "uri", "member"]))
     ids = places["image_id"].take(found.rows).to_pylist()
@@ -287,7 +287,7 @@ def _look_up_part(store: Store, config: PrecomputedEmbedder, files: Sequence[Vec
     if kept:
         counts["dimensions"] = vectors.shape[1]
     return store.commit_part(
-        STAGE, piece.wanted.key, {"vectors": vector_table(kept, vectors[finite])}, counts, time.time() - started
+        STAGE, piece.wanted.key, {"vectors": vector_table(kept, vectors[finite])}, counts, time.perf_counter() - started
     )
 
 

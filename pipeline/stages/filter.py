@@ -102,7 +102,7 @@ def _pieces(table: Table, files: Sequence[File], spec: FilterSpec) -> list[Piece
 
 
 def _judged(store: Store, masks: Mapping[str, Any], piece: Piece) -> Part:
-    started = time.time()
+    started = time.perf_counter()
     reading = listed.reading(piece.table, masks)
     columns = _SCORES if piece.table == "scores" else {"image_id", *(name for mask in reading for name in mask.columns)}
     table = store.table([piece.file], sorted(columns))
@@ -114,7 +114,7 @@ def _judged(store: Store, masks: Mapping[str, Any], piece: Piece) -> Part:
     else:
         dropped = [mask.judge(table, masks[mask.knob]) for mask in reading if mask.judge is not None]
         found = pa.concat_tables([records.FILTERED.empty_table(), *dropped])
-    return store.commit_part(STAGE, piece.key, {"failing": found}, counts, time.time() - started)
+    return store.commit_part(STAGE, piece.key, {"failing": found}, counts, time.perf_counter() - started)
 
 
 _SCORES = frozenset(("image_id", "filter", "score"))
@@ -138,11 +138,11 @@ def _mask(store: Store, parts: Sequence[Part], reasons: Sequence[str]) -> Part:
     done = store.part(STAGE, key)
     if done is not None:
         return done
-    started = time.time()
+    started = time.perf_counter()
     table = first_reasons(store.table([part.files["failing"] for part in parts], None, records.FILTERED), reasons)
     counted = {r["values"]: r["counts"] for r in pc.value_counts(table["reason"]).to_pylist()}
     counts = {reason: counted[reason] for reason in reasons if reason in counted}
-    return store.commit_part(STAGE, key, {"filtered": table}, counts, time.time() - started)
+    return store.commit_part(STAGE, key, {"filtered": table}, counts, time.perf_counter() - started)
 
 
 def first_reasons(failing: pa.Table, reasons: Sequence[str]) -> pa.Table:

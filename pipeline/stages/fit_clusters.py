@@ -93,7 +93,7 @@ def _drift(context: Context[FitClustersSpec, None], wanted: set[str]) -> float |
 
 
 def _fit(context: Context[FitClustersSpec, None], key: str, work: Iterable[tuple[int, ...]]) -> Iterator[Part]:
-    started, store, spec = time.time(), context.store, context.spec
+    started, store, spec = time.perf_counter(), context.store, context.spec
     iterations, seed, spherical = spec.iterations, spec.seed, spec.spherical
     groups = shares(context.inputs["vectors"].tables["vectors"], context.cpus)
     # An actor runs on one machine: of a cluster with more cores, it must not ask for all.
@@ -109,7 +109,7 @@ def _fit(context: Context[FitClustersSpec, None], key: str, work: Iterable[tuple
             "micro_distance": round(fit.distances[-1] * 1e6),
             "steps": len(fit.distances),
         }
-        yield store.commit_part(STAGE, key, {}, counts, time.time() - started, files=files)
+        yield store.commit_part(STAGE, key, {}, counts, time.perf_counter() - started, files=files)
 
 
 def shares(files: Sequence[File], cpus: int) -> list[list[File]]:

@@ -65,7 +65,7 @@ def _fit(
 ) -> Part:
     from lodeset.pipeline.embedders.patches import fit
 
-    started = time.time()
+    started = time.perf_counter()
     images = []
     for _, data in read_images(sample):
         # The dictionary sees `size` pixels a side; keeping photographs whole would hold gigabytes.
@@ -81,4 +81,6 @@ def _fit(
     with store.writing(relative) as sink:
         sink.write(buffer.getvalue())
     file = File(relative, config.words, sink.size_bytes, sink.sha256())
-    return store.commit_part(STAGE, key, {}, {"images": len(images)}, time.time() - started, files={"dictionary": file})
+    return store.commit_part(
+        STAGE, key, {}, {"images": len(images)}, time.perf_counter() - started, files={"dictionary": file}
+    )

@@ -110,7 +110,7 @@ def _worker(work: Work) -> Callable[[Piece], list[Part]]:
 
 
 def _score_part(work: Work, load: Callable[[str], Measure], piece: Piece) -> list[Part]:
-    started, store = time.time(), work.store
+    started, store = time.perf_counter(), work.store
     places = places_of(store, piece.images, piece.locations)
     found = {
         name: _taken_over(store, piece.known.get(name, ()), name, places["image_id"].combine_chunks())
@@ -142,7 +142,7 @@ def _score_part(work: Work, load: Callable[[str], Measure], piece: Piece) -> lis
     for key, name in piece.wanted.items():
         table = score_table(ids, name, [found[name][image_id] for image_id in ids])
         counts = {"images": len(ids), "read": 0 if parts else len(lacking)}
-        seconds = 0.0 if parts else time.time() - started
+        seconds = 0.0 if parts else time.perf_counter() - started
         parts.append(store.commit_part(STAGE, key, {"scores": table}, counts, seconds))
     return parts
 

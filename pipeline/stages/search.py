@@ -65,7 +65,7 @@ def prepared(
     store, key = context.store, digest(STAGE, VERSION, basis, plan.kind)
     part = store.part(STAGE, key)
     if part is None:
-        started, folder, attempt = time.time(), f"parts/{STAGE}/{key}", uuid.uuid4().hex[:12]
+        started, folder, attempt = time.perf_counter(), f"parts/{STAGE}/{key}", uuid.uuid4().hex[:12]
         # Beside the store, where there is room for vectors; elsewhere only if the store is.
         near = store.path(f"parts/{STAGE}") if store.local else None
         if near:
@@ -84,7 +84,7 @@ def prepared(
                 with store.writing(relative) as sink:
                     approximate.write(built, sink.write)
                 written["index"] = File(relative, len(ids), sink.size_bytes, sink.sha256())
-        part = store.commit_part(STAGE, key, {}, {"images": len(ids)}, time.time() - started, files=written)
+        part = store.commit_part(STAGE, key, {}, {"images": len(ids)}, time.perf_counter() - started, files=written)
     return Base(plan.kind, part.files["vectors"], part.files.get("index"))
 
 

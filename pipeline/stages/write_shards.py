@@ -82,8 +82,10 @@ def run(context: Context[WriteShardsSpec, WriteShardsRuntime]) -> Outcome:
     left = sum(len(s.entries) for s in shards if s.key not in before)
     there = set(store.names(f"parts/{STAGE}"))
     if left:
-        with watching(context, STAGE, there, left, "images"), pipeline(context.cpus, context.runtime.beam) as p:
-            wanted = p | "shards" >> beam.Create([s for s in shards if s.key not in before]) | beam.Reshuffle()
+        unmade = [s for s in shards if s.key not in before]
+        looked = watching(context, STAGE, there, left, "images", len(unmade))
+        with looked, pipeline(context.cpus, context.runtime.beam) as p:
+            wanted = p | "shards" >> beam.Create(unmade) | beam.Reshuffle()
             _, unwritten = attempted(wanted, "write", _write, store, folder)
             raise_failures(unwritten)
     committed = store.committed(STAGE, [s.key for s in shards])
@@ -285,7 +287,7 @@ def write_shard(store: Store, folder: str, shard: Shard) -> Part:
     found = store.part(STAGE, shard.key)
     if found is not None:
         return found
-    started = time.time()
+    started = time.perf_counter()
     by_place = sorted((e.place for e in shard.entries), key=lambda p: (p.uri, p.offset, p.member))
     payload = {place.image_id: data for place, data in read_images(by_place)}
     rows = []
@@ -302,7 +304,12 @@ def write_shard(store: Store, folder: str, shard: Shard) -> Part:
     file = File(relative, len(rows), sink.size_bytes, sink.sha256())
     table = pa.Table.from_pylist(rows, schema=records.SHARDS)
     return store.commit_part(
-        STAGE, shard.key, {"entries": table}, {"images": len(rows)}, time.time() - started, files={"shard": file}
+        STAGE,
+        shard.key,
+        {"entries": table},
+        {"images": len(rows)},
+        time.perf_counter() - started,
+        files={"shard": file},
     )
 
 

@@ -32,6 +32,7 @@ def test_every_command_is_a_function() -> None:
     registered = [
         *cli.app.registered_commands,
         *cli.models.registered_commands,
+        *cli.status_commands.registered_commands,
         *cli.store_commands.registered_commands,
     ]
     commands = {command.callback.__name__ for command in registered if command.callback}

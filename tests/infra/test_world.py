@@ -195,7 +195,7 @@ def test_the_configuration_is_valid_and_its_sets_exist(world: Path, tmp_path: Pa
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     TrainingConfig.model_validate(tree.pop("training"))
     (job,) = tree.pop("pruning")
-    assert PruneJob.model_validate(job).points == (0.4, 0.6, 0.78)
+    assert PruneJob.model_validate(job).points == (0.5, 0.78)
     config = CurationConfig.model_validate(tree)
     assert {curated.name for curated in config.curated} == set(CURATED)
     for source in (*config.pool, *config.curated, *config.reference, *config.targets):

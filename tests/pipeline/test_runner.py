@@ -47,7 +47,7 @@ class Watched:
         return self.runner.run(dag(*stages))
 
     def kinds(self) -> list[tuple[str, str]]:
-        return [(e.kind, e.stage.name) for e in self.events if e.kind != "progress"]
+        return [(e.kind, e.stage.name) for e in self.events if e.kind not in ("progress", "waiting")]
 
 
 FINISHED = Artifact("source", "pool", 1, "f", {}, {}, {}, Rows(1, 1), {}, {}, 0.0, 0.0)

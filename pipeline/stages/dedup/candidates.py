@@ -146,13 +146,13 @@ def _finder(store: Store, files: Sequence[File], generations: Sequence[Generatio
         return views.ViewIndex(pixels(number), whitening, half)
 
     def find(item: Between) -> Part:
-        started = time.time()
+        started = time.perf_counter()
         found = index(item.base).search(pixels(item.queries), item.start, item.stop, item.queries == item.base)
         matches = pa.table(
             {"a": found.a, "b": found.b, "view": found.view, "similarity": found.similarity}, schema=MATCHES
         )
         counts = {"images": item.stop - item.start}
-        return store.commit_part(FIND, item.key, {"matches": matches}, counts, time.time() - started)
+        return store.commit_part(FIND, item.key, {"matches": matches}, counts, time.perf_counter() - started)
 
     return find
 
@@ -178,11 +178,13 @@ def _verifier(store: Store, files: Sequence[File], ids: Sequence[str]) -> Callab
     names = pa.array(ids, pa.string())
 
     def verify(pairs: Pairs) -> Part:
-        started = time.time()
+        started = time.perf_counter()
         features, maps = evidence.measured(pixels, pairs.a, pairs.b, starts[pairs.view], whitening)
         columns = {**columns_of(names, pairs), "features": lists(features), "map": lists(maps.reshape(-1, 6))}
         table = pa.table(columns, schema=records.MEASURED)
         counts = {"pairs": len(pairs.a)}
-        return store.commit_part(MEASURED.stage, pairs.key, {MEASURED.table: table}, counts, time.time() - started)
+        return store.commit_part(
+            MEASURED.stage, pairs.key, {MEASURED.table: table}, counts, time.perf_counter() - started
+        )
 
     return verify

@@ -108,7 +108,7 @@ def _looker(
     names = pa.array(ids, pa.string())
 
     def work(pairs: Pairs) -> Part:
-        started = time.time()
+        started = time.perf_counter()
         wanted = [places[ids[node]] for node in np.union1d(pairs.a, pairs.b).tolist()]
         # Rows of a Parquet file are told by members `column/row`: the shorter ones come first.
         wanted.sort(key=lambda place: (place.uri, place.offset, len(place.member), place.member))
@@ -135,6 +135,8 @@ def _looker(
         }
         table = pa.table(columns, schema=records.CLOSEUPS)
         counts = {"pairs": count, "images": len(held)}
-        return store.commit_part(CLOSEUPS.stage, pairs.key, {CLOSEUPS.table: table}, counts, time.time() - started)
+        return store.commit_part(
+            CLOSEUPS.stage, pairs.key, {CLOSEUPS.table: table}, counts, time.perf_counter() - started
+        )
 
     return work

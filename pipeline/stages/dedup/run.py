@@ -167,7 +167,7 @@ def _searcher(store: Store, bases: Mapping[int, search.Base], k: int) -> Callabl
     opened = functools.lru_cache(maxsize=2)(lambda number: search.opened(store, bases[number]))
 
     def work(item: Between) -> Part:
-        started = time.time()
+        started = time.perf_counter()
         same, index = item.queries == item.base, opened(item.base)
         queries = opened(item.queries).vectors[item.start : item.stop]
         similarity, b = index.search(queries, min(k + same, len(index.vectors)))
@@ -176,7 +176,7 @@ def _searcher(store: Store, bases: Mapping[int, search.Base], k: int) -> Callabl
         keep = (b >= 0) & ~(same & (a == b))
         table = pa.table({"a": a[keep], "b": b[keep], "similarity": similarity.reshape(-1)[keep]}, schema=NEIGHBORS)
         counts = {"images": item.stop - item.start}
-        return store.commit_part(SEARCH, item.key, {"neighbors": table}, counts, time.time() - started)
+        return store.commit_part(SEARCH, item.key, {"neighbors": table}, counts, time.perf_counter() - started)
 
     return work
 

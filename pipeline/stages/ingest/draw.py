@@ -63,13 +63,13 @@ def members(store: Store, file: SourceFile) -> list[Member]:
         for batch in store.table([part.files["members"]]).to_batches():
             found += [Member(*row) for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)]
     else:
-        started = time.time()
+        started = time.perf_counter()
         found = members_of(file)
         columns = ([getattr(m, name) for m in found] for name in _MEMBERS.names)
         arrays = [pa.array(column, kind) for column, kind in zip(columns, _MEMBERS.types, strict=True)]
         table = pa.Table.from_arrays(arrays, schema=_MEMBERS)
         check_state(file.uri, file.state, file.size_bytes)
-        store.commit_part(LISTING, key, {"members": table}, {"members": len(found)}, time.time() - started)
+        store.commit_part(LISTING, key, {"members": table}, {"members": len(found)}, time.perf_counter() - started)
     return chosen_members(file, found)
 
 

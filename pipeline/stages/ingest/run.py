@@ -229,13 +229,13 @@ def ensure_part(work: Work, key: str, piece: Slice, condemned: Mapping[int, Unre
     found = work.store.part(STAGE, key)
     if found is not None:
         return found
-    started = time.time()
+    started = time.perf_counter()
     check_unchanged(piece)
     tables, counts = ingest_slice(
         work.set, piece, work.limits, work.forgotten, condemned=condemned, examine=work.examine
     )
     check_unchanged(piece, set(tables["rejects"]["uri"].to_pylist()))
-    return work.store.commit_part(STAGE, key, tables, counts, time.time() - started)
+    return work.store.commit_part(STAGE, key, tables, counts, time.perf_counter() - started)
 
 
 def ingest_slice(

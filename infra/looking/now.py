@@ -1,0 +1,235 @@
+"""Answer from the store alone whether a run is at work, how far it is, and what to do next.
+
+The run's own news (`pipeline.dag.attempts`) and the claims are all that is read: no cluster is asked and no log is followed. Silence
+is reported as silence. That a run has ended is only said where the run said so, or where its process is known to be gone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from lodeset.pipeline.dag import attempts
+from lodeset.pipeline.dag.attempts import Attempt, StageNews
+from lodeset.pipeline.dag.claims import LEASE_SECONDS, Holder, file_time, holders, is_gone, store_clock
+from lodeset.pipeline.dag.store import Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.tables.forgotten import CLAIM as TAKE_DOWN
+
+Life = Literal["never run", "running", "silent", "killed", "failed", "stopped", "done"]
+
+STILL_S = 60.0  # without any progress for so long, a stage is said not to move
+# Exit codes of `--check` and `--watch`; a failed run has its own.
+NOT_DONE, HELD = 1, 4
+
+
+@dataclass(frozen=True)
+class StageNow:
+    """One stage of the last attempt. Ages are in seconds.
+
+    Attributes:
+        rate: units per second since the phase began, in this attempt.
+        last_part_age: since a part was last committed; None if none was, or if the stage does not count parts.
+        still_for: since anything of a running stage last changed.
+    """
+
+    id: str
+    state: str
+    age: float
+    waits_for: str
+    fraction: float
+    phase: str
+    count: int
+    unit: str
+    rate: float | None
+    parts_done: int | None
+    parts: int | None
+    last_part_age: float | None
+    still_for: float
+    error: str
+    log: str
+
+
+@dataclass(frozen=True)
+class Now:
+    """The state of the last attempt to make a data set.
+
+    Attributes:
+        state: what is known. `silent`: it has neither ended nor been heard of lately.
+        moving: whether it makes progress; None if that cannot be known.
+        why: the reason, in a sentence.
+        safe_to_run: whether `lodeset run` may be started now. It is always harmless to the data.
+        attempt, began, exit_code, error: of the attempt, None or empty if there was none.
+        heard: seconds since its last news, by the store's clock.
+        owner: host, process number, and the Ray job if there is one.
+        claims: all who hold claims on this store.
+    """
+
+    state: Life
+    moving: bool | None
+    why: str
+    safe_to_run: bool
+    attempt: int | None
+    began: float | None
+    heard: float | None
+    exit_code: int | None
+    error: str
+    owner: Mapping[str, Any]
+    stages: tuple[StageNow, ...]
+    claims: tuple[str, ...]
+
+    @property
+    def at_work(self) -> bool:
+        return self.state in ("running", "silent")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def now(store: Store, name: str, limit: int | None) -> Now:
+    """The state of the last attempt to make the data set `name` (of a sample of `limit` images)."""
+    attempt = attempts.newest(store, name, limit)
+    if attempt is None and not store.names("claims"):
+        return Now(
+            "never run", False, "no run of this data set is on record", True, None, None, None, None, "", {}, (), ()
+        )
+    clock, held = _clock(store), holders(store)
+    own = next((holder for holder in held if holder.claim == attempts.claim_name(name, limit)), None)
+    others = [holder for holder in held if holder.claim == TAKE_DOWN]
+    claims = tuple(f"{holder.claim} ({holder})" for holder in held)
+    if attempt is None:
+        state: Life = "silent" if own is not None else "never run"
+        why = f"a run holds the claim ({own}) and has left no news yet" if own is not None else "no run is on record"
+        return Now(
+            state, None if own else False, why, own is None and not others, None, None, None, None, "", {}, (), claims
+        )
+    heard = max(0.0, clock - file_time(store, attempts.path_of(attempt.number), clock))
+    state, moving, why = _judged(attempt, own, heard)
+    safe = state not in ("running", "silent") or (state == "silent" and own is None)
+    if others:
+        safe, why = False, f"{why}; a take-down is at work ({others[0]})"
+    return Now(
+        state,
+        moving,
+        why,
+        safe,
+        attempt.number,
+        attempt.began,
+        heard,
+        attempt.exit_code,
+        attempt.error,
+        {key: attempt.owner.get(key) for key in ("host", "pid", "job") if attempt.owner.get(key) is not None},
+        tuple(_stage(id_, stage, attempt, heard) for id_, stage in attempt.stages.items()),
+        claims,
+    )
+
+
+def _clock(store: Store) -> float:
+    try:
+        return store_clock(store)
+    except LodesetError:  # a store that can only be read
+        return time.time()
+
+
+def _judged(attempt: Attempt, own: Holder | None, heard: float) -> tuple[Life, bool | None, str]:
+    if attempt.state == "done":
+        return "done", False, "the last run finished"
+    if attempt.state == "failed":
+        return "failed", False, attempt.error or "the last run failed"
+    if attempt.state == "stopped":
+        return "stopped", False, "the last run was stopped; what it finished stays"
+    if is_gone(attempt.owner):
+        return (
+            "killed",
+            False,
+            f"{_process(attempt)} ended without a word (killed, or out of memory); what it finished stays",
+        )
+    if heard > 3 * attempt.every + 5:
+        if own is not None:
+            return "silent", None, f"{_process(attempt)} holds its claim ({own}) and has sent no news for {heard:.0f} s"
+        return (
+            "silent",
+            None,
+            f"no news of {_process(attempt)} for {heard:.0f} s, and its claim of {LEASE_SECONDS:.0f} s ran out: it was killed, "
+            "or it cannot reach the store. To run again is safe: if it is alive, that costs time and no data",
+        )
+    running = {id_: stage for id_, stage in attempt.stages.items() if stage.state == "running"}
+    moving = [id_ for id_, stage in running.items() if attempt.written - stage.moved + heard < STILL_S]
+    if moving:
+        return (
+            "running",
+            True,
+            f"{', '.join(moving)} makes progress" if len(moving) == 1 else f"{', '.join(moving)} make progress",
+        )
+    if running:
+        return (
+            "running",
+            False,
+            "; ".join(_still(id_, stage, attempt.written + heard) for id_, stage in running.items()),
+        )
+    waits = sorted(
+        {stage.waits_for for stage in attempt.stages.values() if stage.state == "waiting" and stage.waits_for}
+    )
+    return (
+        "running",
+        not waits or heard < STILL_S,
+        f"between stages; waiting for {'; '.join(waits)}" if waits else "it is starting",
+    )
+
+
+def _process(attempt: Attempt) -> str:
+    return f"process {attempt.owner.get('pid')} on {attempt.owner.get('host')}"
+
+
+def _still(id_: str, stage: StageNews, at: float) -> str:
+    told = f"{id_} has made no progress for {at - stage.moved:.0f} s"
+    if stage.phase:
+        told += f" in `{stage.phase}`"
+    return f"{told}: it waits for {stage.waits_for}" if stage.waits_for else f"{told} (its log: {stage.log})"
+
+
+def _stage(id_: str, stage: StageNews, attempt: Attempt, heard: float) -> StageNow:
+    # Times of the writer's clock are compared with each other, and what passed since then is by the store's clock.
+    age = max(0.0, attempt.written - stage.since) + heard
+    worked = attempt.written - stage.begun
+    return StageNow(
+        id=id_,
+        state=stage.state,
+        age=age,
+        waits_for=stage.waits_for,
+        fraction=stage.fraction,
+        phase=stage.phase,
+        count=stage.count,
+        unit=stage.unit,
+        rate=stage.count / worked if stage.state == "running" and stage.count >= worked > 1 else None,
+        parts_done=stage.parts_done,
+        parts=stage.parts,
+        last_part_age=None if stage.last_part is None else max(0.0, attempt.written - stage.last_part) + heard,
+        still_for=max(0.0, attempt.written - stage.moved) + heard if stage.state == "running" else 0.0,
+        error=stage.error,
+        log=stage.log,
+    )
+
+
+def exit_code(found: Now, changed: bool | None) -> int:
+    """0: finished, and nothing has changed since; 4: a run is at work; else as the last run ended, or 1."""
+    if found.at_work:
+        return HELD
+    if found.state == "done":
+        return NOT_DONE if changed else 0
+    return found.exit_code or NOT_DONE
+
+
+def next_command(found: Now, command: str, changed: bool | None) -> str:
+    """The exact next command; `command` is the configuration as it was given, with its options."""
+    if found.state == "running" or not found.safe_to_run:
+        return f"lodeset status {command} --watch"
+    if found.state == "never run":
+        return f"lodeset plan {command}"
+    if found.exit_code == 3:
+        return f"lodeset report {command}"
+    if found.state == "done":
+        return f"lodeset run {command}" if changed else f"lodeset report {command}"
+    return f"lodeset run {command}"
