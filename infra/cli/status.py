@@ -63,6 +63,8 @@ def status(
     """Show the last finished run, and whether a run is at work: what each stage took, kept and dropped, what it waits for, and
     the next command."""  # fmt: skip
 
+    from lodeset.infra.looking.summary import snippet
+
     if sum((watch, check, code, number is not None)) > 1:
         raise ConfigError("--watch, --check, --snippet and --run exclude one another: give one of them")
     project = Project(config, tuple(set_ or ()), limit)
@@ -76,7 +78,7 @@ def status(
             print_json({"now": _now_tree(found.now, given, changed)})
         else:
             print_now(found.now, given, changed)
-        raise typer.Exit(exit_code(found.now, changed))
+        raise typer.Exit(found.now.status_code(changed))
     if code:
         if found.summary.shards is None:
             raise LodesetError(f"no finished run of {config} has written shards: `lodeset run` first")
@@ -94,6 +96,8 @@ def _as_given(config: Path, overrides: tuple[str, ...], limit: int | None) -> st
 
 def show_status(config: Path, found: Status, as_json: bool, given: str = "") -> None:
     """Print a finished run; before it, the last attempt unless that is what finished it."""
+
+    from lodeset.infra.looking.summary import lines
 
     given = given or shlex.quote(str(config))
     changed = found.summary.changed
@@ -161,7 +165,7 @@ def _parts(now: Now, given: str, changed: bool | None) -> Iterator[RenderableTyp
         yield Text(
             f"safe to run again: {'yes' if now.safe_to_run else 'no: a second run would be refused (exit code 4)'}"
         )
-    yield Text(f"next: {next_command(now, given, changed)}")
+    yield Text(f"next: {now.next_command(given, changed)}")
 
 
 def _stages(now: Now) -> Table:
@@ -209,8 +213,7 @@ def _clock(seconds: float) -> str:
 
 
 def _now_tree(now: Now, given: str, changed: bool | None) -> dict[str, Any]:
-
-    return {**now.to_json(), "next": next_command(now, given, changed)}
+    return {**now.to_json(), "next": now.next_command(given, changed)}
 
 
 def _watched(project: Project, given: str, as_json: bool) -> int:
@@ -234,7 +237,7 @@ def _watched(project: Project, given: str, as_json: bool) -> int:
     changed = project.status().summary.changed
     if not as_json:
         print_now(now, given, changed)
-    return exit_code(now, changed)
+    return now.status_code(changed)
 
 
 def _essence(now: Now) -> Any:

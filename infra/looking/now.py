@@ -22,7 +22,7 @@ Life = Literal["never run", "running", "silent", "killed", "failed", "stopped", 
 
 STILL_S = 60.0  # without any progress for so long, a stage is said not to move
 # Exit codes of `--check` and `--watch`; a failed run has its own.
-NOT_DONE, HELD = 1, 4
+NOT_DONE, GATE, HELD = 1, 3, 4
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,25 @@ class Now:
     @property
     def at_work(self) -> bool:
         return self.state in ("running", "silent")
+
+    def status_code(self, changed: bool | None) -> int:
+        """The exit code for scripts: 0 finished, and nothing has changed since; 4 a run is at work; else as the last run ended,
+        or 1."""
+        if self.at_work:
+            return HELD
+        if self.state == "done":
+            return NOT_DONE if changed else 0
+        return self.exit_code or NOT_DONE
+
+    def next_command(self, given: str, changed: bool | None) -> str:
+        """The exact next command; `given` is the configuration as it was given, with its options."""
+        if self.state == "running" or not self.safe_to_run:
+            return f"lodeset status {given} --watch"
+        if self.state == "never run":
+            return f"lodeset plan {given}"
+        if self.exit_code == GATE or (self.state == "done" and not changed):
+            return f"lodeset report {given}"
+        return f"lodeset run {given}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -211,25 +230,3 @@ def _stage(id_: str, stage: StageNews, attempt: Attempt, heard: float) -> StageN
         error=stage.error,
         log=stage.log,
     )
-
-
-def exit_code(found: Now, changed: bool | None) -> int:
-    """0: finished, and nothing has changed since; 4: a run is at work; else as the last run ended, or 1."""
-    if found.at_work:
-        return HELD
-    if found.state == "done":
-        return NOT_DONE if changed else 0
-    return found.exit_code or NOT_DONE
-
-
-def next_command(found: Now, command: str, changed: bool | None) -> str:
-    """The exact next command; `command` is the configuration as it was given, with its options."""
-    if found.state == "running" or not found.safe_to_run:
-        return f"lodeset status {command} --watch"
-    if found.state == "never run":
-        return f"lodeset plan {command}"
-    if found.exit_code == 3:
-        return f"lodeset report {command}"
-    if found.state == "done":
-        return f"lodeset run {command}" if changed else f"lodeset report {command}"
-    return f"lodeset run {command}"

@@ -15,7 +15,7 @@ import pytest
 import toy_stages
 from inline import InThisProcess
 
-from lodeset.infra.looking.now import exit_code, next_command, now
+from lodeset.infra.looking.now import now
 from lodeset.pipeline.dag import attempts
 from lodeset.pipeline.dag.claims import claim
 from lodeset.pipeline.dag.runner import Event, Runner
@@ -54,16 +54,16 @@ def run(store: Store, *stages: Stage, watch: Callable[[Event], None] = lambda ev
 def test_a_store_that_never_saw_a_run(store: Store) -> None:
     found = now(store, "zoo", None)
     assert (found.state, found.moving, found.safe_to_run) == ("never run", False, True)
-    assert next_command(found, "zoo.yaml", None) == "lodeset plan zoo.yaml"
-    assert exit_code(found, None) == 1
+    assert found.next_command("zoo.yaml", None) == "lodeset plan zoo.yaml"
+    assert found.status_code(None) == 1
 
 
 def test_done_and_of_another_data_set(store: Store) -> None:
     run(store, stage("a"))
     found = now(store, "zoo", None)
     assert (found.state, found.exit_code, [s.state for s in found.stages]) == ("done", 0, ["finished"])
-    assert (exit_code(found, False), exit_code(found, True)) == (0, 1)
-    assert next_command(found, "zoo.yaml", True) == "lodeset run zoo.yaml"
+    assert (found.status_code(False), found.status_code(True)) == (0, 1)
+    assert found.next_command("zoo.yaml", True) == "lodeset run zoo.yaml"
     assert now(store, "other", None).state == "never run"
     assert now(store, "zoo", 100).state == "never run"
 
@@ -82,7 +82,7 @@ def test_at_work_with_what_each_stage_does_and_waits_for(store: Store, monkeypat
     run(store, a, b, c, watch=look)
     (found,) = seen
     assert (found.state, found.moving, found.safe_to_run) == ("running", True, False)
-    assert exit_code(found, None) == 4
+    assert found.status_code(None) == 4
     assert found.owner["pid"] == os.getpid()
     by_id = {s.id: s for s in found.stages}
     at = by_id["a/pool"]
@@ -112,14 +112,14 @@ def test_a_failed_stage_is_named_with_its_error_and_its_log(store: Store) -> Non
     failed = next(s for s in found.stages if s.id == "a/pool")
     assert (failed.state, "add water" in failed.error) == ("failed", True)
     assert Path(failed.log).parent == Path(store.path("logs"))
-    assert next_command(found, "zoo.yaml", None) == "lodeset run zoo.yaml"
+    assert found.next_command("zoo.yaml", None) == "lodeset run zoo.yaml"
 
 
 def test_a_gate_keeps_its_exit_code(store: Store) -> None:
     with pytest.raises(GateError):
         run(store, stage("a", toy_stages.gate))
     found = now(store, "zoo", None)
-    assert (exit_code(found, None), next_command(found, "zoo.yaml", None)) == (3, "lodeset report zoo.yaml")
+    assert (found.status_code(None), found.next_command("zoo.yaml", None)) == (3, "lodeset report zoo.yaml")
 
 
 def test_secrets_in_an_error_stay_out_of_the_store(store: Store) -> None:
@@ -156,7 +156,7 @@ def test_a_run_that_was_killed_or_stopped(store: Store, number: signal.Signals, 
         process.wait()
     found = now(store, "zoo", None)
     assert (found.state, found.safe_to_run, word in found.why) == (state, True, True)
-    assert next_command(found, "zoo.yaml", None) == "lodeset run zoo.yaml"
+    assert found.next_command("zoo.yaml", None) == "lodeset run zoo.yaml"
 
 
 def elsewhere(store: Store, age: float) -> None:
@@ -176,11 +176,11 @@ def test_silence_is_not_taken_for_failure(store: Store) -> None:
     assert now(store, "zoo", None).state == "running"
     elsewhere(store, age=400)
     found = now(store, "zoo", None)
-    assert (found.state, found.moving, found.safe_to_run, exit_code(found, None)) == ("silent", None, True, 4)
+    assert (found.state, found.moving, found.safe_to_run, found.status_code(None)) == ("silent", None, True, 4)
     with claim(store, "run-zoo", "zoo"):
         found = now(store, "zoo", None)
     assert (found.state, found.safe_to_run) == ("silent", False)
-    assert next_command(found, "zoo.yaml", None) == "lodeset status zoo.yaml --watch"
+    assert found.next_command("zoo.yaml", None) == "lodeset status zoo.yaml --watch"
 
 
 def test_damaged_news_stops_nothing(store: Store) -> None:
