@@ -62,6 +62,8 @@ def test_the_command_line_prints_what_the_functions_return(config: Path, tmp_pat
     assert planned[0] == ("ingest", "pool", "run", 3)
     told = lodeset("status", config, "--json")
     assert told.pop("artifacts") == api.status(opened)
+    now = told.pop("now")
+    assert (now["state"], now["safe_to_run"], now["next"]) == ("never run", True, f"lodeset plan {config}")
     assert told == {**api.summary(opened).to_json(), "models": []} and told["run"] is None
     assert lodeset("schema") == api.schema()
     assert lodeset("report", config, "--out", tmp_path / "a.html", "--json") == {"path": str(tmp_path / "a.html")}
