@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 from fsspec.utils import get_protocol
 from pydantic import Field, ValidationError, model_validator
 
+from lodeset.infra.deploy.config import Deploy
 from lodeset.pipeline.config import CurationConfig, load
 from lodeset.pruning.config import AnyJob, LotteryJob, PruneJob, run_of
 from lodeset.training.config import TrainingConfig, distilling, finishing
@@ -20,6 +22,7 @@ class Config(CurationConfig):
         None, description="DINOv2 pretraining on the shards [default: curation only]"
     )
     pruning: tuple[AnyJob, ...] = Field((), description="sparsification jobs on the trained model")
+    deploy: Deploy | None = Field(None, description="where and when it runs by itself; changes no result")
 
     @model_validator(mode="after")
     def _trains_where_workers_can_write(self) -> Config:
@@ -109,5 +112,18 @@ def cpus_of(config: Config) -> int:
 
 
 def usable_cpus() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of cores that this process may use, within the limit of its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, _cpu_limit(_CGROUP))))
+
+
+_CGROUP = Path("/sys/fs/cgroup/cpu.max")  # inside a container, that of the container
+
+
+def _cpu_limit(file: Path) -> float:
+    """The cores that a control group may use."""
+    try:
+        quota, period = file.read_text(encoding="ascii").split()
+        return math.inf if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        return math.inf

@@ -333,9 +333,7 @@ def load(model: type[Config], path: str | Path | None, overrides: tuple[str, ...
     Raises:
         ConfigError: names the key, the value and what is allowed.
     """
-    tree = _tree(model, Path(path)) if path is not None else {}
-    for override in overrides:
-        _override(tree, override)
+    tree = merged(model, path, overrides)
     try:
         config = model.model_validate(tree)
     except ValidationError as error:
@@ -343,7 +341,19 @@ def load(model: type[Config], path: str | Path | None, overrides: tuple[str, ...
     return _absolute(config, Path(path).resolve().parent if path is not None else Path.cwd())
 
 
-def _tree(model: type[Config], file: Path) -> dict[str, Any]:
+def merged(model: type[BaseModel], path: str | Path | None, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What a YAML file and the overrides say, before it is validated.
+
+    Raises:
+        ConfigError: the file cannot be read, or an override leads nowhere.
+    """
+    tree = _tree(model, Path(path)) if path is not None else {}
+    for override in overrides:
+        _override(tree, override)
+    return tree
+
+
+def _tree(model: type[BaseModel], file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as opened:
             text = read_text(opened, str(file))

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from lodeset.infra import api
 from lodeset.infra.cli.command import Group
+from lodeset.infra.cli.deploy import deploy
 from lodeset.infra.cli.models import models
 from lodeset.infra.cli.options import Json, Set, err, out, print_json, safe
 from lodeset.infra.cli.status import show_status, status_commands
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.add_typer(models)
 app.add_typer(status_commands)
 app.add_typer(store_commands)
+app.add_typer(deploy)
 MISSING_SHOWN = 5  # number of missing sources that `plan` lists
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="configuration file (`lodeset init` writes one)")]

@@ -1,0 +1,1 @@
+"""Files for clusters: Kubernetes manifests and configurations of Ray's cluster launcher."""

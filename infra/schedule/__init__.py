@@ -1,0 +1,1 @@
+"""Runs at fixed times: crontab lines, systemd timers and Kubernetes CronJobs."""
