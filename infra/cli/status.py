@@ -21,8 +21,8 @@ from lodeset.infra.cli.options import Json, Set, err, out, print_json, safe
 from lodeset.infra.cli.store import RunNumber
 from lodeset.infra.cli.tables import print_whole, show, show_changes, show_retrieval
 from lodeset.infra.project import Project, Status
-from lodeset.pipeline.errors import ConfigError, LodesetError
-from lodeset.pipeline.shown import shown
+from lodeset.pipeline.errors import ConfigError, LodesetError, Terminated, ends_like_an_interrupt
+from lodeset.pipeline.shown import redacted, shown
 
 if TYPE_CHECKING:
     from lodeset.infra.looking.now import Now, StageNow
@@ -217,27 +217,36 @@ def _now_tree(now: Now, given: str, changed: bool | None) -> dict[str, Any]:
 
 
 def _watched(project: Project, given: str, as_json: bool) -> int:
-    """Show the state until no run is at work, and return the exit code: on a terminal in place, otherwise a line per change."""
-
+    """Show the state until no run is at work, and return the exit code. To stop watching does not stop the run."""
     live = Live(console=out, refresh_per_second=2, transient=True) if out.is_terminal and not as_json else None
-    before: Any = None
-    with live or contextlib.nullcontext():
-        while True:
-            now = project.now()
-            if live is not None:
-                live.update(Group(*_parts(now, given, None)))
-            elif as_json:
-                print(json.dumps(_now_tree(now, given, None)), flush=True)
-            elif _essence(now) != before:
-                before = _essence(now)
-                out.print(_line(now), highlight=False, soft_wrap=True)
-            if not now.at_work:
-                break
-            time.sleep(LOOK_S)
+    try:
+        with live or contextlib.nullcontext(), ends_like_an_interrupt():
+            now = _until_it_ends(project, given, as_json, live)
+    except KeyboardInterrupt as stop:
+        err.print("no longer watching: the run goes on")
+        return 143 if isinstance(stop, Terminated) else 130
     changed = project.status().summary.changed
     if not as_json:
         print_now(now, given, changed)
     return now.status_code(changed)
+
+
+def _until_it_ends(project: Project, given: str, as_json: bool, live: Live | None) -> Now:
+    """Look again and again: on a terminal in place, otherwise a line per change. A run that has been silent for longer than its
+    claim lasts is not waited for."""
+    before: Any = None
+    while True:
+        now = project.now()
+        if live is not None:
+            live.update(Group(*_parts(now, given, None)))
+        elif as_json:
+            print(json.dumps(redacted(_now_tree(now, given, None))), flush=True)
+        elif _essence(now) != before:
+            before = _essence(now)
+            out.print(_line(now), highlight=False, soft_wrap=True)
+        if not now.at_work or now.safe_to_run:
+            return now
+        time.sleep(LOOK_S)
 
 
 def _essence(now: Now) -> Any:

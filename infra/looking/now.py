@@ -82,12 +82,13 @@ class Now:
 
     @property
     def at_work(self) -> bool:
+        """Whether a run is at work, as far as anybody can tell."""
         return self.state in ("running", "silent")
 
     def status_code(self, changed: bool | None) -> int:
         """The exit code for scripts: 0 finished, and nothing has changed since; 4 a run is at work; else as the last run ended,
         or 1."""
-        if self.at_work:
+        if self.at_work and not self.safe_to_run:
             return HELD
         if self.state == "done":
             return NOT_DONE if changed else 0
@@ -188,14 +189,11 @@ def _judged(attempt: Attempt, own: Holder | None, heard: float) -> tuple[Life, b
             False,
             "; ".join(_still(id_, stage, attempt.written + heard) for id_, stage in running.items()),
         )
-    waits = sorted(
-        {stage.waits_for for stage in attempt.stages.values() if stage.state == "waiting" and stage.waits_for}
-    )
-    return (
-        "running",
-        not waits or heard < STILL_S,
-        f"between stages; waiting for {'; '.join(waits)}" if waits else "it is starting",
-    )
+    waiting = [stage.waits_for for stage in attempt.stages.values() if stage.state == "waiting" and stage.waits_for]
+    waits = sorted({why for why in waiting if not why.startswith("after ")})
+    if waits:
+        return "running", heard < STILL_S, f"between stages; the next waits for {waits[0]}"
+    return "running", True, "between stages" if waiting else "it is starting"
 
 
 def _process(attempt: Attempt) -> str:

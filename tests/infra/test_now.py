@@ -176,10 +176,10 @@ def test_silence_is_not_taken_for_failure(store: Store) -> None:
     assert now(store, "zoo", None).state == "running"
     elsewhere(store, age=400)
     found = now(store, "zoo", None)
-    assert (found.state, found.moving, found.safe_to_run, found.status_code(None)) == ("silent", None, True, 4)
+    assert (found.state, found.moving, found.safe_to_run, found.status_code(None)) == ("silent", None, True, 1)
     with claim(store, "run-zoo", "zoo"):
         found = now(store, "zoo", None)
-    assert (found.state, found.safe_to_run) == ("silent", False)
+    assert (found.state, found.safe_to_run, found.status_code(None)) == ("silent", False, 4)
     assert found.next_command("zoo.yaml", None) == "lodeset status zoo.yaml --watch"
 
 
