@@ -29,7 +29,7 @@ test: venv
 test-slow: venv
 	$(BIN)/python -m pytest -m "slow and not kills and not gpu"
 
-# A kill in every stage, of the driver and of a worker; it prints a table.
+# Forty kills at drawn moments, of drivers, workers and whole Ray nodes; it prints a table.
 test-kills: venv
 	$(BIN)/python -m pytest -m kills
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lodeset.infra.looking.now import Now
     from lodeset.infra.looking.story import Traced
     from lodeset.infra.looking.summary import Summary
+    from lodeset.infra.upkeep.gc import Collected
     from lodeset.pipeline.dag.runner import Event
 
 Cells = Sequence[str]
@@ -159,6 +160,16 @@ class Project:
             raise LodesetError(f"no finished run of {self.path} has written shards: run it first")
         urls = (opened.store.full_url(file.path) for file in written.tables["shards"])
         return Dataset(urls, images=written.rows.kept)
+
+    def gc(self, *, keep: int = 10, older_than_days: float = 1.0, dry_run: bool = False) -> Collected:
+        """Deletes what none of the last `keep` runs of any data set in the store needs.
+
+        What no run has on record stays until it has not changed for `older_than_days`. With `dry_run` nothing is deleted.
+        """
+        from lodeset.infra.upkeep.gc import collect
+
+        opened = self._looked()
+        return collect(opened.store, opened.stages, keep=keep, older_than=older_than_days * 86_400, dry_run=dry_run)
 
     def neighbors(self, image: Any, k: int = 10) -> pa.Table:
         """The k pool images of the last finished run that are most similar to an image.

@@ -21,7 +21,7 @@ SLOW_COMMIT = Path(__file__).parent / "slow_commit"
 MARK = "LODESET_TEST_RUN"
 _FORKED = "multiprocessing.forkserver"
 
-Worker = Literal["pool", "ray", "training"]
+Worker = Literal["pool", "ray", "training", "node"]
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Run:
         self.process.send_signal(signal.SIGKILL)
 
     def kill_worker(self, kind: Worker) -> bool:
-        """Kills one worker that is at work; whether there was one."""
+        """Kills one worker that is at work, or the process that stands for a whole Ray node; whether there was one."""
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 command, parent = " ".join(process.cmdline()), process.parent()
@@ -85,6 +85,7 @@ class Run:
                     "pool": _FORKED in command and parent is not None and _FORKED in " ".join(parent.cmdline()),
                     "ray": command.startswith("ray::") and not command.startswith("ray::IDLE") and not actor,
                     "training": "RayTrainWorker" in command,
+                    "node": process.name() == "raylet",
                 }
                 if found[kind]:
                     process.kill()

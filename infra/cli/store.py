@@ -12,6 +12,7 @@ from rich.table import Table
 from lodeset.infra import api
 from lodeset.infra.cli.options import Json, Set, err, out, print_json, safe
 from lodeset.infra.cli.tables import print_whole
+from lodeset.infra.project import Project
 from lodeset.pipeline.errors import ConfigError, LodesetError
 
 store_commands = typer.Typer()
@@ -114,3 +115,56 @@ def verify(
             f"{len(done.damage):,} {files} missing or damaged{again}: `lodeset run {config}` makes again what the "
             "configuration still requires, and removes the rest"
         )
+
+
+@store_commands.command()
+def gc(
+    config: ConfigPath,
+    keep: Annotated[
+        int, typer.Option(min=1, metavar="N", help="keep the last N runs of each data set in the store")
+    ] = 10,
+    older_than: Annotated[
+        float, typer.Option(min=0, metavar="DAYS", help="delete what no run has on record once it is older than this")
+    ] = 1.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would be deleted, and why")] = False,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Delete what no kept run needs, and account for every byte of the store."""
+    from lodeset.infra.upkeep.gc import GOING, KINDS
+
+    done = Project(config, tuple(set_ or ())).gc(keep=keep, older_than_days=older_than, dry_run=dry_run)
+    if as_json:
+        print_json(
+            {
+                "deleted": done.deleted,
+                "kept_runs": done.kept_runs,
+                "dropped_runs": done.dropped_runs,
+                "kinds": [
+                    {"kind": kind, "goes": kind in GOING, "files": files, "size_bytes": size, "why": KINDS[kind]}
+                    for kind, (files, size) in done.sums.items()
+                ],
+                "files": [vars(entry) for entry in done.entries],
+            }
+        )
+        return
+    drawn = Table("", "files", "bytes", "", box=None, pad_edge=False)
+    drawn.columns[1].justify = drawn.columns[2].justify = "right"
+    for kind, (files, size) in done.sums.items():
+        if files:
+            goes = "deleted" if done.deleted else "would go"
+            style = "bold" if kind in GOING else "dim"
+            drawn.add_row(goes if kind in GOING else "stays", f"{files:,}", f"{size:,}", KINDS[kind], style=style)
+    print_whole(out, drawn)
+    out.print(
+        f"{'deleted' if done.deleted else 'would delete'} {done.files:,} files, {done.size_bytes:,} bytes; "
+        f"keeps {_number_of(done.kept_runs)}, drops {_number_of(done.dropped_runs)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _number_of(runs: Sequence[int]) -> str:
+    if not runs:
+        return "no run"
+    return f"run {runs[0]}" if len(runs) == 1 else f"{len(runs):,} runs ({runs[0]} to {runs[-1]})"

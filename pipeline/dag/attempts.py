@@ -62,6 +62,7 @@ class StageNews:
     moved: float = 0.0
     error: str = ""
     log: str = ""
+    fingerprint: str = ""  # as soon as it is known: what it makes or has made is not to be deleted
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
 
@@ -177,11 +178,12 @@ def _after(before: StageNews | None, event: Event, now: float) -> StageNews:
     if event.kind == "waiting":
         return replace(old, waits_for=event.reason)
     if event.kind == "started":
-        return StageNews("running", now, begun=now, moved=now, log=event.log)
+        return StageNews("running", now, begun=now, moved=now, log=event.log, fingerprint=event.fingerprint)
     if event.kind == "failed":
         return replace(old, state="failed", since=now, waits_for="", moved=now, error=without_secrets(event.reason))
     if event.kind in ("done", "finished", "taken over"):
-        return replace(old, state="finished", since=now, waits_for="", fraction=1.0, moved=now)
+        made = event.artifact.fingerprint if event.artifact is not None else old.fingerprint
+        return replace(old, state="finished", since=now, waits_for="", fraction=1.0, moved=now, fingerprint=made)
     if event.kind == "damaged":
         return StageNews("waiting", now, "to be made again: " + event.reason, moved=now)
     told = event.progress

@@ -62,7 +62,8 @@ def perform(payload: bytes, tell: Callable[[dict[str, Any]], None]) -> None:
         context = Context(**task, report=report, also=also)
         with context.store.explained(f"stage {context.stage.id}"):
             outcome: Outcome = context.stage.function(context)
-        tell({"outcome": {**dataclasses.asdict(outcome), "details": as_mapping(outcome.details)}})
+        tree = {**dataclasses.asdict(outcome), "details": as_mapping(outcome.details)}
+        tell({"outcome": tree, "used": context.store.used()})
     except LodesetError as error:
         replaced = replaced_source(str(error))
         if replaced is not None:

@@ -10,16 +10,16 @@ are withdrawn.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import pyarrow.compute as pc
-from pydantic import TypeAdapter
 
-from lodeset.pipeline.dag.manifests import ARTIFACT, PART, RUN, Artifact, File, Part, Run, parsed
+from lodeset.pipeline.dag.manifests import PART, RUN, Artifact, File, Part, Run, parsed
 from lodeset.pipeline.dag.store import DAMAGED, Store, artifact_manifest, part_manifest, run_path
 from lodeset.pipeline.errors import DamagedError
 
@@ -67,12 +67,12 @@ def contents(store: Store) -> Contents:
     ]
     damage: list[Damage] = []
 
-    def read(relative: str, kind: TypeAdapter[Told]) -> Told | None:
+    def read(relative: str, parse: Callable[[bytes], Told]) -> Told | None:
         data = store.read(relative)
         if data is None:
             return None
         try:
-            return parsed(kind, data)
+            return parse(data)
         except ValueError as error:
             damage.append(Damage(relative, str(error)))
             return None
@@ -83,9 +83,11 @@ def contents(store: Store) -> Contents:
         return relative != belongs
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(lambda at: read(part_manifest(*at), PART), parts))
-        finished = list(pool.map(lambda at: read(artifact_manifest(*at), ARTIFACT), made))
-        runs = list(pool.map(lambda number: read(run_path(number), RUN), store.run_numbers()))
+        found = list(pool.map(lambda at: read(part_manifest(*at), functools.partial(parsed, PART)), parts))
+        finished = list(pool.map(lambda at: read(artifact_manifest(*at), store.parsed_artifact), made))
+        runs = list(
+            pool.map(lambda number: read(run_path(number), functools.partial(parsed, RUN)), store.run_numbers())
+        )
     return Contents(
         tuple(
             (at[0], part)

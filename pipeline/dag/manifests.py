@@ -15,6 +15,8 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from lodeset.pipeline.dag import lists
+
 _SEAL = re.compile(rb',\n "checksum": "([0-9a-f]{64})"\n\}$')
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -62,7 +64,8 @@ class Artifact:
     """A finished stage, as its manifest tells it.
 
     `created` is for people. `order` is larger than that of all earlier artifacts of the same stage and set, whatever the clock
-    said; 0 in the manifests of lodeset 0.1.0.
+    said; 0 in the manifests of lodeset 0.1.0. `used` are the parts that the stage read or made on its way, by their stage: none of
+    its files, but what saves the next run from making them again; None where that was not recorded.
     """
 
     stage: str
@@ -78,6 +81,7 @@ class Artifact:
     seconds: float = 0.0
     created: float = 0.0
     order: int = 0
+    used: Mapping[str, tuple[str, ...]] | None = None
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -92,8 +96,16 @@ class Artifact:
     def files(self) -> tuple[File, ...]:
         return tuple(file for files in self.tables.values() for file in files)
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    def to_json(self, put: lists.Put) -> dict[str, Any]:
+        """Its manifest, once the pieces of its long lists are put."""
+        tree = asdict(self)
+        for key in _LISTS:
+            if tree[key] is not None:
+                tree[key] = {name: lists.packed(rows, put) for name, rows in tree[key].items()}
+        return tree
+
+
+_LISTS = ("tables", "used")  # of an artifact
 
 
 @dataclass(frozen=True)
@@ -166,7 +178,10 @@ def parsed(kind: TypeAdapter[Told], data: bytes) -> Told:
     Raises:
         ValueError: as above, or it lacks a field, or has one too many, or one of another type.
     """
-    tree = unsealed(data)
+    return _validated(kind, unsealed(data))
+
+
+def _validated(kind: TypeAdapter[Told], tree: Mapping[str, Any]) -> Told:
     try:
         # By way of JSON, where a list stands for a tuple.
         return kind.validate_json(json.dumps(tree))
@@ -176,4 +191,27 @@ def parsed(kind: TypeAdapter[Told], data: bytes) -> Told:
         raise ValueError(f"{where}: {first['msg']}") from None
 
 
-PART, ARTIFACT, RUN = TypeAdapter(Part), TypeAdapter(Artifact), TypeAdapter(Run)
+def parsed_artifact(data: bytes, get: lists.Get) -> Artifact:
+    """An artifact's manifest with its lists.
+
+    Raises:
+        ValueError: as above, or a piece of a list is missing, or not what was written.
+    """
+    tree = unsealed(data)
+    for key in _LISTS:
+        if isinstance(tree.get(key), dict):
+            try:
+                tree[key] = {name: lists.unpacked(rows, get) for name, rows in tree[key].items()}
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"{key}: {type(error).__name__} {error}") from None
+    return _validated(_ARTIFACT, tree)
+
+
+def pieces_of(data: bytes, get: lists.Get) -> set[str]:
+    """The digests of all pieces of an artifact's lists."""
+    tree = unsealed(data)
+    every = (rows for key in _LISTS for rows in (tree.get(key) or {}).values())
+    return {digest for rows in every for digest in lists.pieces(rows, get)}
+
+
+PART, RUN, _ARTIFACT = TypeAdapter(Part), TypeAdapter(Run), TypeAdapter(Artifact)

@@ -38,6 +38,7 @@ class Event:
     artifact: Artifact | None = None
     reason: str = ""  # of `waiting`: what for
     log: str = ""  # of `started` and `failed`: where the stage's output is kept
+    fingerprint: str = ""  # of `started`
 
 
 @dataclass
@@ -185,7 +186,8 @@ class Runner:
         child_process = self._launch_child(cloudpickle.dumps(task), log)
         started = Running(stage, decision, child_process, log, cpus, time.monotonic(), held)
         self._selector.register(child_process.channel, selectors.EVENT_READ, started)
-        self.watch(Event("started", stage, reason=decision.reason, log=self._log_of(started)))
+        told = Event("started", stage, reason=decision.reason, log=self._log_of(started), fingerprint=fingerprint)
+        self.watch(told)
         return started
 
     def _task(self, decision: Decision, cpus: int, finished: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -244,7 +246,7 @@ class Runner:
                 where = f" (log: {self._log_of(one)})" if result.get("unexpected") else ""
                 message = f"{one.stage.id}: {result['error']}{where}"
                 raise {3: GateError, 4: HeldError}.get(result["exit_code"], LodesetError)(message)
-            artifact = self._accounted(one, _outcome(result["outcome"]), finished)
+            artifact = self._accounted(one, _outcome(result["outcome"]), result["used"], finished)
         committed = self.store.commit_artifact(artifact)
         self.watch(Event("done", one.stage, artifact=committed))
         return committed
@@ -252,7 +254,13 @@ class Runner:
     def _log_of(self, one: Running) -> str:
         return self.store.full_url(f"{LOGS}/{one.log.name}")
 
-    def _accounted(self, one: Running, outcome: Outcome, finished: Mapping[str, Artifact]) -> Artifact:
+    def _accounted(
+        self,
+        one: Running,
+        outcome: Outcome,
+        used: Mapping[str, Sequence[str]],
+        finished: Mapping[str, Artifact],
+    ) -> Artifact:
         rows = outcome.rows
         if not rows.balanced():
             raise LodesetError(
@@ -285,6 +293,7 @@ class Runner:
             seconds=round(time.monotonic() - one.started, 3),
             created=time.time(),
             order=self.store.next_order(one.stage.name, one.stage.set),
+            used={stage: tuple(keys) for stage, keys in used.items()},
         )
 
 

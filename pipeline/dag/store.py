@@ -4,6 +4,8 @@
 <store>/parts/<stage>/<key>/<attempt>-<table>.parquet    data, under names that no other attempt uses
 <store>/parts/<stage>/<key>/manifest.json                put only if absent: the part is finished
 <store>/artifacts/<stage>/<set>/<fingerprint>/manifest.json    likewise: the stage is finished
+<store>/lists/<sha256>.json                              pieces of long lists, which manifests share (`pipeline/dag/lists.py`)
+<store>/attempts/<number>.json                           what a run says while it works (`pipeline/dag/attempts.py`)
 <store>/runs/<number>.json                               what a run made of it all (`pipeline/dag/runs.py`)
 <store>/claims/...                                       leases; they only save double work
 <store>/damaged/...                                      what a reader found damaged; `run` makes it again (`pipeline/dag/damage.py`)
@@ -29,7 +31,7 @@ from typing import IO, Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lodeset.pipeline.dag.manifests import ARTIFACT, PART, RUN, parsed, sealed, unsealed
+from lodeset.pipeline.dag.manifests import PART, RUN, parsed, parsed_artifact, pieces_of, sealed, unsealed
 from lodeset.pipeline.dag.manifests import Artifact as Artifact
 from lodeset.pipeline.dag.manifests import File as File
 from lodeset.pipeline.dag.manifests import Part as Part
@@ -41,7 +43,7 @@ from lodeset.pipeline.shown import shown
 
 Told = TypeVar("Told")
 
-DAMAGED, RUNS = "damaged", "runs"
+DAMAGED, RUNS, LISTS = "damaged", "runs", "lists"
 # (full path, digest) of files that this process has read and found whole -> size and modification time then, where that is cheap to
 # ask for.
 _WHOLE: dict[tuple[str, str], tuple[int, int] | None] = {}
@@ -55,6 +57,8 @@ class Store(Place):
         """Raises LodesetError where the URL's protocol is unknown or its driver is not installed."""
         super().__init__(url)
         self._runs: dict[int, Run] = {}  # records are written once
+        self._pieces: dict[str, bytes] = {}  # likewise
+        self._used: dict[str, set[str]] = {}  # parts that were found or made through this object, by their stage
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return Store, (self.url,)
@@ -93,7 +97,15 @@ class Store(Place):
     # -- parts
 
     def part(self, stage: str, key: str) -> Part | None:
-        return self._manifest_at(part_manifest(stage, key), functools.partial(parsed, PART))
+        found = self._manifest_at(part_manifest(stage, key), functools.partial(parsed, PART))
+        if found is not None:
+            self._used.setdefault(stage, set()).add(key)
+        return found
+
+    def used(self) -> dict[str, tuple[str, ...]]:
+        """The parts that were found or made through this object, by their stage; of a stage's process, which looks all its parts
+        up, these are the ones that the stage is made from."""
+        return {stage: tuple(sorted(keys)) for stage, keys in sorted(self._used.items())}
 
     def committed(self, stage: str, keys: Sequence[str]) -> dict[str, Part]:
         """Which of these parts are finished."""
@@ -117,6 +129,7 @@ class Store(Place):
         folder, attempt = f"parts/{stage}/{key}", uuid.uuid4().hex[:12]
         written = {name: self.write_named(f"{folder}/{attempt}-{name}.parquet", data) for name, data in tables.items()}
         part = Part(key, {**written, **(files or {})}, dict(counts or {}), seconds)
+        self._used.setdefault(stage, set()).add(key)
         if self.put_absent(f"{folder}/manifest.json", sealed(asdict(part))):
             return part
         earlier = self.part(stage, key)
@@ -137,7 +150,29 @@ class Store(Place):
     # -- artifacts
 
     def artifact(self, stage: str, set_: str, fingerprint: str) -> Artifact | None:
-        return self._manifest_at(artifact_manifest(stage, set_, fingerprint), functools.partial(parsed, ARTIFACT))
+        return self._manifest_at(artifact_manifest(stage, set_, fingerprint), self.parsed_artifact)
+
+    def parsed_artifact(self, data: bytes) -> Artifact:
+        """Raises ValueError: it is not what was written, or a piece of its lists is not."""
+        return parsed_artifact(data, self._piece)
+
+    def pieces(self, artifact: Artifact) -> set[str]:
+        """The paths of the pieces that an artifact's lists consist of."""
+        data = self.read(self.relative_manifest(artifact))
+        return set() if data is None else {piece_path(digest) for digest in pieces_of(data, self._piece)}
+
+    def _piece(self, digest: str) -> bytes:
+        if digest not in self._pieces:
+            data = self.read(piece_path(digest))
+            if data is None:
+                raise ValueError(f"a piece of its lists, {piece_path(digest)}, is missing")
+            self._pieces[digest] = data
+        return self._pieces[digest]
+
+    def _put_piece(self, digest: str, data: bytes) -> None:
+        """A damaged piece gives way to what its name says."""
+        if not self.put_absent(piece_path(digest), data) and self.read(piece_path(digest)) != data:
+            self.overwrite(piece_path(digest), data)
 
     def history(self, stage: str, set_: str) -> list[Artifact]:
         """Every finished artifact of a stage and set, newest first: as the last run used them, whatever clocks said."""
@@ -167,7 +202,7 @@ class Store(Place):
 
     def commit_artifact(self, artifact: Artifact) -> Artifact:
         """Puts the manifest if there is none; whoever came first is returned."""
-        if self.put_absent(self.relative_manifest(artifact), sealed(artifact.to_json())):
+        if self.put_absent(self.relative_manifest(artifact), sealed(artifact.to_json(self._put_piece))):
             return artifact
         earlier = self.artifact(artifact.stage, artifact.set, artifact.fingerprint)
         assert earlier is not None, f"{self.relative_manifest(artifact)} exists and cannot be read"
@@ -175,7 +210,7 @@ class Store(Place):
 
     def replace_artifact(self, artifact: Artifact) -> None:
         """Puts it in the place of that with its fingerprint."""
-        self.replace_json(self.relative_manifest(artifact), artifact.to_json())
+        self.replace_json(self.relative_manifest(artifact), artifact.to_json(self._put_piece))
 
     def delete_artifact(self, artifact: Artifact) -> None:
         """Its manifest; the parts that it lists may be another's, too."""
@@ -315,6 +350,10 @@ def run_path(number: int) -> str:
 
 def artifact_manifest(stage: str, set_: str, fingerprint: str) -> str:
     return f"artifacts/{stage}/{set_}/{fingerprint}/manifest.json"
+
+
+def piece_path(digest: str) -> str:
+    return f"{LISTS}/{digest}.json"
 
 
 def part_manifest(stage: str, key: str) -> str:

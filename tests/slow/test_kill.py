@@ -4,7 +4,7 @@ One run is killed again and again, and started again whenever it has ended: in a
 that it committed may be lost or made again, and in the end its shards and its weights are those of a run that was left alone.
 
 A kill matters per mechanism, so the slow tests kill a run once in each, at stages that LODESET_KILL_SEED draws.
-`make test-kills` kills the driver and a worker in every stage, and prints a table.
+`make test-kills` kills at forty drawn moments, and prints a table.
 """
 
 from __future__ import annotations
@@ -40,17 +40,18 @@ PARTS = {
 STAGES = (*PARTS, "train")  # whose parts are checkpoints
 WORKERS: dict[str, Worker] = {"ingest": "pool", "write_shards": "pool", "train": "training"}  # others: "ray"
 FEWEST_PARTS = 8
-AFTER = 2  # parts that are committed between two kills in one stage
+AFTER = 2  # parts that are committed between two kills in one stage, unless drawn
 COMMIT_S = 0.4
 PATIENCE_S = 900
 
 
 @dataclass(frozen=True)
 class Kill:
-    """Of the driver or of a worker, in a stage."""
+    """Of the driver, of a worker, or of a whole Ray node, in a stage, once it has committed so many more parts."""
 
-    victim: Literal["driver", "worker"]
+    victim: Literal["driver", "worker", "node"]
     stage: str
+    after: int = AFTER
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,24 @@ def one_each(seed: int) -> list[Kill]:
     return sorted(chosen, key=lambda kill: STAGES.index(kill.stage))
 
 
-EVERYWHERE = [Kill(victim, stage) for stage in STAGES for victim in ("worker", "driver")]  # type: ignore[arg-type]
+def forty(seed: int) -> list[Kill]:
+    """Ten kills each of the driver, of a worker of a pool or of Ray, of a whole Ray node, and of a training worker."""
+    rng = random.Random(seed)
+    by_ray = [stage for stage in PARTS if stage not in WORKERS]
+
+    def spread(stages: Sequence[str]) -> list[str]:
+        """Ten stages, none more than once more often than another: each has few parts to be killed among."""
+        return [stage for _ in range(-(-10 // len(stages))) for stage in rng.sample(list(stages), len(stages))][:10]
+
+    kills = [Kill("driver", stage, rng.choice((1, 2))) for stage in spread(list(PARTS))]
+    kills += [Kill("worker", stage, rng.choice((1, 2))) for stage in spread(list(PARTS))]
+    kills += [Kill("node", stage, rng.choice((1, 2))) for stage in spread([*by_ray, "train"])]
+    kills += [Kill("worker", "train", 1) for _ in range(10)]
+    rng.shuffle(kills)
+    return sorted(kills, key=lambda kill: STAGES.index(kill.stage))
+
+
+SEED = int(os.environ.get("LODESET_KILL_SEED", "0"))
 
 
 def test_nothing_listens_beyond_loopback(whole: WholeRun) -> None:
@@ -90,8 +108,8 @@ def test_nothing_listens_beyond_loopback(whole: WholeRun) -> None:
 @pytest.mark.parametrize(
     "kills",
     [
-        pytest.param(one_each(int(os.environ.get("LODESET_KILL_SEED", "0"))), id="once in each mechanism"),
-        pytest.param(EVERYWHERE, id="in every stage", marks=pytest.mark.kills),
+        pytest.param(one_each(SEED), id="once in each mechanism"),
+        pytest.param(forty(SEED), id="forty times", marks=pytest.mark.kills),
     ],
 )
 def test_a_run_that_is_killed_goes_on(
@@ -145,17 +163,16 @@ def _killed(
         assert time.monotonic() < deadline, f"not done after {PATIENCE_S} s; pending: {pending}"
         time.sleep(0.02)
         for stage in dict.fromkeys(kill.stage for kill in pending):
-            parts = _parts(store, stage)
-            if parts < before[stage] + AFTER:
+            parts, kill = _parts(store, stage), next(kill for kill in pending if kill.stage == stage)
+            if parts < before[stage] + kill.after:
                 continue
-            kill = next(kill for kill in pending if kill.stage == stage)
             # What is committed before a worker's kill counts: the run that goes on may not touch it either.
             known = _committed(store)
             if kill.victim == "driver":
                 run.kill_driver()
                 run.process.wait()
                 known = _committed(store)
-            elif not run.kill_worker(WORKERS.get(stage, "ray")):
+            elif not run.kill_worker("node" if kill.victim == "node" else WORKERS.get(stage, "ray")):
                 continue
             committed.update(known)
             pending.remove(kill)
