@@ -10,6 +10,7 @@ import time
 
 import pyarrow as pa
 
+from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.stage import Context, Outcome, Progress
 from lodeset.pipeline.dag.store import File, Rows
 from lodeset.pipeline.errors import GateError, LodesetError, source_replaced
@@ -84,3 +85,26 @@ def dies(context: Context) -> Outcome:
 def leaves_a_process(context: Context) -> Outcome:
     left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     return Outcome({}, Rows(0, 0), details={"pid": left.pid})
+
+
+def reads(context: Context) -> Outcome:
+    """A file of the pool is a part."""
+    keys = [digest("read", n) for n in range(context.spec["size"])]
+    there = context.store.committed("read", keys)
+    for n, key in enumerate(keys):
+        if key not in there:
+            context.store.commit_part("read", key, {"rows": pa.table({"x": [n]})})
+    parts = context.store.committed("read", keys)
+    return Outcome({"rows": tuple(parts[key].files["rows"] for key in keys)}, Rows(len(keys), len(keys)))
+
+
+def compares(context: Context) -> Outcome:
+    """Keeps a part for each file, and lists none of them: its table is what they come to."""
+    files = context.inputs["pool"].tables["rows"]
+    keys = [digest("compare", file.sha256) for file in files]
+    there = context.store.committed("compare", keys)
+    for key in keys:
+        if key not in there:
+            context.store.commit_part("compare", key, {"found": pa.table({"key": [key]})})
+    total = context.store.commit_part("compared", context.fingerprint, {"total": pa.table({"x": [len(keys)]})})
+    return Outcome({"total": (total.files["total"],)}, Rows(len(keys), len(keys)))
