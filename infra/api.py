@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lodeset.infra.looking.summary import Summary as Summary
     from lodeset.infra.upkeep.compact import Compacted
     from lodeset.infra.upkeep.forget import Forgotten
+    from lodeset.infra.upkeep.gc import Collected
     from lodeset.pipeline.dag.decisions import Decision
     from lodeset.pipeline.dag.runner import Event
     from lodeset.pipeline.dag.store import Artifact, File
@@ -133,6 +134,19 @@ def forget(path: str | Path, asked: Sequence[str], copies: bool = False, overrid
     from lodeset.pipeline.dag.store import Store
 
     return forget(Store(read(path, overrides).store), asked, copies)
+
+
+def gc(opened: Opened, keep: int = 10, older_than: float = 86_400.0, dry_run: bool = False) -> Collected:
+    """Deletes what none of the last `keep` runs of any data set in the store needs, and accounts for every byte of the store. What no
+    run has on record goes once it has not changed for `older_than` seconds. With `dry_run` nothing is deleted.
+
+    Raises:
+        LodesetError: no store is there, or a manifest of it is damaged.
+        HeldError: a take-down, or a run that does not say what it needs, is at work on the store.
+    """
+    from lodeset.infra.upkeep.gc import collect
+
+    return collect(opened.store, opened.stages, keep=keep, older_than=older_than, dry_run=dry_run)
 
 
 def artifacts(opened: Opened) -> dict[str, Artifact]:

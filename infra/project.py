@@ -166,10 +166,9 @@ class Project:
 
         What no run has on record stays until it has not changed for `older_than_days`. With `dry_run` nothing is deleted.
         """
-        from lodeset.infra.upkeep.gc import collect
+        from lodeset.infra.api import gc
 
-        opened = self._looked()
-        return collect(opened.store, opened.stages, keep=keep, older_than=older_than_days * 86_400, dry_run=dry_run)
+        return gc(self._looked(), keep, older_than_days * 86_400, dry_run)
 
     def neighbors(self, image: Any, k: int = 10) -> pa.Table:
         """The k pool images of the last finished run that are most similar to an image.

@@ -21,17 +21,18 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lodeset.infra.looking.summary import REPORTS
+from lodeset.infra.looking.summary import REPORTS, TRAINED
 from lodeset.pipeline.dag import attempts
 from lodeset.pipeline.dag.claims import claim, live, store_clock
 from lodeset.pipeline.dag.damage import Contents, contents
 from lodeset.pipeline.dag.decisions import decide
 from lodeset.pipeline.dag.manifests import Artifact, Part, sealed
 from lodeset.pipeline.dag.runner import LOGS
-from lodeset.pipeline.dag.stage import PREVIOUS, Stage
+from lodeset.pipeline.dag.stage import PREVIOUS, Stage, read_as
 from lodeset.pipeline.dag.store import RUNS, Store
 from lodeset.pipeline.errors import DamagedError, HeldError, LodesetError
 from lodeset.pipeline.tables.forgotten import CLAIM
+from lodeset.training.specs import TrainDetails
 
 KEEP = 10  # runs
 OLDER_THAN_S = 86_400.0
@@ -211,8 +212,13 @@ def _needed(store: Store, held: Contents, kept: Collection[int], stages: Mapping
     every = {(stage, part.key) for stage, part in held.parts}
     used = {(stage, key) for one in needed.values() for stage, keys in (one.used or {}).items() for key in keys}
     work = (every if unknown else used & every) - listed
-    folders = {one.details["folder"] for one in needed.values() if isinstance(one.details.get("folder"), str)}
+    folders = {folder for one in needed.values() for folder in _folder(one)}
     return _Needed(needed, listed, work, files, folders, prefixes)
+
+
+def _folder(artifact: Artifact) -> list[str]:
+    """Where a trained model lies with its checkpoints, of which its artifact lists only the last."""
+    return [read_as(TrainDetails, artifact.details).folder] if artifact.stage in TRAINED else []
 
 
 def _at_work(store: Store) -> Iterator[tuple[str, str]]:
@@ -255,7 +261,7 @@ class _Classes:
         }
         of_dropped = [a for a in dropped if (a.stage, a.set, a.fingerprint) in self._dropped]
         self._dropped_files = {file.path for a in of_dropped for file in a.files()}
-        self._dropped_folders = {a.details["folder"] for a in of_dropped if isinstance(a.details.get("folder"), str)}
+        self._dropped_folders = {folder for a in of_dropped for folder in _folder(a)}
         self._dropped_parts = {
             (stage, key) for a in of_dropped for stage, keys in (a.used or {}).items() for key in keys
         }

@@ -38,7 +38,7 @@ def test_every_command_is_a_function() -> None:
     commands = {command.callback.__name__ for command in registered if command.callback}
     assert commands == {
         "init", "schema", "plan", "run", "status", "report", "trace", "dedup_preview", "compact", "forget", "demo", "train", "prune",
-        "export", "doctor", "table", "verify",
+        "export", "doctor", "table", "verify", "gc",
     }  # fmt: skip
     for name in commands:
         assert (
