@@ -74,13 +74,21 @@ def command_lines(document: str) -> list[str]:
     return [line for line in lines if re.match(r"(\.venv/bin/)?lodeset ", line)]
 
 
+def resolved(words: list[str]) -> tuple[Any, list[str]]:
+    """The command that the first words name, e.g. `render kubernetes`, and the words after it."""
+    command: Any = COMMANDS
+    while words and words[0] in getattr(command, "commands", ()):
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
 def test_command_lines_that_are_shown_are_understood() -> None:
     tried = 0
     for document in DOCUMENTS:
         for line in command_lines(document):
-            name, *arguments = shlex.split(line, comments=True)[1:]
-            assert name in COMMANDS.commands, f"{document}: {line}"
-            with COMMANDS.commands[name].make_context(name, arguments):  # raises UsageError
+            command, arguments = resolved(shlex.split(line, comments=True)[1:])
+            assert command is not COMMANDS, f"{document}: {line}"
+            with command.make_context(command.name, arguments):  # raises UsageError
                 tried += 1
     assert tried > 10
 
@@ -92,12 +100,12 @@ def options(command: Any) -> set[str]:
 def test_commands_in_a_sentence_exist_with_their_options() -> None:
     for document in DOCUMENTS:
         for code in inline(document):
-            name, *rest = code.removeprefix("lodeset ").split()
+            command, rest = resolved(code.removeprefix("lodeset ").split())
             given = {word.split("=")[0] for word in rest if word.startswith("--")}
-            if code.startswith("lodeset ") and name not in ("COMMAND", "--version"):
-                assert name in COMMANDS.commands, f"{document}: `{code}`"
-            if name in COMMANDS.commands:
-                assert given <= options(COMMANDS.commands[name]), f"{document}: `{code}`"
+            if code.startswith("lodeset ") and rest[:1] not in (["COMMAND"], ["--version"]):
+                assert command is not COMMANDS, f"{document}: `{code}`"
+            if command is not COMMANDS:
+                assert given <= options(command), f"{document}: `{code}`"
 
 
 def defined(file: Path) -> set[str]:

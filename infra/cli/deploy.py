@@ -72,7 +72,7 @@ def _give(made: Sequence[Document], to: Path | None, as_json: bool) -> None:
     files = {f"{n}-{d.name}.yaml" if numbered else f"{d.name}.yaml": d for n, d in enumerate(made, 1)}
     try:
         to.mkdir(parents=True, exist_ok=True)
-        others = sorted(file.name for file in to.glob("*.yaml") if file.name not in files)
+        others = sorted(file.name for file in to.glob("*.yaml") if numbered and file.name not in files)
         for name, document in files.items():
             (to / name).write_text(as_yaml(document.body, document.comment), encoding="utf-8")
     except OSError as error:

@@ -250,6 +250,7 @@ def test_pods_have_no_rights_that_they_do_not_need(path: Path, mode: str) -> Non
     specs = [spec for body in found.values() for spec in pod_specs(body)]
     assert len(specs) >= 3
     for spec in specs:
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] == 10001
         for container in spec["containers"]:
             security = container["securityContext"]
