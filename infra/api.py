@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lodeset.infra.config import Config, cpus_of, read
+from lodeset.infra.deploy.kubernetes import render_kubernetes as render_kubernetes
+from lodeset.infra.deploy.launcher import render_cluster as render_cluster
 from lodeset.infra.looking.looking import held, title_of
 from lodeset.infra.looking.looking import report as report
 from lodeset.infra.looking.looking import status as status
@@ -23,6 +25,8 @@ from lodeset.infra.looking.looking import verify as verify
 from lodeset.infra.models import export as export
 from lodeset.infra.models import prune as prune
 from lodeset.infra.models import train as train
+from lodeset.infra.schedule.schedule import schedule as schedule
+from lodeset.infra.schedule.schedule import unschedule as unschedule
 from lodeset.infra.session import Opened as Opened
 from lodeset.infra.session import names_of, run_stages
 from lodeset.infra.session import open_config as open_config

@@ -59,4 +59,7 @@ shards: {size_mb: 256, seed: 0}
 # training: {recipe: tiny, steps: 1000}
 # pruning:
 #   - {method: entropic, sweep: [1.0e-4, 1.0e-3, 1.0e-2]}
+
+# When it runs by itself: `lodeset schedule --install`. `lodeset render` takes the rest of `deploy`.
+# deploy: {schedule: {cron: "0 3 * * 1", timezone: Europe/Berlin}}
 """

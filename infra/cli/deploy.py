@@ -37,12 +37,12 @@ def kubernetes(
     as_json: Json = False,
 ) -> None:
     """Print the objects that run a configuration in Kubernetes: a Ray cluster or Ray jobs, and their CronJob."""
-    from lodeset.infra.deploy.kubernetes import documents
+    from lodeset.infra.deploy.kubernetes import render_kubernetes
 
     if timezone is not None and cron is None:
         raise ConfigError("--timezone needs --cron")
     when = Schedule(cron=cron, timezone=timezone) if cron is not None else None
-    made = documents(config, tuple(set_ or ()), when)
+    made = render_kubernetes(config, tuple(set_ or ()), when)
     _give(made, to, as_json)
 
 
@@ -56,9 +56,9 @@ def cluster(
     as_json: Json = False,
 ) -> None:
     """Print the configuration with which `ray up` starts a cluster of machines."""
-    from lodeset.infra.deploy.launcher import document
+    from lodeset.infra.deploy.launcher import render_cluster
 
-    _give((document(config, tuple(set_ or ())),), to, as_json)
+    _give((render_cluster(config, tuple(set_ or ())),), to, as_json)
 
 
 def _give(made: Sequence[Document], to: Path | None, as_json: bool) -> None:
@@ -111,7 +111,7 @@ def schedule(
     if remove:
         if install or cron:
             raise ConfigError("--remove takes neither --install nor --cron")
-        removed = schedules.remove(config, kind)
+        removed = schedules.unschedule(config, kind)
         if as_json:
             print_json({"as": kind, "removed": removed})
         else:

@@ -21,7 +21,9 @@ _SKIP = f'{{ code=$?; [ "$code" -eq {HELD} ] || exit "$code"; echo "skipped: ano
 _FINAL = [2, 3]
 
 
-def documents(path: Path, overrides: tuple[str, ...] = (), schedule: Schedule | None = None) -> tuple[Document, ...]:
+def render_kubernetes(
+    path: Path, overrides: tuple[str, ...] = (), schedule: Schedule | None = None
+) -> tuple[Document, ...]:
     """The objects of a configuration, in the order in which to apply them.
 
     Args:

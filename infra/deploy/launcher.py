@@ -21,7 +21,7 @@ The token of the cluster is this machine's {_TOKEN}: `ray get-auth-token --gener
 The dashboard listens on the head's loopback: `ray dashboard cluster.yaml` opens a tunnel to it."""
 
 
-def document(path: Path, overrides: tuple[str, ...] = ()) -> Document:
+def render_cluster(path: Path, overrides: tuple[str, ...] = ()) -> Document:
     """The configuration of the cluster in the section `deploy.launcher`.
 
     Raises:

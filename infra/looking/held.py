@@ -101,8 +101,8 @@ def wanted(config: Config, ids: tuple[str, ...], until: str | None) -> Wanted:
 
 
 def configuration(config: Config) -> dict[str, Any]:
-    """The whole configuration as JSON, without passwords and signatures in URLs."""
-    public: dict[str, Any] = _public(config.model_dump(mode="json"))
+    """What is run, as JSON, without passwords and signatures in URLs; `deploy` only says where and when."""
+    public: dict[str, Any] = _public(config.model_dump(mode="json", exclude={"deploy"}))
     return public
 
 

@@ -68,10 +68,10 @@ def schedule(
             )
         if address is not None:
             raise ConfigError("--address: the CronJob submits to the cluster of `deploy.kubernetes`")
-        from lodeset.infra.deploy.kubernetes import documents
+        from lodeset.infra.deploy.kubernetes import render_kubernetes
         from lodeset.infra.deploy.written import joined
 
-        made = documents(path, overrides, Schedule(cron=text, timezone=zone))
+        made = render_kubernetes(path, overrides, Schedule(cron=text, timezone=zone))
         return Scheduled(kind, times.text, shown.key, next_times(times, shown), {"kubernetes.yaml": joined(made)})
     what = entry(path, address=address, overrides=overrides)
     if kind == "cron":
@@ -88,7 +88,7 @@ def schedule(
     return Scheduled(kind, times.text, shown.key, next_times(times, shown), files, changed)
 
 
-def remove(path: Path, kind: Kind) -> bool:
+def unschedule(path: Path, kind: Kind) -> bool:
     """Take out what `schedule` installed for a configuration file, which need not exist any more.
 
     Returns:

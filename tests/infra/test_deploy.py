@@ -19,8 +19,8 @@ from commands import lodeset
 from lodeset.infra import config as configured
 from lodeset.infra.config import read
 from lodeset.infra.deploy import launch, names
-from lodeset.infra.deploy.kubernetes import documents
-from lodeset.infra.deploy.launcher import document
+from lodeset.infra.deploy.kubernetes import render_kubernetes
+from lodeset.infra.deploy.launcher import render_cluster
 from lodeset.infra.deploy.portable import portable
 from lodeset.pipeline.errors import ConfigError, LodesetError
 
@@ -364,7 +364,7 @@ def test_lengths_without_a_schedule(path: Path) -> None:
         longest = names.LONGEST[kind]
         assert in_mode(path, mode, f"deploy.kubernetes.name={'a' * longest}")[kind]
         with pytest.raises(ConfigError, match=f"at most {longest} are allowed"):
-            documents(path, (f"deploy.kubernetes.mode={mode}", f"deploy.kubernetes.name={'a' * (longest + 1)}"))
+            render_kubernetes(path, (f"deploy.kubernetes.mode={mode}", f"deploy.kubernetes.name={'a' * (longest + 1)}"))
 
 
 def test_the_gaps_of_a_ray_cron_job_are_told(path: Path) -> None:
@@ -407,9 +407,9 @@ def test_ray_takes_the_configuration_of_its_launcher(path: Path) -> None:
     for command in (body["head_start_ray_commands"][1], body["worker_start_ray_commands"][1]):
         assert "RAY_AUTH_MODE=token" in command
     with pytest.raises(ConfigError, match=r"refuses provider.region: 3 is not of type 'string'"):
-        document(path, ("deploy.launcher.provider.region=3",))
+        render_cluster(path, ("deploy.launcher.provider.region=3",))
     with pytest.raises(ConfigError, match=r"there is no section `deploy\.launcher`"):
-        document(path, ("deploy.launcher=null",))
+        render_cluster(path, ("deploy.launcher=null",))
 
 
 def test_a_container_has_the_cores_of_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

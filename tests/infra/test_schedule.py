@@ -17,7 +17,7 @@ from commands import lodeset
 from lodeset.infra.schedule import crontab
 from lodeset.infra.schedule.cron import agree, for_kubernetes, next_times, on_calendar, parsed, system_zone
 from lodeset.infra.schedule.entry import entry
-from lodeset.infra.schedule.schedule import remove, schedule
+from lodeset.infra.schedule.schedule import schedule, unschedule
 from lodeset.pipeline.errors import ConfigError, LodesetError
 
 BERLIN = "Europe/Berlin"
@@ -163,8 +163,8 @@ def test_a_crontab_keeps_everything_else(config: Path, table: Path) -> None:
     assert table.read_text().count("-m lodeset run") == 2 and "0 3 * * 1" not in table.read_text()
 
     config.unlink()
-    assert remove(config, "cron") and not remove(config, "cron")
-    assert remove(other, "cron") and table.read_text() == theirs + "\n"
+    assert unschedule(config, "cron") and not unschedule(config, "cron")
+    assert unschedule(other, "cron") and table.read_text() == theirs + "\n"
 
 
 def test_a_crontab_that_cannot_be_read_is_not_written(config: Path, table: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_timer_of_systemd(config: Path, units: Path, tmp_path: Path) -> None:
     assert (tmp_path / "calls").read_text().splitlines() == ["--user daemon-reload", *calls]
     assert schedule(config, kind="systemd", cron="0 3 1 * 1", timezone=BERLIN, install=True).changed is False
     config.unlink()
-    assert remove(config, "systemd") and not remove(config, "systemd") and not list(units.iterdir())
+    assert unschedule(config, "systemd") and not unschedule(config, "systemd") and not list(units.iterdir())
     assert (tmp_path / "calls").read_text().splitlines()[-2:] == [
         f"--user disable --now {timer}",
         "--user daemon-reload",
