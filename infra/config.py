@@ -25,11 +25,11 @@ class Config(CurationConfig):
     deploy: Deploy | None = Field(None, description="where and when it runs by itself; changes no result")
 
     @model_validator(mode="after")
-    def _trains_where_workers_can_write(self) -> Config:
-        if self.training is not None and get_protocol(self.store) not in ("file", "local"):
+    def _stores_where_other_processes_look(self) -> Config:
+        if get_protocol(self.store) == "memory":
             raise ValueError(
-                f"store {self.store}: training writes checkpoints to a file system that all workers mount: "
-                "use a path as `store`, or remove `training`"
+                f"store {self.store}: this is the memory of one process, and a run has several: use a path, or the URL "
+                "of a bucket"
             )
         return self
 

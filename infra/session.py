@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from lodeset.infra.config import Config, cpus_of, read
 from lodeset.pipeline.errors import ConfigError, LodesetError
+from lodeset.pipeline.remote.settings import configure
 
 if TYPE_CHECKING:
     from lodeset.pipeline.dag.manifests import Run
@@ -58,6 +59,7 @@ def open_config(
     if limit is not None:
         overrides = (*overrides, f"ingest.limit={limit}")
     config = read(path, overrides)
+    configure(config.resources)
     try:
         stages = dag.build(config)
     except ConfigError:
@@ -89,6 +91,7 @@ def open_store(path: str | Path, overrides: tuple[str, ...] = (), limit: int | N
     except LodesetError as error:
         limits = (f"ingest.limit={limit}",) if limit is not None else ()
         config = read(path, (*overrides, *limits))
+        configure(config.resources)
         return Opened(Path(path), config, {}, Store(config.store), (str(error),), overridden=bool(overrides))
 
 

@@ -4,7 +4,7 @@ TEMPLATE = """\
 # lodeset: one file, one run. `lodeset plan` shows what it would do; only `pool` must be set.
 # Relative paths start from this file. `lodeset schema` prints every key with its unit.
 
-store: ./runs                     # any fsspec URL; training needs a path
+store: ./runs                     # any fsspec URL
 
 pool:                             # the uncurated images: folders, archives (tar, zip), Parquet, lists of paths; globs allowed
   - uri: images/

@@ -20,6 +20,8 @@ from lodeset.pipeline.embedders.kinds import Embedder
 from lodeset.pipeline.errors import ConfigError
 from lodeset.pipeline.filters.masks import Filter
 from lodeset.pipeline.problems import explained
+from lodeset.pipeline.remote.cache import DEFAULT_GB
+from lodeset.pipeline.remote.retries import PATIENCE_S, SILENCE_S
 from lodeset.pipeline.selection import Expected, Selection
 from lodeset.pipeline.shorthand import short_too, written_out
 from lodeset.pipeline.shown import shown
@@ -259,6 +261,25 @@ class Resources(Strict):
     beam: dict[str, str] = Field(
         {}, description="Beam pipeline options, e.g. {runner: FlinkRunner, flink_master: host:8081}"
     )
+    patience_s: float = Field(
+        PATIENCE_S,
+        ge=0,
+        description="seconds for which a request is repeated that a remote store or source refuses for the moment (too "
+        "many requests, a connection that breaks, an answer that is cut off); then the run stops, and the next one "
+        "goes on from there",
+    )
+    silence_s: float = Field(
+        SILENCE_S, gt=0, description="seconds without an answer after which a request to S3 is made again"
+    )
+    cache_gb: float = Field(
+        DEFAULT_GB,
+        ge=0,
+        description="GiB of remote bytes that each machine keeps, shared by its processes: what several stages read "
+        "is fetched once; 0: none",
+    )
+    cache_dir: str | None = Field(
+        None, description="folder of that cache [default: lodeset-cache-<user id> in the folder of temporary files]"
+    )
 
 
 Neighbors = Literal["auto", "exact", "ivfpq", "hnsw"]
@@ -426,7 +447,7 @@ def resolve(uri: str, base: Path) -> str:
 
 
 # Keys whose text is a path. The last two hold a list, or the path of one.
-_PATHS = ("uri", "path", "folder", "store", "blocked_domains", "blocked_urls")
+_PATHS = ("uri", "path", "folder", "store", "blocked_domains", "blocked_urls", "cache_dir")
 
 
 def _model(written: str, base: Path) -> str:

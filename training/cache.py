@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import fsspec
+from lodeset.pipeline.remote.file_system import opened
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +106,7 @@ class ShardCache:
             if not _locked(sink, unfinished) or final.exists():
                 return
             sink.truncate(0)  # left by a process that was killed
-            filesystem, path = fsspec.core.url_to_fs(self.shards[shard])
-            with filesystem.open(path, "rb") as source:
+            with opened(self.shards[shard], cached=False) as source:
                 shutil.copyfileobj(source, sink, COPIED_AT_ONCE)
             sink.flush()
             os.replace(unfinished, final)

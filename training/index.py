@@ -7,8 +7,8 @@ import hashlib
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +20,7 @@ from lodeset.pipeline.algorithms.images.decoding import image_id
 from lodeset.pipeline.config import Strict
 from lodeset.pipeline.dag.files import reaching
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.remote.file_system import Remote, file_system, opened
 from lodeset.pipeline.shown import shown
 from lodeset.pipeline.sources.files import unescaped
 
@@ -65,16 +66,25 @@ class ShardIndex:
         """
         if not rows:
             return []
-        filesystem, _ = fsspec.core.url_to_fs(self.shards[0])
+        filesystem, _ = file_system(self.shards[0])
         starts = [int(self.offset[row]) for row in rows]
         ends = [start + int(self.size_bytes[row]) for start, row in zip(starts, rows, strict=True)]
         urls = [self.shards[self.shard[row]] for row in rows]
         # Remote file systems fetch the ranges concurrently; a failed range is returned as its exception.
         payloads = filesystem.cat_ranges(urls, starts, ends, on_error="return")
-        return [
-            bytes(payload) if isinstance(payload, bytes) and image_id(payload) == self.image_id(row) else None
-            for row, payload in zip(rows, payloads, strict=True)
-        ]
+        images = [self._image(row, payload) for row, payload in zip(rows, payloads, strict=True)]
+        if isinstance(filesystem, Remote):
+            # What came may not be what is there.
+            wrong = [n for n, payload in enumerate(payloads) if images[n] is None and isinstance(payload, bytes)]
+            again = filesystem.cat_ranges(
+                [urls[n] for n in wrong], [starts[n] for n in wrong], [ends[n] for n in wrong]
+            )
+            for n, payload in zip(wrong, again, strict=True):
+                images[n] = self._image(rows[n], payload)
+        return images
+
+    def _image(self, row: int, payload: object) -> bytes | None:
+        return payload if isinstance(payload, bytes) and image_id(payload) == self.image_id(row) else None
 
 
 def open_index(urls: Sequence[str]) -> ShardIndex:
@@ -91,7 +101,7 @@ def open_index(urls: Sequence[str]) -> ShardIndex:
     for url in urls:
         try:
             with reaching(shown(url)):
-                filesystem, path = fsspec.core.url_to_fs(url)
+                filesystem, path = file_system(url)
             with reaching(shown(url)), filesystem.open(path, "rb") as file:
                 # 10^8 names exceed the size of one Arrow string array.
                 table = pq.read_table(file, columns=list(INDEX_COLUMNS), read_dictionary=["shard"])
@@ -138,7 +148,7 @@ def _check(table: pa.Table) -> None:
             raise ValueError(f"{name} goes from {extremes['min']} to {extremes['max']}, outside {least} to {limit - 1}")
 
 
-def _shard_url(filesystem: fsspec.AbstractFileSystem, folder: str, name: str) -> str:
+def _shard_url(filesystem: Any, folder: str, name: str) -> str:
     """URL of a shard of an index in `folder`; a full name is used as it is, on whatever file system."""
     if name.startswith("/") or "://" in name:
         return str(unescaped(name))
@@ -174,7 +184,7 @@ def weights_of(index: ShardIndex, selected: Sequence[str], mix: Mapping[str, flo
     tables = []
     for url in selected:
         try:
-            with fsspec.open(url, "rb") as file:
+            with opened(url) as file:
                 tables.append(pq.read_table(file, columns=["image_id", "set"], read_dictionary=["set"]))
         except (OSError, ValueError, pa.ArrowException) as error:
             raise LodesetError(f"{url} is not a table with the columns image_id and set: {error}") from error

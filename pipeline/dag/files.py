@@ -11,9 +11,8 @@ import traceback
 from collections.abc import Iterator
 from typing import IO, Any
 
-import fsspec
-
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.remote.file_system import file_system
 from lodeset.pipeline.shown import shown
 
 # Packages that drivers of remote file systems are made of: what they raise is about the file system.
@@ -75,7 +74,7 @@ def opened_file_system(url: str, what: str, instead: str) -> tuple[Any, str]:
     """
     with reaching(f"{what} {shown(url)}", instead):
         try:
-            fs, path = fsspec.core.url_to_fs(url)
+            fs, path = file_system(url)
         except OSError as error:  # a driver that connects at once
             raise LodesetError(unreachable(f"{what} {shown(url)}", error)) from error
     return fs, path

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from pydantic import BaseModel
 
 from lodeset.pipeline.dag.files import reaching
+from lodeset.pipeline.remote.file_system import opened
 from lodeset.pipeline.shown import shown
 
 
@@ -66,10 +67,8 @@ def digest(*values: Any) -> str:
 
 def file_digest(path: str) -> str:
     """SHA-256 of a file's bytes, read through fsspec in blocks of 4 MiB."""
-    import fsspec
-
     total = hashlib.sha256()
-    with reaching(shown(path)), fsspec.open(path, "rb") as file:
+    with reaching(shown(path)), opened(path) as file:
         while block := file.read(4 * 2**20):
             total.update(block)
     return total.hexdigest()

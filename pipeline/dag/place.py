@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
 
 from fsspec.implementations.local import LocalFileSystem
-from fsspec.spec import AbstractBufferedFile
 
 from lodeset.pipeline import own
 from lodeset.pipeline.dag.files import HashingFile, explanation, opened_file_system, published, unreachable
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.remote.retries import WrongBytesError, repeated
 from lodeset.pipeline.shown import shown
+
+# Smaller files are sent from memory, as one request.
+_WHOLE_BYTES = 64 * 2**20
 
 
 class Place:
@@ -150,7 +154,7 @@ class Place:
             self.fs.pipe_file(self.path(relative), (self.read(relative) or b"") + data)
 
     def delete(self, relative: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        with self._talking(f"deleting {relative}"), contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.path(relative))
 
     def names(self, relative: str) -> list[str]:
@@ -169,31 +173,59 @@ class Place:
         Where that name is taken already (an attempt that was killed before it committed), the file that was there stays if it has
         the same bytes. Such names stand for what is in the file, so one with other bytes is damaged, and gives way.
         """
+        if not self.local:
+            with self._uploading(relative) as sink:
+                yield sink
+            return
         path = self.path(relative)
         with self.explained(f"writing {relative}"):
             self._make_folder(path.rsplit("/", 1)[0])
-            temporary = f"{path}.{uuid.uuid4().hex}" if self.local else path
-            # Closed below by hand: an object store publishes on close, which must not happen after an error.
-            raw = open(temporary, "xb") if self.local else self.fs.open(path, "wb")  # noqa: SIM115
-            sink = HashingFile(cast(IO[bytes], raw))
+            temporary = f"{path}.{uuid.uuid4().hex}"
             try:
-                yield sink
-                sink.flush()
-                if self.local:
+                with open(temporary, "xb") as raw:
+                    sink = HashingFile(raw)
+                    yield sink
+                    sink.flush()
                     os.fsync(raw.fileno())
-                raw.close()
-                if self.local and not published(temporary, path) and not sink.wrote_the_bytes_of(path):
+                if not published(temporary, path) and not sink.wrote_the_bytes_of(path):
                     os.replace(temporary, path)
-            except BaseException:
-                # fsspec publishes a remote file when it is closed, be it by the garbage collector, unless it is discarded.
-                if isinstance(raw, AbstractBufferedFile):
-                    raw.discard()
-                    raw.closed = True
-                else:
-                    with contextlib.suppress(OSError):
-                        raw.close()
-                raise
             finally:
-                if self.local:
-                    with contextlib.suppress(OSError):
-                        os.unlink(temporary)
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+
+    @contextlib.contextmanager
+    def _uploading(self, relative: str) -> Iterator[HashingFile]:
+        """A remote file is written on this machine first, so that sending it can be repeated."""
+        with tempfile.TemporaryDirectory(prefix="lodeset-upload-") as folder:
+            written = Path(folder, "file")
+            with self.explained(f"writing {relative}"), written.open("xb") as raw:
+                sink = HashingFile(cast(IO[bytes], raw))
+                yield sink
+            self.upload(written, relative)
+
+    def upload(self, file: Path, relative: str) -> None:
+        """Puts a file of this machine into a remote place, in place of one that is there, and checks its size.
+
+        Raises:
+            LodesetError: the place cannot be reached, or does not keep what it is sent.
+        """
+        path, size = self.path(relative), file.stat().st_size
+
+        def send() -> None:
+            if size <= _WHOLE_BYTES:
+                self.fs.pipe_file(path, file.read_bytes())
+            else:
+                self.fs.put_file(str(file), path)
+            self.fs.invalidate_cache(path)
+            found = self.fs.info(path).get("size")
+            if found is not None and found != size:
+                raise WrongBytesError(f"{found:,} bytes of {relative} arrived, and {size:,} were sent")
+
+        with self._talking(f"writing {relative}"):
+            self._make_folder(path.rsplit("/", 1)[0])
+            repeated(send, f"write {shown(self.url)}/{relative}", self.fs.server)
+
+    def delete_folder(self, relative: str) -> None:
+        """Everything below a folder; nothing where there is none."""
+        with self._talking(f"deleting {relative}"), contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self.path(relative), recursive=True)

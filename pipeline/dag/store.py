@@ -39,15 +39,18 @@ from lodeset.pipeline.dag.manifests import Rows as Rows
 from lodeset.pipeline.dag.manifests import Run as Run
 from lodeset.pipeline.dag.place import Place
 from lodeset.pipeline.errors import DamagedError, LodesetError
+from lodeset.pipeline.remote.retries import note_wrong
 from lodeset.pipeline.shown import shown
 
 Told = TypeVar("Told")
+Read = TypeVar("Read")
 
 DAMAGED, RUNS, LISTS = "damaged", "runs", "lists"
 # (full path, digest) of files that this process has read and found whole -> size and modification time then, where that is cheap to
 # ask for.
 _WHOLE: dict[tuple[str, str], tuple[int, int] | None] = {}
 _BLOCK_BYTES = 4 * 2**20
+_LOOKS = 8  # at a remote file whose bytes are another time other ones
 
 
 class Store(Place):
@@ -74,13 +77,23 @@ class Store(Place):
         return self._manifest_at(relative, unsealed)
 
     def _manifest_at(self, relative: str, parse: Callable[[bytes], Told]) -> Told | None:
-        data = self.read(relative)
-        if data is None:
-            return None
         try:
-            return parse(data)
+            return self._agreed(lambda: self.read(relative), lambda data: None if data is None else parse(data))
         except ValueError as error:
             raise self.damaged(relative, str(error)) from error
+
+    def _agreed(self, read: Callable[[], Read], accept: Callable[[Read], Told]) -> Told:
+        """What `accept` makes of what is read. A remote file system may answer wrong once: what it gives twice is what is there."""
+        found = read()
+        for looks_left in reversed(range(1 if self.local else _LOOKS)):
+            try:
+                return accept(found)
+            except ValueError as error:
+                before = found
+                if not looks_left or (found := read()) == before:
+                    raise
+                note_wrong(f"read {shown(self.url)}", error)
+        raise AssertionError("the last look returns or raises")
 
     def replace_json(self, relative: str, tree: Mapping[str, Any]) -> None:
         """Likewise, a manifest."""
@@ -281,18 +294,20 @@ class Store(Place):
             known = _WHOLE.get((path, file.sha256), False)
             if not anew and known is not False and known == state:
                 return
-            with self.explained(f"reading {file.path}"), self.fs.open(path, "rb") as source:
-                found_digest, size = _digest_of(source)
+            self._agreed(lambda: self._read_through(file), lambda found: _compare(file, *found))
         except FileNotFoundError:
             raise self.damaged(file.path, "a manifest lists it, and it is missing") from None
-        self._compared(file, found_digest, size)
+        except ValueError as error:
+            raise self.damaged(file.path, str(error)) from None
         _WHOLE[path, file.sha256] = state
 
-    def _compared(self, file: File, digest: str, size: int) -> None:
-        if size != file.size_bytes:
-            raise self.damaged(file.path, f"it has {size:,} bytes, and {file.size_bytes:,} were written")
-        if digest != file.sha256:
-            raise self.damaged(file.path, "its bytes are not those that were written (the SHA-256 differs)")
+    def _read_through(self, file: File) -> tuple[str, int]:
+        with self.explained(f"reading {file.path}"):
+            if self.local:
+                with open(self.path(file.path), "rb") as source:
+                    return _digest_of(source)
+            with self.fs.open(self.path(file.path), "rb", cached=False) as source:
+                return _digest_of(source)
 
     def bytes_of(self, file: File) -> bytes:
         """A committed file's bytes.
@@ -300,11 +315,17 @@ class Store(Place):
         Raises:
             DamagedError: it is missing, or its bytes are not those that were written.
         """
-        data = self.read(file.path)
-        if data is None:
-            raise self.damaged(file.path, "a manifest lists it, and it is missing")
-        self._compared(file, hashlib.sha256(data).hexdigest(), len(data))
-        return data
+
+        def whole(data: bytes | None) -> bytes:
+            if data is None:
+                raise self.damaged(file.path, "a manifest lists it, and it is missing")
+            _compare(file, hashlib.sha256(data).hexdigest(), len(data))
+            return data
+
+        try:
+            return self._agreed(lambda: self.read(file.path), whole)
+        except ValueError as error:
+            raise self.damaged(file.path, str(error)) from None
 
     @contextlib.contextmanager
     def opened(self, file: File) -> Iterator[IO[bytes]]:
@@ -334,6 +355,14 @@ class Store(Place):
         name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
         with contextlib.suppress(OSError, LodesetError):
             self.put_absent(f"{DAMAGED}/{name}.json", sealed(told))
+
+
+def _compare(file: File, digest: str, size: int) -> None:
+    """Raises ValueError: these are not the file's."""
+    if size != file.size_bytes:
+        raise ValueError(f"it has {size:,} bytes, and {file.size_bytes:,} were written")
+    if digest != file.sha256:
+        raise ValueError("its bytes are not those that were written (the SHA-256 differs)")
 
 
 def _digest_of(source: IO[bytes]) -> tuple[str, int]:

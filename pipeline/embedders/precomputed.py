@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lodeset.pipeline.embedders.config import PrecomputedEmbedder
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.remote.file_system import file_system
 
 VERSION = 2  # of the results of `look_up`
 # Reasons why an image has no vector.
@@ -61,7 +62,7 @@ def files_of(config: PrecomputedEmbedder) -> tuple[Any, list[str]]:
     """
     # A path may contain the characters of a glob (`vec [v2]`) and the one with which URLs chain file systems.
     local = "://" not in config.path and "::" not in config.path
-    fs, path = (LocalFileSystem(), config.path) if local else fsspec.core.url_to_fs(config.path)
+    fs, path = (LocalFileSystem(), config.path) if local else file_system(config.path)
     if fs.isdir(path):
         files = [name for name in fs.find(path) if name.lower().endswith(".parquet")]
     elif fs.exists(path):

@@ -32,6 +32,7 @@ from lodeset.pipeline.dag.background import repeating
 from lodeset.pipeline.dag.child import ENVIRONMENT, LOST_RAY
 from lodeset.pipeline.engines.failures import caught, unwrapped
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.remote.settings import environment
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -232,7 +233,7 @@ def job(address: str | None) -> Iterator[None]:
                 address=address,
                 logging_level=logging.WARNING,
                 log_to_driver=False,
-                runtime_env={"env_vars": {**ENVIRONMENT, **import_path()}},
+                runtime_env={"env_vars": {**ENVIRONMENT, **import_path(), **environment()}},
             )
     except ConnectionError as error:
         raise LodesetError(f"no Ray cluster answers at {address}: {error}") from error

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
-import fsspec
-
 from lodeset.pipeline.dag.files import reaching
 from lodeset.pipeline.errors import ConfigError, LodesetError
 from lodeset.pipeline.filters.config import BLOCKED_DOMAIN, BLOCKED_URL
+from lodeset.pipeline.remote.file_system import opened
 from lodeset.pipeline.shown import shown
 
 _SCHEME = re.compile(r"^(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
@@ -132,8 +131,8 @@ def _entries(listed: str | tuple[str, ...], key: str) -> list[tuple[str, str]]:
     if not isinstance(listed, str):
         return [(entry, f"filter.{key}.{at}") for at, entry in enumerate(listed)]
     try:
-        with reaching(f"filter.{key}: {shown(listed)}"), fsspec.open(listed, "rt", encoding="utf-8") as file:
-            lines = file.read().splitlines()
+        with reaching(f"filter.{key}: {shown(listed)}"), opened(listed) as file:
+            lines = file.read().decode().splitlines()
     except FileNotFoundError:
         raise LodesetError(
             f"filter.{key}: no file {listed}: give a text file with one entry a line, or a list ([example.com])"

@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, cast
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.remote.file_system import file_system
 
 # Python holds the byte 0xNN of a name that is not UTF-8 as U+DCNN, which neither Arrow nor JSON can store.
 _NOT_UTF8 = re.compile(r"[\udc80-\udcff]|\\(?=x[0-9a-f]{2})")
@@ -36,7 +36,7 @@ def unescaped(name: str) -> str:
 def open_source(uri: str) -> IO[bytes]:
     """A listed file, opened for reading. `fsspec.open` would take `::` in a name for a chain of file systems."""
     name = unescaped(uri)
-    fs, _ = fsspec.core.url_to_fs(name.partition("::")[0])
+    fs, _ = file_system(name.partition("::")[0])
     # Opening a pipe would wait for its other end.
     if isinstance(fs, LocalFileSystem) and not stat.S_ISREG(Path(fs._strip_protocol(name)).stat().st_mode):
         raise OSError("no file any more, but a folder, pipe, socket or device")

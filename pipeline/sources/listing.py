@@ -20,6 +20,8 @@ from lodeset.pipeline import own
 from lodeset.pipeline.config import Source
 from lodeset.pipeline.dag.files import opened_file_system, reaching, why_not_there
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.remote.blocks import state_of
+from lodeset.pipeline.remote.file_system import file_system
 from lodeset.pipeline.shown import shown
 from lodeset.pipeline.sources.choice import Members, matches
 from lodeset.pipeline.sources.containers import LOOSE, container_of, recognized
@@ -242,13 +244,6 @@ def _hidden(relative: str) -> bool:
     return any(piece.startswith(".") for piece in relative.split("/"))
 
 
-def state_of(info: dict[str, Any]) -> str:
-    for key in ("ETag", "etag", "mtime", "LastModified", "last_modified", "created"):
-        if info.get(key) is not None:
-            return str(info[key])
-    return ""
-
-
 def check_state(uri: str, state: str, size_bytes: int) -> None:
     """Looks whether a file is the one that was listed. What was listed as no file has no state.
 
@@ -259,7 +254,7 @@ def check_state(uri: str, state: str, size_bytes: int) -> None:
         return
     name = unescaped(uri)
     try:
-        fs, _ = fsspec.core.url_to_fs(name.partition("::")[0])
+        fs, _ = file_system(name.partition("::")[0])
         if isinstance(fs, LocalFileSystem):
             status = Path(fs._strip_protocol(name)).stat()
             now, size = str(status.st_mtime_ns), status.st_size

@@ -23,15 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from lodeset.pipeline import own
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.remote.blocks import state_of
+from lodeset.pipeline.remote.file_system import file_system
 from lodeset.pipeline.sources.cells import NoImages
 from lodeset.pipeline.sources.containers import Alive, Container
 from lodeset.pipeline.sources.files import Bytes, cannot_be_read, changed, escaped, unescaped
-from lodeset.pipeline.sources.listing import SourceFile, check_state, state_of
+from lodeset.pipeline.sources.listing import SourceFile, check_state
 from lodeset.pipeline.sources.members import Member, Sample
 from lodeset.pipeline.sources.metadata import BadMetadata, partition_fields, plain
 from lodeset.pipeline.sources.reading import needed, sample_of
@@ -229,7 +230,7 @@ class _Asked:
         base = posixpath.dirname(unescaped(file.uri))
         top = file.folder or base
         # A path may hold the sign by which URLs name a chain of file systems: `a::b`.
-        self._fs, _ = fsspec.core.url_to_fs(f"{top.rstrip('/')}/".partition("::")[0])
+        self._fs, _ = file_system(f"{top.rstrip('/')}/".partition("::")[0])
         self.remote = not isinstance(self._fs, LocalFileSystem)
         self._protocol = top.partition("://")[0] if self.remote else ""
         self._top = self._without_protocol(top)

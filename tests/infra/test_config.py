@@ -22,11 +22,8 @@ from lodeset.pipeline.errors import ConfigError
         ),
         ("training: {workers: 32}", "workers 32 cannot share a batch of 32 evenly"),
         ("training: {workers: 3, batch: 2}", "use workers 1, or batch 6"),
-        (
-            "training: {}\nstore: memory://x",
-            "store memory://x: training writes checkpoints to a file system that all workers mount: use a path",
-        ),
-        ("training: {}\nstore: 's3://bucket/runs'", "store s3://bucket/runs: training"),
+        ("store: memory://x", "store memory://x: this is the memory of one process, and a run has several: use a path"),
+        ("store: memory:x", "store memory:x: this is the memory of one process"),
         (
             "training: {mix: {flower: 2}}\ncurated: [{name: flowers, uri: f, include: true}]",
             "training.mix.flower: no curated set has this name: flowers",
@@ -104,7 +101,7 @@ def test_what_cannot_work_is_refused(tmp_path: Path, text: str, told: str) -> No
     "text",
     [
         "store: s3://bucket/runs",
-        "store: memory://x",
+        "training: {}\nstore: 's3://bucket/runs'",
         "training: {workers: 16}",
         "training: {workers: 1, batch: 3}",
         "training: {model: {ffn: swiglu}}\npruning: [{targets: [units, heads]}]",

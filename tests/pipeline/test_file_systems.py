@@ -17,6 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from lodeset.pipeline.dag import files
 from lodeset.pipeline.dag.store import Store
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.remote import retries
 
 NO_LINKS = [errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK, errno.EXDEV, errno.EACCES]
 
@@ -173,8 +174,11 @@ def test_a_mistyped_bucket_is_told_and_not_made(objects: type[Objects]) -> None:
         (RuntimeError("secret='abc' is wrong"), "RuntimeError: secret='...' is wrong"),
     ],
 )
-def test_what_a_driver_raises_is_a_sentence(objects: type[Objects], failure: Exception, told: str) -> None:
+def test_what_a_driver_raises_is_a_sentence(
+    objects: type[Objects], failure: Exception, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     objects.failure = failure
+    monkeypatch.setenv(retries.PATIENCE, "0")
     store = Store("objects://mine/runs")
     for call in (store.prepare, lambda: store.put_absent("a", b""), lambda: store.read("a"), lambda: store.names("a")):
         with pytest.raises(LodesetError, match="the store objects://mine/runs cannot be reached") as caught:
@@ -184,7 +188,7 @@ def test_what_a_driver_raises_is_a_sentence(objects: type[Objects], failure: Exc
 
 def test_a_driver_that_cannot_be_had_is_told() -> None:
     for url, told in (
-        ("s3://u:hidden@bucket/x", "Install s3fs"),
+        ("gs://u:hidden@bucket/x", "Please install gcsfs"),
         ("foo://u:hidden@bucket/x", "Protocol not known: foo"),
         ("github://x", "org"),
     ):
