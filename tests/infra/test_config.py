@@ -23,7 +23,6 @@ from lodeset.pipeline.errors import ConfigError
         ("training: {workers: 32}", "workers 32 cannot share a batch of 32 evenly"),
         ("training: {workers: 3, batch: 2}", "use workers 1, or batch 6"),
         ("store: memory://x", "store memory://x: this is the memory of one process, and a run has several: use a path"),
-        ("store: memory:x", "store memory:x: this is the memory of one process"),
         (
             "training: {mix: {flower: 2}}\ncurated: [{name: flowers, uri: f, include: true}]",
             "training.mix.flower: no curated set has this name: flowers",
