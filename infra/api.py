@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from lodeset.infra.upkeep.compact import Compacted
     from lodeset.infra.upkeep.forget import Forgotten
     from lodeset.infra.upkeep.gc import Collected
+    from lodeset.infra.upkeep.rejects import Chosen, Reject, Retried
     from lodeset.pipeline.dag.decisions import Decision
     from lodeset.pipeline.dag.runner import Event
     from lodeset.pipeline.dag.store import Artifact, File
@@ -151,6 +152,46 @@ def gc(opened: Opened, keep: int = 10, older_than: float = 86_400.0, dry_run: bo
     from lodeset.infra.upkeep.gc import collect
 
     return collect(opened.store, opened.stages, keep=keep, older_than=older_than, dry_run=dry_run)
+
+
+def _ingested(opened: Opened) -> list[Artifact]:
+    """Ingest of every set, as the last finished run left it, or as far as it is made."""
+    found = [one for id_, one in held(opened).artifacts.items() if id_.startswith("ingest/")]
+    if not found:
+        raise LodesetError(
+            f"no run of {opened.path} has read its sources yet, or they are to be read again: `lodeset run` first"
+        )
+    return found
+
+
+def rejects(opened: Opened, chosen: Chosen) -> list[Reject]:
+    """What ingest refused in the last finished run, with its history.
+
+    Raises:
+        ConfigError: `chosen.before` is no version.
+        LodesetError: no run has read the sources.
+    """
+    from lodeset.infra.upkeep.rejects import rejects
+
+    return list(rejects(opened.store, _ingested(opened), chosen))
+
+
+def retry_rejects(opened: Opened, chosen: Chosen) -> Retried:
+    """Has the next run read these rejects again, and only the slices of sources that hold them.
+
+    Raises:
+        HeldError: a run or a take-down is at work on the store.
+    """
+    from lodeset.infra.upkeep.rejects import retry
+
+    return retry(opened.store, _ingested(opened), chosen)
+
+
+def accept_rejects(opened: Opened, chosen: Chosen, by: str, why: str = "") -> int:
+    """Notes that these rejects are known and let be; returns how many were new."""
+    from lodeset.infra.upkeep.rejects import accept
+
+    return accept(opened.store, _ingested(opened), chosen, by, why)
 
 
 def artifacts(opened: Opened) -> dict[str, Artifact]:

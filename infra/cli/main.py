@@ -19,6 +19,7 @@ from lodeset.infra.cli.command import Group
 from lodeset.infra.cli.deploy import deploy
 from lodeset.infra.cli.models import models
 from lodeset.infra.cli.options import Json, Set, err, out, print_json, safe
+from lodeset.infra.cli.rejects import reject_commands
 from lodeset.infra.cli.status import show_status, status_commands
 from lodeset.infra.cli.store import RunNumber, store_commands
 from lodeset.infra.cli.tables import composition_tree, show, show_composition
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(models)
 app.add_typer(status_commands)
+app.add_typer(reject_commands)
 app.add_typer(store_commands)
 app.add_typer(deploy)
 MISSING_SHOWN = 5  # number of missing sources that `plan` lists

@@ -347,7 +347,7 @@ def _replace(store: Store, planned: Mapping[str, Any]) -> None:
     for stage, part in every_part(store):
         if any(file.path in files for file in part.files.values()):
             changed = {name: files.get(file.path, file) for name, file in part.files.items()}
-            tree = asdict(Part(part.key, changed, part.counts, part.seconds))
+            tree = asdict(replace(part, files=changed))
             store.replace_json(f"parts/{stage}/{part.key}/manifest.json", tree)
     for artifact in every_artifact(store):
         tables = {name: tuple(files.get(f.path, f) for f in of) for name, of in artifact.tables.items()}

@@ -26,7 +26,7 @@ from lodeset.pipeline.errors import DamagedError
 # Every file of an artifact below these folders is one of a part, too.
 _OF_PARTS = ("parts/", "shards/", "pruned/")
 # What ingest found in all sources together, under keys that cannot tell two states of a source of the same size and time apart.
-_OVER_SOURCES = ("ingest_keys", "ingest_exact", "ingest_unique", "ingest_listing", "ingest_draw")
+OVER_SOURCES = ("ingest_keys", "ingest_exact", "ingest_unique", "ingest_listing", "ingest_draw")
 _THREADS = 4
 
 Told = TypeVar("Told")
@@ -211,7 +211,7 @@ def withdraw(store: Store, damage: Sequence[Damage]) -> Withdrawn:
         for stage, part in held.parts
         if part_manifest(stage, part.key) in bad
         or any(file.path in bad for file in part.files.values())
-        or (sources and (stage in _OVER_SOURCES or _read_from(store, stage, part, sources)))
+        or (sources and (stage in OVER_SOURCES or _read_from(store, stage, part, sources)))
     ]
     taken = {(stage, part.key) for stage, part in gone}
     left = {f.path for stage, part in held.parts if (stage, part.key) not in taken for f in part.files.values()}

@@ -35,12 +35,17 @@ class File:
 
 @dataclass(frozen=True)
 class Part:
-    """One committed unit of work: a file a table, and what was counted while making it."""
+    """One committed unit of work: a file a table, and what was counted while making it.
+
+    `created` (seconds since 1970) and `version`, of the code that made it, are for people; 0 and empty where lodeset 0.1.0 made it.
+    """
 
     key: str
     files: Mapping[str, File]
     counts: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    created: float = 0.0
+    version: str = ""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 

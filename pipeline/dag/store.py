@@ -22,9 +22,11 @@ import functools
 import hashlib
 import io
 import json
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -141,7 +143,7 @@ class Store(Place):
         """
         folder, attempt = f"parts/{stage}/{key}", uuid.uuid4().hex[:12]
         written = {name: self.write_named(f"{folder}/{attempt}-{name}.parquet", data) for name, data in tables.items()}
-        part = Part(key, {**written, **(files or {})}, dict(counts or {}), seconds)
+        part = Part(key, {**written, **(files or {})}, dict(counts or {}), seconds, time.time(), code_version())
         self._used.setdefault(stage, set()).add(key)
         if self.put_absent(f"{folder}/manifest.json", sealed(asdict(part))):
             return part
@@ -363,6 +365,12 @@ def _compare(file: File, digest: str, size: int) -> None:
         raise ValueError(f"it has {size:,} bytes, and {file.size_bytes:,} were written")
     if digest != file.sha256:
         raise ValueError("its bytes are not those that were written (the SHA-256 differs)")
+
+
+@functools.cache
+def code_version() -> str:
+    """The version of lodeset that is at work."""
+    return version("lodeset")
 
 
 def _digest_of(source: IO[bytes]) -> tuple[str, int]:

@@ -33,12 +33,13 @@ def test_every_command_is_a_function() -> None:
         *cli.app.registered_commands,
         *cli.models.registered_commands,
         *cli.status_commands.registered_commands,
+        *cli.reject_commands.registered_commands,
         *cli.store_commands.registered_commands,
     ]
     commands = {command.callback.__name__ for command in registered if command.callback}
     assert commands == {
         "init", "schema", "plan", "run", "status", "report", "trace", "dedup_preview", "compact", "forget", "demo", "train", "prune",
-        "export", "doctor", "table", "verify", "gc",
+        "export", "doctor", "table", "verify", "gc", "rejects",
     }  # fmt: skip
     for name in commands:
         assert (
