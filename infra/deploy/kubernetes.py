@@ -43,16 +43,13 @@ def render_kubernetes(
     if when is None and given.mode == "ray_cron_job":
         raise ConfigError(f"{path}: mode ray_cron_job needs times: set `deploy.schedule.cron`, or give --cron")
     name = _name(path, given, config.name, scheduled=when is not None)
-    joined = (*overrides, "resources.ray_address=auto")
-    _, text = portable(path, joined, [volume.path for volume in given.volumes])
+    mounted = [volume.path for volume in given.volumes]
+    text = portable(path, (*overrides, "resources.ray_address=auto"), mounted)
     if given.mode == "cluster":
-        made = _on_a_cluster(given, name, text, when)
-    elif given.mode == "ray_job":
-        made = _as_ray_jobs(given, name, text, when)
-    else:
-        assert when is not None
-        made = _as_a_ray_cron_job(given, name, text, when)
-    return made
+        return _on_a_cluster(given, name, text, when)
+    if given.mode == "ray_job" or when is None:
+        return _as_ray_jobs(given, name, text, when)
+    return _as_a_ray_cron_job(given, name, text, when)
 
 
 def _name(path: Path, given: Kubernetes, data_set: str, *, scheduled: bool) -> str:

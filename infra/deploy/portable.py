@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ _PLACES = ("uri", "path", "folder", "store", "model", "blocked_domains", "blocke
 _SHOWN = 5
 
 
-def portable(path: Path, overrides: tuple[str, ...], mounted: Sequence[str]) -> tuple[Config, str]:
-    """A configuration, and its text with all overrides applied and without the section `deploy`.
+def portable(path: Path, overrides: tuple[str, ...], mounted: Sequence[str]) -> str:
+    """A configuration as text, with all overrides applied and without the section `deploy`.
 
     Args:
         mounted: the paths that exist on the other machine, too.
@@ -49,7 +50,7 @@ def portable(path: Path, overrides: tuple[str, ...], mounted: Sequence[str]) -> 
             f"{path}: the configuration holds a credential, which everybody who may read it in the cluster would see: "
             "put it into a Secret, and name that in `deploy.kubernetes.env_secrets`"
         )
-    return config, text
+    return text
 
 
 def _said(raw: Any, whole: Any) -> Any:
@@ -73,6 +74,8 @@ def _places(node: Any, key: str) -> Iterator[tuple[str, str]]:
         for number, value in enumerate(node):
             yield from _places(value, f"{key}.{number}")
     elif isinstance(node, str) and key.rpartition(".")[2] in _PLACES:
-        local = get_protocol(node) in ("file", "local")
-        if local and (node.startswith("/") or "://" in node):
-            yield key, node.removeprefix("file://").removeprefix("local://")
+        protocol = get_protocol(node)
+        if protocol == "memory":
+            yield key, node
+        elif protocol in ("file", "local") and (node.startswith("/") or "://" in node):
+            yield key, os.path.normpath(node.removeprefix(f"{protocol}://"))

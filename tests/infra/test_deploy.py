@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import gzip
+import ipaddress
 import json
+import os
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,6 +21,9 @@ import kubernetes_validate
 import pytest
 import yaml
 from commands import lodeset
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from lodeset.infra import config as configured
 from lodeset.infra.config import read
@@ -67,9 +76,9 @@ def objects(path: Path, *overrides: str) -> Objects:
     """Kind -> object, read back from the YAML that is written; the RayJob of a ConfigMap among them."""
     out, _ = lodeset("render", "kubernetes", path, *(word for one in overrides for word in ("--set", one)))
     found = {body["kind"]: body for body in yaml.safe_load_all(out)}
-    if "rayjob.yaml" in found["ConfigMap"]["data"] if "ConfigMap" in found else False:
-        job = yaml.safe_load(found["ConfigMap"]["data"]["rayjob.yaml"])
-        found[job["kind"]] = job
+    files = found["ConfigMap"]["data"] if "ConfigMap" in found else {}
+    if "rayjob.yaml" in files:
+        found["RayJob"] = yaml.safe_load(files["rayjob.yaml"])
     return found
 
 
@@ -226,9 +235,6 @@ def test_overlap_is_refused_and_a_held_store_is_a_skip(path: Path) -> None:
 
 @pytest.mark.parametrize(("status", "code", "told"), [(0, 0, ""), (4, 0, "skipped"), (3, 3, ""), (1, 1, "")])
 def test_the_shell_commands_end_as_they_should(path: Path, tmp_path: Path, status: int, code: int, told: str) -> None:
-    import os
-    import subprocess
-
     (tmp_path / "lodeset").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/said\nexit {status}\n')
     (tmp_path / "lodeset").chmod(0o755)
     submit = in_mode(path, "cluster")["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
@@ -293,9 +299,8 @@ def test_the_configuration_in_the_cluster_is_the_same(path: Path, tmp_path: Path
 
 def test_recipes_survive_being_written_out(tmp_path: Path) -> None:
     for recipe in sorted((ROOT / "recipes").glob("*.yaml")):
-        config, text = portable(recipe, (), (str(ROOT),))
-        (tmp_path / recipe.name).write_text(text)
-        assert read(tmp_path / recipe.name) == config
+        (tmp_path / recipe.name).write_text(portable(recipe, (), (str(ROOT),)))
+        assert read(tmp_path / recipe.name) == read(recipe)
 
 
 KINDS = """
@@ -316,9 +321,9 @@ store: /data/runs
 def test_every_kind_of_section_survives_being_written_out(tmp_path: Path) -> None:
     """A section that is short only because of its defaults still says of which kind it is."""
     (tmp_path / "a.yaml").write_text(KINDS)
-    config, text = portable(tmp_path / "a.yaml", ("dedup.threshold=0.5",), ("/data",))
-    (tmp_path / "b.yaml").write_text(text)
-    assert read(tmp_path / "b.yaml") == config
+    overrides = ("dedup.threshold=0.5",)
+    (tmp_path / "b.yaml").write_text(portable(tmp_path / "a.yaml", overrides, ("/data",)))
+    assert read(tmp_path / "b.yaml") == read(tmp_path / "a.yaml", overrides)
 
 
 @pytest.mark.parametrize(
@@ -326,6 +331,9 @@ def test_every_kind_of_section_survives_being_written_out(tmp_path: Path) -> Non
     [
         (["store=./runs"], "pods cannot see store: "),
         (["store=./runs"], "use URLs, or paths below /data"),
+        (["store=memory://here"], "pods cannot see store: memory://here"),
+        (["store=/data/../runs"], "pods cannot see store: /runs"),
+        (["store=file:///runs"], "pods cannot see store: /runs"),
         (["embed.semantic.path=/elsewhere/model.onnx"], "embed.semantic.path: /elsewhere/model.onnx"),
         (["store=s3://key:topsecret@bucket/runs"], "the configuration holds a credential"),
         (["deploy.kubernetes.name=Flowers"], "`Flowers` must hold lower-case letters"),
@@ -458,38 +466,35 @@ class Cluster:
         return Handler
 
 
-@pytest.fixture
-def launched(tmp_path: Path) -> Iterator[Callable[..., tuple[int, Cluster]]]:
-    (tmp_path / "token").write_text("secret\n")
-    certificate(tmp_path)
-    servers: list[HTTPServer] = []
+@contextlib.contextmanager
+def serving(cluster: Cluster, account: Path) -> Iterator[int]:
+    """The port of an API server with this cluster; `account` gets what a pod has to call it."""
+    (account / "token").write_text("secret\n")
+    certificate(account)
+    with HTTPServer(("127.0.0.1", 0), cluster.handler()) as server:
+        server.socket = server_context(account).wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
 
+
+@pytest.fixture
+def launched(tmp_path: Path) -> Callable[..., tuple[int, Cluster]]:
     def run(script: list[Any], name: str = "flowers-29400000", **existing: Any) -> tuple[int, Cluster]:
         cluster = Cluster(script)
         cluster.jobs.update(existing)
-        server = HTTPServer(("127.0.0.1", 0), cluster.handler())
-        server.socket = server_context(tmp_path).wrap_socket(server.socket, server_side=True)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        api = launch.Api(f"https://127.0.0.1:{server.server_port}", "curation", tmp_path)
         body = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "flowers"}, "spec": {}}
-        return launch.launch(api, body, name, "the-uid", poll_s=0.01), cluster
+        with serving(cluster, tmp_path) as port:
+            api = launch.Api(f"https://127.0.0.1:{port}", "curation", tmp_path)
+            return launch.launch(api, body, name, "the-uid", poll_s=0.01), cluster
 
-    yield run
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    return run
 
 
 def certificate(folder: Path) -> None:
     """A certificate for 127.0.0.1, as `ca.crt` and `key.pem`."""
-    import datetime
-    import ipaddress
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
     made = (
@@ -507,8 +512,6 @@ def certificate(folder: Path) -> None:
 
 
 def server_context(folder: Path) -> Any:
-    import ssl
-
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "ca.crt", folder / "key.pem")
     return context
@@ -529,6 +532,33 @@ def test_a_launcher_waits_for_the_end_through_outages(
     assert job["metadata"]["ownerReferences"] == [
         {"apiVersion": "batch/v1", "kind": "Job", "name": "flowers-29400000", "uid": "the-uid"}
     ]
+
+
+def test_a_launcher_finds_everything_in_its_pod(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program of the pod, with the file and the variables that the CronJob gives it."""
+    found = in_mode(path, "ray_job")
+    launcher = found["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
+    assert launcher["command"] == ["python", "-P", "-m", launch.__name__]
+    (tmp_path / "rayjob.yaml").write_text(found["ConfigMap"]["data"]["rayjob.yaml"])
+    values = {"LODESET_NAMESPACE": "curation", "LODESET_JOB_NAME": "flowers-1", "LODESET_JOB_UID": "a-uid"}
+    assert set(values) <= {variable["name"] for variable in launcher["env"]}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launch, "ACCOUNT", tmp_path)
+    monkeypatch.setattr("sys.argv", ["launch", str(tmp_path / launcher["args"][0].rpartition("/")[2])])
+    real, seen = launch.launch, []
+
+    def launching(api: launch.Api, body: Any, name: str, uid: str) -> int:
+        seen.append((api.namespace, name, uid, body["kind"]))
+        return real(api, body, name, uid, poll_s=0.01)
+
+    monkeypatch.setattr(launch, "launch", launching)
+    for script, code in (([DONE], 0), ([403], 1)):
+        with serving(Cluster(script), tmp_path) as port:
+            monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+            monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(port))
+            assert launch.main() == code
+    assert seen == [("curation", "flowers-1", "a-uid", "RayJob")] * 2
 
 
 def test_a_launcher_follows_the_job_of_its_predecessor(
