@@ -447,7 +447,7 @@ def resolve(uri: str, base: Path) -> str:
 
 
 # Keys whose text is a path. The last two hold a list, or the path of one.
-_PATHS = ("uri", "path", "folder", "store", "blocked_domains", "blocked_urls", "cache_dir")
+PATHS = ("uri", "path", "folder", "store", "blocked_domains", "blocked_urls", "cache_dir")
 
 
 def _model(written: str, base: Path) -> str:
@@ -463,7 +463,7 @@ def _absolute(config: Config, base: Path) -> Config:
             changed = {}
             for key in type(node).model_fields:
                 value = getattr(node, key)
-                if key in _PATHS and isinstance(value, str):
+                if key in PATHS and isinstance(value, str):
                     changed[key] = resolve(value, base)
                 elif key == "model" and isinstance(node, HuggingFaceEmbedder):
                     changed[key] = _model(value, base)

@@ -17,6 +17,7 @@ from rich.table import Table
 from lodeset.infra import api
 from lodeset.infra.cli.command import Group
 from lodeset.infra.cli.deploy import deploy
+from lodeset.infra.cli.jobs import jobs, submitting
 from lodeset.infra.cli.models import models
 from lodeset.infra.cli.options import Json, Set, err, out, print_json, safe
 from lodeset.infra.cli.rejects import reject_commands
@@ -34,6 +35,8 @@ app.add_typer(status_commands)
 app.add_typer(reject_commands)
 app.add_typer(store_commands)
 app.add_typer(deploy)
+app.add_typer(submitting)
+app.add_typer(jobs, name="jobs")
 MISSING_SHOWN = 5  # number of missing sources that `plan` lists
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="configuration file (`lodeset init` writes one)")]
