@@ -146,9 +146,9 @@ def stop(job: JobName, address: Address, as_json: Json = False) -> None:
 
     done = stop(Head(address), job, _tell)
     if as_json:
-        print_json(asdict(done))
+        print_json(asdict(done) if done is not None else {"job": job, "status": "PENDING"})
     else:
-        out.print(f"{safe(done.job)} {done.status}", highlight=False)
+        out.print(f"{safe(job)} {done.status if done is not None else 'PENDING'}", highlight=False)
 
 
 def _followed(head: Head, job: str, patience: float, show: Callable[[str], None]) -> Ended:

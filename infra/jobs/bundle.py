@@ -59,11 +59,12 @@ def resolved(path: str | Path, overrides: tuple[str, ...] = ()) -> Resolved:
     config = read(path, (*overrides, "resources.ray_address=auto"))
     tree = config.model_dump(mode="json")
     for key, text in _texts(tree):
-        said = f"{key.rpartition('.')[2]}={text}"
-        if without_secrets(said) != said:
+        section, dot, name = key.rpartition(".")
+        if without_secrets(f"{name}={text}") != f"{name}={text}":
             raise ConfigError(
-                f"{key} {shown(text)}: it holds a credential, and everybody who can read the cluster's jobs would see "
-                "it: let the nodes of the cluster have it (environment variables, roles, secrets), and remove it here"
+                f"{section}{dot}{shown(f'{name}={text}')}: it holds a credential, and everybody who can read the "
+                "cluster's jobs would see it: let the nodes of the cluster have it (environment variables, roles, "
+                "secrets), and remove it here"
             )
     if get_protocol(config.store) == "memory":
         raise ConfigError(f"store {config.store}: no other process sees it: use a URL or a path that the cluster sees")

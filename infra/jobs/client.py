@@ -17,6 +17,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
+from lodeset.infra.jobs.errors import Refused, Taken, Unknown, Unreachable
 from lodeset.pipeline.errors import ConfigError, LodesetError
 from lodeset.pipeline.shown import shown
 
@@ -25,22 +26,6 @@ ADDRESS = "RAY_API_SERVER_ADDRESS"
 _LIMITS_S = (10.0, 60.0)  # to connect, and between two pieces of an answer
 for _name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
     logging.getLogger(_name).setLevel(logging.WARNING)  # Ray sets INFO when it is imported
-
-
-class Unreachable(LodesetError):
-    """The head does not answer. Its jobs may be running all the same."""
-
-
-class Refused(LodesetError):
-    """The head wants a token, or another one."""
-
-
-class Unknown(LodesetError):
-    """The head has no such job."""
-
-
-class Taken(LodesetError):
-    """The head has a job of this name already."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +80,13 @@ class Head(JobSubmissionClient):
         *,
         data: bytes | None = None,
         json_data: dict[str, Any] | None = None,
-        **options: Any,
+        **_: Any,
     ) -> requests.Response:
-        answer = self._sent(method, endpoint, data, json_data, options)
+        answer = self._sent(method, endpoint, data, json_data)
         if answer.status_code == 401 and self.token is None and (found := token()) is not None:
             self.token = found
             self._headers = {"Authorization": f"Bearer {found.text}"}
-            answer = self._sent(method, endpoint, data, json_data, options)
+            answer = self._sent(method, endpoint, data, json_data)
         if answer.status_code == 401:
             raise Refused(f"{self.url} asks for a token, and there is none here: {_WAY_OUT}")
         if answer.status_code == 403:
@@ -109,13 +94,12 @@ class Head(JobSubmissionClient):
             raise Refused(f"{self.url} refuses the token of {where}: it is not the one of this cluster. {_WAY_OUT}")
         return answer
 
-    def _sent(
-        self, method: str, endpoint: str, data: bytes | None, tree: dict[str, Any] | None, options: dict[str, Any]
-    ) -> requests.Response:
-        options.setdefault("timeout", _LIMITS_S)
-        where = {"headers": self._headers, "verify": self._verify}
+    def _sent(self, method: str, endpoint: str, data: bytes | None, tree: dict[str, Any] | None) -> requests.Response:
+        url, headers = self._address + endpoint, self._headers
         try:
-            answer = requests.request(method, self._address + endpoint, data=data, json=tree, **where, **options)
+            answer = requests.request(
+                method, url, data=data, json=tree, headers=headers, verify=self._verify, timeout=_LIMITS_S
+            )
         except (requests.ConnectionError, requests.Timeout) as error:
             raise Unreachable(
                 f"{self.url} does not answer ({_short(error)}): check that the head is up and that its dashboard port "

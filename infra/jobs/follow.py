@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lodeset.infra.jobs.client import Unknown, Unreachable
+from lodeset.infra.jobs.errors import Unknown, Unreachable
 from lodeset.infra.jobs.names import CPUS, MEMORY
 from lodeset.infra.jobs.pending import Asked, lacking
 from lodeset.pipeline.errors import LodesetError
@@ -59,7 +59,7 @@ class Waits:
     pending: float = 60.0  # after which it is said what a pending job lacks
     again: float = 30.0  # until that is looked at again
     unseen: float = 600.0  # for which a head may be out of sight
-    unknown: float = 30.0  # for which a head that answers may not know the job
+    unknown: float = 10.0  # for which a head that answers may not know the job
     reopen: float = 1.0  # before a stream that ended is opened again; doubled while nothing comes of it
     longest: float = 30.0
     end: float = 5.0  # for the end of the stream, once the job has ended
@@ -80,7 +80,7 @@ def follow(
     job: str,
     show: Callable[[str], None],
     tell: Callable[[str], None],
-    waits: Waits = Waits(),  # frozen
+    waits: Waits = Waits(),
 ) -> Ended:
     """Shows each line of the job's log once, and returns when the job has ended.
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lodeset.infra.jobs.client import Head, Unreachable
+from lodeset.infra.jobs.errors import Unreachable
 from lodeset.infra.jobs.follow import FINAL, Ended, ended, status_of
 from lodeset.infra.jobs.names import NAME, STOP, STORE
 from lodeset.pipeline.errors import LodesetError
 
+if TYPE_CHECKING:
+    from lodeset.infra.jobs.client import Head
+
 _MARGIN_S = 30.0  # beyond what the job may take to stop
+_PENDING_S = 5.0  # for which a job that has not begun is waited for: Ray keeps the order to stop until it begins (2.60)
 _POLL_S = 1.0
 
 
@@ -48,8 +52,9 @@ def _job(one: Any) -> Job:
     )
 
 
-def stop(head: Head, job: str, tell: Callable[[str], None]) -> Ended:
-    """Stops a job and waits for its end. A job that has ended stays as it is.
+def stop(head: Head, job: str, tell: Callable[[str], None]) -> Ended | None:
+    """Stops a job and waits for its end; None if it has not begun and will end when it does. A job that has ended stays
+    as it is.
 
     Raises:
         LodesetError: the head does not know it, or it has not ended in the time that it was given to stop.
@@ -59,15 +64,21 @@ def stop(head: Head, job: str, tell: Callable[[str], None]) -> Ended:
         return ended(job, seen)
     allowed = float((seen.metadata or {}).get(STOP, 3)) + _MARGIN_S
     head.stop_job(job)
-    tell(f"{job} is being stopped; it has {allowed - _MARGIN_S:.0f} s to finish what it is writing")
-    deadline = time.monotonic() + allowed
-    while time.monotonic() < deadline:
+    tell(f"{job} is being stopped; it has {allowed - _MARGIN_S:.0f} s to end in order")
+    began = time.monotonic()
+    while time.monotonic() < began + allowed:
         try:
             seen = head.get_job_info(job)
         except Unreachable as error:
             tell(str(error))
         if status_of(seen) in FINAL:
             return ended(job, seen)
+        if status_of(seen) == "PENDING" and time.monotonic() > began + _PENDING_S:
+            tell(
+                f"{job} has not begun, and Ray stops a job only when it begins: it will end then, without running. A "
+                "head gives up on a job that does not begin after 900 s (RAY_JOB_START_TIMEOUT_SECONDS)"
+            )
+            return None
         time.sleep(_POLL_S)
     raise LodesetError(
         f"{job} was told to stop {allowed:.0f} s ago, and the head says that it is {status_of(seen)}: look at its log "

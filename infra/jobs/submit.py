@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lodeset.infra.jobs import bundle
 from lodeset.infra.jobs.bundle import Resolved
-from lodeset.infra.jobs.client import Head, Taken, Unreachable
+from lodeset.infra.jobs.errors import Taken, Unreachable
 from lodeset.infra.jobs.follow import FINAL, status_of
 from lodeset.infra.jobs.names import (
     CONFIGURATION,
@@ -32,6 +32,9 @@ from lodeset.infra.jobs.names import (
 from lodeset.infra.jobs.pending import GIB, Asked
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.shown import shown
+
+if TYPE_CHECKING:
+    from lodeset.infra.jobs.client import Head
 
 _TRIES, _PAUSE_S = 5, 2.0
 
