@@ -78,7 +78,7 @@ def submit(head: Head, config: Resolved, options: Options, tell: Callable[[str],
     """
     run = config.config.name
     with tempfile.TemporaryDirectory(prefix="lodeset-submit-") as folder:
-        file = Path(folder) / "bundle.zip"
+        file = Path(folder) / bundle.NAME
         bundle.write(config, file)
         failure: LodesetError | None = None
         for _ in range(_TRIES):
