@@ -33,6 +33,7 @@ FOLDERS = (
     "runs",
     "reports",
     "damaged",
+    "submissions",
 )
 # Files next to the shards of a run, wherever they were copied to.
 _SHARDS = ("index.parquet", "tombstones.parquet", "changes.parquet")

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
 
 from lodeset.infra.config import read
 from lodeset.infra.jobs.bundle import LOCK
-from lodeset.infra.jobs.names import SUBMISSION, SUBMISSIONS
+from lodeset.infra.jobs.submissions import recorded
 from lodeset.infra.versions import PACKAGES, versions
+from lodeset.pipeline.dag.store import Store
 from lodeset.pipeline.errors import ConfigError, LodesetError
 from lodeset.pipeline.shown import shown
 
 _PIN = re.compile(r"([A-Za-z0-9._-]+)==([^\s;#]+)")
 
 
-def check(config: str, job: str | None) -> None:
+def check(config: str, job: str) -> None:
     """Raises ConfigError if the store here is not the one that the job was recorded in."""
-    from lodeset.pipeline.dag.store import Store
-
-    if job is None:
-        return
     store = Store(read(config).store)
-    if store.read(f"{SUBMISSIONS}/{job}.json") is None:
+    if not recorded(store, job):
         raise ConfigError(
             f"the store {shown(store.url)} that this node sees is not the one of the machine that submitted {job}: "
             "use a URL (s3://bucket/folder), or a path on a file system that all of them share"
@@ -43,7 +39,8 @@ def differing(lock: Iterable[str], installed: Mapping[str, str]) -> list[str]:
 
 def main() -> int:
     try:
-        check(sys.argv[1], os.environ.get(SUBMISSION))
+        if len(sys.argv) > 2:
+            check(sys.argv[1], sys.argv[2])
     except LodesetError as error:
         print(f"error: {shown(error)}", file=sys.stderr)
         return error.exit_code

@@ -12,9 +12,6 @@ NAME, STORE, CONFIGURATION = "lodeset_name", "lodeset_store", "lodeset_configura
 # What was asked for it, which the head does not repeat.
 STOP, CPUS, MEMORY = "lodeset_stop_s", "lodeset_driver_cpus", "lodeset_driver_memory_gb"
 
-# Where a store keeps what was submitted to it, and the variable that tells a job that it was.
-SUBMISSIONS, SUBMISSION = "submissions", "LODESET_SUBMISSION"
-
 
 def named(run: str, attempt: int) -> str:
     return f"{run}-{attempt}"

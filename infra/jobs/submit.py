@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -12,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lodeset.infra.jobs import bundle
+from lodeset.infra.jobs import bundle, submissions
 from lodeset.infra.jobs.bundle import Resolved
 from lodeset.infra.jobs.errors import Taken, Unreachable
 from lodeset.infra.jobs.follow import FINAL, status_of
@@ -23,13 +21,12 @@ from lodeset.infra.jobs.names import (
     NAME,
     STOP,
     STORE,
-    SUBMISSION,
-    SUBMISSIONS,
     attempt_of,
     named,
     next_attempt,
 )
 from lodeset.infra.jobs.pending import GIB, Asked
+from lodeset.pipeline.dag.claims import JOB
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.shown import shown
 
@@ -85,8 +82,8 @@ def submit(head: Head, config: Resolved, options: Options, tell: Callable[[str],
             jobs = head.list_jobs()
             if (running := at_work(jobs, config)) is not None:
                 return running
-            job = named(run, next_attempt([*(one.submission_id or "" for one in jobs), *_recorded(config)], run))
-            recorded = _record(config, job, head.url, options, tell)
+            job = named(run, next_attempt([*(one.submission_id or "" for one in jobs), *_known(config)], run))
+            recorded = _recorded(config, job, head.url, tell)
             try:
                 head.submit_job(**_asked_of_ray(config, options, job, file, recorded))
                 return Submitted(job, new=True, same=True)
@@ -119,24 +116,23 @@ def identity(config: Resolved) -> dict[str, str]:
     return {NAME: config.config.name, STORE: config.config.store, CONFIGURATION: config.digest}
 
 
-def entrypoint(options: Options) -> str:
-    """The command of the driver. It replaces its shell, so that a stop reaches it alone."""
+def entrypoint(options: Options, expected: str = "") -> str:
+    """The command of the driver, which first looks whether the store knows the job `expected`, if there is one."""
     python = shlex.quote(options.python)
     run = [python, "-m", "lodeset", "run", bundle.CONFIG]
     if options.until is not None:
         run += ["--until", shlex.quote(options.until)]
     if options.fresh:
         run.append("--fresh")
-    return f"{python} -m lodeset.infra.jobs.arrived {bundle.CONFIG} && exec {' '.join(run)}"
+    arrived = [python, "-m", "lodeset.infra.jobs.arrived", bundle.CONFIG, *([expected] if expected else [])]
+    return f"{' '.join(arrived)} && exec {' '.join(run)}"
 
 
 def _asked_of_ray(config: Resolved, options: Options, job: str, file: Path, recorded: bool) -> dict[str, Any]:
     asked = options.asked
-    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(options.stop_s)}
-    if recorded:
-        environment[SUBMISSION] = job
+    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(options.stop_s), JOB: job}
     return {
-        "entrypoint": entrypoint(options),
+        "entrypoint": entrypoint(options, job if recorded else ""),
         "submission_id": job,
         "runtime_env": {"working_dir": str(file), "env_vars": environment},
         "metadata": {
@@ -150,32 +146,23 @@ def _asked_of_ray(config: Resolved, options: Options, job: str, file: Path, reco
     }
 
 
-def _recorded(config: Resolved) -> list[str]:
+def _known(config: Resolved) -> list[str]:
     """The jobs that the store knows: numbers go on where a restarted head has forgotten them."""
     from lodeset.pipeline.dag.store import Store
 
     try:
-        return [name.removesuffix(".json") for name in Store(config.config.store).names(SUBMISSIONS)]
+        return submissions.jobs(Store(config.config.store))
     except (OSError, LodesetError):
         return []
 
 
-def _record(config: Resolved, job: str, address: str, options: Options, tell: Callable[[str], None]) -> bool:
+def _recorded(config: Resolved, job: str, address: str, tell: Callable[[str], None]) -> bool:
     """Puts the submission into the store, where the job looks for it; whether that worked from this machine."""
     from lodeset.pipeline.dag.store import Store
 
-    told = {
-        "job": job,
-        "address": address,
-        "submitted": time.time(),
-        "host": socket.gethostname(),
-        "configuration": config.digest,
-        "asked": options.asked.in_ray_terms(),
-    }
+    made = config.config
     try:
-        store = Store(config.config.store)
-        store.prepare()
-        store.put_absent(f"{SUBMISSIONS}/{job}.json", json.dumps(told, indent=1).encode())
+        submissions.record(Store(made.store), job, made.name, made.ingest.limit, address, config.digest)
     except (OSError, LodesetError) as error:
         tell(f"the store cannot be written from here ({shown(error)}); the job will try from the cluster")
         return False

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from lodeset.infra.jobs import submissions
 from lodeset.pipeline.dag import attempts
 from lodeset.pipeline.dag.attempts import Attempt, StageNews
 from lodeset.pipeline.dag.claims import LEASE_SECONDS, Holder, file_time, holders, is_gone, store_clock
@@ -65,6 +66,7 @@ class Now:
         heard: seconds since its last news, by the store's clock.
         owner: host, process number, and the Ray job if there is one.
         claims: all who hold claims on this store.
+        submitted: the command that follows a job which was submitted since and has left no news; it says what the job lacks.
     """
 
     state: Life
@@ -79,6 +81,7 @@ class Now:
     owner: Mapping[str, Any]
     stages: tuple[StageNow, ...]
     claims: tuple[str, ...]
+    submitted: str = ""
 
     @property
     def at_work(self) -> bool:
@@ -98,6 +101,8 @@ class Now:
         """The exact next command; `given` is the configuration as it was given, with its options."""
         if self.state == "running" or not self.safe_to_run:
             return f"lodeset status {given} --watch"
+        if self.submitted:
+            return self.submitted
         if self.state == "never run":
             return f"lodeset plan {given}"
         if self.exit_code == GATE or (self.state == "done" and not changed):
@@ -109,7 +114,23 @@ class Now:
 
 
 def now(store: Store, name: str, limit: int | None) -> Now:
-    """The state of the last attempt to make the data set `name` (of a sample of `limit` images)."""
+    """The state of the last attempt to make the data set `name` (of a sample of `limit` images), or of a job that was submitted
+    since and has left no news."""
+    found, sent = _attempted(store, name, limit), submissions.newest(store, name, limit)
+    if sent is None or found.at_work:
+        return found
+    submission, when = sent
+    last = None if found.attempt is None else file_time(store, attempts.path_of(found.attempt), 0.0)
+    if found.owner.get("job") == submission.job or (last is not None and last > when):
+        return found
+    age = max(0.0, _clock(store) - when)
+    told = f"{submission.job} was submitted to {submission.address} {age:.0f} s ago and has left no news yet"
+    why = told if found.state == "never run" else f"{found.why}; {told}"
+    follow = f"lodeset jobs logs {submission.job} --follow --address {submission.address}"
+    return replace(found, why=why, submitted=follow)
+
+
+def _attempted(store: Store, name: str, limit: int | None) -> Now:
     attempt = attempts.newest(store, name, limit)
     if attempt is None and not store.names("claims"):
         return Now(

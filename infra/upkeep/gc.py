@@ -52,7 +52,7 @@ KINDS: Mapping[str, str] = {
 }
 GOING = ("dropped run", "left over", "log")
 
-_RECORDS = ("attempts", "claims", "damaged", "forgotten", "accepted", "gates", "rejects", COLLECTED)
+_RECORDS = ("attempts", "claims", "damaged", "forgotten", "accepted", "gates", "rejects", "submissions", COLLECTED)
 _DATA = ("parts", "artifacts", "lists", "shards", "training", "pruned", LOGS)
 # A file that is being written, or a clean copy of a take-down.
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}$|\.clean-[0-9a-f]+$|\.reserved$")

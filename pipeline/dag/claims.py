@@ -29,6 +29,8 @@ from lodeset.pipeline.dag.store import Store
 from lodeset.pipeline.errors import HeldError
 
 LEASE_SECONDS = 60.0
+# In the environment of a job of a cluster: its name.
+JOB = "LODESET_JOB"
 
 
 def _store_time(store: Store, relative: str) -> float:
@@ -84,8 +86,9 @@ def _here() -> Mapping[str, str]:
 
 
 def this_process() -> dict[str, Any]:
-    """This process, and where its number means something: the owner of a claim."""
-    return {**_here(), "pid": os.getpid(), "started": children.started_at(os.getpid())}
+    """This process, and where its number means something: the owner of a claim; and the job of a cluster that it is in."""
+    job = {"job": os.environ[JOB]} if os.environ.get(JOB) else {}
+    return {**_here(), "pid": os.getpid(), "started": children.started_at(os.getpid()), **job}
 
 
 def _owner(held: bytes) -> dict[str, Any]:
@@ -110,7 +113,8 @@ class Holder:
     age: float
 
     def __str__(self) -> str:
-        return f"process {self.owner.get('pid')} on {self.owner.get('host')}, last seen {self.age:.0f} s ago"
+        job = f" (job {self.owner['job']})" if self.owner.get("job") else ""
+        return f"process {self.owner.get('pid')} on {self.owner.get('host')}{job}, last seen {self.age:.0f} s ago"
 
 
 def holders(store: Store) -> list[Holder]:

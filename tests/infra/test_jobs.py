@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import json
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +20,18 @@ from builders import picture
 
 from lodeset.infra.config import read
 from lodeset.infra.dag import build
-from lodeset.infra.jobs import arrived, bundle
+from lodeset.infra.jobs import arrived, bundle, submissions
 from lodeset.infra.jobs.bundle import resolved
 from lodeset.infra.jobs.client import Head, token
 from lodeset.infra.jobs.errors import Taken, Unknown, Unreachable
 from lodeset.infra.jobs.follow import Ended, Waits, ended, follow
 from lodeset.infra.jobs.held import jobs, stop
-from lodeset.infra.jobs.names import CPUS, NAME, STOP, STORE, SUBMISSIONS, attempt_of, next_attempt
+from lodeset.infra.jobs.names import CPUS, NAME, STOP, STORE, attempt_of, next_attempt
 from lodeset.infra.jobs.pending import GIB, Asked, lacking
 from lodeset.infra.jobs.submit import Options, entrypoint, identity, submit
+from lodeset.infra.looking.now import now
+from lodeset.pipeline.dag.attempts import attempt
+from lodeset.pipeline.dag.store import Store
 from lodeset.pipeline.errors import ConfigError, LodesetError
 
 ROOT = Path(__file__).parents[2]
@@ -132,7 +135,7 @@ def test_a_bundle_that_is_too_large_is_refused_with_its_size(tmp_path: Path, mon
         bundle.write(resolved(_config(tmp_path)), tmp_path / bundle.NAME)
 
 
-def test_the_driver_replaces_its_shell() -> None:
+def test_the_command_of_the_driver() -> None:
     command = entrypoint(Options(until="dedup", fresh=True, python="/opt/my python/bin/python"))
     assert command.endswith("&& exec '/opt/my python/bin/python' -m lodeset run lodeset.yaml --until dedup --fresh")
 
@@ -142,11 +145,9 @@ def test_the_driver_replaces_its_shell() -> None:
 
 def test_a_job_looks_for_its_submission_in_the_store(tmp_path: Path) -> None:
     config = str(_config(tmp_path))
-    arrived.check(config, None)
     with pytest.raises(ConfigError, match="not the one of the machine that submitted small-1"):
         arrived.check(config, "small-1")
-    (tmp_path / "runs" / SUBMISSIONS).mkdir(parents=True)
-    (tmp_path / "runs" / SUBMISSIONS / "small-1.json").write_text("{}")
+    submissions.record(Store(str(tmp_path / "runs")), "small-1", "small", None, "http://head:8265", "digest")
     arrived.check(config, "small-1")
 
 
@@ -366,8 +367,24 @@ def test_a_run_is_submitted_once(tmp_path: Path) -> None:
     (asked,) = head.taken
     assert asked["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "120"
     assert (asked["entrypoint_num_cpus"], asked["entrypoint_memory"]) == (2, GIB)
-    recorded = json.loads((tmp_path / "runs" / SUBMISSIONS / "small-1.json").read_text())
-    assert recorded["address"] == head.url and recorded["asked"] == {"CPU": 2, "memory": GIB}
+    assert asked["entrypoint"].startswith("python -m lodeset.infra.jobs.arrived lodeset.yaml small-1 && exec ")
+    sent = submissions.newest(Store(str(tmp_path / "runs")), "small", None)
+    assert sent is not None and (sent[0].job, sent[0].address) == ("small-1", head.url)
+
+
+def test_status_knows_of_a_job_that_was_submitted_and_has_left_no_news(tmp_path: Path) -> None:
+    path, store = _config(tmp_path), Store(str(tmp_path / "runs"))
+    _submitted(Accepting(), path)
+    found = now(store, "small", None)
+    assert found.state == "never run" and "small-1 was submitted to http://head:8265" in found.why
+    assert found.next_command(str(path), None) == "lodeset jobs logs small-1 --follow --address http://head:8265"
+    assert not now(store, "small", 10).submitted and not now(store, "other", None).submitted
+    with attempt(store, {}, lambda _: None, name="small"):
+        pass
+    assert not now(store, "small", None).submitted  # its news, or that of a later run
+    time.sleep(0.01)
+    _submitted(Accepting(), path)
+    assert "small-2 was submitted" in now(store, "small", None).why
 
 
 def test_another_store_or_name_is_another_run(tmp_path: Path) -> None:
@@ -409,7 +426,7 @@ def test_a_store_that_cannot_be_written_from_here_does_not_stop_a_submission(tmp
     (tmp_path / "file").write_text("")
     head = Accepting()
     assert _submitted(head, _config(tmp_path, store=str(tmp_path / "file" / "runs")))[0] == "small-1"
-    assert "LODESET_SUBMISSION" not in head.taken[0]["runtime_env"]["env_vars"]
+    assert head.taken[0]["entrypoint"].startswith("python -m lodeset.infra.jobs.arrived lodeset.yaml && exec ")
 
 
 # -- jobs of a head
