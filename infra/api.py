@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING, Any
 from lodeset.infra.config import Config, cpus_of, read
 from lodeset.infra.deploy.kubernetes import render_kubernetes as render_kubernetes
 from lodeset.infra.deploy.launcher import render_cluster as render_cluster
+from lodeset.infra.gates.commands import BreachedError as BreachedError
+from lodeset.infra.gates.commands import accept as accept
+from lodeset.infra.gates.commands import gates as gates
+from lodeset.infra.gates.commands import rollback as rollback
 from lodeset.infra.looking.looking import held, title_of
 from lodeset.infra.looking.looking import report as report
 from lodeset.infra.looking.looking import status as status
@@ -28,7 +32,7 @@ from lodeset.infra.models import train as train
 from lodeset.infra.schedule.schedule import schedule as schedule
 from lodeset.infra.schedule.schedule import unschedule as unschedule
 from lodeset.infra.session import Opened as Opened
-from lodeset.infra.session import names_of, run_stages
+from lodeset.infra.session import data_set, names_of, run_stages
 from lodeset.infra.session import open_config as open_config
 from lodeset.infra.session import open_store as open_store
 from lodeset.infra.session import run as run
@@ -90,6 +94,14 @@ def plan(opened: Opened, fresh: bool = False) -> list[tuple[Decision, Estimate]]
     return list(zip(decisions.values(), estimates(opened.store, decisions, cpus_of(opened.config)), strict=True))
 
 
+def refused(opened: Opened, decisions: Sequence[Decision]) -> str | None:
+    """Why `run` would be refused after a rollback; None if it would not, or if the sources must be read first to tell."""
+    from lodeset.infra.upkeep.rollback import refusal
+
+    sources = {one.stage.id: one.artifact for one in decisions if one.artifact is not None}
+    return refusal(opened.store, data_set(opened), opened.stages, sources)
+
+
 def _files(decisions: Mapping[str, Decision]) -> set[File]:
     return {file for one in decisions.values() if one.artifact is not None for file in one.artifact.files()}
 
@@ -142,16 +154,19 @@ def forget(path: str | Path, asked: Sequence[str], copies: bool = False, overrid
 
 
 def gc(opened: Opened, keep: int = 10, older_than: float = 86_400.0, dry_run: bool = False) -> Collected:
-    """Deletes what none of the last `keep` runs of any data set in the store needs, and accounts for every byte of the store. What no
-    run has on record goes once it has not changed for `older_than` seconds. With `dry_run` nothing is deleted.
+    """Deletes what none of the last `keep` runs of any data set in the store needs, and accounts for every byte of the store. Runs
+    that gates compare with are kept, too. What no run has on record goes once it has not changed for `older_than` seconds. With
+    `dry_run` nothing is deleted.
 
     Raises:
         LodesetError: no store is there, or a manifest of it is damaged.
         HeldError: a take-down, or a run that does not say what it needs, is at work on the store.
     """
+    from lodeset.infra.gates.accepted import baselines
     from lodeset.infra.upkeep.gc import collect
 
-    return collect(opened.store, opened.stages, keep=keep, older_than=older_than, dry_run=dry_run)
+    accepted = baselines(opened.store)
+    return collect(opened.store, opened.stages, keep=keep, older_than=older_than, accepted=accepted, dry_run=dry_run)
 
 
 def _ingested(opened: Opened) -> list[Artifact]:

@@ -10,6 +10,7 @@ from fsspec.utils import get_protocol
 from pydantic import Field, ValidationError, model_validator
 
 from lodeset.infra.deploy.config import Deploy
+from lodeset.infra.gates.config import Gate, problem
 from lodeset.pipeline.config import CurationConfig, load
 from lodeset.pruning.config import AnyJob, LotteryJob, PruneJob, run_of
 from lodeset.training.config import TrainingConfig, distilling, finishing
@@ -23,6 +24,16 @@ class Config(CurationConfig):
     )
     pruning: tuple[AnyJob, ...] = Field((), description="sparsification jobs on the trained model")
     deploy: Deploy | None = Field(None, description="where and when it runs by itself; changes no result")
+    gates: tuple[Gate, ...] = Field(
+        (), description="what every finished run must fulfill; they change nothing that a run makes"
+    )
+
+    @model_validator(mode="after")
+    def _gates_make_sense(self) -> Config:
+        why = problem(self.gates, self)
+        if why is not None:
+            raise ValueError(why)
+        return self
 
     @model_validator(mode="after")
     def _stores_where_other_processes_look(self) -> Config:

@@ -24,6 +24,8 @@ from lodeset.pipeline.shown import shown
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from lodeset.infra.gates.accepted import Accepted
+    from lodeset.infra.gates.outcome import Outcome
     from lodeset.infra.looking.now import Now
     from lodeset.infra.looking.story import Traced
     from lodeset.infra.looking.summary import Summary
@@ -91,6 +93,9 @@ class Project:
     ) -> Status:
         """Runs what is not finished, and shows progress: bars in a terminal or a notebook, lines elsewhere.
 
+        If a gate of the configuration is breached, a LodesetError (`infra.gates.commands.BreachedError`) is raised after the run was
+        recorded.
+
         Args:
             until: the last stage to run, e.g. "dedup".
             fresh: take nothing over from earlier runs.
@@ -116,6 +121,25 @@ class Project:
 
         config = read(self.path, self.asked)
         return now(Store(config.store), config.name, config.ingest.limit)
+
+    def gates(self, run: int | None = None) -> Outcome:
+        """What the gates of the configuration say of the last finished run, or of the one with this number. Runs nothing."""
+        from lodeset.infra.gates.commands import gates
+
+        return gates(self._looked(), run)
+
+    def accept(self, run: int | None = None, *, by: str | None = None, why: str = "") -> Accepted:
+        """Marks the last finished run, or the one with this number, as the one that gates compare with."""
+        from lodeset.infra.gates.commands import accept
+
+        return accept(self._looked(), run, by, why)
+
+    def rollback(self, run: int, *, by: str | None = None, why: str = "") -> Status:
+        """Makes the artifacts of an earlier run, its shards among them, those that count."""
+        from lodeset.infra.gates.commands import rollback
+
+        rollback(self._looked(), run, by, why)
+        return self.status()
 
     def report(self, path: str | Path = "report.html", run: int | None = None) -> Path:
         """Writes the report of the last finished run, one self-contained HTML page, and returns its path."""

@@ -16,6 +16,7 @@ from lodeset.pipeline.errors import ConfigError, LodesetError
 from lodeset.pipeline.remote.settings import configure
 
 if TYPE_CHECKING:
+    from lodeset.infra.upkeep.rollback import DataSet
     from lodeset.pipeline.dag.manifests import Run
     from lodeset.pipeline.dag.runner import Event
     from lodeset.pipeline.dag.stage import Stage
@@ -53,6 +54,7 @@ def open_config(
         LodesetError: a source or a model is not there.
     """
     from lodeset.infra import dag
+    from lodeset.infra.gates.config import unknown_stages
     from lodeset.pipeline.dag.stage import closure
     from lodeset.pipeline.dag.store import Store
 
@@ -68,6 +70,9 @@ def open_config(
         if not without_sources or not any(one.expected for one in config.curated):
             raise
         return Opened(Path(path), config, {}, Store(config.store), missing_sources(config) or (str(error),))
+    misplaced = unknown_stages(config.gates, tuple(stages))
+    if misplaced:
+        raise ConfigError(f"{path}:\n  " + "\n  ".join(misplaced))
     names = sorted({stage.name for stage in stages.values()})
     if until is not None and until not in names:
         raise ConfigError(f"--until {until}: no such stage in this configuration; there are: {', '.join(names)}")
@@ -111,23 +116,34 @@ def missing_sources(config: Config) -> tuple[str, ...]:
 
 def run(opened: Opened, watch: Callable[[Event], None], fresh: bool = False) -> dict[str, Artifact]:
     """Runs what is not finished and returns every artifact by stage id; `fresh` takes nothing over from earlier runs. The store
-    keeps a record of the run, and its report.
+    keeps a record of the run, its report, and what the gates of the configuration found.
 
     Raises:
         LodesetError: the first stage that failed; what was finished stays.
+        HeldError: another run is at work on the store, or nothing has changed since a run that was rolled back.
+        BreachedError: a gate of the configuration was breached; the run is recorded, as every other.
     """
+    from lodeset.infra.gates.commands import BreachedError, evaluated
     from lodeset.infra.looking.held import wanted
+    from lodeset.infra.upkeep.rollback import refusing
     from lodeset.infra.versions import versions
     from lodeset.pipeline.dag.runs import record
 
     began = time.time()
+    if not fresh:
+        watch = refusing(opened.store, data_set(opened), opened.stages, watch)
     made = run_stages(opened, opened.stages, watch, names_of(opened) if fresh else ())
     asked = wanted(opened.config, opened.ids or tuple(opened.stages), opened.until)
-    _keep_report(opened, record(opened.store, asked, made, versions(), began, time.time()))
+    done = record(opened.store, asked, made, versions(), began, time.time())
+    keep_report(opened, done)
+    if opened.config.gates:
+        outcome = evaluated(opened, done)
+        if outcome.status == "error":
+            raise BreachedError(outcome)
     return made
 
 
-def _keep_report(opened: Opened, run: Run) -> None:
+def keep_report(opened: Opened, run: Run) -> None:
     """Puts the run's report into the store. The run is done: what goes wrong here must not fail it."""
     from lodeset.infra.looking.looking import held, title_of
     from lodeset.infra.looking.summary import REPORTS, report_path
@@ -146,6 +162,13 @@ def _keep_report(opened: Opened, run: Run) -> None:
             type(error).__name__,
             error,
         )
+
+
+def data_set(opened: Opened) -> DataSet:
+    """Which runs of the store are those of this configuration."""
+    from lodeset.infra.upkeep.rollback import DataSet
+
+    return DataSet(opened.config.name, opened.config.ingest.limit, str(opened.path))
 
 
 def names_of(opened: Opened) -> frozenset[str]:

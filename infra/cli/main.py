@@ -17,6 +17,7 @@ from rich.table import Table
 from lodeset.infra import api
 from lodeset.infra.cli.command import Group
 from lodeset.infra.cli.deploy import deploy
+from lodeset.infra.cli.gates import gates_commands, show_gates
 from lodeset.infra.cli.jobs import jobs, submitting
 from lodeset.infra.cli.models import models
 from lodeset.infra.cli.options import Json, Set, err, out, print_json, safe
@@ -37,6 +38,7 @@ app.add_typer(store_commands)
 app.add_typer(deploy)
 app.add_typer(submitting)
 app.add_typer(jobs, name="jobs")
+app.add_typer(gates_commands)
 MISSING_SHOWN = 5  # number of missing sources that `plan` lists
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="configuration file (`lodeset init` writes one)")]
@@ -106,6 +108,7 @@ def plan(
                 ],
                 "composition": composition_tree(composed),
                 "missing": list(opened.missing),
+                "refused": None if fresh else api.refused(opened, [decision for decision, _ in rows]),
             }
         )  # fmt: skip
         return
@@ -127,6 +130,10 @@ def plan(
     if any(e.images_guessed for _, e in rows):
         note = "~: estimated from the sizes of tars and Parquet files; ingest counts their images"
         out.print(note, style="dim", soft_wrap=True)
+    refused = api.refused(opened, [decision for decision, _ in rows])
+    if refused is not None and not fresh:
+        err.print(f"[yellow]`lodeset run` would be refused:[/] {safe(refused)}", highlight=False, soft_wrap=True)
+        return
     changed = [d.stage.id for d, _ in rows if d.action == "run"]
     also = [d.stage.id for d, _ in rows if d.action == "wait"]
     if not changed:
@@ -172,9 +179,18 @@ def run(
     """Run everything that is not finished."""
     from lodeset.infra.cli.progress import watching
 
+    project, breach = _project(config, set_, limit), None
     with watching(err) as watch:
-        done = _project(config, set_, limit).run(until=until, fresh=fresh, watch=watch)
+        try:
+            done = project.run(until=until, fresh=fresh, watch=watch)
+        except api.BreachedError as error:
+            done, breach = project.status(), error
     show_status(config, done, as_json)
+    if done.summary.gates is not None:
+        show_gates(err, done.summary.gates, config)
+    if breach is not None:
+        err.print(f"[bold red]error:[/] {safe(breach)}", soft_wrap=True)
+        raise typer.Exit(breach.exit_code)
 
 
 @app.command()

@@ -32,6 +32,7 @@ status_commands = typer.Typer()
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="configuration file (`lodeset init` writes one)")]
 LOOK_S = 2.0  # between two looks of `--watch`
 
+GATE = 3
 _COLOURS = {
     "running": "green",
     "done": "green",
@@ -78,7 +79,9 @@ def status(
             print_json({"now": _now_tree(found.now, given, changed)})
         else:
             print_now(found.now, given, changed)
-        raise typer.Exit(found.now.status_code(changed))
+        gates, status_code = found.summary.gates, found.now.status_code(changed)
+        breached = gates is not None and gates.status == "error"
+        raise typer.Exit(GATE if breached and status_code == 0 else status_code)
     if code:
         if found.summary.shards is None:
             raise LodesetError(f"no finished run of {config} has written shards: `lodeset run` first")

@@ -101,8 +101,10 @@ def wanted(config: Config, ids: tuple[str, ...], until: str | None) -> Wanted:
 
 
 def configuration(config: Config) -> dict[str, Any]:
-    """What is run, as JSON, without passwords and signatures in URLs; `deploy` only says where and when."""
-    public: dict[str, Any] = _public(config.model_dump(mode="json", exclude={"deploy"}))
+    """The configuration of what a run makes as JSON, without passwords and signatures in URLs. Gates and schedules make nothing:
+    another one is no other run.
+    """
+    public: dict[str, Any] = _public(config.model_dump(mode="json", exclude={"gates", "deploy"}))
     return public
 
 

@@ -92,10 +92,16 @@ def trace(opened: Opened, what: str, run: int | None = None) -> Traced:
 
 
 def tables(opened: Opened, run: int | None = None) -> list[Listed]:
-    """Every table of the last finished run, or of `run`."""
-    from lodeset.infra.looking.rows import listed
+    """Every table of the last finished run, or of `run`, and `breaches` of its gates."""
+    from lodeset.infra.gates.outcome import STAGE, breaches_of, last_outcome
+    from lodeset.infra.looking.rows import listed, listed_part
 
-    return listed(opened.store, held(opened, run).artifacts)
+    shown = held(opened, run)
+    found = listed(opened.store, shown.artifacts)
+    if shown.run is not None:
+        breaches = breaches_of(opened.store, last_outcome(opened.store, shown.run.number))
+        found += listed_part(opened.store, STAGE, breaches) if breaches is not None else []
+    return found
 
 
 def table(

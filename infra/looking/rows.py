@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from lodeset.infra.looking.trace import columns_of
-from lodeset.pipeline.dag.store import Artifact, File, Store
+from lodeset.pipeline.dag.store import Artifact, File, Part, Store
 from lodeset.pipeline.errors import ConfigError, LodesetError
 from lodeset.pipeline.shown import shown
 from lodeset.pipeline.tables.records import LARGE
@@ -42,9 +42,17 @@ def listed(store: Store, artifacts: Mapping[str, Artifact]) -> list[Listed]:
         for name, files in artifact.tables.items():
             parquet = [file for file in files if file.path.endswith(".parquet")]
             if parquet:
-                rows = sum(file.rows for file in parquet)
-                tables.append(Listed(id_, name, rows, tuple(columns_of(store, parquet[0])), tuple(parquet)))
+                tables.append(_listed(store, id_, name, parquet))
     return tables
+
+
+def listed_part(store: Store, stage: str, part: Part) -> list[Listed]:
+    """The tables of a part that no artifact lists."""
+    return [_listed(store, stage, name, [file]) for name, file in part.files.items()]
+
+
+def _listed(store: Store, stage: str, name: str, files: Sequence[File]) -> Listed:
+    return Listed(stage, name, sum(file.rows for file in files), tuple(columns_of(store, files[0])), tuple(files))
 
 
 def chosen(tables: list[Listed], name: str, of: str | None) -> list[Listed]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lodeset.infra.gates.accepted import accepted
+from lodeset.infra.gates.outcome import Outcome, last_outcome
 from lodeset.infra.looking.held import Held
 from lodeset.pipeline.dag.stage import read_as
 from lodeset.pipeline.dag.store import Artifact, Store
@@ -43,7 +45,9 @@ class Summary:
     """What `status --json` prints in addition to the artifacts.
 
     `run` is None if none has finished yet, and for stores of lodeset 0.1.0. `changed`: whether sources or configuration
-    have changed since; None if that cannot be determined, because of `why`.
+    have changed since; None if that cannot be determined, because of `why`. `accepted`: the run that gates compare
+    with. `rolled_back`: if this is the record of a rollback, to which run, and which runs do not count anymore.
+    `gates`: what the last evaluation of gates on this run found.
     """
 
     run: int | None
@@ -57,6 +61,9 @@ class Summary:
     dead_bytes: int  # bytes of images in shards that no longer count
     models: tuple[Model, ...]
     report: str | None
+    accepted: int | None = None
+    rolled_back: Mapping[str, Any] | None = None
+    gates: Outcome | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,6 +75,8 @@ def report_path(number: int) -> str:
 
 def summary(store: Store, held: Held) -> Summary:
     run = held.run
+    event = accepted(store, run.name, run.limit) if run is not None else None
+    back = run.rolled_back if run is not None else None
     written = held.artifacts.get("write_shards/all")
     shards = None if written is None else read_as(WriteShardsDetails, written.details)
     page = report_path(run.number) if run is not None else ""
@@ -83,6 +92,9 @@ def summary(store: Store, held: Held) -> Summary:
         dead_bytes=0 if shards is None else shards.dead_bytes,
         models=_models(store, held.artifacts),
         report=store.full_url(page) if page and page.rpartition("/")[2] in store.names(REPORTS) else None,
+        accepted=event.run if event is not None else None,
+        rolled_back=None if back is None else {"to": back.to, "runs": list(back.runs), "by": back.by, "why": back.why},
+        gates=last_outcome(store, run.number) if run is not None else None,
     )
 
 
@@ -101,7 +113,10 @@ def lines(summary_: Summary, config: str) -> list[str]:
     if summary_.run is not None:
         trial = f", a sample of {summary_.limit:,} images" if summary_.limit is not None else ""
         part = f", up to {summary_.until}" if summary_.until else ""
-        out.append(f"run {summary_.run}, finished {summary_.finished}{trial}{part}")
+        accepted_ = "" if summary_.accepted is None else f"; the accepted run is {summary_.accepted}"
+        accepted_ = ", accepted" if summary_.accepted == summary_.run else accepted_
+        out.append(f"run {summary_.run}, finished {summary_.finished}{trial}{part}{accepted_}")
+        out += _rolled_back(summary_) + _gates(summary_, config)
     else:
         out.append("no finished run of this configuration is on record: the table shows what the store holds so far")
     if summary_.changed:
@@ -119,6 +134,21 @@ def lines(summary_: Summary, config: str) -> list[str]:
     elif summary_.run is not None:
         out.append(f"report  not written yet, or deleted by a take-down: `lodeset report {config}` writes one")
     return out + _next(summary_, config)
+
+
+def _rolled_back(summary_: Summary) -> list[str]:
+    back = summary_.rolled_back
+    if back is None:
+        return []
+    runs = ", ".join(map(str, back["runs"]))
+    why = f" ({shown(back['why'])})" if back["why"] else ""
+    return [f"rolled back to run {back['to']} by {shown(back['by'])}{why}: what runs {runs} made does not count"]
+
+
+def _gates(summary_: Summary, config: str) -> list[str]:
+    if summary_.gates is None:
+        return []
+    return [f"gates   {summary_.gates.said}: `lodeset gates {config}` shows them"]
 
 
 def _next(summary_: Summary, config: str) -> list[str]:

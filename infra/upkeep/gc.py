@@ -21,6 +21,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lodeset.infra.gates.outcome import FOLDER as GATES
+from lodeset.infra.gates.outcome import breaches_kept
 from lodeset.infra.looking.summary import REPORTS, TRAINED
 from lodeset.pipeline.dag import attempts
 from lodeset.pipeline.dag.claims import claim, live, store_clock
@@ -52,7 +54,7 @@ KINDS: Mapping[str, str] = {
 }
 GOING = ("dropped run", "left over", "log")
 
-_RECORDS = ("attempts", "claims", "damaged", "forgotten", "accepted", "gates", "rejects", "submissions", COLLECTED)
+_RECORDS = ("attempts", "claims", "damaged", "forgotten", "accepted", "rejects", "submissions", COLLECTED)
 _DATA = ("parts", "artifacts", "lists", "shards", "training", "pruned", LOGS)
 # A file that is being written, or a clean copy of a take-down.
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}$|\.clean-[0-9a-f]+$|\.reserved$")
@@ -208,6 +210,7 @@ def _needed(store: Store, held: Contents, kept: Collection[int], stages: Mapping
     prefixes |= {one.fingerprint[:12] for one in needed.values()}
     files = {file.path for one in needed.values() for file in one.files()}
     listed = {(stage, part.key) for stage, part in held.parts if any(f.path in files for f in part.files.values())}
+    listed |= {(GATES, key) for run in kept for key in breaches_kept(store, run)}
     unknown = any(one.used is None for one in needed.values())
     every = {(stage, part.key) for stage, part in held.parts}
     used = {(stage, key) for one in needed.values() for stage, keys in (one.used or {}).items() for key in keys}
@@ -278,8 +281,8 @@ class _Classes:
         name = path.rpartition("/")[2]
         if _TEMPORARY.search(name):
             return self._aged(changed)
-        if top in (RUNS, REPORTS):
-            number = name.partition(".")[0]
+        if top in (RUNS, REPORTS, GATES):
+            number = (rest if top == GATES else name).partition("/")[0].partition(".")[0]
             return "records" if not number.isdecimal() or int(number) in self._kept else "dropped run"
         if top in _RECORDS or not rest:
             return "records" if top in _RECORDS or name.startswith((".", "forgetting")) else "foreign"
@@ -386,7 +389,7 @@ def _delete(store: Store, entries: Iterable[Entry]) -> None:
 def _order(entry: Entry) -> tuple[int, str]:
     """Runs first, then artifacts, then parts, then what they list."""
     top, name = entry.path.partition("/")[0], entry.path.rpartition("/")[2]
-    if top in (RUNS, REPORTS):
+    if top in (RUNS, REPORTS, GATES):
         return 0, entry.path
     if top == "artifacts":
         return 1, entry.path

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from lodeset.pipeline.dag.fingerprint import canonical
+from lodeset.pipeline.dag.rollbacks import withdrawn
 from lodeset.pipeline.dag.stage import PREVIOUS, Follows, Stage
 from lodeset.pipeline.dag.store import Artifact, Store
 
@@ -71,19 +72,25 @@ def decided(store: Store, stage: Stage, finished: Mapping[str, Artifact], fresh:
 
 
 def _following(store: Store, stage: Stage, follows: Follows, finished: Mapping[str, Artifact], anew: bool) -> Decision:
-    """Finished is what was made from these inputs, whatever it went on from; the newest where there are several."""
-    history = store.history(stage.name, stage.set)
+    """Finished is what was made from these inputs, whatever it went on from; the newest where there are several. What was rolled
+    back is not: it is finished only if this stage, going on from what counts, would make just the same."""
+    gone = withdrawn(store, stage.id)
+    history = [one for one in store.history(stage.name, stage.set) if one.fingerprint not in gone]
     for made in history:
         before = made.inputs.get(PREVIOUS, {}).get("fingerprint")
         if not (anew and before) and made.fingerprint == stage.fingerprint(finished, before):
             return Decision(stage, "finished", "unchanged", made.fingerprint, made)
     last = None if anew else _base(store, stage, follows, history)
+    fingerprint = stage.fingerprint(finished, last.fingerprint if last else None)
+    again = (
+        store.artifact(stage.name, stage.set, fingerprint) if fingerprint is not None and fingerprint in gone else None
+    )
+    if again is not None:
+        return Decision(stage, "finished", "made before, by a run that was rolled back", fingerprint, again)
     reason = _why(stage, finished, history)
     if last is not None:
         reason += f"; goes on from {_day(last)}"
-    return Decision(
-        stage, "run", reason, stage.fingerprint(finished, last.fingerprint if last else None), previous=last
-    )
+    return Decision(stage, "run", reason, fingerprint, previous=last)
 
 
 def _base(store: Store, stage: Stage, follows: Follows, history: list[Artifact]) -> Artifact | None:
@@ -100,7 +107,10 @@ def _base(store: Store, stage: Stage, follows: Follows, history: list[Artifact])
     if follows.published is not None:
         later, role = follows.published
         name, _, set_ = later.partition("/")
+        gone = withdrawn(store, later)
         for one in store.history(name, set_):
+            if one.fingerprint in gone:
+                continue
             made_from = store.artifact(stage.name, stage.set, one.inputs.get(role, {}).get("fingerprint", ""))
             if fits(made_from):
                 return made_from

@@ -124,6 +124,28 @@ class Made:
 
 
 @dataclass(frozen=True)
+class RolledBack:
+    """Why the record of a run repeats that of an earlier one.
+
+    Attributes:
+        to: the number of the run whose artifacts count again.
+        runs: the numbers of the runs that do not count anymore.
+        artifacts: what these made, by stage id: fingerprints of stages that continue from their own last artifact.
+        made_from: digest of what one of these runs was made from (`pipeline/dag/rollbacks.py`) -> its number.
+        by, why: who did it, and the reason that they gave.
+    """
+
+    to: int
+    runs: tuple[int, ...]
+    artifacts: Mapping[str, tuple[str, ...]]
+    made_from: Mapping[str, int]
+    by: str
+    why: str
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+@dataclass(frozen=True)
 class Run:
     """What a finished run made, or found made: a store can be understood by its runs alone.
 
@@ -134,6 +156,7 @@ class Run:
         until: the stage that it was to stop after; empty for all.
         config: the whole configuration, as it was understood.
         stages: every stage of the configuration by id, in the order of the DAG; null for those after `until`.
+        rolled_back: this record was made by a rollback and not by a run.
     """
 
     number: int
@@ -146,6 +169,7 @@ class Run:
     versions: Mapping[str, str]
     began: float
     ended: float
+    rolled_back: RolledBack | None = None
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lodeset.pipeline.dag.manifests import Artifact, Made, Run, sealed
+from lodeset.pipeline.dag.manifests import Artifact, Made, RolledBack, Run, sealed
 from lodeset.pipeline.dag.stage import PREVIOUS
 from lodeset.pipeline.dag.store import Store, run_path
 
@@ -35,7 +35,13 @@ def newest_first(store: Store, name: str) -> Iterator[Run]:
 
 
 def record(
-    store: Store, wanted: Wanted, made: Mapping[str, Artifact], versions: Mapping[str, str], began: float, ended: float
+    store: Store,
+    wanted: Wanted,
+    made: Mapping[str, Artifact],
+    versions: Mapping[str, str],
+    began: float,
+    ended: float,
+    rolled_back: RolledBack | None = None,
 ) -> Run:
     """Keeps what a run made, and returns the record; that of the last run, where this one changed nothing."""
     last = next((run for run in newest_first(store, wanted.name) if run.limit == wanted.limit), None)
@@ -46,7 +52,7 @@ def record(
     told = (wanted.name, wanted.limit, wanted.until, wanted.config, stages, versions, began, ended)
     while True:
         number = 1 + max(store.run_numbers(), default=0)
-        run = Run(number, before, *told)
+        run = Run(number, before, *told, rolled_back)
         if store.put_absent(run_path(number), sealed(asdict(run))):
             return run
 

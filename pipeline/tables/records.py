@@ -201,6 +201,9 @@ COPIES = pa.schema(
     ]
 )
 
+# The images behind a breached gate of the configuration (`infra/gates`).
+BREACHES = pa.schema([("gate", pa.string()), ("image_id", pa.string())])
+
 # What a trained network's patches have in common, as colours; both PNG.
 PICTURES = pa.schema(
     [
@@ -348,6 +351,7 @@ TABLES: tuple[Table, ...] = (
         schema=COPIES,
         about=("image_id", "copy_id"),
     ),
+    Table(name="breaches", made_by=("gates",), key=("gate", "image_id"), schema=BREACHES),
     Table(name="features", made_by=("evaluate",), key=("image_id",), image_bytes=734, inner=True),
     Table(name="pictures", made_by=("evaluate",), key=("set", "image_id"), schema=PICTURES, inner=True),
 )

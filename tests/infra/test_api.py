@@ -35,16 +35,23 @@ def test_every_command_is_a_function() -> None:
         *cli.status_commands.registered_commands,
         *cli.reject_commands.registered_commands,
         *cli.store_commands.registered_commands,
+        *cli.gates_commands.registered_commands,
     ]
     commands = {command.callback.__name__ for command in registered if command.callback}
     assert commands == {
         "init", "schema", "plan", "run", "status", "report", "trace", "dedup_preview", "compact", "forget", "demo", "train", "prune",
-        "export", "doctor", "table", "verify", "gc", "rejects",
+        "export", "doctor", "table", "verify", "gc", "rejects", "gates", "accept", "rollback",
     }  # fmt: skip
     for name in commands:
         assert (
             getattr(api, name).__module__
-            in ("lodeset.infra.api", "lodeset.infra.looking.looking", "lodeset.infra.models", "lodeset.infra.session")
+            in (
+                "lodeset.infra.api",
+                "lodeset.infra.gates.commands",
+                "lodeset.infra.looking.looking",
+                "lodeset.infra.models",
+                "lodeset.infra.session",
+            )
             and getattr(api, name).__doc__
         )
 
