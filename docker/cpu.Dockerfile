@@ -15,7 +15,7 @@ WORKDIR /build
 COPY requirements.lock pyproject.toml docker/dependencies.py docker/pinned.py ./
 # torch comes first and alone: the build on PyPI would bring CUDA.
 RUN python -m pip install --constraint requirements.lock --index-url "${TORCH_INDEX}" --no-deps torch
-RUN python dependencies.py cpu hf onnx formats > requirements.txt \
+RUN python dependencies.py cpu hf onnx formats s3 > requirements.txt \
     && python -m pip install --constraint requirements.lock --requirement requirements.txt "setuptools==${SETUPTOOLS}"
 COPY LICENSE README.md ./
 COPY infra/ infra/

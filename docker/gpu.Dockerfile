@@ -19,7 +19,7 @@ WORKDIR /build
 COPY requirements.lock pyproject.toml docker/dependencies.py docker/pinned.py ./
 # torch comes first and alone: it pins NVIDIA's libraries and Triton to the patch, which the next step installs.
 RUN python -m pip install --constraint requirements.lock --index-url "${TORCH_INDEX}" --no-deps torch
-RUN python dependencies.py gpu hf onnx formats > requirements.txt \
+RUN python dependencies.py gpu hf onnx formats s3 > requirements.txt \
     && python -m pip install --constraint requirements.lock --requirement requirements.txt \
        "faiss-gpu==${FAISS}" "setuptools==${SETUPTOOLS}"
 COPY LICENSE README.md ./
@@ -44,12 +44,12 @@ LABEL org.opencontainers.image.title="lodeset" \
 # The libraries that Python's own modules are linked with, and wget: see `cpu.Dockerfile`.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates libbz2-1.0 libffi8 liblzma5 libncursesw6 \
-       libreadline8t64 libsqlite3-0 libssl3t64 libuuid1 netbase tzdata wget zlib1g \
+    && apt-get install --yes --no-install-recommends ca-certificates libbz2-1.0 libexpat1 libffi8 liblzma5 \
+       libncursesw6 libreadline8t64 libsqlite3-0 libssl3t64 libuuid1 netbase tzdata wget zlib1g \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /usr/local /usr/local
 RUN ldconfig \
-    && python -c "import bz2, ctypes, curses, lzma, readline, sqlite3, ssl, uuid, zlib" \
+    && python -c "import bz2, ctypes, curses, lzma, pyexpat, readline, sqlite3, ssl, uuid, zlib" \
     && groupadd --gid 10001 lodeset \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /home/lodeset --shell /usr/sbin/nologin lodeset \
     && install --directory --owner 10001 --group 10001 --mode 0700 /home/lodeset /data/store \

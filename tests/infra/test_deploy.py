@@ -34,6 +34,7 @@ from lodeset.infra.deploy.portable import portable
 from lodeset.pipeline.errors import ConfigError, LodesetError
 
 ROOT = Path(__file__).parents[2]
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, sooner
 SCHEMAS = ROOT.parent / "shared/data/schemas/kuberay_v1.7.0_schemas.json.gz"
 
 CONFIG = """
@@ -75,10 +76,10 @@ def path(tmp_path: Path) -> Path:
 def objects(path: Path, *overrides: str) -> Objects:
     """Kind -> object, read back from the YAML that is written; the RayJob of a ConfigMap among them."""
     out, _ = lodeset("render", "kubernetes", path, *(word for one in overrides for word in ("--set", one)))
-    found = {body["kind"]: body for body in yaml.safe_load_all(out)}
+    found = {body["kind"]: body for body in yaml.load_all(out, Loader=LOADER)}
     files = found["ConfigMap"]["data"] if "ConfigMap" in found else {}
     if "rayjob.yaml" in files:
-        found["RayJob"] = yaml.safe_load(files["rayjob.yaml"])
+        found["RayJob"] = yaml.load(files["rayjob.yaml"], Loader=LOADER)
     return found
 
 
@@ -233,21 +234,21 @@ def test_overlap_is_refused_and_a_held_store_is_a_skip(path: Path) -> None:
         assert 4 not in rule["onExitCodes"]["values"] and 0 not in rule["onExitCodes"]["values"]
 
 
-@pytest.mark.parametrize(("status", "code", "told"), [(0, 0, ""), (4, 0, "skipped"), (3, 3, ""), (1, 1, "")])
-def test_the_shell_commands_end_as_they_should(path: Path, tmp_path: Path, status: int, code: int, told: str) -> None:
-    (tmp_path / "lodeset").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/said\nexit {status}\n')
-    (tmp_path / "lodeset").chmod(0o755)
+def test_the_shell_commands_end_as_they_should(path: Path, tmp_path: Path) -> None:
     submit = in_mode(path, "cluster")["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
     entrypoint = in_mode(path, "ray_job")["RayJob"]["spec"]["entrypoint"]
     address = "http://flowers-2026-head-svc:8265"
-    for command, said in (
-        ([*submit["command"], *submit["args"]], f"submit /etc/lodeset/lodeset.yaml --address {address}"),
-        (["/bin/sh", "-c", entrypoint], "run /etc/lodeset/lodeset.yaml"),
-    ):
-        environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == code and told in done.stdout
-        assert (tmp_path / "said").read_text().strip() == said
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    (tmp_path / "lodeset").touch(0o755)
+    for status, code, told in ((0, 0, ""), (4, 0, "skipped"), (3, 3, ""), (1, 1, "")):
+        (tmp_path / "lodeset").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/said\nexit {status}\n')
+        for command, said in (
+            ([*submit["command"], *submit["args"]], f"submit /etc/lodeset/lodeset.yaml --address {address}"),
+            (["/bin/sh", "-c", entrypoint], "run /etc/lodeset/lodeset.yaml"),
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            assert done.returncode == code and told in done.stdout
+            assert (tmp_path / "said").read_text().strip() == said
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -331,7 +332,7 @@ def test_every_kind_of_section_survives_being_written_out(tmp_path: Path) -> Non
     [
         (["store=./runs"], "pods cannot see store: "),
         (["store=./runs"], "use URLs, or paths below /data"),
-        (["store=memory://here"], "pods cannot see store: memory://here"),
+        (["pool.0=memory://here"], "pods cannot see pool.0.uri: memory://here"),
         (["store=/data/../runs"], "pods cannot see store: /runs"),
         (["store=file:///runs"], "pods cannot see store: /runs"),
         (["embed.semantic.path=/elsewhere/model.onnx"], "embed.semantic.path: /elsewhere/model.onnx"),
