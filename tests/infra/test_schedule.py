@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shlex
 import shutil
 import subprocess
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+import yaml
 from commands import lodeset
 
 from lodeset.infra.schedule import crontab
@@ -254,3 +258,23 @@ def test_the_command_tells_times_and_text(config: Path, table: Path) -> None:
     assert "lodeset submit " in submits and "--address http://head:8265" in submits
     for wrong in (["--cron", "@daily", "--address", "head"], ["--as", "anacron"], [], ["--remove", "--install"]):
         lodeset("schedule", config, *wrong, code=2)
+
+
+def test_the_guide_does_what_it_says(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every lodeset command of the guide, as written and in its order, with the sections of the guide as configuration."""
+    text = (Path(__file__).parents[2] / "docs/guides/deploy.md").read_text()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    tree: dict[str, Any] = {"deploy": {}}
+    for section in (yaml.safe_load(block) for language, block in blocks if language == "yaml"):
+        tree["deploy"].update(section.pop("deploy"))
+        tree.update(section)
+    tree["deploy"]["schedule"]["timezone"] = system_zone()  # cron knows no other
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lodeset.yaml").write_text(yaml.safe_dump(tree))
+    lines = [line for language, block in blocks if not language for line in block.splitlines()]
+    commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("lodeset ")]
+    assert len(commands) >= 5
+    for words in commands:
+        lodeset(*words)
+    assert table.read_text() == "" and table.with_suffix(".writes").read_text() == "x\nx\n"  # installed, and removed
+    assert len(list((tmp_path / "manifests").iterdir())) == 3 and (tmp_path / "cluster.yaml").exists()
