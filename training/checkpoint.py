@@ -18,7 +18,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -33,6 +33,9 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from lodeset.pipeline.config import Strict
 from lodeset.pipeline.errors import LodesetError
+
+if TYPE_CHECKING:
+    from lodeset.training.away import Away
 
 MARKER = "manifest.json"
 NAME = re.compile(r"step-(\d{7,})")
@@ -62,14 +65,19 @@ def save_checkpoint(
     keep: int,
     group: dist.ProcessGroup | None = None,
     config: Mapping[str, Any] | None = None,
+    away: "Away | None" = None,
 ) -> Path:
     """Commit `tensors` as `folder/step-<step>`, then remove all but the newest `keep` checkpoints; all of `group` call
     this.
 
     Tensors share no memory. Sharded tensors are written by the workers that hold the shards, others by one worker.
     `identity` is what a run must share to continue from here (see `newest_checkpoint`). It must survive JSON unchanged,
-    and so must `config`.
+    and so must `config`. With `away`, checkpoints are kept there, `folder` is one of this machine, and what stays in it
+    is what this worker wrote.
     """
+    if away is not None:
+        marker = Marker(step=step, files={}, identity=dict(identity), config=config and dict(config))
+        return _save_away(folder, marker, tensors, keep, group, away)
     final = folder / f"step-{step:07d}"
     temporary = folder / f".{final.name}.tmp"
     first = group is None or dist.get_rank(group) == 0
@@ -79,9 +87,7 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
     if group is not None:
         dist.barrier(group)
-    writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
-    with _alone_or_not():
-        save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
+    _write(temporary, tensors, group)
     if first:
         _commit(
             folder,
@@ -92,12 +98,55 @@ def save_checkpoint(
     return final
 
 
+def _write(folder: Path, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None) -> None:
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    with _alone_or_not():
+        save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
+
+
+def _save_away(
+    folder: Path,
+    marker: Marker,
+    tensors: Mapping[str, Tensor],
+    keep: int,
+    group: dist.ProcessGroup | None,
+    away: "Away",
+) -> Path:
+    """Each worker writes and sends its own files: workers of several machines see only these."""
+    final, rank = folder / f"step-{marker.step:07d}", 0 if group is None else dist.get_rank(group)
+    temporary = folder / f".{final.name}.{rank}.tmp"
+    temporary.mkdir(parents=True)
+    if rank == 0:
+        away.withdraw(marker.step)
+    _write(temporary, tensors, group)  # all wait for one another here, so nothing is sent before the above
+    sent = [away.send(marker.step, temporary)]
+    if group is not None:
+        every: list[dict[str, StoredFile]] = [{}] * dist.get_world_size(group)
+        dist.all_gather_object(every, sent[0], group=group)
+        sent = every
+    if rank == 0:
+        files = {name: stored for one in sent for name, stored in one.items()}
+        away.commit(marker.model_copy(update={"files": dict(sorted(files.items()))}), keep)
+        for _, older in _checkpoints(folder):
+            shutil.rmtree(older)
+        os.rename(temporary, final)
+    else:
+        shutil.rmtree(temporary)
+    return final
+
+
+def described(folder: Path) -> dict[str, StoredFile]:
+    """Size and digest of each file in a folder."""
+    return {
+        path.name: StoredFile(size_bytes=path.stat().st_size, sha256=_sha256(path))
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+    }
+
+
 def _commit(folder: Path, temporary: Path, marker: Marker, keep: int) -> None:
     final = folder / f"step-{marker.step:07d}"
-    files = {
-        path.name: StoredFile(size_bytes=path.stat().st_size, sha256=_sha256(path))
-        for path in sorted(temporary.iterdir())
-    }
+    files = described(temporary)
     with open(temporary / MARKER, "w") as file_text:
         file_text.write(marker.model_copy(update={"files": files}).model_dump_json(indent=2))
         file_text.flush()
@@ -125,7 +174,7 @@ def newest_checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[int, P
         marker = _whole(path)
         if marker is None:
             continue
-        _same_run(folder, path, marker.identity, identity)
+        same_run(str(folder), str(path), marker.identity, identity)
         return step, path
     return None
 
@@ -139,11 +188,12 @@ def check_settings(folder: Path, training: Mapping[str, Any]) -> None:
             marker = Marker.model_validate_json((path / MARKER).read_bytes())
         except (OSError, ValidationError):
             continue
-        _same_run(folder, path, {"training": marker.identity.get("training")}, {"training": training})
+        same_run(str(folder), str(path), {"training": marker.identity.get("training")}, {"training": training})
         return
 
 
-def _same_run(folder: Path, path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def same_run(folder: str, path: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise LodesetError if the checkpoint at `path` does not belong to this run."""
     differences = _differences(before, now)
     if not differences:
         return

@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +25,7 @@ import torch
 from lodeset.pipeline.dag.child import last_line
 from lodeset.pipeline.engines.ray import SCRATCH
 from lodeset.pipeline.errors import LodesetError
+from lodeset.training.away import Away, Place, read, workplace
 from lodeset.training.checkpoint import newest_step
 from lodeset.training.config import TrainingConfig
 from lodeset.training.index import Shards
@@ -54,13 +56,13 @@ def train_inline(config: TrainingConfig, shards: Shards, folder: Path, origin: O
 
 
 def launch(
-    config: TrainingConfig, shards: Shards, folder: Path, cpus: int, origin: Origin | None = None
+    config: TrainingConfig, shards: Shards, folder: Place, cpus: int, origin: Origin | None = None
 ) -> dict[str, Any]:
     """Train on Ray Train workers and return the run's summary (see `train_loop`); Ray must be initialized.
 
     One worker per GPU if Ray has GPUs, otherwise one per CPU core of the budget `cpus`, or `config.workers`. The cores
     are divided evenly: each worker gets that many threads. `folder`, `shards` and `origin` must be reachable from every
-    worker.
+    worker: on a file system that all of them mount, or in a remote store.
 
     Raises:
         LodesetError: `config.workers` exceeds the budget, workers were lost more than `config.max_failures` times in a
@@ -69,13 +71,13 @@ def launch(
     arguments = {
         "config": config.model_dump(mode="json"),
         "shards": shards.model_dump(mode="json"),
-        "folder": str(folder.resolve()),
-        "origin": origin.model_dump(mode="json") if origin is not None else None,
+        "folder": folder if isinstance(folder, Away) else str(folder.resolve()),
+        "origin": origin.model_dump_json() if origin is not None else None,
     }
     restarts = in_a_row = 0
-    newest = newest_step(folder)
+    newest = _newest_step(folder)
     while (lost := _fit(config, arguments, folder, cpus)) is not None:
-        before, newest = newest, newest_step(folder)
+        before, newest = newest, _newest_step(folder)
         in_a_row = 1 if newest > before else in_a_row + 1
         if in_a_row > config.max_failures:
             raise LodesetError(
@@ -85,11 +87,15 @@ def launch(
             )
         restarts += 1
         log.warning("a training worker was lost (%s): continuing from the newest checkpoint", lost)
-    summary = cast(dict[str, Any], json.loads((folder / SUMMARY).read_text()))
+    summary = cast(dict[str, Any], json.loads(read(folder, SUMMARY) or b"{}"))
     return summary | {"restarts": restarts}
 
 
-def _fit(config: TrainingConfig, arguments: dict[str, Any], folder: Path, cpus: int) -> str | None:
+def _newest_step(folder: Place) -> int:
+    return folder.newest_step() if isinstance(folder, Away) else newest_step(folder)
+
+
+def _fit(config: TrainingConfig, arguments: dict[str, Any], folder: Place, cpus: int) -> str | None:
     """Start as many workers as the cluster can run now; return None when they are done, or how a worker was lost.
 
     Ray Train's own `FailureConfig` would also restart after errors that only the user can correct.
@@ -103,16 +109,15 @@ def _fit(config: TrainingConfig, arguments: dict[str, Any], folder: Path, cpus: 
     workers = plan_workers(config, cpus, gpus)
     use_gpu = gpus > 0
     threads = max(1, cpus // workers)
-    folder.mkdir(parents=True, exist_ok=True)
-    # The bookkeeping of a local Ray cluster can disappear with it; that of another cluster must be on storage that all
-    # nodes see.
-    with tempfile.TemporaryDirectory(prefix="lodeset-train-", dir=os.environ.get(SCRATCH, folder)) as scratch:
+    if not isinstance(folder, Away):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _bookkeeping(folder) as (scratch, file_system):
         backend = "nccl" if use_gpu else "gloo"
         one_machine = sum(node["Alive"] for node in ray.nodes()) == 1
         meeting = {"backend": backend, "file": f"{scratch}/meeting"} if one_machine else None
         trainer = TorchTrainer(
             _worker,
-            train_loop_config={**arguments, "threads": threads, "meeting": meeting},
+            train_loop_config={**arguments, "threads": threads, "meeting": meeting, "attempt": uuid.uuid4().hex[:12]},
             torch_config=_met_in_a_file(backend) if one_machine else TorchConfig(backend=backend),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers,
@@ -120,7 +125,7 @@ def _fit(config: TrainingConfig, arguments: dict[str, Any], folder: Path, cpus: 
                 resources_per_worker={"CPU": threads} | ({"GPU": 1} if use_gpu else {}),
             ),
             # Checkpoints are the loop's own; Ray only keeps its bookkeeping, which nobody reads afterwards.
-            run_config=ray.train.RunConfig(storage_path=scratch, name="train"),
+            run_config=ray.train.RunConfig(storage_path=scratch, storage_filesystem=file_system, name="train"),
         )
         try:
             with _interrupts_kept():
@@ -143,6 +148,26 @@ def _fit(config: TrainingConfig, arguments: dict[str, Any], folder: Path, cpus: 
                 raise
             return lost
     return None
+
+
+@contextlib.contextmanager
+def _bookkeeping(folder: Place) -> Iterator[tuple[str, Any]]:
+    """Where Ray keeps its bookkeeping, and on which file system (None: the local one).
+
+    That of a local cluster can disappear with it; that of another cluster must be on storage that all nodes see.
+    """
+    if SCRATCH in os.environ or not isinstance(folder, Away):
+        chosen = os.environ.get(SCRATCH) or str(folder)
+        with tempfile.TemporaryDirectory(prefix="lodeset-train-", dir=chosen) as scratch:
+            yield scratch, None
+        return
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    relative = folder.name(f".ray-{uuid.uuid4().hex[:12]}")
+    try:
+        yield folder.store.path(relative), PyFileSystem(FSSpecHandler(folder.store.fs.driver))
+    finally:
+        folder.store.delete_folder(relative)
 
 
 def _met_in_a_file(backend: str) -> Any:
@@ -220,10 +245,13 @@ def _worker(arguments: dict[str, Any]) -> None:
     cv2.setNumThreads(0)
     _keep_memory()
     context = ray.train.get_context()
-    folder = Path(arguments["folder"])
+    away = arguments["folder"] if isinstance(arguments["folder"], Away) else None
     rank, size = context.get_world_rank(), context.get_world_size()
     try:
-        with _meet(arguments["meeting"], rank, size):
+        with (
+            workplace(arguments["attempt"]) if away is not None else _as_it_is(arguments["folder"]) as folder,
+            _meet(arguments["meeting"], rank, size),
+        ):
             train_loop(
                 config=TrainingConfig.model_validate(arguments["config"]),
                 shards=Shards.model_validate(arguments["shards"]),
@@ -231,13 +259,19 @@ def _worker(arguments: dict[str, Any]) -> None:
                 rank=rank,
                 world_size=size,
                 device=get_device(),
-                origin=Origin.model_validate(arguments["origin"]) if arguments["origin"] is not None else None,
+                origin=Origin.model_validate_json(arguments["origin"]) if arguments["origin"] is not None else None,
+                away=away,
             )
     except OSError as error:
         raise LodesetError(
-            f"training cannot continue in {error.filename or folder}: {error.strerror or error}: free some space or "
+            f"training cannot continue in {error.filename or arguments['folder']}: {error.strerror or error}: free some space or "
             "fix the problem there and run again to continue from the newest checkpoint"
         ) from error
+
+
+@contextlib.contextmanager
+def _as_it_is(folder: str) -> Iterator[Path]:
+    yield Path(folder)
 
 
 def _keep_memory() -> None:

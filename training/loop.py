@@ -3,6 +3,7 @@
 Shapes: W workers.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -17,14 +18,16 @@ from torch import Tensor
 
 from lodeset.pipeline import own
 from lodeset.pipeline.errors import LodesetError
+from lodeset.training.away import Away
 from lodeset.training.backbone import made
 from lodeset.training.checkpoint import load_checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
 from lodeset.training.config import TrainingConfig, identity_of
 from lodeset.training.data import Batch, Batches, load_batches
-from lodeset.training.export import export
+from lodeset.training.export import CONFIG, PREPROCESSOR, WEIGHTS, export
 from lodeset.training.index import Shards, open_index, weights_of
-from lodeset.training.metrics import MetricsLog, feature_metrics
-from lodeset.training.narrow import heads_of, narrow, save_narrow
+from lodeset.training.metrics import EVENTS, MetricsLog, feature_metrics
+from lodeset.training.metrics import FILE as METRICS
+from lodeset.training.narrow import ARCHITECTURE, heads_of, narrow, save_narrow
 from lodeset.training.objectives.objective import Objective, Views
 from lodeset.training.origin import Origin, networks
 from lodeset.training.parallel import recompute_activations, shard
@@ -72,6 +75,14 @@ class Run:
     first_step: int
     checkpoint: Path | None  # that it goes on from
     pruned: bool  # its backbone is narrower than its configuration says
+    away: Away | None = None  # where everything is kept, unless in `folder`
+
+    def kept(self, name: str) -> str:
+        """Puts a file of the folder where everything is kept, and says where that is."""
+        if self.away is None:
+            return str(self.folder / name)
+        self.away.keep(self.folder / name, name)
+        return f"{self.away}/{name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,35 +106,41 @@ def train_loop(
     world_size: int,
     device: torch.device,
     origin: Origin | None = None,
+    away: Away | None = None,
 ) -> dict[str, Any]:
     """Train to `config.steps` from the newest checkpoint in `folder` if there is one, otherwise from `origin`; every
     worker calls this.
 
     Worker 0 writes `metrics.jsonl`, `step-*/`, and at the end the backbone that the run is for (see `Networks.average`
     and `export`; for a pruned one `save_narrow`) and `summary.json`. If world_size > 1, the default process group must
-    be initialized. Returns the summary: steps, images (in the index), images_seen, skipped (unreadable; since the last
-    resume), resumed_step, seconds, images_per_s, losses (the last logged line).
+    be initialized. With `away`, `folder` is one of this machine, and everything is kept there. Returns the summary:
+    steps, images (in the index), images_seen, skipped (unreadable; since the last resume), resumed_step, seconds,
+    images_per_s, losses (the last logged line).
 
     Raises:
         LodesetError: the data or the folder do not fit (see `open_index`, `Batches`, `newest_checkpoint`), or a loss or
             gradient became infinite or NaN.
     """
     group = dist.group.WORLD if world_size > 1 else None
-    run = set_up(config, shards, folder, Worker(rank=rank, size=world_size, device=device, group=group), origin)
+    worker = Worker(rank=rank, size=world_size, device=device, group=group)
+    run = set_up(config, shards, folder, worker, origin, away)
     journal, checkpoint = Journal(run), run.checkpoint
-    for batch in load_batches(run.batches, run.first_step, device.type == "cuda"):
-        step = take_step(run, batch)
-        journal.note(step)
-        if step.done % config.checkpoint_every == 0 or step.done == config.steps:
-            checkpoint = save_checkpoint(
-                folder,
-                step.done,
-                run.state,
-                run.identity,
-                config.keep_checkpoints,
-                group,
-                config.model_dump(mode="json"),
-            )
+    with away.telling(folder / METRICS) if away is not None and rank == 0 else contextlib.nullcontext():
+        for batch in load_batches(run.batches, run.first_step, device.type == "cuda"):
+            step = take_step(run, batch)
+            journal.note(step)
+            if step.done % config.checkpoint_every == 0 or step.done == config.steps:
+                checkpoint = save_checkpoint(
+                    folder,
+                    step.done,
+                    run.state,
+                    run.identity,
+                    config.keep_checkpoints,
+                    group,
+                    config.model_dump(mode="json"),
+                    away,
+                )
+                journal.keep()
     summary = journal.close()
     if rank == 0:
         assert checkpoint is not None  # of the last step
@@ -131,7 +148,14 @@ def train_loop(
     return summary
 
 
-def set_up(config: TrainingConfig, shards: Shards, folder: Path, worker: Worker, origin: Origin | None) -> Run:
+def set_up(
+    config: TrainingConfig,
+    shards: Shards,
+    folder: Path,
+    worker: Worker,
+    origin: Origin | None,
+    away: Away | None = None,
+) -> Run:
     """The run before its first step, or as its newest checkpoint left it.
 
     Raises:
@@ -160,7 +184,7 @@ def set_up(config: TrainingConfig, shards: Shards, folder: Path, worker: Worker,
     if batches.order.blocks is not None:
         identity["blocks"] = batches.order.blocks.digest()
     state = training_state(nets, optimiser)
-    first_step, checkpoint = _resumed(folder, identity, worker)
+    first_step, checkpoint = _resumed(folder, identity, worker, away)
     if checkpoint is not None:
         load_checkpoint(checkpoint, state, worker.group)
     return Run(
@@ -176,7 +200,8 @@ def set_up(config: TrainingConfig, shards: Shards, folder: Path, worker: Worker,
         identity=identity,
         first_step=first_step,
         checkpoint=checkpoint,
-        pruned=origin is not None and origin.pruned is not None,
+        pruned=origin is not None and origin.pruned_at is not None,
+        away=away,
     )
 
 
@@ -204,14 +229,14 @@ def take_step(run: Run, batch: Batch) -> Step:
 
     seen = run.objective.losses(nets, batch.to(worker.device), values, config, worker.group)
     every = _gather(_local_values(seen.terms, batch), worker)  # [W, terms + 1]
-    _stop_if_not_finite(every[:, :-1], list(seen.terms), batch, run.folder, worker.rank)
+    _stop_if_not_finite(every[:, :-1], list(seen.terms), batch, run)
 
     run.optimiser.zero_grad()
     torch.autograd.backward(seen.total)
     if worker.group is not None and not config.fsdp:
         average_gradients(student.parameters(), worker.group, worker.size)
     gradient_norm = clip_gradients(student, config.optimiser.clip_norm)
-    _stop_if_gradient_not_finite(gradient_norm, config, batch, run.folder, worker.rank)
+    _stop_if_gradient_not_finite(gradient_norm, batch, run)
     run.optimiser.step()
     if nets.averages:
         update_teacher(student, nets.average, values.momentum)
@@ -230,6 +255,8 @@ class Journal:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        if run.away is not None and run.worker.rank == 0:
+            run.away.bring(METRICS, run.folder)
         self.log = MetricsLog(run.folder, run.first_step) if run.worker.rank == 0 else None
         self.line: dict[str, Any] = self.log.last if self.log is not None else {}
         self.skipped = 0.0
@@ -248,12 +275,20 @@ class Journal:
         if self.log is not None:
             self.log.append(self.line)
 
+    def keep(self) -> None:
+        """Puts the metrics so far where everything is kept: what a run that is lost now continues with."""
+        if self.run.away is not None and self.log is not None:
+            self.log.events.flush()
+            for path in (self.run.folder / METRICS, *(self.run.folder / EVENTS).iterdir()):
+                self.run.kept(path.relative_to(self.run.folder).as_posix())
+
     def close(self) -> dict[str, Any]:
         """The summary."""
         run, line = self.run, self.line
         seconds, steps_made = time.perf_counter() - self.started, run.config.steps - run.first_step
         if self.log is not None:
             self.log.close()
+            self.keep()
         return {
             "steps": run.config.steps,
             "images": run.images,
@@ -267,16 +302,22 @@ class Journal:
         }
 
 
-def _resumed(folder: Path, identity: dict[str, Any], worker: Worker) -> tuple[int, Path | None]:
+def _resumed(folder: Path, identity: dict[str, Any], worker: Worker, away: Away | None) -> tuple[int, Path | None]:
     """The step to go on from, and the checkpoint; worker 0 looks, and tells the others."""
-    found = [(newest_checkpoint(folder, identity) or (0, None)) if worker.rank == 0 else (0, None)]
+    found: list[tuple[int, Path | None]] = [(0, None)]
+    if worker.rank == 0:
+        newest = newest_checkpoint(folder, identity) if away is None else away.newest(identity, folder)
+        found = [newest or (0, None)]
     if worker.group is not None:
         dist.broadcast_object_list(found, 0, worker.group)
-    return found[0]
+    step, path = found[0]
+    return step, away.fetch(step, folder) if away is not None and path is not None else path
 
 
 def _finish(run: Run, checkpoint: Path, summary: dict[str, Any]) -> None:
     """Exports the backbone as the last checkpoint holds it: whole, however it was trained; in the form of what it was pruned from."""
+    if run.away is not None:
+        checkpoint = run.away.fetch(run.config.steps, run.folder)  # what other machines wrote, too
     trained = run.nets.average.backbone
     backbone = made(trained.config, trained.image_size)
     weights = read_checkpoint(checkpoint, "teacher.backbone." if run.nets.averages else "student.backbone.")
@@ -287,6 +328,8 @@ def _finish(run: Run, checkpoint: Path, summary: dict[str, Any]) -> None:
     else:
         export(backbone, run.folder)
     (run.folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    if run.away is not None:
+        run.away.leave(run.folder, [WEIGHTS, CONFIG, PREPROCESSOR, ARCHITECTURE, METRICS, SUMMARY])
 
 
 def _seed(seed: int, step: int, rank: int) -> int:
@@ -307,29 +350,29 @@ def _gather(values: Tensor, worker: Worker) -> Tensor:
     return torch.stack(gathered).cpu()
 
 
-def _stop_if_not_finite(every: Tensor, names: list[str], batch: Batch, folder: Path, rank: int) -> None:
+def _stop_if_not_finite(every: Tensor, names: list[str], batch: Batch, run: Run) -> None:
     """All workers see the same [W, terms] and stop at the same step; those concerned save their image ids first."""
     bad = ~torch.isfinite(every)
     if not bool(bad.any()):
         return
-    if bool(bad[rank].any()):
-        _write_ids(batch, folder, rank)
+    if bool(bad[run.worker.rank].any()):
+        _write_ids(batch, run)
     culprit, term = (int(x) for x in bad.nonzero()[0])
+    folder = run.folder if run.away is None else run.away
     raise LodesetError(
         f"loss term {names[term]} became {float(every[culprit, term])} on worker {culprit} at step {batch.step}: check "
-        f"its images, listed in {folder / _ids_file(batch.step, culprit)}, or lower training.optimiser.base_lr"
+        f"its images, listed in {folder}/{_ids_file(batch.step, culprit)}, or lower training.optimiser.base_lr"
     )
 
 
-def _stop_if_gradient_not_finite(norm: float, config: TrainingConfig, batch: Batch, folder: Path, rank: int) -> None:
+def _stop_if_gradient_not_finite(norm: float, batch: Batch, run: Run) -> None:
     """The norm is that of the mean gradient, so all workers stop here, and each one saves its image ids."""
     if math.isfinite(norm):
         return
-    _write_ids(batch, folder, rank)
+    where = _write_ids(batch, run)
     raise LodesetError(
-        f"the gradient's norm became {norm} on worker {rank} at step {batch.step} although every loss was finite: "
-        f"lower training.optimiser.base_lr ({config.optimiser.base_lr}); the step's images are listed in "
-        f"{folder / _ids_file(batch.step, rank)}"
+        f"the gradient's norm became {norm} on worker {run.worker.rank} at step {batch.step} although every loss was finite: "
+        f"lower training.optimiser.base_lr ({run.config.optimiser.base_lr}); the step's images are listed in {where}"
     )
 
 
@@ -337,9 +380,12 @@ def _ids_file(step: int, rank: int) -> str:
     return f"nonfinite-step-{step:07d}-worker-{rank}.json"
 
 
-def _write_ids(batch: Batch, folder: Path, rank: int) -> None:
-    text = json.dumps({"step": batch.step, "worker": rank, "image_ids": batch.image_ids}, indent=2)
-    (folder / _ids_file(batch.step, rank)).write_text(text + "\n")
+def _write_ids(batch: Batch, run: Run) -> str:
+    """Returns where."""
+    name = _ids_file(batch.step, run.worker.rank)
+    text = json.dumps({"step": batch.step, "worker": run.worker.rank, "image_ids": batch.image_ids}, indent=2)
+    (run.folder / name).write_text(text + "\n")
+    return run.kept(name)
 
 
 def _line(step: Step, skipped: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lodeset.pipeline.config import Strict
 from lodeset.pipeline.dag.fingerprint import file_digest
+from lodeset.pipeline.dag.stored import Stored
 from lodeset.pipeline.errors import LodesetError
 from lodeset.training.backbone import Backbone
 from lodeset.training.checkpoint import MARKER, Marker, check_checkpoint, newest_step, read_checkpoint
@@ -34,6 +35,7 @@ class Origin(Strict):
     of: the configuration of the earlier run; None for a backbone alone.
     distil: the earlier teacher is frozen, and another student learns from it (DINOv2, section 5, "model distillation").
     pruned: folder of the pruned backbone (see `load_narrow`) that continues, with the heads of the teacher.
+    checkpoint, pruned_model: the files in these folders, if they are in a remote store.
     """
 
     path: str
@@ -41,6 +43,19 @@ class Origin(Strict):
     of: TrainingConfig | None = None
     distil: bool = False
     pruned: str | None = None
+    checkpoint: Stored | None = None
+    pruned_model: Stored | None = None
+
+    @property
+    def at(self) -> Stored:
+        """The folder of the checkpoint."""
+        return self.checkpoint or Stored(folder=self.path)
+
+    @property
+    def pruned_at(self) -> Stored | None:
+        if self.pruned_model is None and self.pruned is not None:
+            return Stored(folder=self.pruned)
+        return self.pruned_model
 
 
 def finished(folder: Path) -> Origin | None:
@@ -69,13 +84,19 @@ def networks(config: TrainingConfig, origin: Origin | None) -> Networks:
         if nets.averages:
             nets.average.backbone = backbone.requires_grad_(False)
         return nets
-    folder = Path(origin.path)
-    check_checkpoint(folder)
+    with origin.at.here() as folder:
+        check_checkpoint(folder)
+        return _continued(nets, config, origin, origin.of, folder)
+
+
+def _continued(nets: Networks, config: TrainingConfig, origin: Origin, of: TrainingConfig, folder: Path) -> Networks:
+    """The networks with what the earlier run's checkpoint in `folder` holds."""
     for name, module in nets.buffers.named_children():
         _fill(module, read_checkpoint(folder, f"{name}."))
     teacher = read_checkpoint(folder, "teacher.")
-    if origin.pruned is not None:
-        pruned = _pruned_backbone(Path(origin.pruned))
+    if origin.pruned_at is not None:
+        with origin.pruned_at.here() as model_folder:
+            pruned = _pruned_backbone(model_folder)
         heads = {name: tensor for name, tensor in teacher.items() if not name.startswith("backbone.")}
         state = heads | {f"backbone.{name}": tensor for name, tensor in pruned.state_dict().items()}
         for network, trains in ((nets.student, True), (nets.average, False)):
@@ -86,8 +107,8 @@ def networks(config: TrainingConfig, origin: Origin | None) -> Networks:
             network.backbone = backbone.train(trains).requires_grad_(trains)
             _fill(network, state)
     if origin.distil:
-        return replace(nets, teacher=_as_stored(origin.of, teacher))
-    if origin.pruned is not None:
+        return replace(nets, teacher=_as_stored(of, teacher))
+    if origin.pruned_at is not None:
         return nets
     _fill(nets.student, _fitted(nets.student.backbone, read_checkpoint(folder, "student.")))
     if nets.averages:

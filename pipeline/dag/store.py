@@ -33,6 +33,7 @@ from typing import IO, Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lodeset.pipeline.dag.files import HashingFile
 from lodeset.pipeline.dag.manifests import PART, RUN, parsed, parsed_artifact, pieces_of, sealed, unsealed
 from lodeset.pipeline.dag.manifests import Artifact as Artifact
 from lodeset.pipeline.dag.manifests import File as File
@@ -328,6 +329,35 @@ class Store(Place):
             return self._agreed(lambda: self.read(file.path), whole)
         except ValueError as error:
             raise self.damaged(file.path, str(error)) from None
+
+    def fetch(self, file: File, to: Path) -> None:
+        """Copies a committed file of a remote store to this machine.
+
+        Raises:
+            DamagedError: it is missing, or its bytes are not those that were written.
+        """
+        try:
+            self.fetch_whole(file, to)
+        except FileNotFoundError:
+            raise self.damaged(file.path, "a manifest lists it, and it is missing") from None
+        except ValueError as error:
+            raise self.damaged(file.path, str(error)) from None
+
+    def fetch_whole(self, file: File, to: Path) -> None:
+        """The same without a note of what is damaged: raises FileNotFoundError or ValueError."""
+
+        def read() -> tuple[str, int]:
+            with (
+                self._talking(f"reading {file.path}"),
+                to.open("wb") as sink,
+                self.fs.open(self.path(file.path), "rb", cached=False) as source,
+            ):
+                copy = HashingFile(sink)
+                while block := source.read(_BLOCK_BYTES):
+                    copy.write(block)
+            return copy.sha256(), copy.size_bytes
+
+        self._agreed(read, lambda found: _compare(file, *found))
 
     @contextlib.contextmanager
     def opened(self, file: File) -> Iterator[IO[bytes]]:

@@ -11,7 +11,6 @@ import posixpath
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lodeset.pipeline.dag.store import Part
+from lodeset.pipeline.dag.stored import Stored
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pruning.config import RecoverConfig
 from lodeset.pruning.formats.saving import load_model, save_pruned
@@ -95,7 +95,7 @@ def distillation_inputs(setting: Setting, recover: RecoverConfig, seed: int, com
 
 def distiller(
     setting: Setting, recover: RecoverConfig, seed: int, compared: Sequence[int], number: int
-) -> Callable[[tuple[str, dict[str, Any]]], Part]:
+) -> Callable[[tuple[str, dict[str, Any], Stored]], Part]:
     """Distill pruned models on two views of every image except those that models are compared on; a stopped one starts
     again.
     """
@@ -106,10 +106,11 @@ def distiller(
     examples = Examples(images, None, crops, batch, seed, limit)
     recipe = Recipe(recover.steps, base_lr * math.sqrt(batch / 1024), 0.0, WARMUP, seed)
 
-    def distil(item: tuple[str, dict[str, Any]]) -> Part:
-        key, row = item
+    def distil(item: tuple[str, dict[str, Any], Stored]) -> Part:
+        key, row, pruned = item
         started = time.time()
-        model = load_model(Path(store.path(str(row["model"]))))
+        with pruned.here() as folder:
+            model = load_model(folder)
         try:
             loss = towards(dense, model, examples, recipe)
         except NotLearnedError as error:

@@ -20,7 +20,8 @@ from typing import Any
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.parts import made
 from lodeset.pipeline.dag.stage import Progress
-from lodeset.pipeline.dag.store import Part
+from lodeset.pipeline.dag.store import Part, Store
+from lodeset.pipeline.dag.stored import Stored, stored
 from lodeset.pipeline.engines.ray import job as ray_job
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pruning.choosing.criteria import REFITTED
@@ -30,6 +31,7 @@ from lodeset.pruning.jobs.distil import TRAINED, distillation_inputs, distiller
 from lodeset.pruning.jobs.judging import seen
 from lodeset.pruning.jobs.setting import VERSION, Setting, Workplace, judging_inputs, kept_file
 from lodeset.pruning.jobs.sweep_parts import agreement, publish
+from lodeset.training.away import Away, Place
 from lodeset.training.config import TrainingConfig, identity_of
 from lodeset.training.export import WEIGHTS
 from lodeset.training.index import Shards, open_index
@@ -37,7 +39,7 @@ from lodeset.training.launch import launch
 from lodeset.training.metrics import FILE as METRICS
 from lodeset.training.narrow import ARCHITECTURE
 from lodeset.training.origin import Origin
-from lodeset.training.stages.train import following
+from lodeset.training.stages.train import folder_of, following
 
 JUDGED = "prune_recovered_rows"
 HOW = {"distill": "distilled", "finetune": "fine-tuned"}
@@ -86,7 +88,8 @@ def recovered(
     wanted = [(part, row) for part, row in variants if row["method"] in REFITTED and row[job.swept] in job.recovered]
     # The key holds the bytes that a training starts from, not what models are judged on.
     keys = [digest(basis, *sorted(f.sha256 for name, f in part.files.items() if name != "row")) for part, _ in wanted]
-    items = [(key, (key, row), 1) for key, (_, row) in zip(keys, wanted, strict=True)]
+    store = work.context.store
+    items = [(key, (key, row, _model_of(store, part)), 1) for key, (part, row) in zip(keys, wanted, strict=True)]
     if run is None:
         distil = functools.partial(distiller, work.setting, job.recover, job.seed, compared, number)
         make = functools.partial(work.share, distil)
@@ -94,7 +97,11 @@ def recovered(
         make = functools.partial(_trained, work, job.recover, run[1], run[0], number)
     trained, new = made(work.context, TRAINED, items, make, unit="trainings")
     for key in keys:  # the models are published, and nothing continues from these checkpoints
-        shutil.rmtree(_folder(work, key), ignore_errors=True)
+        folder = _folder(work, key)
+        if isinstance(folder, Away):
+            folder.remove()
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
     rows = [
         (key, (key, training, row), 1)
         for training, (variant, row) in zip(trained, wanted, strict=True)
@@ -106,9 +113,14 @@ def recovered(
     return recovered_rows, [*trained, *parts], len(new) + len(new_rows)
 
 
-def _folder(work: Workplace, key: str) -> Path:
+def _folder(work: Workplace, key: str) -> Place:
     """Folder of a run's checkpoints, different for another stage that makes the same part at the same time."""
-    return Path(work.context.store.path(f"training/{digest(key, work.context.fingerprint)[:16]}"))
+    return folder_of(work.context.store, digest(key, work.context.fingerprint))
+
+
+def _model_of(store: Store, part: Part) -> Stored:
+    """The folder of the model among a part's files."""
+    return stored(store, [file for name, file in sorted(part.files.items()) if name not in ("row", "summary")])
 
 
 def _trained(
@@ -117,19 +129,20 @@ def _trained(
     config: TrainingConfig,
     origin: Origin,
     number: int,
-    items: Collection[tuple[str, Row]],
+    items: Collection[tuple[str, Row, Stored]],
 ) -> Iterator[Part]:
     """Train one run after the other: each uses all workers."""
     store, setting = work.context.store, work.setting
     with ray_job(work.context.ray_address):
-        for done, (key, row) in enumerate(items):
+        for done, (key, row, model) in enumerate(items):
             started = time.time()
             folder = _folder(work, key)
             start = origin.model_copy(
                 update={
                     "digest": digest(origin.digest, key),
                     "distil": recover.how == "distill",
-                    "pruned": store.path(str(row["model"])),
+                    "pruned": model.folder,
+                    "pruned_model": None if store.local else model,
                 }
             )
 
@@ -149,10 +162,14 @@ def _trained(
             yield store.commit_part(TRAINED, key, {}, {"images": 0}, time.time() - started, files=files)
 
 
-def _copied(folder: Path, to: Path) -> None:
+def _copied(folder: Place, to: Path) -> None:
     to.mkdir(parents=True)
+    left = folder.left() if isinstance(folder, Away) else {}
     for name in (WEIGHTS, ARCHITECTURE, METRICS):
-        shutil.copyfile(folder / name, to / name)
+        if isinstance(folder, Away):
+            folder.store.fetch(left[name], to / name)
+        else:
+            shutil.copyfile(folder / name, to / name)
 
 
 def judged(setting: Setting, compared: list[int]) -> Callable[[tuple[str, Part, Row]], Part]:
@@ -164,7 +181,8 @@ def judged(setting: Setting, compared: list[int]) -> Callable[[tuple[str, Part, 
         key, trained, row = item
         started = time.time()
         run = json.loads(store.bytes_of(trained.files["summary"]))
-        model = load_model(Path(store.path(run["model"])))
+        with _model_of(store, trained).here() as folder:
+            model = load_model(folder)
         nonzero = sum(int((p != 0).sum()) for p in model.parameters())
         recovered_row = {
             **row,

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lodeset.pipeline.dag.fingerprint import digest
-from lodeset.pipeline.dag.stage import Context, Outcome, read_as
+from lodeset.pipeline.dag.stage import Context, Outcome
 from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
+from lodeset.pipeline.dag.stored import Stored, stored
 from lodeset.pipeline.engines.ray import map_with_state
 from lodeset.pipeline.specs import SHARDS
 from lodeset.pruning.config import Job, LotteryJob, PruneJob, SelfMaskingJob
@@ -22,7 +23,7 @@ from lodeset.training.checkpoint import MARKER
 from lodeset.training.config import TrainingConfig
 from lodeset.training.labelled import Target, read_target
 from lodeset.training.origin import Origin
-from lodeset.training.specs import TrainDetails
+from lodeset.training.stages.train import start_of
 
 VERSION = PruneSpec.VERSION
 ALONE = "models"  # where the models of a job alone go, relative to the store
@@ -64,11 +65,11 @@ def _settings(
     settings = {}
     for name, spec in context.runtime.training.items():
         trained, config = context.inputs[name], spec.config
-        for file in (*trained.tables["model"], *index):
+        for file in (*(trained.tables["model"] if store.local else ()), *index):
             store.check(file)  # what reads them looks at no digest
         settings[name] = Setting(
             store,
-            store.path(read_as(TrainDetails, trained.details).folder),
+            stored(store, trained.tables["model"]),
             (store.full_url(index[0].path),),
             config.crops.global_size,
             config.max_pixels,
@@ -84,7 +85,7 @@ def _settings(
 def _alone(context: Context[PruneSpec, PruneRuntime], dense: Dense, targets: tuple[Target, ...]) -> Setting:
     return Setting(
         context.store,
-        dense.folder,
+        Stored(folder=dense.folder),
         dense.index,
         dense.size,
         dense.max_pixels,
@@ -102,7 +103,7 @@ def _checkpoint(store: Store, trained: Artifact, config: TrainingConfig) -> Orig
     marker = next((file for file in files if posixpath.basename(file.path) == MARKER), None)
     if marker is None:
         return None
-    return Origin(path=posixpath.dirname(store.path(marker.path)), digest=marker.sha256, of=config)
+    return start_of(store, files, marker, config)
 
 
 def run_job(context: Context, setting: Setting, basis: tuple[str, str], job: Job, number: int) -> Done:

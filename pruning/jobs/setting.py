@@ -6,7 +6,6 @@ import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from lodeset.pipeline.algorithms.images.decoding import Unreadable, decode
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.stage import Context
 from lodeset.pipeline.dag.store import File, Part, Store
+from lodeset.pipeline.dag.stored import Stored
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pruning.config import PruneJob
 from lodeset.pruning.formats.saving import load_model
@@ -44,7 +44,7 @@ class Setting:
     """What every worker of a stage needs."""
 
     store: Store
-    model_folder: str
+    dense: Stored
     index: tuple[str, ...]  # of the shards that the calibration images are in
     size: int
     calibration_max_pixels: int  # calibration skips the images that training skipped
@@ -57,7 +57,8 @@ class Setting:
     def stored(self) -> nn.Module:
         """The dense model as stored."""
         torch.set_num_threads(1)
-        model = load_model(Path(self.model_folder))
+        with self.dense.here() as folder:
+            model = load_model(folder)
         taken_by(model, self.example())  # reports a wrong image size now
         return model
 

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -342,8 +343,15 @@ def publish(store: Store, relative: str, write: Callable[[Path], None]) -> dict[
     """Create a folder in the store that `write` fills and that appears as a whole.
 
     No manifest lists the files of a folder that already exists: an attempt was killed before it committed its part, or
-    the part's manifest was damaged. Such a folder stays if its bytes are the same, and is replaced otherwise.
+    the part's manifest was damaged. Such a folder stays if its bytes are the same, and is replaced otherwise. A remote
+    store has no folders: there, each file is replaced, and the part's manifest makes them one.
     """
+    if not store.local:
+        with tempfile.TemporaryDirectory(prefix="lodeset-model-") as made_here:
+            write(Path(made_here, "model"))
+            return {
+                path.name: _sent(store, path, f"{relative}/{path.name}") for path in _files(Path(made_here, "model"))
+            }
     folder = Path(store.path(relative))
     attempt = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     write(attempt)
@@ -367,9 +375,18 @@ def publish(store: Store, relative: str, write: Callable[[Path], None]) -> dict[
     }
 
 
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
 def _digests(folder: Path) -> dict[str, str]:
     """SHA-256 of each file of a folder, by its name."""
-    return {path.name: file_digest(str(path)) for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+    return {path.name: file_digest(str(path)) for path in _files(folder)}
+
+
+def _sent(store: Store, path: Path, relative: str) -> File:
+    store.upload(path, relative)
+    return File(relative, 0, path.stat().st_size, file_digest(str(path)))
 
 
 def agreement(model: nn.Module, expected: torch.Tensor, pixels: Sequence[NDArray[np.uint8]]) -> float | None:

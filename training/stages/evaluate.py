@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,9 @@ from numpy.typing import NDArray
 
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.parts import made
-from lodeset.pipeline.dag.stage import Context, Outcome, read_as
+from lodeset.pipeline.dag.stage import Context, Outcome
 from lodeset.pipeline.dag.store import File, Part, Rows
+from lodeset.pipeline.dag.stored import Stored, stored
 from lodeset.pipeline.engines.ray import map_with_state
 from lodeset.pipeline.tables.vectors import read_vectors
 from lodeset.training.backbone import Backbone
@@ -23,7 +23,7 @@ from lodeset.training.export import load_backbone
 from lodeset.training.labelled import GALLERY, TEST, Target, read_target, unknown_classes
 from lodeset.training.linear import Probe, linear_probe, probe_features
 from lodeset.training.pictures import picture_table
-from lodeset.training.specs import EvaluateRuntime, EvaluateSpec, TrainDetails
+from lodeset.training.specs import EvaluateRuntime, EvaluateSpec
 from lodeset.training.ssl import student_and_teacher
 from lodeset.training.stages.train import check_whole
 from lodeset.training.targets import Block, accuracies, feature_worker, in_order, read_features, unit
@@ -41,11 +41,11 @@ IMAGES_PER_PART = 32
 
 @dataclass(frozen=True)
 class Trained:
-    """A network to evaluate: what its bytes are, its configuration, and where it lies; none: as it was before training."""
+    """A network to evaluate: what its bytes are, its configuration, and where it is; None: as it was before training."""
 
     digest: str
     config: TrainingConfig
-    folder: str | None
+    model: Stored | None
 
     @property
     def size(self) -> int:
@@ -122,9 +122,10 @@ def _networks(context: Context[EvaluateSpec, EvaluateRuntime]) -> dict[str, Trai
     networks: dict[str, Trained] = {}
     for stage, spec in specs.items():
         artifact = context.inputs[stage]
-        check_whole(context.store, artifact.tables["model"])
-        folder = context.store.path(read_as(TrainDetails, artifact.details).folder)
-        networks[NETWORKS[stage]] = Trained(artifact.tables["model"][0].sha256, spec.config, folder)
+        model = artifact.tables["model"]
+        if context.store.local:  # of a remote store, each machine checks what it copies
+            check_whole(context.store, model)
+        networks[NETWORKS[stage]] = Trained(model[0].sha256, spec.config, stored(context.store, model))
     first = specs["train"]
     architecture = first.identity().get("backbone", first.identity().get("model"))
     start = digest(architecture, first.config.seed, first.weights)
@@ -166,8 +167,9 @@ def _blocks(target: Target, name: str, network: Trained) -> list[Block]:
 
 
 def _load(network: Trained) -> Backbone:
-    if network.folder is not None:
-        return load_backbone(Path(network.folder))
+    if network.model is not None:
+        with network.model.here() as folder:
+            return load_backbone(folder)
     weights = network.config.weights
     if weights is not None:
         return load_weights(weights.path, network.config.model)

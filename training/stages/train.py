@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +14,10 @@ from lodeset.pipeline.dag.background import repeating
 from lodeset.pipeline.dag.fingerprint import file_digest
 from lodeset.pipeline.dag.stage import Context, Outcome, Progress
 from lodeset.pipeline.dag.store import File, Rows, Store
+from lodeset.pipeline.dag.stored import stored
 from lodeset.pipeline.engines.ray import job
 from lodeset.pipeline.errors import LodesetError
+from lodeset.training.away import Away, Place, read, relative
 from lodeset.training.checkpoint import MARKER
 from lodeset.training.config import TrainingConfig
 from lodeset.training.export import CONFIG, PREPROCESSOR, WEIGHTS
@@ -25,14 +28,10 @@ from lodeset.training.origin import Origin
 from lodeset.training.specs import SELECTED, TrainRuntime, TrainSpec
 
 
-def folder_of(store: Store, fingerprint: str, chosen: str = "") -> Path:
+def folder_of(store: Store, fingerprint: str, chosen: str = "") -> Place:
     """Where a run's checkpoints, metrics and export lie."""
-    if not store.local:
-        raise LodesetError(
-            f"training writes checkpoints to a file system that all workers mount, and {store.url} is not one: "
-            "use a path as `store:` for runs with `training:`"
-        )
-    return Path(store.path(chosen or f"training/{fingerprint[:16]}"))
+    relative = chosen or f"training/{fingerprint[:16]}"
+    return Path(store.path(relative)) if store.local else Away(store.url, relative)
 
 
 def run(context: Context[TrainSpec, TrainRuntime]) -> Outcome:
@@ -53,7 +52,7 @@ def run(context: Context[TrainSpec, TrainRuntime]) -> Outcome:
         summary = launch(config, found, folder, context.cpus, _origin(context))
     model = (WEIGHTS, CONFIG, PREPROCESSOR)
     names = (*model, METRICS, "summary.json")
-    files = {name: _file(store, folder / name, rows=0) for name in names}
+    files = folder.left() if isinstance(folder, Away) else {n: _file(store, folder / n) for n in names}
     images = shards.rows.kept
     return Outcome(
         tables={
@@ -64,7 +63,7 @@ def run(context: Context[TrainSpec, TrainRuntime]) -> Outcome:
         rows=Rows(taken=images, kept=images),
         details={
             **summary,
-            "folder": store_relative(store, folder),
+            "folder": relative(folder, store),
             "work": context.stage.work,
             "warnings": _skipped(int(summary["skipped"])),
         },
@@ -90,57 +89,64 @@ def _origin(context: Context[TrainSpec, TrainRuntime]) -> Origin | None:
     before = context.inputs.get("before")
     if before is not None:
         marker = before.tables["checkpoints"][0]
-        check_whole(context.store, before.tables["checkpoints"])
-        path = posixpath.dirname(context.store.path(marker.path))
-        distil = context.stage.name == "distill"
-        return Origin(path=path, digest=marker.sha256, of=context.runtime.before, distil=distil)
+        if context.store.local:  # of a remote store, each machine checks what it copies
+            check_whole(context.store, before.tables["checkpoints"])
+        of, distil = context.runtime.before, context.stage.name == "distill"
+        return start_of(context.store, before.tables["checkpoints"], marker, of, distil)
     weights, digest = context.spec.config.weights, context.spec.weights
     return None if weights is None or digest is None else Origin(path=weights.path, digest=digest)
 
 
-def store_relative(store: Store, path: Path) -> str:
-    return path.relative_to(store.root).as_posix()
+def start_of(
+    store: Store, files: Sequence[File], marker: File, of: TrainingConfig | None, distil: bool = False
+) -> Origin:
+    """The networks in a checkpoint, whose files and marker these are, to start from."""
+    checkpoint = stored(store, files)
+    away = None if store.local else checkpoint
+    return Origin(path=checkpoint.folder, digest=marker.sha256, of=of, distil=distil, checkpoint=away)
 
 
-def _file(store: Store, path: Path, rows: int) -> File:
-    return File(store_relative(store, path), rows, path.stat().st_size, file_digest(str(path)))
+def _file(store: Store, path: Path) -> File:
+    return File(path.relative_to(store.root).as_posix(), 0, path.stat().st_size, file_digest(str(path)))
 
 
-def _checkpoint(store: Store, folder: Path, step: int) -> tuple[File, ...]:
+def _checkpoint(store: Store, folder: Place, step: int) -> tuple[File, ...]:
     """The files of a step's checkpoint, its manifest first. Digests are those in it: the files can be gigabytes."""
-    path = folder / f"step-{step:07d}"
-    marker = _file(store, path / MARKER, rows=0)
-    told = json.loads((path / MARKER).read_text(encoding="utf-8"))["files"]
-    files = (
-        File(store_relative(store, path / name), 0, one["size_bytes"], one["sha256"]) for name, one in told.items()
-    )
-    return (marker, *files)
+    name = f"step-{step:07d}/{MARKER}"
+    data = read(folder, name)
+    assert data is not None, f"{folder}/{name} of a run that has ended"
+    path = f"{relative(folder, store)}/{name}"
+    marker = File(path, 0, len(data), hashlib.sha256(data).hexdigest())
+    within = posixpath.dirname(path)
+    told = json.loads(data)["files"].items()
+    return (marker, *(File(f"{within}/{name}", 0, one["size_bytes"], one["sha256"]) for name, one in told))
 
 
 @contextlib.contextmanager
-def following(report: Callable[[float, int], None], folder: Path, config: TrainingConfig) -> Iterator[None]:
+def following(report: Callable[[float, int], None], folder: Place, config: TrainingConfig) -> Iterator[None]:
     """Reports the share of the steps that is done, and images since it looked first, from the last line of metrics.jsonl, which worker 0
     writes wherever it runs."""
+    every = 5.0 if isinstance(folder, Away) else 1.0
     start: int | None = None
 
     def look() -> float:
         nonlocal start
-        line = _last_line(folder / METRICS)
+        try:
+            line = _last_line(folder)
+        except LodesetError:  # a store that does not answer now
+            return every
         step = line["step"] if line is not None else 0
         start = step if start is None else start
         report(step / config.steps, max(0, step - start) * config.batch)
-        return 1.0
+        return every
 
-    with repeating(look, 1.0):
+    with repeating(look, every):
         yield
 
 
-def _last_line(metrics: Path) -> dict[str, Any] | None:
+def _last_line(folder: Place) -> dict[str, Any] | None:
     """The last whole line, or None where there is none yet; the file may be written to at the same time."""
-    try:
-        lines = metrics.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return None
+    lines = (read(folder, METRICS) or b"").decode(errors="replace").splitlines()
     for line in reversed(lines):
         with contextlib.suppress(ValueError, KeyError, TypeError):
             told = json.loads(line)
