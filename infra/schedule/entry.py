@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lodeset.pipeline.errors import ConfigError
+from lodeset.pipeline.shown import shown, without_secrets
 
 HELD = 4  # the exit status of a run that found another at work: a skipped tick, not a failure
 
@@ -27,7 +28,7 @@ def entry(config: Path, *, address: str | None = None, overrides: Sequence[str] 
     """The command that runs a configuration, or submits it to the cluster at `address`. All paths are absolute.
 
     Raises:
-        ConfigError: a path or an override holds a control character.
+        ConfigError: a path or an override holds a control character or a credential.
     """
     path = config.absolute()
     # -P: a folder named `lodeset` where the scheduler starts is not what is meant. The interpreter of a virtual
@@ -39,6 +40,11 @@ def entry(config: Path, *, address: str | None = None, overrides: Sequence[str] 
     for word in command:
         if not word.isprintable():
             raise ConfigError(f"{word!r}: a schedule cannot hold control characters: rename it")
+        if without_secrets(word) != word:
+            raise ConfigError(
+                f"{shown(word)}: a schedule is kept in plain text, and this holds a credential: keep it where the drivers "
+                "of file systems look for it, such as ~/.aws/credentials"
+            )
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     stem = re.sub(r"[^A-Za-z0-9]+", "-", path.stem).strip("-")[:64]
     return Entry(path, tuple(command), f"lodeset-{stem}-{digest}")

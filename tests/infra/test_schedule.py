@@ -201,6 +201,9 @@ def test_a_line_that_cron_would_refuse(config: Path, tmp_path: Path) -> None:
     broken.write_text("pool: [images/]\n")
     with pytest.raises(ConfigError, match="cannot hold control characters"):
         schedule(broken, cron="@daily")
+    with pytest.raises(ConfigError, match="this holds a credential") as error:
+        schedule(config, ("store=s3://key:topsecret@bucket/runs",), cron="@daily")
+    assert "topsecret" not in str(error.value)
 
 
 @pytest.fixture
