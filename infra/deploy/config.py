@@ -146,12 +146,14 @@ class Kubernetes(Strict):
     start_within_hours: float = Field(
         1, gt=0, description="a start that is later than this is skipped, and so is a cluster that is not up by then"
     )
-    max_hours: float | None = Field(None, gt=0, description="a run that takes longer is stopped [default: no limit]")
+    max_hours: float | None = Field(
+        None, gt=0, description="a run with a cluster of its own is stopped after so long [default: no limit]"
+    )
     keep_hours: float = Field(1, ge=0, description="the cluster of a run that failed is kept this long, to look at")
     history: int = Field(3, ge=0, le=100, description="finished jobs that are kept")
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Kubernetes:
+    def _is_possible(self) -> Kubernetes:
         for what, names in (
             ("workers", [group.name for group in self.workers]),
             ("volumes", [volume.name for volume in self.volumes]),
@@ -160,6 +162,8 @@ class Kubernetes(Strict):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{what}: {', '.join(twice)} is used twice")
+        if self.mode == "cluster" and self.max_hours is not None:
+            raise ValueError("max_hours: only a run with a cluster of its own can be stopped in time: use mode ray_job")
         taken = sorted({volume.name for volume in self.volumes} & OWN_VOLUMES)
         if taken:
             raise ValueError(f"volumes: the name {taken[0]} is taken by a volume of lodeset's: use another")

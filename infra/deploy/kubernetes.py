@@ -143,7 +143,8 @@ def _cron_job(given: Kubernetes, name: str, when: Schedule, pod: dict[str, Any])
                 {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
             ]
         },
-        "template": {"spec": {**pod, "restartPolicy": "Never"}},
+        # It only follows: the run goes on without it.
+        "template": {"spec": {**pod, "restartPolicy": "Never", "terminationGracePeriodSeconds": 10}},
     }
     if given.max_hours is not None:
         job = {"activeDeadlineSeconds": _seconds(given.max_hours + given.start_within_hours), **job}

@@ -51,7 +51,6 @@ deploy:
     namespace: curation
     env_secrets: [s3-credentials]
     image_pull_secrets: [registry]
-    max_hours: 12
     volumes: [{name: data, claim: lodeset-data, path: /data}]
     head: {cpus: 2.5, memory: 12Gi}
     workers:
@@ -202,11 +201,10 @@ def broken_cluster_rules(cluster: Mapping[str, Any]) -> list[str]:
 
 
 def test_rules_between_fields(path: Path) -> None:
-    jobs = {mode: in_mode(path, mode) for mode in MODES}
-    spec = jobs["ray_job"]["RayJob"]["spec"]
-    assert broken_cluster_rules(jobs["cluster"]["RayCluster"]["spec"]) == []
+    spec = in_mode(path, "ray_job", "deploy.kubernetes.max_hours=12")["RayJob"]["spec"]
+    assert broken_cluster_rules(in_mode(path, "cluster")["RayCluster"]["spec"]) == []
     assert broken_job_rules(spec) == []
-    cron_job = jobs["ray_cron_job"]["RayCronJob"]["spec"]
+    cron_job = in_mode(path, "ray_cron_job")["RayCronJob"]["spec"]
     assert broken_job_rules(cron_job["jobTemplate"]) == []
     assert {rule["policy"] for rule in cron_job["jobTemplate"]["deletionStrategy"]["deletionRules"]} == {
         "DeleteCluster",
@@ -222,12 +220,13 @@ def test_rules_between_fields(path: Path) -> None:
 
 def test_overlap_is_refused_and_a_held_store_is_a_skip(path: Path) -> None:
     for mode in ("cluster", "ray_job"):
-        spec = in_mode(path, mode)["CronJob"]["spec"]
+        limit = () if mode == "cluster" else ("deploy.kubernetes.max_hours=12",)
+        spec = in_mode(path, mode, *limit)["CronJob"]["spec"]
         assert spec["concurrencyPolicy"] == "Forbid" and spec["timeZone"] == "Europe/Berlin"
         assert spec["schedule"] == "0 3 * * 0"  # 7 is not known to Kubernetes
         assert 0 < spec["startingDeadlineSeconds"] == 3600
         job = spec["jobTemplate"]["spec"]
-        assert job["activeDeadlineSeconds"] == 13 * 3600
+        assert job.get("activeDeadlineSeconds") == (None if mode == "cluster" else 13 * 3600)
         assert job["template"]["spec"]["restartPolicy"] == "Never"  # as podFailurePolicy requires
         rule = job["podFailurePolicy"]["rules"][0]
         assert rule["onExitCodes"]["containerName"] == job["template"]["spec"]["containers"][0]["name"]
@@ -354,6 +353,7 @@ def test_every_kind_of_section_survives_being_written_out(tmp_path: Path) -> Non
         (["deploy.kubernetes.workers.1.name=cpu"], "workers: cpu is used twice"),
         (["deploy.kubernetes.workers.1.replicas=5"], "replicas 5 must lie between min_replicas 5 and max_replicas 4"),
         (["deploy.kubernetes.volumes.0.path=data"], "expected an absolute path below `/`"),
+        (["deploy.kubernetes.max_hours=3"], "only a run with a cluster of its own can be stopped in time"),
         (["deploy.kubernetes.volumes.0.name=tmp"], "the name tmp is taken"),
         (["deploy.kubernetes.head.memory=16 GB"], "expected an amount of bytes, e.g. 16Gi"),
         (["deploy.kubernetes.image=two words"], "expected an image"),
