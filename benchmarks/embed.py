@@ -22,6 +22,7 @@ from pathlib import Path
 from lodeset.pipeline import graph
 from lodeset.pipeline.algorithms.images.decoding import decode
 from lodeset.pipeline.config import CurationConfig
+from lodeset.pipeline.dag.cluster import LOCAL
 from lodeset.pipeline.dag.runner import Runner
 from lodeset.pipeline.dag.store import Store
 from lodeset.pipeline.embedders import networks
@@ -70,7 +71,7 @@ def lodeset_seconds(path: str, model: str) -> tuple[float, float]:
         )
         stages = graph.build(config)
         wanted = {id_: stages[id_] for id_ in ("ingest/pool", "embed/pool")}
-        runner = Runner(Store(folder), WORKERS, lambda: cluster("local", WORKERS), lambda event: None)
+        runner = Runner(Store(folder), WORKERS, lambda: cluster(LOCAL, WORKERS), lambda event: None)
         artifact = runner.run(wanted)["embed/pool"]
         # Two workers that are never idle spend twice the wall time between them.
         return artifact.seconds, artifact.details["embed_seconds"] / WORKERS

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from lodeset.infra.api import prune
 from lodeset.infra.session import run_in
 from lodeset.pipeline.config import Ingest, TargetSet
+from lodeset.pipeline.dag.cluster import Cluster
 from lodeset.pipeline.dag.store import Store
 from lodeset.pipeline.graph import ingest_stage
 from lodeset.pruning.formats.saving import load_model
@@ -54,7 +55,7 @@ def main() -> None:
     assert isinstance(dense, DinoVisionTransformer)
     judged, store = TargetSet(name="target", uri=str(target)), Store(str(Path(folder) / "judged"))
     stage = ingest_stage(Ingest(), {}, judged.name, [judged])
-    ingested = run_in(store, {stage.id: stage}, name="judged", cpus=2, ray_address="local", watch=lambda event: None)[
+    ingested = run_in(store, {stage.id: stage}, name="judged", cpus=2, ray=Cluster(), watch=lambda event: None)[
         stage.id
     ]
     where = read_target(store, ingested, judged.name, judged.label, judged.split)[0]

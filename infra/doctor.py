@@ -115,11 +115,12 @@ def _mark(path: Path) -> None:
 
 
 def _ray() -> str:
+    from lodeset.pipeline.dag.cluster import LOCAL
     from lodeset.pipeline.engines.ray import cluster, map_items
 
     started = time.monotonic()
-    with cluster("local", 1) as address:
-        if list(map_items(_square, [3], cpus=1, address=address)) != [9]:
+    with cluster(LOCAL, 1) as joined:
+        if list(map_items(_square, [3], cpus=1, address=joined.address)) != [9]:
             raise RuntimeError("a task returned a wrong answer")
     return f"{importlib.metadata.version('ray')}, a cluster and a task in {time.monotonic() - started:.1f} s"
 

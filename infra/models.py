@@ -83,6 +83,7 @@ def train_on(
     watch: Callable[[Event], None] = _unwatched,
 ) -> dict[str, dict[str, Any]]:
     """Trains into `folder/train`, `finish` and `distill`, as far as configured; a run that was stopped goes on."""
+    from lodeset.pipeline.dag.cluster import Cluster
     from lodeset.pipeline.dag.store import Store
     from lodeset.training.graph import alone
 
@@ -93,7 +94,7 @@ def train_on(
         stages,
         name="training",
         cpus=cpus,
-        ray_address=ray_address,
+        ray=Cluster(ray_address),
         watch=watch,
         given={written.stage.id: written.artifact},
     )
@@ -158,6 +159,7 @@ def prune_on(
     """
     from lodeset.infra.report.render import write_pruned
     from lodeset.pipeline.config import Ingest, Resources
+    from lodeset.pipeline.dag.cluster import Cluster
     from lodeset.pipeline.dag.stage import read_as
     from lodeset.pipeline.dag.store import Store
     from lodeset.pipeline.graph import ingest_stage
@@ -173,7 +175,7 @@ def prune_on(
     stage = alone(job, replace(dense, index=shards.index), model.stage, written.stage, labeled, target)
     stages[stage.id] = stage
     given = {one.stage.id: one.artifact for one in (model, written)}
-    made = run_in(store, stages, name="pruning", cpus=cpus, ray_address=ray_address, watch=watch, given=given)
+    made = run_in(store, stages, name="pruning", cpus=cpus, ray=Cluster(ray_address), watch=watch, given=given)
     (report,) = read_as(PruneDetails, made[stage.id].details).jobs
     (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
     write_pruned(report, store.read, folder / PAGE, f"{Path(dense.folder).name}, pruned")

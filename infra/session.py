@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import time
@@ -17,6 +16,8 @@ from lodeset.pipeline.remote.settings import configure
 
 if TYPE_CHECKING:
     from lodeset.infra.upkeep.rollback import DataSet
+    from lodeset.pipeline.config import RayCluster
+    from lodeset.pipeline.dag.cluster import Cluster
     from lodeset.pipeline.dag.manifests import Run
     from lodeset.pipeline.dag.runner import Event
     from lodeset.pipeline.dag.stage import Stage
@@ -191,10 +192,24 @@ def run_stages(
         limit=config.ingest.limit,
         until=opened.until or "",
         cpus=cpus_of(config),
-        ray_address=config.resources.ray_address,
+        ray=cluster_of(config.resources.cluster),
         watch=watch,
         fresh=fresh,
         given=given,
+    )
+
+
+def cluster_of(configured: RayCluster) -> Cluster:
+    """The Ray cluster of a configuration, as the runner takes it."""
+    from lodeset.pipeline.dag.cluster import Cluster
+
+    return Cluster(
+        address=configured.address,
+        cpus=None if configured.cpus == "auto" else configured.cpus,
+        namespace=configured.namespace,
+        env=configured.env,
+        object_store_bytes=int(configured.object_store_mb * 2**20),
+        placement={name: where.model_dump() for name, where in configured.placement.items()},
     )
 
 
@@ -204,7 +219,7 @@ def run_in(
     *,
     name: str,
     cpus: int,
-    ray_address: str,
+    ray: Cluster,
     watch: Callable[[Event], None],
     limit: int | None = None,
     until: str = "",
@@ -230,10 +245,10 @@ def run_in(
     from lodeset.pipeline.engines.ray import cluster
     from lodeset.pipeline.tables.forgotten import refuse_during_take_down
 
-    ray: Callable[[], contextlib.AbstractContextManager[str]] = functools.partial(cluster, ray_address, cpus)
+    joining = functools.partial(cluster, ray, cpus)
 
     def running(some: Mapping[str, Stage], told: Callable[[Event], None]) -> dict[str, Artifact]:
-        return Runner(store, cpus, ray, told, fresh).run(some, given or {})
+        return Runner(store, cpus, joining, told, fresh, cluster=ray).run(some, given or {})
 
     store.prepare()
     # A run and a take-down put their claims first, and then look for the other's.

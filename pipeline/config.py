@@ -249,15 +249,53 @@ class Shards(Strict):
     seed: int = Field(0, ge=0, description="seed of the order of images across and inside shards")
 
 
+class Placement(Strict):
+    """Where on a Ray cluster the workers of a stage run."""
+
+    resources: dict[str, float] = Field(
+        {}, description="custom resources that each worker takes, e.g. {highmem: 1}, as nodes were started with them"
+    )
+    labels: dict[str, str] = Field(
+        {}, description="labels that a node must have, in Ray's syntax, e.g. {ray.io/accelerator-type: H100}"
+    )
+
+
+class RayCluster(Strict):
+    """The Ray cluster that stages run on."""
+
+    address: str = Field(
+        "local",
+        description="`local` starts Ray on this machine for the time of a run; `auto` or host:port joins a cluster, "
+        "whose nodes must all see the store and the sources under the same names",
+    )
+    cpus: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="cores of a joined cluster that stages use together; auto: all of them, as of the start of the run",
+    )
+    namespace: str | None = Field(None, description="Ray namespace of a joined cluster [default: one of its own]")
+    env: tuple[str, ...] = Field(
+        (),
+        description="names of environment variables of this process that workers get, too, e.g. AWS_ENDPOINT_URL; "
+        "values are never written anywhere",
+    )
+    object_store_mb: float = Field(
+        256, ge=80, description="MiB of shared memory that a local cluster reserves for objects"
+    )
+    placement: dict[str, Placement] = Field(
+        {}, description="where the workers of a stage run, by its name, e.g. {embed: {labels: {...}}}"
+    )
+
+
 class Resources(Strict):
     """Resources, which change only the speed: nothing here enters a fingerprint."""
 
     cpus: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        "auto", description="cores for both engines together; auto: all cores"
+        "auto",
+        description="cores of this machine, for both engines together; auto: all cores. Of a Ray cluster that is joined, "
+        "`ray.cpus` says how many",
     )
-    ray_address: str = Field(
-        "local", description="`local` starts Ray on this machine; `auto` or host:port joins a cluster"
-    )
+    ray: RayCluster = RayCluster()
+    ray_address: str | None = Field(None, description="short for `ray.address`, and wins over it")
     beam: dict[str, str] = Field(
         {}, description="Beam pipeline options, e.g. {runner: FlinkRunner, flink_master: host:8081}"
     )
@@ -280,6 +318,11 @@ class Resources(Strict):
     cache_dir: str | None = Field(
         None, description="folder of that cache [default: lodeset-cache-<user id> in the folder of temporary files]"
     )
+
+    @property
+    def cluster(self) -> RayCluster:
+        """The Ray cluster, with its address."""
+        return self.ray if self.ray_address is None else self.ray.model_copy(update={"address": self.ray_address})
 
 
 Neighbors = Literal["auto", "exact", "ivfpq", "hnsw"]

@@ -36,6 +36,10 @@ class HeldError(LodesetError):
     exit_code = 4
 
 
+class LostError(LodesetError):
+    """A worker, a node or a whole cluster was lost; the work can be done again."""
+
+
 class DamagedError(LodesetError):
     """A file of the store is missing or has changed; `why` says which."""
 

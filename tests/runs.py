@@ -115,7 +115,7 @@ class Run:
 class WholeRun:
     """What was left of a run of the demo, from ingest to pruning, that nobody disturbed."""
 
-    CHECKPOINT_EVERY: ClassVar[int] = 2  # steps
+    CHECKPOINT_EVERY: ClassVar[int] = 1  # steps
     folder: Path
     heard: frozenset[tuple[str, str]]  # what it listened on: address, name of the process
 

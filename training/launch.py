@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ import cv2
 import torch
 
 from lodeset.pipeline.dag.child import last_line
-from lodeset.pipeline.engines.ray import SCRATCH
+from lodeset.pipeline.engines.ray import SCRATCH, placed
 from lodeset.pipeline.errors import LodesetError
 from lodeset.training.away import Away, Place, read, workplace
 from lodeset.training.checkpoint import newest_step
@@ -105,25 +105,28 @@ def _fit(config: TrainingConfig, arguments: dict[str, Any], folder: Place, cpus:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     resources: dict[str, float] = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
+    gpus, cpus = int(resources.get("GPU", 0)), min(cpus, max(1, int(resources.get("CPU", 1))))
     workers = plan_workers(config, cpus, gpus)
     use_gpu = gpus > 0
-    threads = max(1, cpus // workers)
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    threads, where = threads_of(workers, cpus, nodes), placed()
     if not isinstance(folder, Away):
         folder.mkdir(parents=True, exist_ok=True)
     with _bookkeeping(folder) as (scratch, file_system):
         backend = "nccl" if use_gpu else "gloo"
         one_machine = sum(node["Alive"] for node in ray.nodes()) == 1
         meeting = {"backend": backend, "file": f"{scratch}/meeting"} if one_machine else None
+        scaling: dict[str, Any] = {
+            "num_workers": workers,
+            "use_gpu": use_gpu,
+            "resources_per_worker": {"CPU": threads} | ({"GPU": 1} if use_gpu else {}) | where.get("resources", {}),
+            "label_selector": where.get("label_selector"),
+        }
         trainer = TorchTrainer(
             _worker,
             train_loop_config={**arguments, "threads": threads, "meeting": meeting, "attempt": uuid.uuid4().hex[:12]},
             torch_config=_met_in_a_file(backend) if one_machine else TorchConfig(backend=backend),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=workers,
-                use_gpu=use_gpu,
-                resources_per_worker={"CPU": threads} | ({"GPU": 1} if use_gpu else {}),
-            ),
+            scaling_config=ray.train.ScalingConfig(**scaling),
             # Checkpoints are the loop's own; Ray only keeps its bookkeeping, which nobody reads afterwards.
             run_config=ray.train.RunConfig(storage_path=scratch, storage_filesystem=file_system, name="train"),
         )
@@ -232,6 +235,12 @@ def plan_workers(config: TrainingConfig, cpus: int, gpus: int) -> int:
         kind = "GPUs that have a CPU core" if gpus else "CPU cores"
         raise LodesetError(f"training.workers {config.workers} exceeds the budget of {available} {kind}: lower it")
     return config.workers
+
+
+def threads_of(workers: int, cpus: int, nodes: Sequence[int]) -> int:
+    """Threads of each worker: an even share of the cores, but no more than the nodes (cores of each) can give so many workers."""
+    even = max(1, cpus // workers)
+    return next((n for n in range(even, 1, -1) if sum(cores // n for cores in nodes) >= workers), 1)
 
 
 def _worker(arguments: dict[str, Any]) -> None:

@@ -195,6 +195,8 @@ def _line(console: Console, event: Event) -> None:
         console.print(f"[cyan]kept[/]   {id_:<24} [dim]{safe(event.reason)}[/]", highlight=False, soft_wrap=True)
     elif event.kind == "failed":
         console.print(f"[red]failed[/] {id_}", highlight=False)
+    elif event.kind == "again":
+        console.print(f"[yellow]again[/]  {id_:<24} [dim]{safe(event.reason)}[/]", highlight=False, soft_wrap=True)
     elif event.kind == "damaged":
         console.print(
             f"[yellow]damaged[/] {id_:<23} [dim]will be made again: {safe(event.reason)}[/]",

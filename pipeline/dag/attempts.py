@@ -177,6 +177,10 @@ def _after(before: StageNews | None, event: Event, now: float) -> StageNews:
     old = before or StageNews("waiting", now, moved=now)
     if event.kind == "waiting":
         return replace(old, waits_for=event.reason)
+    if event.kind == "again":
+        return StageNews(
+            "waiting", now, f"its next try, after it lost workers: {without_secrets(event.reason)}", moved=now
+        )
     if event.kind == "started":
         return StageNews("running", now, begun=now, moved=now, log=event.log, fingerprint=event.fingerprint)
     if event.kind == "failed":

@@ -23,6 +23,7 @@ from typing import Any
 import cloudpickle
 
 from lodeset.pipeline.children import received, when_asker_ends
+from lodeset.pipeline.dag.cluster import lost_a_worker
 from lodeset.pipeline.dag.stage import Context, Outcome, Progress, as_mapping
 from lodeset.pipeline.errors import LodesetError, replaced_source
 
@@ -41,8 +42,18 @@ ENVIRONMENT = {
 }
 
 
-# The exit status of a process whose Ray cluster is gone.
-LOST_RAY = 71
+# What the process of a stage is told of its Ray cluster, as JSON.
+RAY_OPTIONS = "LODESET_RAY_OPTIONS"
+# The exit status of a process whose Ray cluster is gone, and of one that asked for what no node can give.
+LOST_RAY, NO_ROOM = 71, 72
+# What is called with what a stage waits for, or with nothing.
+_TOLD: list[Callable[[str], None]] = []
+
+
+def waits_for(why: str) -> None:
+    """Tell the runner what this process waits for, e.g. a free GPU; an empty text if nothing."""
+    for tell in _TOLD:
+        tell(why)
 
 
 def last_line(error: BaseException) -> str:
@@ -53,11 +64,21 @@ def last_line(error: BaseException) -> str:
 def perform(payload: bytes, tell: Callable[[dict[str, Any]], None]) -> None:
     """Runs the stage of a pickled task. Tells its progress, and in the end its outcome or its error."""
 
+    last = Progress(0.0)
+
     def report(progress: Progress) -> None:
+        nonlocal last
+        last = progress
         tell({"progress": dataclasses.astuple(progress)})
 
+    def waits(why: str) -> None:
+        if why != last.waits_for:
+            report(dataclasses.replace(last, waits_for=why))
+
+    _TOLD[:] = [waits]
     try:
         task: dict[str, Any] = cloudpickle.loads(payload)
+        os.environ[RAY_OPTIONS] = json.dumps(task.pop("ray"))
         also = tuple(Context(**other, report=lambda _: None) for other in task.pop("also"))
         context = Context(**task, report=report, also=also)
         with context.store.explained(f"stage {context.stage.id}"):
@@ -78,7 +99,8 @@ def perform(payload: bytes, tell: Callable[[dict[str, Any]], None]) -> None:
         )
     except BaseException as error:
         traceback.print_exc()
-        tell({"error": f"{type(error).__name__}: {last_line(error)}", "exit_code": 1, "unexpected": True})
+        told = f"{type(error).__name__}: {last_line(error)}"
+        tell({"error": told, "exit_code": 1, "unexpected": True, "lost": lost_a_worker(error)})
 
 
 def main() -> None:

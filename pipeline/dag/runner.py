@@ -8,35 +8,38 @@ import os
 import selectors
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import cloudpickle
 
 from lodeset.pipeline.dag import child
 from lodeset.pipeline.dag.claims import claim
+from lodeset.pipeline.dag.cluster import LOCAL, Cluster, Joined
 from lodeset.pipeline.dag.decisions import Decision, decided
 from lodeset.pipeline.dag.fingerprint import canonical
 from lodeset.pipeline.dag.launched import ChildProcess, Launched
 from lodeset.pipeline.dag.stage import PREVIOUS, Outcome, Progress, Stage
 from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
-from lodeset.pipeline.errors import GateError, HeldError, LodesetError, ends_like_an_interrupt
+from lodeset.pipeline.errors import GateError, HeldError, LodesetError, LostError, ends_like_an_interrupt
 
 LOGS = "logs"
+RESTARTS = 2  # of a stage whose workers were lost, in one run
 
 
 @dataclass(frozen=True)
 class Event:
     """What the runner tells whoever watches it."""
 
-    kind: Literal["waiting", "finished", "taken over", "started", "progress", "done", "failed", "damaged"]
+    kind: Literal["waiting", "again", "finished", "taken over", "started", "progress", "done", "failed", "damaged"]
     stage: Stage
     progress: Progress | None = None
     artifact: Artifact | None = None
-    reason: str = ""  # of `waiting`: what for
+    reason: str = ""  # of `waiting`: what for; of `again`: why a stage that was lost starts again
     log: str = ""  # of `started` and `failed`: where the stage's output is kept
     fingerprint: str = ""  # of `started`
 
@@ -48,29 +51,36 @@ class Running:
     child: Launched
     log: Path
     cpus: int
+    cluster: str | None  # the address of its Ray cluster
     started: float
     held: contextlib.ExitStack
     buffer: bytes = b""
+    gone: bool = False  # its cluster
+    waits_for: str = ""
     result: dict[str, Any] | None = field(default=None)
 
 
 class Runner:
-    """Runs stages as child processes. One budget of cores covers both engines."""
+    """Runs stages as child processes. One budget of cores covers both engines of this machine; a Ray cluster that is joined has a
+    budget of its own.
+    """
 
     def __init__(
         self,
         store: Store,
         cpus: int,
-        ray: Callable[[], contextlib.AbstractContextManager[str]],
+        ray: Callable[[], contextlib.AbstractContextManager[Joined]],
         watch: Callable[[Event], None],
         fresh: Container[str] = (),
         launch: Callable[[bytes, Path], Launched] = ChildProcess,
+        cluster: Cluster = LOCAL,
     ) -> None:
-        """`launch` starts the stage of a pickled task, whose output goes to a log file."""
+        """`launch` starts the stage of a pickled task, whose output goes to a log file; `ray` starts or joins the `cluster`."""
         self._launch_child = launch
         self.store, self.cpus, self.watch, self.fresh = store, cpus, watch, fresh
         self._start_ray = ray
-        self._ray_address: str | None = None
+        self._cluster, self._joined = cluster, cast(Joined | None, None)
+        self._losses: Counter[str] = Counter()  # by id
         self._services = contextlib.ExitStack()
         self._selector = selectors.DefaultSelector()
         self._logs = Path(store.path(LOGS)) if store.local else None  # else a folder of this run
@@ -105,6 +115,12 @@ class Runner:
                     for ended in self._listen(running):
                         try:
                             finished[ended.stage.id] = self._finish(ended, finished)
+                        except LostError as error:
+                            if failure is not None or not self._may_start_again(ended, error):
+                                failure = failure or error
+                                self.watch(Event("failed", ended.stage, reason=str(error), log=self._log_of(ended)))
+                            else:
+                                waiting[ended.stage.id] = ended.stage
                         except LodesetError as error:
                             self.watch(Event("failed", ended.stage, reason=str(error), log=self._log_of(ended)))
                             failure = failure or error
@@ -145,16 +161,44 @@ class Runner:
             if not not_ready.isdisjoint(stage.also):
                 self._wait(stage, f"{', '.join(sorted(not_ready & {*stage.also}))}, whose parts it makes on the way")
                 continue
-            cpus, free = min(self.cpus, stage.max_cpus), self.cpus - sum(r.cpus for r in running.values())
+            budget, beside = self._budget(stage), [r for r in running.values() if self._shares(r.stage, stage)]
+            cpus, free = min(budget, stage.max_cpus), budget - sum(r.cpus for r in beside)
             if cpus > free:
-                users = ", ".join(f"{r.stage.id} {r.cpus}" for r in running.values())
-                self._wait(stage, f"cores: it takes {cpus}, and of {self.cpus} {max(0, free)} are free ({users})")
+                users = ", ".join(f"{r.stage.id} {r.cpus}" for r in beside)
+                self._wait(stage, f"cores: it takes {cpus}, and of {budget} {max(0, free)} are free ({users})")
                 full = True
             if full:
                 continue
             also = [pair for pair in ready if pair[0].id in stage.also]
             running[stage.id] = self._start(stage, decision, cpus, finished, also)
             del waiting[stage.id]
+
+    def _shares(self, one: Stage, other: Stage) -> bool:
+        """Whether two stages draw on the same cores."""
+        return self._cluster.local or one.engine == other.engine
+
+    def _budget(self, stage: Stage) -> int:
+        if stage.engine != "ray" or self._cluster.local:
+            return self.cpus
+        return self._join(stage).cpus
+
+    def _join(self, stage: Stage) -> Joined:
+        if self._joined is None:
+            self._wait(
+                stage, "Ray, which starts" if self._cluster.local else f"the Ray cluster at {self._cluster.address}"
+            )
+            self._joined = self._services.enter_context(self._start_ray())
+        return self._joined
+
+    def _may_start_again(self, lost: Running, error: LostError) -> bool:
+        """Whether a stage whose workers were lost starts again: its finished parts stay, and only what was being made is lost."""
+        self._losses[lost.stage.id] += 1
+        if self._losses[lost.stage.id] > RESTARTS:
+            return False
+        if self._cluster.local and self._joined is not None and self._joined.address == lost.cluster and lost.gone:
+            self._joined = None  # the next stage starts another one
+        self.watch(Event("again", lost.stage, reason=str(error), log=self._log_of(lost)))
+        return True
 
     def _wait(self, stage: Stage, why: str) -> None:
         if self._waits.get(stage.id) != why:
@@ -174,23 +218,25 @@ class Runner:
         held.enter_context(
             claim(self.store, f"{stage.name}-{stage.set}-{fingerprint[:16]}", f"{stage.id} in {self.store.url}")
         )
-        if stage.engine == "ray" and self._ray_address is None:
-            self._wait(stage, "Ray, which starts")
-            self._ray_address = self._services.enter_context(self._start_ray())
+        joined = self._join(stage) if stage.engine == "ray" else None
         task = {
-            **self._task(decision, cpus, finished),
-            "also": [self._task(its, cpus, finished) for _, its in also],
+            **self._task(decision, cpus, finished, joined),
+            "also": [self._task(its, cpus, finished, joined) for _, its in also],
+            "ray": self._cluster.of_stage(stage.name),
         }
         assert self._logs is not None  # since the run began
         log = self._logs / f"{stage.name}-{stage.set}-{fingerprint[:12]}.log"
         child_process = self._launch_child(cloudpickle.dumps(task), log)
-        started = Running(stage, decision, child_process, log, cpus, time.monotonic(), held)
+        address = joined.address if joined is not None else None
+        started = Running(stage, decision, child_process, log, cpus, address, time.monotonic(), held)
         self._selector.register(child_process.channel, selectors.EVENT_READ, started)
         told = Event("started", stage, reason=decision.reason, log=self._log_of(started), fingerprint=fingerprint)
         self.watch(told)
         return started
 
-    def _task(self, decision: Decision, cpus: int, finished: Mapping[str, Artifact]) -> dict[str, Any]:
+    def _task(
+        self, decision: Decision, cpus: int, finished: Mapping[str, Artifact], joined: Joined | None
+    ) -> dict[str, Any]:
         """What the stage's `Context` is made of in its process."""
         stage = decision.stage
         return {
@@ -200,7 +246,7 @@ class Runner:
             "inputs": {role: finished[needed.stage.id] for role, needed in stage.inputs.items()},
             "cpus": cpus,
             "previous": decision.previous,
-            "ray_address": self._ray_address if stage.engine == "ray" else None,
+            "ray_address": joined.address if joined is not None else None,
         }
 
     def _listen(self, running: dict[str, Running]) -> Iterator[Running]:
@@ -219,7 +265,9 @@ class Runner:
             for line in lines:
                 message = json.loads(line)
                 if "progress" in message:
-                    self.watch(Event("progress", one.stage, progress=Progress(*message["progress"])))
+                    told = Progress(*message["progress"])
+                    one.waits_for = told.waits_for
+                    self.watch(Event("progress", one.stage, progress=told))
                 else:
                     one.result = message
 
@@ -237,14 +285,19 @@ class Runner:
             if result is None:
                 code = one.child.wait()
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-                if code == child.LOST_RAY:
-                    how = "lost the local Ray cluster (killed, or out of memory)"
-                raise LodesetError(
+                one.gone = code == child.LOST_RAY
+                if one.gone:
+                    how = "lost its Ray cluster (killed, or out of memory)"
+                if code == child.NO_ROOM:
+                    how = f"gave up waiting for {one.waits_for}: give the cluster such a node, or ask for less (resources, training.workers)"
+                raise (LostError if one.gone else LodesetError)(
                     f"{one.stage.id} {how}; `run` again goes on from its finished parts. Its log: {self._log_of(one)}"
                 )
             if "error" in result:
                 where = f" (log: {self._log_of(one)})" if result.get("unexpected") else ""
                 message = f"{one.stage.id}: {result['error']}{where}"
+                if result.get("lost"):
+                    raise LostError(f"{message}; `run` again goes on from its finished parts")
                 raise {3: GateError, 4: HeldError}.get(result["exit_code"], LodesetError)(message)
             artifact = self._accounted(one, _outcome(result["outcome"]), result["used"], finished)
         committed = self.store.commit_artifact(artifact)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
+import json
 import logging
 import os
 import secrets
@@ -29,7 +31,8 @@ import psutil
 from lodeset.pipeline import children
 from lodeset.pipeline.children import import_path
 from lodeset.pipeline.dag.background import repeating
-from lodeset.pipeline.dag.child import ENVIRONMENT, LOST_RAY
+from lodeset.pipeline.dag.child import ENVIRONMENT, LOST_RAY, NO_ROOM, RAY_OPTIONS, waits_for
+from lodeset.pipeline.dag.cluster import Cluster, Joined
 from lodeset.pipeline.engines.failures import caught, unwrapped
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.remote.settings import environment
@@ -37,21 +40,19 @@ from lodeset.pipeline.remote.settings import environment
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-OBJECT_STORE_BYTES = 256 * 2**20
-
 
 @contextlib.contextmanager
-def cluster(address: str, cpus: int) -> Iterator[str]:
-    """The address of a Ray cluster that lives as long as the block: a local one, or the one at `address`.
+def cluster(wanted: Cluster, cpus: int) -> Iterator[Joined]:
+    """A Ray cluster that lives as long as the block: a local one of `cpus` cores, or the one that there is.
 
     The local cluster is a process of its own (`python -m lodeset.pipeline.engines.ray`), which ends when its standard
     input does. It listens only on the loopback interface, and only processes that inherit its token can use it.
 
     Raises:
-        LodesetError: the local cluster did not start.
+        LodesetError: the local cluster did not start, or no cluster answers.
     """
-    if address != "local":
-        yield address
+    if not wanted.local:
+        yield Joined(wanted.address, _cores_of(wanted))
         return
     _clear_abandoned()
     # Ray puts Unix sockets here, whose paths are limited to 107 characters. Only this user can enter the folder (0700).
@@ -72,8 +73,10 @@ def cluster(address: str, cpus: int) -> Iterator[str]:
     with open(log, "wb") as errors:
         host = children.started(
             "pipeline.engines.ray",
+            "host",
             str(cpus),
             folder,
+            str(wanted.object_store_bytes),
             environment={**ENVIRONMENT, **_NO_METRICS},
             pass_fds=[lock],
             stdout=subprocess.PIPE,
@@ -84,7 +87,7 @@ def cluster(address: str, cpus: int) -> Iterator[str]:
         started = children.started_at(host.pid)
         cluster_address = _address_of(host, log)
         os.environ[_HOST] = f"{host.pid} {started}"
-        yield cluster_address
+        yield Joined(cluster_address, cpus)
     finally:
         children.let_go(host)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -113,9 +116,13 @@ SCRATCH = "LODESET_SCRATCH"
 # The process that hosts the local cluster, and its start time.
 _HOST = "LODESET_RAY_HOST"
 _PREFIX, _LOCK = "lodeset-ray-", "lock"
-_START_S = 120.0
+_START_S, _JOIN_S = 120.0, 40.0
 # How long a process may take to notice by itself that its cluster is gone.
 _NOTICE_S = 20.0
+_DEAD = 2  # of a node (`ray.core.generated.autoscaler_pb2.NodeStatus`)
+_LOOK_S = 5.0  # between two looks at what is pending
+_SILENT_S = 50.0  # without an answer of the cluster
+_NO_ROOM_S = 50.0  # while no node can give what is asked
 
 
 def _parent() -> str:
@@ -160,7 +167,41 @@ def _address_of(host: subprocess.Popen[bytes], log: str) -> str:
     raise LodesetError(f"Ray did not start on this machine: it {ended} (`lodeset doctor` tests it)\n{tail}".rstrip())
 
 
-def _host(cpus: int, folder: str) -> None:
+def _cores_of(wanted: Cluster) -> int:
+    """The cores of a cluster that is there, as configured at most.
+
+    Raises:
+        LodesetError: none answers, with Ray's own reason (another version, a token that is missing or wrong).
+    """
+    asked = [sys.executable, "-m", "lodeset.pipeline.engines.ray", "cores", wanted.address]
+    try:
+        done = subprocess.run(
+            asked, capture_output=True, text=True, timeout=_JOIN_S, env={**os.environ, **import_path(), **ENVIRONMENT}
+        )
+    except subprocess.TimeoutExpired:
+        raise LodesetError(
+            f"no Ray cluster answered at {wanted.address} within {_JOIN_S:.0f} s: check the address (of the GCS, usually "
+            "port 6379), the network, and that RAY_AUTH_MODE and the token here are those of the cluster"
+        ) from None
+    told = [line for line in done.stdout.splitlines() if line.startswith("cores ")]
+    if not told:
+        why = ([line.strip() for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"])[-1]
+        raise LodesetError(f"no Ray cluster answers at {wanted.address}: {why}")
+    there = int(told[0].split()[1])
+    if there < 1:
+        raise LodesetError(f"the Ray cluster at {wanted.address} has no CPU cores for workers: add a node")
+    return there if wanted.cpus is None else min(wanted.cpus, there)
+
+
+def _tell_cores(address: str) -> None:
+    import ray
+
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    print("cores", int(ray.cluster_resources().get("CPU", 0)), flush=True)
+    os._exit(0)
+
+
+def _host(cpus: int, folder: str, object_store_bytes: int) -> None:
     """Start a local cluster, print its address, and keep it until standard input ends or one of its own processes
     does.
     """
@@ -171,7 +212,7 @@ def _host(cpus: int, folder: str) -> None:
         include_dashboard=False,
         # Ray opens its folder to everybody (0777), so it gets one inside a folder that nobody else can enter.
         _temp_dir=os.path.join(folder, "r"),
-        object_store_memory=OBJECT_STORE_BYTES,
+        object_store_memory=object_store_bytes,
         logging_level=logging.WARNING,
         log_to_driver=False,
     )
@@ -207,25 +248,115 @@ def _lost() -> bool:
 
 @contextlib.contextmanager
 def _watched() -> Iterator[None]:
-    """End this process if the local cluster is gone: waiting for its answers would never end."""
+    """End this process if its cluster is gone, or can never give what is asked of it: waiting would never end. What it waits for
+    meanwhile is told."""
+    import ray
+
+    gcs = ray.get_runtime_context().gcs_address
+    unanswered = lacking = looked = time.monotonic()
 
     def look() -> float:
+        nonlocal unanswered, lacking, looked
         if _lost() and not ended.wait(_NOTICE_S):
-            print("the local Ray cluster is gone (killed, or out of memory)", file=sys.stderr, flush=True)
-            shutil.rmtree(os.environ.get(SCRATCH, ""), ignore_errors=True)
-            os._exit(LOST_RAY)
+            _end("the local Ray cluster is gone (killed, or out of memory)", LOST_RAY)
+        now = time.monotonic()
+        if now - looked < _LOOK_S:
+            return 1.0
+        looked = now
+        try:
+            why, possible = _pending(gcs)
+        except Exception as error:
+            # The head may be starting again.
+            waits_for(f"an answer of the Ray cluster at {gcs} ({type(error).__name__})")
+            if now - unanswered > _SILENT_S and not ended.is_set():
+                _end(f"the Ray cluster at {gcs} has not answered for {_SILENT_S:.0f} s", LOST_RAY)
+            return 1.0
+        unanswered = now
+        waits_for(why)
+        if possible:
+            lacking = now
+        elif now - lacking > _NO_ROOM_S and not ended.is_set():
+            _end(f"waited {_NO_ROOM_S:.0f} s for {why}", NO_ROOM)
         return 1.0
 
     with repeating(look, 1.0) as ended:
         yield
 
 
+def _end(why: str, code: int) -> None:
+    print(why, file=sys.stderr, flush=True)
+    shutil.rmtree(os.environ.get(SCRATCH, ""), ignore_errors=True)
+    os._exit(code)
+
+
+def _pending(gcs: str) -> tuple[str, bool]:
+    """What work of the cluster waits for (empty if nothing waits), and whether its nodes could give that."""
+    from ray.autoscaler.v2.sdk import get_cluster_resource_state
+
+    raylet: Any = importlib.import_module("ray._raylet")  # compiled: its types are not known
+    state = get_cluster_resource_state(raylet.GcsClient(gcs))
+    nodes = [dict(node.total_resources) for node in state.node_states if node.status != _DEAD]
+    single = [dict(r.request.resources_bundle) for r in state.pending_resource_requests for _ in range(r.count)]
+    gangs = [[dict(r.resources_bundle) for r in gang.requests] for gang in state.pending_gang_resource_requests]
+    return lacks(nodes, [[one] for one in single] + gangs)
+
+
+def lacks(nodes: Sequence[Mapping[str, float]], asked: Sequence[Sequence[Mapping[str, float]]]) -> tuple[str, bool]:
+    """What groups of workers wait for, and whether the nodes could hold each group if they were free.
+
+    Args:
+        nodes: the resources of each node.
+        asked: for each group that has to start together, the resources of each worker.
+    """
+    if not asked:
+        return "", True
+    for group in asked:
+        free = [dict(node) for node in nodes]
+        for worker in sorted(group, key=lambda one: -sum(one.values())):
+            fits = next((n for n in free if all(n.get(k, 0.0) >= v for k, v in worker.items())), None)
+            if fits is None:
+                together = f", {len(group)} times at once" if len(group) > 1 else ""
+                there = "; ".join(_amounts(node) or "nothing" for node in nodes) or "no node"
+                return (
+                    f"{_amounts(worker)}{together}, which no node of the Ray cluster can give (nodes: {there})",
+                    False,
+                )
+            for name, amount in worker.items():
+                fits[name] -= amount
+    workers = [worker for group in asked for worker in group]
+    total: dict[str, float] = {}
+    for worker in workers:
+        for name, amount in worker.items():
+            total[name] = total.get(name, 0.0) + amount
+    return f"{_amounts(total)} for {len(workers)} workers: the Ray cluster is busy", True
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    named = {"memory", "object_store_memory"}
+    shown = [(k, v) for k, v in sorted(resources.items()) if k not in named and not k.startswith("node:")]
+    return ", ".join(f"{amount:g} {name}" for name, amount in shown)
+
+
+def _options() -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(os.environ.get(RAY_OPTIONS, "{}"))
+    return told
+
+
+def placed() -> dict[str, Any]:
+    """Options of tasks and actors that put the workers of this stage where they are configured to run."""
+    where = _options().get("placement", {})
+    named = {"resources": where.get("resources"), "label_selector": where.get("labels")}
+    return {name: value for name, value in named.items() if value}
+
+
 @contextlib.contextmanager
 def job(address: str | None) -> Iterator[None]:
-    """Join the cluster for one stage; its workers see this process's environment."""
+    """Join the cluster for one stage; its workers see the variables of this process's environment that they are to see."""
     import ray
 
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    options = _options()
+    passed = {name: os.environ[name] for name in options.get("env", ()) if name in os.environ}
     try:
         # Ray puts the current working directory first on the import path of its workers (2.60).
         with contextlib.chdir(os.environ.get(SCRATCH, "/")):
@@ -233,7 +364,8 @@ def job(address: str | None) -> Iterator[None]:
                 address=address,
                 logging_level=logging.WARNING,
                 log_to_driver=False,
-                runtime_env={"env_vars": {**ENVIRONMENT, **import_path(), **environment()}},
+                namespace=options.get("namespace"),
+                runtime_env={"env_vars": {**ENVIRONMENT, **passed, **import_path(), **environment()}},
             )
     except ConnectionError as error:
         raise LodesetError(f"no Ray cluster answers at {address}: {error}") from error
@@ -259,7 +391,7 @@ def map_items(
 
     pending = list(items)
     with job(address):
-        remote: Any = ray.remote(num_cpus=1, max_retries=2)(lambda item: caught(function, item))
+        remote: Any = ray.remote(num_cpus=1, max_retries=2, **placed())(lambda item: caught(function, item))
         running: list[Any] = []
         while pending or running:
             while pending and len(running) < cpus:
@@ -348,6 +480,7 @@ def map_with_state(
             compute=ray.data.ActorPoolStrategy(size=pool.actors),
             num_cpus=pool.cpus_each,
             num_gpus=pool.gpus_each or None,
+            **placed(),
         )
         for row in mapped.iter_rows():
             yield unwrapped(cloudpickle.loads(row["result"]))
@@ -386,7 +519,9 @@ def holding(
             return caught(self.run, pickled)
 
     with job(address):
-        remote: Any = ray.remote(num_cpus=cpus_each)(Holder)
+        # An actor that no node can hold would wait for ever.
+        largest = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
+        remote: Any = ray.remote(num_cpus=max(1, min(cpus_each, largest)), **placed())(Holder)
         actors = [remote.remote(item) for item in items]
 
         def everywhere(work: Callable[[Any], Result]) -> list[Result]:
@@ -397,4 +532,7 @@ def holding(
 
 
 if __name__ == "__main__":
-    _host(int(sys.argv[1]), sys.argv[2])
+    if sys.argv[1] == "host":
+        _host(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    else:
+        _tell_cores(sys.argv[2])

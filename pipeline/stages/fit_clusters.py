@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import io
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.parts import made
 from lodeset.pipeline.dag.stage import Context, Outcome, read_as
 from lodeset.pipeline.dag.store import Artifact, File, Part, Rows, Store
-from lodeset.pipeline.engines.ray import holding
+from lodeset.pipeline.engines.ray import cores, holding
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.specs import CENTROIDS, FitClustersDetails, FitClustersSpec
 from lodeset.pipeline.tables.kept import pool_kept
@@ -96,11 +95,10 @@ def _fit(context: Context[FitClustersSpec, None], key: str, work: Iterable[tuple
     started, store, spec = time.perf_counter(), context.store, context.spec
     iterations, seed, spherical = spec.iterations, spec.seed, spec.spherical
     groups = shares(context.inputs["vectors"].tables["vectors"], context.cpus)
-    # An actor runs on one machine: of a cluster with more cores, it must not ask for all.
-    threads = max(1, min(context.cpus // len(groups), os.cpu_count() or 1))
-    make = functools.partial(_points, store, context.inputs["dedup"], threads)
+    each_cpus = max(1, context.cpus // len(groups))
+    make = functools.partial(_points, store, context.inputs["dedup"])
     for k in work:
-        with holding(make, groups, cpus_each=threads, address=context.ray_address) as each:
+        with holding(make, groups, cpus_each=each_cpus, address=context.ray_address) as each:
             fit = kmeans.fit_each(each, k[0], iterations, seed, spherical=spherical)
         upper = hierarchy.levels(fit.centroids, k[1:], iterations, spec.resampling or 0, seed, spherical, context.cpus)
         files = {f"centroids-{n}": _written(store, key, n, level) for n, level in enumerate((fit.centroids, *upper))}
@@ -124,11 +122,11 @@ def shares(files: Sequence[File], cpus: int) -> list[list[File]]:
     return groups
 
 
-def _points(store: Store, dedup: Artifact, threads: int, files: Sequence[File]) -> Points:
+def _points(store: Store, dedup: Artifact, files: Sequence[File]) -> Points:
     wanted = pool_kept(store, dedup)
     ids, matrix = read_vectors(store, files)
     rows = [row for row, image_id in enumerate(ids) if image_id in wanted]
-    return Points(matrix[rows], keys_of([ids[row] for row in rows]), threads)
+    return Points(matrix[rows], keys_of([ids[row] for row in rows]), cores())
 
 
 def _written(store: Store, key: str, level: int, centroids: Floats) -> File:

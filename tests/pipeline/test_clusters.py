@@ -19,6 +19,7 @@ from inline import artifact, ran, without_engine
 from lodeset.pipeline.algorithms.clusters import kmeans
 from lodeset.pipeline.algorithms.clusters.points import Points, keys_of
 from lodeset.pipeline.config import CurationConfig
+from lodeset.pipeline.dag.cluster import LOCAL
 from lodeset.pipeline.dag.stage import Outcome, Stage
 from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
 from lodeset.pipeline.engines.ray import cluster as ray_cluster
@@ -188,8 +189,8 @@ def test_actors_are_as_many_as_pay_and_share_the_files() -> None:
 
 @pytest.fixture(scope="module")
 def ray_address() -> Iterator[str]:
-    with ray_cluster("local", 2) as address:
-        yield address
+    with ray_cluster(LOCAL, 2) as joined:
+        yield joined.address
 
 
 def test_a_fit_over_ray_actors_is_that_of_one_process(ray_address: str) -> None:

@@ -15,6 +15,7 @@ from runs import Run, WholeRun
 
 from lodeset.infra.demo.truth import Truth, load_truth
 from lodeset.infra.demo.world import make_world, write_config
+from lodeset.pipeline.dag.cluster import LOCAL
 from lodeset.pipeline.engines.ray import cluster
 
 
@@ -84,5 +85,5 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
 @pytest.fixture(scope="session")
 def ray_address() -> Iterator[str]:
     """A local cluster that commands can join; starting one for each takes seconds."""
-    with cluster("local", 2) as address:
-        yield address
+    with cluster(LOCAL, 2) as joined:
+        yield joined.address

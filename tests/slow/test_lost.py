@@ -23,14 +23,15 @@ pytestmark = pytest.mark.slow
 _STRANGER = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
 WORK = """
 import os, sys, time
+from lodeset.pipeline.dag.cluster import LOCAL
 from lodeset.pipeline.engines import ray
 ray._NOTICE_S = 2.0
 def nap(seconds):
     time.sleep(seconds)
     return seconds
-with ray.cluster("local", 2) as address:
+with ray.cluster(LOCAL, 2) as joined:
     print(os.environ[ray._HOST].split()[0], os.environ[ray.SCRATCH], flush=True)
-    done = ray.map_items(nap, [0.1, 600, 600], cpus=2, address=address)
+    done = ray.map_items(nap, [0.1, 600, 600], cpus=2, address=joined.address)
     print(next(done), flush=True)
     list(done)
 """
