@@ -6,6 +6,7 @@ import functools
 import html
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from lodeset.infra.gates.accepted import Accepted
     from lodeset.infra.gates.outcome import Outcome
+    from lodeset.infra.jobs.follow import Ended
     from lodeset.infra.looking.now import Now
     from lodeset.infra.looking.story import Traced
     from lodeset.infra.looking.summary import Summary
@@ -105,6 +107,26 @@ class Project:
         with _watching(watch) as told:
             session.run(opened, told, fresh)
         return self.status()
+
+    def submit(self, address: str, *, until: str | None = None, fresh: bool = False) -> str:
+        """Runs on a Ray cluster, as a job, and returns the name of the job: of a new one, or of one of this run that is at work.
+
+        Args:
+            address: the dashboard of the cluster's head, e.g. "http://head:8265".
+            until, fresh: as for `run`.
+        """
+        from lodeset.infra.jobs.bundle import resolved
+        from lodeset.infra.jobs.client import Head
+        from lodeset.infra.jobs.submit import Options, submit
+
+        return submit(Head(address), resolved(self.path, self.asked), Options(until, fresh), _tell).job
+
+    def follow(self, job: str, address: str) -> Ended:
+        """Shows the log of a job until it has ended, and returns how it did."""
+        from lodeset.infra.jobs.client import Head
+        from lodeset.infra.jobs.follow import follow
+
+        return follow(Head(address), job, _tell, _tell)
 
     def status(self, run: int | None = None) -> Status:
         """The last finished run, or the one with this number: what each stage took, kept and dropped, and why."""
@@ -214,6 +236,10 @@ class Project:
     def __repr__(self) -> str:
         above = f", {len(self.asked)} overrides" if self.asked else ""
         return f"Project({str(self.path)!r}, store {shown(self.store)}{above})"
+
+
+def _tell(text: str) -> None:
+    print(shown(text), file=sys.stderr)
 
 
 @contextmanager

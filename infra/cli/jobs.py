@@ -14,7 +14,7 @@ from rich.table import Table
 
 from lodeset.infra.cli.options import Json, Screen, Set, err, out, print_json, safe
 from lodeset.infra.cli.tables import print_whole
-from lodeset.pipeline.errors import Terminated
+from lodeset.pipeline.errors import ConfigError, Terminated
 
 if TYPE_CHECKING:
     from lodeset.infra.jobs.client import Head
@@ -25,7 +25,7 @@ jobs = typer.Typer(no_args_is_help=True, help="List, follow and stop the jobs of
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="configuration file (`lodeset init` writes one)")]
 Address = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="URL",
         envvar="RAY_API_SERVER_ADDRESS",
@@ -38,7 +38,7 @@ JobName = Annotated[str, typer.Argument(metavar="JOB", help="its name, e.g. lode
 @submitting.command()
 def submit(
     config: ConfigPath,
-    address: Address,
+    address: Address = None,
     detach: Annotated[bool, typer.Option("--detach", help="return once the job is submitted")] = False,
     set_: Set = None,
     until: Annotated[str | None, typer.Option(help="stop after this stage, e.g. dedup")] = None,
@@ -55,13 +55,12 @@ def submit(
 ) -> None:
     """Run on a Ray cluster, follow the log, and end with the exit code of the run."""
     from lodeset.infra.jobs.bundle import resolved
-    from lodeset.infra.jobs.client import Head
     from lodeset.infra.jobs.pending import Asked
     from lodeset.infra.jobs.submit import Options, submit
 
     limits = (f"ingest.limit={limit}",) if limit is not None else ()
     sent = resolved(config, (*(set_ or ()), *limits))
-    head = Head(address)
+    head = _head(address)
     if head.in_the_clear:
         _tell(f"the token goes to {head.url} unencrypted: use https or a tunnel outside of a network of your own")
     if sent.local:
@@ -90,12 +89,11 @@ def submit(
 
 
 @jobs.command("list")
-def list_(address: Address, as_json: Json = False) -> None:
+def list_(address: Address = None, as_json: Json = False) -> None:
     """List the jobs of lodeset that the cluster knows, newest first."""
-    from lodeset.infra.jobs.client import Head
     from lodeset.infra.jobs.held import jobs
 
-    found = jobs(Head(address))
+    found = jobs(_head(address))
     if as_json:
         print_json({"jobs": [asdict(job) for job in found]})
         return
@@ -111,16 +109,15 @@ def list_(address: Address, as_json: Json = False) -> None:
 @jobs.command()
 def logs(
     job: JobName,
-    address: Address,
+    address: Address = None,
     follow: Annotated[bool, typer.Option("--follow", help="until the job has ended; then end as it did")] = False,
     patience: Annotated[float, typer.Option(min=0, help="seconds for which the head may not answer")] = 600,
     as_json: Json = False,
 ) -> None:
     """Print the log of a job."""
-    from lodeset.infra.jobs.client import Head
     from lodeset.infra.jobs.follow import status_of
 
-    head = Head(address)
+    head = _head(address)
     if not follow:
         status = status_of(head.get_job_info(job))
         text = head.get_job_logs(job)
@@ -139,16 +136,25 @@ def logs(
 
 
 @jobs.command()
-def stop(job: JobName, address: Address, as_json: Json = False) -> None:
+def stop(job: JobName, address: Address = None, as_json: Json = False) -> None:
     """Stop a job, and wait until it has ended."""
-    from lodeset.infra.jobs.client import Head
     from lodeset.infra.jobs.held import stop
 
-    done = stop(Head(address), job, _tell)
+    done = stop(_head(address), job, _tell)
     if as_json:
         print_json(asdict(done) if done is not None else {"job": job, "status": "PENDING"})
     else:
         out.print(f"{safe(job)} {done.status if done is not None else 'PENDING'}", highlight=False)
+
+
+def _head(address: str | None) -> Head:
+    from lodeset.infra.jobs.client import Head
+
+    if address is None:
+        raise ConfigError(
+            "which cluster? Give the dashboard of its head (--address http://HEAD:8265), or set RAY_API_SERVER_ADDRESS"
+        )
+    return Head(address)
 
 
 def _followed(head: Head, job: str, patience: float, show: Callable[[str], None]) -> Ended:

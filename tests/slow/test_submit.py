@@ -26,6 +26,7 @@ from lodeset.infra.jobs.follow import Waits, follow
 pytestmark = pytest.mark.slow
 
 LINES = 400
+OUTCOMES: list[tuple[str, int, int, str]] = []  # for the table
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class Place:
             command, env=self.environment(**environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    def typed(self, *arguments: str | Path, code: int = 0, **environment: str) -> tuple[str, str]:
-        return ended(self.started(*arguments, **environment), code)
+    def typed(self, *arguments: str | Path, code: int = 0, what: str = "", **environment: str) -> tuple[str, str]:
+        return ended(self.started(*arguments, **environment), code, what)
 
     def until(self, done: Callable[[], bool], seconds: float = 90) -> None:
         deadline = time.monotonic() + seconds
@@ -81,8 +82,14 @@ class Place:
         return str(json.loads(self.typed("jobs", "logs", job, "--json")[0])["status"])
 
 
-def ended(process: subprocess.Popen[str], code: int) -> tuple[str, str]:
+def ended(process: subprocess.Popen[str], code: int, what: str = "") -> tuple[str, str]:
+    """What a command printed, which has to end with `code`; `what` happened to it goes into the table."""
     out, err = process.communicate(timeout=300)
+    if what:
+        lines = lines_of(err)
+        twice = len(lines) - len(set(lines))
+        shown = f"{len(set(lines))} of {LINES}, {twice} twice" if len(lines) > 1 and code == 7 else ""
+        OUTCOMES.append((what, code, process.returncode, shown))
     assert "Traceback" not in out + err, err
     assert process.returncode == code, err
     return out, err
@@ -99,6 +106,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     head = RayHead({"PYTHONPATH": str(folder / "other")}, token=os.environ["RAY_AUTH_TOKEN"])
     with head, contextlib.closing(Network(head.port)) as network:
         yield Place(head, network, folder)
+    print(f"\n| what happens | exit code due | exit code | lines of the log shown |\n{'| --- ' * 4}|")
+    for row in OUTCOMES:
+        print(f"| {' | '.join(map(str, row))} |")
 
 
 def lines_of(err: str) -> list[int]:
@@ -115,7 +125,9 @@ sys.exit(7)
 
 def test_a_run_is_sent_followed_and_done(place: Place) -> None:
     config = place.config("real", images=12, embed={"semantic": {"kind": "patch_dictionary"}})
-    out, err = place.typed("submit", config, "--until", "embed", "--set", "embed.semantic.words=64", "--json")
+    out, err = place.typed(
+        "submit", config, "--until", "embed", "--set", "embed.semantic.words=64", "--json", what="a run ends"
+    )
     assert json.loads(out)["exit_code"] == 0
     assert json.loads(out)["job"] == "real-1" and "done   embed/pool               12 -> 12" in err
     assert f"pool.0.uri {config.parent}/pool" in err  # the cluster has to see it
@@ -131,11 +143,11 @@ def test_a_log_stream_that_is_cut_three_times_and_an_exit_code_of_7(place: Place
     for _ in range(3):
         place.until(lambda: place.network.cut(only_streams=True) > 0)
         time.sleep(1)
-    _, err = ended(process, 7)
+    _, err = ended(process, 7, "the log stream is cut three times, the run exits 7")
     assert lines_of(err) == list(range(LINES))
     assert "cut-1 FAILED, exit code 7" in err
     assert lines_of(place.typed("jobs", "logs", "cut-1")[0]) == list(range(LINES))
-    place.typed("jobs", "logs", "cut-1", "--follow", code=7)
+    place.typed("jobs", "logs", "cut-1", "--follow", code=7, what="a job that has exited 7 is followed")
 
 
 def test_a_head_out_of_sight_for_a_while(place: Place) -> None:
@@ -144,7 +156,7 @@ def test_a_head_out_of_sight_for_a_while(place: Place) -> None:
     place.until(lambda: place.network.cut(only_streams=True) > 0)
     with place.network.cut_off():
         time.sleep(5)
-    _, err = ended(process, 7)
+    _, err = ended(process, 7, "the head cannot be reached for 5 s, the run exits 7")
     assert lines_of(err) == list(range(LINES))
     assert "says nothing about the job" in err and "answers again, after" in err
 
@@ -161,7 +173,7 @@ def test_a_run_that_is_stopped_keeps_its_parts_and_leaves_nothing_behind(place: 
     place.until(lambda: len(list(store.glob("parts/ingest/*/manifest.json"))) >= 2)
     out, told = place.typed("jobs", "stop", "stopped-1")
     assert out.split() == ["stopped-1", "STOPPED"] and "120 s to end in order" in told
-    _, err = ended(process, 143)
+    _, err = ended(process, 143, "the job is stopped")
     assert "stopped-1 STOPPED, exit code 143" in err and "stopped; run the same command again" in err
     parts = {path: path.stat().st_mtime_ns for path in store.glob("parts/ingest/*/manifest.json")}
     assert parts and not list(store.glob("claims/*.json"))
@@ -189,10 +201,17 @@ def test_an_interrupt_leaves_the_job_which_is_then_followed_and_not_doubled(plac
     process = place.started("submit", config, "--python", python)
     place.until(lambda: place.network.cut(only_streams=True) > 0)
     process.send_signal(signal.SIGINT)
-    _, err = ended(process, 130)
+    _, err = ended(process, 130, "Ctrl-C while following")
     assert "no longer following; the job goes on" in err and "lodeset jobs logs left-1 --follow" in err
     assert place.status("left-1") in ("PENDING", "RUNNING")
-    _, err = place.typed("submit", config, "--python", python, code=7)
+    _, err = place.typed(
+        "submit",
+        config,
+        "--python",
+        python,
+        code=7,
+        what="the same run is submitted again: its job, which exits 7, is followed",
+    )
     assert "left-1 is at work on this run already: nothing was submitted" in err
     assert lines_of(err) == list(range(LINES))
     assert [job for job in json.loads(place.typed("jobs", "list", "--json")[0])["jobs"] if job["name"] == "left"][
@@ -202,13 +221,13 @@ def test_an_interrupt_leaves_the_job_which_is_then_followed_and_not_doubled(plac
 
 def test_without_the_right_token(place: Place) -> None:
     config = place.config("refused")
-    _, err = place.typed("submit", config, code=1, RAY_AUTH_TOKEN="")
+    _, err = place.typed("submit", config, code=1, what="no token (401)", RAY_AUTH_TOKEN="")
     assert "asks for a token, and there is none here: set RAY_AUTH_TOKEN" in err
-    _, err = place.typed("jobs", "list", code=1, RAY_AUTH_TOKEN="0" * 32)
+    _, err = place.typed("jobs", "list", code=1, what="another token (403)", RAY_AUTH_TOKEN="0" * 32)
     assert "refuses the token of RAY_AUTH_TOKEN" in err and "0" * 32 not in err
     network = Network(1)
     network.close()
-    _, err = place.typed("jobs", "list", "--address", network.address, code=1)
+    _, err = place.typed("jobs", "list", "--address", network.address, code=1, what="nobody listens at the address")
     assert f"{network.address} does not answer (connection refused)" in err and "ssh -N -L" in err
 
 
@@ -240,7 +259,7 @@ def test_a_store_that_the_cluster_does_not_see(place: Place) -> None:
     moving = "import shutil; shutil.rmtree(STORE); real()".replace("STORE", repr(str(config.parent / "runs")))
     python = place.python("elsewhere", "sys.exit('not reached')")
     python.write_text(python.read_text().replace("    real()\nsys", f"    {moving}\nsys"))
-    _, err = place.typed("submit", config, "--python", python, code=2)
+    _, err = place.typed("submit", config, "--python", python, code=2, what="the store is not the same on the cluster")
     assert "is not the one of the machine that submitted elsewhere-1" in err
 
 
@@ -252,7 +271,8 @@ def test_a_head_that_dies_and_comes_back_without_its_jobs_and_without_a_token(pl
     place.head.kill()
     place.head.token = None
     place.head.start()
-    _, err = ended(process, 1)
+    _, err = ended(process, 1, "the head is killed and comes back, without its jobs and without a token")
     assert "no longer knows forgotten-1: the head was restarted" in err and "submit again" in err
-    _, err = place.typed("submit", config, "--until", "ingest")
+    python = place.python("again", "print('line 0')")
+    _, err = place.typed("submit", config, "--python", python, what="the same run is submitted to the new head")
     assert "submitted forgotten-2" in err and "forgotten-2 SUCCEEDED, exit code 0" in err
