@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -31,12 +32,13 @@ class Run:
     arguments: tuple[str | Path, ...]
     slow_commit_s: float = 0.0
     slow_stages: tuple[str, ...] = ()  # whose parts are slow; every stage's without a name
+    environment: Mapping[str, str] | None = None  # instead of that of the tests
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Run:
         slow = {"SLOW_COMMIT_SECONDS": str(self.slow_commit_s), "SLOW_COMMIT_STAGES": " ".join(self.slow_stages)}
-        environment = {**os.environ, MARK: self.mark, **slow}
+        environment = {**(self.environment or os.environ), MARK: self.mark, **slow}
         environment["PYTHONPATH"] = str(SLOW_COMMIT)
         command = [sys.executable, "-m", "lodeset", *map(str, self.arguments)]
         self.process = subprocess.Popen(

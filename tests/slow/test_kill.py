@@ -115,7 +115,7 @@ def test_nothing_listens_beyond_loopback(whole: WholeRun) -> None:
 def test_a_run_that_is_killed_goes_on(
     whole: WholeRun, tmp_path: Path, kills: list[Kill], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    counts = {stage: _parts(whole.store, stage) for stage in STAGES}
+    counts = {stage: parts_of(whole.store, stage) for stage in STAGES}
     assert all(count >= FEWEST_PARTS for count in counts.values()), f"too few parts to be killed among: {counts}"
     store = tmp_path / "store"
     with capsys.disabled():
@@ -146,7 +146,7 @@ def _disturbed(command: tuple[str | Path, ...], store: Path, kills: Sequence[Kil
                 died = n == len(last) and code != 0
                 done.append(Done(one.kill, one.parts, not died, time.monotonic() - began if died else 0.0))
     assert not pending, f"never came to be killed: {pending}"
-    now = _committed(store)
+    now = committed_parts(store)
     assert {key: now.get(key) for key in committed} == committed, "parts were lost or written again"
     return done
 
@@ -158,20 +158,20 @@ def _killed(
     assert run.process is not None
     done: list[Done] = []
     deadline = time.monotonic() + PATIENCE_S
-    before = {stage: _parts(store, stage) for stage in STAGES}
+    before = {stage: parts_of(store, stage) for stage in STAGES}
     while run.process.poll() is None:
         assert time.monotonic() < deadline, f"not done after {PATIENCE_S} s; pending: {pending}"
         time.sleep(0.02)
         for stage in dict.fromkeys(kill.stage for kill in pending):
-            parts, kill = _parts(store, stage), next(kill for kill in pending if kill.stage == stage)
+            parts, kill = parts_of(store, stage), next(kill for kill in pending if kill.stage == stage)
             if parts < before[stage] + kill.after:
                 continue
             # What is committed before a worker's kill counts: the run that goes on may not touch it either.
-            known = _committed(store)
+            known = committed_parts(store)
             if kill.victim == "driver":
                 run.kill_driver()
                 run.process.wait()
-                known = _committed(store)
+                known = committed_parts(store)
             elif not run.kill_worker("node" if kill.victim == "node" else WORKERS.get(stage, "ray")):
                 continue
             committed.update(known)
@@ -179,11 +179,11 @@ def _killed(
             done.append(Done(kill, parts, survived=True))
             if kill.victim == "driver":
                 return done
-            before[stage] = _parts(store, stage)
+            before[stage] = parts_of(store, stage)
     return done
 
 
-def _parts(store: Path, stage: str) -> int:
+def parts_of(store: Path, stage: str) -> int:
     """How many parts of a stage are committed, or checkpoints were made (of which only the newest are kept)."""
     if stage == "train":
         steps = [int(path.name.removeprefix("step-")) for path in (store / "training").glob("*/step-*")]
@@ -191,7 +191,7 @@ def _parts(store: Path, stage: str) -> int:
     return len(list((store / "parts" / PARTS[stage]).glob("*/manifest.json")))
 
 
-def _committed(store: Path) -> dict[tuple[str, str], tuple[int, str]]:
+def committed_parts(store: Path) -> dict[tuple[str, str], tuple[int, str]]:
     return {(stage, key): told for stage in PARTS for key, told in part_manifests(store, PARTS[stage]).items()}
 
 
