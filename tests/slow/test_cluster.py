@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from kills import COMMIT_S, PARTS, PATIENCE_S, committed_parts, parts_of
 from nodes import Nodes, three_nodes
 from runs import Run, WholeRun, shard_digests
-from test_kill import COMMIT_S, PARTS, PATIENCE_S, committed_parts, parts_of
 
 pytestmark = pytest.mark.slow
 

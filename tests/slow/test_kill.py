@@ -19,30 +19,15 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from runs import Run, WholeRun, Worker, part_manifests, shard_digests
+from kills import COMMIT_S, PARTS, PATIENCE_S, committed_parts, parts_of
+from runs import Run, WholeRun, Worker, shard_digests
 
 pytestmark = pytest.mark.slow
 
-# Where the parts of each stage lie, in the order in which a run comes to them. Stages that fit one thing have one part.
-PARTS = {
-    "ingest": "ingest",
-    "embed": "embed",
-    "calibrate": "calibrate",
-    "score": "score",
-    "filter": "filter",
-    "dedup": "dedup_search",
-    "retrieve": "retrieve_search",
-    "cluster": "cluster",
-    "write_shards": "write_shards",
-    "evaluate": "evaluate_features",
-    "prune": "prune_variant",
-}
 STAGES = (*PARTS, "train")  # whose parts are checkpoints
 WORKERS: dict[str, Worker] = {"ingest": "pool", "write_shards": "pool", "train": "training"}  # others: "ray"
 FEWEST_PARTS = 8
 AFTER = 2  # parts that are committed between two kills in one stage, unless drawn
-COMMIT_S = 0.4
-PATIENCE_S = 900
 
 
 @dataclass(frozen=True)
@@ -181,18 +166,6 @@ def _killed(
                 return done
             before[stage] = parts_of(store, stage)
     return done
-
-
-def parts_of(store: Path, stage: str) -> int:
-    """How many parts of a stage are committed, or checkpoints were made (of which only the newest are kept)."""
-    if stage == "train":
-        steps = [int(path.name.removeprefix("step-")) for path in (store / "training").glob("*/step-*")]
-        return max(steps, default=0) // WholeRun.CHECKPOINT_EVERY
-    return len(list((store / "parts" / PARTS[stage]).glob("*/manifest.json")))
-
-
-def committed_parts(store: Path) -> dict[tuple[str, str], tuple[int, str]]:
-    return {(stage, key): told for stage in PARTS for key, told in part_manifests(store, PARTS[stage]).items()}
 
 
 def _table(done: Sequence[Done]) -> str:
