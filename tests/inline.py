@@ -24,6 +24,7 @@ from builders import id_of, picture
 from lodeset.pipeline import stages
 from lodeset.pipeline.dag import runner
 from lodeset.pipeline.dag.child import perform
+from lodeset.pipeline.dag.cluster import Joined
 from lodeset.pipeline.dag.stage import Context, Outcome, Stage, as_mapping
 from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
 from lodeset.pipeline.engines import ray
@@ -95,7 +96,7 @@ def alone_in_this_process(patch: pytest.MonkeyPatch, *modules: ModuleType) -> No
     for module in modules:
         without_engine(module, patch)
     patch.setattr(runner, "Runner", functools.partial(runner.Runner, launch=InThisProcess))
-    patch.setattr(ray, "cluster", lambda address, cpus: nullcontext("nowhere"))
+    patch.setattr(ray, "cluster", lambda wanted, cpus: nullcontext(Joined("nowhere", cpus)))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import toy_stages
 from inline import InThisProcess
 
 from lodeset.infra.upkeep.damage import mend, verify
+from lodeset.pipeline.dag.cluster import Joined
 from lodeset.pipeline.dag.damage import noted, withdraw
 from lodeset.pipeline.dag.manifests import RUN, Made, Run, parsed, sealed
 from lodeset.pipeline.dag.runner import Event, Runner
@@ -35,9 +36,9 @@ def dag() -> dict[str, Stage]:
 
 
 @contextlib.contextmanager
-def no_ray() -> Iterator[str]:
+def no_ray() -> Iterator[Joined]:
     raise AssertionError("no stage here needs Ray")
-    yield ""
+    yield Joined("", 0)
 
 
 def run(store: Store, stages: dict[str, Stage]) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from inline import InThisProcess
 from lodeset.infra.upkeep.gc import GOING, Collected, collect
 from lodeset.pipeline.dag import attempts, lists
 from lodeset.pipeline.dag.claims import claim
+from lodeset.pipeline.dag.cluster import Joined
 from lodeset.pipeline.dag.damage import contents, missing
 from lodeset.pipeline.dag.decisions import decide
 from lodeset.pipeline.dag.runner import Runner
@@ -30,9 +31,9 @@ def store(tmp_path: Path) -> Store:
 
 
 @contextlib.contextmanager
-def no_ray() -> Iterator[str]:
+def no_ray() -> Iterator[Joined]:
     raise AssertionError("no stage here needs Ray")
-    yield ""
+    yield Joined("", 0)
 
 
 def graph(size: int) -> dict[str, Stage]:

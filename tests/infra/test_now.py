@@ -18,6 +18,7 @@ from inline import InThisProcess
 from lodeset.infra.looking.now import now
 from lodeset.pipeline.dag import attempts
 from lodeset.pipeline.dag.claims import claim
+from lodeset.pipeline.dag.cluster import Joined
 from lodeset.pipeline.dag.runner import Event, Runner
 from lodeset.pipeline.dag.stage import Context, Input, Outcome, Progress, Stage
 from lodeset.pipeline.dag.store import Rows, Store
@@ -32,9 +33,9 @@ def store(tmp_path: Path) -> Store:
 
 
 @contextlib.contextmanager
-def no_ray() -> Iterator[str]:
+def no_ray() -> Iterator[Joined]:
     raise AssertionError("no stage here needs Ray")
-    yield ""
+    yield Joined("", 0)
 
 
 def stage(name: str, function: Callable[[Context], Outcome] = toy_stages.count, **inputs: Stage) -> Stage:

@@ -8,6 +8,7 @@ import pytest
 import toy_stages
 from inline import InThisProcess
 
+from lodeset.pipeline.dag.cluster import Joined
 from lodeset.pipeline.dag.decisions import decide
 from lodeset.pipeline.dag.launched import ChildProcess, Launched
 from lodeset.pipeline.dag.runner import Event, Runner
@@ -25,9 +26,9 @@ def dag(*stages: Stage) -> dict[str, Stage]:
 
 
 @contextlib.contextmanager
-def no_ray() -> Iterator[str]:
+def no_ray() -> Iterator[Joined]:
     raise AssertionError("no stage here needs Ray")
-    yield ""
+    yield Joined("", 0)
 
 
 class Watched:
