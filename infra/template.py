@@ -60,6 +60,11 @@ shards: {size_mb: 256, seed: 0}
 # pruning:
 #   - {method: entropic, sweep: [1.0e-4, 1.0e-3, 1.0e-2]}
 
+# What every finished run must fulfill; a breached gate ends `lodeset run` with exit status 3.
+# gates:
+#   - {name: enough, measure: kept, error: "< 0.9 of accepted"}    # of the run that `lodeset accept` marked
+#   - {name: broken, measure: dropped_share, stage: ingest, reason: corrupt, warn: "> 1 %", error: "> 5 %"}
+
 # When it runs by itself: `lodeset schedule --install`. `lodeset render` takes the rest of `deploy`.
 # deploy: {schedule: {cron: "0 3 * * 1", timezone: Europe/Berlin}}
 """

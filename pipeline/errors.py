@@ -31,7 +31,7 @@ class GateError(LodesetError):
 
 
 class HeldError(LodesetError):
-    """Another run holds what this one needs."""
+    """Another run holds what this one needs, or a rollback forbids it."""
 
     exit_code = 4
 

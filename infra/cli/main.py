@@ -1,6 +1,6 @@
 """The command line. Results go to standard output, logs to standard error.
 
-Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 a gate was breached, 4 held by another run.
+Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 a gate was breached, 4 held by another run or by a rollback.
 """
 
 from __future__ import annotations

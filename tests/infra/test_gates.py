@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from dataclasses import replace
@@ -487,3 +489,44 @@ def test_a_gate_alone_says_what_it_needs() -> None:
     assert Gate(name="g", measure="dropped", stage="ingest", set="pool", reason="corrupt", error="> 1").about == (
         "dropped of ingest/pool (corrupt)"
     )
+
+
+def test_every_command_of_the_guide_does_what_it_says(
+    tmp_path: Path, one_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In their order, with the guide's own gates; new images come before each run."""
+    guide = (Path(__file__).parents[2] / "docs/guides/gates.md").read_text()
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)
+    commands = re.findall(r"^lodeset (.*)$", guide, re.MULTILINE)
+    assert len(commands) == 9
+    tree = {
+        "pool": ["images/"],
+        "dedup": {"threshold": 0.99, "reference_threshold": 0.99, "verify": "none"},
+        "cluster": {"k": 2},
+        "embed": {"semantic": {"kind": "patch_dictionary", "words": 8}},
+        **yaml.safe_load(block),
+    }
+    (tmp_path / "lodeset.yaml").write_text(yaml.safe_dump(tree))
+    monkeypatch.chdir(tmp_path)
+
+    def more(number: int) -> None:
+        named = [(f"{number}-{n}.png", picture(100 * number + n, width=64, height=64)) for n in range(12)]
+        write_folder(tmp_path / "images", named)
+
+    seen = []
+    for number, command in enumerate(commands):
+        words = shlex.split(command)
+        if words[0] == "run":
+            more(number)
+        elif words[0] == "rollback":
+            more(50)
+            lodeset("run", "lodeset.yaml")
+        seen.append("".join(lodeset(*words)))
+    run_, gates_, written_, table_, accept_, rollback_, status_, plan_, again_ = seen
+    assert "3 ok, 2 not compared (run 1 against no accepted run)" in run_ and "enough-images" in gates_
+    assert (tmp_path / "gates.md").exists() and (tmp_path / "gates.xml").exists() and "time" in written_
+    assert "no such row" in table_ and "run 1 is accepted" in accept_
+    assert "what run 1 made counts again, and what runs 2 made does not" in rollback_
+    assert "rolled back to run 1" in status_ and "full of banners" in status_
+    assert "would be refused: nothing has changed since run 2" in plan_
+    assert "(run 4 against run 1, the accepted one)" in again_
