@@ -9,14 +9,13 @@ ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-ARG SETUPTOOLS=84.2.1
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 COPY requirements.lock pyproject.toml docker/dependencies.py docker/pinned.py ./
 # torch comes first and alone: the build on PyPI would bring CUDA.
 RUN python -m pip install --constraint requirements.lock --index-url "${TORCH_INDEX}" --no-deps torch
 RUN python dependencies.py cpu hf onnx formats s3 > requirements.txt \
-    && python -m pip install --constraint requirements.lock --requirement requirements.txt "setuptools==${SETUPTOOLS}"
+    && python -m pip install --constraint requirements.lock --requirement requirements.txt setuptools
 COPY LICENSE README.md ./
 COPY infra/ infra/
 COPY pipeline/ pipeline/
@@ -24,7 +23,7 @@ COPY pruning/ pruning/
 COPY training/ training/
 COPY lodeset/ lodeset/
 RUN python -m pip install --no-deps --no-build-isolation . \
-    && python pinned.py requirements.lock lodeset pip setuptools wheel
+    && python pinned.py requirements.lock lodeset pip wheel
 
 FROM ${BASE}
 ARG VERSION=0.1.0

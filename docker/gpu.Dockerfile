@@ -13,7 +13,6 @@ ARG BASE=nvidia/cuda:12.6.3-base-ubuntu24.04
 FROM ${PYTHON_BASE} AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cu126
 ARG FAISS=1.15.1
-ARG SETUPTOOLS=84.2.1
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 COPY requirements.lock pyproject.toml docker/dependencies.py docker/pinned.py ./
@@ -21,7 +20,7 @@ COPY requirements.lock pyproject.toml docker/dependencies.py docker/pinned.py ./
 RUN python -m pip install --constraint requirements.lock --index-url "${TORCH_INDEX}" --no-deps torch
 RUN python dependencies.py gpu hf onnx formats s3 > requirements.txt \
     && python -m pip install --constraint requirements.lock --requirement requirements.txt \
-       "faiss-gpu==${FAISS}" "setuptools==${SETUPTOOLS}"
+       "faiss-gpu==${FAISS}" setuptools
 COPY LICENSE README.md ./
 COPY infra/ infra/
 COPY pipeline/ pipeline/
@@ -29,7 +28,7 @@ COPY pruning/ pruning/
 COPY training/ training/
 COPY lodeset/ lodeset/
 RUN python -m pip install --no-deps --no-build-isolation . \
-    && python pinned.py requirements.lock lodeset pip setuptools wheel faiss-gpu triton 'nvidia-*' 'cuda-*'
+    && python pinned.py requirements.lock lodeset pip wheel faiss-gpu triton 'nvidia-*' 'cuda-*'
 
 FROM ${BASE}
 ARG VERSION=0.1.0

@@ -10,12 +10,15 @@ import sys
 import threading
 import tomllib
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from dockerfiles import FILES, ROOT, Stage, stages
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from lodeset.infra.deploy import pods
 
@@ -83,9 +86,8 @@ def test_nothing_secret_is_in_an_image(name: str) -> None:
 
 
 def test_versions_are_those_of_the_lock_file() -> None:
-    cpu, gpu = ({**stages(file)[0].arguments} for file in FILES.values())
+    gpu = stages(FILES["gpu"])[0].arguments
     assert gpu["FAISS"] == LOCK["faiss-cpu"]  # one version of FAISS on all nodes
-    assert cpu["SETUPTOOLS"] == gpu["SETUPTOOLS"]
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     for file in FILES.values():
         build, final = stages(file)
@@ -95,6 +97,27 @@ def test_versions_are_those_of_the_lock_file() -> None:
         assert len(installs) == 3
         for step in installs:
             assert "--constraint requirements.lock" in step or "--no-deps" in step
+
+
+def test_the_lock_file_holds_everything_that_is_installed() -> None:
+    """Followed through the metadata of the packages, extras included: an install step would take any version of others."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (step,) = [run for run in stages(FILES["cpu"])[0].of("RUN") if "dependencies.py" in run]
+    extras = step.partition(" > ")[0].split()[2:]
+    assert "cpu" in extras
+    named = [*project["dependencies"], *(need for extra in extras for need in project["optional-dependencies"][extra])]
+    locked = {canonicalize_name(name) for name in LOCK}
+    waiting, seen = [Requirement(one) for one in named], set[tuple[str, str]]()
+    while waiting:
+        need = waiting.pop()
+        name = canonicalize_name(need.name)
+        assert name in locked, f"{need} is not in requirements.lock"
+        for extra in ("", *need.extras):
+            if (name, extra) not in seen:
+                seen.add((name, extra))
+                wanted = map(Requirement, requires(name) or ())
+                waiting += [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": extra})]
+    assert len(seen) > 100
 
 
 def test_cuda_is_one_release() -> None:
