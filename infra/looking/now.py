@@ -140,6 +140,8 @@ def _attempted(store: Store, name: str, limit: int | None) -> Now:
     own = next((holder for holder in held if holder.claim == attempts.claim_name(name, limit)), None)
     others = [holder for holder in held if holder.claim == TAKE_DOWN]
     claims = tuple(f"{holder.claim} ({holder})" for holder in held)
+    if attempt is not None and own is not None and not _same(own.owner, attempt.owner):
+        attempt = None  # another run has begun since
     if attempt is None:
         state: Life = "silent" if own is not None else "never run"
         why = f"a run holds the claim ({own}) and has left no news yet" if own is not None else "no run is on record"
@@ -165,6 +167,11 @@ def _attempted(store: Store, name: str, limit: int | None) -> Now:
         tuple(_stage(id_, stage, attempt, heard) for id_, stage in attempt.stages.items()),
         claims,
     )
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two owners are the same process."""
+    return all(one.get(key) == other.get(key) for key in ("host", "boot", "namespace", "pid", "started"))
 
 
 def _clock(store: Store) -> float:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -178,9 +179,15 @@ def test_silence_is_not_taken_for_failure(store: Store) -> None:
     elsewhere(store, age=400)
     found = now(store, "zoo", None)
     assert (found.state, found.moving, found.safe_to_run, found.status_code(None)) == ("silent", None, True, 1)
-    with claim(store, "run-zoo", "zoo"):
+    with claim(store, "run-zoo", "zoo"):  # by another run, which has no news yet
         found = now(store, "zoo", None)
-    assert (found.state, found.safe_to_run, found.status_code(None)) == ("silent", False, 4)
+        assert (found.state, found.safe_to_run, found.status_code(None), found.attempt) == ("silent", False, 4, None)
+    # Its own claim is renewed, though nothing is heard of it.
+    there = attempts.read(store, 1)
+    assert there is not None
+    store.put_absent("claims/run-zoo.json", json.dumps(dict(there.owner)).encode())
+    found = now(store, "zoo", None)
+    assert (found.state, found.safe_to_run, found.attempt) == ("silent", False, 1)
     assert found.next_command("zoo.yaml", None) == "lodeset status zoo.yaml --watch"
 
 

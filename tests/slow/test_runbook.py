@@ -64,13 +64,13 @@ def grown(folder: Path) -> None:
 
 
 def failed(folder: Path) -> None:
-    """The last run ended with an error that has passed since."""
-    grown(folder)
-    (folder / "pool/b.tar").chmod(0)
-    (folder / "pool/c.tar").write_bytes(b"no archive at all" * 99)
-    assert lodeset("run", folder / "lodeset.yaml", code=1)
-    (folder / "pool/b.tar").chmod(0o644)
-    (folder / "pool/c.tar").unlink()
+    """A source held no image when the last run read it, and holds some since."""
+    extra = folder / "extra"
+    extra.mkdir()
+    (extra / "readme.txt").write_text("images follow")
+    (folder / "lodeset.yaml").write_text(yaml.safe_dump({"pool": ["pool/*.tar", "extra/"]}))
+    assert "extra" in lodeset("run", folder / "lodeset.yaml", code=1)[1]
+    (extra / "image.png").write_bytes(picture(50, width=80, height=72))
 
 
 KILLED = """
