@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 from fsspec.utils import get_protocol
 from pydantic import Field, ValidationError, model_validator
 
 from lodeset.infra.deploy.config import Deploy
 from lodeset.infra.gates.config import Gate, problem
-from lodeset.pipeline.config import CurationConfig, load
+from lodeset.pipeline.config import CurationConfig, load, merged
+from lodeset.pipeline.shorthand import written_out
 from lodeset.pruning.config import AnyJob, LotteryJob, PruneJob, run_of
 from lodeset.training.config import TrainingConfig, distilling, finishing
 
@@ -115,6 +117,27 @@ class Config(CurationConfig):
 def read(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
     """Read a configuration file; raises ConfigError, which names the key, the value and what is allowed."""
     return load(Config, path, overrides)
+
+
+def said(config: Config, path: str | Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What the file and the overrides say, for another machine: without abbreviations, and with absolute paths.
+
+    What they do not say stays away, because a recipe or another section may give it, and some keys are refused where
+    nothing reads them. The section `deploy` is this machine's business.
+    """
+    whole = config.model_dump(mode="json", exclude={"deploy"})
+    raw = written_out({"name": config.name, "store": config.store, **merged(Config, path, overrides)})
+    told: dict[str, Any] = _said(raw, whole)
+    return told
+
+
+def _said(raw: Any, whole: Any) -> Any:
+    """What `raw` says, in the words of the whole."""
+    if isinstance(raw, dict) and isinstance(whole, dict):
+        return {key: _said(raw[key], value) for key, value in whole.items() if key in raw}
+    if isinstance(raw, list) and isinstance(whole, list) and len(raw) == len(whole):
+        return [_said(*pair) for pair in zip(raw, whole, strict=True)]
+    return whole
 
 
 def cpus_of(config: Config) -> int:

@@ -44,7 +44,7 @@ def render_kubernetes(
         raise ConfigError(f"{path}: mode ray_cron_job needs times: set `deploy.schedule.cron`, or give --cron")
     name = _name(path, given, config.name, scheduled=when is not None)
     mounted = [volume.path for volume in given.volumes]
-    text = portable(path, (*overrides, "resources.ray_address=auto"), mounted)
+    text = portable(path, overrides, mounted)
     if given.mode == "cluster":
         return _on_a_cluster(given, name, text, when)
     if given.mode == "ray_job" or when is None:

@@ -21,7 +21,7 @@ import yaml
 from fsspec.utils import get_protocol
 
 import lodeset
-from lodeset.infra.config import Config, read
+from lodeset.infra.config import Config, read, said
 from lodeset.pipeline.config import PATHS
 from lodeset.pipeline.errors import ConfigError, LodesetError
 from lodeset.pipeline.shown import shown, without_secrets
@@ -51,13 +51,14 @@ class Resolved:
 
 
 def resolved(path: str | Path, overrides: tuple[str, ...] = ()) -> Resolved:
-    """The configuration with overrides applied, defaults written out, paths absolute, and for the cluster that it runs on.
+    """The configuration with overrides applied, paths absolute, and for the cluster that it runs on.
 
     Raises:
         ConfigError: the configuration is wrong, or holds a credential.
     """
-    config = read(path, (*overrides, "resources.ray_address=auto"))
-    tree = config.model_dump(mode="json")
+    overrides = (*overrides, "resources.ray_address=auto")
+    config = read(path, overrides)
+    tree = said(config, path, overrides)
     for key, text in _texts(tree):
         section, dot, name = key.rpartition(".")
         if without_secrets(f"{name}={text}") != f"{name}={text}":
