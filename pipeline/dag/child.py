@@ -26,6 +26,7 @@ from lodeset.pipeline.children import received, when_asker_ends
 from lodeset.pipeline.dag.cluster import lost_a_worker
 from lodeset.pipeline.dag.stage import Context, Outcome, Progress, as_mapping
 from lodeset.pipeline.errors import LodesetError, replaced_source
+from lodeset.pipeline.remote.retries import told_of
 
 # Every worker inherits these. Oversubscribed BLAS threads cost far more than they give; each engine gives its workers
 # the cores that it means them to use.
@@ -81,7 +82,7 @@ def perform(payload: bytes, tell: Callable[[dict[str, Any]], None]) -> None:
         os.environ[RAY_OPTIONS] = json.dumps(task.pop("ray"))
         also = tuple(Context(**other, report=lambda _: None) for other in task.pop("also"))
         context = Context(**task, report=report, also=also)
-        with context.store.explained(f"stage {context.stage.id}"):
+        with context.store.explained(f"stage {context.stage.id}"), told_of(context.stage.id):
             outcome: Outcome = context.stage.function(context)
         tree = {**dataclasses.asdict(outcome), "details": as_mapping(outcome.details)}
         tell({"outcome": tree, "used": context.store.used()})

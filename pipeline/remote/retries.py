@@ -15,9 +15,10 @@ import json
 import logging
 import os
 import random
+import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -220,6 +221,44 @@ def repeated_in(folder: Path) -> Repeated:
                     requests, seconds = json.loads(line)
                     total = total + Repeated(requests, seconds)
     return total
+
+
+@contextlib.contextmanager
+def summed() -> Iterator[Callable[[], Repeated]]:
+    """Adds up what this process repeats, and those that it starts on this machine, as long as the block runs."""
+    with tempfile.TemporaryDirectory(prefix="lodeset-repeats-") as folder, _written_to(folder):
+        yield lambda: repeated_in(Path(folder))
+
+
+@contextlib.contextmanager
+def told_of(stage: str) -> Iterator[None]:
+    """Says in the end what was repeated while the block ran, for a stage's log."""
+    around = os.environ.get(REPEATS)
+    if not around:
+        yield
+        return
+    folder = Path(around, stage.replace("/", "-"))
+    folder.mkdir(exist_ok=True)
+    with _written_to(str(folder)):
+        try:
+            yield
+        finally:
+            total = repeated_in(folder)
+            if total.requests:
+                log.warning("%s: its store or a source was slow: %s", stage, total)
+
+
+@contextlib.contextmanager
+def _written_to(folder: str) -> Iterator[None]:
+    before = os.environ.get(REPEATS)
+    os.environ[REPEATS] = folder
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[REPEATS]
+        else:
+            os.environ[REPEATS] = before
 
 
 def note_wrong(what: str, error: BaseException) -> None:
