@@ -276,7 +276,7 @@ class Attempts:
     what: str
     server: str
     repeats: int = 0
-    _began: float = field(default_factory=time.monotonic)  # this attempt
+    _began: float = field(default_factory=lambda: time.monotonic())  # this attempt
     _failed: float | None = None  # the first one
 
     def pause(self, error: BaseException) -> float:
@@ -312,8 +312,12 @@ class Attempts:
 _inside: contextvars.ContextVar[bool] = contextvars.ContextVar("inside", default=False)
 
 
+# Of its own: what others draw from the common generator, seeded, must not depend on faults.
+_jitter = random.Random()
+
+
 def _drawn(most: float) -> float:
-    return random.uniform(0.0, most)
+    return _jitter.uniform(0.0, most)
 
 
 def _sleep(seconds: float) -> None:
