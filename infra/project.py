@@ -113,7 +113,8 @@ class Project:
 
         Args:
             address: the dashboard of the cluster's head, e.g. "http://head:8265".
-            until, fresh: as for `run`.
+            until: as for `run`.
+            fresh: as for `run`.
         """
         from lodeset.infra.jobs.bundle import resolved
         from lodeset.infra.jobs.client import Head

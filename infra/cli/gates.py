@@ -115,7 +115,8 @@ def rollback(
     back = done.rolled_back
     assert back is not None, "the record of a rollback says so"
     if as_json:
-        print_json({"run": done.number, "to": back.to, "runs": list(back.runs), "by": back.by, "why": back.why})
+        told = {"run": done.number, "to": back.to, "runs": list(back.runs), "at": back.at}
+        print_json({**told, "by": back.by, "why": back.why})
         return
     runs = ", ".join(map(str, back.runs))
     out.print(
@@ -123,7 +124,7 @@ def rollback(
         soft_wrap=True,
     )
     err.print(
-        f"the next run continues from run {back.to}. It is refused as long as neither the sources nor the configuration "
-        f"have changed since run {max(back.runs)}: `lodeset plan {safe(config)}` tells",
+        f"the next run continues from run {back.to}. It is refused as long as nothing that shards are made from has changed "
+        f"since run {max(back.runs)}: `lodeset plan {safe(config)}` tells",
         soft_wrap=True,
     )

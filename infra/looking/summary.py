@@ -10,6 +10,8 @@ from typing import Any
 from lodeset.infra.gates.accepted import accepted
 from lodeset.infra.gates.outcome import Outcome, last_outcome
 from lodeset.infra.looking.held import Held
+from lodeset.pipeline.dag.manifests import RolledBack, Run
+from lodeset.pipeline.dag.rollbacks import last_of, standing
 from lodeset.pipeline.dag.stage import read_as
 from lodeset.pipeline.dag.store import Artifact, Store
 from lodeset.pipeline.shown import shown
@@ -46,7 +48,7 @@ class Summary:
 
     `run` is None if none has finished yet, and for stores of lodeset 0.1.0. `changed`: whether sources or configuration
     have changed since; None if that cannot be determined, because of `why`. `accepted`: the run that gates compare
-    with. `rolled_back`: if this is the record of a rollback, to which run, and which runs do not count anymore.
+    with. `rolled_back`: if what counts is that of a rollback, to which run, and which runs do not count anymore.
     `gates`: what the last evaluation of gates on this run found.
     """
 
@@ -76,7 +78,7 @@ def report_path(number: int) -> str:
 def summary(store: Store, held: Held) -> Summary:
     run = held.run
     event = accepted(store, run.name, run.limit) if run is not None else None
-    back = run.rolled_back if run is not None else None
+    back = _back(store, run) if run is not None else None
     written = held.artifacts.get("write_shards/all")
     shards = None if written is None else read_as(WriteShardsDetails, written.details)
     page = report_path(run.number) if run is not None else ""
@@ -93,9 +95,25 @@ def summary(store: Store, held: Held) -> Summary:
         models=_models(store, held.artifacts),
         report=store.full_url(page) if page and page.rpartition("/")[2] in store.names(REPORTS) else None,
         accepted=event.run if event is not None else None,
-        rolled_back=None if back is None else {"to": back.to, "runs": list(back.runs), "by": back.by, "why": back.why},
+        rolled_back=None
+        if back is None
+        else {
+            "to": back.to,
+            "runs": list(back.runs),
+            "at": back.at,
+            "by": back.by,
+            "why": back.why,
+        },
         gates=last_outcome(store, run.number) if run is not None else None,
     )
+
+
+def _back(store: Store, run: Run) -> RolledBack | None:
+    """The rollback that made this record, or that the last run has not ended."""
+    newest = last_of(store, run.name, run.limit)
+    if run.rolled_back is not None or newest is None or newest.number != run.number:
+        return run.rolled_back
+    return standing(store, run.name, run.limit)
 
 
 def _models(store: Store, artifacts: Mapping[str, Artifact]) -> tuple[Model, ...]:
@@ -142,7 +160,9 @@ def _rolled_back(summary_: Summary) -> list[str]:
         return []
     runs = ", ".join(map(str, back["runs"]))
     why = f" ({shown(back['why'])})" if back["why"] else ""
-    return [f"rolled back to run {back['to']} by {shown(back['by'])}{why}: what runs {runs} made does not count"]
+    return [
+        f"rolled back to run {back['to']} on {back['at']} by {shown(back['by'])}{why}: what runs {runs} made does not count"
+    ]
 
 
 def _gates(summary_: Summary, config: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from lodeset.infra.gates.accepted import user
 from lodeset.pipeline.dag.claims import claim, live
 from lodeset.pipeline.dag.damage import missing, noted
 from lodeset.pipeline.dag.manifests import Run
-from lodeset.pipeline.dag.rollbacks import PUBLISHED, SOURCES, last_of, made_from, origin, rolling_back
+from lodeset.pipeline.dag.rollbacks import PUBLISHED, SOURCES, last_of, made_from, origin, rolling_back, standing
 from lodeset.pipeline.dag.runner import Event
 from lodeset.pipeline.dag.runs import Wanted, artifacts_of, record
 from lodeset.pipeline.dag.stage import Stage
@@ -57,9 +56,9 @@ def roll_back(store: Store, data: DataSet, number: int, by: str | None = None, w
             raise LodesetError(f"run {to.number} is the one that counts already: nothing was changed")
         made = artifacts_of(store, to)
         _refuse_incomplete(store, to, made)
-        now = time.time()
         wanted = Wanted(to.name, to.limit, to.until, to.config, tuple(to.stages))
-        return record(store, wanted, made, to.versions, now, now, rolling_back(store, to, last, by or user(), why))
+        back = rolling_back(store, to, last, by or user(), why)
+        return record(store, wanted, made, to.versions, to.began, to.ended, back)
 
 
 def _refuse_incomplete(store: Store, run: Run, made: Mapping[str, Artifact]) -> None:
@@ -85,16 +84,14 @@ def _refuse_incomplete(store: Store, run: Run, made: Mapping[str, Artifact]) -> 
 def refusal(store: Store, data: DataSet, stages: Mapping[str, Stage], sources: Mapping[str, Artifact]) -> str | None:
     """Why a run is refused after a rollback: nothing has changed since a run that was rolled back. None if it is not, or while
     `sources` (finished stages that read sources, by id) does not tell."""
-    last = last_of(store, data.name, data.limit)
-    if last is None or last.rolled_back is None:
-        return None
-    number = last.rolled_back.made_from.get(made_from(stages, sources) or "")
-    if number is None:
+    back = standing(store, data.name, data.limit)
+    number = back.made_from.get(made_from(stages, sources) or "") if back is not None else None
+    if back is None or number is None:
         return None
     return (
-        f"nothing has changed since run {number}, which was rolled back to run {last.rolled_back.to}: run "
-        f"{last.rolled_back.to} remains the one that counts. Change the sources or the configuration; `lodeset rollback "
-        f"{data.config} {number}` makes run {number} count again, and `lodeset run {data.config} --fresh` starts anew"
+        f"nothing that shards are made from has changed since run {number}, which was rolled back to run {back.to}: run {back.to} "
+        f"remains the one that counts. Change the sources or the configuration of curation; `lodeset rollback {data.config} "
+        f"{number}` makes run {number} count again, and `lodeset run {data.config} --fresh` starts anew"
     )
 
 
@@ -105,8 +102,7 @@ def refusing(
 
     The returned function raises HeldError.
     """
-    last = last_of(store, data.name, data.limit)
-    if last is None or last.rolled_back is None:
+    if standing(store, data.name, data.limit) is None:
         return watch
     sources: dict[str, Artifact] = {}
 

@@ -132,13 +132,14 @@ class RolledBack:
         runs: the numbers of the runs that do not count anymore.
         artifacts: what these made, by stage id: fingerprints of stages that continue from their own last artifact.
         made_from: digest of what one of these runs was made from (`pipeline/dag/rollbacks.py`) -> its number.
-        by, why: who did it, and the reason that they gave.
+        at, by, why: when (UTC), who did it, and the reason that they gave.
     """
 
     to: int
     runs: tuple[int, ...]
     artifacts: Mapping[str, tuple[str, ...]]
     made_from: Mapping[str, int]
+    at: str
     by: str
     why: str
 
@@ -156,7 +157,7 @@ class Run:
         until: the stage that it was to stop after; empty for all.
         config: the whole configuration, as it was understood.
         stages: every stage of the configuration by id, in the order of the DAG; null for those after `until`.
-        rolled_back: this record was made by a rollback and not by a run.
+        rolled_back: this record was made by a rollback and not by a run. All else is that of the run which it repeats.
     """
 
     number: int

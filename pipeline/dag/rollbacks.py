@@ -10,6 +10,7 @@ reads or continues from the last run gets these. Two more rules keep the next ru
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +51,21 @@ def origin(store: Store, run: Run) -> Run:
     return run
 
 
+def standing(store: Store, name: str, limit: int | None) -> RolledBack | None:
+    """The last rollback of a data set, as long as nothing but its shards was published since. Compaction publishes the same ones,
+    and a run that stops before the shards publishes none."""
+    later: list[Run] = []
+    for run in newest_first(store, name):
+        if run.limit != limit:
+            continue
+        if run.rolled_back is not None:
+            own = of_run(store, run)
+            return run.rolled_back if all(of_run(store, one) == own for one in later) else None
+        if run.stages.get(f"{PUBLISHED}/all") is not None:
+            later.append(run)
+    return None
+
+
 def rolling_back(store: Store, to: Run, last: Run, by: str, why: str) -> RolledBack:
     """What the record of a rollback from the last run says."""
     after = [run for run in newest_first(store, to.name) if run.limit == to.limit and to.number < run.number]
@@ -72,6 +88,7 @@ def rolling_back(store: Store, to: Run, last: Run, by: str, why: str) -> RolledB
         runs=tuple(run.number for run in gone),
         artifacts={id_: tuple(sorted(found)) for id_, found in artifacts.items()},
         made_from={one: number for one, number in digests if one is not None},
+        at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         by=by,
         why=why,
     )

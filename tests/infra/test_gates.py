@@ -450,6 +450,7 @@ def test_a_breached_gate_ends_the_run_with_3_and_the_run_stays(tiny: Path) -> No
     assert told["run"] == 1 and told["images"] == 12 and told["gates"]["status"] == "error"
     assert "gate enough was breached: kept: 12 < 100. Run 1 is recorded, and what it made stays" in err
     assert len(package.load(config).dataset()) == 1
+    lodeset("status", config, "--check", code=3)
     # Again: nothing runs, and the gate is as breached.
     lodeset("run", config, "--json", code=3)
     assert json.loads(lodeset("status", config, "--json")[0])["run"] == 1
@@ -532,5 +533,5 @@ def test_every_command_of_the_guide_does_what_it_says(
     assert len(table_.splitlines()) == 1 + len(copies) and "run 1 is accepted" in accept_
     assert "what run 1 made counts again, and what runs 2 made does not" in rollback_
     assert "rolled back to run 1" in status_ and "full of banners" in status_
-    assert "would be refused: nothing has changed since run 2" in plan_
+    assert "would be refused: nothing that shards are made from has changed since run 2" in plan_
     assert "(run 4 against run 1, the accepted one)" in again_

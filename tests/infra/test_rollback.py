@@ -70,10 +70,19 @@ def test_what_counts_after_a_rollback_is_what_the_run_made(config: Path) -> None
     assert "continues from run 1" in err
     told = status(config)
     assert told["run"] == 4 and {f"{e['stage']}/{e['set']}": e["manifest"] for e in told["artifacts"]} == of_first
-    assert told["rolled_back"] == {"to": 1, "runs": [2, 3], "by": "night shift", "why": "the second batch is bad"}
+    at = told["rolled_back"].pop("at")
+    assert at.endswith("Z") and told["rolled_back"] == {
+        "to": 1,
+        "runs": [2, 3],
+        "by": "night shift",
+        "why": "the second batch is bad",
+    }
     assert told["images"] == BATCH and Path(told["report"]).read_text().startswith("<!doctype html>")
     out, _ = lodeset("status", config)
-    assert "rolled back to run 1 by night shift (the second batch is bad): what runs 2, 3 made does not count" in out
+    assert (
+        f"rolled back to run 1 on {at} by night shift (the second batch is bad): what runs 2, 3 made does not count"
+        in out
+    )
     # Nothing was deleted, and the runs that do not count can still be asked for.
     assert set((config.parent / "runs").rglob("*.tar")) == files
     assert len(indexed(entries(config, "--run", "3")["write_shards/all"])) == 3 * BATCH
@@ -114,7 +123,7 @@ def test_the_run_after_a_rollback_builds_on_the_run_rolled_back_to(config: Path)
 def test_a_run_that_repeats_what_was_rolled_back_is_refused(config: Path) -> None:
     lodeset("rollback", config, "1")
     before = shards(config)
-    why = "nothing has changed since run 3, which was rolled back to run 1: run 1 remains the one that counts"
+    why = "nothing that shards are made from has changed since run 3, which was rolled back to run 1: run 1 remains the one that counts"
     _, err = lodeset("run", config, code=4)
     assert why in err and f"`lodeset rollback {config} 3` makes run 3 count again" in err
     _, err = lodeset("plan", config)
@@ -129,8 +138,24 @@ def test_a_run_that_repeats_what_was_rolled_back_is_refused(config: Path) -> Non
     # The middle run was rolled back as well.
     for path in (config.parent / "pool").glob("2-*.png"):
         path.unlink()
-    assert "nothing has changed since run 2" in lodeset("run", config, code=4)[1]
+    assert "nothing that shards are made from has changed since run 2" in lodeset("run", config, code=4)[1]
     assert json.loads(lodeset("plan", config, "--fresh", "--json")[0])["refused"] is None
+
+
+def test_a_rollback_stands_until_other_shards_are_published(config: Path) -> None:
+    """A run that stops before the shards publishes none, and compaction the same ones."""
+    lodeset("rollback", config, "2")
+    lodeset("compact", config)
+    told = status(config)
+    assert told["run"] == 5 and told["images"] == 2 * BATCH and told["rolled_back"]["to"] == 2
+    lodeset("run", config, "--until", "dedup")
+    assert status(config)["run"] == 6 and status(config)["rolled_back"]["to"] == 2
+    assert "nothing that shards are made from has changed since run 3" in lodeset("run", config, code=4)[1]
+    # Whoever wants the same again says so.
+    lodeset("run", config, "--fresh")
+    told = status(config)
+    assert told["images"] == 3 * BATCH and told["rolled_back"] is None
+    assert json.loads(lodeset("run", config, "--json")[0])["run"] == told["run"]
 
 
 def test_stages_take_nothing_from_runs_that_were_rolled_back(config: Path) -> None:
@@ -151,7 +176,7 @@ def test_a_rollback_can_be_rolled_back(config: Path) -> None:
     assert "run 3 made counts again, and what runs 4 made does not" in out
     assert shards(config) == of_last
     lodeset("run", config)  # which finds all that run 3 made, though the images lie elsewhere
-    assert shards(config) == of_last and status(config)["rolled_back"] is None
+    assert shards(config) == of_last and status(config)["rolled_back"]["to"] == 3
     assert "run 6 is the one that counts already" in lodeset("rollback", config, "6", code=1)[1]
     lodeset("rollback", config, "3")
     assert "run 3 is the one that counts already" in lodeset("rollback", config, "7", code=1)[1]
@@ -189,7 +214,10 @@ def test_a_clean_up_keeps_what_counts_and_what_is_compared_with(config: Path) ->
     assert len(indexed(entries(config, "--run", "2")["write_shards/all"])) == 2 * BATCH
     # The record of run 1 is gone, but not what it made, nor what the rollback is about.
     assert "run 4 is the one that counts already" in lodeset("rollback", config, "4", code=1)[1]
-    assert "nothing has changed since run 3, which was rolled back to run 1" in lodeset("run", config, code=4)[1]
+    assert (
+        "nothing that shards are made from has changed since run 3, which was rolled back to run 1"
+        in lodeset("run", config, code=4)[1]
+    )
     assert "has no run 3" in lodeset("rollback", config, "3", code=1)[1]
     batch(config.parent / "pool", 9)
     lodeset("run", config)
