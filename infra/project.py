@@ -240,7 +240,7 @@ class Project:
 
 
 def _tell(text: str) -> None:
-    print(shown(text), file=sys.stderr)
+    print(shown(text, lines=True), file=sys.stderr)
 
 
 @contextmanager

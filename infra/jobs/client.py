@@ -88,7 +88,10 @@ class Head(JobSubmissionClient):
             self._headers = {"Authorization": f"Bearer {found.text}"}
             answer = self._sent(method, endpoint, data, json_data)
         if answer.status_code == 401:
-            raise Refused(f"{self.url} asks for a token, and there is none here: {_WAY_OUT}")
+            none = "there is none here"
+            if os.environ.get("RAY_AUTH_MODE") == "disabled":
+                none = "RAY_AUTH_MODE=disabled keeps it from being sent"
+            raise Refused(f"{self.url} asks for a token, and {none}: {_WAY_OUT}")
         if answer.status_code == 403:
             where = self.token.where if self.token is not None else "your environment"
             raise Refused(f"{self.url} refuses the token of {where}: it is not the one of this cluster. {_WAY_OUT}")
