@@ -117,8 +117,15 @@ def ended(job: str, seen: Seen) -> Ended:
         exit_code = 1  # the driver did not end by itself: Ray or the machine ended it, or it never began
     else:
         exit_code = code if code > 0 else 128 - code  # killed by a signal
-    own = seen.error_type == "JOB_ENTRYPOINT_COMMAND_ERROR"  # then the message is the end of the log
-    return Ended(job, status, exit_code, "" if own or status != "FAILED" else shown(seen.message or "")[:2_000])
+    if status != "FAILED":
+        message = ""
+    elif code == 127:
+        message = "its node has no such interpreter: give the path of the right one with --python"
+    elif seen.error_type == "JOB_ENTRYPOINT_COMMAND_ERROR":
+        message = ""  # Ray's is the end of the log
+    else:
+        message = shown(seen.message or "")[:2_000]
+    return Ended(job, status, exit_code, message)
 
 
 class _Sight:
@@ -286,6 +293,7 @@ class _Stream:
             pass  # the status of the job says what there is to say
         finally:
             self.pieces.put(None)
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
 
     async def _read(self, head: Watched, job: str, skip: int) -> None:

@@ -76,12 +76,13 @@ def submit(head: Head, config: Resolved, options: Options, tell: Callable[[str],
     run = config.config.name
     with tempfile.TemporaryDirectory(prefix="lodeset-submit-") as folder:
         file = Path(folder) / bundle.NAME
-        bundle.write(config, file)
         failure: LodesetError | None = None
         for _ in range(_TRIES):
             jobs = head.list_jobs()
             if (running := at_work(jobs, config)) is not None:
                 return running
+            if not file.exists():
+                bundle.write(config, file)
             job = named(run, next_attempt([*(one.submission_id or "" for one in jobs), *_known(config)], run))
             recorded = _recorded(config, job, head.url, tell)
             try:

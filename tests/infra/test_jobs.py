@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import random
 import subprocess
 import sys
 import tarfile
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from builders import picture
+from commands import lodeset
 
 from lodeset.infra.config import read
 from lodeset.infra.dag import build
@@ -130,8 +132,8 @@ def test_a_bundle_is_small_reproducible_and_runs_by_itself(tmp_path: Path) -> No
 
 
 def test_a_bundle_that_is_too_large_is_refused_with_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle, "MAX_BYTES", 1_000)
-    with pytest.raises(LodesetError, match=r"has \d{3},\d{3} bytes, and at most 1,000 are"):
+    monkeypatch.setattr(bundle, "_wheel", lambda: {"lodeset/large.npz": random.Random(0).randbytes(bundle.MAX_BYTES)})
+    with pytest.raises(LodesetError, match=r"has 1,0\d\d,\d{3} bytes, and at most 1,048,576 .* is lodeset/large\.npz"):
         bundle.write(resolved(_config(tmp_path)), tmp_path / bundle.NAME)
 
 
@@ -294,6 +296,13 @@ def test_what_ray_says_of_a_job_that_it_ended_is_told_without_secrets() -> None:
     assert done.message == "node lost, token=***"
 
 
+def test_an_interpreter_that_is_not_there_is_told() -> None:
+    done = ended(
+        "a-1", _seen("FAILED", 127, error_type="JOB_ENTRYPOINT_COMMAND_ERROR", message="sh: python: not found")
+    )
+    assert done.exit_code == 127 and "--python" in done.message
+
+
 def test_a_head_that_goes_and_comes_back_is_no_failure() -> None:
     head = FakeHead([RUNNING, *[Unreachable("no answer")] * 5, RUNNING, _seen("SUCCEEDED", 0)])
     done, shown, told = _followed(head)
@@ -349,13 +358,12 @@ class Accepting(FakeHead):
             raise problem
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lodeset.infra.jobs.submit._PAUSE_S", 0.0)
-
-
 def _submitted(head: Any, path: Path, *overrides: str, **options: Any) -> tuple[str, bool, bool]:
-    done = submit(head, resolved(path, overrides), Options(**options), lambda _: None)
+    """What was submitted, without the second that the bundle takes and the pauses."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("lodeset.infra.jobs.submit._PAUSE_S", 0.0)
+        patched.setattr(bundle, "write", lambda config, to: to.write_text(config.text))
+        done = submit(head, resolved(path, overrides), Options(**options), lambda _: None)
     return done.job, done.new, done.same
 
 
@@ -407,13 +415,13 @@ def test_a_name_that_another_took_in_between_is_not_an_error(tmp_path: Path) -> 
     assert _submitted(Accepting(problems=(Taken("!"),)), path) == ("small-2", True, True)
 
 
-def test_a_job_whose_answer_was_lost_is_found_again(tmp_path: Path, quick: None) -> None:
+def test_a_job_whose_answer_was_lost_is_found_again(tmp_path: Path) -> None:
     path, head = _config(tmp_path), Accepting(problems=(Unreachable("lost"),))
     assert _submitted(head, path) == ("small-1", True, True)
     assert len(head.taken) == 1
 
 
-def test_a_head_that_takes_no_jobs_ends_the_attempts(tmp_path: Path, quick: None) -> None:
+def test_a_head_that_takes_no_jobs_ends_the_attempts(tmp_path: Path) -> None:
     class Broken(Accepting):
         def submit_job(self, **asked: Any) -> None:
             raise Unreachable("no agent")
@@ -492,6 +500,12 @@ def test_what_is_no_address(address: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as refused:
         Head(address)
     assert "abcdef" not in str(refused.value)
+
+
+def test_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    _, err = lodeset("jobs", "list", code=2)
+    assert "which cluster? Give the dashboard of its head" in err
 
 
 def test_where_a_token_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
