@@ -397,3 +397,44 @@ def test_what_was_fetched_once_is_not_fetched_again(
         file.read()
     assert odd.reads == before + 4
     del os.environ["LODESET_CACHE_GB"]
+
+
+# -- credentials
+
+SECRETS = ("pa55word", "AKIAABCDEFGHIJKLMNOP", "f00dsignature")
+
+
+def test_credentials_stay_out_of_logs_and_messages(
+    paused: list[float], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A driver's errors hold URLs, presigned ones too; so does the URL that a user gave."""
+    said = "GET https://AKIAABCDEFGHIJKLMNOP:pa55word@host/x?X-Amz-Signature=f00dsignature&X-Amz-Credential=AKIAABCDEFGHIJKLMNOP"
+    fsspec.register_implementation("odd", Odd, clobber=True)
+    monkeypatch.setenv(retries.PATIENCE, "1")
+    monkeypatch.setenv(retries.ANSWERED, "odd")
+    monkeypatch.setattr(retries, "_counted", retries._Counted())
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EBUSY, said)
+
+    for name in ("cat_file", "pipe_file", "ls", "info", "rm_file"):
+        monkeypatch.setattr(Odd, name, refused)
+    store = Store("odd://user:pa55word@bucket/runs?X-Amz-Signature=f00dsignature")
+    calls: list[Callable[[], object]] = [
+        store.prepare,
+        lambda: store.read("a"),
+        lambda: store.put_absent("a", b""),
+        lambda: store.overwrite("a", b""),
+        lambda: store.names("a"),
+        lambda: store.delete("a"),
+        lambda: store.commit_part("embed", "key", {}, files={}),
+        lambda: store.bytes_of(File("a", 0, 1, "0" * 64)),
+    ]
+    with caplog.at_level(logging.DEBUG, logger="lodeset"):
+        for call in calls:
+            with pytest.raises(LodesetError) as caught:
+                call()
+            assert not [secret for secret in SECRETS if secret in str(caught.value)], str(caught.value)
+            assert "cannot be reached" in str(caught.value)
+    assert "requests were repeated" in caplog.text or "request was repeated" in caplog.text
+    assert not [secret for secret in SECRETS if secret in caplog.text], caplog.text
