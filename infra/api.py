@@ -19,6 +19,7 @@ from lodeset.infra.gates.commands import accept as accept
 from lodeset.infra.gates.commands import gates as gates
 from lodeset.infra.gates.commands import rollback as rollback
 from lodeset.infra.looking.looking import held, title_of
+from lodeset.infra.looking.looking import now as now
 from lodeset.infra.looking.looking import report as report
 from lodeset.infra.looking.looking import status as status
 from lodeset.infra.looking.looking import summary as summary
@@ -273,8 +274,21 @@ def demo(folder: str | Path, watch: Callable[[Event], None], seed: int = 0) -> d
     return run_demo(Path(folder), watch, seed)
 
 
-def doctor() -> list[Check]:
-    """What works on this machine, and what to install for what does not; everything is tried for real."""
-    from lodeset.infra.doctor import examine
+def metrics(opened: Opened) -> str:
+    """The state of the last attempt and the totals of the last finished run in Prometheus' text format, from the store."""
+    from lodeset.infra.observing.metrics import exposition
 
-    return examine()
+    shown = held(opened)
+    return exposition(opened.config.name, now(opened), summary(opened), status(opened), shown.run)
+
+
+def doctor(path: str | Path | None = None, overrides: tuple[str, ...] = ()) -> list[Check]:
+    """What works on this machine, and what to install for what does not; everything is tried for real. With a configuration, also
+    its store, its disk and its Ray cluster.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+    """
+    from lodeset.infra.doctor import examine, examine_setting
+
+    return [*examine(), *(examine_setting(read(path, overrides)) if path is not None else [])]

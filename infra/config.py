@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from lodeset.infra.deploy.config import Deploy
 from lodeset.infra.gates.config import Gate, problem
+from lodeset.infra.observing.config import Hook
 from lodeset.pipeline.config import CurationConfig, load, merged
 from lodeset.pipeline.shorthand import written_out
 from lodeset.pruning.config import AnyJob, LotteryJob, PruneJob, run_of
@@ -28,6 +29,12 @@ class Config(CurationConfig):
     deploy: Deploy | None = Field(None, description="where and when it runs by itself; changes no result")
     gates: tuple[Gate, ...] = Field(
         (), description="what every finished run must fulfill; they change nothing that a run makes"
+    )
+
+    notify: tuple[Hook, ...] = Field((), description="whom to tell that a run ended, failed or has stalled")
+    lineage: bool = Field(
+        False,
+        description="whether OpenLineage events are emitted, by the client's own settings (OPENLINEAGE_URL, openlineage.yml)",
     )
 
     @model_validator(mode="after")

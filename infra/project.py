@@ -67,6 +67,17 @@ class Project:
         """The URL of the store."""
         return self._looked().store.url
 
+    @property
+    def name(self) -> str:
+        """The name of the data set."""
+        return read(self.path, self.asked).name
+
+    def metrics(self) -> str:
+        """The state of the last attempt and the totals of the last finished run in Prometheus' text format."""
+        from lodeset.infra.api import metrics
+
+        return metrics(self._looked())
+
     def plan(self, *, until: str | None = None, fresh: bool = False) -> Plan:
         """What `run` would do, and why, with estimated seconds and bytes. Spends nothing."""
         from lodeset.infra.api import plan

@@ -124,10 +124,23 @@ def run(opened: Opened, watch: Callable[[Event], None], fresh: bool = False) -> 
         HeldError: another run is at work on the store, or nothing has changed since a run that was rolled back.
         BreachedError: a gate of the configuration was breached; the run is recorded, as every other.
     """
+    from lodeset.infra.observing.lineage import traced
+    from lodeset.infra.observing.notify import notified
+
+    config, store = opened.config, opened.store.url
+    with (
+        notified(config.notify, watch, name=config.name, store=store, config=str(opened.path)) as told,
+        traced(config.lineage, told, name=config.name, store=store) as told,
+    ):
+        return _run(opened, told, fresh)
+
+
+def _run(opened: Opened, watch: Callable[[Event], None], fresh: bool) -> dict[str, Artifact]:
     from lodeset.infra.gates.commands import BreachedError, evaluated
     from lodeset.infra.looking.held import wanted
     from lodeset.infra.upkeep.rollback import refusing
     from lodeset.infra.versions import versions
+    from lodeset.pipeline.dag.attempts import breached
     from lodeset.pipeline.dag.runs import record
 
     began = time.time()
@@ -140,7 +153,9 @@ def run(opened: Opened, watch: Callable[[Event], None], fresh: bool = False) -> 
     if opened.config.gates:
         outcome = evaluated(opened, done)
         if outcome.status == "error":
-            raise BreachedError(outcome)
+            error = BreachedError(outcome)
+            breached(opened.store, opened.config.name, opened.config.ingest.limit, str(error), error.exit_code)
+            raise error
     return made
 
 

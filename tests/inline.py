@@ -164,3 +164,18 @@ def target_set(store: Store, folder: Path, side: int, vectors_of: slice = slice(
         outcome = Outcome({name: (file,) for name, file in files.items()}, Rows(12, 12))
         made[f"{stage}/target"] = artifact(stage, "target", outcome)
     return made
+
+
+def as_task(stage: Stage, store: str = "memory://unused") -> dict[str, Any]:
+    """What the runner sends to the process of a stage that has no inputs."""
+    return {
+        "store": Store(store),
+        "stage": stage,
+        "fingerprint": "f" * 64,
+        "inputs": {},
+        "cpus": 1,
+        "previous": None,
+        "ray_address": None,
+        "also": [],
+        "ray": {},
+    }

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 a gate was breache
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,6 +46,13 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="configuratio
 Until = Annotated[str | None, typer.Option(help="stop after this stage, e.g. dedup")]
 Limit = Annotated[int | None, typer.Option(min=1, help="first draw a seeded sample of N pool images")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="ignore everything that earlier runs fitted")]
+
+
+class Logs(StrEnum):
+    """How a run tells what it does."""
+
+    text = "text"
+    json = "json"
 
 
 def _version(asked: bool) -> None:
@@ -174,13 +182,16 @@ def run(
     until: Until = None,
     limit: Limit = None,
     fresh: Fresh = False,
+    logs: Annotated[
+        Logs, typer.Option("--log", envvar="LODESET_LOG", help="what is told on standard error while it runs")
+    ] = Logs.text,
     as_json: Json = False,
 ) -> None:
     """Run everything that is not finished."""
-    from lodeset.infra.cli.progress import watching
+    from lodeset.infra.cli.progress import json_lines, watching
 
     project, breach = _project(config, set_, limit), None
-    with watching(err) as watch:
+    with json_lines(project.name) if logs is Logs.json else watching(err) as watch:
         try:
             done = project.run(until=until, fresh=fresh, watch=watch)
         except api.BreachedError as error:
@@ -337,9 +348,16 @@ def _flat(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Show what works on this machine and what to install."""
-    checks = api.doctor()
+def doctor(
+    config: Annotated[
+        Path | None,
+        typer.Argument(metavar="CONFIG", help="also test the store, disk and Ray cluster of this configuration"),
+    ] = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Show what works on this machine, and for a configuration, and what to do about what does not."""
+    checks = api.doctor(config, tuple(set_ or ()))
     broken = [c.name for c in checks if c.needed and not c.works]
     if as_json:
         print_json({"checks": [vars(c) for c in checks], "works": not broken})

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn
@@ -18,6 +24,7 @@ from lodeset.infra.cli.options import safe
 from lodeset.pipeline.dag.background import repeating
 from lodeset.pipeline.dag.runner import Event
 from lodeset.pipeline.dag.stage import Progress
+from lodeset.pipeline.shown import redacted
 
 EVERY_S = 30.0  # between two lines if there is no terminal
 QUIET_S = 30.0  # time without news after which that is reported
@@ -115,6 +122,39 @@ def watching(console: Console) -> Iterator[Callable[[Event], None]]:
     widgets = console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
     with _bars(console) if console.is_terminal or widgets else _lines(console) as watch:
         yield watch
+
+
+@contextmanager
+def json_lines(name: str) -> Iterator[Callable[[Event], None]]:
+    """A callback that writes every event as one line of JSON on standard error, for log collectors."""
+    where = {"run": name, "host": socket.gethostname(), "pid": os.getpid()}
+
+    def watch(event: Event) -> None:
+        told: dict[str, Any] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "level": _LEVELS.get(event.kind, "info"),
+            "event": event.kind,
+            **where,
+            "stage": event.stage.name,
+            "set": event.stage.set,
+        }
+        if event.progress is not None:
+            told |= asdict(event.progress)
+        if event.artifact is not None:
+            rows = event.artifact.rows
+            told |= {
+                "in": rows.taken,
+                "kept": rows.kept,
+                "dropped": dict(rows.dropped),
+                "seconds": event.artifact.seconds,
+            }
+        told |= {key: value for key, value in (("reason", event.reason), ("log", event.log)) if value}
+        print(json.dumps(redacted(told)), file=sys.stderr, flush=True)
+
+    yield watch
+
+
+_LEVELS = {"failed": "error", "again": "warning", "damaged": "warning", "progress": "debug", "waiting": "debug"}
 
 
 @contextmanager

@@ -168,3 +168,25 @@ def _number_of(runs: Sequence[int]) -> str:
     if not runs:
         return "no run"
     return f"run {runs[0]}" if len(runs) == 1 else f"{len(runs):,} runs ({runs[0]} to {runs[-1]})"
+
+
+@store_commands.command()
+def metrics(
+    config: ConfigPath,
+    board: Annotated[
+        bool, typer.Option("--grafana", help="print a Grafana board of the metrics instead, as JSON to import")
+    ] = False,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Print the state and the totals of a data set as Prometheus metrics, from its store."""
+    from lodeset.infra.observing import grafana
+
+    if board:
+        print_json(grafana.board())
+        return
+    text = Project(config, tuple(set_ or ())).metrics()
+    if as_json:
+        print_json({"text": text})
+    else:
+        print(text, end="")

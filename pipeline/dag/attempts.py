@@ -133,6 +133,15 @@ def newest(store: Store, name: str, limit: int | None) -> Attempt | None:
     return None
 
 
+def breached(store: Store, name: str, limit: int | None, error: str, exit_code: int) -> None:
+    """Notes that the last attempt, which finished its stages, ended with a gate that was breached."""
+    last = newest(store, name, limit)
+    if last is not None:
+        told = replace(last, state="failed", exit_code=exit_code, error=without_secrets(error), written=time.time())
+        with contextlib.suppress(OSError, LodesetError):
+            store.overwrite(path_of(last.number), sealed(asdict(told)))
+
+
 class News:
     """Keeps the file of one attempt up to date. Every method may be called from any thread."""
 

@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cloudpickle
@@ -51,6 +51,19 @@ LOST_RAY, NO_ROOM = 71, 72
 _TOLD: list[Callable[[str], None]] = []
 
 
+_REPORTED: list[Callable[[str, Progress], None]] = []
+
+
+@contextlib.contextmanager
+def reported_to(note: Callable[[str, Progress], None]) -> Iterator[None]:
+    """While the block runs, `note` is called with the name of the stage and its progress, too."""
+    _REPORTED.append(note)
+    try:
+        yield
+    finally:
+        _REPORTED.remove(note)
+
+
 def waits_for(why: str) -> None:
     """Tell the runner what this process waits for, e.g. a free GPU; an empty text if nothing."""
     for tell in _TOLD:
@@ -70,6 +83,8 @@ def perform(payload: bytes, tell: Callable[[dict[str, Any]], None]) -> None:
     def report(progress: Progress) -> None:
         nonlocal last
         last = progress
+        for note in _REPORTED:
+            note(context.stage.name, progress)
         tell({"progress": dataclasses.astuple(progress)})
 
     def waits(why: str) -> None:

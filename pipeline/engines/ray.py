@@ -31,8 +31,9 @@ import psutil
 from lodeset.pipeline import children
 from lodeset.pipeline.children import import_path
 from lodeset.pipeline.dag.background import repeating
-from lodeset.pipeline.dag.child import ENVIRONMENT, LOST_RAY, NO_ROOM, RAY_OPTIONS, waits_for
+from lodeset.pipeline.dag.child import ENVIRONMENT, LOST_RAY, NO_ROOM, RAY_OPTIONS, reported_to, waits_for
 from lodeset.pipeline.dag.cluster import Cluster, Joined
+from lodeset.pipeline.dag.stage import Progress
 from lodeset.pipeline.engines.failures import caught, unwrapped
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.remote.settings import environment
@@ -283,6 +284,34 @@ def _watched() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _counted() -> Iterator[None]:
+    """Counts what a stage reports in metrics of Ray, which its nodes export for Prometheus: `ray_lodeset_units_total`,
+    `ray_lodeset_parts_total` and `ray_lodeset_fraction`, by stage. A local cluster exports nothing."""
+    from ray.util.metrics import Counter, Gauge
+
+    tags = ("stage", "unit")
+    units = Counter("lodeset_units_total", "images, pairs or others that stages have dealt with", tags)
+    parts = Counter("lodeset_parts_total", "parts that stages have committed", ("stage",))
+    fraction = Gauge("lodeset_fraction", "how far a phase of a stage is, 0 to 1", ("stage",))
+    last = Progress(0.0)
+
+    def note(stage: str, now: Progress) -> None:
+        nonlocal last
+        begun = now.phase != last.phase
+        more = now.count - (0 if begun else last.count)
+        if more > 0:
+            units.inc(more, {"stage": stage, "unit": now.unit})
+        made = (now.parts_done or 0) - (0 if begun else last.parts_done or 0)
+        if made > 0:
+            parts.inc(made, {"stage": stage})
+        fraction.set(now.fraction, {"stage": stage})
+        last = now
+
+    with reported_to(note):
+        yield
+
+
 def _end(why: str, code: int) -> None:
     print(why, file=sys.stderr, flush=True)
     shutil.rmtree(os.environ.get(SCRATCH, ""), ignore_errors=True)
@@ -372,7 +401,7 @@ def job(address: str | None) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    with _watched():
+    with _watched(), _counted():
         try:
             yield
         finally:
@@ -399,6 +428,22 @@ def map_items(
             ready, running = ray.wait(running, num_returns=1)
             for reference in ready:
                 yield unwrapped(cast(Result, ray.get(reference)))
+
+
+def on_every_node(work: Callable[[], Result], address: str, seconds: float) -> dict[str, Result | None]:
+    """What `work` returns on each node that is alive, by its address; None where there was no answer in time."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    with job(address):
+        asked: dict[str, Any] = {}
+        for node in ray.nodes():
+            if node["Alive"]:
+                pinned: Any = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                remote: Any = ray.remote(num_cpus=0, scheduling_strategy=pinned, max_retries=0)(work)
+                asked[f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"] = remote.remote()
+        ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=seconds)
+        return {name: ray.get(reference) if reference in ready else None for name, reference in asked.items()}
 
 
 @dataclass(frozen=True)

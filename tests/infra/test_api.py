@@ -40,7 +40,7 @@ def test_every_command_is_a_function() -> None:
     commands = {command.callback.__name__ for command in registered if command.callback}
     assert commands == {
         "init", "schema", "plan", "run", "status", "report", "trace", "dedup_preview", "compact", "forget", "demo", "train", "prune",
-        "export", "doctor", "table", "verify", "gc", "rejects", "gates", "accept", "rollback",
+        "export", "doctor", "table", "verify", "gc", "rejects", "metrics", "gates", "accept", "rollback",
     }  # fmt: skip
     for name in commands:
         assert (
