@@ -104,7 +104,7 @@ def configuration(config: Config) -> dict[str, Any]:
     """The configuration of what a run makes as JSON, without passwords and signatures in URLs. Gates and schedules make nothing:
     another one is no other run.
     """
-    public: dict[str, Any] = _public(config.model_dump(mode="json", exclude={"gates", "deploy"}))
+    public: dict[str, Any] = _public(config.model_dump(mode="json", exclude={"gates", "deploy", "notify", "lineage"}))
     return public
 
 
