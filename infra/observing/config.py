@@ -14,7 +14,7 @@ When = Literal["done", "failed", "gate", "stalled"]
 class Hook(Strict):
     """Somebody to tell about a run: a command, or a web hook."""
 
-    on: Annotated[tuple[When, ...], Field(min_length=1)] = Field(
+    when: Annotated[tuple[When, ...], Field(min_length=1)] = Field(
         ("failed", "gate", "stalled"),
         description="what to tell: the run is done, has failed, has breached a gate (exit code 3), or makes no progress",
     )

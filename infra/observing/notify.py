@@ -110,7 +110,7 @@ class Notifier:
             due = [
                 (n, hook)
                 for n, hook in enumerate(self._hooks)
-                if "stalled" in hook.on and still >= hook.stalled_after and n not in self._told
+                if "stalled" in hook.when and still >= hook.stalled_after and n not in self._told
             ]
             self._told.update(n for n, _ in due)
             stages = tuple(sorted(self._at_work))
@@ -122,7 +122,7 @@ class Notifier:
     def tell(self, event: When, text: str, exit_code: int, error: str = "") -> None:
         """Tells hooks how the run ended."""
         for hook in self._hooks:
-            if event in hook.on:
+            if event in hook.when:
                 self._deliver(hook, self._message(event, text, exit_code, error, ()))
 
     def _message(self, event: When, text: str, code: int | None, error: str, stages: tuple[str, ...]) -> Message:

@@ -30,8 +30,8 @@ STAGE = Stage("embed", "pool", 1, "ray", toy_stages.count, {})
 TO_FILE = "import os, sys; open(sys.argv[1], 'a').write(os.environ['LODESET_EVENT'] + ' ' + sys.stdin.read() + chr(10))"
 
 
-def to_file(path: Path, *on: str, **knobs: Any) -> Hook:
-    return Hook(on=on, command=(sys.executable, "-c", TO_FILE, str(path)), **knobs)
+def to_file(path: Path, *when: str, **knobs: Any) -> Hook:
+    return Hook(when=when, command=(sys.executable, "-c", TO_FILE, str(path)), **knobs)
 
 
 def told(path: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -122,7 +122,7 @@ def receiver() -> Iterator[tuple[str, type[Receiver]]]:
 def test_a_web_hook_is_posted_to(receiver: tuple[str, type[Receiver]], monkeypatch: pytest.MonkeyPatch) -> None:
     url, handler = receiver
     monkeypatch.setenv("CHAT", url)
-    for hook in (Hook(on=("done",), webhook=url), Hook(on=("done",), webhook_env="CHAT")):
+    for hook in (Hook(when=("done",), webhook=url), Hook(when=("done",), webhook_env="CHAT")):
         ends(hook, None)
     assert [message["event"] for message in handler.received] == ["done", "done"]
 
@@ -134,10 +134,10 @@ def test_a_hook_that_fails_fails_no_run_and_shows_no_url(
     url, handler = receiver
     handler.status = status
     with caplog.at_level(logging.WARNING, "lodeset"):
-        ends(Hook(on=("done",), webhook=url), None)
-        ends(Hook(on=("done",), command=("false",)), None)
-        ends(Hook(on=("done",), command=("/no/such/program",)), None)
-        ends(Hook(on=("done",), webhook_env="NOT_SET"), None)
+        ends(Hook(when=("done",), webhook=url), None)
+        ends(Hook(when=("done",), command=("false",)), None)
+        ends(Hook(when=("done",), command=("/no/such/program",)), None)
+        ends(Hook(when=("done",), webhook_env="NOT_SET"), None)
     assert len(caplog.messages) == 4
     assert str(status) in caplog.messages[0]
     assert "hook-secret" not in caplog.text
