@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter
 
+from lodeset.pipeline.dag.damage import Damage
 from lodeset.pipeline.dag.manifests import Run, parsed, sealed
 from lodeset.pipeline.dag.runs import artifacts_of
 from lodeset.pipeline.dag.store import Store
@@ -79,6 +80,17 @@ def baselines(store: Store) -> frozenset[int]:
     for one in _newest_first(store):
         last.setdefault((one.name, one.limit), one.run)
     return frozenset(last.values())
+
+
+def damaged(store: Store) -> list[Damage]:
+    """Events that are not what was written."""
+    found = []
+    for number in _numbers(store):
+        try:
+            parsed(_EVENT, store.read(_path(number)) or b"")
+        except ValueError as error:
+            found.append(Damage(_path(number), str(error)))
+    return found
 
 
 def user() -> str:

@@ -9,14 +9,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter
 
 from lodeset.infra.gates.check import Result, Status
 from lodeset.infra.gates.shown import junit, markdown
+from lodeset.pipeline.dag.damage import Damage
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.manifests import parsed, sealed
 from lodeset.pipeline.dag.store import Part, Store
@@ -38,6 +40,7 @@ class Outcome:
         at: when, UTC.
         conditions: those of each gate, by its name and their severity.
         breaches: the key of the part that holds the table `breaches`; None if no image is in it.
+        pages: SHA-256 of the same as Markdown and as JUnit XML, by the ending of the file.
     """
 
     run: int
@@ -47,6 +50,7 @@ class Outcome:
     conditions: Mapping[str, Mapping[str, str]]
     results: tuple[Result, ...]
     breaches: str | None
+    pages: Mapping[str, str] = field(default_factory=dict)
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
@@ -83,16 +87,48 @@ def keep(
         key = digest(STAGE, run, accepted, conditions, [asdict(result) for result in results])
         store.commit_part(STAGE, key, {TABLE: breaches})
     outcome = Outcome(run, accepted, at, status, dict(conditions), tuple(results), key)
-    last = last_outcome(store, run)
-    if last is not None and {**asdict(last), "at": at} == asdict(outcome):
+    last, numbers = last_outcome(store, run), _numbers(store, run)
+    if last is not None and asdict(replace(last, at=at, pages={})) == asdict(outcome):
+        _put_pages(store, last, numbers[-1])
         return last
+    digests = {suffix: hashlib.sha256(page).hexdigest() for suffix, page in _pages(outcome).items()}
+    outcome = replace(outcome, pages=digests)
     while True:
-        number = 1 + max(_numbers(store, run), default=0)
+        # After every file: pages may be left of results that were damaged.
+        number = 1 + max(_numbers(store, run, (".json", ".md", ".xml")), default=0)
         if store.put_absent(_path(run, number, "json"), sealed(outcome.to_json())):
-            break
-    store.put_absent(_path(run, number, "md"), markdown(outcome).encode())
-    store.put_absent(_path(run, number, "xml"), junit(outcome))
-    return outcome
+            _put_pages(store, outcome, number)
+            return outcome
+
+
+def _pages(outcome: Outcome) -> dict[str, bytes]:
+    return {"md": markdown(outcome).encode(), "xml": junit(outcome)}
+
+
+def _put_pages(store: Store, outcome: Outcome, number: int) -> None:
+    """Puts the pages that are not there (they were damaged, or the process was killed)."""
+    for suffix, page in _pages(outcome).items():
+        if hashlib.sha256(page).hexdigest() == outcome.pages.get(suffix):
+            store.put_absent(_path(outcome.run, number, suffix), page)
+
+
+def damaged(store: Store) -> list[Damage]:
+    """Results that are not what was written."""
+    found = []
+    for folder in store.names(FOLDER):
+        for number in _numbers(store, int(folder)) if folder.isdecimal() else ():
+            path = _path(int(folder), number, "json")
+            try:
+                outcome = parsed(_OUTCOME, store.read(path) or b"")
+            except ValueError as error:
+                found.append(Damage(path, str(error)))
+                continue
+            for suffix, digest_ in outcome.pages.items():
+                path = _path(int(folder), number, suffix)
+                data = store.read(path)
+                if data is not None and hashlib.sha256(data).hexdigest() != digest_:
+                    found.append(Damage(path, "its bytes are not those that were written (the SHA-256 differs)"))
+    return found
 
 
 def last_outcome(store: Store, run: int) -> Outcome | None:
@@ -122,9 +158,9 @@ def breaches_of(store: Store, outcome: Outcome | None) -> Part | None:
     return store.part(STAGE, outcome.breaches) if outcome is not None and outcome.breaches is not None else None
 
 
-def _numbers(store: Store, run: int) -> list[int]:
-    names = (name.removesuffix(".json") for name in store.names(f"{FOLDER}/{run:06d}"))
-    return sorted(int(name) for name in names if name.isdecimal())
+def _numbers(store: Store, run: int, suffixes: tuple[str, ...] = (".json",)) -> list[int]:
+    parts = (name.partition(".") for name in store.names(f"{FOLDER}/{run:06d}") if name.endswith(suffixes))
+    return sorted({int(stem) for stem, _, _ in parts if stem.isdecimal()})
 
 
 def _path(run: int, number: int, suffix: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from lodeset.infra.gates import accepted, outcome
 from lodeset.infra.looking.summary import report_path
 from lodeset.pipeline.dag.claims import live
 from lodeset.pipeline.dag.damage import (
@@ -48,7 +49,8 @@ def verify(store: Store, deep: bool) -> Verified:
     """
     held = contents(store)
     files = held.files()
-    damage = [*held.damage, *without_part(held), *missing(store, files)]
+    damage = [*held.damage, *without_part(held), *missing(store, files), *accepted.damaged(store)]
+    damage += outcome.damaged(store)
     lost = {entry.path for entry in damage}
     if deep:
         damage += changed(store, [file for file in files if file.path not in lost])

@@ -476,10 +476,25 @@ def test_deletions_know_the_images_behind_a_gate(tiny: Path) -> None:
     assert package.load(tiny).table("breaches").num_rows == 2
     lodeset("forget", tiny, small[0])
     assert package.load(tiny).table("breaches")["image_id"].to_pylist() == [small[1]]
+    # A changed bit of the results, of their pages, or of an event is found, and the next evaluation makes them again.
+    lodeset("accept", tiny)
+    lodeset("gates", tiny)
+    results = tiny.parent / "runs/gates/000001"
+    stem = max(results.glob("*.json")).stem
+    event = tiny.parent / "runs/accepted/000001.json"
+    for file in (*(results / f"{stem}.{suffix}" for suffix in ("md", "xml", "json")), event):
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+        assert f"{file.parent.name}/{file.name}" in lodeset("verify", tiny, code=1)[0]
+        lodeset("run", tiny)
+        lodeset("verify", tiny, "--deep")
+        assert file.exists() == (file.suffix in (".md", ".xml"))
+    assert max(results.glob("*.json")).stem > stem
     # The part is a part like any other: found damaged, and made again by the next evaluation.
     lodeset("verify", tiny, "--deep")
-    (file,) = (tiny.parent / "runs/parts/gates").rglob("*.parquet")
-    file.write_bytes(b"x" * file.stat().st_size)
+    for file in (tiny.parent / "runs/parts/gates").rglob("*.parquet"):
+        file.write_bytes(b"x" * file.stat().st_size)
     lodeset("verify", tiny, "--deep", code=1)
     lodeset("run", tiny)
     lodeset("verify", tiny, "--deep")
