@@ -1,4 +1,4 @@
-"""What a measure is: a plain function over what a finished run left; `measures.py` lists them."""
+"""What a measure is: a plain function over what a finished run left. `measures.py` lists them."""
 
 from __future__ import annotations
 

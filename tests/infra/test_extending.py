@@ -40,3 +40,33 @@ def test_a_report_section_is_one_file_and_one_line(tmp_path: Path) -> None:
     hosts = re.findall("<bdi>(.*?)</bdi>", section)
     assert len(hosts) == 10 and all(f"{n}.example" in hosts for n in range(10))
     assert '<td class="n">3</td>' in section and "<i>" not in section
+
+
+GATE_SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.append(sys.argv[1])
+folder = Path(sys.argv[2])
+from report_world import make_world
+from lodeset.infra import api
+from lodeset.pipeline.dag.runs import Wanted, record
+
+world = make_world(folder)
+artifacts = {id_: world.store.commit_artifact(one) for id_, one in world.artifacts.items()}
+record(world.store, Wanted("lodeset", None, "", {}, tuple(artifacts)), artifacts, {}, 0.0, 1.0)
+gate = "{name: trap, measure: largest_cluster, error: '> 50 %'}"
+(folder / "c.yaml").write_text(f"store: ./store\\npool: [gone/]\\ngates: [{gate}]\\n")
+(result,) = api.gates(api.open_store(folder / "c.yaml")).results
+print(result.status, result.value == 5 / 9)
+print("`largest_cluster` (share): share of the images" in str(api.schema()))
+"""
+
+
+def test_a_measure_is_one_file_and_one_line(tmp_path: Path) -> None:
+    copy = extended("A measure for gates", tmp_path)
+    (tmp_path / "world").mkdir()
+    assert run(copy, GATE_SCRIPT, str(Path(__file__).parents[1]), str(tmp_path / "world")).split() == [
+        "error",
+        "True",
+        "True",
+    ]
