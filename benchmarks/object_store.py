@@ -29,8 +29,8 @@ def main(folder: Path) -> None:
     config = world(folder / "world")
     size = sum(path.stat().st_size for path in (config.parent / "pool").rglob("*") if path.is_file())
     print(f"sources: {size:,} bytes")
-    print("| store | seconds | requests | faults | bytes sent by the store | repeated | same files | same weights |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| store | seconds | requests | faults | bytes sent | of sources | repeated | same files | same weights |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     local = run(placed(config, "local", "./local"))
     told("local", local, None, local)
     os.environ["LODESET_SILENCE_S"] = str(SILENCE_S)
@@ -50,7 +50,10 @@ def told(name: str, made: Made, proxy: FaultProxy | None, local: Made) -> None:
     repeated = re.search(r"slow: (.*waited)", made.told)
     same = (f"{sum(digests[key] == value for key, value in mine.items())} of {len(digests)}" for digests, mine in (
         (local.digests, made.digests), (local.weights, made.weights)))  # fmt: skip
-    seen = ("", "", "") if proxy is None else (proxy.requests, sum(proxy.faults.values()), f"{proxy.bytes_sent:,}")
+    seen: tuple[object, ...] = ("", "", "", "")
+    if proxy is not None:
+        of_sources = f"{proxy.sent['bucket/world']:,}"
+        seen = (proxy.requests, sum(proxy.faults.values()), f"{proxy.bytes_sent:,}", of_sources)
     print("|", name, "|", round(made.seconds, 1), "|", *(f"{one} |" for one in seen), repeated[1] if repeated else "none", "|",
           *(f"{one} |" for one in same), flush=True)  # fmt: skip
 

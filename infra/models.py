@@ -5,8 +5,10 @@ Training and pruning alone are the stages of a run, in a store of their own: the
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from lodeset.infra.config import usable_cpus
 from lodeset.infra.session import run_in
 from lodeset.pipeline import own
 from lodeset.pipeline.errors import ConfigError, LodesetError
+from lodeset.pipeline.shown import shown
 
 if TYPE_CHECKING:
     from lodeset.pipeline.config import TargetSet
@@ -233,8 +236,34 @@ def _given_shards(shards: Shards) -> _Given:
     return _given("write_shards", len(index), index.digest(), {SHARDS: index.digest()})
 
 
+@contextlib.contextmanager
+def _on_this_machine(folder: str) -> Iterator[Path]:
+    """A model's folder, or a copy of it if it is the URL of one.
+
+    Raises:
+        LodesetError: nothing answers at that URL, or there is no model.
+    """
+    if "://" not in folder:
+        yield Path(folder)
+        return
+    from lodeset.pipeline.dag.place import Place
+    from lodeset.pruning.formats.saving import FORMS
+    from lodeset.training.export import WEIGHTS
+
+    place = Place(folder)
+    with tempfile.TemporaryDirectory(prefix="lodeset-model-") as copy:
+        for name in (WEIGHTS, *FORMS):
+            data = place.read(name)
+            if data is not None:
+                Path(copy, name).write_bytes(data)
+        if not any(Path(copy).iterdir()):
+            raise LodesetError(f"{shown(folder)} holds no model: give the folder in which model.safetensors lies")
+        yield Path(copy)
+
+
 def export(folder: str | Path, path: str | Path, size: int | None = None) -> dict[str, Any]:
-    """Writes the model in `folder`, trained or pruned (see `pruning.saving.load_model`), as an ONNX network for images of `size` pixels.
+    """Writes the model in `folder` (a path or a URL), trained or pruned (see `pruning.saving.load_model`), as an ONNX network for images of
+    `size` pixels.
 
     `size` is by default the side that a transformer's positions are for. Returns path, size and bytes, whether other sizes can be given
     (`any_size`), and of a transformer dim.
@@ -246,7 +275,9 @@ def export(folder: str | Path, path: str | Path, size: int | None = None) -> dic
     from lodeset.training.onnx import export_onnx
     from lodeset.training.vit import DinoVisionTransformer
 
-    model, target = load_model(Path(folder)), Path(path)
+    target = Path(path)
+    with _on_this_machine(str(folder)) as here:
+        model = load_model(here)
     side = model.image_size if size is None and isinstance(model, DinoVisionTransformer) else size
     if side is None:
         raise LodesetError(f"{folder} does not say how large its images are: give --size")

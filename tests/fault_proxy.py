@@ -34,6 +34,7 @@ class FaultProxy:
         self.upstream, self.rates, self.silence_s, self.late_s = upstream, dict(rates), silence_s, late_s
         self.faults: Counter[str] = Counter()
         self.requests = self.bytes_sent = 0
+        self.sent: Counter[str] = Counter()  # bytes, by the first two folders of a path
         self._random = random.Random(seed)
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
@@ -109,6 +110,7 @@ class FaultProxy:
             await asyncio.sleep(self.late_s)
         size = int(_fields(status).get("content-length", 0))
         self.bytes_sent += len(answer)
+        self.sent["/".join(head.split(b" ", 2)[1].decode("latin-1").split("?")[0].split("/")[1:3])] += len(answer)
         if head.startswith(b"HEAD ") or fault not in ("cut", "short") or not answer:
             writer.write(status + answer)
             return size == len(answer) or head.startswith(b"HEAD ")

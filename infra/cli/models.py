@@ -111,7 +111,9 @@ def prune(
 
 @models.command()
 def export(
-    folder: Annotated[Path, typer.Argument(help="folder with the model.safetensors of a trained or pruned model")],
+    folder: Annotated[
+        str, typer.Argument(help="folder (a path or a URL) with the model.safetensors of a trained or pruned model")
+    ],
     path: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="file to write")],
     size: Annotated[
         int | None, typer.Option(min=1, help="side of the model's images, pixels [default: the model's own]")

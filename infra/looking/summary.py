@@ -178,8 +178,8 @@ def _next(summary_: Summary, config: str) -> list[str]:
     trained = [model for model in summary_.models if model.stage in TRAINED]
     if trained:
         path = shown(trained[-1].path)
-        embed = f"embed: {{semantic: {{kind: huggingface, model: {path}}}}}"
-        out.append(f"next: `lodeset export {path} model.onnx`, or curate with the model (`{embed}`)")
+        embed = f", or curate with the model (`embed: {{semantic: {{kind: huggingface, model: {path}}}}}`)"
+        out.append(f"next: `lodeset export {path} model.onnx`{'' if '://' in path else embed}")
     else:
         out.append(f"next: add `training: {{recipe: tiny}}` to {config} and run again")
     out.append(f"`lodeset status {config} --snippet` prints Python that reads the shards")
