@@ -96,7 +96,8 @@ class FaultProxy:
         self.requests += 1
         fault = self._fault()
         if fault == "slow_down":
-            writer.write(_answer(b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml", SLOW_DOWN))
+            said = b"" if head.startswith(b"HEAD ") else SLOW_DOWN
+            writer.write(_answer(b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml", said))
             return True
         if fault == "reset":
             return False

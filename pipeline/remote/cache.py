@@ -142,8 +142,8 @@ def _cache(folder: str, limit_bytes: int) -> Cache | None:
     try:
         chosen.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = chosen.lstat()
-        # Somebody else's folder under this name could hold anything.
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        # Everybody can make a folder among temporary files, with this name and anything in it.
+        if not folder and (not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid()):
             return None
     except OSError:
         return None

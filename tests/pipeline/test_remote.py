@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import random
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from lodeset.pipeline.config import Resources
 from lodeset.pipeline.dag.store import File, Store
 from lodeset.pipeline.errors import DamagedError, LodesetError
-from lodeset.pipeline.remote import blocks, retries
+from lodeset.pipeline.remote import blocks, cache, retries
 from lodeset.pipeline.remote.cache import Cache
 from lodeset.pipeline.remote.file_system import Remote, file_system
 from lodeset.pipeline.remote.retries import (
@@ -345,10 +346,10 @@ def test_no_bucket_and_no_right_are_told_at_once(server: tuple[str, int], paused
 
 
 def test_the_cache_is_bounded_and_forgets_what_was_used_first(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, 10_000)
-    paths = [cache.path(f"{n:064x}") for n in range(300)]
+    held_here = Cache(tmp_path, 10_000)
+    paths = [held_here.path(f"{n:064x}") for n in range(300)]
     for n, path in enumerate(paths):
-        cache.keep(path, bytes(100))
+        held_here.keep(path, bytes(100))
         os.utime(path, (n, n))
         if n >= 10:
             os.utime(paths[0], (n, n))  # used again and again
@@ -358,23 +359,37 @@ def test_the_cache_is_bounded_and_forgets_what_was_used_first(tmp_path: Path) ->
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_a_folder_that_somebody_else_may_have_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LODESET_CACHE_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    cache._cache.cache_clear()
+    found = cache.machine_cache()
+    assert found is not None and found.folder.parent == tmp_path and found.folder.stat().st_mode & 0o777 == 0o700
+    found.folder.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    found.folder.symlink_to(tmp_path / "elsewhere")
+    cache._cache.cache_clear()
+    assert cache.machine_cache() is None and cache.copies().folder != found.folder
+    cache._cache.cache_clear()
+
+
 def test_a_folder_in_use_stays(tmp_path: Path) -> None:
-    cache, filled = Cache(tmp_path, 1_000), list[str]()
+    small, filled = Cache(tmp_path, 1_000), list[str]()
 
     def fill(folder: Path) -> None:
         filled.append(folder.name)
         (folder / "model").write_bytes(bytes(900))
 
-    with cache.entry("a" * 64, 900, fill) as folder:
+    with small.entry("a" * 64, 900, fill) as folder:
         for n in range(5):
-            cache.keep(cache.path(f"{n:064x}"), bytes(500))
+            small.keep(small.path(f"{n:064x}"), bytes(500))
         assert (folder / "model").stat().st_size == 900
-    with cache.entry("a" * 64, 900, fill):
+    with small.entry("a" * 64, 900, fill):
         pass
     assert len(filled) == 1
-    with pytest.raises(ZeroDivisionError), cache.entry("b" * 64, 1, lambda _: 1 // 0):  # type: ignore[arg-type, return-value]
+    with pytest.raises(ZeroDivisionError), small.entry("b" * 64, 1, lambda _: 1 // 0):  # type: ignore[arg-type, return-value]
         raise AssertionError("never filled")
-    assert not cache.path("b" * 64).exists()
+    assert not small.path("b" * 64).exists()
 
 
 def test_what_was_fetched_once_is_not_fetched_again(
