@@ -72,7 +72,7 @@ class Place:
     def typed(self, *arguments: str | Path, code: int = 0, what: str = "", **environment: str) -> tuple[str, str]:
         return ended(self.started(*arguments, **environment), code, what)
 
-    def until(self, done: Callable[[], bool], seconds: float = 90) -> None:
+    def until(self, done: Callable[[], bool], seconds: float = 180) -> None:
         deadline = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < deadline
@@ -115,10 +115,14 @@ def lines_of(err: str) -> list[int]:
     return [int(number) for number in re.findall(r"^line (\d+)$", err, re.MULTILINE)]
 
 
-COUNTING = f"""
+def counting(seconds: float, until: Path | None = None) -> str:
+    """Numbers its lines, and exits with 7 once a file is there."""
+    return f"""
 for number in range({LINES}):
     print("line", number, flush=True)
-    time.sleep({{seconds}} / {LINES})
+    time.sleep({seconds} / {LINES})
+while not os.path.exists({str(until or "/")!r}):
+    time.sleep(0.1)
 sys.exit(7)
 """
 
@@ -138,11 +142,12 @@ def test_a_run_is_sent_followed_and_done(place: Place) -> None:
 
 
 def test_a_log_stream_that_is_cut_three_times_and_an_exit_code_of_7(place: Place) -> None:
-    config = place.config("cut")
-    process = place.started("submit", config, "--python", place.python("cut", COUNTING.format(seconds=8)))
+    config, end = place.config("cut"), place.folder / "cut-ends"
+    process = place.started("submit", config, "--python", place.python("cut", counting(4, end)))
     for _ in range(3):
         place.until(lambda: place.network.cut(only_streams=True) > 0)
         time.sleep(1)
+    end.touch()
     _, err = ended(process, 7, "the log stream is cut three times, the run exits 7")
     assert lines_of(err) == list(range(LINES))
     assert "cut-1 FAILED, exit code 7" in err
@@ -152,7 +157,7 @@ def test_a_log_stream_that_is_cut_three_times_and_an_exit_code_of_7(place: Place
 
 def test_a_head_out_of_sight_for_a_while(place: Place) -> None:
     config = place.config("unseen")
-    process = place.started("submit", config, "--python", place.python("unseen", COUNTING.format(seconds=6)))
+    process = place.started("submit", config, "--python", place.python("unseen", counting(4)))
     place.until(lambda: place.network.cut(only_streams=True) > 0)
     with place.network.cut_off():
         time.sleep(5)
@@ -196,22 +201,18 @@ def _marked(mark: str) -> list[str]:
 
 
 def test_an_interrupt_leaves_the_job_which_is_then_followed_and_not_doubled(place: Place) -> None:
-    config = place.config("left")
-    python = place.python("left", COUNTING.format(seconds=6))
+    config, end = place.config("left"), place.folder / "left-ends"
+    python = place.python("left", counting(2, end))
     process = place.started("submit", config, "--python", python)
     place.until(lambda: place.network.cut(only_streams=True) > 0)
     process.send_signal(signal.SIGINT)
     _, err = ended(process, 130, "Ctrl-C while following")
     assert "no longer following; the job goes on" in err and "lodeset jobs logs left-1 --follow" in err
     assert place.status("left-1") in ("PENDING", "RUNNING")
-    _, err = place.typed(
-        "submit",
-        config,
-        "--python",
-        python,
-        code=7,
-        what="the same run is submitted again: its job, which exits 7, is followed",
-    )
+    process = place.started("submit", config, "--python", python)
+    place.until(lambda: place.network.cut(only_streams=True) > 0)
+    end.touch()
+    _, err = ended(process, 7, "the same run is submitted again: its job, which exits 7, is followed")
     assert "left-1 is at work on this run already: nothing was submitted" in err
     assert lines_of(err) == list(range(LINES))
     assert [job for job in json.loads(place.typed("jobs", "list", "--json")[0])["jobs"] if job["name"] == "left"][
@@ -266,7 +267,7 @@ def test_a_store_that_the_cluster_does_not_see(place: Place) -> None:
 def test_a_head_that_dies_and_comes_back_without_its_jobs_and_without_a_token(place: Place) -> None:
     """The last test: the head asks for no token from here on."""
     config = place.config("forgotten")
-    process = place.started("submit", config, "--python", place.python("forgotten", COUNTING.format(seconds=60)))
+    process = place.started("submit", config, "--python", place.python("forgotten", counting(60)))
     place.until(lambda: place.network.cut(only_streams=True) > 0)
     place.head.kill()
     place.head.token = None
