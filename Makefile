@@ -25,9 +25,9 @@ PROCESSES ?= 2
 test: venv
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(PROCESSES) --dist loadfile
 
-# Kills, restarts and whole runs.
+# Kills, restarts and whole runs. Files whose tests share a run stay in one process.
 test-slow: venv
-	$(BIN)/python -m pytest -m "slow and not kills and not gpu"
+	$(BIN)/python -m pytest -m "slow and not kills and not gpu" -n $(PROCESSES) --dist loadgroup
 
 # Forty kills at drawn moments, of drivers, workers and whole Ray nodes; it prints a table.
 test-kills: venv
