@@ -34,6 +34,12 @@ FOLDERS = (
     "reports",
     "damaged",
     "submissions",
+    "accepted",
+    "attempts",
+    "collected",
+    "gates",
+    "lists",
+    "rejects",
 )
 # Files next to the shards of a run, wherever they were copied to.
 _SHARDS = ("index.parquet", "tombstones.parquet", "changes.parquet")

@@ -18,7 +18,6 @@ from lodeset.infra.demo.world import make_world, write_config
 from lodeset.pipeline.dag.cluster import LOCAL
 from lodeset.pipeline.engines.ray import cluster
 
-
 # Files whose tests share a run, so that one process makes it once.
 TOGETHER = {
     "test_demo": "whole",
