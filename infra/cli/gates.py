@@ -111,6 +111,8 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Make the shards of an earlier run those that count; the runs after it do not count anymore. Deletes nothing."""
+    from lodeset.infra.looking.summary import numbered
+
     done = api.rollback(api.open_store(config, tuple(set_ or ()), limit), number, by, why)
     back = done.rolled_back
     assert back is not None, "the record of a rollback says so"
@@ -118,9 +120,8 @@ def rollback(
         told = {"run": done.number, "to": back.to, "runs": list(back.runs), "at": back.at}
         print_json({**told, "by": back.by, "why": back.why})
         return
-    runs = ", ".join(map(str, back.runs))
     out.print(
-        f"what run {back.to} made counts again, and what runs {runs} made does not (recorded as run {done.number})",
+        f"what run {back.to} made counts again, and what {numbered(back.runs)} made does not (recorded as run {done.number})",
         soft_wrap=True,
     )
     err.print(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -158,11 +158,16 @@ def _rolled_back(summary_: Summary) -> list[str]:
     back = summary_.rolled_back
     if back is None:
         return []
-    runs = ", ".join(map(str, back["runs"]))
     why = f" ({shown(back['why'])})" if back["why"] else ""
     return [
-        f"rolled back to run {back['to']} on {back['at']} by {shown(back['by'])}{why}: what runs {runs} made does not count"
+        f"rolled back to run {back['to']} on {back['at']} by {shown(back['by'])}{why}: what {numbered(back['runs'])} made does not "
+        "count"
     ]
+
+
+def numbered(runs: Sequence[int]) -> str:
+    """E.g. `run 3`, or `runs 3, 4`."""
+    return f"{'run' if len(runs) == 1 else 'runs'} {', '.join(map(str, runs))}"
 
 
 def _gates(summary_: Summary, config: str) -> list[str]:

@@ -546,7 +546,7 @@ def test_every_command_of_the_guide_does_what_it_says(
     assert "1 warn, 3 ok, 1 not compared (run 1 against no accepted run)" in run_ and "enough-images" in gates_
     assert (tmp_path / "gates.md").exists() and (tmp_path / "gates.xml").exists() and "time" in written_
     assert len(table_.splitlines()) == 1 + len(copies) and "run 1 is accepted" in accept_
-    assert "what run 1 made counts again, and what runs 2 made does not" in rollback_
+    assert "what run 1 made counts again, and what run 2 made does not" in rollback_
     assert "rolled back to run 1" in status_ and "full of banners" in status_
     assert "would be refused: nothing that shards are made from has changed since run 2" in plan_
     assert "(run 4 against run 1, the accepted one)" in again_

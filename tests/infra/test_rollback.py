@@ -173,7 +173,7 @@ def test_a_rollback_can_be_rolled_back(config: Path) -> None:
     of_last = shards(config)
     lodeset("rollback", config, "1")
     out, _ = lodeset("rollback", config, "3")
-    assert "run 3 made counts again, and what runs 4 made does not" in out
+    assert "run 3 made counts again, and what run 4 made does not" in out
     assert shards(config) == of_last
     lodeset("run", config)  # which finds all that run 3 made, though the images lie elsewhere
     assert shards(config) == of_last and status(config)["rolled_back"]["to"] == 3
