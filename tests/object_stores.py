@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from lodeset.infra.demo.world import make_world, write_config
 from lodeset.pipeline.dag.store import Store
 from lodeset.pipeline.remote.file_system import file_system
 
+_ATTEMPT, _KEY = re.compile(r"^[0-9a-f]{12}-"), re.compile(r"(?<=-distilled)-[0-9a-f]{8}(?=/)")
 # Made alike by every run: shards with their index, the trained model, the pruned ones.
 TABLES = {"write_shards/all": ("shards", "index"), "train/all": ("model",), "prune/all": ("models",)}
 IMAGES = 200
@@ -77,7 +79,7 @@ class Made:
     """What a run left, and what it told."""
 
     seconds: float
-    digests: Mapping[str, str]  # of files, by table and name
+    digests: Mapping[str, list[str]]  # of files, by table and name
     weights: Mapping[str, str]  # of the tensors of the last checkpoint
     told: str
 
@@ -90,7 +92,7 @@ def run(config: Path) -> Made:
     url = yaml.safe_load(config.read_text())["store"]
     store = Store(url if "://" in url else str(config.parent / url))
     last = store.run(store.run_numbers()[-1])
-    digests: dict[str, str] = {}
+    digests: dict[str, list[str]] = {}
     weights: dict[str, str] = {}
     for stage, tables in TABLES.items():
         name, _, set_ = stage.partition("/")
@@ -98,18 +100,22 @@ def run(config: Path) -> Made:
         assert artifact is not None
         for table in tables:
             for file in artifact.tables[table]:
-                digests[f"{table} {_short(file.path)}"] = file.sha256
+                if not file.path.endswith("metrics.jsonl"):  # it holds times
+                    digests.setdefault(f"{table} {_short(file.path)}", []).append(file.sha256)
         if name == "train":
             for file in artifact.tables["checkpoints"]:
                 if file.path.endswith(".safetensors"):
                     tensors = safetensors.torch.load(store.bytes_of(file))
                     weights |= {key: _digest(one.numpy().tobytes()) for key, one in tensors.items()}
-    return Made(seconds, digests, weights, err)
+    return Made(seconds, {name: sorted(some) for name, some in digests.items()}, weights, err)
 
 
 def _short(path: str) -> str:
-    """Without what holds times (a model's metrics) or names the fingerprint."""
-    return path.rpartition("/")[2] if path.startswith(("shards", "training")) else "/".join(path.split("/")[2:])
+    """Without what is drawn for each attempt, and without the name of a checkpoint: safetensors draws the order of its metadata."""
+    name = path.rpartition("/")[2]
+    if path.startswith("parts"):
+        return _ATTEMPT.sub("", name)
+    return name if path.startswith(("shards", "training")) else _KEY.sub("", "/".join(path.split("/")[2:]))
 
 
 def _digest(data: bytes) -> str:
