@@ -221,6 +221,7 @@ def cluster_of(configured: RayCluster) -> Cluster:
     return Cluster(
         address=configured.address,
         cpus=None if configured.cpus == "auto" else configured.cpus,
+        wait_for_nodes=configured.wait_for_nodes,
         namespace=configured.namespace,
         env=configured.env,
         object_store_bytes=int(configured.object_store_mb * 2**20),

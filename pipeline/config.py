@@ -272,6 +272,12 @@ class RayCluster(Strict):
         "auto",
         description="cores of a joined cluster that stages use together; auto: all of them, as of the start of the run",
     )
+    wait_for_nodes: float = Field(
+        60,
+        ge=10,
+        description="seconds that a stage waits for a node that could do its work, before it ends with the numbers; longer "
+        "where an autoscaler adds nodes",
+    )
     namespace: str | None = Field(None, description="Ray namespace of a joined cluster [default: one of its own]")
     env: tuple[str, ...] = Field(
         (),

@@ -15,6 +15,7 @@ class Cluster:
 
     address: str = "local"
     cpus: int | None = None
+    wait_for_nodes: float = 60.0
     namespace: str | None = None
     env: tuple[str, ...] = ()
     object_store_bytes: int = OBJECT_STORE_BYTES
@@ -26,7 +27,12 @@ class Cluster:
 
     def of_stage(self, name: str) -> dict[str, Any]:
         """What the process of a stage needs to know of it; JSON."""
-        return {"namespace": self.namespace, "env": list(self.env), "placement": dict(self.placement.get(name, {}))}
+        return {
+            "wait_for_nodes": self.wait_for_nodes,
+            "namespace": self.namespace,
+            "env": list(self.env),
+            "placement": dict(self.placement.get(name, {})),
+        }
 
 
 @dataclass(frozen=True)

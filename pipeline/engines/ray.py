@@ -123,7 +123,6 @@ _NOTICE_S = 20.0
 _DEAD = 2  # of a node (`ray.core.generated.autoscaler_pb2.NodeStatus`)
 _LOOK_S = 5.0  # between two looks at what is pending
 _SILENT_S = 50.0  # without an answer of the cluster
-_NO_ROOM_S = 50.0  # while no node can give what is asked
 
 
 def _parent() -> str:
@@ -169,7 +168,7 @@ def _address_of(host: subprocess.Popen[bytes], log: str) -> str:
 
 
 def _cores_of(wanted: Cluster) -> int:
-    """The cores of a cluster that is there, as configured at most.
+    """The cores of a cluster that is there, or as configured: an autoscaler may add nodes.
 
     Raises:
         LodesetError: none answers, with Ray's own reason (another version, a token that is missing or wrong).
@@ -189,9 +188,12 @@ def _cores_of(wanted: Cluster) -> int:
         why = ([line.strip() for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"])[-1]
         raise LodesetError(f"no Ray cluster answers at {wanted.address}: {why}")
     there = int(told[0].split()[1])
-    if there < 1:
-        raise LodesetError(f"the Ray cluster at {wanted.address} has no CPU cores for workers: add a node")
-    return there if wanted.cpus is None else min(wanted.cpus, there)
+    if there < 1 and wanted.cpus is None:
+        raise LodesetError(
+            f"the Ray cluster at {wanted.address} has no CPU cores for workers now: add a node, or say in "
+            "resources.ray.cpus how many an autoscaler will add"
+        )
+    return there if wanted.cpus is None else wanted.cpus
 
 
 def _tell_cores(address: str) -> None:
@@ -253,7 +255,7 @@ def _watched() -> Iterator[None]:
     meanwhile is told."""
     import ray
 
-    gcs = ray.get_runtime_context().gcs_address
+    gcs, patience = ray.get_runtime_context().gcs_address, _options().get("wait_for_nodes", 60.0) - 2 * _LOOK_S
     unanswered = lacking = looked = time.monotonic()
 
     def look() -> float:
@@ -276,8 +278,8 @@ def _watched() -> Iterator[None]:
         waits_for(why)
         if possible:
             lacking = now
-        elif now - lacking > _NO_ROOM_S and not ended.is_set():
-            _end(f"waited {_NO_ROOM_S:.0f} s for {why}", NO_ROOM)
+        elif now - lacking > patience and not ended.is_set():
+            _end(f"waited {patience:.0f} s for {why}", NO_ROOM)
         return 1.0
 
     with repeating(look, 1.0) as ended:

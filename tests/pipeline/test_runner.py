@@ -8,13 +8,14 @@ import pytest
 import toy_stages
 from inline import InThisProcess
 
-from lodeset.pipeline.dag.cluster import Joined
+from lodeset.pipeline.dag.cluster import Cluster, Joined
 from lodeset.pipeline.dag.decisions import decide
 from lodeset.pipeline.dag.launched import ChildProcess, Launched
-from lodeset.pipeline.dag.runner import Event, Runner
+from lodeset.pipeline.dag.runner import RESTARTS, Event, Runner
 from lodeset.pipeline.dag.stage import PREVIOUS, Context, Follows, Input, Outcome, Stage
 from lodeset.pipeline.dag.store import Artifact, Rows, Store
-from lodeset.pipeline.errors import GateError, HeldError, LodesetError
+from lodeset.pipeline.engines.ray import lacks
+from lodeset.pipeline.errors import GateError, HeldError, LodesetError, LostError
 
 
 def stage(name: str, function: Callable[[Context], Outcome] = toy_stages.count, **changes: object) -> Stage:
@@ -266,3 +267,65 @@ def test_a_damaged_store_is_told(store: Store) -> None:
     manifest.write_text("{")
     with pytest.raises(LodesetError, match="damaged"):
         decide(store, dag(stage("a")))
+
+
+# -- Ray clusters, without Ray
+
+
+def test_what_no_node_can_give_is_told_from_what_is_busy() -> None:
+    nodes = [{"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}]
+    assert lacks(nodes, []) == ("", True)
+    why, possible = lacks(nodes, [[{"CPU": 8.0}]])
+    assert not possible
+    assert why.startswith("8 CPU, which no node of the Ray cluster can give (nodes: 4 CPU; 2 CPU, 1 GPU)")
+    # Two workers with a GPU each must start together, and there is one.
+    assert lacks(nodes, [[{"GPU": 1.0}, {"GPU": 1.0}]])[1] is False
+    assert lacks(nodes, [[{"GPU": 1.0}], [{"GPU": 1.0}]]) == ("2 GPU for 2 workers: the Ray cluster is busy", True)
+    # A group that fits only if large workers are placed first.
+    assert lacks(nodes, [[{"CPU": 2.0}, {"CPU": 4.0}]])[1] is True
+
+
+class Lost(Exception):
+    """Stands for Ray's own."""
+
+
+Lost.__name__ = "ActorDiedError"
+
+
+def loses_a_worker_once(context: Context) -> Outcome:
+    marker = Path(context.store.path("lost"))
+    if not marker.exists():
+        marker.touch()
+        raise RuntimeError("in a wrapper of Ray") from Lost("a node is gone")
+    return toy_stages.count(context)
+
+
+def always_loses_a_worker(context: Context) -> Outcome:
+    raise Lost("a node is gone")
+
+
+def test_a_stage_that_loses_a_worker_starts_again(store: Store) -> None:
+    watched = Watched(store)
+    made = watched.run(stage("a", loses_a_worker_once))
+    assert made["a/pool"].rows.kept == 1
+    assert watched.kinds() == [("started", "a"), ("again", "a"), ("started", "a"), ("done", "a")]
+
+
+def test_a_stage_that_loses_workers_again_and_again_fails(store: Store) -> None:
+    watched = Watched(store)
+    with pytest.raises(LostError, match="ActorDiedError: a node is gone"):
+        watched.run(stage("a", always_loses_a_worker))
+    assert watched.kinds() == [("started", "a"), ("again", "a")] * RESTARTS + [("started", "a"), ("failed", "a")]
+
+
+def test_a_cluster_has_a_budget_of_its_own(store: Store) -> None:
+    """A stage of Ray on a cluster of 64 cores gets them all, and runs beside one that takes both cores of this machine."""
+    joined = contextlib.nullcontext(Joined("head:6379", 64))
+    events: list[Event] = []
+    runner = Runner(store, 2, lambda: joined, events.append, launch=InThisProcess, cluster=Cluster("head:6379"))
+    here = stage("here", max_cpus=2)
+    there = stage("there", engine="ray", max_cpus=1_000)
+    made = runner.run(dag(here, there))
+    assert made["here/pool"].details["cpus"] == 2
+    assert made["there/pool"].details["cpus"] == 64
+    assert not [event for event in events if event.kind == "waiting" and "cores" in event.reason]
