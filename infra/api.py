@@ -41,6 +41,7 @@ from lodeset.infra.template import TEMPLATE
 from lodeset.pipeline.errors import ConfigError, GateError, LodesetError
 
 if TYPE_CHECKING:
+    from lodeset.infra.card.card import Card
     from lodeset.infra.composition import Composition
     from lodeset.infra.doctor import Check
     from lodeset.infra.estimate import Estimate
@@ -168,6 +169,21 @@ def gc(opened: Opened, keep: int = 10, older_than: float = 86_400.0, dry_run: bo
 
     accepted = baselines(opened.store)
     return collect(opened.store, opened.stages, keep=keep, older_than=older_than, accepted=accepted, dry_run=dry_run)
+
+
+def card(opened: Opened, out: str | Path | None = None, run: int | None = None) -> Card:
+    """Describes the shards of the last finished run, or of `run`, for those who read them: a Hugging Face dataset card and a
+    Croissant file. The same run gives the same bytes. With `out`, a folder for a copy of the shards, they are written there, and
+    otherwise into the store.
+
+    Raises:
+        ConfigError: `out` is in the store.
+        LodesetError: no run has shards, a file of it is missing or damaged, or the card cannot be written.
+        HeldError: a take-down is at work on the store.
+    """
+    from lodeset.infra.card.card import card
+
+    return card(opened, out, run)
 
 
 def _ingested(opened: Opened) -> list[Artifact]:

@@ -25,6 +25,7 @@ from lodeset.pipeline.shown import shown
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from lodeset.infra.card.card import Card
     from lodeset.infra.gates.accepted import Accepted
     from lodeset.infra.gates.outcome import Outcome
     from lodeset.infra.jobs.follow import Ended
@@ -178,6 +179,17 @@ class Project:
     def report(self, path: str | Path = "report.html", run: int | None = None) -> Path:
         """Writes the report of the last finished run, one self-contained HTML page, and returns its path."""
         return looking.report(self._looked(), path, run)
+
+    def card(self, out: str | Path | None = None, run: int | None = None) -> Card:
+        """Writes a Hugging Face dataset card and a Croissant file of the shards of the last finished run.
+
+        Args:
+            out: a folder for a copy of the shards; without it, they are written into the store.
+            run: the number of another run.
+        """
+        from lodeset.infra.card.card import card
+
+        return card(self._looked(), out, run)
 
     def trace(self, image: str | Path, run: int | None = None) -> Traced:
         """What became of an image: an image_id or its first digits, a path, a URL, or a picture file."""

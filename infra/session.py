@@ -149,7 +149,7 @@ def _run(opened: Opened, watch: Callable[[Event], None], fresh: bool) -> dict[st
     made = run_stages(opened, opened.stages, watch, names_of(opened) if fresh else ())
     asked = wanted(opened.config, opened.ids or tuple(opened.stages), opened.until)
     done = record(opened.store, asked, made, versions(), began, time.time())
-    keep_report(opened, done)
+    keep(opened, done)
     if opened.config.gates:
         outcome = evaluated(opened, done)
         if outcome.status == "error":
@@ -157,6 +157,14 @@ def _run(opened: Opened, watch: Callable[[Event], None], fresh: bool) -> dict[st
             breached(opened.store, opened.config.name, opened.config.ingest.limit, str(error), error.exit_code)
             raise error
     return made
+
+
+def keep(opened: Opened, run: Run) -> None:
+    """Puts what describes the run into the store: its report, and the card of its shards."""
+    from lodeset.infra.card.card import keep_card
+
+    keep_report(opened, run)
+    keep_card(opened, run)
 
 
 def keep_report(opened: Opened, run: Run) -> None:

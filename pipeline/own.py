@@ -32,6 +32,7 @@ FOLDERS = (
     "forgotten",
     "runs",
     "reports",
+    "cards",
     "damaged",
     "submissions",
     "accepted",

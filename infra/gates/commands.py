@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from lodeset.infra.session import Opened, data_set, keep_report
+from lodeset.infra.session import Opened, data_set, keep
 from lodeset.pipeline.errors import ConfigError, GateError, LodesetError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def rollback(opened: Opened, run: int, by: str | None = None, why: str = "") -> 
     from lodeset.infra.upkeep.rollback import roll_back
 
     done = roll_back(opened.store, data_set(opened), run, by, why)
-    keep_report(opened, done)
+    keep(opened, done)
     return done
 
 

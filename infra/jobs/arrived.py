@@ -7,9 +7,8 @@ import sys
 from collections.abc import Iterable, Mapping
 
 from lodeset.infra.config import read
-from lodeset.infra.jobs.bundle import LOCK
 from lodeset.infra.jobs.submissions import recorded
-from lodeset.infra.versions import PACKAGES, versions
+from lodeset.infra.versions import LOCK, PACKAGES, versions
 from lodeset.pipeline.dag.store import Store
 from lodeset.pipeline.errors import ConfigError, LodesetError
 from lodeset.pipeline.shown import shown

@@ -22,11 +22,12 @@ from fsspec.utils import get_protocol
 
 import lodeset
 from lodeset.infra.config import Config, read, said
+from lodeset.infra.versions import LOCK
 from lodeset.pipeline.config import PATHS
 from lodeset.pipeline.errors import ConfigError, LodesetError
 from lodeset.pipeline.shown import shown, without_secrets
 
-CONFIG, LOCK = "lodeset.yaml", "requirements.lock"
+CONFIG = "lodeset.yaml"
 MAX_BYTES = 2**20
 NAME = "bundle.tar.xz"  # 565 kB, where a zip archive takes 882
 _LOCAL = ("file", "local")

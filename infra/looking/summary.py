@@ -19,6 +19,7 @@ from lodeset.pipeline.specs import WriteShardsDetails
 from lodeset.training.specs import TrainDetails
 
 REPORTS = "reports"
+CARDS, README, CROISSANT = "cards", "README.md", "croissant.json"
 TRAINED = ("train", "finish", "distill")
 
 # Reads the images that count, wherever their shards are; needs the packages that lodeset needs.
@@ -66,6 +67,7 @@ class Summary:
     accepted: int | None = None
     rolled_back: Mapping[str, Any] | None = None
     gates: Outcome | None = None
+    card: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,6 +75,10 @@ class Summary:
 
 def report_path(number: int) -> str:
     return f"{REPORTS}/{number:06d}.html"
+
+
+def card_folder(number: int) -> str:
+    return f"{CARDS}/{number:06d}"
 
 
 def summary(store: Store, held: Held) -> Summary:
@@ -105,6 +111,7 @@ def summary(store: Store, held: Held) -> Summary:
             "why": back.why,
         },
         gates=last_outcome(store, run.number) if run is not None else None,
+        card=_card(store, run),
     )
 
 
@@ -114,6 +121,12 @@ def _back(store: Store, run: Run) -> RolledBack | None:
     if run.rolled_back is not None or newest is None or newest.number != run.number:
         return run.rolled_back
     return standing(store, run.name, run.limit)
+
+
+def _card(store: Store, run: Run | None) -> str | None:
+    """The dataset card of a run; None if it was not written yet, or deleted by a take-down."""
+    folder = card_folder(run.number) if run is not None else ""
+    return store.full_url(f"{folder}/{README}") if folder and README in store.names(folder) else None
 
 
 def _models(store: Store, artifacts: Mapping[str, Artifact]) -> tuple[Model, ...]:
@@ -151,6 +164,8 @@ def lines(summary_: Summary, config: str) -> list[str]:
         out.append(f"report  {shown(summary_.report)}")
     elif summary_.run is not None:
         out.append(f"report  not written yet, or deleted by a take-down: `lodeset report {config}` writes one")
+    if summary_.card is not None:
+        out.append(f"card    {shown(summary_.card)}")
     return out + _next(summary_, config)
 
 

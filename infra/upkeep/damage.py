@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lodeset.infra.gates import accepted, outcome
-from lodeset.infra.looking.summary import report_path
+from lodeset.infra.looking.summary import card_folder, report_path
 from lodeset.pipeline.dag.claims import live
 from lodeset.pipeline.dag.damage import (
     Damage,
@@ -105,7 +105,9 @@ def mend(
     for entry in done.damage:
         folder, _, name = entry.path.rpartition("/")
         if folder == RUNS:
-            store.delete(report_path(int(name.removesuffix(".json"))))  # another run will get this number
+            number = int(name.removesuffix(".json"))  # another run will get it
+            store.delete(report_path(number))
+            store.delete_folder(card_folder(number))
     _tell(done, stages, watch)
     return True
 

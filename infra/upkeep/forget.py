@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lodeset.infra.card.card import drop_cards
 from lodeset.infra.looking.summary import REPORTS
 from lodeset.infra.upkeep.compact import every_artifact, sweep
 from lodeset.infra.upkeep.taken import copies_of, every_part, is_in, kept_for, resolved, selected_for, with_derived
@@ -331,6 +332,7 @@ def _complete(store: Store) -> _Plan | None:
     sweep(store)
     for name in store.names(REPORTS):
         store.delete(f"{REPORTS}/{name}")  # pages contain pictures; `run` and `report` write new ones
+    drop_cards(store)  # digests and counts are others now, and licenses are texts from sources
     for number in attempts.numbers(store):
         store.delete(attempts.path_of(number))  # the error of a run may name an image
     store.delete(PLANNED)

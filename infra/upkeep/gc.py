@@ -23,7 +23,7 @@ from pathlib import Path
 
 from lodeset.infra.gates.outcome import FOLDER as GATES
 from lodeset.infra.gates.outcome import breaches_kept
-from lodeset.infra.looking.summary import REPORTS, TRAINED
+from lodeset.infra.looking.summary import CARDS, REPORTS, TRAINED
 from lodeset.pipeline.dag import attempts
 from lodeset.pipeline.dag.claims import claim, live, store_clock
 from lodeset.pipeline.dag.damage import Contents, contents
@@ -46,7 +46,7 @@ KINDS: Mapping[str, str] = {
     "runs": "what the kept runs consist of",
     "work": "parts that save the next run work",
     "young": "unfinished or unlisted, and changed lately or needed by the configuration",
-    "records": "records: runs, attempts, claims, reports, lists of what was forgotten",
+    "records": "records: runs, attempts, claims, reports, cards, lists of what was forgotten",
     "foreign": "not lodeset's",
     "dropped run": "only runs that are not kept need it",
     "left over": "left by a run that was killed, or by nobody known",
@@ -281,8 +281,8 @@ class _Classes:
         name = path.rpartition("/")[2]
         if _TEMPORARY.search(name):
             return self._aged(changed)
-        if top in (RUNS, REPORTS, GATES):
-            number = (rest if top == GATES else name).partition("/")[0].partition(".")[0]
+        if top in (RUNS, REPORTS, CARDS, GATES):
+            number = (rest if top in (CARDS, GATES) else name).partition("/")[0].partition(".")[0]
             return "records" if not number.isdecimal() or int(number) in self._kept else "dropped run"
         if top in _RECORDS or not rest:
             return "records" if top in _RECORDS or name.startswith((".", "forgetting")) else "foreign"
@@ -389,7 +389,7 @@ def _delete(store: Store, entries: Iterable[Entry]) -> None:
 def _order(entry: Entry) -> tuple[int, str]:
     """Runs first, then artifacts, then parts, then what they list."""
     top, name = entry.path.partition("/")[0], entry.path.rpartition("/")[2]
-    if top in (RUNS, REPORTS, GATES):
+    if top in (RUNS, REPORTS, CARDS, GATES):
         return 0, entry.path
     if top == "artifacts":
         return 1, entry.path

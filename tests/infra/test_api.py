@@ -36,11 +36,12 @@ def test_every_command_is_a_function() -> None:
         *cli.reject_commands.registered_commands,
         *cli.store_commands.registered_commands,
         *cli.gates_commands.registered_commands,
+        *cli.card_commands.registered_commands,
     ]
     commands = {command.callback.__name__ for command in registered if command.callback}
     assert commands == {
         "init", "schema", "plan", "run", "status", "report", "trace", "dedup_preview", "compact", "forget", "demo", "train", "prune",
-        "export", "doctor", "table", "verify", "gc", "rejects", "metrics", "gates", "accept", "rollback",
+        "export", "doctor", "table", "verify", "gc", "rejects", "metrics", "gates", "accept", "rollback", "card",
     }  # fmt: skip
     for name in commands:
         assert (

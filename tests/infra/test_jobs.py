@@ -32,6 +32,7 @@ from lodeset.infra.jobs.names import CPUS, NAME, STOP, STORE, attempt_of, next_a
 from lodeset.infra.jobs.pending import GIB, Asked, lacking
 from lodeset.infra.jobs.submit import Options, entrypoint, identity, submit
 from lodeset.infra.looking.now import now
+from lodeset.infra.versions import LOCK
 from lodeset.pipeline.dag.attempts import attempt
 from lodeset.pipeline.dag.store import Store
 from lodeset.pipeline.errors import ConfigError, LodesetError
@@ -121,7 +122,7 @@ def test_a_bundle_is_small_reproducible_and_runs_by_itself(tmp_path: Path) -> No
     assert one.read_bytes() == two.read_bytes()
     with tarfile.open(one) as sent_files:
         sent_files.extractall(folder, filter="data")
-    assert (folder / bundle.LOCK).read_text() == (ROOT / bundle.LOCK).read_text()
+    assert (folder / LOCK).read_text() == (ROOT / LOCK).read_text()
     # -I: without the lodeset that these tests import.
     look = (
         f"import sys; sys.path.insert(0, {str(folder)!r}); import lodeset, importlib.metadata as m, lodeset.infra.cli.main;"

@@ -155,12 +155,12 @@ def test_stores_on_other_file_systems(tmp_path: Path) -> None:
 
 def test_all_that_a_store_holds_is_known_as_its_own(tmp_path: Path) -> None:
     """A folder that a later version puts beside these must be named, or a shared folder's listing would take it in."""
-    from lodeset.infra.looking.summary import REPORTS
+    from lodeset.infra.looking.summary import CARDS, REPORTS
     from lodeset.pipeline.dag.store import DAMAGED, RUNS
     from lodeset.pipeline.stages import standing
     from lodeset.pipeline.tables import forgotten
     from lodeset.training.stages.train import folder_of
 
-    used = {"parts", "artifacts", "claims", "logs", REPORTS, DAMAGED, RUNS, forgotten.FOLDER, standing.ROOT}
+    used = {"parts", "artifacts", "claims", "logs", REPORTS, CARDS, DAMAGED, RUNS, forgotten.FOLDER, standing.ROOT}
     assert used <= set(own.FOLDERS)
     assert folder_of(Store(str(tmp_path)), "f" * 64).relative_to(tmp_path).parts[0] in own.FOLDERS
