@@ -24,7 +24,7 @@ from lodeset.pipeline.tables import records
 
 LICENCES_SHOWN = 50
 LICENCE_LENGTH = 120  # characters; some sources put a whole text there
-# Sections of the configuration that say where and how fast a run works, not what it makes.
+# Sections of the configuration that say where and how a run works, not what it makes.
 _PLACES = ("store", "resources")
 
 
