@@ -303,6 +303,11 @@ class TrainingConfig(Strict):
         "that are not listed",
     )
     log_every: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl")
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
+        ("tensorboard",),
+        description="where metrics go besides metrics.jsonl; mlflow and wandb are set up by their own environment "
+        "variables, and are extras",
+    )
     checkpoint_every: int = Field(100, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="number of newest checkpoints kept on disk")
     model: ModelConfig = Field(default_factory=ModelConfig, description="the Vision Transformer")
@@ -429,6 +434,7 @@ _SPEED = (
     "activation_checkpointing",
     "loader_processes",
     "log_every",
+    "trackers",
     "checkpoint_every",
     "keep_checkpoints",
     "max_failures",

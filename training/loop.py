@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import math
+import posixpath
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,8 @@ from lodeset.training.config import TrainingConfig, identity_of
 from lodeset.training.data import Batch, Batches, load_batches
 from lodeset.training.export import CONFIG, PREPROCESSOR, WEIGHTS, export
 from lodeset.training.index import Shards, open_index, weights_of
-from lodeset.training.metrics import EVENTS, MetricsLog, feature_metrics
 from lodeset.training.metrics import FILE as METRICS
+from lodeset.training.metrics import MetricsLog, feature_metrics
 from lodeset.training.narrow import ARCHITECTURE, heads_of, narrow, save_narrow
 from lodeset.training.objectives.objective import Objective, Views
 from lodeset.training.origin import Origin, networks
@@ -43,6 +44,7 @@ from lodeset.training.ssl import (
     training_state,
     update_teacher,
 )
+from lodeset.training.trackers import EVENTS, IDS, Tracked, opened
 from lodeset.training.vit import DinoVisionTransformer
 
 SUMMARY = "summary.json"
@@ -257,7 +259,8 @@ class Journal:
         self.run = run
         if run.away is not None and run.worker.rank == 0:
             run.away.bring(METRICS, run.folder)
-        self.log = MetricsLog(run.folder, run.first_step) if run.worker.rank == 0 else None
+            run.away.bring(IDS, run.folder)
+        self.log = _log(run) if run.worker.rank == 0 else None
         self.line: dict[str, Any] = self.log.last if self.log is not None else {}
         self.skipped = 0.0
         self.started = self.logged = time.perf_counter()
@@ -278,9 +281,11 @@ class Journal:
     def keep(self) -> None:
         """Puts the metrics so far where everything is kept: what a run that is lost now continues with."""
         if self.run.away is not None and self.log is not None:
-            self.log.events.flush()
-            for path in (self.run.folder / METRICS, *(self.run.folder / EVENTS).iterdir()):
-                self.run.kept(path.relative_to(self.run.folder).as_posix())
+            self.log.flush()
+            folder = self.run.folder
+            for path in (folder / METRICS, folder / IDS, *(folder / EVENTS).glob("*")):
+                if path.is_file():
+                    self.run.kept(path.relative_to(folder).as_posix())
 
     def close(self) -> dict[str, Any]:
         """The summary."""
@@ -300,6 +305,16 @@ class Journal:
             "images_per_s": steps_made * run.config.batch / seconds if steps_made else line.get("images_per_s", 0.0),
             "losses": {name: line[name] for name in ("loss", *run.objective.terms) if name in line},
         }
+
+
+def _log(run: Run) -> MetricsLog:
+    about = Tracked(
+        folder=run.folder,
+        name=posixpath.basename(str(run.away or run.folder)),
+        settings=identity_of(run.config),
+        resumed_step=run.first_step,
+    )
+    return MetricsLog(run.folder, run.first_step, opened(run.config.trackers, about))
 
 
 def _resumed(folder: Path, identity: dict[str, Any], worker: Worker, away: Away | None) -> tuple[int, Path | None]:

@@ -1,5 +1,4 @@
-"""Metrics of a run: measures of its features, and every few steps a line of `metrics.jsonl` and scalars for
-TensorBoard.
+"""Metrics of a run: measures of its features, and every few steps a line of `metrics.jsonl`, which trackers get, too.
 
 Shapes: n rows, D width, K prototypes.
 """
@@ -7,29 +6,28 @@ Shapes: n rows, D width, K prototypes.
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tensorboardX import SummaryWriter
 from torch import Tensor
 
 from lodeset.training.losses.koleo import nearest_distances
 from lodeset.training.ssl import StepLosses
+from lodeset.training.trackers import Tracker
 
 FILE = "metrics.jsonl"
-EVENTS = "tensorboard"
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl` and to TensorBoard's events in `tensorboard/`.
+    """Appends to `metrics.jsonl`, and tells the trackers.
 
-    When it is opened at a resumed step, it first drops incomplete lines and those of later steps, and TensorBoard is
-    told to forget these steps.
+    When it is opened at a resumed step, it first drops incomplete lines and those of later steps.
     """
 
-    def __init__(self, folder: Path, resumed_step: int) -> None:
+    def __init__(self, folder: Path, resumed_step: int, trackers: Sequence[Tracker] = ()) -> None:
         self.path = folder / FILE
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         kept = [line for line in lines if (step := _step(line)) is not None and step <= resumed_step]
@@ -37,17 +35,22 @@ class MetricsLog:
         temporary.write_text("".join(f"{line}\n" for line in kept))
         os.replace(temporary, self.path)
         self.last: dict[str, Any] = json.loads(kept[-1]) if kept else {}
-        self.events = SummaryWriter(str(folder / EVENTS), purge_step=resumed_step + 1)
+        self.trackers = tuple(trackers)
 
     def append(self, line: dict[str, Any]) -> None:
         with open(self.path, "a") as file:
             file.write(json.dumps(line) + "\n")
-        for name, value in line.items():
-            if name != "step":
-                self.events.add_scalar(name, value, line["step"])
+        values = {name: value for name, value in line.items() if name != "step"}
+        for tracker in self.trackers:
+            tracker.log(line["step"], values)
+
+    def flush(self) -> None:
+        for tracker in self.trackers:
+            tracker.flush()
 
     def close(self) -> None:
-        self.events.close()
+        for tracker in self.trackers:
+            tracker.close()
 
 
 def _step(line: str) -> int | None:
