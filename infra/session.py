@@ -126,9 +126,11 @@ def run(opened: Opened, watch: Callable[[Event], None], fresh: bool = False) -> 
     """
     from lodeset.infra.observing.lineage import traced
     from lodeset.infra.observing.notify import notified
+    from lodeset.pipeline.remote.retries import summed_up
 
     config, store = opened.config, opened.store.url
     with (
+        summed_up(),
         notified(config.notify, watch, name=config.name, store=store, config=str(opened.path)) as told,
         traced(config.lineage, told, name=config.name, store=store) as told,
     ):
@@ -267,7 +269,6 @@ def run_in(
     from lodeset.pipeline.dag.damage import noted
     from lodeset.pipeline.dag.runner import Runner
     from lodeset.pipeline.engines.ray import cluster
-    from lodeset.pipeline.remote.retries import summed
     from lodeset.pipeline.tables.forgotten import refuse_during_take_down
 
     joining = functools.partial(cluster, ray, cpus)
@@ -275,25 +276,21 @@ def run_in(
     def running(some: Mapping[str, Stage], told: Callable[[Event], None]) -> dict[str, Artifact]:
         return Runner(store, cpus, joining, told, fresh, cluster=ray).run(some, given or {})
 
-    with summed() as repeats:
-        store.prepare()
-        # A run and a take-down put their claims first, and then look for the other's.
-        mine = claim_name(name, limit)
-        with claim(store, mine, f"{name} in {store.url}"):
-            refuse_during_take_down(store)
-            with attempt(store, stages, watch, name=name, limit=limit, until=until, versions=versions()) as told:
-                for tries_left in reversed(range(TRIES)):
-                    for _ in range(TRIES):
-                        if not mend(store, stages, mine, told, given or {}):
-                            break
-                    try:
-                        then = before(store, stages, running, told, given or {})
-                        made = running(stages, then)
-                        if repeats().requests:
-                            logging.getLogger("lodeset").warning("the store or a source was slow: %s", repeats())
-                        return made
-                    except LodesetError:
-                        # Readers leave a note of what they find damaged.
-                        if not tries_left or not noted(store):
-                            raise
+    store.prepare()
+    # A run and a take-down put their claims first, and then look for the other's.
+    mine = claim_name(name, limit)
+    with claim(store, mine, f"{name} in {store.url}"):
+        refuse_during_take_down(store)
+        with attempt(store, stages, watch, name=name, limit=limit, until=until, versions=versions()) as told:
+            for tries_left in reversed(range(TRIES)):
+                for _ in range(TRIES):
+                    if not mend(store, stages, mine, told, given or {}):
+                        break
+                try:
+                    then = before(store, stages, running, told, given or {})
+                    return running(stages, then)
+                except LodesetError:
+                    # Readers leave a note of what they find damaged.
+                    if not tries_left or not noted(store):
+                        raise
     raise AssertionError("the last try returns or raises")

@@ -224,10 +224,15 @@ def repeated_in(folder: Path) -> Repeated:
 
 
 @contextlib.contextmanager
-def summed() -> Iterator[Callable[[], Repeated]]:
-    """Adds up what this process repeats, and those that it starts on this machine, as long as the block runs."""
+def summed_up() -> Iterator[None]:
+    """Says in the end what this process repeated while the block ran, and those that it started on this machine."""
     with tempfile.TemporaryDirectory(prefix="lodeset-repeats-") as folder, _written_to(folder):
-        yield lambda: repeated_in(Path(folder))
+        try:
+            yield
+        finally:
+            total = repeated_in(Path(folder))
+            if total.requests:
+                logging.getLogger("lodeset").warning("the store or a source was slow: %s", total)
 
 
 @contextlib.contextmanager

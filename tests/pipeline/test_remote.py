@@ -33,6 +33,7 @@ from lodeset.pipeline.remote.retries import (
     patiently,
     repeated,
     repeated_in,
+    summed_up,
     told_of,
     transient,
 )
@@ -167,18 +168,18 @@ def test_what_is_given_up_inside_is_not_begun_again_around(
     assert len(tries) == 1 and not paused
 
 
-def test_repeats_are_counted_by_stage_and_in_all(
-    paused: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv(REPEATS, str(tmp_path))
-    refusal = Refusal(503, "SlowDown")
-    with caplog.at_level(logging.WARNING, logger="lodeset.remote"):
+def test_repeats_are_counted_by_stage_and_in_all(paused: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    refusal, folders = Refusal(503, "SlowDown"), list[str]()
+    with caplog.at_level(logging.WARNING, logger="lodeset"), summed_up():
+        folders.append(os.environ[REPEATS])
         with told_of("embed/pool"):
             repeated(failing(refusal, refusal), "read x", "test")
         repeated(failing(refusal), "read x", "test")
-    total = repeated_in(tmp_path)
+        total = repeated_in(Path(folders[0]))
     assert total.requests == 3 and total.seconds == pytest.approx(sum(paused), abs=0.01)
-    assert "embed/pool: its store or a source was slow: 2 requests were repeated" in caplog.messages[-1]
+    assert "embed/pool: its store or a source was slow: 2 requests were repeated" in caplog.messages[-2]
+    assert "the store or a source was slow: 3 requests were repeated" in caplog.messages[-1]
+    assert not Path(folders[0]).exists() and REPEATS not in os.environ
 
 
 # -- a file system
