@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from PIL import Image
 
 import lodeset as package
 from lodeset.infra import api, session
-from lodeset.infra.card.facts import Licences, _public
-from lodeset.infra.card.readme import text
+from lodeset.infra.card.facts import Licences, _public, facts
+from lodeset.infra.card.readme import _patterns, readme, text
 from lodeset.infra.card.words import licence_ids, size_category
+from lodeset.infra.looking import looking
 from lodeset.infra.upkeep.gc import collect
 from lodeset.pipeline.dag.runs import Wanted, artifacts_of, record
-from lodeset.pipeline.dag.store import Store
+from lodeset.pipeline.dag.store import File, Store
 from lodeset.pipeline.errors import ConfigError, LodesetError
 
 CONFIG = """store: ./runs
@@ -39,6 +41,7 @@ curated:
 filter: {min_side: 32}
 dedup: {threshold: 0.99, reference_threshold: 0.99, verify: none}
 cluster: {k: 2}
+shards: {size_mb: 0.03}
 embed: {semantic: {kind: patch_dictionary, words: 8}}
 """
 BY = "https://creativecommons.org/licenses/by/4.0/"
@@ -149,8 +152,18 @@ def test_the_front_matter_finds_exactly_the_shards(finished: Path) -> None:
     front = front_of(cards(finished))
     (split,) = front["configs"][0]["data_files"]
     found = {one.resolve() for pattern in split["path"] for one in cards(finished).glob(pattern)}
-    assert found == {one.resolve() for one in (finished / "runs/shards").rglob("*.tar")} and found
+    assert found == {one.resolve() for one in (finished / "runs/shards").rglob("*.tar")} and len(found) > 1
     assert front["license"] == "other" and front["size_categories"] == ["n<1K"]
+
+
+def test_of_earlier_folders_only_shards_that_hold_what_counts(finished: Path) -> None:
+    opened = api.open_store(finished / "c.yaml")
+    found = facts(opened.store, looking.held(opened))
+    earlier = File("shards/before/shard-000001.tar", 1, 2, "")
+    grown = replace(found, shards=(earlier, *found.shards), dead=3)
+    assert _patterns(grown, "../../") == ["../../shards/before/shard-000001.tar", f"../../{found.folder}/*.tar"]
+    assert _patterns(replace(grown, shards=(earlier,)), "") == ["shards/before/shard-000001.tar"]
+    assert "The shards also hold 3 images that do not count" in readme(grown, "").decode()
 
 
 def test_hugging_face_datasets_reads_the_shards_by_the_card(finished: Path, tmp_path: Path) -> None:
@@ -213,7 +226,8 @@ def test_a_card_for_a_copy_of_the_shards(config: Path, tmp_path: Path) -> None:
     for folder in done.shards:
         shutil.copytree(config.parent / "runs" / folder, out / folder)
     (split,) = front_of(out)["configs"][0]["data_files"]
-    assert [one.name for pattern in split["path"] for one in out.glob(pattern)] == ["shard-000000.tar"]
+    found = {one.name for pattern in split["path"] for one in out.glob(pattern)}
+    assert found == {one.name for one in (config.parent / "runs/shards").rglob("*.tar")}
     tree = json.loads((out / "croissant.json").read_text())
     urls = [one["contentUrl"] for one in tree["distribution"] if "contentUrl" in one]
     assert all((out / url).is_file() and not url.startswith((".", "/")) for url in urls)
