@@ -185,7 +185,7 @@ class Away:
         self.store.delete_folder(self.folder)
 
 
-Place = Path | Away
+RunFolder = Path | Away
 
 
 def _step(step: int) -> str:
@@ -217,7 +217,7 @@ def _removed(lock_path: Path) -> None:
         lock_path.unlink()
 
 
-def read(place: Place, name: str) -> bytes | None:
+def read(place: RunFolder, name: str) -> bytes | None:
     """A small file of a run's folder, wherever that is."""
     if isinstance(place, Away):
         return place.store.read(place.name(name))
@@ -225,6 +225,6 @@ def read(place: Place, name: str) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def relative(place: Place, store: Store) -> str:
+def relative(place: RunFolder, store: Store) -> str:
     """A run's folder, relative to the store that it is in."""
     return place.folder if isinstance(place, Away) else posixpath.relpath(str(place), store.root)

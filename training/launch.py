@@ -25,7 +25,7 @@ import torch
 from lodeset.pipeline.dag.child import last_line
 from lodeset.pipeline.engines.ray import SCRATCH, placed
 from lodeset.pipeline.errors import LodesetError
-from lodeset.training.away import Away, Place, read, workplace
+from lodeset.training.away import Away, RunFolder, read, workplace
 from lodeset.training.checkpoint import newest_step
 from lodeset.training.config import TrainingConfig
 from lodeset.training.index import Shards
@@ -56,7 +56,7 @@ def train_inline(config: TrainingConfig, shards: Shards, folder: Path, origin: O
 
 
 def launch(
-    config: TrainingConfig, shards: Shards, folder: Place, cpus: int, origin: Origin | None = None
+    config: TrainingConfig, shards: Shards, folder: RunFolder, cpus: int, origin: Origin | None = None
 ) -> dict[str, Any]:
     """Train on Ray Train workers and return the run's summary (see `train_loop`); Ray must be initialized.
 
@@ -91,11 +91,11 @@ def launch(
     return summary | {"restarts": restarts}
 
 
-def _newest_step(folder: Place) -> int:
+def _newest_step(folder: RunFolder) -> int:
     return folder.newest_step() if isinstance(folder, Away) else newest_step(folder)
 
 
-def _fit(config: TrainingConfig, arguments: dict[str, Any], folder: Place, cpus: int) -> str | None:
+def _fit(config: TrainingConfig, arguments: dict[str, Any], folder: RunFolder, cpus: int) -> str | None:
     """Start as many workers as the cluster can run now; return None when they are done, or how a worker was lost.
 
     Ray Train's own `FailureConfig` would also restart after errors that only the user can correct.
@@ -154,7 +154,7 @@ def _fit(config: TrainingConfig, arguments: dict[str, Any], folder: Place, cpus:
 
 
 @contextlib.contextmanager
-def _bookkeeping(folder: Place) -> Iterator[tuple[str, Any]]:
+def _bookkeeping(folder: RunFolder) -> Iterator[tuple[str, Any]]:
     """Where Ray keeps its bookkeeping, and on which file system (None: the local one).
 
     That of a local cluster can disappear with it; that of another cluster must be on storage that all nodes see.

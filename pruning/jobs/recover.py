@@ -31,7 +31,7 @@ from lodeset.pruning.jobs.distil import TRAINED, distillation_inputs, distiller
 from lodeset.pruning.jobs.judging import seen
 from lodeset.pruning.jobs.setting import VERSION, Setting, Workplace, judging_inputs, kept_file
 from lodeset.pruning.jobs.sweep_parts import agreement, publish
-from lodeset.training.away import Away, Place
+from lodeset.training.away import Away, RunFolder
 from lodeset.training.config import TrainingConfig, identity_of
 from lodeset.training.export import WEIGHTS
 from lodeset.training.index import Shards, open_index
@@ -113,7 +113,7 @@ def recovered(
     return recovered_rows, [*trained, *parts], len(new) + len(new_rows)
 
 
-def _folder(work: Workplace, key: str) -> Place:
+def _folder(work: Workplace, key: str) -> RunFolder:
     """Folder of a run's checkpoints, different for another stage that makes the same part at the same time."""
     return folder_of(work.context.store, digest(key, work.context.fingerprint))
 
@@ -162,7 +162,7 @@ def _trained(
             yield store.commit_part(TRAINED, key, {}, {"images": 0}, time.time() - started, files=files)
 
 
-def _copied(folder: Place, to: Path) -> None:
+def _copied(folder: RunFolder, to: Path) -> None:
     to.mkdir(parents=True)
     left = folder.left() if isinstance(folder, Away) else {}
     for name in (WEIGHTS, ARCHITECTURE, METRICS):

@@ -17,7 +17,7 @@ from lodeset.pipeline.dag.store import File, Rows, Store
 from lodeset.pipeline.dag.stored import stored
 from lodeset.pipeline.engines.ray import job
 from lodeset.pipeline.errors import LodesetError
-from lodeset.training.away import Away, Place, read, relative
+from lodeset.training.away import Away, RunFolder, read, relative
 from lodeset.training.checkpoint import MARKER
 from lodeset.training.config import TrainingConfig
 from lodeset.training.export import CONFIG, PREPROCESSOR, WEIGHTS
@@ -28,7 +28,7 @@ from lodeset.training.origin import Origin
 from lodeset.training.specs import SELECTED, TrainRuntime, TrainSpec
 
 
-def folder_of(store: Store, fingerprint: str, chosen: str = "") -> Place:
+def folder_of(store: Store, fingerprint: str, chosen: str = "") -> RunFolder:
     """Where a run's checkpoints, metrics and export lie."""
     relative = chosen or f"training/{fingerprint[:16]}"
     return Path(store.path(relative)) if store.local else Away(store.url, relative)
@@ -110,7 +110,7 @@ def _file(store: Store, path: Path) -> File:
     return File(path.relative_to(store.root).as_posix(), 0, path.stat().st_size, file_digest(str(path)))
 
 
-def _checkpoint(store: Store, folder: Place, step: int) -> tuple[File, ...]:
+def _checkpoint(store: Store, folder: RunFolder, step: int) -> tuple[File, ...]:
     """The files of a step's checkpoint, its manifest first. Digests are those in it: the files can be gigabytes."""
     name = f"step-{step:07d}/{MARKER}"
     data = read(folder, name)
@@ -123,7 +123,7 @@ def _checkpoint(store: Store, folder: Place, step: int) -> tuple[File, ...]:
 
 
 @contextlib.contextmanager
-def following(report: Callable[[float, int], None], folder: Place, config: TrainingConfig) -> Iterator[None]:
+def following(report: Callable[[float, int], None], folder: RunFolder, config: TrainingConfig) -> Iterator[None]:
     """Reports the share of the steps that is done, and images since it looked first, from the last line of metrics.jsonl, which worker 0
     writes wherever it runs."""
     every = 5.0 if isinstance(folder, Away) else 1.0
@@ -144,7 +144,7 @@ def following(report: Callable[[float, int], None], folder: Place, config: Train
         yield
 
 
-def _last_line(folder: Place) -> dict[str, Any] | None:
+def _last_line(folder: RunFolder) -> dict[str, Any] | None:
     """The last whole line, or None where there is none yet; the file may be written to at the same time."""
     lines = (read(folder, METRICS) or b"").decode(errors="replace").splitlines()
     for line in reversed(lines):
