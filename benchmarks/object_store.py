@@ -33,7 +33,7 @@ SILENCE_S = 3.0  # instead of 30, so that the table is there today
 
 
 def main(folder: Path) -> None:
-    config = world(folder / "world")
+    config = world(folder / "world", recover=True)
     size = sum(path.stat().st_size for path in (config.parent / "pool").rglob("*") if path.is_file())
     print(f"sources: {size:,} bytes")
     print("| store | seconds | requests | faults | bytes sent | of sources | repeated | same files | same weights |")
@@ -53,7 +53,7 @@ def main(folder: Path) -> None:
 
 
 def reads(folder: Path) -> None:
-    config = world(folder / "world")
+    config = world(folder / "world", recover=True)
     with s3_server("bucket") as address:
         copied_to(config, "s3://bucket/world")
         print("| source | cache | bytes of the source | requests | bytes sent |")

@@ -5,6 +5,7 @@ Importing this loads neither torch nor an engine: what needs them is imported wh
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -162,13 +163,14 @@ def gc(opened: Opened, keep: int = 10, older_than: float = 86_400.0, dry_run: bo
 
     Raises:
         LodesetError: no store is there, or a manifest of it is damaged.
-        HeldError: a take-down, or a run that does not say what it needs, is at work on the store.
+        HeldError: a take-down is at work on the store.
     """
     from lodeset.infra.gates.accepted import baselines
     from lodeset.infra.upkeep.gc import collect
 
-    accepted = baselines(opened.store)
-    return collect(opened.store, opened.stages, keep=keep, older_than=older_than, accepted=accepted, dry_run=dry_run)
+    store = opened.store
+    accepted = functools.partial(baselines, store)
+    return collect(store, opened.stages, keep=keep, older_than=older_than, accepted=accepted, dry_run=dry_run)
 
 
 def card(opened: Opened, out: str | Path | None = None, run: int | None = None) -> Card:

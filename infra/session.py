@@ -142,23 +142,22 @@ def _run(opened: Opened, watch: Callable[[Event], None], fresh: bool) -> dict[st
     from lodeset.infra.looking.held import wanted
     from lodeset.infra.upkeep.rollback import refusing
     from lodeset.infra.versions import versions
-    from lodeset.pipeline.dag.attempts import breached
     from lodeset.pipeline.dag.runs import record
 
     began = time.time()
     if not fresh:
         watch = refusing(opened.store, data_set(opened), opened.stages, watch)
-    made = run_stages(opened, opened.stages, watch, names_of(opened) if fresh else ())
-    asked = wanted(opened.config, opened.ids or tuple(opened.stages), opened.until)
-    done = record(opened.store, asked, made, versions(), began, time.time())
-    keep(opened, done)
-    if opened.config.gates:
-        outcome = evaluated(opened, done)
-        if outcome.status == "error":
-            error = BreachedError(outcome)
-            breached(opened.store, opened.config.name, opened.config.ingest.limit, str(error), error.exit_code)
-            raise error
-    return made
+
+    def finish(made: dict[str, Artifact]) -> None:
+        asked = wanted(opened.config, opened.ids or tuple(opened.stages), opened.until)
+        done = record(opened.store, asked, made, versions(), began, time.time())
+        keep(opened, done)
+        if opened.config.gates:
+            outcome = evaluated(opened, done)
+            if outcome.status == "error":
+                raise BreachedError(outcome)
+
+    return run_stages(opened, opened.stages, watch, names_of(opened) if fresh else (), finish=finish)
 
 
 def keep(opened: Opened, run: Run) -> None:
@@ -207,8 +206,11 @@ def run_stages(
     watch: Callable[[Event], None],
     fresh: Container[str],
     given: Mapping[str, Artifact] | None = None,
+    finish: Callable[[dict[str, Artifact]], None] = lambda made: None,
 ) -> dict[str, Artifact]:
-    """`given` is what stages are made from that are not to be run."""
+    """`given` is what stages are made from that are not to be run; `finish` is called with what was made, while the run still holds
+    its claim.
+    """
     config = opened.config
     return run_in(
         opened.store,
@@ -221,6 +223,7 @@ def run_stages(
         watch=watch,
         fresh=fresh,
         given=given,
+        finish=finish,
     )
 
 
@@ -251,11 +254,13 @@ def run_in(
     until: str = "",
     fresh: Container[str] = (),
     given: Mapping[str, Artifact] | None = None,
+    finish: Callable[[dict[str, Artifact]], None] = lambda made: None,
 ) -> dict[str, Artifact]:
     """Runs the stages that are not finished in a store, and returns every artifact by stage id.
 
     Args:
         name, limit, until: which data set this makes, and how far; one run at a time may make it.
+        finish: is called with what was made, while the run still holds its claim.
 
     Raises:
         LodesetError: the first stage that failed; what was finished stays.
@@ -288,9 +293,11 @@ def run_in(
                         break
                 try:
                     then = before(store, stages, running, told, given or {})
-                    return running(stages, then)
+                    made = running(stages, then)
+                    break
                 except LodesetError:
                     # Readers leave a note of what they find damaged.
                     if not tries_left or not noted(store):
                         raise
-    raise AssertionError("the last try returns or raises")
+            finish(made)
+            return made

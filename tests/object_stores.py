@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import yaml
@@ -33,8 +34,8 @@ RATES = {
 }
 
 
-def world(folder: Path, images: int = IMAGES) -> Path:
-    """The sample world with few steps; returns its configuration."""
+def world(folder: Path, images: int = IMAGES, recover: bool = False) -> Path:
+    """The sample world with few steps; returns its configuration. With `recover`, pruned models are trained again."""
     make_world(folder, images)
     path = write_config(folder, images)
     tree = yaml.safe_load(path.read_text())
@@ -45,9 +46,8 @@ def world(folder: Path, images: int = IMAGES) -> Path:
     tree["shards"] = {"size_mb": 0.1}
     tree["training"] |= {"steps": 8, "batch": 8, "checkpoint_every": 4, "log_every": 2, "precision": "fp32"}
     tree["training"]["model"] = {"dim": 32, "depth": 2, "heads": 2}
-    tree["pruning"] = [
-        {"method": "entropic", "remove": [0.3], "calibration_images": 64, "recover": {"steps": 4, "how": "distill"}}
-    ]
+    job: dict[str, Any] = {"method": "entropic", "remove": [0.3], "calibration_images": 64}
+    tree["pruning"] = [job | ({"recover": {"steps": 4, "how": "distill"}} if recover else {})]
     tree["resources"] = {"cpus": 2}
     path.write_text(yaml.safe_dump(tree))
     return path

@@ -46,7 +46,10 @@ def rejects(
     reason: Annotated[str | None, typer.Option(metavar="REASON", help="only these, e.g. corrupt")] = None,
     transient: Annotated[
         bool | None,
-        typer.Option("--transient/--permanent", help="only those that may pass, or that will not [default: both]"),
+        typer.Option(
+            "--transient/--permanent",
+            help="only those that may succeed if read again, or that will not [default: both]",
+        ),
     ] = None,
     since_version: Annotated[
         str | None, typer.Option(metavar="VERSION", help="only those that versions of lodeset before this one examined")
@@ -101,7 +104,7 @@ def rejects(
         return
     table = Table("reason", box=None, pad_edge=False)
     table.add_column("rejects", justify="right")
-    for heading in ("may pass", "first", "last", "attempts", "examined by"):
+    for heading in ("may succeed if read again", "first", "last", "attempts", "examined by"):
         table.add_column(heading)
     for name, group in groups:
         told = _summary(name, group)
@@ -113,7 +116,7 @@ def rejects(
     print_whole(out, table)
     if any(group[0].transient for _, group in groups):
         out.print(
-            f"`lodeset rejects {safe(config)} retry --transient` has those that may pass read again",
+            f"`lodeset rejects {safe(config)} retry --transient` has those that may succeed read again",
             highlight=False,
             soft_wrap=True,
         )
@@ -134,7 +137,17 @@ def _summary(name: str, group: list[Reject]) -> dict[str, Any]:
 
 def _show(found: list[Reject], rows: int) -> None:
     table = Table(
-        "set", "place", "reason", "may pass", "attempts", "first", "last", "version", "detail", box=None, pad_edge=False
+        "set",
+        "place",
+        "reason",
+        "may succeed if read again",
+        "attempts",
+        "first",
+        "last",
+        "version",
+        "detail",
+        box=None,
+        pad_edge=False,
     )
     for reject in found[:rows]:
         place = f"{reject.uri} {reject.member}".strip()

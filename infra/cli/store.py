@@ -145,6 +145,7 @@ def gc(
                     for kind, (files, size) in done.sums.items()
                 ],
                 "files": [vars(entry) for entry in done.entries],
+                "uploads": done.uploads,
             }
         )
         return
@@ -152,7 +153,7 @@ def gc(
     drawn.columns[1].justify = drawn.columns[2].justify = "right"
     for kind, (files, size) in done.sums.items():
         if files:
-            goes = "deleted" if done.deleted else "would go"
+            goes = "deleted" if done.deleted else "would be deleted"
             style = "bold" if kind in GOING else "dim"
             drawn.add_row(goes if kind in GOING else "stays", f"{files:,}", f"{size:,}", KINDS[kind], style=style)
     print_whole(out, drawn)
@@ -162,6 +163,12 @@ def gc(
         highlight=False,
         soft_wrap=True,
     )
+    if done.uploads:
+        ended = "aborted" if done.deleted else "would abort"
+        out.print(
+            f"{ended} {len(done.uploads):,} uploads that were never finished, e.g. of {safe(done.uploads[0])}",
+            highlight=False,
+        )
 
 
 def _number_of(runs: Sequence[int]) -> str:

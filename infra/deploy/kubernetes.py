@@ -21,6 +21,9 @@ _SKIP = f'{{ code=$?; [ "$code" -eq {HELD} ] || exit "$code"; echo "skipped: ano
 _FINAL = [2, 3]
 
 
+NODES_S = 900
+
+
 def render_kubernetes(
     path: Path, overrides: tuple[str, ...] = (), schedule: Schedule | None = None
 ) -> tuple[Document, ...]:
@@ -44,6 +47,8 @@ def render_kubernetes(
         raise ConfigError(f"{path}: mode ray_cron_job needs times: set `deploy.schedule.cron`, or give --cron")
     name = _name(path, given, config.name, scheduled=when is not None)
     mounted = [volume.path for volume in given.volumes]
+    if any(group.most > group.fewest for group in given.workers):
+        overrides = (*overrides, f"resources.ray.wait_for_nodes={NODES_S}")  # the autoscaler takes minutes to add one
     text = portable(path, overrides, mounted)
     if given.mode == "cluster":
         return _on_a_cluster(given, name, text, when)

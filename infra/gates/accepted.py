@@ -15,6 +15,7 @@ from lodeset.pipeline.dag.manifests import Run, parsed, sealed
 from lodeset.pipeline.dag.runs import artifacts_of
 from lodeset.pipeline.dag.store import Store
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.tables.forgotten import refuse_during_take_down
 
 FOLDER = "accepted"
 
@@ -53,7 +54,9 @@ def accept(store: Store, run: Run, by: str | None = None, why: str = "") -> Acce
 
     Raises:
         LodesetError: an artifact of the run is gone, so that nothing could be compared with it.
+        HeldError: something is being deleted from the store.
     """
+    refuse_during_take_down(store)
     made = [id_ for id_, artifact in run.stages.items() if artifact is not None]
     gone = [id_ for id_ in made if id_ not in artifacts_of(store, run)]
     if gone:

@@ -6,7 +6,6 @@ is reported as silence. That a run has ended is only said where the run said so,
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -14,9 +13,10 @@ from typing import Any, Literal
 from lodeset.infra.jobs import submissions
 from lodeset.pipeline.dag import attempts
 from lodeset.pipeline.dag.attempts import Attempt, StageNews
-from lodeset.pipeline.dag.claims import LEASE_SECONDS, Holder, file_time, holders, is_gone, store_clock
+from lodeset.pipeline.dag.claims import LEASE_SECONDS, Holder, file_time, holders, is_gone
+from lodeset.pipeline.dag.claims import clock as clock_of
+from lodeset.pipeline.dag.runs import newest_first
 from lodeset.pipeline.dag.store import Store
-from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.tables.forgotten import CLAIM as TAKE_DOWN
 
 Life = Literal["never run", "running", "silent", "killed", "failed", "stopped", "done"]
@@ -89,13 +89,13 @@ class Now:
         return self.state in ("running", "silent")
 
     def status_code(self, changed: bool | None) -> int:
-        """The exit code for scripts: 0 finished, and nothing has changed since; 4 a run is at work; else as the last run ended,
-        or 1."""
+        """The exit code for scripts: 0 finished, and nothing has changed since; 4 a run is at work; 3 a gate was breached; else 1,
+        also where nobody can tell whether anything has changed (`changed` is None)."""
         if self.at_work and not self.safe_to_run:
             return HELD
         if self.state == "done":
-            return NOT_DONE if changed else 0
-        return self.exit_code or NOT_DONE
+            return 0 if changed is False else NOT_DONE
+        return GATE if self.exit_code == GATE else NOT_DONE
 
     def next_command(self, given: str, changed: bool | None) -> str:
         """The exact next command; `given` is the configuration as it was given, with its options."""
@@ -103,9 +103,9 @@ class Now:
             return f"lodeset status {given} --watch"
         if self.submitted:
             return self.submitted
-        if self.state == "never run":
+        if self.state == "never run" or self.exit_code == HELD:  # refused, since it would repeat what was rolled back
             return f"lodeset plan {given}"
-        if self.exit_code == GATE or (self.state == "done" and not changed):
+        if self.exit_code == GATE or (self.state == "done" and changed is False):
             return f"lodeset report {given}"
         return f"lodeset run {given}"
 
@@ -123,7 +123,7 @@ def now(store: Store, name: str, limit: int | None) -> Now:
     last = None if found.attempt is None else file_time(store, attempts.path_of(found.attempt), 0.0)
     if found.owner.get("job") == submission.job or (last is not None and last > when):
         return found
-    age = max(0.0, _clock(store) - when)
+    age = max(0.0, clock_of(store) - when)
     told = f"{submission.job} was submitted to {submission.address} {age:.0f} s ago and has left no news yet"
     why = told if found.state == "never run" else f"{found.why}; {told}"
     follow = f"lodeset jobs logs {submission.job} --follow --address {submission.address}"
@@ -132,27 +132,21 @@ def now(store: Store, name: str, limit: int | None) -> Now:
 
 def _attempted(store: Store, name: str, limit: int | None) -> Now:
     attempt = attempts.newest(store, name, limit)
-    if attempt is None and not store.names("claims"):
-        return Now(
-            "never run", False, "no run of this data set is on record", True, None, None, None, None, "", {}, (), ()
-        )
-    clock, held = _clock(store), holders(store)
+    clock, held = (clock_of(store), holders(store)) if store.names("claims") or attempt is not None else (0.0, [])
     own = next((holder for holder in held if holder.claim == attempts.claim_name(name, limit)), None)
     others = [holder for holder in held if holder.claim == TAKE_DOWN]
     claims = tuple(f"{holder.claim} ({holder})" for holder in held)
     if attempt is not None and own is not None and not _same(own.owner, attempt.owner):
         attempt = None  # another run has begun since
     if attempt is None:
-        state: Life = "silent" if own is not None else "never run"
-        why = f"a run holds the claim ({own}) and has left no news yet" if own is not None else "no run is on record"
-        return Now(
-            state, None if own else False, why, own is None and not others, None, None, None, None, "", {}, (), claims
-        )
+        state, why = _without_news(store, name, limit, own)
+        moving = None if own else False
+        return Now(state, moving, why, own is None and not others, None, None, None, None, "", {}, (), claims)
     heard = max(0.0, clock - file_time(store, attempts.path_of(attempt.number), clock))
     state, moving, why = _judged(attempt, own, heard)
     safe = state not in ("running", "silent") or (state == "silent" and own is None)
     if others:
-        safe, why = False, f"{why}; a take-down is at work ({others[0]})"
+        safe, why = False, f"{why}; something is being deleted from the store ({others[0]})"
     return Now(
         state,
         moving,
@@ -169,16 +163,18 @@ def _attempted(store: Store, name: str, limit: int | None) -> Now:
     )
 
 
+def _without_news(store: Store, name: str, limit: int | None, own: Holder | None) -> tuple[Life, str]:
+    """What is known where no attempt has left news: it was deleted, or a lodeset that left none was at work."""
+    if own is not None:
+        return "silent", f"a run holds the claim ({own}) and has left no news yet"
+    if any(run.limit == limit for run in newest_first(store, name)):
+        return "done", "the last run finished; there is no news of any later one"
+    return "never run", "no run of this data set is on record"
+
+
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two owners are the same process."""
     return all(one.get(key) == other.get(key) for key in ("host", "boot", "namespace", "pid", "started"))
-
-
-def _clock(store: Store) -> float:
-    try:
-        return store_clock(store)
-    except LodesetError:  # a store that can only be read
-        return time.time()
 
 
 def _judged(attempt: Attempt, own: Holder | None, heard: float) -> tuple[Life, bool | None, str]:

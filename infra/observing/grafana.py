@@ -35,7 +35,14 @@ def board() -> dict[str, Any]:
                 "datasource": {"type": "prometheus", "uid": "${source}"},
                 "gridPos": {"x": x, "y": y, "w": width, "h": 8},
                 "fieldConfig": {"defaults": {"unit": unit}, "overrides": []},
-                "targets": [{"refId": "A", "expr": _of_set(query)}],
+                "targets": [
+                    {
+                        "refId": "A",
+                        "expr": _of_set(query),
+                        "legendFormat": "{{state}}" if title == "State" else "__auto",
+                    }
+                ],
+                "options": {"textMode": "name"} if title == "State" else {},
             }
         )
         x += width

@@ -26,13 +26,19 @@ class Lineage:
     """Emits an event when a stage starts, ends, or fails. What goes wrong is told once and never fails the run."""
 
     def __init__(self, name: str, store: str) -> None:
-        """Raises ConfigError: the client is not installed."""
+        """Raises ConfigError: the client is not installed, or its own settings are wrong."""
         try:
             from openlineage.client import OpenLineageClient
         except ImportError as error:
             raise ConfigError("lineage: needs OpenLineage's client: pip install 'lodeset[lineage]'") from error
         self._name, self._store = name, without_secrets(store)
-        self._client: Any = OpenLineageClient()
+        try:
+            self._client: Any = OpenLineageClient()
+        except Exception as error:
+            why = f"{type(error).__name__}: {shown(error)}"
+            raise ConfigError(
+                f"lineage: the client's settings (OPENLINEAGE_URL, openlineage.yml) are wrong: {why}"
+            ) from error
         self._runs: dict[str, str] = {}
         self._broken = False
 

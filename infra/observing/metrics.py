@@ -55,7 +55,7 @@ def exposition(name: str, now: Now, summary: Summary, stages: Iterable[Mapping[s
     for metric, help_, samples in metrics:
         if samples:
             lines += [f"# HELP lodeset_{metric} {help_}", f"# TYPE lodeset_{metric} gauge"]
-            lines += [f"lodeset_{metric}{{{_labels(labels)}}} {float(value):g}" for labels, value in samples]
+            lines += [f"lodeset_{metric}{{{_labels(labels)}}} {float(value)!r}" for labels, value in samples]
     return "\n".join(lines) + "\n"
 
 

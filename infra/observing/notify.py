@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import logging
 import os
@@ -65,8 +66,8 @@ def deliver(hook: Hook, message: Message) -> str | None:
             return None
     except subprocess.TimeoutExpired:
         return f"{hook.command[0]} was still at work after {TIMEOUT_S:.0f} s"
-    except (OSError, ValueError) as error:
-        # An HTTPError is an OSError, too. Neither may show the URL, which can be a secret.
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        # None of them may show the URL, which can be a secret.
         code = f" {error.code}" if isinstance(error, urllib.error.HTTPError) else ""
         return f"{type(error).__name__}{code}"
 
@@ -134,7 +135,8 @@ class Notifier:
     def _deliver(self, hook: Hook, message: Message) -> None:
         wrong = deliver(hook, message)
         if wrong is not None:
-            log.warning("a hook could not be told that the run has %s: %s", _WORDS[message.event], wrong)
+            name = hook.command[0] if hook.command else hook.webhook_env or "a web hook"
+            log.warning("%s could not be told that the run has %s: %s", name, _WORDS[message.event], wrong)
 
 
 _WORDS = {"done": "ended", "failed": "failed", "gate": "breached a gate", "stalled": "stalled"}
@@ -146,7 +148,7 @@ def notified(
 ) -> Iterator[Callable[[Event], None]]:
     """Tells the hooks how the block ended, and when it makes no progress; yields the callback that the runner is to tell.
 
-    A run that is refused because another one is at work, and one that was stopped by hand, are nothing to tell.
+    A run that is refused because another one is at work, and one that was stopped by hand, are not told.
     """
     if not hooks:
         yield watch

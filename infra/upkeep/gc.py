@@ -3,53 +3,56 @@
 Every file of the store is put into one class: what the kept runs consist of, parts that save the next run work, records, and so on; or
 one of the classes that may go. The sums over all classes are the size of the store.
 
-Kept are the last runs of each data set, runs that were accepted, and what a run that is at work has finished. What no run has on
-record (a run that was killed, or is not done) stays until it has not changed for a day, unless the configuration at hand would go on
-from it; then it stays longer.
+Kept are the last runs of each data set that wrote shards, what was run since, and runs that were accepted. What no run has on record
+stays until it has not changed for a day. What a stage that the configuration still has to make has finished so far stays longer.
+While a run is at work, nothing goes that it could take over: only records, reports and logs of old runs.
 
 Deletion goes from manifests to files, so a reader never follows a manifest to a file that is gone, and a deletion that is cut short
-leaves a valid store with some files that the next one deletes. What was deleted, and why, is written to `collected/` before.
+leaves a valid store with some files that the next one deletes. What was deleted, and why, is written to `collected/`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
+import uuid
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lodeset.infra.gates.outcome import FOLDER as GATES
 from lodeset.infra.gates.outcome import breaches_kept
 from lodeset.infra.looking.summary import CARDS, REPORTS, TRAINED
-from lodeset.pipeline.dag import attempts
-from lodeset.pipeline.dag.claims import claim, live, store_clock
+from lodeset.pipeline.dag.claims import claim, clock, holders
 from lodeset.pipeline.dag.damage import Contents, contents
 from lodeset.pipeline.dag.decisions import decide
-from lodeset.pipeline.dag.manifests import Artifact, Part, sealed
+from lodeset.pipeline.dag.manifests import Artifact, Part, Run, sealed
 from lodeset.pipeline.dag.runner import LOGS
 from lodeset.pipeline.dag.stage import PREVIOUS, Stage, read_as
 from lodeset.pipeline.dag.store import RUNS, Store
 from lodeset.pipeline.errors import DamagedError, HeldError, LodesetError
-from lodeset.pipeline.tables.forgotten import CLAIM
+from lodeset.pipeline.remote.uploads import abort, orphaned_uploads
+from lodeset.pipeline.tables.forgotten import CLAIM, JOURNAL
 from lodeset.training.specs import TrainDetails
 
 KEEP = 10  # runs
 OLDER_THAN_S = 86_400.0
-COLLECTED = "collected"
+COLLECTED, SHARDS = "collected", "write_shards/all"
 RECORDS_KEPT = 20
 
-# Kinds of files: five that stay, and three that go.
+# Kinds of files: six that stay, and three that go.
 KINDS: Mapping[str, str] = {
     "runs": "what the kept runs consist of",
-    "work": "parts that save the next run work",
-    "young": "unfinished or unlisted, and changed lately or needed by the configuration",
+    "work": "parts that the next run can use again",
+    "young": "nothing refers to it yet: it was changed lately, or a stage that is not finished can use it",
+    "busy": "a run is at work and could use it",
     "records": "records: runs, attempts, claims, reports, cards, lists of what was forgotten",
     "foreign": "not lodeset's",
     "dropped run": "only runs that are not kept need it",
-    "left over": "left by a run that was killed, or by nobody known",
+    "left over": "nothing refers to it, and it is old: a run that was killed left it",
     "log": "logs of stages that are gone",
 }
 GOING = ("dropped run", "left over", "log")
@@ -72,12 +75,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Collected:
-    """What a deletion would delete, or has deleted. `sums` has files and bytes by kind, over the whole store."""
+    """What a deletion would delete, or has deleted. `sums` has files and bytes by kind, over the whole store; `uploads` are paths of
+    multipart uploads that nobody finished.
+    """
 
     entries: tuple[Entry, ...]  # those that go
     sums: Mapping[str, tuple[int, int]]
     kept_runs: tuple[int, ...]
     dropped_runs: tuple[int, ...]
+    uploads: tuple[str, ...]
     deleted: bool
 
     @property
@@ -96,7 +102,9 @@ class _Needed:
     work: Collection[tuple[str, str]]  # that are not listed, and save work
     files: Collection[str]
     folders: Collection[str]  # of trained models, with their checkpoints
-    prefixes: Collection[str]  # 12 digits of fingerprints: of logs, and of unfinished work that is wanted
+    prefixes: Collection[str]  # 12 digits of fingerprints: of logs, and of unfinished training
+    unfinished: tuple[str, ...]  # names of stages that the configuration has still to make
+    busy: bool  # a run is at work
 
 
 def collect(
@@ -105,31 +113,32 @@ def collect(
     *,
     keep: int = KEEP,
     older_than: float = OLDER_THAN_S,
-    accepted: Collection[int] = (),
+    accepted: Callable[[], Collection[int]] = tuple,
     dry_run: bool = False,
 ) -> Collected:
     """Delete what no kept run needs; with `dry_run` only say what that is.
 
     Args:
         stages: the graph of the configuration at hand, empty if it cannot be built: what it would take over stays.
-        keep: number of runs kept of each data set.
+        keep: number of runs kept of each data set, of those that wrote shards; what was run since is kept, too.
         older_than: seconds for which unlisted files must not have changed.
-        accepted: numbers of further runs to keep.
+        accepted: gives the numbers of further runs to keep, once nothing else can change them.
 
     Raises:
-        HeldError: a take-down is at work, or a run that does not say what it needs.
+        HeldError: a take-down is at work.
         LodesetError: there is no store; or a manifest is damaged, so that nobody knows what it lists.
     """
     if not store.names("artifacts") and not store.names("parts"):
         raise LodesetError(f"nothing was made in {store.url} yet: is this the store of the configuration?")
     if dry_run:
-        return _examined(store, stages, keep, older_than, accepted)
+        return _examined(store, stages, keep, older_than, accepted())
     with claim(store, CLAIM, f"a deletion in {store.url}"):
-        if store.read("forgetting.json") is not None:
+        if store.read(JOURNAL) is not None:
             raise HeldError(f"a take-down in {store.url} was cut short: give the same `lodeset forget` again first")
-        found = _examined(store, stages, keep, older_than, accepted)
+        found = _examined(store, stages, keep, older_than, accepted())
         _delete(store, found.entries)
-    return Collected(found.entries, found.sums, found.kept_runs, found.dropped_runs, deleted=True)
+        abort(store, [upload for upload in orphaned_uploads(store) if upload.path in found.uploads])
+    return replace(found, deleted=True)
 
 
 def _examined(
@@ -144,7 +153,7 @@ def _examined(
         )
     kept, dropped = _runs(held, keep, accepted)
     needed = _needed(store, held, kept, stages)
-    now = store_clock(store) if not _read_only(store) else time.time()
+    now = clock(store)
     classes = _Classes(store, held, needed, frozenset(kept), now - older_than)
     entries = [Entry(path, size, classes.of(path, changed)) for path, (size, changed) in sorted(files.items())]
     sums: dict[str, tuple[int, int]] = dict.fromkeys(KINDS, (0, 0))
@@ -152,23 +161,31 @@ def _examined(
         count, size = sums[entry.kind]
         sums[entry.kind] = (count + 1, size + entry.size_bytes)
     gone = tuple(entry for entry in entries if entry.kind in GOING)
-    return Collected(gone, sums, tuple(kept), tuple(dropped), deleted=False)
+    uploads = () if needed.busy else tuple(_uploads(store, now - older_than))
+    return Collected(gone, sums, tuple(kept), tuple(dropped), uploads, deleted=False)
 
 
-def _read_only(store: Store) -> bool:
-    try:
-        store_clock(store)
-    except LodesetError:
-        return True
-    return False
+def _uploads(store: Store, before: float) -> Iterator[str]:
+    """Multipart uploads that began long ago; a killed process left them open, and their parts are paid for."""
+    for upload in orphaned_uploads(store):
+        if upload.started is None or upload.started.timestamp() < before:
+            yield upload.path
 
 
 def _runs(held: Contents, keep: int, accepted: Collection[int]) -> tuple[list[int], list[int]]:
-    """The numbers of the runs that stay, and of those that go."""
-    by_set: dict[tuple[str, int | None], list[int]] = defaultdict(list)
+    """The numbers of the runs that stay, and of those that go. A run that ended before the shards (`--until`) replaces none."""
+    by_set: dict[tuple[str, int | None], list[Run]] = defaultdict(list)
     for run in sorted(held.runs, key=lambda run: -run.number):
-        by_set[run.name, run.limit].append(run.number)
-    kept = {number for numbers in by_set.values() for number in numbers[:keep]} | {*accepted}
+        by_set[run.name, run.limit].append(run)
+    kept = {*accepted}
+    for runs in by_set.values():
+        published = [run.number for run in runs if run.stages.get(SHARDS) is not None] or [run.number for run in runs]
+        oldest = published[:keep][-1]
+        kept |= {
+            run.number
+            for run in runs
+            if run.number >= oldest and (run.number in published or run.number > published[0])
+        }
     every = {run.number for run in held.runs}
     return sorted(kept & every), sorted(every - kept)
 
@@ -192,17 +209,17 @@ def _needed(store: Store, held: Contents, kept: Collection[int], stages: Mapping
         for id_, made in run.stages.items() if run.number in kept else ():
             if made is not None:
                 add(id_, made.fingerprint)
-    for id_, fingerprint in _at_work(store):
-        add(id_, fingerprint)
-        prefixes.add(fingerprint[:12])
     try:
         decisions = decide(store, stages)
     except DamagedError:
         decisions = {}
+    unfinished = set()
     for id_, decision in decisions.items():
         if decision.artifact is not None:
             add(id_, decision.artifact.fingerprint)
-        elif decision.fingerprint is not None:
+            continue
+        unfinished.add(decision.stage.name)
+        if decision.fingerprint is not None:
             prefixes.add(decision.fingerprint[:12])
     if not held.runs:  # of lodeset 0.1.0: nobody knows which artifacts belong together
         for artifact in held.artifacts:
@@ -216,37 +233,13 @@ def _needed(store: Store, held: Contents, kept: Collection[int], stages: Mapping
     used = {(stage, key) for one in needed.values() for stage, keys in (one.used or {}).items() for key in keys}
     work = (every if unknown else used & every) - listed
     folders = {folder for one in needed.values() for folder in _folder(one)}
-    return _Needed(needed, listed, work, files, folders, prefixes)
+    busy = any(holder.claim.startswith("run-") for holder in holders(store))
+    return _Needed(needed, listed, work, files, folders, prefixes, tuple(sorted(unfinished)), busy)
 
 
 def _folder(artifact: Artifact) -> list[str]:
     """Where a trained model lies with its checkpoints, of which its artifact lists only the last."""
     return [read_as(TrainDetails, artifact.details).folder] if artifact.stage in TRAINED else []
-
-
-def _at_work(store: Store) -> Iterator[tuple[str, str]]:
-    """The stages of runs that are at work, by id, with their fingerprints as far as known.
-
-    Raises:
-        HeldError: one of them does not say.
-    """
-    names = [name for name in live(store) if name.startswith("run-")]
-    for name in names:
-        attempt = next((a for a in _attempts(store) if attempts.claim_name(a.name, a.limit) == name), None)
-        if attempt is None:
-            raise HeldError(
-                f"a run is working on {store.url} ({name}) and does not say on what: collect after it has ended"
-            )
-        for id_, stage in attempt.stages.items():
-            if stage.fingerprint:
-                yield id_, stage.fingerprint
-
-
-def _attempts(store: Store) -> Iterator[attempts.Attempt]:
-    for number in reversed(attempts.numbers(store)):
-        attempt = attempts.read(store, number)
-        if attempt is not None:
-            yield attempt
 
 
 class _Classes:
@@ -277,6 +270,12 @@ class _Classes:
         self._dropped_pieces = {path for a in of_dropped for path in store.pieces(a)}
 
     def of(self, path: str, changed: float) -> str:
+        kind = self._of(path, changed)
+        if self._needed.busy and kind in GOING and path.partition("/")[0] not in (REPORTS, CARDS, LOGS):
+            return "busy"
+        return kind
+
+    def _of(self, path: str, changed: float) -> str:
         top, _, rest = path.partition("/")
         name = path.rpartition("/")[2]
         if _TEMPORARY.search(name):
@@ -326,7 +325,9 @@ class _Classes:
             return "runs"
         if at in self._needed.work:
             return "work"
-        return "dropped run" if at in self._dropped_parts else self._aged(changed)
+        if at in self._dropped_parts:
+            return "dropped run"
+        return "young" if at[0].startswith(self._needed.unfinished or ("-",)) else self._aged(changed)
 
     def _file(self, path: str, changed: float) -> str:
         """A shard, or a file of a model, which lie apart from parts and artifacts."""
@@ -372,16 +373,17 @@ def _delete(store: Store, entries: Iterable[Entry]) -> None:
     if not listed:
         return
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    record = {"files": [asdict(entry) for entry in listed]}
-    number = 0
-    while not store.put_absent(f"{COLLECTED}/{stamp}-{number}.json", sealed(record)):
-        number += 1
-    for old in store.names(COLLECTED)[:-RECORDS_KEPT]:
-        store.delete(f"{COLLECTED}/{old}")
+    record = sealed({"files": [asdict(entry) for entry in listed]})
+    name = f"{COLLECTED}/{stamp}-{uuid.uuid4().hex[:8]}.json"
+    with contextlib.suppress(LodesetError):  # a full disk is why somebody collects
+        store.put_absent(name, record)
     folders = set()
     for entry in listed:
         store.delete(entry.path)
         folders.add(entry.path.rpartition("/")[0])
+    store.put_absent(name, record)
+    for old in store.names(COLLECTED)[:-RECORDS_KEPT]:
+        store.delete(f"{COLLECTED}/{old}")
     if store.local:
         _remove_empty(store, folders)
 

@@ -19,7 +19,6 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from lodeset.pipeline.dag.claims import claim, live
-from lodeset.pipeline.dag.damage import OVER_SOURCES
 from lodeset.pipeline.dag.manifests import sealed
 from lodeset.pipeline.dag.store import Artifact, Part, Store
 from lodeset.pipeline.errors import ConfigError, HeldError
@@ -27,6 +26,8 @@ from lodeset.pipeline.tables.forgotten import CLAIM
 
 RETRIED, ACCEPTED = "rejects/retried", "rejects/accepted"
 INGEST = "ingest"
+# What ingest found over the images of all slices; its keys do not change with what is in a slice.
+OVER_SLICES = ("ingest_exact", "ingest_unique")
 # Reasons that say as much about the machine, its memory and its installed packages as about the bytes.
 TRANSIENT = frozenset({"too_slow", "too_much_memory", "killed_decoder", "unsupported_format"})
 # Nothing is wrong with these bytes: they were left out on purpose, or taken out.
@@ -44,6 +45,7 @@ class Reject:
         first, last: when it was first refused, and last.
         version: of the code that examined it last.
         accepted: whether somebody has looked at it and let it be.
+        part: the key of the part, a slice of a source, that holds it.
     """
 
     set: str
@@ -59,6 +61,7 @@ class Reject:
     last: float | None
     version: str
     accepted: bool
+    part: str
 
     @property
     def key(self) -> str:
@@ -127,6 +130,7 @@ def _reject(
         last=last,
         version=part.version if part is not None else "",
         accepted=key in accepted,
+        part=part.key if part is not None else "",
     )
 
 
@@ -169,9 +173,12 @@ def retry(store: Store, artifacts: Sequence[Artifact], chosen: Chosen) -> Retrie
         }
         if not files:
             return Retried(0, 0, ())
+        # Whatever else these slices refuse is examined again, too.
+        every = rejects(store, artifacts, Chosen(accepted=True))
+        again = [reject for reject in every if reject.part in {_part_key(path) for path in files}]
         told = {
             reject.key: {"when": reject.last or 0.0, "reason": reject.reason, "version": reject.version}
-            for reject in found
+            for reject in again
         }
         store.put_absent(f"{RETRIED}/{_stamp()}.json", sealed({"rejects": told}))
         parts = [part for path in sorted(files) if (part := store.part(INGEST, _part_key(path))) is not None]
@@ -182,8 +189,7 @@ def retry(store: Store, artifacts: Sequence[Artifact], chosen: Chosen) -> Retrie
                 if any(file.path in gone for file in artifact.files()):
                     store.delete_artifact(artifact)
                     taken.append(artifact.id)
-        # What ingest found over all sources together has keys that do not change with what is in a part.
-        for stage in OVER_SOURCES:
+        for stage in OVER_SLICES:
             for key in store.names(f"parts/{stage}"):
                 over = store.part(stage, key)
                 if over is not None:

@@ -27,7 +27,7 @@ from lodeset.pipeline.shown import without_secrets
 
 ATTEMPTS = "attempts"
 LOCAL_S, REMOTE_S = 2.0, 10.0  # between two pieces of news; far away each is a request
-KEPT = 50  # attempts of which a store keeps the news
+KEPT = 50  # attempts of a data set of which a store keeps the news
 
 StageState = Literal["waiting", "running", "finished", "failed", "stopped"]
 State = Literal["running", "done", "failed", "stopped"]
@@ -133,15 +133,6 @@ def newest(store: Store, name: str, limit: int | None) -> Attempt | None:
     return None
 
 
-def breached(store: Store, name: str, limit: int | None, error: str, exit_code: int) -> None:
-    """Notes that the last attempt, which finished its stages, ended with a gate that was breached."""
-    last = newest(store, name, limit)
-    if last is not None:
-        told = replace(last, state="failed", exit_code=exit_code, error=without_secrets(error), written=time.time())
-        with contextlib.suppress(OSError, LodesetError):
-            store.overwrite(path_of(last.number), sealed(asdict(told)))
-
-
 class News:
     """Keeps the file of one attempt up to date. Every method may be called from any thread."""
 
@@ -203,7 +194,9 @@ def _after(before: StageNews | None, event: Event, now: float) -> StageNews:
     if told is None:
         return old
     begun = told.phase != old.phase
-    risen = told.parts_done is not None and not begun and told.parts_done > (old.parts_done or 0)
+    # The first figure of a phase is what was found finished.
+    known = None if begun else old.parts_done
+    risen = told.parts_done is not None and known is not None and told.parts_done > known
     moved = begun or risen or told.fraction > old.fraction or told.count > old.count
     return replace(
         old,
@@ -258,8 +251,10 @@ def attempt(
 def _begun(store: Store, attempt: Attempt) -> News:
     """Takes the next number, and forgets the news of long ago."""
     known = numbers(store)
-    for old in known[:-KEPT]:
-        store.delete(path_of(old))
+    if len(known) >= KEPT:
+        own = [n for n in known if (old := read(store, n)) and (old.name, old.limit) == (attempt.name, attempt.limit)]
+        for number in own[: max(0, len(own) - KEPT)]:
+            store.delete(path_of(number))
     number = 1 + max(known, default=0)
     while not store.put_absent(path_of(number), sealed(asdict(replace(attempt, number=number)))):
         number += 1

@@ -26,7 +26,7 @@ from lodeset.pipeline import children
 from lodeset.pipeline.dag.background import repeating
 from lodeset.pipeline.dag.files import ABANDONED_S
 from lodeset.pipeline.dag.store import Store
-from lodeset.pipeline.errors import HeldError
+from lodeset.pipeline.errors import HeldError, LodesetError
 
 LEASE_SECONDS = 60.0
 # In the environment of a job of a cluster: its name.
@@ -50,6 +50,14 @@ def store_clock(store: Store) -> float:
         return datetime.now(UTC).timestamp()
     finally:
         store.delete(probe)
+
+
+def clock(store: Store) -> float:
+    """`store_clock`, or the time of this machine where the store can only be read."""
+    try:
+        return store_clock(store)
+    except (OSError, LodesetError):
+        return datetime.now(UTC).timestamp()
 
 
 def file_time(store: Store, relative: str, missing: float) -> float:
@@ -120,7 +128,7 @@ class Holder:
 def holders(store: Store) -> list[Holder]:
     """Who holds claims and may be alive. Changes nothing but for a probe of the store's clock."""
     names = [name.removesuffix(".json") for name in store.names("claims") if name.endswith(".json")]
-    now, found = store_clock(store) if names else 0.0, []
+    now, found = clock(store) if names else 0.0, []
     for name in names:
         path = f"claims/{name}.json"
         try:
@@ -191,7 +199,8 @@ def claim(store: Store, name: str, what: str) -> Iterator[None]:
     _take(store, path, mine, what)
 
     def renew() -> float | None:
-        with contextlib.suppress(OSError):
+        # A store that does not answer now may answer next time: the lease lasts for three tries.
+        with contextlib.suppress(OSError, LodesetError):
             if store.read(path) != mine:
                 return None
             store.fs.pipe_file(store.path(path), mine)

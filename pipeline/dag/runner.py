@@ -195,8 +195,8 @@ class Runner:
         self._losses[lost.stage.id] += 1
         if self._losses[lost.stage.id] > RESTARTS:
             return False
-        if self._cluster.local and self._joined is not None and self._joined.address == lost.cluster and lost.gone:
-            self._joined = None  # the next stage starts another one
+        if self._joined is not None and self._joined.address == lost.cluster and (lost.gone or not self._cluster.local):
+            self._joined = None  # the next stage starts another one, or counts what is left
         self.watch(Event("again", lost.stage, reason=str(error), log=self._log_of(lost)))
         return True
 

@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -257,6 +257,13 @@ def _watched() -> Iterator[None]:
 
     gcs, patience = ray.get_runtime_context().gcs_address, _options().get("wait_for_nodes", 60.0) - 2 * _LOOK_S
     unanswered = lacking = looked = time.monotonic()
+    moved = [looked]
+    figures: list[Progress] = []
+
+    def note(_: str, progress: Progress) -> None:
+        seen = replace(progress, waits_for="")
+        if figures != [seen]:
+            figures[:], moved[0] = [seen], time.monotonic()
 
     def look() -> float:
         nonlocal unanswered, lacking, looked
@@ -276,13 +283,14 @@ def _watched() -> Iterator[None]:
             return 1.0
         unanswered = now
         waits_for(why)
-        if possible:
+        # What is pending may be another user's: a stage that makes progress lacks nothing.
+        if possible or moved[0] > lacking:
             lacking = now
         elif now - lacking > patience and not ended.is_set():
             _end(f"waited {patience:.0f} s for {why}", NO_ROOM)
         return 1.0
 
-    with repeating(look, 1.0) as ended:
+    with reported_to(note), repeating(look, 1.0) as ended:
         yield
 
 
@@ -296,15 +304,16 @@ def _counted() -> Iterator[None]:
     units = Counter("lodeset_units_total", "images, pairs or others that stages have dealt with", tags)
     parts = Counter("lodeset_parts_total", "parts that stages have committed", ("stage",))
     fraction = Gauge("lodeset_fraction", "how far a phase of a stage is, 0 to 1", ("stage",))
-    last = Progress(0.0)
+    last: Progress | None = None
 
     def note(stage: str, now: Progress) -> None:
         nonlocal last
-        begun = now.phase != last.phase
-        more = now.count - (0 if begun else last.count)
+        if last is None or now.phase != last.phase:
+            last = replace(now, count=0)  # the first parts of a phase are those that were found finished
+        more = now.count - last.count
         if more > 0:
             units.inc(more, {"stage": stage, "unit": now.unit})
-        made = (now.parts_done or 0) - (0 if begun else last.parts_done or 0)
+        made = (now.parts_done or 0) - (last.parts_done or 0)
         if made > 0:
             parts.inc(made, {"stage": stage})
         fraction.set(now.fraction, {"stage": stage})
@@ -316,7 +325,8 @@ def _counted() -> Iterator[None]:
 
 def _end(why: str, code: int) -> None:
     print(why, file=sys.stderr, flush=True)
-    shutil.rmtree(os.environ.get(SCRATCH, ""), ignore_errors=True)
+    if code == LOST_RAY:  # whose folder nobody else removes
+        shutil.rmtree(os.environ.get(SCRATCH, ""), ignore_errors=True)
     os._exit(code)
 
 
@@ -342,7 +352,8 @@ def lacks(nodes: Sequence[Mapping[str, float]], asked: Sequence[Sequence[Mapping
     if not asked:
         return "", True
     for group in asked:
-        free = [dict(node) for node in nodes]
+        # Workers that ask for much first, on the nodes that have least: those with a GPU are left for who needs it.
+        free = sorted((dict(node) for node in nodes), key=lambda node: (len(node), sum(node.values())))
         for worker in sorted(group, key=lambda one: -sum(one.values())):
             fits = next((n for n in free if all(n.get(k, 0.0) >= v for k, v in worker.items())), None)
             if fits is None:
@@ -533,6 +544,19 @@ def map_with_state(
             yield unwrapped(cloudpickle.loads(row["result"]))
 
 
+def share_of(nodes: Sequence[int], actors: int, cores: int) -> float:
+    """The cores that each of some actors may ask for so that all of them can run at the same time; `cores` at most.
+
+    Args:
+        nodes: the cores of each node.
+    """
+    for each in range(cores, 0, -1):
+        if sum(node // each for node in nodes) >= actors:
+            return each
+    # More actors than cores: they take turns.
+    return max(0.01, round(0.9 * sum(nodes) / max(1, actors), 2))
+
+
 class Everywhere(Protocol):
     """Runs a function on the object that every actor holds; the results are in the order of the actors."""
 
@@ -566,10 +590,10 @@ def holding(
             return caught(self.run, pickled)
 
     with job(address):
-        # An actor that no node can hold would wait for ever.
-        largest = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
-        remote: Any = ray.remote(num_cpus=max(1, min(cpus_each, largest)), **placed())(Holder)
-        actors = [remote.remote(item) for item in items]
+        wanted = list(items)
+        cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        remote: Any = ray.remote(num_cpus=share_of(cores, len(wanted), cpus_each), **placed())(Holder)
+        actors = [remote.remote(item) for item in wanted]
 
         def everywhere(work: Callable[[Any], Result]) -> list[Result]:
             sent = ray.put(cloudpickle.dumps(work))

@@ -294,7 +294,8 @@ def test_the_configuration_in_the_cluster_is_the_same(path: Path, tmp_path: Path
     found = in_mode(path, "ray_job", "dedup.threshold=0.5")
     copy = tmp_path / "copy.yaml"
     copy.write_text(found["ConfigMap"]["data"]["lodeset.yaml"])
-    there, here = read(copy), read(path, ("dedup.threshold=0.5", AUTO))
+    # Its groups can grow, which takes a while.
+    there, here = read(copy), read(path, ("dedup.threshold=0.5", AUTO, "resources.ray.wait_for_nodes=900"))
     assert there == here.model_copy(update={"deploy": None})
 
 

@@ -20,7 +20,7 @@ from lodeset.pipeline.dag.runner import Runner
 from lodeset.pipeline.dag.runs import Wanted, record
 from lodeset.pipeline.dag.stage import Input, Stage
 from lodeset.pipeline.dag.store import Store
-from lodeset.pipeline.errors import HeldError, LodesetError
+from lodeset.pipeline.errors import LodesetError
 
 
 @pytest.fixture
@@ -43,14 +43,18 @@ def graph(size: int) -> dict[str, Stage]:
     return {s.id: s for s in (read, compared)}
 
 
-def run(store: Store, size: int, name: str = "zoo") -> Mapping[str, Stage]:
+def run(store: Store, size: int, name: str = "zoo", shards: str = "") -> Mapping[str, Stage]:
+    """A run that is on record; `shards` is the id under which it says that it wrote some."""
     stages = graph(size)
     with (
         claim(store, attempts.claim_name(name, None), name),
         attempts.attempt(store, stages, lambda event: None, name=name) as told,
     ):
         made = Runner(store, 1, no_ray, told, launch=InThisProcess).run(stages)
-    record(store, Wanted(name, None, "", {"size": size}, tuple(stages)), made, {}, float(size), float(size))
+    if shards:
+        made = {**made, shards: made["compare/pool"]}
+    wanted = Wanted(name, None, "", {"size": size}, tuple(made))
+    record(store, wanted, made, {}, float(size), float(size))
     return stages
 
 
@@ -130,7 +134,7 @@ def test_unfinished_work_stays_until_it_is_old(store: Store) -> None:
         os.utime(path, (0, 0))
     # The configuration at hand goes on from what was read for it.
     gone = {entry.path for entry in collect(store, stages, keep=1).entries}
-    assert gone == {"parts/read/dead/0123456789ab-rows.parquet", "parts/compare/of a run that was killed/manifest.json"}
+    assert gone == {"parts/read/dead/0123456789ab-rows.parquet"}
     assert decide(store, stages)["read/pool"].action == "finished"
     # No configuration asks for it any more: its artifact and the two parts that only it lists.
     kinds = [entry.path.split("/")[0] for entry in collect(store, graph(2), keep=1).entries]
@@ -164,10 +168,60 @@ def test_beside_a_run_nothing_of_what_it_has_made_goes(store: Store) -> None:
     assert decide(store, old)["read/pool"].action == "finished"
 
 
-def test_a_run_that_says_nothing_refuses_it(store: Store) -> None:
+def test_while_a_run_is_at_work_nothing_goes_that_it_could_take_over(store: Store) -> None:
+    """Parts of its stages are not listed anywhere yet, and it may find those of a dropped run."""
+    run(store, 6)
+    run(store, 3)
+    store.commit_part("read", "made by the run at work", {})
+    for path in Path(store.root).rglob("*"):
+        os.utime(path, (0, 0))
+    with claim(store, attempts.claim_name("other", None), "a run"):
+        beside = collect(store, graph(3), keep=1, older_than=0)
+        assert {entry.path.split("/")[0] for entry in beside.entries} <= {"logs", "reports", "cards"}
+        assert beside.sums["busy"][0] > 6
+    assert "parts/read/made by the run at work/manifest.json" in {
+        entry.path for entry in collect(store, graph(3), keep=1, older_than=0).entries
+    }
+
+
+def test_a_run_that_ended_before_the_shards_replaces_none(store: Store) -> None:
+    """`lodeset run --until` is on record, and what was published before it still counts."""
+    first = run(store, 3, shards="write_shards/all")
+    run(store, 5)
+    assert collect(store, first, keep=1, older_than=0).kept_runs == (1, 2)
+    assert_whole(store)
+    assert {d.action for d in decide(store, first).values()} == {"finished"}
+    run(store, 6, shards="write_shards/all")
+    assert collect(store, graph(6), keep=1, older_than=0).kept_runs == (3,)
+
+
+def test_what_a_killed_stage_has_finished_stays_for_the_configuration_that_goes_on(store: Store) -> None:
     run(store, 2)
-    with claim(store, "run-0123456789ab", "a run"), pytest.raises(HeldError, match="does not say on what"):
-        collect(store, {})
+    stages = graph(9)
+    store.commit_part("read", "of the stage that is not done", {})
+    for path in Path(store.root).rglob("*"):
+        os.utime(path, (0, 0))
+    assert collect(store, stages, keep=1).files == 0
+    assert [entry.path for entry in collect(store, graph(2), keep=1).entries] == [
+        "parts/read/of the stage that is not done/manifest.json"
+    ]
+
+
+def test_a_full_disk_is_collected(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record of what was deleted finds room after it."""
+    run(store, 6)
+    run(store, 3)
+    put, full = Store.put_absent, [True]
+
+    def on_a_full_disk(self: Store, relative: str, data: bytes) -> bool:
+        if full[0] and relative.startswith("collected/"):
+            full[0] = False
+            raise LodesetError("the store is full")
+        return put(self, relative, data)
+
+    monkeypatch.setattr(Store, "put_absent", on_a_full_disk)
+    assert collect(store, graph(3), keep=1, older_than=0).files > 0
+    assert len(store.names("collected")) == 1
 
 
 def test_a_damaged_manifest_refuses_it(store: Store) -> None:
@@ -181,7 +235,7 @@ def test_a_damaged_manifest_refuses_it(store: Store) -> None:
 def test_accepted_runs_stay(store: Store) -> None:
     for size in (2, 3, 4):
         run(store, size)
-    assert collect(store, {}, keep=1, older_than=0, accepted=[1], dry_run=True).kept_runs == (1, 3)
+    assert collect(store, {}, keep=1, older_than=0, accepted=lambda: [1], dry_run=True).kept_runs == (1, 3)
 
 
 # -- lists that artifacts share

@@ -21,6 +21,7 @@ from lodeset.pipeline.dag import attempts
 from lodeset.pipeline.dag.claims import claim
 from lodeset.pipeline.dag.cluster import Joined
 from lodeset.pipeline.dag.runner import Event, Runner
+from lodeset.pipeline.dag.runs import Wanted, record
 from lodeset.pipeline.dag.stage import Context, Input, Outcome, Progress, Stage
 from lodeset.pipeline.dag.store import Rows, Store
 from lodeset.pipeline.errors import GateError, LodesetError
@@ -64,7 +65,7 @@ def test_done_and_of_another_data_set(store: Store) -> None:
     run(store, stage("a"))
     found = now(store, "zoo", None)
     assert (found.state, found.exit_code, [s.state for s in found.stages]) == ("done", 0, ["finished"])
-    assert (found.status_code(False), found.status_code(True)) == (0, 1)
+    assert [found.status_code(changed) for changed in (False, True, None)] == [0, 1, 1]
     assert found.next_command("zoo.yaml", True) == "lodeset run zoo.yaml"
     assert now(store, "other", None).state == "never run"
     assert now(store, "zoo", 100).state == "never run"
@@ -132,7 +133,8 @@ def test_secrets_in_an_error_stay_out_of_the_store(store: Store) -> None:
 
 
 STOPS = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
 from lodeset.pipeline.dag import attempts
 from lodeset.pipeline.dag.claims import claim
 from lodeset.pipeline.dag.store import Store
@@ -155,7 +157,7 @@ def test_a_run_that_was_killed_or_stopped(store: Store, number: signal.Signals, 
         assert process.stdout.readline() == b"at work\n"
         assert now(store, "zoo", None).state == "running"
         process.send_signal(number)
-        process.wait()
+        process.wait(timeout=60)
     found = now(store, "zoo", None)
     assert (found.state, found.safe_to_run, word in found.why) == (state, True, True)
     assert found.next_command("zoo.yaml", None) == "lodeset run zoo.yaml"
@@ -199,11 +201,38 @@ def test_damaged_news_stops_nothing(store: Store) -> None:
     assert now(store, "zoo", None).attempt == 2
 
 
+def test_a_finished_data_set_whose_news_was_deleted_is_done(store: Store) -> None:
+    """As by a take-down, and in stores that a lodeset without news has made."""
+    made = stage("a")
+    run(store, made)
+    artifact = store.history("a", "pool")[0]
+    record(store, Wanted("zoo", None, "", {}, (made.id,)), {made.id: artifact}, {}, 1.0, 2.0)
+    for number in attempts.numbers(store):
+        store.delete(attempts.path_of(number))
+    assert now(store, "zoo", None).state == "done"
+    assert now(store, "another", None).state == "never run"
+
+
+def test_parts_that_were_found_finished_are_not_news(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with attempts.attempt(store, {}, lambda event: None, name="zoo") as told:
+        a = stage("a")
+        told(Event("started", a))
+        told(Event("progress", a, Progress(0.9, 0, "images", "", 900, 1000)))
+        told(Event("waiting", stage("b")))  # which has it written
+        assert [s.last_part_age for s in now(store, "zoo", None).stages if s.id == "a/pool"] == [None]
+        told(Event("progress", a, Progress(0.901, 1, "images", "", 901, 1000)))
+        told(Event("waiting", stage("b")))
+        assert [s.last_part_age is not None for s in now(store, "zoo", None).stages if s.id == "a/pool"] == [True]
+
+
 def test_old_news_is_forgotten(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempts, "KEPT", 3)
+    with attempts.attempt(store, {}, lambda event: None, name="another data set"):
+        pass
     for _ in range(6):
         run(store, stage("a"))
-    assert attempts.numbers(store) == [3, 4, 5, 6]
+    # Those of another data set do not count: it may run once a month.
+    assert attempts.numbers(store) == [1, 4, 5, 6, 7]
 
 
 def test_every_attempt_gets_a_number_of_its_own(store: Store) -> None:

@@ -184,12 +184,12 @@ SAMPLE = re.compile(r'^lodeset_[a-z_]+\{(?:[a-z_]+="(?:[^"\\]|\\.)*",?)+\} -?[0-
 
 def test_metrics_come_from_the_store(config: Path) -> None:
     before, _ = lodeset("metrics", config)
-    assert 'lodeset_run_state{data_set="zoo",state="never run"} 1' in before.splitlines()
+    assert 'lodeset_run_state{data_set="zoo",state="never run"} 1.0' in before.splitlines()
     lodeset("run", config, "--until", "ingest")
     lines = lodeset("metrics", config)[0].splitlines()
-    assert 'lodeset_run_state{data_set="zoo",state="done"} 1' in lines
-    assert 'lodeset_rows{data_set="zoo",stage="ingest",set="pool",outcome="kept"} 4' in lines
-    assert 'lodeset_run_number{data_set="zoo"} 1' in lines
+    assert 'lodeset_run_state{data_set="zoo",state="done"} 1.0' in lines
+    assert 'lodeset_rows{data_set="zoo",stage="ingest",set="pool",outcome="kept"} 4.0' in lines
+    assert 'lodeset_run_number{data_set="zoo"} 1.0' in lines
     samples = [line for line in lines if not line.startswith("#")]
     assert samples and all(SAMPLE.match(line) for line in samples)
     names = {line.split("{")[0] for line in samples}

@@ -73,6 +73,7 @@ def test_a_retry_reads_only_the_slices_that_hold_rejects(config: Path) -> None:
     # Nothing came in, so nothing downstream was made again; the reject was examined twice now.
     assert entries(config)["filter/pool"]["rows"]["kept"] == 9
     assert {r.reason: r.attempts for r in found(config)} == {"corrupt": 2, "not_an_image": 1}
+    assert len(list((config.parent / "runs/parts/ingest_listing").iterdir())) == 1  # headers were not read again
 
 
 def test_what_comes_in_after_all_goes_downstream(config: Path) -> None:

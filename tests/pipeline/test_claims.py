@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from lodeset.pipeline import children
 from lodeset.pipeline.dag import claims
 from lodeset.pipeline.dag.store import Store
-from lodeset.pipeline.errors import HeldError
+from lodeset.pipeline.errors import HeldError, LodesetError
 
 
 @pytest.fixture
@@ -125,3 +126,22 @@ def test_a_torn_claim_does_not_block(store: Store) -> None:
     os.utime(path, (0, 0))
     with claims.claim(store, "embed", "embed/pool"):
         pass
+
+
+def test_a_store_that_does_not_answer_for_a_while_costs_no_claim(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "LEASE_SECONDS", 0.3)
+    read, troubled = Store.read, [True]
+
+    def sometimes(self: Store, relative: str) -> bytes | None:
+        if troubled[0] and threading.current_thread() is not threading.main_thread():
+            raise LodesetError("the store cannot be reached")
+        return read(self, relative)
+
+    monkeypatch.setattr(Store, "read", sometimes)
+    with claims.claim(store, "embed", "embed/pool"):
+        path = Path(store.path("claims/embed.json"))
+        before = path.stat().st_mtime_ns
+        time.sleep(0.25)
+        troubled[0] = False
+        time.sleep(0.25)
+        assert path.stat().st_mtime_ns > before  # renewed again

@@ -14,7 +14,7 @@ from lodeset.pipeline.dag.launched import ChildProcess, Launched
 from lodeset.pipeline.dag.runner import RESTARTS, Event, Runner
 from lodeset.pipeline.dag.stage import PREVIOUS, Context, Follows, Input, Outcome, Stage
 from lodeset.pipeline.dag.store import Artifact, Rows, Store
-from lodeset.pipeline.engines.ray import lacks
+from lodeset.pipeline.engines.ray import lacks, share_of
 from lodeset.pipeline.errors import GateError, HeldError, LodesetError, LostError
 
 
@@ -281,8 +281,19 @@ def test_what_no_node_can_give_is_told_from_what_is_busy() -> None:
     # Two workers with a GPU each must start together, and there is one.
     assert lacks(nodes, [[{"GPU": 1.0}, {"GPU": 1.0}]])[1] is False
     assert lacks(nodes, [[{"GPU": 1.0}], [{"GPU": 1.0}]]) == ("2 GPU for 2 workers: the Ray cluster is busy", True)
+    assert lacks([{"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0}], [[{"CPU": 4.0}, {"CPU": 1.0, "GPU": 1.0}]])[1] is True
     # A group that fits only if large workers are placed first.
     assert lacks(nodes, [[{"CPU": 2.0}, {"CPU": 4.0}]])[1] is True
+
+
+@pytest.mark.parametrize(
+    ("nodes", "actors", "cores", "each"),
+    [([8], 4, 2, 2), ([8], 8, 2, 1), ([1, 1, 1], 3, 2, 1), ([4, 1], 2, 4, 2), ([4, 4], 2, 4, 4), ([1, 1], 3, 1, 0.6)],
+)
+def test_actors_that_work_together_ask_for_what_nodes_have(
+    nodes: list[int], actors: int, cores: int, each: float
+) -> None:
+    assert share_of(nodes, actors, cores) == each
 
 
 class Lost(Exception):

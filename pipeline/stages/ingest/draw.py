@@ -50,13 +50,18 @@ class Draw:
         return not self.last or (is_image(member) and _hash(file, member) <= self.last)
 
 
+def listing_key(file: SourceFile) -> str:
+    """The key of the part that says what a file holds."""
+    return digest(LISTING, VERSION, file.uri, file.size_bytes, file.state, file.image)
+
+
 def members(store: Store, file: SourceFile) -> list[Member]:
     """What a file that is no loose one holds, sidecars put to their images; from the part that the first reader committed."""
     container = container_of(file.kind)
     if container is not None and container.elsewhere:
         # What a list names changes without the list, so each run looks again.
         return chosen_members(file, members_of(file))
-    key = digest(LISTING, VERSION, file.uri, file.size_bytes, file.state, file.image)
+    key = listing_key(file)
     part = store.part(LISTING, key)
     if part is not None:
         found = []

@@ -39,7 +39,7 @@ from lodeset.pipeline.sources.members import Member, Sample
 from lodeset.pipeline.sources.slices import Slice, check_unchanged, cut, split_loose
 from lodeset.pipeline.specs import IngestRuntime, IngestSpec
 from lodeset.pipeline.stages.ingest.culprits import limits_of, rescued, samples_of
-from lodeset.pipeline.stages.ingest.draw import Draw, drawn, members
+from lodeset.pipeline.stages.ingest.draw import LISTING, Draw, drawn, listing_key, members
 from lodeset.pipeline.stages.ingest.noted import warnings_of
 from lodeset.pipeline.stages.ingest.taken import take
 from lodeset.pipeline.stages.ingest.yields import WRONG, Given, checked, nothing_in
@@ -112,6 +112,9 @@ def run(context: Context[IngestSpec, IngestRuntime]) -> Outcome:
         _, uncompared = attempted(held | "by first byte" >> beam.GroupByKey(), "exact", _exact_of_bucket, store, prefix)
         raise_failures(unsplit, unkept, unread, uncompared)
 
+    store.committed(
+        LISTING, [listing_key(file) for file in packed]
+    )  # workers read them: they are what this is made from, too
     ordered = _keys(store, prefix, len(packed))
     keys = [key for _, key in ordered]
     parts = store.committed(STAGE, keys)
