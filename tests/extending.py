@@ -78,7 +78,9 @@ def extended(heading: str, folder: Path) -> Path:
 
 def run(copy: Path, code: str, *arguments: str) -> str:
     """What a fresh interpreter prints that runs `code` with the copy of the package first on its import path."""
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, *arguments]
+    # Libraries leave threads that can abort a process at its exit, as in stages' own processes.
+    ending = "\nimport os, sys\nsys.stdout.flush()\nos._exit(0)\n"
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code + ending, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(copy)}
     done = subprocess.run(command, cwd=copy.parent, env=environment, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, f"the extended package failed:\n{done.stderr}"

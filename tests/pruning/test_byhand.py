@@ -20,6 +20,7 @@ from torch import nn
 
 from lodeset.infra.models import dense_of, prune_on
 from lodeset.pipeline.config import TargetSet
+from lodeset.pipeline.dag.stored import Stored
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pruning.config import Job, LotteryJob, PruneJob, RecoverConfig, SelfMaskingJob
 from lodeset.pruning.formats.saving import load_model, save_pruned
@@ -178,7 +179,15 @@ def test_calibration_images_are_split_into_few_parts_that_fit_in_memory() -> Non
 def test_agreement_is_the_mean_cosine_on_images_that_were_not_calibrated_on(folder: Path) -> None:
     told = pruned(folder)
     setting = Setting(
-        None, str(folder / "lenet"), (str(folder / "shards/index.parquet"),), 16, 10**6, 10**6, (), "", CropsConfig()
+        None,
+        Stored(folder=str(folder / "lenet")),
+        (str(folder / "shards/index.parquet"),),
+        16,
+        10**6,
+        10**6,
+        (),
+        "",
+        CropsConfig(),
     )  # type: ignore[arg-type]
     _, rest = calibration(setting.index, JOB)
     assert len(rest) == 20
