@@ -72,22 +72,30 @@ def status(
     given = _as_given(config, tuple(set_ or ()), limit)
     if watch:
         raise typer.Exit(_watched(project, given, as_json))
-    found = project.status(number)
-    changed = found.summary.changed
     if check:
-        if as_json:
-            print_json({"now": _now_tree(found.now, given, changed)})
-        else:
-            print_now(found.now, given, changed)
-        gates, status_code = found.summary.gates, found.now.status_code(changed)
-        breached = gates is not None and gates.status == "error"
-        raise typer.Exit(GATE if breached and status_code == 0 else status_code)
+        raise typer.Exit(_checked(project, given, as_json))
+    found = project.status(number)
     if code:
         if found.summary.shards is None:
             raise LodesetError(f"no finished run of {config} has written shards: `lodeset run` first")
         print(snippet(found.summary), end="")
     else:
         show_status(config, found, as_json, given)
+
+
+def _checked(project: Project, given: str, as_json: bool) -> int:
+    """Print the state of the last attempt, and return its exit code. Only where it is done, sources are listed to say whether they
+    have changed since, and the gates of the run are looked at: its news, which said what they found, may have been deleted."""
+    now = project.now()
+    finished = project.status().summary if now.state == "done" else None
+    changed = finished.changed if finished is not None else None
+    if as_json:
+        print_json({"now": _now_tree(now, given, changed)})
+    else:
+        print_now(now, given, changed)
+    breached = finished is not None and finished.gates is not None and finished.gates.status == "error"
+    status_code = now.status_code(changed)
+    return GATE if breached and status_code == 0 else status_code
 
 
 def _as_given(config: Path, overrides: tuple[str, ...], limit: int | None) -> str:

@@ -327,7 +327,7 @@ class _Classes:
             return "work"
         if at in self._dropped_parts:
             return "dropped run"
-        return "young" if at[0].startswith(self._needed.unfinished or ("-",)) else self._aged(changed)
+        return "young" if at[0].startswith(self._needed.unfinished) else self._aged(changed)
 
     def _file(self, path: str, changed: float) -> str:
         """A shard, or a file of a model, which lie apart from parts and artifacts."""

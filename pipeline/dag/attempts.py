@@ -62,7 +62,6 @@ class StageNews:
     moved: float = 0.0
     error: str = ""
     log: str = ""
-    fingerprint: str = ""  # as soon as it is known: what it makes or has made is not to be deleted
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
 
@@ -102,7 +101,7 @@ _ATTEMPT = TypeAdapter(Attempt)
 
 def claim_name(name: str, limit: int | None) -> str:
     """The claim that an attempt to make this data set holds."""
-    return f"run-{name}" if limit is None else f"run-{name}-limit-{limit}"
+    return f"run-{name}" if limit is None else f"run-{name}@{limit}"  # no name has an @
 
 
 def path_of(number: int) -> str:
@@ -137,7 +136,7 @@ class News:
     """Keeps the file of one attempt up to date. Every method may be called from any thread."""
 
     def __init__(self, store: Store, attempt: Attempt) -> None:
-        self._store, self._lock = store, threading.Lock()
+        self._store, self._lock, self._writing = store, threading.Lock(), threading.Lock()
         self.attempt = attempt
 
     def watch(self, event: Event) -> None:
@@ -147,7 +146,8 @@ class News:
             before = self.attempt.stages.get(event.stage.id)
             after = _after(before, event, now)
             self.attempt = replace(self.attempt, stages={**self.attempt.stages, event.stage.id: after})
-        if event.kind != "progress":
+        # A request to a store far away may be repeated for minutes: the runner does not wait for it.
+        if event.kind != "progress" and self._store.local:
             self.write()
 
     def ended(self, state: State, exit_code: int, error: str = "") -> None:
@@ -162,11 +162,12 @@ class News:
     def write(self) -> float:
         """Writes the file, and returns the seconds until it is to be written again. A store that cannot be written now must not
         stop the run, whose own writes say so if it lasts."""
-        with self._lock:
-            self.attempt = replace(self.attempt, written=time.time())
+        with self._writing:
+            with self._lock:
+                told = self.attempt = replace(self.attempt, written=time.time())
             with contextlib.suppress(OSError, LodesetError):
-                self._store.overwrite(path_of(self.attempt.number), sealed(asdict(self.attempt)))
-        return self.attempt.every
+                self._store.overwrite(path_of(told.number), sealed(asdict(told)))
+        return told.every
 
 
 def _cut_off(stage: StageNews) -> StageNews:
@@ -182,12 +183,11 @@ def _after(before: StageNews | None, event: Event, now: float) -> StageNews:
             "waiting", now, f"its next try, after it lost workers: {without_secrets(event.reason)}", moved=now
         )
     if event.kind == "started":
-        return StageNews("running", now, begun=now, moved=now, log=event.log, fingerprint=event.fingerprint)
+        return StageNews("running", now, begun=now, moved=now, log=event.log)
     if event.kind == "failed":
         return replace(old, state="failed", since=now, waits_for="", moved=now, error=without_secrets(event.reason))
     if event.kind in ("done", "finished", "taken over"):
-        made = event.artifact.fingerprint if event.artifact is not None else old.fingerprint
-        return replace(old, state="finished", since=now, waits_for="", fraction=1.0, moved=now, fingerprint=made)
+        return replace(old, state="finished", since=now, waits_for="", fraction=1.0, moved=now)
     if event.kind == "damaged":
         return StageNews("waiting", now, "to be made again: " + event.reason, moved=now)
     told = event.progress

@@ -69,8 +69,8 @@ class Artifact:
     """A finished stage, as its manifest tells it.
 
     `created` is for people. `order` is larger than that of all earlier artifacts of the same stage and set, whatever the clock
-    said; 0 in the manifests of lodeset 0.1.0. `used` are the parts that the stage read or made on its way, by their stage: none of
-    its files, but what saves the next run from making them again; None where that was not recorded.
+    said; 0 in the manifests of lodeset 0.1.0. `used` are all parts that the stage read or made, by their stage, also those whose files
+    it does not list and that save the next run work; None where that was not recorded.
     """
 
     stage: str

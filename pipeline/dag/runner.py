@@ -29,6 +29,7 @@ from lodeset.pipeline.errors import GateError, HeldError, LodesetError, LostErro
 
 LOGS = "logs"
 RESTARTS = 2  # of a stage whose workers were lost, in one run
+GOES_ON = "`run` again goes on from its finished parts"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,6 @@ class Event:
     artifact: Artifact | None = None
     reason: str = ""  # of `waiting`: what for; of `again`: why a stage that was lost starts again
     log: str = ""  # of `started` and `failed`: where the stage's output is kept
-    fingerprint: str = ""  # of `started`
 
 
 @dataclass
@@ -116,11 +116,12 @@ class Runner:
                         try:
                             finished[ended.stage.id] = self._finish(ended, finished)
                         except LostError as error:
-                            if failure is not None or not self._may_start_again(ended, error):
-                                failure = failure or error
-                                self.watch(Event("failed", ended.stage, reason=str(error), log=self._log_of(ended)))
-                            else:
+                            if failure is None and self._may_start_again(ended, error):
                                 waiting[ended.stage.id] = ended.stage
+                                continue
+                            final = LostError(f"{error}; {GOES_ON}")
+                            self.watch(Event("failed", ended.stage, reason=str(final), log=self._log_of(ended)))
+                            failure = failure or final
                         except LodesetError as error:
                             self.watch(Event("failed", ended.stage, reason=str(error), log=self._log_of(ended)))
                             failure = failure or error
@@ -150,7 +151,7 @@ class Runner:
         unfinished = (*waiting.values(), *(one.stage for one in running.values()))
         hosts = {id_: stage.id for stage in unfinished for id_ in stage.also}
         not_ready = {stage.id for stage, decision in ready if decision.action == "wait"}
-        full = False  # nothing overtakes a stage that waits for cores
+        ahead: list[Stage] = []  # nothing overtakes a stage that waits for the same cores
         for stage, decision in sorted(ready, key=lambda pair: -pair[0].max_cpus):
             if decision.action != "run":
                 self._wait(stage, decision.reason)
@@ -163,11 +164,10 @@ class Runner:
                 continue
             budget, beside = self._budget(stage), [r for r in running.values() if self._shares(r.stage, stage)]
             cpus, free = min(budget, stage.max_cpus), budget - sum(r.cpus for r in beside)
-            if cpus > free:
+            if cpus > free or any(self._shares(one, stage) for one in ahead):
                 users = ", ".join(f"{r.stage.id} {r.cpus}" for r in beside)
                 self._wait(stage, f"cores: it takes {cpus}, and of {budget} {max(0, free)} are free ({users})")
-                full = True
-            if full:
+                ahead.append(stage)
                 continue
             also = [pair for pair in ready if pair[0].id in stage.also]
             running[stage.id] = self._start(stage, decision, cpus, finished, also)
@@ -230,8 +230,7 @@ class Runner:
         address = joined.address if joined is not None else None
         started = Running(stage, decision, child_process, log, cpus, address, time.monotonic(), held)
         self._selector.register(child_process.channel, selectors.EVENT_READ, started)
-        told = Event("started", stage, reason=decision.reason, log=self._log_of(started), fingerprint=fingerprint)
-        self.watch(told)
+        self.watch(Event("started", stage, reason=decision.reason, log=self._log_of(started)))
         return started
 
     def _task(
@@ -290,14 +289,14 @@ class Runner:
                     how = "lost its Ray cluster (killed, or out of memory)"
                 if code == child.NO_ROOM:
                     how = f"gave up waiting for {one.waits_for}: give the cluster such a node, or ask for less (resources, training.workers)"
-                raise (LostError if one.gone else LodesetError)(
-                    f"{one.stage.id} {how}; `run` again goes on from its finished parts. Its log: {self._log_of(one)}"
-                )
+                if one.gone:
+                    raise LostError(f"{one.stage.id} {how} (log: {self._log_of(one)})")
+                raise LodesetError(f"{one.stage.id} {how}; {GOES_ON}. Its log: {self._log_of(one)}")
             if "error" in result:
                 where = f" (log: {self._log_of(one)})" if result.get("unexpected") else ""
                 message = f"{one.stage.id}: {result['error']}{where}"
                 if result.get("lost"):
-                    raise LostError(f"{message}; `run` again goes on from its finished parts")
+                    raise LostError(message)
                 raise {3: GateError, 4: HeldError}.get(result["exit_code"], LodesetError)(message)
             artifact = self._accounted(one, _outcome(result["outcome"]), result["used"], finished)
         committed = self.store.commit_artifact(artifact)

@@ -35,6 +35,7 @@ from lodeset.pipeline.dag.child import ENVIRONMENT, LOST_RAY, NO_ROOM, RAY_OPTIO
 from lodeset.pipeline.dag.cluster import Cluster, Joined
 from lodeset.pipeline.dag.stage import Progress
 from lodeset.pipeline.engines.failures import caught, unwrapped
+from lodeset.pipeline.engines.room import lacks, share_of
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.remote.settings import environment
 
@@ -256,6 +257,8 @@ def _watched() -> Iterator[None]:
     import ray
 
     gcs, patience = ray.get_runtime_context().gcs_address, _options().get("wait_for_nodes", 60.0) - 2 * _LOOK_S
+    raylet: Any = importlib.import_module("ray._raylet")  # compiled: its types are not known
+    head = raylet.GcsClient(gcs)
     unanswered = lacking = looked = time.monotonic()
     moved = [looked]
     figures: list[Progress] = []
@@ -274,7 +277,7 @@ def _watched() -> Iterator[None]:
             return 1.0
         looked = now
         try:
-            why, possible = _pending(gcs)
+            why, possible = _pending(head)
         except Exception as error:
             # The head may be starting again.
             waits_for(f"an answer of the Ray cluster at {gcs} ({type(error).__name__})")
@@ -330,53 +333,15 @@ def _end(why: str, code: int) -> None:
     os._exit(code)
 
 
-def _pending(gcs: str) -> tuple[str, bool]:
-    """What work of the cluster waits for (empty if nothing waits), and whether its nodes could give that."""
+def _pending(head: Any) -> tuple[str, bool]:
+    """What work of a cluster (a client of its GCS) waits for, empty if nothing waits; and whether its nodes could give that."""
     from ray.autoscaler.v2.sdk import get_cluster_resource_state
 
-    raylet: Any = importlib.import_module("ray._raylet")  # compiled: its types are not known
-    state = get_cluster_resource_state(raylet.GcsClient(gcs))
+    state = get_cluster_resource_state(head)
     nodes = [dict(node.total_resources) for node in state.node_states if node.status != _DEAD]
     single = [dict(r.request.resources_bundle) for r in state.pending_resource_requests for _ in range(r.count)]
     gangs = [[dict(r.resources_bundle) for r in gang.requests] for gang in state.pending_gang_resource_requests]
     return lacks(nodes, [[one] for one in single] + gangs)
-
-
-def lacks(nodes: Sequence[Mapping[str, float]], asked: Sequence[Sequence[Mapping[str, float]]]) -> tuple[str, bool]:
-    """What groups of workers wait for, and whether the nodes could hold each group if they were free.
-
-    Args:
-        nodes: the resources of each node.
-        asked: for each group that has to start together, the resources of each worker.
-    """
-    if not asked:
-        return "", True
-    for group in asked:
-        # Workers that ask for much first, on the nodes that have least: those with a GPU are left for who needs it.
-        free = sorted((dict(node) for node in nodes), key=lambda node: (len(node), sum(node.values())))
-        for worker in sorted(group, key=lambda one: -sum(one.values())):
-            fits = next((n for n in free if all(n.get(k, 0.0) >= v for k, v in worker.items())), None)
-            if fits is None:
-                together = f", {len(group)} times at once" if len(group) > 1 else ""
-                there = "; ".join(_amounts(node) or "nothing" for node in nodes) or "no node"
-                return (
-                    f"{_amounts(worker)}{together}, which no node of the Ray cluster can give (nodes: {there})",
-                    False,
-                )
-            for name, amount in worker.items():
-                fits[name] -= amount
-    workers = [worker for group in asked for worker in group]
-    total: dict[str, float] = {}
-    for worker in workers:
-        for name, amount in worker.items():
-            total[name] = total.get(name, 0.0) + amount
-    return f"{_amounts(total)} for {len(workers)} workers: the Ray cluster is busy", True
-
-
-def _amounts(resources: Mapping[str, float]) -> str:
-    named = {"memory", "object_store_memory"}
-    shown = [(k, v) for k, v in sorted(resources.items()) if k not in named and not k.startswith("node:")]
-    return ", ".join(f"{amount:g} {name}" for name, amount in shown)
 
 
 def _options() -> dict[str, Any]:
@@ -542,19 +507,6 @@ def map_with_state(
         )
         for row in mapped.iter_rows():
             yield unwrapped(cloudpickle.loads(row["result"]))
-
-
-def share_of(nodes: Sequence[int], actors: int, cores: int) -> float:
-    """The cores that each of some actors may ask for so that all of them can run at the same time; `cores` at most.
-
-    Args:
-        nodes: the cores of each node.
-    """
-    for each in range(cores, 0, -1):
-        if sum(node // each for node in nodes) >= actors:
-            return each
-    # More actors than cores: they take turns.
-    return max(0.01, round(0.9 * sum(nodes) / max(1, actors), 2))
 
 
 class Everywhere(Protocol):

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import toy_stages
-from inline import InThisProcess
+from inline import InThisProcess, no_ray
 
 from lodeset.infra.upkeep.damage import mend, verify
-from lodeset.pipeline.dag.cluster import Joined
 from lodeset.pipeline.dag.damage import noted, withdraw
 from lodeset.pipeline.dag.manifests import RUN, Made, Run, parsed, sealed
 from lodeset.pipeline.dag.runner import Event, Runner
@@ -33,12 +30,6 @@ def dag() -> dict[str, Stage]:
     first = Stage("a", "pool", 1, "beam", toy_stages.count, {"k": 1}, max_cpus=1)
     second = replace(first, name="b", inputs={"x": Input(first)}, function=toy_stages.with_shard)
     return {first.id: first, second.id: second}
-
-
-@contextlib.contextmanager
-def no_ray() -> Iterator[Joined]:
-    raise AssertionError("no stage here needs Ray")
-    yield Joined("", 0)
 
 
 def run(store: Store, stages: dict[str, Stage]) -> list[tuple[str, str]]:

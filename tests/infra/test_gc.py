@@ -1,19 +1,17 @@
 """What a deletion takes and leaves, on a store of toy stages whose data sets grow."""
 
-import contextlib
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import toy_stages
-from inline import InThisProcess
+from inline import InThisProcess, no_ray
 
 from lodeset.infra.upkeep.gc import GOING, Collected, collect
 from lodeset.pipeline.dag import attempts, lists
 from lodeset.pipeline.dag.claims import claim
-from lodeset.pipeline.dag.cluster import Joined
 from lodeset.pipeline.dag.damage import contents, missing
 from lodeset.pipeline.dag.decisions import decide
 from lodeset.pipeline.dag.runner import Runner
@@ -28,12 +26,6 @@ def store(tmp_path: Path) -> Store:
     made = Store(str(tmp_path / "store"))
     made.prepare()
     return made
-
-
-@contextlib.contextmanager
-def no_ray() -> Iterator[Joined]:
-    raise AssertionError("no stage here needs Ray")
-    yield Joined("", 0)
 
 
 def graph(size: int) -> dict[str, Stage]:

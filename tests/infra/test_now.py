@@ -1,6 +1,5 @@
 """What the store alone says of a run: at work, silent, killed, failed, stopped, done."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -9,17 +8,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import toy_stages
-from inline import InThisProcess
+from inline import InThisProcess, no_ray
 
 from lodeset.infra.looking.now import now
 from lodeset.pipeline.dag import attempts
 from lodeset.pipeline.dag.claims import claim
-from lodeset.pipeline.dag.cluster import Joined
 from lodeset.pipeline.dag.runner import Event, Runner
 from lodeset.pipeline.dag.runs import Wanted, record
 from lodeset.pipeline.dag.stage import Context, Input, Outcome, Progress, Stage
@@ -32,12 +30,6 @@ def store(tmp_path: Path) -> Store:
     made = Store(str(tmp_path / "store"))
     made.prepare()
     return made
-
-
-@contextlib.contextmanager
-def no_ray() -> Iterator[Joined]:
-    raise AssertionError("no stage here needs Ray")
-    yield Joined("", 0)
 
 
 def stage(name: str, function: Callable[[Context], Outcome] = toy_stages.count, **inputs: Stage) -> Stage:

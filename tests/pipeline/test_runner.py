@@ -1,12 +1,12 @@
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import toy_stages
-from inline import InThisProcess
+from inline import InThisProcess, no_ray
 
 from lodeset.pipeline.dag.cluster import Cluster, Joined
 from lodeset.pipeline.dag.decisions import decide
@@ -14,7 +14,7 @@ from lodeset.pipeline.dag.launched import ChildProcess, Launched
 from lodeset.pipeline.dag.runner import RESTARTS, Event, Runner
 from lodeset.pipeline.dag.stage import PREVIOUS, Context, Follows, Input, Outcome, Stage
 from lodeset.pipeline.dag.store import Artifact, Rows, Store
-from lodeset.pipeline.engines.ray import lacks, share_of
+from lodeset.pipeline.engines.room import lacks, share_of
 from lodeset.pipeline.errors import GateError, HeldError, LodesetError, LostError
 
 
@@ -24,12 +24,6 @@ def stage(name: str, function: Callable[[Context], Outcome] = toy_stages.count, 
 
 def dag(*stages: Stage) -> dict[str, Stage]:
     return {s.id: s for s in stages}
-
-
-@contextlib.contextmanager
-def no_ray() -> Iterator[Joined]:
-    raise AssertionError("no stage here needs Ray")
-    yield Joined("", 0)
 
 
 class Watched:
