@@ -27,7 +27,7 @@ test: venv
 
 # Kills, restarts and whole runs. Files whose tests share a run stay in one process.
 test-slow: venv
-	$(BIN)/python -m pytest -m "slow and not kills and not gpu" -n $(PROCESSES) --dist loadgroup
+	$(BIN)/python -m pytest -m "slow and not kills and not gpu" -n $(PROCESSES) --dist loadgroup --durations 25
 
 # Forty kills at drawn moments, of drivers, workers and whole Ray nodes; it prints a table.
 test-kills: venv
