@@ -108,6 +108,9 @@ EDGES = pa.schema(
         ("map", pa.list_(pa.float32())),
         ("points", pa.int16()),
         ("linked", pa.bool_()),  # taken as copies
+        # The highest `dedup.min_score` at which the pair counts as copies; infinite where thumbnails agree as they are. Null: none
+        # makes it one, or pixels were not compared.
+        ("min_score_limit", pa.float32()),
     ]
 )
 

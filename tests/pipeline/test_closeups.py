@@ -201,7 +201,7 @@ def asked(count: int, **columns: object) -> tuple[Universe, Pairs]:
     a = np.arange(count) * 2
     pairs = Pairs(
         a, a + 1, nothing, np.zeros(count, np.int16), np.zeros(count, bool), np.zeros(count, np.int8), np.zeros(count, np.int16), nothing,
-        np.full((count, 6), np.nan, np.float32), np.full(count, -1), np.zeros(count, bool),
+        np.full((count, 6), np.nan, np.float32), np.full(count, -1), np.zeros(count, bool), np.full(count, -np.inf, np.float32),
     )  # fmt: skip
     return universe, dataclasses.replace(pairs, **columns)
 
@@ -220,6 +220,13 @@ def test_full_images_settle_what_thumbnails_left_open() -> None:
     assert now.a.tolist() == [0, 2, 4, 6, 8]
     assert now.linked.tolist() == [True, True, True, False, True] == (now.verified == 1).tolist()
     assert now.score.tolist() == [6.0, 5.0, 4.5, -1.5, 5.0] and now.points.tolist() == [9, 0, 9, 9, 9]
+    for least in (-2.0, -0.5, 0.5, 1.0, 4.5, 5.0, 5.5, 7.0):
+        asked_for = dataclasses.replace(
+            pairs, verified=(thumbs >= least).astype(np.int8), limit=thumbs, hashed=yes >= 0
+        )
+        spec = dataclasses.replace(SPEC, min_score=least)
+        then = settled(universe, asked_for, np.arange(6), Looks(points, close, maps, known), spec)
+        assert then.linked[points > 0].tolist() == (then.limit >= least)[points > 0].tolist()
     near = dataclasses.replace(pairs, similarity=np.array([0, 0, 0, 0, 0, 0.7], np.float32))
     assert len(settled(universe, near, np.arange(6), Looks(points, close, maps, known), SPEC).a) == 6
     assert [ORIENTATIONS[o].name for o in now.orientation] == ["identity", "identity", "mirror", "mirror", "identity"]

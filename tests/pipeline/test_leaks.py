@@ -52,7 +52,18 @@ def pairs_of(links: dict[tuple[int, int], tuple[float | None, int, bool]]) -> Pa
     verified, linked = np.array([v for _, v, _ in told], np.int8), np.array([x for _, _, x in told], bool)
     zeros, unknown = np.zeros(len(a), np.int16), np.full(len(a), np.nan, np.float32)
     return Pairs(
-        a, b, similarity, zeros, zeros > 0, verified, zeros, unknown, np.tile(unknown[:, None], 6), zeros - 1, linked
+        a,
+        b,
+        similarity,
+        zeros,
+        zeros > 0,
+        verified,
+        zeros,
+        unknown,
+        np.tile(unknown[:, None], 6),
+        zeros - 1,
+        linked,
+        unknown,
     )
 
 

@@ -51,11 +51,13 @@ class Seen:
     score: Floats  # log-odds of being copies, from their pixels
     maps: Floats  # [P, 6]: the affine map from b's coordinates to a's, both from -1 to 1, row by row
 
-    def copies(self, strict: NDArray[np.bool_], min_score: float) -> NDArray[np.bool_]:
-        """Which pairs are copies; where not `strict`, a miss costs more than a lost image, and a kind of picture is enough."""
+    def up_to(self, strict: NDArray[np.bool_]) -> Floats:
+        """Up to which `min_score` pairs are copies, -inf where at none; where not `strict`, a miss costs more than a lost image,
+        and a kind of picture is enough.
+        """
         surroundings = self.similarity - self.stands_out
         clear = (self.stands_out >= evidence.STANDS_CLEAR) | (surroundings < evidence.SPARSE)
-        return (self.score >= min_score) & (clear | ~strict)
+        return np.where(clear | ~strict, self.score, -np.inf).astype(np.float32)
 
 
 _NO_NODES, _NOTHING = np.zeros(0, np.int64), np.zeros(0, np.float32)

@@ -41,6 +41,7 @@ class Pairs:
     maps: Floats  # [P, 6]; NaN likewise
     points: Ints  # key points that agree in full images; -1 where these were not looked at
     linked: NDArray[np.bool_]  # taken as copies
+    limit: Floats  # the highest `min_score` at which they are; infinite where it does not matter, -inf where none links them
 
     def chosen(self, rows: NDArray[np.bool_]) -> Pairs:
         return Pairs(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
@@ -81,22 +82,26 @@ def judge(
     orientation = np.full(len(a), views.IDENTITY, np.int16)
     score, maps = spread(by_view, seen.score[worth], np.nan), spread(by_view, seen.maps[worth], np.nan)
     linked = candidate
+    limit = np.full(len(a), -np.inf, np.float32)
     if spec.verify == "pixels":
         agreement, turned = verify.agreement(universe.thumbnails, a[candidate], b[candidate])
         upright = agreement >= np.where(touches[candidate], verify.AGREE_REFERENCE, verify.AGREE)
         verified[candidate] = upright
         orientation[candidate] = np.where(turned, views.MIRROR, views.IDENTITY)
+        limit[verified == 1] = np.inf
         strict = np.ones(len(seen.a), bool)
         strict[worth] = ~touches[np.searchsorted(known, by_view)]
-        copies = seen.copies(strict, spec.min_score)[worth]
+        up_to = seen.up_to(strict)[worth]
         # A pair that agrees as it is needs no map; any other is told as it was aligned.
         score[verified == 1], maps[verified == 1] = np.nan, np.nan
         aligned = allowed & ~np.isnan(score)
-        verified[aligned] = spread(by_view, copies, False)[aligned]
+        limit[aligned] = spread(by_view, up_to, -np.inf)[aligned]
+        verified[aligned] = limit[aligned] >= spec.min_score
         orientation[aligned] = spread(by_view, seen.orientation[worth], 0)[aligned]
         linked = verified == 1
     distance = np.bitwise_count(universe.phash[a] ^ universe.phash[b]).astype(np.int16)
-    return Pairs(a, b, similarity, distance, hashed, verified, orientation, score, maps, np.full(len(a), -1), linked)
+    points = np.full(len(a), -1)
+    return Pairs(a, b, similarity, distance, hashed, verified, orientation, score, maps, points, linked, limit)
 
 
 def doubtful(universe: Universe, pairs: Pairs, floor: float, spec: DedupSpec) -> Ints:
@@ -146,9 +151,9 @@ def settled(universe: Universe, pairs: Pairs, rows: Ints, looks: Looks, spec: De
     """
     found = looks.points > 0
     at, close = rows[found], looks.score[found]
-    before = pairs.verified[at] == 1
     touches = universe.reference[pairs.a[at]] | universe.reference[pairs.b[at]]
-    stands = before & (touches | (close >= closeup.DOUBT))
+    upheld = touches | (close >= closeup.DOUBT)
+    stands = (pairs.verified[at] == 1) & upheld
     copies = stands | (close >= spec.min_score)
     # What thumbnails say stays where it decides.
     taken = ~stands | (close > np.nan_to_num(pairs.score[at], nan=-np.inf))
@@ -157,9 +162,18 @@ def settled(universe: Universe, pairs: Pairs, rows: Ints, looks: Looks, spec: De
     orientation[at[taken]] = views.nearest_orientation(looks.maps[found][taken])
     verified, linked, points = pairs.verified.copy(), pairs.linked.copy(), pairs.points.copy()
     verified[at], linked[at] = copies, copies
+    limit = pairs.limit.copy()
+    limit[at] = np.maximum(np.where(upheld, limit[at], -np.inf), close)
     points[rows] = looks.points
     now = replace(
-        pairs, score=score, maps=maps, orientation=orientation, verified=verified, linked=linked, points=points
+        pairs,
+        score=score,
+        maps=maps,
+        orientation=orientation,
+        verified=verified,
+        linked=linked,
+        points=points,
+        limit=limit,
     )
     # Pairs that only a view brought, and nobody takes for copies, are no edges.
     highest = np.fmax(pairs.score, now.score)

@@ -46,6 +46,7 @@ from lodeset.pipeline.stages.dedup.closeups import CLOSEUPS, look
 from lodeset.pipeline.stages.dedup.generations import TABLE, Between, Generation, between, generations_of
 from lodeset.pipeline.stages.dedup.judging import Floats, Ints, Neighbors, Pairs, doubtful, judge, settled
 from lodeset.pipeline.stages.dedup.leaks import leaks_of, with_leaks
+from lodeset.pipeline.stages.dedup.outcomes import outcomes
 from lodeset.pipeline.stages.dedup.pairwise import measured_before
 from lodeset.pipeline.stages.dedup.universe import Members, Universe, gather, members_of
 from lodeset.pipeline.tables import records
@@ -247,51 +248,27 @@ def guard(in_pool: NDArray[np.bool_], component: Ints, limits: Thresholds, spec:
 
 def verdicts(universe: Universe, component: Ints, pairs: Pairs, keeper: Ints) -> pa.Table:
     """`duplicates`: one row for every pool and every included image. `keeper` [N]: which node of its group is kept."""
-    count = len(universe.ids)
-    has_reference = np.zeros(count, bool)
-    has_reference[component[universe.reference]] = True
-    has_included = np.zeros(count, bool)
-    has_included[component[universe.included]] = True
-    best_reference = _representative(component, universe.reference)
-    best_included = _representative(component, universe.included)
+    found = outcomes(universe.pool, universe.reference, universe.included, component, keeper)
     similarity = {
         (int(x), int(y)): float(s)
         for x, y, s, linked in zip(pairs.a, pairs.b, pairs.similarity, pairs.linked, strict=True)
         if linked
     }
     rows = []
-    for node in np.flatnonzero(universe.pool | universe.included):
-        root = component[node]
-        if has_reference[root]:
-            own = universe.reference[node]
-            kept, reason, match = False, "reference", int(node if own else best_reference[root])
-        elif universe.included[node]:
-            kept, reason, match = True, "included", int(node)
-        elif has_included[root]:
-            kept, reason, match = False, "included", int(best_included[root])
-        else:
-            match = int(keeper[node])
-            kept, reason = match == node, "unique" if match == node else "near"
-        score = 1.0 if match == node else similarity.get((min(int(node), match), max(int(node), match)))
+    for node in np.flatnonzero(universe.pool | universe.included).tolist():
+        kept, match = bool(found.kept[node]), int(found.match[node])
+        score = 1.0 if match == node else similarity.get((min(node, match), max(node, match)))
         rows.append(
             {
                 "image_id": universe.ids[node],
-                "group_id": universe.ids[root],
+                "group_id": universe.ids[component[node]],
                 "kept": kept,
-                "reason": reason,
+                "reason": found.reason[node],
                 "matched_id": None if kept else universe.ids[match],
                 "similarity": None if kept or score is None or np.isnan(score) else score,
             }
         )
     return pa.Table.from_pylist(rows, schema=records.DUPLICATES)
-
-
-def _representative(component: Ints, chosen: NDArray[np.bool_]) -> Ints:
-    """For each component, its smallest node among the chosen ones (-1: none)."""
-    first = np.full(len(component), -1, np.int64)
-    nodes = np.flatnonzero(chosen)[::-1]
-    first[component[nodes]] = nodes
-    return first
 
 
 def _edge_table(universe: Universe, pairs: Pairs) -> pa.Table:
@@ -309,6 +286,7 @@ def _edge_table(universe: Universe, pairs: Pairs) -> pa.Table:
             "map": pa.array([None if np.isnan(m[0]) else m for m in pairs.maps], pa.list_(pa.float32())),
             "points": pa.array(pairs.points, mask=pairs.points < 0),
             "linked": pairs.linked,
+            "min_score_limit": pa.array(pairs.limit, mask=np.isneginf(pairs.limit)),
         },
         schema=records.EDGES,
     )
