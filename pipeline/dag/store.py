@@ -53,6 +53,7 @@ DAMAGED, RUNS, LISTS = "damaged", "runs", "lists"
 # ask for.
 _WHOLE: dict[tuple[str, str], tuple[int, int] | None] = {}
 _BLOCK_BYTES = 4 * 2**20
+ROW_GROUP = 16_384  # rows
 _LOOKS = 8  # at a remote file whose bytes are another time other ones
 
 
@@ -104,10 +105,10 @@ class Store(Place):
         self.put_absent(copy, sealed(tree))
         self.replace(copy, relative)
 
-    def write_named(self, relative: str, data: pa.Table) -> File:
+    def write_named(self, relative: str, data: pa.Table, row_group: int = ROW_GROUP) -> File:
         """One Parquet file."""
         with self.writing(relative) as sink:
-            pq.write_table(data, sink, compression="zstd", row_group_size=16_384)
+            pq.write_table(data, sink, compression="zstd", row_group_size=row_group)
         return File(relative, data.num_rows, sink.size_bytes, sink.sha256())
 
     # -- parts

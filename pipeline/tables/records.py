@@ -218,6 +218,92 @@ PICTURES = pa.schema(
     ]
 )
 
+# A WebP of at most 128 pixels a side.
+THUMBNAILS = pa.schema([("image_id", pa.string()), ("picture", pa.binary())])
+
+# What a run says of an image of a set. `outcome` is what happened to it last: a reason of a filter or of dedup, `not_selected`, `in_shard`,
+# ..., or the part that its set plays; `dropped_by` the stage that dropped it. `picture_file` and `picture_row` say where in the set's
+# `thumbnails` its picture lies, `x` and `y` where it lies on the map.
+INSPECTED = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("set", pa.string()),
+        ("outcome", pa.string()),
+        ("dropped_by", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("format", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("sharpness", pa.float32()),
+        ("quality", pa.float32()),
+        ("derived_from", pa.string()),
+        ("uri", pa.string()),
+        ("member", pa.string()),
+        ("offset", pa.int64()),
+        ("label", pa.string()),
+        ("caption", pa.string()),
+        ("url", pa.string()),
+        ("licence", pa.string()),
+        ("filter_score", pa.float64()),
+        ("filter_threshold", pa.float64()),
+        ("group_id", pa.string()),
+        ("group_size", pa.int64()),
+        ("matched_id", pa.string()),
+        ("matched_similarity", pa.float32()),
+        ("cluster", pa.int32()),
+        ("centroid_similarity", pa.float32()),
+        ("x", pa.float32()),
+        ("y", pa.float32()),
+        ("selected_for", pa.list_(pa.string())),
+        ("mode", pa.string()),
+        ("query_id", pa.string()),
+        ("query_similarity", pa.float32()),
+        ("shard", pa.string()),
+        ("shard_offset", pa.int64()),
+        ("shard_bytes", pa.int64()),
+        ("picture_file", pa.int32()),
+        ("picture_row", pa.int32()),
+        ("row", pa.int32()),
+    ]
+)
+_OF_CLUSTER = ("cluster", "centroid_similarity", "image_id", "set", "outcome", "picture_file", "picture_row", "row")
+BY_CLUSTER = pa.schema([INSPECTED.field(name) for name in _OF_CLUSTER])
+
+# The images that pairs of dedup name, by image_id, with what its rules for keepers go by; and the pairs, whose `a` and `b` are rows of
+# that table.
+COMPARED = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("pool", pa.bool_()),
+        ("reference", pa.bool_()),
+        ("included", pa.bool_()),
+        ("standing", pa.bool_()),
+        ("area", pa.int64()),
+        ("detail", pa.float64()),
+        ("sharpness", pa.float64()),
+        ("quality", pa.float64()),
+        ("contrast", pa.float64()),
+        ("said", pa.int64()),
+    ]
+)
+PAIRS = pa.schema(
+    [("a", pa.int32()), ("b", pa.int32()), *(field for field in EDGES if not field.name.startswith("image_id"))]
+)
+# What values of one setting drop: the joins of a maximum spanning forest of the pairs, the strongest first, and the counts once each is
+# made; the first row is before all joins.
+JOINS = pa.schema(
+    [
+        ("setting", pa.string()),
+        ("limit", pa.float32()),
+        ("a", pa.int32()),
+        ("b", pa.int32()),
+        ("dropped", pa.int64()),
+        ("leaked", pa.int64()),
+        ("groups", pa.int64()),
+        ("largest", pa.int64()),
+    ]
+)
+
 
 # -- the registry
 
@@ -356,6 +442,23 @@ TABLES: tuple[Table, ...] = (
     ),
     Table(name="breaches", made_by=("gates",), key=("gate", "image_id"), schema=BREACHES),
     Table(name="features", made_by=("evaluate",), key=("image_id",), image_bytes=734, inner=True),
+    Table(
+        name="thumbnails", made_by=("thumbnails",), key=("image_id",), schema=THUMBNAILS, image_bytes=2_600, inner=True
+    ),
+    Table(
+        name="inspected",
+        made_by=("inspect",),
+        key=("image_id", "set"),
+        schema=INSPECTED,
+        about=("image_id", "derived_from"),
+        mentions=("matched_id", "query_id"),
+        groups=("group_id",),
+        image_bytes=180,
+    ),
+    Table(name="by_cluster", made_by=("inspect",), key=("image_id", "set"), schema=BY_CLUSTER, inner=True),
+    Table(name="compared", made_by=("inspect",), key=("image_id",), schema=COMPARED, inner=True),
+    Table(name="pairs", made_by=("inspect",), key=("a", "b"), schema=PAIRS, about=(), inner=True),
+    Table(name="joins", made_by=("inspect",), key=("setting", "a", "b"), schema=JOINS, about=(), inner=True),
     Table(name="pictures", made_by=("evaluate",), key=("set", "image_id"), schema=PICTURES, inner=True),
 )
 

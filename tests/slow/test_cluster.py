@@ -75,7 +75,9 @@ def test_a_node_that_is_cut_off_ends_or_resumes_its_stage(whole: WholeRun, tmp_p
 
 def _run(whole: WholeRun, store: Path, nodes: Nodes, slow: Sequence[str]) -> Run:
     command = ("run", whole.config, "--set", f"store={store}", "--set", f"resources.ray.address={nodes.address}")
-    run = Run(command, slow_commit_s=SLOWER_COMMIT_S, slow_stages=tuple(PARTS[stage] for stage in slow if stage in PARTS))
+    run = Run(
+        command, slow_commit_s=SLOWER_COMMIT_S, slow_stages=tuple(PARTS[stage] for stage in slow if stage in PARTS)
+    )
     return dataclasses.replace(run, environment=nodes.environment)
 
 

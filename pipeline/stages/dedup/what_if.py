@@ -166,7 +166,11 @@ def counts(joins: Joins, setting: Setting, value: float, spec: DedupSpec, pool: 
     at = joins.made_at(setting.position(value))
     allowed = size_limit(pool) if spec.max_group == "auto" else spec.max_group
     return Counts(
-        *(int(column[at]) for column in (joins.dropped, joins.leaked, joins.groups, joins.largest)), allowed=allowed
+        dropped=int(joins.dropped[at]),
+        leaked=int(joins.leaked[at]),
+        groups=int(joins.groups[at]),
+        largest=int(joins.largest[at]),
+        allowed=allowed,
     )
 
 

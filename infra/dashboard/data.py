@@ -1,0 +1,255 @@
+"""What was made of a run to be looked at, opened for reading: tables, columns, thumbnails, and dedup's pairs.
+
+Queries run in a DuckDB that can read these files and nothing else, with limits on memory and time.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import functools
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lodeset.infra.dashboard.making import THUMBNAILS, Inspected
+from lodeset.pipeline.dag.stage import read_as
+from lodeset.pipeline.dag.store import Artifact, File, Store
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.specs import DedupSpec
+from lodeset.pipeline.stages.dedup.what_if import Compared, Joins, Setting
+from lodeset.pipeline.stages.inspect import compared
+from lodeset.pipeline.stages.inspect.graph import InspectDetails
+from lodeset.pipeline.stages.inspect.run import read_joins
+
+MEMORY_MB = 512  # of DuckDB
+STATEMENT_S = 10.0
+GROUPS = 256  # row groups of thumbnails in memory, of about 100 kB
+
+TABLES = ("inspected", "by_cluster")
+
+
+class SlowError(LodesetError):
+    """A question took longer than pages may wait."""
+
+
+@dataclass(frozen=True)
+class Dedup:
+    """What dedup compared in this run, to be judged again with other settings."""
+
+    spec: DedupSpec
+    images: Compared
+    settings: tuple[Setting, ...]
+    pool: int
+
+    def setting(self, name: str) -> Setting:
+        """Raises LodesetError: this configuration has no such setting."""
+        for setting in self.settings:
+            if setting.name == name:
+                return setting
+        known = ", ".join(setting.name for setting in self.settings) or "none"
+        raise LodesetError(f"{name} decides nothing in this run; what does: {known}")
+
+
+class Data:
+    """One inspected run. Threads may share it."""
+
+    def __init__(self, store: Store, inspected: Inspected) -> None:
+        self.store, self.inspected = store, inspected
+        self._left = contextlib.ExitStack()
+        self._local = store.local
+        self._folder = Path(store.path("")) if store.local else self._temporary()
+        artifact = inspected.artifact
+        self.details = read_as(InspectDetails, artifact.details)
+        self._files = {name: self._file(files[0]) for name, files in artifact.tables.items()}
+        self._database = _locked(self._folder, {name: self._files[name] for name in TABLES})
+        pictures = inspected.made.get(THUMBNAILS)
+        self._thumbnails = tuple(pictures.tables["thumbnails"]) if pictures is not None else ()
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        self._database.close()
+        self._left.close()
+
+    def _temporary(self) -> Path:
+        return Path(self._left.enter_context(tempfile.TemporaryDirectory(prefix="lodeset-inspect-")))
+
+    def _file(self, file: File) -> Path:
+        """A file of the store on this machine: a copy, if the store is elsewhere."""
+        path = self._folder / file.path
+        if not self._local and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self.store.bytes_of(file))
+        elif self._local:
+            self.store.check(file)
+        return path
+
+    @property
+    def sets(self) -> Mapping[str, str]:
+        """The part that each set plays."""
+        found: Mapping[str, str] = self.inspected.artifact.config["sets"]
+        return found
+
+    # -- tables
+
+    def query(self, sql: str, parameters: Sequence[Any] = (), tables: Mapping[str, pa.Table] | None = None) -> pa.Table:
+        """The answer of the database, which knows `inspected`, `by_cluster` and the given tables.
+
+        Raises:
+            SlowError: it took more than STATEMENT_S.
+        """
+        with self._lock:
+            cursor = self._database.cursor()
+        done = threading.Event()
+
+        def stop() -> None:
+            done.set()
+            cursor.interrupt()
+
+        timer = threading.Timer(STATEMENT_S, stop)
+        try:
+            for name, table in (tables or {}).items():
+                cursor.register(name, table)
+            timer.start()
+            return cursor.sql(sql, params=list(parameters)).to_arrow_table()
+        except duckdb.InterruptException as error:
+            if not done.is_set():
+                raise
+            raise SlowError(f"this question took more than {STATEMENT_S:.0f} s: ask for less at once") from error
+        finally:
+            timer.cancel()
+            cursor.close()
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """`query` as dictionaries."""
+        found: list[dict[str, Any]] = self.query(sql, parameters).to_pylist()
+        return found
+
+    @functools.cache  # noqa: B019  a server has one of these for all its life
+    def column(self, name: str) -> NDArray[Any]:
+        """A column of `inspected` [N], in the order of its rows: numbers, NaN where there is none."""
+        table = pq.read_table(self._files["inspected"], columns=[name])
+        return np.asarray(table[name].to_numpy())
+
+    @functools.cache  # noqa: B019
+    def codes(self, name: str) -> tuple[tuple[str, ...], NDArray[np.int16]]:
+        """A column of few different texts: these, sorted, and the number [N] of each row's (-1: null)."""
+        table = pq.read_table(self._files["inspected"], columns=[name], read_dictionary=[name])
+        column = table[name].combine_chunks()
+        encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+        values = encoded.dictionary.to_pylist()
+        order = sorted(range(len(values)), key=lambda n: values[n])
+        place = np.empty(len(values) + 1, np.int16)
+        place[order], place[-1] = np.arange(len(values)), -1
+        indices = encoded.indices.fill_null(len(values)).to_numpy()
+        return tuple(values[n] for n in order), place[indices]
+
+    # -- thumbnails
+
+    def thumbnail(self, file: int, row: int) -> bytes | None:
+        """The WebP of a row of `inspected`, by its `picture_file` and `picture_row`; None where none was made."""
+        if not 0 <= file < len(self._thumbnails):
+            return None
+        opened, starts = self._opened(self._thumbnails[file])
+        group = int(np.searchsorted(starts, row, side="right")) - 1
+        pictures = self._group(opened, group) if 0 <= row < opened.metadata.num_rows else ()
+        return pictures[row - int(starts[group])] if pictures else None
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019
+    def _opened(self, file: File) -> tuple[pq.ParquetFile, NDArray[np.int64]]:
+        opened = pq.ParquetFile(self._file(file))
+        sizes = [opened.metadata.row_group(n).num_rows for n in range(opened.num_row_groups)]
+        return opened, np.cumsum([0, *sizes[:-1]])
+
+    @functools.lru_cache(maxsize=GROUPS)  # noqa: B019
+    def _group(self, opened: pq.ParquetFile, number: int) -> tuple[bytes | None, ...]:
+        with self._lock:  # a file has one position
+            table = opened.read_row_group(number, columns=["picture"])
+        return tuple(table["picture"].to_pylist())
+
+    # -- dedup
+
+    @functools.cached_property
+    def dedup(self) -> Dedup | None:
+        """None before dedup."""
+        artifact = self.inspected.held.artifacts.get("dedup/pool")
+        if artifact is None or "compared" not in self._files:
+            return None
+        pool = self.details.pool or 0
+        images = compared.read_table(pq.read_table(self._files["compared"]), pool)
+        settings = tuple(Setting(**setting) for setting in self.details.settings)
+        return Dedup(read_as(DedupSpec, artifact.config), images, settings, pool)
+
+    @functools.cache  # noqa: B019
+    def joins(self, setting: str) -> Joins:
+        """The joins of a setting of dedup."""
+        return read_joins(pq.read_table(self._files["joins"], filters=[("setting", "=", setting)]), setting)
+
+    @functools.cached_property
+    def pairs(self) -> pa.Table:
+        """The pairs of dedup without their maps; `a` and `b` are rows of `dedup.images`."""
+        names = [name for name in pq.read_schema(self._files["pairs"]).names if name != "map"]
+        return pq.read_table(self._files["pairs"], columns=names)
+
+    def edge(self, a: str, b: str) -> dict[str, Any] | None:
+        """The stored pair of two images, with its map, as `edges` has it; None where there is none."""
+        dedup = self.dedup
+        if dedup is None:
+            return None
+        a, b = sorted((a, b))
+        numbers = [_position(dedup.images.ids, image_id) for image_id in (a, b)]
+        if None in numbers:
+            return None
+        here = pq.read_table(self._files["pairs"], filters=[("a", "=", numbers[0]), ("b", "=", numbers[1])])
+        rows = here.to_pylist()
+        return {**rows[0], "image_id_a": a, "image_id_b": b} if rows else None
+
+    def artifact(self, id_: str) -> Artifact | None:
+        """Another artifact of the run."""
+        return self.inspected.held.artifacts.get(id_)
+
+
+def _position(ids: Sequence[str], wanted: str) -> int | None:
+    at = bisect.bisect_left(ids, wanted)
+    return at if at < len(ids) and ids[at] == wanted else None
+
+
+def _locked(folder: Path, tables: Mapping[str, Path]) -> duckdb.DuckDBPyConnection:
+    """A database in memory that can read these tables, and no other file."""
+    database = duckdb.connect()
+    for name, path in tables.items():
+        database.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet({_quoted(str(path))})")
+    allowed = ", ".join(_quoted(str(path)) for path in tables.values())
+    for setting in (
+        f"allowed_paths = [{allowed}]",
+        "enable_external_access = false",
+        f"memory_limit = '{MEMORY_MB}MB'",
+        "threads = 2",
+        "python_enable_replacements = false",
+        "lock_configuration = true",
+    ):
+        database.execute(f"SET {setting}")
+    return database
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+@contextlib.contextmanager
+def opened(store: Store, inspected: Inspected) -> Iterator[Data]:
+    """The data of an inspected run, closed in the end."""
+    data = Data(store, inspected)
+    try:
+        yield data
+    finally:
+        data.close()

@@ -1,0 +1,1 @@
+"""What pages about a run read: pictures, a map, and one row an image."""

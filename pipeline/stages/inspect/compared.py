@@ -1,0 +1,108 @@
+"""The images and pairs of dedup's `edges` as numbers, with what its rules need to judge them again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lodeset.pipeline.algorithms.copies.keepers import Looks
+from lodeset.pipeline.dag.store import Artifact, Store
+from lodeset.pipeline.stages.copies import SAID
+from lodeset.pipeline.stages.dedup.what_if import Compared, Stored
+from lodeset.pipeline.tables import records
+from lodeset.pipeline.tables.kept import fixed, left_of_all
+
+Ids = NDArray[np.bytes_]
+
+
+def read(store: Store, inputs: Mapping[str, Artifact], sets: Mapping[str, str]) -> tuple[Compared, Stored, pa.Table]:
+    """The images that pairs name, the pairs, and the pairs as the table `pairs`."""
+    edges = _edges(store, inputs["dedup"])
+    first, second = fixed(edges["image_id_a"]), fixed(edges["image_id_b"])
+    ids = np.unique(np.concatenate([first, second]))
+    a, b = np.searchsorted(ids, first), np.searchsorted(ids, second)
+    images = _images(store, inputs, sets, ids)
+
+    def numbers(name: str, empty: float) -> NDArray[np.float32]:
+        column = pc.fill_null(edges[name].cast(pa.float32()), empty)
+        return np.asarray(column.to_numpy(), np.float32)
+
+    pairs = Stored(
+        a=a.astype(np.int64),
+        b=b.astype(np.int64),
+        similarity=numbers("similarity", np.nan),
+        distance=edges["phash_distance"].to_numpy().astype(np.int64),
+        min_score_limit=numbers("min_score_limit", np.nan),
+    )
+    rest = edges.drop_columns(["image_id_a", "image_id_b"])
+    columns = {"a": a.astype(np.int32), "b": b.astype(np.int32), **{n: rest[n] for n in rest.column_names}}
+    return images, pairs, pa.table(columns, schema=records.PAIRS)
+
+
+def _edges(store: Store, dedup: Artifact) -> pa.Table:
+    tables = [store.table([file]) for file in dedup.tables["edges"]]
+    whole = pa.concat_tables([records.EDGES.empty_table(), *tables], promote_options="permissive")
+    return whole.select(records.EDGES.names).cast(records.EDGES)
+
+
+def _images(store: Store, inputs: Mapping[str, Artifact], sets: Mapping[str, str], ids: Ids) -> Compared:
+    """What dedup knew of these images (sorted), and how many others of the pool it compared."""
+    count = len(ids)
+    flag = {role: np.zeros(count, bool) for role in ("pool", "reference", "included")}
+    area, said = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    measured = {name: np.zeros(count) for name in ("detail", "sharpness", "quality", "contrast")}
+    masked = fixed(store.table(inputs["masked"].tables["filtered"], ["image_id"], records.FILTERED)["image_id"])
+    pool = 0
+    for name, role in sets.items():
+        if role not in flag or f"vectors:{name}" not in inputs:
+            continue
+        artifact = inputs[f"images:{name}"]
+        embedded = fixed(
+            store.table(inputs[f"vectors:{name}"].tables["vectors"], ["image_id"], records.vectors(1))["image_id"]
+        )
+        for file in artifact.tables["images"]:
+            table = store.table([file], ["image_id", "width", "height", "detail", "sharpness", "quality", "thumbnail"])
+            those = fixed(table["image_id"])
+            taken = np.isin(those, embedded) & ~((role == "pool") & np.isin(those, masked))
+            pool += int(taken.sum()) if role == "pool" else 0
+            at = np.searchsorted(ids, those).clip(max=max(count - 1, 0))
+            rows = np.flatnonzero(taken & (ids[at] == those)) if count else np.zeros(0, np.int64)
+            nodes, some = at[rows], table.take(pa.array(rows))
+            flag[role][nodes] = True
+            area[nodes] = some["width"].to_numpy().astype(np.int64) * some["height"].to_numpy()
+            for column in ("detail", "sharpness", "quality"):
+                measured[column][nodes] = pc.fill_null(some[column], 0.0).to_numpy()
+            thumbnails = np.frombuffer(b"".join(some["thumbnail"].to_pylist()), np.uint8).reshape(len(rows), -1)
+            measured["contrast"][nodes] = thumbnails.var(axis=1) if len(rows) else 0.0
+        for file in artifact.tables.get("metadata", ()):
+            table = store.table([file], ["image_id", *SAID], records.METADATA)
+            those = fixed(table["image_id"])
+            at = np.searchsorted(ids, those).clip(max=max(count - 1, 0))
+            rows = np.flatnonzero(ids[at] == those) if count else np.zeros(0, np.int64)
+            told = sum(pc.is_valid(table[column]).to_numpy().astype(np.int64) for column in SAID)
+            np.maximum.at(said, at[rows], told[rows] if len(rows) else np.zeros(0, np.int64))
+    kept = np.sort(fixed(left_of_all(store, inputs["dedup"])))
+    looks = Looks(standing=np.isin(ids, kept), area=area, said=said, **measured)
+    names = ids.astype(str).tolist()
+    return Compared(
+        names, flag["pool"], flag["reference"], flag["included"], looks, unique=pool - int(flag["pool"].sum())
+    )
+
+
+def table_of(images: Compared) -> pa.Table:
+    looks = images.looks
+    columns = {name: getattr(looks, name) for name in records.COMPARED.names if hasattr(looks, name)}
+    roles = {"pool": images.pool, "reference": images.reference, "included": images.included}
+    return pa.table({"image_id": pa.array(images.ids, pa.string()), **roles, **columns}, schema=records.COMPARED)
+
+
+def read_table(table: pa.Table, pool: int) -> Compared:
+    """What `table_of` wrote, of so many images of the pool in all."""
+    columns = {name: table[name].to_numpy() for name in table.column_names if name != "image_id"}
+    roles = {name: columns.pop(name) for name in ("pool", "reference", "included")}
+    unique = pool - int(roles["pool"].sum())
+    return Compared(table["image_id"].to_pylist(), looks=Looks(**columns), unique=unique, **roles)
