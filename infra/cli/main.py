@@ -20,6 +20,7 @@ from lodeset.infra.cli.card import card_commands
 from lodeset.infra.cli.command import Group
 from lodeset.infra.cli.deploy import deploy
 from lodeset.infra.cli.gates import gates_commands, show_gates
+from lodeset.infra.cli.inspect import inspect_commands
 from lodeset.infra.cli.jobs import jobs, submitting
 from lodeset.infra.cli.models import models
 from lodeset.infra.cli.options import Json, Set, err, out, print_json, safe
@@ -42,6 +43,7 @@ app.add_typer(deploy)
 app.add_typer(submitting)
 app.add_typer(jobs, name="jobs")
 app.add_typer(gates_commands)
+app.add_typer(inspect_commands)
 MISSING_SHOWN = 5  # number of missing sources that `plan` lists
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="configuration file (`lodeset init` writes one)")]

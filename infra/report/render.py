@@ -32,6 +32,17 @@ from lodeset.pipeline.shown import shown
 from lodeset.pipeline.specs import Listed
 
 TEMPLATE, PRUNED = "page.html.jinja", "pruned.html.jinja"
+# How templates write numbers.
+FILTERS = {
+    "count": words.count,
+    "compact": words.compact,
+    "percent": words.percent,
+    "size": words.size,
+    "duration": words.duration,
+    "short": charts.number,
+    "date": words.date,
+    "tree": words.tree,
+}
 
 
 def write_report(
@@ -135,16 +146,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=harmless,
     )
-    environment.filters |= {
-        "count": words.count,
-        "compact": words.compact,
-        "percent": words.percent,
-        "size": words.size,
-        "duration": words.duration,
-        "short": charts.number,
-        "date": words.date,
-        "tree": words.tree,
-    }
+    environment.filters |= FILTERS
     return environment
 
 

@@ -1,0 +1,132 @@
+"""`lodeset inspect`: the dashboard of a configuration, for the browser of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lodeset.infra import api
+from lodeset.infra.cli.options import Set, err, out, safe
+from lodeset.pipeline.errors import ConfigError, LodesetError
+
+if TYPE_CHECKING:
+    from lodeset.infra.dashboard.site import Site
+
+inspect_commands = typer.Typer()
+
+TOKEN_VARIABLE = "LODESET_DASHBOARD_TOKEN"
+TOKEN_LETTERS = 16  # at least
+CLOSE_S = 3  # time that requests have to end when the dashboard does
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="configuration file (`lodeset init` writes one)")]
+
+
+@inspect_commands.command()
+def inspect(
+    config: ConfigPath,
+    number: Annotated[
+        int | None, typer.Option("--run", min=1, metavar="N", help="show run N instead of the last one")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port on 127.0.0.1 [0: a free one]")] = 0,
+    base_path: Annotated[
+        str, typer.Option("--base-path", metavar="/PATH", help="path under which a proxy shows it")
+    ] = "",
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option("--allowed-host", metavar="NAME", help="host name that a proxy gives it; may be repeated"),
+    ] = None,
+    open_: Annotated[
+        bool, typer.Option("--open/--no-open", help="open it in a browser, where there is a screen")
+    ] = True,
+    set_: Set = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="of the runs with this --limit")] = None,
+) -> None:
+    """Show the runs of a configuration in the browser; reads the store and changes nothing."""
+    from lodeset.infra.dashboard.site import Site, base_path_of
+
+    opened = api.open_store(config, tuple(set_ or ()), limit)
+    if number is not None:
+        opened.store.run(number)  # there is such a run
+    token, path = _token(), base_path_of(base_path)
+    with contextlib.closing(_listening(port)) as listener:
+        site = Site(
+            opened=opened,
+            token=token,
+            port=listener.getsockname()[1],
+            run=number,
+            base_path=path,
+            allowed_hosts=tuple(allowed_host or ()),
+        )
+        address = f"http://127.0.0.1:{site.port}{path}/?token={token}"
+        # Printed whole: what looks like a secret is otherwise hidden, and this one is for the reader.
+        print(address, flush=True)
+        err.print(f"[dim]the dashboard of {safe(opened.store.url)}; Ctrl-C ends it[/]", soft_wrap=True)
+        if open_ and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            webbrowser.open(address)
+        serve(site, listener)
+    out.print("the dashboard has ended")
+
+
+def serve(site: Site, listener: socket.socket) -> None:
+    """Answers requests until Ctrl-C."""
+    import uvicorn
+
+    from lodeset.infra.dashboard.app import create_app
+
+    config = uvicorn.Config(
+        create_app(site),
+        log_level="warning",
+        access_log=False,  # addresses hold what users search for
+        ws="none",
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=CLOSE_S,
+    )
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once it has ended
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listening(port: int) -> socket.socket:
+    """A socket on 127.0.0.1, which no other machine can reach.
+
+    Raises:
+        LodesetError: the port is taken, or not allowed.
+    """
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise LodesetError(
+            f"the dashboard cannot listen on 127.0.0.1:{port} ({error.strerror}): choose another --port, or leave it out "
+            "for a free one"
+        ) from error
+    return listener
+
+
+def _token() -> str:
+    """The secret of this start; a proxy that adds it to requests gives it in the environment.
+
+    Raises:
+        ConfigError: the one in the environment is too short, or cannot be in an address.
+    """
+    given = os.environ.get(TOKEN_VARIABLE)
+    if given is None:
+        return secrets.token_urlsafe(32)
+    if len(given) < TOKEN_LETTERS or not all(
+        letter.isascii() and (letter.isalnum() or letter in "-_") for letter in given
+    ):
+        raise ConfigError(
+            f"{TOKEN_VARIABLE} needs at least {TOKEN_LETTERS} letters, digits, `-` or `_`; "
+            "`python -c 'import secrets; print(secrets.token_urlsafe(32))'` makes one"
+        )
+    return given

@@ -1,0 +1,65 @@
+"""The dashboard as an application: its pages, its static files, and what it says when something goes wrong."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+from lodeset.infra.dashboard import render
+from lodeset.infra.dashboard.pages import PAGES
+from lodeset.infra.dashboard.safety import Safety
+from lodeset.infra.dashboard.site import Site
+from lodeset.pipeline.errors import LodesetError
+
+
+def create_app(site: Site) -> FastAPI:
+    """The dashboard of a configuration. It reads the store and writes nothing."""
+    templates = render.environment(site)
+    app = FastAPI(title="lodeset", openapi_url=None, docs_url=None, redoc_url=None)
+    app.state.site, app.state.templates = site, templates
+    for one in PAGES:
+        app.include_router(one.router)
+    app.mount("/static", _Static(packages=[("lodeset.infra.dashboard", "static")]), name="static")
+    for kind, told in _ERRORS.items():
+        app.add_exception_handler(kind, told)
+    app.add_middleware(Safety, site=site, refusal=functools.partial(render.refusal, templates))
+    return app
+
+
+class _Static(StaticFiles):
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        answer = super().file_response(*arguments, **options)
+        answer.headers["Cache-Control"] = "private, no-cache"  # ask each time whether it has changed
+        return answer
+
+
+def _refuse(request: Request, status: int, told: str) -> Response:
+    return render.refusal(request.app.state.templates, request.scope, status, told)
+
+
+async def _http(request: Request, error: Any) -> Response:
+    told = "No page has this address." if error.status_code == 404 and error.detail == "Not Found" else error.detail
+    return _refuse(request, error.status_code, str(told))
+
+
+async def _invalid(request: Request, error: Any) -> Response:
+    said = "; ".join(f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()[:5])
+    return _refuse(request, 422, f"The address has a wrong value. {said}")
+
+
+async def _known(request: Request, error: Any) -> Response:
+    told = str(error)
+    return _refuse(request, 400, told[:1].upper() + told[1:])
+
+
+_ERRORS: dict[type[Exception], Any] = {
+    HTTPException: _http,
+    RequestValidationError: _invalid,
+    LodesetError: _known,
+}

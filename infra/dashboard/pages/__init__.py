@@ -1,0 +1,29 @@
+"""The pages of the dashboard, in the order of the navigation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import APIRouter
+
+from lodeset.infra.dashboard.pages import runs
+
+
+@dataclass(frozen=True)
+class Page:
+    """One entry of the navigation.
+
+    Attributes:
+        id: a short name, e.g. `map`.
+        title: what the navigation calls it.
+        path: its address below the base path, e.g. `/map`.
+        router: its routes, all of them below `path`.
+    """
+
+    id: str
+    title: str
+    path: str
+    router: APIRouter
+
+
+PAGES: tuple[Page, ...] = (Page("runs", "Runs", "/", runs.router),)

@@ -1,0 +1,1 @@
+export { checkSupport, createRegl, createRenderer, createSpatialIndex, default } from "regl-scatterplot";
