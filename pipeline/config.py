@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from fsspec.registry import known_implementations
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from lodeset.pipeline.by_hand import ByHand
 from lodeset.pipeline.deduplication import Dedup as Dedup
 from lodeset.pipeline.documents import parsed, read_text
 from lodeset.pipeline.embedders.config import HuggingFaceEmbedder, PatchDictionary
@@ -357,6 +358,7 @@ class CurationConfig(Strict):
     ingest: Ingest = Ingest()
     embed: Embed = Embed()
     filter: Filter = Filter()
+    by_hand: ByHand | None = Field(None, description="images that somebody decided on, by lists of image_ids")
     neighbors: Neighbors = Field(
         "auto",
         description="search method; auto: exact up to queries x vectors x dimensions = 2e13, then ivfpq; hnsw: slow "
@@ -495,8 +497,10 @@ def resolve(uri: str, base: Path) -> str:
         raise ConfigError(f"{shown(uri)}: this user has no home folder: write the whole path") from None
 
 
-# Keys whose text is a path. The last two hold a list, or the path of one.
+# Keys whose text is a path; `blocked_domains` and `blocked_urls` hold a list, or the path of one.
 PATHS = ("uri", "path", "folder", "store", "blocked_domains", "blocked_urls", "cache_dir")
+# Keys that hold a list of paths.
+PATH_LISTS = ("drop", "keep")
 
 
 def _model(written: str, base: Path) -> str:
@@ -514,6 +518,8 @@ def _absolute(config: Config, base: Path) -> Config:
                 value = getattr(node, key)
                 if key in PATHS and isinstance(value, str):
                     changed[key] = resolve(value, base)
+                elif key in PATH_LISTS and isinstance(value, tuple):
+                    changed[key] = tuple(resolve(place, base) for place in value)
                 elif key == "model" and isinstance(node, HuggingFaceEmbedder):
                     changed[key] = _model(value, base)
                 else:

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lodeset.pipeline.by_hand import IdList, identity_of, lists_of
 from lodeset.pipeline.config import Balance, CurationConfig, Ingest, Source
 from lodeset.pipeline.dag.fingerprint import canonical
 from lodeset.pipeline.dag.stage import Follows, Input, Stage, deferred
@@ -112,11 +113,12 @@ def build(config: CurationConfig) -> dict[str, Stage]:
     scored = filters.score_stage(config, pool)
     if scored:
         add(scored)
-    masked = add(filters.filter_stage(config, pool, scored))
+    lists = lists_of(config.by_hand)
+    masked = add(filters.filter_stage(config, pool, scored, lists))
     calibration = None
     if "auto" in (config.dedup.threshold, config.dedup.reference_threshold):
         calibration = add(_calibrate(config, for_dedup, pool, dedup_vectors["pool"]))
-    unique = add(_dedup(config, compared, ingested, dedup_vectors, masked, calibration))
+    unique = add(_dedup(config, compared, ingested, dedup_vectors, masked, calibration, lists.keep))
 
     needs_clusters = not config.curated or config.balance or any(c.retrieve.mode == "cluster" for c in config.curated)
     centroids = clusters = None
@@ -260,6 +262,7 @@ def _dedup(
     vectors: dict[str, Stage],
     masked: Stage,
     calibration: Stage | None,
+    keep: tuple[IdList, ...],
 ) -> Stage:
     by_metadata = "metadata" in config.dedup.keeper
     return Stage(
@@ -268,7 +271,13 @@ def _dedup(
         DedupSpec.VERSION,
         "ray",
         deferred("lodeset.pipeline.stages.dedup.run:run"),
-        spec=DedupSpec(**computed(config.dedup), roles=roles, neighbors=config.neighbors, **_history(config)),
+        spec=DedupSpec(
+            **computed(config.dedup),
+            roles=roles,
+            neighbors=config.neighbors,
+            kept_by_hand=identity_of(keep) if keep else None,
+            **_history(config),
+        ),
         inputs={
             # Keepers may go by what is said about images.
             **{f"images:{name}": Input(ingested[name], METADATA if by_metadata else IMAGES) for name in roles},
@@ -276,10 +285,11 @@ def _dedup(
             "masked": Input(masked),
             **({"calibration": Input(calibration)} if calibration else {}),
         },
-        runtime=DedupRuntime(part_images=config.dedup.part_images, max_pixels=config.ingest.max_pixels),
+        runtime=DedupRuntime(part_images=config.dedup.part_images, max_pixels=config.ingest.max_pixels, keep=keep),
         # Not from a trial: what a sample kept is no reason to keep it.
         follows=Follows(("limit", "name"), published=("write_shards/all", "dedup")),
         seconds_per_image=0.002,
+        reads=tuple(one.place for one in keep),
     )
 
 

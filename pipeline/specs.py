@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from lodeset.pipeline.algorithms.copies.keepers import KeeperRule
+from lodeset.pipeline.by_hand import IdList, Lists
 from lodeset.pipeline.config import AsIs, Cluster, Ingest, Neighbors, Sample
 from lodeset.pipeline.dag.fingerprint import digest, optional
 from lodeset.pipeline.dag.store import Artifact
@@ -162,20 +163,24 @@ class ScoreRuntime:
 
 @dataclass(frozen=True, kw_only=True)
 class FilterSpec:
-    """The thresholds of the active filters, by setting; blocklists by their digest, because they can be long."""
+    """The thresholds of the active filters, by setting; blocklists, and lists by hand (`by_hand.drop`, `by_hand.keep`), by their
+    digest, because they can be long.
+    """
 
     VERSION: ClassVar[int] = 3
     thresholds: Mapping[str, Any]
+    by_hand: Mapping[str, Any] = field(default_factory=dict)
 
     def identity(self) -> Identity:
-        return self.thresholds
+        return {**self.thresholds, **self.by_hand}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilterRuntime:
-    """As for `score`."""
+    """As for `score`, and the lists of images to drop and to keep."""
 
     masks: Mapping[str, Any]
+    lists: Lists = field(default_factory=Lists)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,9 +218,12 @@ class DedupSpec:
     min_score: float = 0.0
     closeups: str | bool | None = optional()
     copies: str | None = optional()
+    kept_by_hand: Identity | None = None  # the ids of `by_hand.keep`
 
     def identity(self) -> Identity:
         tree = {name: value for name, value in vars(self).items() if value is not None or name == "limit"}
+        if self.kept_by_hand is not None:
+            tree["by_hand.keep"] = tree.pop("kept_by_hand")
         if self.verify == "none":
             del tree["min_score"]
         return tree
@@ -223,8 +231,11 @@ class DedupSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class DedupRuntime:
+    """`keep`: the lists of images that are kept beside their copies."""
+
     part_images: int
     max_pixels: int
+    keep: tuple[IdList, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +250,7 @@ class DedupDetails:
     largest_group: int = 0
     leaks: Mapping[str, Mapping[str, Any]]
     leaked_by_set: Mapping[str, int] = field(default_factory=dict)
+    kept_by_hand: int | None = None  # images of `by_hand.keep` that are kept, where there is such a list
 
 
 # -- clusters

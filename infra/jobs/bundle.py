@@ -23,7 +23,7 @@ from fsspec.utils import get_protocol
 import lodeset
 from lodeset.infra.config import Config, read, said
 from lodeset.infra.versions import LOCK
-from lodeset.pipeline.config import PATHS
+from lodeset.pipeline.config import PATH_LISTS, PATHS
 from lodeset.pipeline.errors import ConfigError, LodesetError
 from lodeset.pipeline.shown import shown, without_secrets
 
@@ -85,6 +85,7 @@ def _local(tree: dict[str, Any]) -> Iterator[tuple[str, str]]:
         names = key.split(".")
         # A cache is each machine's own.
         named = any(name in PATHS and name != "cache_dir" for name in names[-2:]) or names[-1] == "model"
+        named = named or (names[-1].isdigit() and names[-2:-1] in [[key] for key in PATH_LISTS])
         if named and (text.startswith("/") or ("://" in text and get_protocol(text) in _LOCAL)):
             yield key, text
 

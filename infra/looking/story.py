@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from lodeset.infra.looking.lookup import SHORTEST, Meant, meant, one_of, takedown_of
 from lodeset.infra.looking.trace import IMAGES, LOCATIONS, trace
 from lodeset.infra.report.pictures import short_name
+from lodeset.pipeline.by_hand import BY_HAND
 from lodeset.pipeline.dag.runs import artifacts_of, newest_first
 from lodeset.pipeline.dag.store import Artifact, Store
 from lodeset.pipeline.errors import ConfigError, LodesetError
@@ -126,6 +127,8 @@ def _sentence(store: Store, artifacts: Mapping[str, Artifact], image_id: str, st
         return copied + (
             f"; {buried['shard']} still holds its bytes, but the index no longer lists it" if buried else ""
         )
+    if dropped is not None and dropped["reason"] == BY_HAND:
+        return f"dropped by hand{_lists(of('by_hand'))}"
     if dropped is not None:
         limit = (
             f" ({dropped['score']:.4g}, where the limit is {dropped['threshold']:.4g})"
@@ -136,6 +139,8 @@ def _sentence(store: Store, artifacts: Mapping[str, Artifact], image_id: str, st
     listed = next((row for row in of("index") if row["image_id"] == image_id), None)
     chosen = [row for row in of("selected") if row["image_id"] == image_id]
     since = _kept_since(store, artifacts, image_id) if judged is not None else ""
+    if judged is not None and judged["reason"] == BY_HAND:
+        since = f"; kept by hand{_lists(of('by_hand'))}{since}"
     if listed is not None:
         why = ", ".join(dict.fromkeys(f"{row['set']} ({row['mode']})" for row in chosen))
         return f"in {listed['shard']}" + (f", selected for {why}" if why else "") + since
@@ -159,6 +164,12 @@ def _sentence(store: Store, artifacts: Mapping[str, Artifact], image_id: str, st
     if "embed/pool" in artifacts and not of("vectors", "embed/pool"):
         return "dropped by embed/pool: it has no vector"
     return "in the pool, but not yet judged by dedup"
+
+
+def _lists(named: Sequence[Row]) -> str:
+    """Which lists by hand name an image."""
+    names = ", ".join(row["list"] for row in named)
+    return f" (list{'s' if len(named) > 1 else ''} {names})" if names else ""
 
 
 def _copy(

@@ -1,7 +1,7 @@
 """OpenLineage events of every stage, through the client's own transports (OPENLINEAGE_URL, openlineage.yml).
 
 Events are a job for each stage, `<name>.<stage>/<set>`, and a run for each time that it is made. Inputs and outputs are artifacts of
-the store. Source: OpenLineage spec 2-0-2 (openlineage.io).
+the store; lists by hand are inputs, too. Source: OpenLineage spec 2-0-2 (openlineage.io).
 """
 
 from __future__ import annotations
@@ -76,9 +76,22 @@ class Lineage:
             run=Run(runId=run, facets=facets),
             job=Job(namespace=PRODUCER, name=f"{self._name}.{stage.id}"),
             producer=PRODUCER,
-            inputs=[InputDataset(namespace=self._store, name=needed.stage.id) for needed in stage.inputs.values()],
+            inputs=[
+                *(InputDataset(namespace=self._store, name=needed.stage.id) for needed in stage.inputs.values()),
+                *(InputDataset(namespace=namespace, name=name) for namespace, name in map(_dataset, stage.reads)),
+            ],
             outputs=[OutputDataset(namespace=self._store, name=stage.id)],
         )
+
+
+def _dataset(place: str) -> tuple[str, str]:
+    """Namespace and name of a file, as OpenLineage spells them: `s3://bucket` and the key; `file` and the path."""
+    public = without_secrets(place)
+    protocol, separator, rest = public.partition("://")
+    if not separator or protocol == "file":
+        return "file", rest or public
+    host, _, path = rest.partition("/")
+    return f"{protocol}://{host}", path
 
 
 @contextlib.contextmanager

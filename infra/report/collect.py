@@ -33,6 +33,7 @@ from lodeset.infra.report.pictures import public, short_name
 from lodeset.infra.report.pruned import report_of
 from lodeset.infra.report.scored import scored
 from lodeset.infra.report.trained import scores_of, training_of
+from lodeset.pipeline.by_hand import BY_HAND
 from lodeset.pipeline.dag.stage import Stage, read_as
 from lodeset.pipeline.dag.store import Artifact, File, Store
 from lodeset.pipeline.specs import (
@@ -224,7 +225,7 @@ def _only_in_first(store: Store, first: File, second: File) -> list[str]:
 
 def _dedup(store: Store, artifact: Artifact) -> Dedup:
     table = store.table(artifact.tables["duplicates"], None, records.DUPLICATES)
-    own = table.filter(pc.is_in(table["reason"], pa.array(["unique", "near"])))
+    own = table.filter(pc.is_in(table["reason"], pa.array(["unique", "near", BY_HAND])))
     sizes = own.group_by("group_id").aggregate([("image_id", "count")])
     sizes = sizes.filter(pc.greater(sizes["image_id_count"], 1))
     sizes = sizes.sort_by([("image_id_count", "descending"), ("group_id", "ascending")])
@@ -267,12 +268,15 @@ def _pairs(store: Store, artifact: Artifact, sets: Sequence[str], most: int) -> 
 
 
 def _members(own: pa.Table, group_id: str) -> tuple[str, list[Row]]:
-    """The keeper of a group, and the rows of its least similar copies; those without a similarity come last."""
+    """The keeper of a group, and the rows of its least similar copies; those without a similarity come last. If several are kept by
+    hand, it is the one that the others are copies of.
+    """
     group = own.filter(pc.equal(own["group_id"], group_id)).sort_by(
         [("similarity", "ascending"), ("image_id", "ascending")]
     )
-    keeper: str = group.filter(group["kept"])["image_id"][0].as_py()
-    return keeper, group.filter(pc.invert(group["kept"])).slice(0, GROUP_PICTURES - 1).to_pylist()
+    copies = group.filter(pc.invert(group["kept"]))
+    keeper: str = (copies["matched_id"] if copies.num_rows else group["image_id"])[0].as_py()
+    return keeper, copies.slice(0, GROUP_PICTURES - 1).to_pylist()
 
 
 def _edges(store: Store, artifact: Artifact, rows: Sequence[Row]) -> dict[tuple[str, str], Row]:

@@ -38,6 +38,7 @@ REASONS = {
     "not_encoded": "Parquet cells with text, paths or numbers instead of an encoded image",
     "exact_duplicate": "further locations of the same bytes",
     "forgotten": "taken out by `lodeset forget`",
+    "by_hand": "named by a list of by_hand.drop",
     "min_side": "shorter side below filter.min_side",
     "max_aspect": "longer side more than filter.max_aspect times the shorter",
     "blank": "luminance deviation of the thumbnail below filter.blank",

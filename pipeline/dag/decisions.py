@@ -154,6 +154,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")  # which says nothing to a reader
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    if old != new and all(one is None or _is_list_of_ids(one) for one in (old, new)):
+        return [_other_ids(old, new, where)]
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(k for k in new if k not in old)]
         return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{where}.{k}" if where else k)]
@@ -163,3 +165,20 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
         return [f"{where} changed"]
     short = [text if len(text) <= 40 else text[:37] + "..." for text in (json.dumps(old), json.dumps(new))]
     return [f"{where} {short[0]} -> {short[1]}"]
+
+
+def _is_list_of_ids(value: Any) -> bool:
+    """Whether this is how a specification tells what a list of ids holds (`pipeline.by_hand`)."""
+    return isinstance(value, dict) and value.keys() == {"ids", "digest"}
+
+
+def _other_ids(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None, where: str) -> str:
+    if old is None or new is None:
+        is_new = old is None
+        count = (new or old or {})["ids"]
+        return f"{where} is {'new' if is_new else 'gone'}: {count:,} ids"
+    more = new["ids"] - old["ids"]
+    how = (
+        f"{abs(more):,} ids {'more' if more > 0 else 'fewer'}" if more else f"{new['ids']:,} ids as before, but others"
+    )
+    return f"{where} has changed: {how}"

@@ -83,6 +83,7 @@ class Stage(Generic[Spec, Runtime]):
             makes their parts in its own pass; never in the fingerprint.
         most: images that it lets through at most, where its configuration says it; for `plan`.
         advice: what `plan` adds where a key of the specification has changed since the last run, by key.
+        reads: files that the configuration names and that it goes by, beside its inputs; for lineage.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Stage(Generic[Spec, Runtime]):
     also: tuple[str, ...] = ()
     most: int | None = None
     advice: Mapping[str, str] = field(default_factory=dict)
+    reads: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:

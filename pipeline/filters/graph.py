@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lodeset.pipeline.by_hand import Lists
 from lodeset.pipeline.config import CurationConfig
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.stage import Input, Stage, deferred
@@ -55,7 +56,7 @@ def score_stage(config: CurationConfig, pool: Stage) -> Stage | None:
     )
 
 
-def filter_stage(config: CurationConfig, pool: Stage, scored: Stage | None) -> Stage:
+def filter_stage(config: CurationConfig, pool: Stage, scored: Stage | None, lists: Lists) -> Stage:
     """Which images of the pool go no further."""
     on = masks.prepared(config.filter)
     return Stage(
@@ -64,13 +65,14 @@ def filter_stage(config: CurationConfig, pool: Stage, scored: Stage | None) -> S
         FilterSpec.VERSION,
         "ray",
         deferred("lodeset.pipeline.stages.filter:run"),
-        spec=FilterSpec(thresholds=masks.identity(on)),
+        spec=FilterSpec(thresholds=masks.identity(on), by_hand=lists.identity),
         inputs={
             "images": Input(pool, IMAGES),
             **({"scores": Input(scored)} if scored else {}),
             **({"metadata": Input(pool, METADATA)} if masks.reading("metadata", on) else {}),
         },
-        runtime=FilterRuntime(masks=on),
+        runtime=FilterRuntime(masks=on, lists=lists),
         max_cpus=pool.max_cpus,
         seconds_per_image=0.00002,
+        reads=tuple(one.place for one in lists.all),
     )

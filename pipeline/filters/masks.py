@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, create_model
 
+from lodeset.pipeline.by_hand import BY_HAND
 from lodeset.pipeline.filters import Mask, Scorer, Side, Table
 from lodeset.pipeline.filters.config import Faces, Filters
 from lodeset.pipeline.strict import Strict
@@ -99,4 +100,4 @@ def reasons(on: Mapping[str, Any]) -> list[str]:
 
 def taken_names() -> tuple[str, ...]:
     """The reasons that no classifier may be called by."""
-    return tuple(mask.reason for mask in MASKS if mask.reason)
+    return (BY_HAND, *(mask.reason for mask in MASKS if mask.reason))

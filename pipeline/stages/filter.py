@@ -1,5 +1,6 @@
 """filter (Ray): `images`, `scores`, `metadata` -> `filtered`, the pool images that are masked out before dedup, each with
-its reason: the first filter that it fails.
+its reason: that it was dropped by hand, or the first filter that it fails. No filter but those of URLs drops what is kept by hand.
+Which images lists by hand name is told in `by_hand`.
 
 Each filter reads the one table that it needs, file by file; no image is read here. Reference sets are not filtered, so that
 a small or blurred reference image still finds its copies, and neither are curated sets: somebody chose their images.
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lodeset.pipeline.by_hand import BY_HAND, Lists, identity_of, union
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.parts import made
 from lodeset.pipeline.dag.stage import Context, Outcome
@@ -26,12 +28,15 @@ from lodeset.pipeline.dag.store import File, Part, Rows, Store
 from lodeset.pipeline.engines.ray import map_items
 from lodeset.pipeline.filters import Side, Table, failing
 from lodeset.pipeline.filters import masks as listed
+from lodeset.pipeline.filters.config import BLOCKED_DOMAIN, BLOCKED_URL
 from lodeset.pipeline.shown import shown
 from lodeset.pipeline.specs import FilterDetails, FilterRuntime, FilterSpec
 from lodeset.pipeline.tables import records
+from lodeset.pipeline.tables.forgotten import forgotten
 
 VERSION = FilterSpec.VERSION
 STAGE = "filter"
+BLOCKED = (BLOCKED_DOMAIN, BLOCKED_URL)  # which come before `by_hand.keep`
 WITH_URL = "with_url"  # rows of metadata that say where an image comes from
 # Where fields with addresses are looked for, if none is known.
 _ASKED_FILES, _ASKED_ROWS, _NAMED = 4, 1_000, 3
@@ -59,20 +64,24 @@ def run(context: Context[FilterSpec, FilterRuntime]) -> Outcome:
     judge = functools.partial(_judged, context.store, masks)
     make = functools.partial(map_items, judge, cpus=context.cpus, address=context.ray_address)
     parts, new = made(context, STAGE, [(piece.key, piece, piece.file.rows) for piece in pieces], make)
-    mask = _mask(context.store, parts, listed.reasons(masks))
-    file = mask.files["filtered"]
+    lists = context.runtime.lists
+    mask = _mask(context.store, parts, listed.reasons(masks), lists, images)
+    file, named = mask.files["filtered"], mask.files.get(BY_HAND)
     taken = sum(f.rows for f in images)
     asked = any("url" in mask.columns for mask in listed.reading("metadata", masks))
     with_url = sum(part.counts.get(WITH_URL, 0) for part in parts) if asked else None
     metadata = told.tables["metadata"] if told else ()
+    warnings = [without_urls(context.store, metadata, taken)] if with_url == 0 else []
+    if named is not None:
+        warnings += told_of(context.store, lists, named, file)
     return Outcome(
-        tables={"filtered": (file,) if file.rows else ()},
+        tables={"filtered": (file,) if file.rows else (), **({BY_HAND: (named,)} if named else {})},
         rows=Rows(taken=taken, kept=taken - file.rows, dropped=mask.counts),
         details=FilterDetails(
             parts=len(parts),
             parts_made=len(new),
             with_url=with_url,
-            warnings=[without_urls(context.store, metadata, taken)] if with_url == 0 else None,
+            warnings=warnings or None,
         ),
     )
 
@@ -132,17 +141,87 @@ def judged_scores(scores: pa.Table, sides: Mapping[str, Side]) -> pa.Table:
     return pa.concat_tables(dropped)
 
 
-def _mask(store: Store, parts: Sequence[Part], reasons: Sequence[str]) -> Part:
-    """The first reason of each image, by image_id. Holds what fails a filter in memory, about 60 bytes a row."""
-    key = digest(STAGE, VERSION, "mask", [part.key for part in parts], list(reasons))
+def _mask(store: Store, parts: Sequence[Part], reasons: Sequence[str], lists: Lists, images: Sequence[File]) -> Part:
+    """The first reason of each image, by image_id, and which images lists by hand name. Holds what fails a filter in memory, about
+    60 bytes a row."""
+    by_list = [(one.key, one.name, identity_of([one])) for one in lists.all]
+    key = digest(STAGE, VERSION, "mask", [part.key for part in parts], list(reasons), *([by_list] if by_list else []))
     done = store.part(STAGE, key)
     if done is not None:
         return done
     started = time.perf_counter()
-    table = first_reasons(store.table([part.files["failing"] for part in parts], None, records.FILTERED), reasons)
+    failing = store.table([part.files["failing"] for part in parts], None, records.FILTERED)
+    tables = {}
+    if by_list:
+        tables[BY_HAND] = named = named_by_hand(lists, _pool(store, images, lists))
+        failing, reasons = decided_by_hand(failing, named), [BY_HAND, *reasons]
+    table = first_reasons(failing, reasons)
     counted = {r["values"]: r["counts"] for r in pc.value_counts(table["reason"]).to_pylist()}
     counts = {reason: counted[reason] for reason in reasons if reason in counted}
-    return store.commit_part(STAGE, key, {"filtered": table}, counts, time.perf_counter() - started)
+    return store.commit_part(STAGE, key, {"filtered": table, **tables}, counts, time.perf_counter() - started)
+
+
+def _pool(store: Store, images: Sequence[File], lists: Lists) -> frozenset[str]:
+    """The listed images that the pool holds."""
+    wanted = pa.array(sorted(union(lists.all)), pa.string())
+    found: set[str] = set()
+    for file in images:
+        ids = store.table([file], ["image_id"])["image_id"]
+        found.update(ids.filter(pc.is_in(ids, wanted)).to_pylist())
+    return frozenset(found)
+
+
+def named_by_hand(lists: Lists, pool: frozenset[str]) -> pa.Table:
+    """`by_hand`: the images of the pool that each list names, sorted."""
+    rows = {
+        (image_id, action, one.name)
+        for action, of in (("drop", lists.drop), ("keep", lists.keep))
+        for one in of
+        for image_id in one.ids
+        if image_id in pool
+    }
+    columns: list[Sequence[str]] = list(zip(*sorted(rows), strict=True)) or [(), (), ()]
+    return pa.table([pa.array(column, pa.string()) for column in columns], schema=records.BY_HAND)
+
+
+def decided_by_hand(failing: pa.Table, named: pa.Table) -> pa.Table:
+    """`filtered` rows with those of images to drop, and without those of images to keep, except where their URL is blocked."""
+    of = {action: pc.unique(named["image_id"].filter(pc.equal(named["action"], action))) for action in ("drop", "keep")}
+    blocked = pc.is_in(failing["reason"], pa.array(BLOCKED))
+    stays = pc.or_(blocked, pc.invert(pc.is_in(failing["image_id"], of["keep"])))
+    count = len(of["drop"])
+    unknown = pa.nulls(count, pa.float64())
+    dropped = pa.table([of["drop"], pa.repeat(BY_HAND, count), unknown, unknown], schema=records.FILTERED)
+    return pa.concat_tables([failing.filter(stays), dropped])
+
+
+def told_of(store: Store, lists: Lists, named: File, filtered: File) -> list[str]:
+    """What to tell of lists by hand: lists without ids, ids that the pool does not hold, images that cannot be kept."""
+    rows = store.table([named], None, records.BY_HAND)
+    pool = set(rows["image_id"].to_pylist())
+    taken_down = forgotten(store)
+    found = []
+    for one in lists.all:
+        if not one.ids:
+            found.append(f"{one.key}: the list {one.name} holds no image_ids, so it changes nothing")
+            continue
+        missing = [image_id for image_id in one.ids if image_id not in pool]
+        gone = sum(image_id in taken_down for image_id in missing)
+        if missing:
+            why = f" ({gone:,} of them were taken out by `lodeset forget`)" if gone else ""
+            found.append(
+                f"{one.key}: {len(missing):,} of the {len(one.ids):,} image_ids of {one.name} are not in the pool{why}"
+            )
+    failed = store.table([filtered], ["image_id", "reason"], records.FILTERED)
+    wanted = pc.unique(rows["image_id"].filter(pc.equal(rows["action"], "keep")))
+    blocked = pc.and_(pc.is_in(failed["image_id"], wanted), pc.is_in(failed["reason"], pa.array(BLOCKED)))
+    count = pc.sum(blocked).as_py() or 0
+    if count:
+        found.append(
+            f"{count:,} images of by_hand.keep come from blocked hosts or URLs, and were dropped all the same: take them out of "
+            "filter.blocked_domains or filter.blocked_urls to keep them"
+        )
+    return found
 
 
 def first_reasons(failing: pa.Table, reasons: Sequence[str]) -> pa.Table:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lodeset.pipeline.algorithms.images.decoding import ID_HEX_DIGITS
+from lodeset.pipeline.by_hand import BY_HAND
 from lodeset.pipeline.dag.store import Artifact, File, Store
 from lodeset.pipeline.tables import records
 
@@ -23,7 +24,8 @@ def left_of_all(store: Store, dedup: Artifact) -> pa.ChunkedArray:
 def left_of_pool(store: Store, dedup: Artifact) -> pa.ChunkedArray:
     """image_ids of the pool that dedup kept; those that an included set brings itself are not among them."""
     table = store.table(dedup.tables["duplicates"], ["image_id", "kept", "reason"])
-    return table["image_id"].filter(pc.and_(table["kept"], pc.equal(table["reason"], "unique")))
+    own = pc.is_in(table["reason"], pa.array(["unique", BY_HAND]))
+    return table["image_id"].filter(pc.and_(table["kept"], own))
 
 
 def pool_kept(store: Store, dedup: Artifact) -> set[str]:

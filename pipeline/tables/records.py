@@ -91,6 +91,9 @@ FILTERED = pa.schema(
     [("image_id", pa.string()), ("reason", pa.string()), ("score", pa.float64()), ("threshold", pa.float64())]
 )
 
+# Images of the pool that a list by hand names: `action` is drop or keep, `list` the name of the file.
+BY_HAND = pa.schema([("image_id", pa.string()), ("action", pa.string()), ("list", pa.string())])
+
 # `verified` is null where pixels were not compared; `transform` turns a into b ("identity", "mirror", "turn_90", ...: mirrored
 # first, then turned counterclockwise).
 EDGES = pa.schema(
@@ -119,7 +122,7 @@ DUPLICATES = pa.schema(
         ("image_id", pa.string()),
         ("group_id", pa.string()),
         ("kept", pa.bool_()),
-        ("reason", pa.string()),  # unique, near, reference, included
+        ("reason", pa.string()),  # unique, near, reference, included, by_hand (kept because of `by_hand.keep`)
         ("matched_id", pa.string()),
         ("similarity", pa.float32()),
     ]
@@ -381,6 +384,7 @@ TABLES: tuple[Table, ...] = (
     Table(name="scores", made_by=("score",), key=("image_id", "filter"), schema=SCORES, image_bytes=25),
     Table(name="filtered", made_by=("filter",), key=("image_id",), schema=FILTERED, image_bytes=1),
     Table(name="failing", made_by=("filter",), key=("image_id", "reason"), schema=FILTERED, inner=True),
+    Table(name="by_hand", made_by=("filter",), key=("image_id", "list"), schema=BY_HAND),
     Table(name="samples", made_by=("calibrate",), key=("image_id", "kind"), inner=True),
     Table(name="edges", made_by=("dedup",), key=_PAIR, schema=EDGES, about=_PAIR),
     Table(

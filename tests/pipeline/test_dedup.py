@@ -16,6 +16,7 @@ from lodeset.pipeline.algorithms.copies.views import ORIENTATIONS
 from lodeset.pipeline.errors import GateError
 from lodeset.pipeline.stages.dedup.candidates import NONE, Seen
 from lodeset.pipeline.stages.dedup.judging import judge
+from lodeset.pipeline.stages.dedup.leaks import leaks_of
 from lodeset.pipeline.stages.dedup.run import guard, verdicts
 from lodeset.pipeline.stages.dedup.universe import Universe
 
@@ -76,6 +77,28 @@ def test_the_pool_can_keep_its_own_copies() -> None:
     decided = decide(within=False)
     assert all(decided[n] == (True, "unique") for n in (0, 1, 2, 7, 8))
     assert decided[3] == (False, "reference") and decided[5] == (False, "included")
+
+
+def test_copies_are_kept_by_hand_unless_a_reference_set_holds_one() -> None:
+    """Nodes 0 to 2, 3 and 4, 5 and 6 are copies; 4 is a reference image, 6 an included one."""
+    universe, neighbors = planted()
+    spec = dedup_spec(verify="none")
+    pairs = judge(universe, neighbors, NONE, LIMITS, spec)
+    component = components(len(universe.ids), pairs.a[pairs.linked], pairs.b[pairs.linked])
+    by_hand = np.isin(np.arange(len(universe.ids)), [0, 2, 3, 5, 7])
+    keeper = keepers(component, alike(universe.area), wanted=by_hand)
+    decided = {
+        int(row["image_id"], 16): (row["kept"], row["reason"], row["matched_id"])
+        for row in verdicts(universe, component, pairs, keeper, by_hand).to_pylist()
+    }
+    kept = (True, "by_hand", None)
+    assert decided[0] == decided[2] == decided[5] == decided[7] == kept
+    assert decided[1] == (False, "near", universe.ids[2]), "the larger one of those that are kept, not the largest"
+    assert decided[3] == (False, "reference", universe.ids[4])
+    assert decided[6] == (True, "included", None) and decided[8] == (True, "unique", None)
+    roles = {"pool": "pool", "test": "reference", "labelled": "included"}
+    leaks = leaks_of(universe, component, pairs, roles, by_hand).to_pylist()
+    assert [(row["set"], row["pool_image_id"]) for row in leaks] == [("test", universe.ids[3])]
 
 
 @pytest.mark.parametrize(("max_group", "stops"), [("auto", True), (119, True), (120, False)])

@@ -75,7 +75,8 @@ def seen_of(rng: np.random.Generator, count: int) -> Seen:
 
 def stored(universe: Universe, pairs: Pairs) -> tuple[Compared, Stored]:
     looks = dataclasses.replace(alike(universe.area), contrast=universe.thumbnails.var(axis=1))
-    images = Compared(universe.ids, universe.pool, universe.reference, universe.included, looks)
+    by_hand = universe.pool & (np.arange(len(universe.ids)) % 5 == 0)
+    images = Compared(universe.ids, universe.pool, universe.reference, universe.included, looks, by_hand=by_hand)
     limit = np.where(np.isneginf(pairs.limit), np.nan, pairs.limit)
     return images, Stored(pairs.a, pairs.b, pairs.similarity, pairs.distance.astype(np.int64), limit)
 
@@ -85,7 +86,8 @@ def decided(
 ) -> dict[str, tuple[bool, str, str | None]]:
     linked = pairs.linked if linked is None else linked
     component = components(len(universe.ids), pairs.a[linked], pairs.b[linked])
-    table = verdicts(universe, component, pairs, keepers(component, images.looks))
+    keeper = keepers(component, images.looks, wanted=images.by_hand)
+    table = verdicts(universe, component, pairs, keeper, images.by_hand)
     return {r["image_id"]: (r["kept"], r["reason"], r["matched_id"]) for r in table.to_pylist()}
 
 

@@ -51,8 +51,10 @@ class Looks:
     said: Ints
 
 
-def keepers(component: Ints, looks: Looks, rules: Sequence[KeeperRule] = RULES) -> Ints:
-    """For each node, the node of its component that is kept, int64 [N]."""
+def keepers(
+    component: Ints, looks: Looks, rules: Sequence[KeeperRule] = RULES, wanted: NDArray[np.bool_] | None = None
+) -> Ints:
+    """For each node, the node of its component that is kept, int64 [N]; one of the `wanted` ones where there are any."""
     best = np.arange(len(component), dtype=np.int64)
     order = np.argsort(component, kind="stable")
     ends = np.flatnonzero(np.diff(component[order], append=-1))
@@ -60,7 +62,8 @@ def keepers(component: Ints, looks: Looks, rules: Sequence[KeeperRule] = RULES) 
     for end in (ends + 1).tolist():
         if end - start > 1:
             group = order[start:end]
-            best[group] = _keeper(group, looks, rules)
+            chosen = group if wanted is None else group[wanted[group]]
+            best[group] = _keeper(chosen if len(chosen) else group, looks, rules)
         start = end
     return best
 
@@ -68,9 +71,9 @@ def keepers(component: Ints, looks: Looks, rules: Sequence[KeeperRule] = RULES) 
 def _keeper(group: Ints, looks: Looks, rules: Sequence[KeeperRule]) -> int:
     candidates = group
     for rule in rules:
-        candidates = candidates[_passes(rule, candidates, looks)]
         if len(candidates) == 1:
             break
+        candidates = candidates[_passes(rule, candidates, looks)]
     return int(min(candidates, key=lambda node: (-looks.area[node], node)))
 
 

@@ -33,17 +33,25 @@ class Holders:
     names: tuple[str, ...]
 
 
-def leaks_of(universe: Universe, component: Ints, pairs: Pairs, roles: Mapping[str, str]) -> pa.Table:
-    """`leaks`, sorted by set, dropped image and the set's image; `roles` says of each set whether it is a reference."""
+def leaks_of(
+    universe: Universe,
+    component: Ints,
+    pairs: Pairs,
+    roles: Mapping[str, str],
+    by_hand: NDArray[np.bool_] | None = None,
+) -> pa.Table:
+    """`leaks`, sorted by set, dropped image and the set's image; `roles` says of each set whether it is a reference.
+
+    Images that are kept `by_hand` [N] are dropped because of reference sets alone.
+    """
+    spared = universe.included if by_hand is None else universe.included | by_hand
     met = np.zeros(len(component), bool)
     met[component[universe.reference]] = True
     by_reference = met[component]
     holders = _holders(universe, by_reference, roles)
     owned = np.zeros(len(component), bool)
     owned[component[holders.node]] = True
-    dropped = np.where(
-        by_reference, universe.pool | universe.included, universe.pool & ~universe.included & owned[component]
-    )
+    dropped = np.where(by_reference, universe.pool | universe.included, universe.pool & ~spared & owned[component])
 
     own = np.flatnonzero(dropped & universe.reference)  # the same bytes
     a, b = pairs.a[pairs.linked], pairs.b[pairs.linked]
@@ -95,7 +103,8 @@ def with_leaks(outcome: Outcome, part: Part, leaks: pa.Table, roles: Mapping[str
         "so nothing is left: is a reference set the pool itself?"
     )
     nothing_left = outcome.rows.taken and lost == outcome.rows.taken
-    told = {"leaks": counts, "leaked_by_set": leaked, **({"warnings": [warning]} if nothing_left else {})}
+    warnings = [*outcome.details.get("warnings", ()), *([warning] if nothing_left else [])]
+    told = {"leaks": counts, "leaked_by_set": leaked, **({"warnings": warnings} if warnings else {})}
     return replace(
         outcome, tables={**outcome.tables, "leaks": (part.files["leaks"],)}, details={**outcome.details, **told}
     )

@@ -6,7 +6,8 @@
    that these leave in doubt, on the full images (`lodeset.pipeline.stages.dedup.closeups`).
 3. Connected components, guarded by size.
 4. A component with a reference image is discarded whole; one with an included image keeps only that; any other keeps the image
-   that the rules of `keeper` leave (`algorithms.copies.keepers`).
+   that the rules of `keeper` leave (`algorithms.copies.keepers`). Images of `by_hand.keep` are kept besides, unless a reference
+   image is among their copies.
 
 What was found is committed in parts that know nothing of thresholds, and between generations of images
 (`lodeset.pipeline.stages.dedup.generations`): another threshold searches nothing, and a grown pool only what is new. An image that the run
@@ -32,6 +33,7 @@ from lodeset.pipeline.algorithms.copies.keepers import keepers
 from lodeset.pipeline.algorithms.copies.thresholds import Thresholds
 from lodeset.pipeline.algorithms.neighbors.approximate import Asked
 from lodeset.pipeline.algorithms.sampling import ranks
+from lodeset.pipeline.by_hand import BY_HAND, IdList, union
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.parts import made
 from lodeset.pipeline.dag.stage import Context, Outcome, read_as
@@ -89,9 +91,11 @@ def run(context: Context[DedupSpec, DedupRuntime]) -> Outcome:
     stood = standing(store, context.previous, universe.ids)
     images = [context.inputs[f"images:{one.set}"] for one in sets]
     known = looks_of(store, images, universe, component, stood, spec.keeper)
-    table = verdicts(universe, component, pairs, keepers(component, known, spec.keeper))
+    wanted = union(context.runtime.keep)
+    by_hand = universe.pool & np.fromiter((i in wanted for i in universe.ids), bool, len(universe.ids))
+    table = verdicts(universe, component, pairs, keepers(component, known, spec.keeper, by_hand), by_hand)
     key = digest(STAGE, VERSION, context.fingerprint)
-    leaks = leaks_of(universe, component, pairs, spec.roles)
+    leaks = leaks_of(universe, component, pairs, spec.roles, by_hand)
     part = store.commit_part(STAGE, key, {"duplicates": table, "leaks": leaks})
     tables = {
         "duplicates": (part.files["duplicates"],),
@@ -107,6 +111,7 @@ def run(context: Context[DedupSpec, DedupRuntime]) -> Outcome:
         "generations": [len(one.ids) for one in generations],
         **{kind.by: basis for kind, basis, _ in measured},
         "looked_at_closely": len(rows),
+        **_told_by_hand(table, wanted, context.runtime.keep),
     }
     outcome = _outcome(table, universe, component, tables, details)
     outcome = replace(outcome, content={KEPT: digest(STAGE, VERSION, part.files["duplicates"].sha256)})
@@ -246,9 +251,20 @@ def guard(in_pool: NDArray[np.bool_], component: Ints, limits: Thresholds, spec:
     )
 
 
-def verdicts(universe: Universe, component: Ints, pairs: Pairs, keeper: Ints) -> pa.Table:
-    """`duplicates`: one row for every pool and every included image. `keeper` [N]: which node of its group is kept."""
-    found = outcomes(universe.pool, universe.reference, universe.included, component, keeper)
+def verdicts(
+    universe: Universe,
+    component: Ints,
+    pairs: Pairs,
+    keeper: Ints,
+    by_hand: NDArray[np.bool_] | None = None,
+) -> pa.Table:
+    """`duplicates`: one row for every pool and every included image.
+
+    Args:
+        keeper: [N], which node of its group is kept.
+        by_hand: [N], nodes that are kept besides, unless a reference image is among their copies.
+    """
+    found = outcomes(universe.pool, universe.reference, universe.included, component, keeper, by_hand)
     similarity = {
         (int(x), int(y)): float(s)
         for x, y, s, linked in zip(pairs.a, pairs.b, pairs.similarity, pairs.linked, strict=True)
@@ -290,6 +306,20 @@ def _edge_table(universe: Universe, pairs: Pairs) -> pa.Table:
         },
         schema=records.EDGES,
     )
+
+
+def _told_by_hand(table: pa.Table, wanted: frozenset[str], lists: Sequence[IdList]) -> dict[str, Any]:
+    """What the manifest says of `by_hand.keep`; nothing where there is no such list."""
+    if not lists:
+        return {}
+    listed = table.filter(pc.is_in(table["image_id"], pa.array(sorted(wanted), pa.string())))
+    leaked = pc.sum(pc.equal(listed["reason"], "reference")).as_py() or 0
+    warning = (
+        f"{leaked:,} images of by_hand.keep are images of reference sets or copies of these, and were dropped all the same: evaluation "
+        "would not be fair with them"
+    )
+    kept = pc.sum(pc.equal(table["reason"], BY_HAND)).as_py() or 0
+    return {"kept_by_hand": kept, **({"warnings": [warning]} if leaked else {})}
 
 
 def _outcome(

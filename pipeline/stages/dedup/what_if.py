@@ -46,11 +46,13 @@ class Compared:
     included: Bools
     looks: Looks  # `standing`: kept by the run
     unique: int = 0
+    by_hand: Bools | None = None  # of the pool, to be kept beside their copies (`by_hand.keep`)
 
     def chosen(self, nodes: Ints) -> Compared:
         looks = Looks(**{field.name: getattr(self.looks, field.name)[nodes] for field in fields(Looks)})
         ids = [self.ids[node] for node in nodes.tolist()]
-        return Compared(ids, self.pool[nodes], self.reference[nodes], self.included[nodes], looks)
+        by_hand = None if self.by_hand is None else self.by_hand[nodes]
+        return Compared(ids, self.pool[nodes], self.reference[nodes], self.included[nodes], looks, by_hand=by_hand)
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,8 @@ def joined(images: Compared, pairs: Stored, limit: Floats) -> Joins:
     parent = list(range(len(images.ids)))
     pool = images.pool.astype(int).tolist()
     rowed = members.astype(int).tolist()  # images that `duplicates` has a row of
-    held = images.included.astype(int).tolist()
+    spared = images.included if images.by_hand is None else images.included | (images.by_hand & images.pool)
+    held = spared.astype(int).tolist()
     leak = images.reference.tolist()
 
     def kept(root: int) -> int:
@@ -270,8 +273,8 @@ def difference(
     def judged(made: int) -> Outcomes:
         inside = number[joins.a[:made]] >= 0
         component = components(len(nodes), number[joins.a[:made][inside]], number[joins.b[:made][inside]])
-        keeper = keepers(component, some.looks, rules)
-        return outcomes(some.pool, some.reference, some.included, component, keeper)
+        keeper = keepers(component, some.looks, rules, some.by_hand)
+        return outcomes(some.pool, some.reference, some.included, component, keeper, some.by_hand)
 
     narrow, wide = judged(start), judged(stop)
     before, after = (wide, narrow) if rises else (narrow, wide)
