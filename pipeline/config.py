@@ -513,7 +513,7 @@ def _model(written: str, base: Path) -> str:
 def _absolute(config: Config, base: Path) -> Config:
     def walk(node: Any) -> Any:
         if isinstance(node, BaseModel):
-            changed = {}
+            changed: dict[str, Any] = {}
             for key in type(node).model_fields:
                 value = getattr(node, key)
                 if key in PATHS and isinstance(value, str):
