@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lodeset.infra.config import Config
+from lodeset.pipeline.by_hand import BY_HAND, read_list
 from lodeset.pipeline.config import AsIs, Cluster, CuratedSet, Sample
 from lodeset.pipeline.dag.stage import read_as
 from lodeset.pipeline.dag.store import Artifact, Store
+from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.specs import Listed, RetrieveDetails, SelectDetails
 
 
@@ -79,11 +81,12 @@ def compose(config: Config, store: Store, artifacts: Mapping[str, Artifact]) -> 
         if curated.include:
             published = curated.expected.images if curated.expected else None
             together = artifacts.get("retrieve/all")
+            own = "as_is" if curated.pool_ids is None else BY_HAND
             if together is None:
-                rows.append(Row(curated.name, "as_is", images, None, images, basis, published))
+                rows.append(Row(curated.name, own, images, None, images, basis, published))
             else:
                 remaining = read_as(SelectDetails, together.details).as_is_by_set[curated.name]
-                rows.append(Row(curated.name, "as_is", images, None, remaining, "measured", published))
+                rows.append(Row(curated.name, own, images, None, remaining, "measured", published))
         if not isinstance(curated.retrieve, AsIs):
             retrieved, final, how = _retrieved(store, artifacts, curated, images, basis, pool)
             published = curated.expected.final if curated.expected else None
@@ -100,12 +103,27 @@ def _counted(store: Store, artifacts: Mapping[str, Artifact], name: str) -> int 
 
 
 def _images(store: Store, artifacts: Mapping[str, Artifact], curated: CuratedSet) -> tuple[int | None, str]:
+    if curated.pool_ids is not None:
+        return _listed(artifacts, curated)
     counted = _counted(store, artifacts, curated.name)
     if counted is not None:
         return counted, "ingested"
     if curated.expected is not None:
         return curated.expected.images, "expected"
     return None, "not ingested yet"
+
+
+def _listed(artifacts: Mapping[str, Artifact], curated: CuratedSet) -> tuple[int | None, str]:
+    """The images of a set that a list of the pool's images names: those that retrieve found there, or else the list's ids."""
+    done = artifacts.get(f"retrieve/{curated.name}")
+    if done is not None:
+        return read_as(RetrieveDetails, done.details).queries, "in the pool"
+    try:
+        return len(read_list(str(curated.pool_ids), f"curated {curated.name}: pool_ids").ids), "listed"
+    except LodesetError:
+        if curated.expected is not None:
+            return curated.expected.images, "expected"
+        return None, "the list cannot be read"
 
 
 def _retrieved(

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from fsspec.registry import known_implementations
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from lodeset.pipeline.by_hand import ByHand
+from lodeset.pipeline.by_hand import ByHand, ListFile
 from lodeset.pipeline.deduplication import Dedup as Dedup
 from lodeset.pipeline.documents import parsed, read_text
 from lodeset.pipeline.embedders.config import HuggingFaceEmbedder, PatchDictionary
@@ -98,14 +98,41 @@ Retrieve = Annotated[AsIs | Sample | Cluster, Field(discriminator="mode")]
 
 
 class CuratedSet(Source):
-    """A named set of examples of what to look for."""
+    """A named set of examples of what to look for: images of its own, or images of the pool."""
 
+    uri: str = Field(
+        "",
+        min_length=1,
+        description=f"{Source.model_fields['uri'].description}; not with `pool_ids`",
+    )
+    pool_ids: ListFile | None = Field(
+        None,
+        description="list of image_ids of the pool in place of `uri`: a text file with one a line (# comments), or a .csv or "
+        ".parquet file with a column `image_id`",
+    )
     name: Name
-    include: bool = Field(False, description="whether the set's own images go into the shards, too")
+    include: bool = Field(
+        False,
+        description="whether the set's own images go into the shards, too; of `pool_ids` those that dedup keeps",
+    )
     retrieve: Retrieve = AsIs()
     expected: Expected | None = Field(
         None, description="expected figures, which `plan` compares with; they change no result"
     )
+
+    @model_validator(mode="after")
+    def _has_images(self) -> CuratedSet:
+        if self.pool_ids is None:
+            if not self.uri:
+                raise ValueError("give `uri`, where the set's images are, or `pool_ids`, a list of images of the pool")
+            return self
+        unread = [name for name in Source.model_fields if name in self.model_fields_set]
+        if unread:
+            raise ValueError(
+                f"with `pool_ids` the images are those of the pool, so nothing reads {', '.join(f'`{name}`' for name in unread)}: "
+                "remove either"
+            )
+        return self
 
     @model_validator(mode="after")
     def _does_something(self) -> CuratedSet:
@@ -380,6 +407,11 @@ class CurationConfig(Strict):
         """Every set except the pool."""
         return (*self.curated, *self.reference, *self.targets)
 
+    @property
+    def included(self) -> tuple[str, ...]:
+        """The curated sets that bring images of their own into the shards."""
+        return tuple(one.name for one in self.curated if one.include and one.uri)
+
     @model_validator(mode="before")
     @classmethod
     def _written_out(cls, values: Any) -> Any:
@@ -498,7 +530,7 @@ def resolve(uri: str, base: Path) -> str:
 
 
 # Keys whose text is a path; `blocked_domains` and `blocked_urls` hold a list, or the path of one.
-PATHS = ("uri", "path", "folder", "store", "blocked_domains", "blocked_urls", "cache_dir")
+PATHS = ("uri", "pool_ids", "path", "folder", "store", "blocked_domains", "blocked_urls", "cache_dir")
 # Keys that hold a list of paths.
 PATH_LISTS = ("drop", "keep")
 
@@ -516,7 +548,7 @@ def _absolute(config: Config, base: Path) -> Config:
             changed: dict[str, Any] = {}
             for key in type(node).model_fields:
                 value = getattr(node, key)
-                if key in PATHS and isinstance(value, str):
+                if key in PATHS and isinstance(value, str) and value:
                     changed[key] = resolve(value, base)
                 elif key in PATH_LISTS and isinstance(value, tuple):
                     changed[key] = tuple(resolve(place, base) for place in value)

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lodeset.pipeline.by_hand import IdList, identity_of, lists_of
+from lodeset.pipeline.by_hand import IdList, identity_of, lists_of, read_list
 from lodeset.pipeline.config import Balance, CurationConfig, Ingest, Source
 from lodeset.pipeline.dag.fingerprint import canonical
 from lodeset.pipeline.dag.stage import Follows, Input, Stage, deferred
@@ -46,6 +46,7 @@ from lodeset.pipeline.specs import (
     FitEmbedderSpec,
     IngestRuntime,
     IngestSpec,
+    RetrieveRuntime,
     RetrieveSpec,
     SelectSpec,
     WriteShardsRuntime,
@@ -138,7 +139,7 @@ def build(config: CurationConfig) -> dict[str, Stage]:
 
 def sets_of(config: CurationConfig) -> dict[str, Sequence[Source]]:
     """Every set that is ingested, by name."""
-    return {"pool": config.pool, **{one.name: (one,) for one in config.named_sets}}
+    return {"pool": config.pool, **{one.name: (one,) for one in config.named_sets if one.uri}}
 
 
 def roles_of(config: CurationConfig) -> dict[str, str]:
@@ -146,7 +147,7 @@ def roles_of(config: CurationConfig) -> dict[str, str]:
     return {
         "pool": "pool",
         **{one.name: "reference" for one in config.reference},
-        **{one.name: "included" for one in config.curated if one.include},
+        **dict.fromkeys(config.included, "included"),
     }
 
 
@@ -349,8 +350,9 @@ def _retrieve(
     clusters: Stage | None,
 ) -> Stage:
     one = config.curated[index]
+    listed = None if one.pool_ids is None else read_list(one.pool_ids, f"curated.{index}.pool_ids")
     inputs: dict[str, Input] = {
-        "queries": Input(vectors[one.name]),
+        **({"queries": Input(vectors[one.name])} if listed is None else {}),
         "vectors": Input(vectors["pool"]),
         "dedup": Input(unique, KEPT),
     }
@@ -362,17 +364,24 @@ def _retrieve(
         RetrieveSpec.VERSION,
         "ray",
         deferred("lodeset.pipeline.stages.retrieve:run"),
-        spec=RetrieveSpec(mode=one.retrieve, neighbors=config.neighbors),
+        spec=RetrieveSpec(
+            mode=one.retrieve,
+            neighbors=config.neighbors,
+            pool_ids=None if listed is None else identity_of([listed]),
+            include=listed is not None and one.include,
+        ),
         inputs=inputs,
-        max_cpus=vectors[one.name].max_cpus,
+        runtime=RetrieveRuntime(pool_ids=listed),
+        max_cpus=vectors[one.name if listed is None else "pool"].max_cpus,
         seconds_per_image=0.0001,
+        reads=() if listed is None else (listed.place,),
     )
 
 
 def _retrieve_all(
     config: CurationConfig, ingested: dict[str, Stage], unique: Stage, retrieved: dict[str, Stage]
 ) -> Stage:
-    included = [one.name for one in config.curated if one.include]
+    included = config.included
     return Stage(
         "retrieve",
         "all",
@@ -398,7 +407,7 @@ def _retrieve_all(
 def _write_shards(
     config: CurationConfig, ingested: dict[str, Stage], masked: Stage, unique: Stage, selected: Stage
 ) -> Stage:
-    included = [one.name for one in config.curated if one.include]
+    included = config.included
     return Stage(
         "write_shards",
         "all",

@@ -314,15 +314,31 @@ class BalanceSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrieveSpec:
-    """What a curated set requests. `neighbors` matters only if each image requests its nearest neighbors."""
+    """What a curated set requests. `neighbors` matters only if each image requests its nearest neighbors.
+
+    Attributes:
+        pool_ids: the ids of the set's images, where these are images of the pool.
+        include: whether these are selected themselves.
+    """
 
     VERSION: ClassVar[int] = 2
     mode: AsIs | Sample | Cluster
     neighbors: Neighbors
+    pool_ids: Identity | None = None
+    include: bool = False
 
     def identity(self) -> Identity:
         knobs = self.mode.model_dump(exclude={"part_images"})
+        if self.pool_ids is not None:
+            knobs |= {"pool_ids": self.pool_ids, "include": self.include}
         return {**knobs, "neighbors": self.neighbors} if isinstance(self.mode, Sample) else knobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieveRuntime:
+    """The list of the set's images, where these are images of the pool."""
+
+    pool_ids: IdList | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,6 +350,7 @@ class RetrieveDetails:
         retrieved: hits, as counted in LVD-142M's table.
         distinct: images that the set gets; `collisions` are hits on images that it already has.
         capped: what its limit removes.
+        queries: images of the pool that the set consists of, where a list names them.
     """
 
     asked: int
@@ -343,6 +360,7 @@ class RetrieveDetails:
     short: int = 0
     capped: int = 0
     warnings: Sequence[str] | None = None
+    queries: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from lodeset.infra.looking.held import Held
 from lodeset.pipeline.algorithms.images.decoding import EXTENSIONS
+from lodeset.pipeline.by_hand import BY_HAND
 from lodeset.pipeline.dag.manifests import Run
 from lodeset.pipeline.dag.stage import read_as
 from lodeset.pipeline.dag.store import Artifact, File, Store
@@ -165,8 +166,14 @@ def _contributions(
     found = []
     for row in sorted(counted.to_pylist(), key=lambda row: (row["set"], row["mode"])):
         own, asked = artifacts.get(f"ingest/{row['set']}"), artifacts.get(f"retrieve/{row['set']}")
-        hits = None if asked is None or row["mode"] == "as_is" else read_as(RetrieveDetails, asked.details).retrieved
+        hits = (
+            None
+            if asked is None or row["mode"] in ("as_is", BY_HAND)
+            else read_as(RetrieveDetails, asked.details).retrieved
+        )
         kept = None if own is None else own.rows.kept
+        if own is None and asked is not None:
+            kept = read_as(RetrieveDetails, asked.details).queries
         found.append(Contribution(row["set"], row["mode"], row["count_all"], kept, hits))
     return tuple(found), shared
 

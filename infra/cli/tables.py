@@ -11,6 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from lodeset.infra.cli.options import safe
+from lodeset.pipeline.by_hand import BY_HAND
 
 if TYPE_CHECKING:
     from lodeset.infra.composition import Composition
@@ -38,7 +39,7 @@ def show_composition(out: Console, composed: Composition) -> None:
     table.add_column("figures from")
     for row in tree["rows"]:
         difference = (_figure(row["expected"]), _signed(row["difference"])) if compared else ()
-        retrieved = "" if row["mode"] == "as_is" else _figure(row["retrieved"])
+        retrieved = "" if row["mode"] in ("as_is", BY_HAND) else _figure(row["retrieved"])
         figures = (_figure(row["images"]), retrieved, _figure(row["final"]))
         table.add_row(safe(row["set"]), row["mode"], *figures, *difference, row["basis"])
     difference = (_figure(tree["expected"]), _signed(tree["difference"])) if compared else ()

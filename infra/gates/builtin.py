@@ -179,7 +179,7 @@ def _of_retrieval(gate: Gate, ids: Sequence[str]) -> Sequence[str]:
 
 
 def _compared(config: CurationConfig) -> Sequence[str]:
-    return [*(one.name for one in config.reference), *(one.name for one in config.curated if one.include)]
+    return [*(one.name for one in config.reference), *config.included]
 
 
 def _expected(config: CurationConfig) -> Sequence[str]:
@@ -227,7 +227,7 @@ LEAKS = Measure(
     reads=_always(DEDUP),
     takes=("set",),
     sets=_compared,
-    kind="reference set, or curated set with `include: true`",
+    kind="reference set, or curated set with `include: true` and images of its own",
 )
 LEAKS_IN_SHARDS = Measure(name="leaks_in_shards", unit="images", function=leaks_in_shards, reads=_always(SHARDS))
 DRIFT = Measure(name="drift", unit="share", function=drift, reads=_always(CLUSTERS))

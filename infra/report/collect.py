@@ -370,7 +370,7 @@ def _retrieved_by(store: Store, artifact: Artifact, artifacts: Mapping[str, Arti
     return Retrieved(
         set=artifact.set,
         config=artifact.config,
-        images=embedded.rows.kept if embedded else None,
+        images=embedded.rows.kept if embedded else details.queries,
         asked=details.asked,
         retrieved=details.retrieved,
         distinct=details.distinct,

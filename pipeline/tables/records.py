@@ -424,6 +424,8 @@ TABLES: tuple[Table, ...] = (
         schema=MATCHES,
         mentions=("query_id",),
     ),
+    # Images of the pool that a list by hand names and that are selected themselves.
+    Table(name="listed", made_by=("retrieve",), key=("image_id",), schema=SELECTED, mentions=("query_id",)),
     Table(
         name="selected",
         made_by=("retrieve",),

@@ -12,11 +12,12 @@ import pytest
 from inline import artifact, listed, without_engine
 
 from lodeset.pipeline.algorithms.clusters import kmeans
+from lodeset.pipeline.by_hand import IdList, identity_of
 from lodeset.pipeline.config import AsIs, Cluster, Sample
 from lodeset.pipeline.dag.stage import Context, Outcome, Stage
 from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
 from lodeset.pipeline.errors import LodesetError
-from lodeset.pipeline.specs import RetrieveSpec, SelectSpec
+from lodeset.pipeline.specs import RetrieveRuntime, RetrieveSpec, SelectSpec
 from lodeset.pipeline.stages import retrieve
 from lodeset.pipeline.tables import records
 from lodeset.pipeline.tables.vectors import normalised, vector_table
@@ -40,9 +41,13 @@ class Planted:
     queries: np.ndarray
     centroids: np.ndarray
 
-    def run(self, mode: Any, set_: str = "flowers") -> tuple[Artifact, list[dict[str, Any]]]:
-        stage = Stage("retrieve", set_, 2, "ray", retrieve.run, RetrieveSpec(mode=mode, neighbors="auto"))
-        fingerprint = f"{mode!r}".encode().hex()[:200]
+    def run(
+        self, mode: Any, set_: str = "flowers", listed: IdList | None = None, include: bool = False
+    ) -> tuple[Artifact, list[dict[str, Any]]]:
+        of_list = {} if listed is None else {"pool_ids": identity_of([listed]), "include": include}
+        spec = RetrieveSpec(mode=mode, neighbors="auto", **of_list)
+        stage = Stage("retrieve", set_, 2, "ray", retrieve.run, spec, runtime=RetrieveRuntime(pool_ids=listed))
+        fingerprint = f"{mode!r}{of_list}".encode().hex()[-200:]
         done = artifact("retrieve", set_, retrieve.run(Context(self.store, stage, fingerprint, self.inputs, 1, ignore)))
         return done, self.store.table(done.tables["matches"], None, records.MATCHES).to_pylist()
 
@@ -194,7 +199,95 @@ def test_draws_do_not_depend_on_how_the_pool_lies_in_files(tmp_path: Path, monke
     assert results[0][0].tables["matches"][0].sha256 == results[1][0].tables["matches"][0].sha256
 
 
+# -- a set of images of the pool
+
+
+def listed_of(world: Planted, numbers: list[int], *more: str) -> IdList:
+    return IdList(
+        "curated.0.pool_ids", "lists/birds.txt", tuple(sorted([*(world.pool_ids[n] for n in numbers), *more]))
+    )
+
+
+def asks_with(world: Planted, numbers: list[int]) -> None:
+    """The same images as a source of their own."""
+    ids = [world.pool_ids[n] for n in numbers]
+    vectors = vector_table(ids, world.pool[numbers].astype(np.float16))
+    world.inputs["queries"] = by_hand(world.store, f"embed-{len(numbers)}", {"vectors": [vectors]})
+
+
+LISTED = [*range(0, KEPT, 11), KEPT, KEPT + 1]  # the last two were dropped by dedup
+
+
+@pytest.mark.parametrize("block", [7, 1_000])
+def test_listed_images_find_what_the_same_images_of_a_source_find_except_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    world = planted(tmp_path, monkeypatch)
+    done, matches = world.run(Sample(mode="sample", k=5, part_images=block), listed=listed_of(world, LISTED))
+    asks_with(world, LISTED)
+    _, of_source = world.run(Sample(mode="sample", k=6, part_images=block))
+    expected: dict[str, list[str]] = {world.pool_ids[n]: [] for n in LISTED}
+    for row in sorted(of_source, key=lambda row: -row["similarity"]):
+        if row["image_id"] != row["query_id"] and len(expected[row["query_id"]]) < 5:
+            expected[row["query_id"]].append(row["image_id"])
+    found = {query: {row["image_id"] for row in matches if row["query_id"] == query} for query in expected}
+    assert found == {query: set(ids) for query, ids in expected.items()}
+    assert len(matches) == 5 * len(LISTED) == done.details["asked"] and done.details["queries"] == len(LISTED)
+    adds_up(done.details)
+    assert "listed" not in done.tables
+    assert done.details["warnings"] == [
+        f"2 of the {len(LISTED)} images of birds.txt were dropped by a filter or by dedup: `flowers` looks for images like them, but "
+        "they cannot be selected themselves (`lodeset trace` tells why; by_hand.keep keeps them)"
+    ]
+
+
+def test_clusters_of_listed_images_are_those_of_the_same_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = planted(tmp_path, monkeypatch)
+    mode = Cluster(mode="cluster", min_matches=2)
+    _, matches = world.run(mode, listed=listed_of(world, LISTED))
+    lone = Cluster(mode="cluster", min_matches=1)
+    few = [0, KEPT]
+    _, of_few = world.run(lone, listed=listed_of(world, few))
+    asks_with(world, LISTED)
+    _, of_source = world.run(mode)
+    assert {(row["image_id"], row["cluster"]) for row in matches} == {(r["image_id"], r["cluster"]) for r in of_source}
+    assert len(matches) > len(LISTED) and all(row["image_id"] != row["query_id"] for row in matches)
+    asks_with(world, few)
+    _, of_source = world.run(lone)
+    assert {row["image_id"] for row in of_source} - {row["image_id"] for row in of_few} == {world.pool_ids[0]}
+
+
+def test_listed_images_that_dedup_kept_are_selected_themselves_where_they_are_included(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = planted(tmp_path, monkeypatch)
+    listed = listed_of(world, [0, 1, KEPT], "f" * 32)
+    asking, _ = world.run(Sample(mode="sample", k=400), listed=listed, include=True)
+    assert asking.details["short"] == 2, "what is kept is no hit of itself"
+    assert asking.details["warnings"][0].startswith("1 of the 4 image_ids of birds.txt are not in the pool")
+    alone, matches = world.run(AsIs(), listed=listed, include=True)
+    assert not matches and alone.rows == Rows(0, 0)
+    own = {world.pool_ids[0], world.pool_ids[1]}
+    for done, count in ((asking, KEPT), (alone, 2)):
+        spec = SelectSpec(everything=False, sets=["flowers"], shared="each")
+        stage = Stage("retrieve", "all", 2, "ray", retrieve.run_all, spec)
+        inputs = {"retrieve:flowers": done, "dedup": world.inputs["dedup"]}
+        together = retrieve.run_all(Context(world.store, stage, f"all-{count}", inputs, 1, ignore))
+        rows = world.store.table(together.tables["selected"]).to_pylist()
+        assert {row["image_id"] for row in rows if row["mode"] == "by_hand"} == own
+        assert len({row["image_id"] for row in rows}) == len(rows) == count
+        assert together.details.as_is_by_set == {"flowers": 2}
+
+
 # -- what cannot work
+
+
+def test_a_list_without_images_of_the_pool_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = planted(tmp_path, monkeypatch)
+    with pytest.raises(LodesetError, match=r"`flowers`: none of the 1 image_ids of birds\.txt"):
+        world.run(AsIs(), listed=listed_of(world, [], "f" * 32), include=True)
 
 
 @pytest.mark.parametrize("mode", [AsIs(), Sample(mode="sample"), Cluster(mode="cluster")])
