@@ -52,6 +52,7 @@ filter:                           # an image's reason is the first filter that i
     # blocked_domains: [example.com]    # or a file with one per line; compared with `url` of the metadata
   # blocked_urls: [example.org/private/]
     # faces: {path: faces.onnx, threshold: 0.5}    # blurs faces; a blurred image is a new image
+# by_hand: {drop: [lists/bad.txt], keep: [lists/wanted.txt]}    # images that you decided on: files with one image_id a line
 dedup: {threshold: auto, reference_threshold: auto, verify: pixels}
 shards: {size_mb: 256, seed: 0}
 

@@ -113,6 +113,38 @@ def test_only_filter_and_dedup_go_by_lists_and_nothing_changes_without_them(tmp_
     assert build(config(tmp_path, by_hand={"drop": [drop], "keep": [keep]}))["filter/pool"].reads == (drop, keep)
 
 
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({}, "give `uri`, where the set's images are, or `pool_ids`, a list of images of the pool"),
+        ({"uri": "a/", "pool_ids": "a.txt"}, "nothing reads `uri`: remove either"),
+        ({"pool_ids": "a.txt", "exclude": ["*.gif"], "image": "png"}, "nothing reads `image`, `exclude`"),
+        ({"pool_ids": "a.txt", "retrieve": {"mode": "as_is"}}, "this set has no effect"),
+    ],
+)
+def test_a_set_has_a_source_or_a_list(tmp_path: Path, keys: dict[str, Any], told: str) -> None:
+    one = {"name": "birds", "retrieve": {"mode": "sample"}, **keys}
+    with pytest.raises(ValueError, match=told):
+        config(tmp_path, curated=[one])
+
+
+def test_a_listed_set_has_no_stages_of_its_own_but_retrieve(tmp_path: Path) -> None:
+    listed = {"name": "birds", "pool_ids": write(tmp_path / "a.txt", *IDS), "include": True}
+    with_set = build(config(tmp_path, curated=[{**listed, "retrieve": {"mode": "sample"}}]))
+    assert {id_ for id_ in with_set if id_.endswith("/birds")} == {"retrieve/birds"}
+    asking = with_set["retrieve/birds"]
+    assert (asking.config["pool_ids"]["ids"], asking.config["include"], set(asking.inputs)) == (
+        3,
+        True,
+        {"vectors", "dedup"},
+    )
+    assert with_set["dedup/pool"].config["roles"] == {"pool": "pool"}
+    plain = build(
+        config(tmp_path, curated=[{"name": "same", "uri": str(tmp_path / "pool"), "retrieve": {"mode": "sample"}}])
+    )
+    assert plain["retrieve/same"].config == {"k": 4, "mode": "sample", "neighbors": "auto"}
+
+
 def test_plan_says_how_a_list_has_changed() -> None:
     def listed(count: int, digest: str = "a") -> dict[str, Any]:
         return {"by_hand.drop": {"ids": count, "digest": digest * 64}}
@@ -258,6 +290,36 @@ def test_trace_and_report_say_who_decided(finished: Path, tmp_path: Path) -> Non
     lodeset("report", finished, "--out", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "named by a list of by_hand.drop" in page and "3 images are kept by hand (by_hand.keep)" in page
+
+
+def test_a_set_of_listed_images_goes_all_the_way_to_shards(finished: Path, tmp_path: Path, one_process: None) -> None:
+    birds = write(finished.parent / "birds.txt", OF["4.png"], OF["5.png"], OF["2.png"], "f" * 32)
+    path = finished.with_name("listed.yaml")
+    section = "curated:\n  - {name: birds, pool_ids: birds.txt, include: true, retrieve: {mode: sample, k: 2}}\n"
+    section += "gates: [{name: enough, measure: unfilled, set: birds, error: '> 0.5'}]\n"
+    path.write_text(finished.read_text() + section)
+    before = lodeset("plan", path)[0]
+    assert "birds" in before and "by_hand" in before
+    lodeset("run", path)
+    now = entries(path)
+    chosen = {NAMES[row["image_id"]]: row for row in rows(now["retrieve/all"], "selected")}
+    own = {name for name, row in chosen.items() if row["mode"] == "by_hand"}
+    assert own == {"4.png", "5.png"} and len(chosen) > 2
+    assert all(
+        row["query_id"] is None or NAMES[row["query_id"]] in ("2.png", "4.png", "5.png") for row in chosen.values()
+    )
+    assert set(by_image(now["write_shards/all"], "index")) == {OF[name] for name in chosen}
+    asked = now["retrieve/birds"]["details"]
+    assert (asked["queries"], asked["asked"]) == (3, 6) and len(asked["warnings"]) == 2
+    assert "selected for birds (by_hand)" in json.loads(lodeset("trace", path, OF["4.png"], "--json")[0])["sentence"]
+    lodeset("report", path, "--out", tmp_path / "report.html")
+    assert "birds" in (tmp_path / "report.html").read_text()
+    lodeset("card", path, "--out", tmp_path / "card")
+    assert "| birds | by_hand |" in (tmp_path / "card/README.md").read_text()
+    write(Path(birds), OF["4.png"])
+    planned = {f"{one['stage']}/{one['set']}": one for one in json.loads(lodeset("plan", path, "--json")[0])["stages"]}
+    assert planned["retrieve/birds"]["reason"] == "pool_ids has changed: 3 ids fewer"
+    assert planned["dedup/pool"]["action"] == "finished"
 
 
 def test_a_take_down_of_listed_images_breaks_no_run(finished: Path, one_process: None) -> None:
