@@ -18,10 +18,13 @@ import numpy as np
 import pyarrow as pa
 import yaml
 from builders import dedup_spec
+from inline import in_one_process
 from PIL import Image
 
 from lodeset.infra.config import read
+from lodeset.infra.dashboard.making import Inspected, inspect
 from lodeset.infra.looking.held import configuration
+from lodeset.infra.session import Opened, open_store
 from lodeset.pipeline.algorithms.copies.components import components
 from lodeset.pipeline.algorithms.copies.keepers import Looks, keepers
 from lodeset.pipeline.algorithms.images.decoding import image_id
@@ -357,3 +360,10 @@ def _shards(maker: Maker, ids: Mapping[str, list[str]], kept: list[str], rng: np
         {"selected": "retrieve/all", "dedup": "dedup/pool"},
         {"folder": folder, "shards": len(shards), "shards_numbered": len(shards), "size_bytes": 2_048_000 * len(shards)},
     )  # fmt: skip
+
+
+def inspected(folder: Path, images: int = 300, seed: int = 0) -> tuple[Opened, Inspected]:
+    """Such a store with pictures, and what pages read of it, made in this process."""
+    opened = open_store(make(folder, images, pictures=True, seed=seed, part=100))
+    with in_one_process():
+        return opened, inspect(opened, lambda event: None)

@@ -107,12 +107,12 @@ def _rows(
             "chosen": "selected" in inputs,
             "written": "written" in inputs,
         }
-        pieces.append(database.execute(_SET, known).to_arrow_table())
+        pieces.append(database.sql(_SET, params=known).to_arrow_table())
     database.register("every", pa.concat_tables(pieces))
-    rows: pa.Table = database.execute("SELECT * FROM every ORDER BY image_id, set").to_arrow_table()
+    rows: pa.Table = database.sql("SELECT * FROM every ORDER BY image_id, set").to_arrow_table()
     rows = rows.append_column("row", pa.array(np.arange(rows.num_rows, dtype=np.int32))).cast(records.INSPECTED)
     database.register("ordered", rows)
-    by_cluster: pa.Table = database.execute(
+    by_cluster: pa.Table = database.sql(
         f"SELECT {', '.join(records.BY_CLUSTER.names)} FROM ordered WHERE cluster IS NOT NULL "
         "ORDER BY cluster, centroid_similarity DESC, image_id"
     ).to_arrow_table()
