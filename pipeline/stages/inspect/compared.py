@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lodeset.pipeline.algorithms.copies.keepers import Looks
+from lodeset.pipeline.by_hand import BY_HAND
 from lodeset.pipeline.dag.store import Artifact, Store
 from lodeset.pipeline.stages.copies import SAID
 from lodeset.pipeline.stages.dedup.what_if import Compared, Stored
@@ -86,23 +87,28 @@ def _images(store: Store, inputs: Mapping[str, Artifact], sets: Mapping[str, str
             told = sum(pc.is_valid(table[column]).to_numpy().astype(np.int64) for column in SAID)
             np.maximum.at(said, at[rows], told[rows] if len(rows) else np.zeros(0, np.int64))
     kept = np.sort(fixed(left_of_all(store, inputs["dedup"])))
+    by_hand = np.isin(ids, _kept_by_hand(store, inputs["dedup"]))
     looks = Looks(standing=np.isin(ids, kept), area=area, said=said, **measured)
     names = ids.astype(str).tolist()
-    return Compared(
-        names, flag["pool"], flag["reference"], flag["included"], looks, unique=pool - int(flag["pool"].sum())
-    )
+    unique = pool - int(flag["pool"].sum())
+    return Compared(names, flag["pool"], flag["reference"], flag["included"], looks, unique, by_hand)
+
+
+def _kept_by_hand(store: Store, dedup: Artifact) -> Ids:
+    table = store.table(dedup.tables["duplicates"], ["image_id", "reason"], records.DUPLICATES)
+    return fixed(table["image_id"].filter(pc.equal(table["reason"], BY_HAND)))
 
 
 def table_of(images: Compared) -> pa.Table:
     looks = images.looks
     columns = {name: getattr(looks, name) for name in records.COMPARED.names if hasattr(looks, name)}
-    roles = {"pool": images.pool, "reference": images.reference, "included": images.included}
+    roles = {"pool": images.pool, "reference": images.reference, "included": images.included, "by_hand": images.by_hand}
     return pa.table({"image_id": pa.array(images.ids, pa.string()), **roles, **columns}, schema=records.COMPARED)
 
 
 def read_table(table: pa.Table, pool: int) -> Compared:
     """What `table_of` wrote, of so many images of the pool in all."""
     columns = {name: table[name].to_numpy() for name in table.column_names if name != "image_id"}
-    roles = {name: columns.pop(name) for name in ("pool", "reference", "included")}
+    roles = {name: columns.pop(name) for name in ("pool", "reference", "included", "by_hand")}
     unique = pool - int(roles["pool"].sum())
     return Compared(table["image_id"].to_pylist(), looks=Looks(**columns), unique=unique, **roles)
