@@ -280,7 +280,7 @@ COMPARED = pa.schema(
         ("pool", pa.bool_()),
         ("reference", pa.bool_()),
         ("included", pa.bool_()),
-        ("by_hand", pa.bool_()),
+        ("by_hand", pa.bool_()),  # of the pool, and on a list of `by_hand.keep`
         ("standing", pa.bool_()),
         ("area", pa.int64()),
         ("detail", pa.float64()),

@@ -17,15 +17,21 @@ from inline import in_one_process
 from PIL import Image
 from pools import Pool
 
+from lodeset.infra import api
 from lodeset.infra.config import read
 from lodeset.infra.jobs.bundle import resolved
 from lodeset.infra.observing.lineage import _dataset
+from lodeset.pipeline.algorithms.copies.thresholds import Thresholds
 from lodeset.pipeline.by_hand import ByHand, lists_of, read_list
 from lodeset.pipeline.config import CurationConfig
 from lodeset.pipeline.dag.decisions import _differences
+from lodeset.pipeline.dag.stage import read_as
 from lodeset.pipeline.dag.store import Store
 from lodeset.pipeline.errors import ConfigError, LodesetError
 from lodeset.pipeline.graph import build
+from lodeset.pipeline.specs import DedupSpec
+from lodeset.pipeline.stages.dedup.what_if import counts, joined, limits, settings_of
+from lodeset.pipeline.stages.inspect import compared
 
 IDS = [f"{n:032x}" for n in (3, 1, 2)]
 
@@ -290,6 +296,25 @@ def test_trace_and_report_say_who_decided(finished: Path, tmp_path: Path) -> Non
     lodeset("report", finished, "--out", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "named by a list of by_hand.drop" in page and "3 images are kept by hand (by_hand.keep)" in page
+
+
+def test_other_values_of_a_setting_are_counted_with_the_lists(finished: Path) -> None:
+    opened = api.open_config(finished)
+    made = api.artifacts(opened)
+    sets = {"pool": "pool", "reference": "reference"}
+    inputs = {"dedup": made["dedup/pool"], "masked": made["filter/pool"]}
+    inputs |= {f"images:{name}": made[f"ingest/{name}"] for name in sets}
+    inputs |= {f"vectors:{name}": made[f"embed/{name}"] for name in sets}
+    images, pairs, _ = compared.read(opened.store, inputs, sets)
+    read_again = compared.read_table(compared.table_of(images), int(images.pool.sum()) + images.unique)
+    assert read_again.by_hand is not None
+    named = {NAMES[i] for i, kept in zip(images.ids, read_again.by_hand.tolist(), strict=True) if kept}
+    assert {"0.png", "0.jpg", "20.png"} <= named <= {"0.png", "0.jpg", "20.png", "small.png"}
+    spec, limit = read_as(DedupSpec, made["dedup/pool"].config), Thresholds(0.99, 0.99)
+    setting = next(one for one in settings_of(spec, limit, pairs, 0.94) if one.name == "threshold")
+    joins = joined(read_again, pairs, limits(setting, spec, limit, images, pairs))
+    told = counts(joins, setting, setting.now, spec, int(images.pool.sum()) + images.unique)
+    assert told.dropped == sum(made["dedup/pool"].rows.dropped.values()) == 3
 
 
 def test_a_set_of_listed_images_goes_all_the_way_to_shards(finished: Path, tmp_path: Path, one_process: None) -> None:

@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lodeset.pipeline.algorithms.copies.keepers import Looks
-from lodeset.pipeline.by_hand import BY_HAND
 from lodeset.pipeline.dag.store import Artifact, Store
 from lodeset.pipeline.stages.copies import SAID
 from lodeset.pipeline.stages.dedup.what_if import Compared, Stored
@@ -87,16 +86,18 @@ def _images(store: Store, inputs: Mapping[str, Artifact], sets: Mapping[str, str
             told = sum(pc.is_valid(table[column]).to_numpy().astype(np.int64) for column in SAID)
             np.maximum.at(said, at[rows], told[rows] if len(rows) else np.zeros(0, np.int64))
     kept = np.sort(fixed(left_of_all(store, inputs["dedup"])))
-    by_hand = np.isin(ids, _kept_by_hand(store, inputs["dedup"]))
+    # Of all that are listed: those that a reference set drops now, another value of a setting may keep.
+    by_hand = flag["pool"] & np.isin(ids, _kept_by_hand(store, inputs["masked"]))
     looks = Looks(standing=np.isin(ids, kept), area=area, said=said, **measured)
     names = ids.astype(str).tolist()
     unique = pool - int(flag["pool"].sum())
     return Compared(names, flag["pool"], flag["reference"], flag["included"], looks, unique, by_hand)
 
 
-def _kept_by_hand(store: Store, dedup: Artifact) -> Ids:
-    table = store.table(dedup.tables["duplicates"], ["image_id", "reason"], records.DUPLICATES)
-    return fixed(table["image_id"].filter(pc.equal(table["reason"], BY_HAND)))
+def _kept_by_hand(store: Store, masked: Artifact) -> Ids:
+    """The images of the pool that lists of `by_hand.keep` name."""
+    named = store.table(masked.tables.get("by_hand", ()), ["image_id", "action"], records.BY_HAND)
+    return fixed(named["image_id"].filter(pc.equal(named["action"], "keep")))
 
 
 def table_of(images: Compared) -> pa.Table:
