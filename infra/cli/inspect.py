@@ -5,25 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import socket
 import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from lodeset.infra import api
 from lodeset.infra.cli.options import Set, err, out, safe
-from lodeset.pipeline.errors import ConfigError, LodesetError
-
-if TYPE_CHECKING:
-    from lodeset.infra.dashboard.site import Site
+from lodeset.pipeline.errors import ConfigError
 
 inspect_commands = typer.Typer()
 
 TOKEN_VARIABLE = "LODESET_DASHBOARD_TOKEN"
 TOKEN_LETTERS = 16  # at least
-CLOSE_S = 3  # time that requests have to end when the dashboard does
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="configuration file (`lodeset init` writes one)")]
 
@@ -49,13 +44,14 @@ def inspect(
     limit: Annotated[int | None, typer.Option(min=1, help="of the runs with this --limit")] = None,
 ) -> None:
     """Show the runs of a configuration in the browser; reads the store and changes nothing."""
+    from lodeset.infra.dashboard.serving import listening, server
     from lodeset.infra.dashboard.site import Site, base_path_of
 
     opened = api.open_store(config, tuple(set_ or ()), limit)
     if number is not None:
         opened.store.run(number)  # there is such a run
     token, path = _token(), base_path_of(base_path)
-    with contextlib.closing(_listening(port)) as listener:
+    with contextlib.closing(listening(port)) as listener:
         site = Site(
             opened=opened,
             token=token,
@@ -70,47 +66,9 @@ def inspect(
         err.print(f"[dim]the dashboard of {safe(opened.store.url)}; Ctrl-C ends it[/]", soft_wrap=True)
         if open_ and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             webbrowser.open(address)
-        serve(site, listener)
+        with contextlib.suppress(KeyboardInterrupt):  # the server raises it again once it has ended
+            server(site).run(sockets=[listener])
     out.print("the dashboard has ended")
-
-
-def serve(site: Site, listener: socket.socket) -> None:
-    """Answers requests until Ctrl-C."""
-    import uvicorn
-
-    from lodeset.infra.dashboard.app import create_app
-
-    config = uvicorn.Config(
-        create_app(site),
-        log_level="warning",
-        access_log=False,  # addresses hold what users search for
-        ws="none",
-        proxy_headers=False,
-        server_header=False,
-        timeout_graceful_shutdown=CLOSE_S,
-    )
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once it has ended
-        uvicorn.Server(config).run(sockets=[listener])
-
-
-def _listening(port: int) -> socket.socket:
-    """A socket on 127.0.0.1, which no other machine can reach.
-
-    Raises:
-        LodesetError: the port is taken, or not allowed.
-    """
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", port))
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise LodesetError(
-            f"the dashboard cannot listen on 127.0.0.1:{port} ({error.strerror}): choose another --port, or leave it out "
-            "for a free one"
-        ) from error
-    return listener
 
 
 def _token() -> str:

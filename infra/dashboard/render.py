@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from lodeset.infra.dashboard.site import Site
+from lodeset.infra.report.reasons import REASONS
 from lodeset.infra.report.render import FILTERS, harmless
 
 THEMES = ("light", "dark")
@@ -31,7 +32,9 @@ TITLES = {
 
 
 def environment(site: Site) -> Environment:
-    """The templates of one dashboard. In addition to their values they see `site`, `url` and `command_line`."""
+    """The templates of one dashboard. In addition to their values they see `site`, `url`, `command_line`, and what the
+    `reasons` of drops mean.
+    """
     folder = resources.files("lodeset.infra.dashboard").joinpath("templates")
     made = Environment(
         loader=FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
@@ -52,7 +55,7 @@ def environment(site: Site) -> Environment:
         name, *rest = (str(word) for word in words)
         return shlex.join(["lodeset", name, str(site.opened.path), *rest])
 
-    made.globals |= {"site": site, "url": url, "command_line": command_line}
+    made.globals |= {"site": site, "url": url, "command_line": command_line, "reasons": REASONS}
     return made
 
 

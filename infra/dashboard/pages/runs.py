@@ -18,7 +18,6 @@ from lodeset.infra.looking import looking
 from lodeset.infra.looking.held import Held
 from lodeset.infra.looking.summary import REPORTS, report_path
 from lodeset.infra.report.header import Tile
-from lodeset.infra.report.reasons import REASONS
 from lodeset.pipeline.dag.manifests import Run
 from lodeset.pipeline.dag.runs import artifacts_of, newest_first
 from lodeset.pipeline.dag.store import Artifact, Store
@@ -94,7 +93,6 @@ def runs(request: Request, site: TheSite, run: RunNumber = None, before: RunNumb
         earlier=earlier,
         stages=_stages(shown, artifacts_of(opened.store, earlier) if earlier is not None else {}),
         tiles=_tiles(shown),
-        reasons=REASONS,
         runs=found,
         older=older,
         newest_first=before is None,
