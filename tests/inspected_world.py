@@ -32,6 +32,7 @@ from lodeset.pipeline.dag.fingerprint import canonical, digest
 from lodeset.pipeline.dag.runs import Wanted, record
 from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
 from lodeset.pipeline.stages.dedup.outcomes import outcomes
+from lodeset.pipeline.stages.write_shards import INDEX
 from lodeset.pipeline.tables import records
 from lodeset.pipeline.tables.vectors import normalised, vector_table
 
@@ -65,8 +66,12 @@ class Maker:
             written = []
             for number, one in enumerate(some):
                 if not isinstance(one, File):
-                    key = digest(id_, name, number, self.seed)
-                    one = self.store.commit_part(stage, key, {name: one}).files[name]
+                    # Tables of one part lie together, as ingest's do.
+                    beside = {
+                        n: t[number] for n, t in tables.items() if len(t) > number and isinstance(t[number], pa.Table)
+                    }
+                    kind = INDEX if name == "index" else stage
+                    one = self.store.commit_part(kind, digest(id_, number, self.seed), beside).files[name]
                 written.append(one)
             files[name] = tuple(written)
         told = {
@@ -176,7 +181,7 @@ def _ingest(
         said = {"image_id": ids[some], "source": ids[some], "label": labels}
         said |= {c: pa.nulls(n, pa.string()) for c in ("caption", "url", "licence", "extra")}
         tables["metadata"].append(pa.table(said, schema=records.METADATA))
-    tables["rejects"].append(records.REJECTS.empty_table())
+        tables["rejects"].append(records.REJECTS.empty_table())
     maker.put(f"ingest/{name}", tables, Rows(count, count), {"max_pixels": 10**8}, {})
     return ids
 
@@ -309,10 +314,12 @@ def _clusters(
     ).astype(np.int32)
     buffer = io.BytesIO()
     np.save(buffer, centroids)
-    relative = f"parts/fit_clusters/x{maker.seed}/centroids.npy"
+    relative = f"parts/fit_clusters/{digest('fit_clusters', maker.seed)}/centroids.npy"
     with maker.store.writing(relative) as sink:
         sink.write(buffer.getvalue())
     file = File(relative, k, sink.size_bytes, sink.sha256())
+    key = digest("fit_clusters", maker.seed)
+    maker.store.commit_part("fit_clusters", key, {}, files={"centroids": file})
     fitted = {"k": k, "levels": [k], "mean_squared_distance": 0.5}
     maker.put(
         "fit_clusters/pool", {"centroids": [file]}, Rows(len(kept), len(kept)), {}, {"vectors": "embed/pool", "dedup": "dedup/pool"},

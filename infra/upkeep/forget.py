@@ -36,6 +36,7 @@ from lodeset.pipeline.errors import DamagedError, HeldError, LodesetError
 from lodeset.pipeline.shown import json_text
 from lodeset.pipeline.specs import SHARDS
 from lodeset.pipeline.stages import search, write_shards
+from lodeset.pipeline.stages.inspect.graph import ABOUT_RUNS
 from lodeset.pipeline.tables import records
 from lodeset.pipeline.tables.forgotten import CLAIM, JOURNAL, PLANNED, remember
 from lodeset.pipeline.tables.records import BY_NAME, UNLISTED, kept_by
@@ -62,7 +63,7 @@ class Forgotten:
 class _Plan:
     """Clean copies by the path that they replace, the images that left each of these (if their stage counted them as
     kept), the digests of rewritten indexes, and parts that are removed as a whole, because search indexes cannot be
-    edited by image.
+    edited by image; so are what pages about runs read.
     """
 
     clean: dict[str, tuple[str, File]] = field(default_factory=dict)
@@ -135,13 +136,19 @@ def _plan(store: Store, ids: set[str]) -> _Plan:
         if stage == write_shards.STAGE and _mentions(store, part.files["entries"], ids | carriers, "entries"):
             offsets[part.files["shard"].path] = _shard(store, plan, part.files["shard"], ids)
     for stage, part in parts:
-        if stage == search.STAGE:
+        if stage == search.STAGE or (stage in ABOUT_RUNS and _names_any(store, part, ids)):
             plan.whole.append((stage, part.key))
+        elif stage in ABOUT_RUNS:
+            continue
         elif stage == "ingest":
             _ingested(store, plan, part, ids)
         else:
             _part(store, plan, part, ids, offsets)
     return plan
+
+
+def _names_any(store: Store, part: Part, ids: set[str]) -> bool:
+    return any(_mentions(store, file, ids, name) for name, file in part.files.items() if file.path.endswith(".parquet"))
 
 
 def _part(store: Store, plan: _Plan, part: Part, ids: set[str], offsets: Mapping[str, Mapping[str, int]]) -> None:
@@ -342,6 +349,11 @@ def _complete(store: Store) -> _Plan | None:
 
 def _replace(store: Store, planned: Mapping[str, Any]) -> None:
     files = {path: File(**entry["file"]) for path, entry in planned["files"].items()}
+    whole = {f"parts/{stage}/{key}" for stage, key in planned["whole"]}
+    for artifact in every_artifact(store):
+        # `lodeset inspect` makes it again.
+        if artifact.stage in ABOUT_RUNS and any(posixpath.dirname(file.path) in whole for file in artifact.files()):
+            store.delete_artifact(artifact)
     for stage, key in planned["whole"]:
         part = store.part(stage, key)
         if part is not None:

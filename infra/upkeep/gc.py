@@ -35,6 +35,7 @@ from lodeset.pipeline.dag.stage import PREVIOUS, Stage, read_as
 from lodeset.pipeline.dag.store import RUNS, Store
 from lodeset.pipeline.errors import DamagedError, HeldError, LodesetError
 from lodeset.pipeline.remote.uploads import abort, orphaned_uploads
+from lodeset.pipeline.stages.inspect.graph import ABOUT_RUNS
 from lodeset.pipeline.tables.forgotten import CLAIM, JOURNAL
 from lodeset.training.specs import TrainDetails
 
@@ -221,6 +222,13 @@ def _needed(store: Store, held: Contents, kept: Collection[int], stages: Mapping
         unfinished.add(decision.stage.name)
         if decision.fingerprint is not None:
             prefixes.add(decision.fingerprint[:12])
+    # What was made to look at a kept run, each after what it was made from.
+    for artifact in sorted(held.artifacts, key=lambda one: one.created):
+        sources = [
+            (*told.get("stage", "").split("/", 1), told.get("fingerprint", "")) for told in artifact.inputs.values()
+        ]
+        if artifact.stage in ABOUT_RUNS and all(source in needed for source in sources):
+            add(artifact.id, artifact.fingerprint)
     if not held.runs:  # of lodeset 0.1.0: nobody knows which artifacts belong together
         for artifact in held.artifacts:
             add(artifact.id, artifact.fingerprint)
@@ -251,9 +259,11 @@ class _Classes:
         recorded = {
             (*id_.split("/", 1), m.fingerprint) for r in held.runs for id_, m in r.stages.items() if m is not None
         }
-        # An artifact that no run recorded belongs to a run that is not done, or never was.
+        # Any other artifact that no run recorded belongs to a run that is not done, or never was.
         self._dropped = {
-            (a.stage, a.set, a.fingerprint) for a in dropped if (a.stage, a.set, a.fingerprint) in recorded
+            (a.stage, a.set, a.fingerprint)
+            for a in dropped
+            if (a.stage, a.set, a.fingerprint) in recorded or a.stage in ABOUT_RUNS
         }
         of_dropped = [a for a in dropped if (a.stage, a.set, a.fingerprint) in self._dropped]
         self._dropped_files = {file.path for a in of_dropped for file in a.files()}

@@ -10,6 +10,8 @@ from lodeset.pipeline.dag.stage import Context, Input, Outcome, Stage, deferred,
 from lodeset.pipeline.dag.store import Artifact
 from lodeset.pipeline.specs import IMAGES, Listed
 
+# The stages whose artifacts no run has on record: they are about a run, and go when it does.
+ABOUT_RUNS = ("thumbnails", "fit_map", "inspect")
 MAP_SAMPLE = 100_000  # images that the map is fitted on
 SIDE, QUALITY = 128, 75  # of thumbnails: pixels, and WebP's
 
