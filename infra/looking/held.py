@@ -102,9 +102,12 @@ def wanted(config: Config, ids: tuple[str, ...], until: str | None) -> Wanted:
 
 def configuration(config: Config) -> dict[str, Any]:
     """The configuration of what a run makes as JSON, without passwords and signatures in URLs. Gates and schedules make nothing:
-    another one is no other run.
+    another one is no other run. Lists by hand that are not there are left out, so runs from before there were any are alike.
     """
     public: dict[str, Any] = _public(config.model_dump(mode="json", exclude={"gates", "deploy", "notify", "lineage"}))
+    for tree, key in ((public, "by_hand"), *((one, "pool_ids") for one in public["curated"])):
+        if tree[key] is None:
+            del tree[key]
     return public
 
 

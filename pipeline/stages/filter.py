@@ -161,27 +161,26 @@ def _mask(store: Store, parts: Sequence[Part], reasons: Sequence[str], lists: Li
     return store.commit_part(STAGE, key, {"filtered": table, **tables}, counts, time.perf_counter() - started)
 
 
-def _pool(store: Store, images: Sequence[File], lists: Lists) -> frozenset[str]:
+def _pool(store: Store, images: Sequence[File], lists: Lists) -> pa.Array:
     """The listed images that the pool holds."""
-    wanted = pa.array(sorted(union(lists.all)), pa.string())
-    found: set[str] = set()
-    for file in images:
-        ids = store.table([file], ["image_id"])["image_id"]
-        found.update(ids.filter(pc.is_in(ids, wanted)).to_pylist())
-    return frozenset(found)
+    wanted = pa.array(union(lists.all), pa.string())
+    columns = [store.table([file], ["image_id"])["image_id"] for file in images]
+    found = [column.filter(pc.is_in(column, wanted)) for column in columns]
+    return pa.chunked_array([chunk for column in found for chunk in column.chunks], pa.string()).combine_chunks()
 
 
-def named_by_hand(lists: Lists, pool: frozenset[str]) -> pa.Table:
+def named_by_hand(lists: Lists, pool: pa.Array) -> pa.Table:
     """`by_hand`: the images of the pool that each list names, sorted."""
-    rows = {
-        (image_id, action, one.name)
-        for action, of in (("drop", lists.drop), ("keep", lists.keep))
-        for one in of
-        for image_id in one.ids
-        if image_id in pool
-    }
-    columns: list[Sequence[str]] = list(zip(*sorted(rows), strict=True)) or [(), (), ()]
-    return pa.table([pa.array(column, pa.string()) for column in columns], schema=records.BY_HAND)
+    tables = [records.BY_HAND.empty_table()]
+    for action, of in (("drop", lists.drop), ("keep", lists.keep)):
+        for one in of:
+            ids = pa.array(one.ids, pa.string())
+            ids = ids.filter(pc.is_in(ids, pool))
+            columns = [ids, pa.repeat(action, len(ids)), pa.repeat(one.name, len(ids))]
+            tables.append(pa.table(columns, schema=records.BY_HAND))
+    order = [(name, "ascending") for name in records.BY_HAND.names]
+    rows = pa.concat_tables(tables).sort_by(order)
+    return rows.group_by(rows.column_names, use_threads=False).aggregate([])  # two lists of one name may share images
 
 
 def decided_by_hand(failing: pa.Table, named: pa.Table) -> pa.Table:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,8 +19,9 @@ from PIL import Image
 from pools import Pool
 
 from lodeset.infra import api
-from lodeset.infra.config import read
+from lodeset.infra.config import Config, read
 from lodeset.infra.jobs.bundle import resolved
+from lodeset.infra.looking.held import configuration
 from lodeset.infra.observing.lineage import _dataset
 from lodeset.pipeline.algorithms.copies.thresholds import Thresholds
 from lodeset.pipeline.by_hand import ByHand, lists_of, read_list
@@ -48,7 +50,10 @@ def test_every_kind_of_file_gives_the_same_ids(tmp_path: Path) -> None:
     text = write(tmp_path / "a.txt", "# blurred", IDS[0], "", f"  {IDS[1]}   # the worst", IDS[2], IDS[0])
     table = write(tmp_path / "a.csv", "\ufeffwhy,image_id", *(f'"two\nlines",{i}' for i in IDS))
     pq.write_table(pa.table({"n": [1, 2, 3], "image_id": IDS}), tmp_path / "a.parquet")
-    for place in (text, table, str(tmp_path / "a.parquet"), f"file://{text}"):
+    remote = "memory://lists/a.csv"
+    with fsspec.open(remote, "wb") as file:
+        file.write(Path(table).read_bytes())
+    for place in (text, table, str(tmp_path / "a.parquet"), f"file://{text}", remote):
         assert read_list(place, "by_hand.drop").ids == tuple(sorted(IDS))
     assert read_list(write(tmp_path / "empty.txt", "# none yet"), "by_hand.drop").ids == ()
 
@@ -172,6 +177,14 @@ def test_paths_are_relative_to_the_configuration_and_travel_with_it(tmp_path: Pa
     assert by_hand is not None
     assert (by_hand.drop, by_hand.keep) == ((str(tmp_path / "a.txt"),), ("s3://bucket/b.txt",))
     assert ("by_hand.drop.0", str(tmp_path / "a.txt")) in resolved(written).local
+
+
+def test_the_record_of_a_run_has_no_new_keys_without_lists(tmp_path: Path) -> None:
+    plain = configuration(Config.model_validate(config(tmp_path).model_dump(exclude_unset=True)))
+    assert "by_hand" not in plain and "pool_ids" not in plain["curated"][0]
+    listed = {"by_hand": {"drop": ["a.txt"]}, "curated": [{"name": "b", "pool_ids": "b.txt", "include": True}]}
+    told = configuration(Config.model_validate(config(tmp_path, **listed).model_dump(exclude_unset=True)))
+    assert told["by_hand"]["drop"] == ["a.txt"] and told["curated"][0]["pool_ids"] == "b.txt"
 
 
 @pytest.mark.parametrize(
