@@ -7,13 +7,17 @@ import os
 import secrets
 import webbrowser
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lodeset.infra import api
 from lodeset.infra.cli.options import Set, err, out, safe
-from lodeset.pipeline.errors import ConfigError
+from lodeset.pipeline.errors import ConfigError, HeldError, LodesetError
+
+if TYPE_CHECKING:
+    from lodeset.infra.dashboard.making import Inspected
+    from lodeset.infra.session import Opened
 
 inspect_commands = typer.Typer()
 
@@ -44,6 +48,7 @@ def inspect(
     limit: Annotated[int | None, typer.Option(min=1, help="of the runs with this --limit")] = None,
 ) -> None:
     """Show the runs of a configuration in the browser; reads the store and changes nothing."""
+    from lodeset.infra.dashboard.data import opened as opened_data
     from lodeset.infra.dashboard.serving import listening, server
     from lodeset.infra.dashboard.site import Site, base_path_of
 
@@ -51,9 +56,12 @@ def inspect(
     if number is not None:
         opened.store.run(number)  # there is such a run
     token, path = _token(), base_path_of(base_path)
-    with contextlib.closing(listening(port)) as listener:
+    with contextlib.ExitStack() as left:
+        listener = left.enter_context(contextlib.closing(listening(port)))  # first: a taken port is no work lost
+        made = _made(opened, number)
         site = Site(
             opened=opened,
+            data=left.enter_context(opened_data(opened.store, made)) if made is not None else None,
             token=token,
             port=listener.getsockname()[1],
             run=number,
@@ -69,6 +77,26 @@ def inspect(
         with contextlib.suppress(KeyboardInterrupt):  # the server raises it again once it has ended
             server(site).run(sockets=[listener])
     out.print("the dashboard has ended")
+
+
+def _made(opened: Opened, run: int | None) -> Inspected | None:
+    """What pages read of the run, made now if it is not there yet; None if no run has ingested the pool."""
+    from lodeset.infra.cli.progress import watching
+    from lodeset.infra.dashboard.making import found, inspect
+    from lodeset.infra.looking.looking import held
+
+    if "ingest/pool" not in held(opened, run).artifacts:
+        return None
+    try:
+        with watching(err) as watch:
+            return inspect(opened, watch, run)
+    except HeldError as error:
+        err.print(f"[yellow]warning:[/] {safe(error)}", soft_wrap=True)
+        return found(opened, run)
+    except LodesetError as error:
+        err.print(f"[yellow]warning:[/] there are no thumbnails: {safe(error)}", soft_wrap=True)
+        with watching(err) as watch:
+            return inspect(opened, watch, run, thumbnails=False)
 
 
 def _token() -> str:

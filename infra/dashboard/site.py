@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, Request
 
+from lodeset.infra.dashboard.data import Data
 from lodeset.infra.session import Opened
 from lodeset.pipeline.errors import ConfigError
 
@@ -23,7 +24,7 @@ class Site:
         token: the secret that every request must know.
         port: where the server listens, on 127.0.0.1.
         allowed_hosts: further values of the header `Host`, of proxies.
-        data: the opened `inspect` artifact, or None if the run has none.
+        data: what was made of a run to be looked at; None if no run has ingested the pool.
     """
 
     opened: Opened
@@ -32,7 +33,7 @@ class Site:
     run: int | None = None
     base_path: str = ""
     allowed_hosts: tuple[str, ...] = ()
-    data: Any | None = None
+    data: Data | None = None
 
     @property
     def cookie(self) -> str:

@@ -17,7 +17,6 @@ from lodeset.infra.gates.outcome import last_outcome
 from lodeset.infra.looking import looking
 from lodeset.infra.looking.held import Held
 from lodeset.infra.looking.summary import REPORTS, report_path
-from lodeset.infra.report.header import Tile
 from lodeset.pipeline.dag.manifests import Run
 from lodeset.pipeline.dag.runs import artifacts_of, newest_first
 from lodeset.pipeline.dag.store import Artifact, Store
@@ -25,6 +24,14 @@ from lodeset.pipeline.dag.store import Artifact, Store
 router = APIRouter()
 
 RUNS_SHOWN = 12
+FUNNEL = (  # stage, which of its figures, what that is
+    ("ingest/pool", "taken", "files in the pool"),
+    ("ingest/pool", "kept", "distinct, readable images"),
+    ("filter/pool", "kept", "left by the filters"),
+    ("dedup/pool", "kept", "left without near-duplicates and leaks"),
+    ("retrieve/all", "kept", "selected"),
+    ("write_shards/all", "kept", "in shards"),
+)
 # The page of a run is a document of its own, made when the run ended: it may have its styles, and nothing else.
 REPORT_POLICY = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'"
 
@@ -42,6 +49,25 @@ class Listed:
     rolled_back_to: int | None
     images: int | None  # in its shards
     gates: str  # what its gates found: ok, warn, error or empty
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of the funnel.
+
+    Attributes:
+        stage: the stage whose figure this is.
+        images_before: the same figure of the run before; None if it had no such stage.
+    """
+
+    label: str
+    stage: str
+    images: int
+    images_before: int | None
+
+    @property
+    def change(self) -> int:
+        return self.images - self.images_before if self.images_before is not None else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +110,7 @@ def runs(request: Request, site: TheSite, run: RunNumber = None, before: RunNumb
     number = shown.run.number if shown.run is not None else None
     found, older = _listed(opened.store, opened.config.name, before)
     earlier = _run_before(opened.store, shown.run)
+    made_before = artifacts_of(opened.store, earlier) if earlier is not None else {}
     event = accepted(opened.store, shown.run.name, shown.run.limit) if shown.run is not None else None
     return render.page(
         request,
@@ -91,8 +118,9 @@ def runs(request: Request, site: TheSite, run: RunNumber = None, before: RunNumb
         shown=shown,
         number=number,
         earlier=earlier,
-        stages=_stages(shown, artifacts_of(opened.store, earlier) if earlier is not None else {}),
-        tiles=_tiles(shown),
+        stages=_stages(shown, made_before),
+        funnel=_funnel(shown, made_before),
+        seconds=sum(artifact.seconds for artifact in shown.artifacts.values()),
         runs=found,
         older=older,
         newest_first=before is None,
@@ -159,24 +187,18 @@ def _stages(shown: Held, before: Mapping[str, Artifact]) -> list[Stage]:
     return [Stage(id=id_, artifact=shown.artifacts.get(id_), before=before.get(id_)) for id_ in shown.ids]
 
 
-def _tiles(shown: Held) -> list[Tile]:
-    """What went into the run and what came out of it."""
-    figures = (
-        ("ingest/pool", "taken", "files in the pool"),
-        ("ingest/pool", "kept", "distinct, readable images"),
-        ("dedup/pool", "kept", "left without near-duplicates"),
-        ("retrieve/all", "kept", "selected"),
-        ("write_shards/all", "kept", "in shards"),
-    )
-    found = [
-        Tile(f"{getattr(shown.artifacts[id_].rows, field):,}", label)
-        for id_, field, label in figures
+def _funnel(shown: Held, before: Mapping[str, Artifact]) -> list[Step]:
+    """The way of the pool into the shards, as far as the run went."""
+    return [
+        Step(
+            label=label,
+            stage=id_,
+            images=int(getattr(shown.artifacts[id_].rows, field)),
+            images_before=int(getattr(before[id_].rows, field)) if id_ in before else None,
+        )
+        for id_, field, label in FUNNEL
         if id_ in shown.artifacts
     ]
-    if shown.artifacts:
-        seconds = sum(artifact.seconds for artifact in shown.artifacts.values())
-        found.append(Tile(f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min", "sum of all stages"))
-    return found
 
 
 def _rate(artifact: Artifact | None) -> float | None:
