@@ -154,9 +154,9 @@ def test_a_run_at_work_is_followed(browser: TestClient, opened: Opened, monkeypa
         Runner(opened.store, 1, no_ray, told, launch=InThisProcess).run({stage.id: stage})
     assert "A run is at work" in text(seen[0]) and "sort/pool" in seen[0]
     assert 'value="0.5"' in seen[0] and "2 of 4 parts" in text(seen[0])
-    assert 'hx-trigger="every 2s"' in seen[0]
+    assert 'hx-trigger="every 2s, refresh"' in seen[0]
     after = browser.get("/runs/now").text
-    assert "at work" not in after and 'hx-trigger="every 15s"' in after
+    assert "at work" not in after and 'hx-trigger="every 15s, refresh"' in after
 
 
 def half(context: Context) -> Outcome:

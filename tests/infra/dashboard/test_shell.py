@@ -1,11 +1,14 @@
 """What every page does in a real browser."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from browser import Chromium, Served, serious
 
 from lodeset.infra.dashboard.pages import PAGES
+from lodeset.pipeline.dag.manifests import sealed
+from lodeset.pipeline.dag.store import run_path
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.xdist_group("browser")]
 EACH_PAGE = pytest.mark.parametrize("path", [pytest.param(page.path, id=page.id) for page in PAGES])
@@ -125,3 +128,36 @@ def test_the_policy_holds_in_the_browser(browser: Chromium, dashboard: Served) -
             }"""
         )
         assert ran is False
+
+
+def test_a_report_opens_with_its_styles_and_without_scripts(browser: Chromium, dashboard: Served) -> None:
+    store = dashboard.site.opened.store
+    page_of_run = "<style>body { color: rgb(1, 2, 3) }</style><script>document.title = 'ran'</script><p>report</p>"
+    assert store.put_absent("reports/000001.html", page_of_run.encode())
+    with browser.visit(dashboard, expected=("Blocked script execution", "policy")) as page:
+        with page.expect_popup() as opening:
+            page.get_by_role("link", name="Open the report").click()
+        report = opening.value
+        report.wait_for_load_state()
+        assert report.locator("p").inner_text() == "report"
+        assert report.evaluate("getComputedStyle(document.body).color") == "rgb(1, 2, 3)"
+        assert report.title() == ""
+
+
+def test_a_run_that_finishes_is_offered_without_a_reload(browser: Chromium, dashboard: Served) -> None:
+    store = dashboard.site.opened.store
+    with browser.visit(dashboard) as page:
+        assert "has finished" not in page.inner_text("main")
+        last = store.run(store.run_numbers()[-1])
+        again = dataclasses.replace(last, number=last.number + 1, before=last.number)
+        assert store.put_absent(run_path(again.number), sealed(dataclasses.asdict(again)))
+        try:
+            page.evaluate("htmx.trigger('#now', 'refresh')")
+            offer = page.get_by_role("link", name="Show it")
+            offer.wait_for()
+            offer.click()
+            assert page.inner_text("h1") == f"Run {again.number}"
+            page.go_back()
+            assert page.inner_text("h1") == f"Run {again.number}"  # the last run
+        finally:
+            store.delete(run_path(again.number))
