@@ -301,6 +301,13 @@ def test_a_run_drops_and_keeps_what_lists_say(finished: Path) -> None:
     assert {id_ for id_, one in planned.items() if one["action"] == "finished"} >= {"ingest/pool", "embed/pool"}
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_what_a_table_is_written_to_is_a_list(finished: Path, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / f"left.{kind}"
+    lodeset("table", finished, "filtered", "--where", "reason=by_hand", "--out", out)
+    assert read_list(str(out), "by_hand.drop").ids == tuple(sorted((OF["2.png"], OF["3.png"])))
+
+
 def test_trace_and_report_say_who_decided(finished: Path, tmp_path: Path) -> None:
     dropped = json.loads(lodeset("trace", finished, OF["2.png"], "--json")[0])
     assert dropped["sentence"] == "dropped by hand (list bad.txt)"
