@@ -41,6 +41,14 @@ def fixed(ids: pa.ChunkedArray) -> NDArray[np.bytes_]:
     return np.concatenate(found) if found else np.zeros(0, f"S{width}")
 
 
+def rows_of(wanted: NDArray[np.bytes_], ids: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    """The rows [N] of `ids`, which are sorted, that hold the wanted ones [N]; -1 where none does."""
+    if not len(ids):
+        return np.full(len(wanted), -1, np.int64)
+    at = np.searchsorted(ids, wanted).clip(max=len(ids) - 1)
+    return np.where(ids[at] == wanted, at, -1)
+
+
 def with_vector(store: Store, files: Sequence[File], wanted: set[str]) -> set[str]:
     """Which of the wanted image_ids have a row in `vectors`."""
     table = store.table(files, ["image_id"], records.vectors(1))

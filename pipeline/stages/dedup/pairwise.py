@@ -17,7 +17,7 @@ from lodeset.pipeline.dag.parts import made
 from lodeset.pipeline.dag.stage import Context
 from lodeset.pipeline.dag.store import Artifact, File, Part
 from lodeset.pipeline.engines.ray import map_with_state
-from lodeset.pipeline.tables.kept import fixed
+from lodeset.pipeline.tables.kept import fixed, rows_of
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -78,7 +78,7 @@ def known(
     def take(file: File) -> bool:
         """Whether it holds any of what is left."""
         table = context.store.table([file])
-        first, second = (_nodes(names, table[name]) for name in ("image_id_a", "image_id_b"))
+        first, second = (rows_of(fixed(table[name]), names) for name in ("image_id_a", "image_id_b"))
         there = (first >= 0) & (second >= 0)
         held = np.where(there, _keys(len(ids), first, second, table["view"].to_numpy()), -1)
         at = order[np.searchsorted(wanted, held, sorter=order).clip(max=len(order) - 1)]
@@ -148,10 +148,3 @@ def _earlier(previous: Artifact | None, kind: Kind, basis: str) -> tuple[File, .
 
 def _keys(count: int, a: Ints, b: Ints, view: NDArray[np.int16]) -> Ints:
     return np.asarray((a * count + b) * len(views.VIEWS) + view)
-
-
-def _nodes(ids: NDArray[np.bytes_], column: pa.ChunkedArray) -> Ints:
-    """The rows of sorted image_ids that hold those of a column; -1 where none does."""
-    wanted = fixed(column)
-    at = np.searchsorted(ids, wanted).clip(max=len(ids) - 1)
-    return np.where(ids[at] == wanted, at, -1)

@@ -14,7 +14,7 @@ from lodeset.pipeline.dag.store import Artifact, Store
 from lodeset.pipeline.stages.copies import SAID
 from lodeset.pipeline.stages.dedup.what_if import Compared, Stored
 from lodeset.pipeline.tables import records
-from lodeset.pipeline.tables.kept import fixed, left_of_all
+from lodeset.pipeline.tables.kept import fixed, left_of_all, rows_of
 
 Ids = NDArray[np.bytes_]
 
@@ -55,22 +55,22 @@ def _images(store: Store, inputs: Mapping[str, Artifact], sets: Mapping[str, str
     flag = {role: np.zeros(count, bool) for role in ("pool", "reference", "included")}
     area, said = np.zeros(count, np.int64), np.zeros(count, np.int64)
     measured = {name: np.zeros(count) for name in ("detail", "sharpness", "quality", "contrast")}
-    masked = fixed(store.table(inputs["masked"].tables["filtered"], ["image_id"], records.FILTERED)["image_id"])
+    masked = _sorted(store.table(inputs["masked"].tables["filtered"], ["image_id"], records.FILTERED))
     pool = 0
     for name, role in sets.items():
         if role not in flag or f"vectors:{name}" not in inputs:
             continue
         artifact = inputs[f"images:{name}"]
-        embedded = fixed(
-            store.table(inputs[f"vectors:{name}"].tables["vectors"], ["image_id"], records.vectors(1))["image_id"]
-        )
+        embedded = _sorted(store.table(inputs[f"vectors:{name}"].tables["vectors"], ["image_id"], records.vectors(1)))
         for file in artifact.tables["images"]:
             table = store.table([file], ["image_id", "width", "height", "detail", "sharpness", "quality", "thumbnail"])
             those = fixed(table["image_id"])
-            taken = np.isin(those, embedded) & ~((role == "pool") & np.isin(those, masked))
+            taken = rows_of(those, embedded) >= 0
+            if role == "pool":
+                taken &= rows_of(those, masked) < 0
             pool += int(taken.sum()) if role == "pool" else 0
-            at = np.searchsorted(ids, those).clip(max=max(count - 1, 0))
-            rows = np.flatnonzero(taken & (ids[at] == those)) if count else np.zeros(0, np.int64)
+            at = rows_of(those, ids)
+            rows = np.flatnonzero(taken & (at >= 0))
             nodes, some = at[rows], table.take(pa.array(rows))
             flag[role][nodes] = True
             area[nodes] = some["width"].to_numpy().astype(np.int64) * some["height"].to_numpy()
@@ -92,6 +92,10 @@ def _images(store: Store, inputs: Mapping[str, Artifact], sets: Mapping[str, str
     names = ids.astype(str).tolist()
     unique = pool - int(flag["pool"].sum())
     return Compared(names, flag["pool"], flag["reference"], flag["included"], looks, unique, by_hand)
+
+
+def _sorted(table: pa.Table) -> Ids:
+    return np.sort(fixed(table["image_id"]))
 
 
 def _kept_by_hand(store: Store, masked: Artifact) -> Ids:

@@ -33,6 +33,7 @@ from lodeset.pipeline.stages.inspect import compared
 from lodeset.pipeline.stages.inspect.fit_map import read_axes
 from lodeset.pipeline.stages.inspect.graph import InspectDetails, InspectSpec
 from lodeset.pipeline.tables import records
+from lodeset.pipeline.tables.kept import fixed, rows_of
 from lodeset.pipeline.tables.vectors import read_vectors
 
 STAGE = "inspect"
@@ -227,15 +228,15 @@ def _placed_parts(
 def _to_centroid(store: Store, inputs: Mapping[str, Artifact]) -> Near:
     """What tells the cosines of images with the centroids of their clusters, NaN for those in none."""
     clusters = store.table(inputs["clusters"].tables["clusters"], ["image_id", "cluster"], records.CLUSTERS)
-    ids, number = clusters["image_id"], clusters["cluster"].to_numpy()
-    if isinstance(ids, pa.ChunkedArray):
-        ids = ids.combine_chunks()
+    ids = fixed(clusters["image_id"])
+    order = np.argsort(ids)
+    ids, number = ids[order], clusters["cluster"].to_numpy()[order]
     centroids = read_levels(store, inputs["centroids"])[0]
     length = np.linalg.norm(centroids, axis=1, keepdims=True)
     centroids = centroids / np.where(length > 0, length, np.float32(1))
 
     def near(names: pa.Array, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        at = pc.fill_null(pc.index_in(names, value_set=ids), -1).to_numpy()
+        at = rows_of(fixed(pa.chunked_array([names])), ids)
         found = np.full(len(at), np.nan, np.float32)
         rows = np.flatnonzero(at >= 0)
         found[rows] = np.einsum("nd,nd->n", vectors[rows], centroids[number[at[rows]]])
