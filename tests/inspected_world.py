@@ -104,9 +104,18 @@ def picture(seed: int) -> bytes:
 
 
 def make(
-    folder: Path, images: int, *, pictures: bool = False, seed: int = 0, width: int = 32, part: int = 50_000
+    folder: Path,
+    images: int,
+    *,
+    pictures: bool = False,
+    seed: int = 0,
+    width: int = 32,
+    part: int = 50_000,
+    decided: int | None = None,
 ) -> Path:
-    """Returns the configuration of a store with a finished run over `images` pool images."""
+    """Returns the configuration of a store with a finished run over `images` pool images. With `decided`, everything after embed is
+    drawn anew: on the same folder, that makes a second run over the same images.
+    """
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "lodeset.yaml"
@@ -125,6 +134,8 @@ def make(
     sizes = {"pool": images, "test-set": max(4, images // 500), "flowers": max(4, min(200, images // 50))}
     ids = {name: _ingest(maker, folder, name, count, rng, pictures, part) for name, count in sizes.items()}
     vectors = {name: _embed(maker, name, ids[name], rng, width, part) for name in ids}
+    if decided is not None:
+        maker.seed, rng = decided, np.random.default_rng(decided)
     masked = _filter(maker, ids["pool"], rng)
     kept = _dedup(maker, ids, masked, rng)
     _clusters(maker, kept, ids["pool"], vectors["pool"], rng, part)
@@ -369,8 +380,8 @@ def _shards(maker: Maker, ids: Mapping[str, list[str]], kept: list[str], rng: np
     )  # fmt: skip
 
 
-def inspected(folder: Path, images: int = 300, seed: int = 0) -> tuple[Opened, Inspected]:
-    """Such a store with pictures, and what pages read of it, made in this process."""
-    opened = open_store(make(folder, images, pictures=True, seed=seed, part=100))
+def inspected(folder: Path, images: int = 300, seed: int = 0, decided: int | None = None) -> tuple[Opened, Inspected]:
+    """Such a store with pictures, and what pages read of its last run, made in this process."""
+    opened = open_store(make(folder, images, pictures=True, seed=seed, part=100, decided=decided))
     with in_one_process():
         return opened, inspect(opened, lambda event: None)

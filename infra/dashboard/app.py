@@ -11,8 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
-from lodeset.infra.dashboard import render
-from lodeset.infra.dashboard.pages import PAGES
+from lodeset.infra.dashboard import chosen, render
+from lodeset.infra.dashboard.pages import BELOW, PAGES
 from lodeset.infra.dashboard.safety import Safety
 from lodeset.infra.dashboard.site import Site
 from lodeset.pipeline.errors import LodesetError
@@ -22,9 +22,12 @@ def create_app(site: Site) -> FastAPI:
     """The dashboard of a configuration. It reads the store and writes nothing."""
     templates = render.environment(site)
     app = FastAPI(title="lodeset", openapi_url=None, docs_url=None, redoc_url=None)
-    app.state.site, app.state.templates = site, templates
+    app.state.site, app.state.templates, app.state.runs = site, templates, chosen.Opened()
+    app.state.differences = {}
     for one in PAGES:
         app.include_router(one.router)
+    for router in BELOW:
+        app.include_router(router)
     app.mount("/static", _Static(packages=[("lodeset.infra.dashboard", "static")]), name="static")
     for kind, told in _ERRORS.items():
         app.add_exception_handler(kind, told)

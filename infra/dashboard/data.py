@@ -109,25 +109,19 @@ class Data:
         """
         with self._lock:
             cursor = self._database.cursor()
-        done = threading.Event()
+        return _answer(cursor, sql, parameters, tables or {})
 
-        def stop() -> None:
-            done.set()
-            cursor.interrupt()
+    def with_later(self, later: Data, sql: str) -> pa.Table:
+        """The answer of a database that knows the `inspected` of this run as `before`, and that of another one as `after`.
 
-        timer = threading.Timer(STATEMENT_S, stop)
-        try:
-            for name, table in (tables or {}).items():
-                cursor.register(name, table)
-            timer.start()
-            return cursor.sql(sql, params=list(parameters)).to_arrow_table()
-        except duckdb.InterruptException as error:
-            if not done.is_set():
-                raise
-            raise SlowError(f"this question took more than {STATEMENT_S:.0f} s: ask for less at once") from error
-        finally:
-            timer.cancel()
-            cursor.close()
+        Raises:
+            SlowError: it took more than STATEMENT_S.
+        """
+        name = "inspected"
+        with contextlib.closing(
+            _locked(self._folder, {"before": self._files[name], "after": later._files[name]})
+        ) as database:
+            return _answer(database.cursor(), sql, (), {})
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """`query` as dictionaries."""
@@ -221,6 +215,30 @@ class Data:
 def _position(ids: Sequence[str], wanted: str) -> int | None:
     at = bisect.bisect_left(ids, wanted)
     return at if at < len(ids) and ids[at] == wanted else None
+
+
+def _answer(
+    cursor: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any], tables: Mapping[str, pa.Table]
+) -> pa.Table:
+    done = threading.Event()
+
+    def stop() -> None:
+        done.set()
+        cursor.interrupt()
+
+    timer = threading.Timer(STATEMENT_S, stop)
+    try:
+        for name, table in tables.items():
+            cursor.register(name, table)
+        timer.start()
+        return cursor.sql(sql, params=list(parameters)).to_arrow_table()
+    except duckdb.InterruptException as error:
+        if not done.is_set():
+            raise
+        raise SlowError(f"this question took more than {STATEMENT_S:.0f} s: ask for less at once") from error
+    finally:
+        timer.cancel()
+        cursor.close()
 
 
 def _locked(folder: Path, tables: Mapping[str, Path]) -> duckdb.DuckDBPyConnection:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from lodeset.infra.dashboard import render
+from lodeset.infra.dashboard.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,3 +32,25 @@ class Thumb:
     outcome: str = ""
     mark: str = ""
     missing: str = ""
+
+
+def thumb_of(
+    site: Site,
+    row: Mapping[str, Any],
+    *,
+    run: int | None = None,
+    caption: str = "",
+    outcome: str | None = None,
+    mark: str = "",
+) -> Thumb:
+    """The thumbnail of a row of `inspected`, or of some of its columns. By default, its outcome is shown."""
+    image_id = row["image_id"]
+    pictured = row.get("picture_row") is not None
+    return Thumb(
+        image_id=image_id,
+        src=render.address(site, f"/thumb/{image_id}.webp", run=run) if pictured else "",
+        href=render.address(site, f"/image/{image_id}", run=run),
+        caption=caption,
+        outcome=row.get("outcome", "") if outcome is None else outcome,
+        mark=mark,
+    )

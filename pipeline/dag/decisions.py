@@ -140,7 +140,7 @@ def _why(stage: Stage, finished: Mapping[str, Artifact], history: list[Artifact]
     last = history[0]
     if last.version != stage.version:
         return f"version {last.version} -> {stage.version}"
-    changes = _differences(last.config, canonical(stage.config))
+    changes = differences(last.config, canonical(stage.config))
     for role, needed in stage.inputs.items():
         identity = finished[needed.stage.id].identity(needed.of)
         if last.inputs.get(role, {}).get("identity") != identity:
@@ -153,12 +153,13 @@ def _why(stage: Stage, finished: Mapping[str, Artifact], history: list[Artifact]
 _DIGEST = re.compile(r"[0-9a-f]{64}")  # which says nothing to a reader
 
 
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """What differs between two configurations of a stage, in words."""
     if old != new and all(one is None or _is_list_of_ids(one) for one in (old, new)):
         return [_other_ids(old, new, where)]
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(k for k in new if k not in old)]
-        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{where}.{k}" if where else k)]
+        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{where}.{k}" if where else k)]
     if old == new:
         return []
     if all(isinstance(value, str) and _DIGEST.fullmatch(value) for value in (old, new)):

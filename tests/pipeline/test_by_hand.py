@@ -26,7 +26,7 @@ from lodeset.infra.observing.lineage import _dataset
 from lodeset.pipeline.algorithms.copies.thresholds import Thresholds
 from lodeset.pipeline.by_hand import ByHand, lists_of, read_list
 from lodeset.pipeline.config import CurationConfig
-from lodeset.pipeline.dag.decisions import _differences
+from lodeset.pipeline.dag.decisions import differences
 from lodeset.pipeline.dag.stage import read_as
 from lodeset.pipeline.dag.store import Store
 from lodeset.pipeline.errors import ConfigError, LodesetError
@@ -160,12 +160,12 @@ def test_plan_says_how_a_list_has_changed() -> None:
     def listed(count: int, digest: str = "a") -> dict[str, Any]:
         return {"by_hand.drop": {"ids": count, "digest": digest * 64}}
 
-    assert _differences(listed(10), listed(22, "b")) == ["by_hand.drop has changed: 12 ids more"]
-    assert _differences(listed(10), listed(9, "b")) == ["by_hand.drop has changed: 1 ids fewer"]
-    assert _differences(listed(10), listed(10, "b")) == ["by_hand.drop has changed: 10 ids as before, but others"]
-    assert _differences({}, listed(3)) == ["by_hand.drop is new: 3 ids"]
-    assert _differences(listed(3), {}) == ["by_hand.drop is gone: 3 ids"]
-    assert _differences(listed(3), listed(3)) == []
+    assert differences(listed(10), listed(22, "b")) == ["by_hand.drop has changed: 12 ids more"]
+    assert differences(listed(10), listed(9, "b")) == ["by_hand.drop has changed: 1 ids fewer"]
+    assert differences(listed(10), listed(10, "b")) == ["by_hand.drop has changed: 10 ids as before, but others"]
+    assert differences({}, listed(3)) == ["by_hand.drop is new: 3 ids"]
+    assert differences(listed(3), {}) == ["by_hand.drop is gone: 3 ids"]
+    assert differences(listed(3), listed(3)) == []
 
 
 def test_paths_are_relative_to_the_configuration_and_travel_with_it(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter
 
-from lodeset.infra.dashboard.pages import runs
+from lodeset.infra.dashboard.pages import diff, runs
 
 
 @dataclass(frozen=True)
@@ -27,3 +27,5 @@ class Page:
 
 
 PAGES: tuple[Page, ...] = (Page("runs", "Runs", "/", runs.router),)
+# Routes of pages that others link to.
+BELOW: tuple[APIRouter, ...] = (diff.router,)

@@ -1,0 +1,248 @@
+"""Two runs image by image: which images came and went, which changed their outcome, group, cluster or shard, and because of what."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lodeset.infra.dashboard.data import Data
+from lodeset.pipeline.dag.decisions import differences
+from lodeset.pipeline.dag.stage import PREVIOUS, read_as
+from lodeset.pipeline.dag.store import Artifact
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.specs import WriteShardsDetails
+
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int32]
+ABSENT = "absent"  # the outcome of an image that a run does not know
+RESULT = ("in_shard", "selected")  # outcomes of images that a run chose
+# What can have changed -> words for it, and the stage that decides it.
+CHANGES: Mapping[str, tuple[str, str]] = {
+    "entered": ("entered the selection", "write_shards/all"),
+    "left": ("left the selection", "write_shards/all"),
+    "new": ("new in the sources", "ingest/pool"),
+    "gone": ("gone from the sources", "ingest/pool"),
+    "outcome": ("another outcome", "write_shards/all"),
+    "group": ("another group", "dedup/pool"),
+    "cluster": ("another cluster", "cluster/pool"),
+    "shard": ("another shard", "write_shards/all"),
+}
+_ROWS = """
+SELECT b.row AS before_row, a.row AS after_row,
+    b.group_id IS DISTINCT FROM a.group_id OR b.group_size IS DISTINCT FROM a.group_size AS regrouped
+FROM before b FULL JOIN after a ON a.image_id = b.image_id AND a.set = b.set
+"""
+# Stages that say what drops an image, in the order in which they judge.
+_JUDGES = {"filter": "filter/pool", "embed": "embed/pool", "dedup": "dedup/pool", "retrieve": "retrieve/all"}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What differs between two runs: an entry for each image of each set that either has, in no order.
+
+    Attributes:
+        before, after: the row of `inspected` in each run, -1 where it is not there.
+        outcomes: the names of outcomes; `was` and `now` are numbers of these.
+        regrouped: in both runs, with another group or one of another size.
+        reclustered: in a cluster of both runs, in another one. Nobody is where `comparable` is false, since numbers of
+            clusters mean nothing across two fits.
+        moved: in a shard of both runs, in another one.
+    """
+
+    before: Ints
+    after: Ints
+    outcomes: tuple[str, ...]
+    was: NDArray[np.int16]
+    now: NDArray[np.int16]
+    regrouped: Bools
+    reclustered: Bools
+    moved: Bools
+    comparable: bool
+
+    def matrix(self) -> dict[tuple[str, str], int]:
+        """How many images went from one outcome to another one, or kept theirs."""
+        size = len(self.outcomes)
+        counts = np.bincount(self.was.astype(np.int64) * size + self.now, minlength=size * size)
+        return {
+            (self.outcomes[n // size], self.outcomes[n % size]): int(counts[n]) for n in np.flatnonzero(counts).tolist()
+        }
+
+    def which(self, change: str = "", was: Sequence[str] = (), now: Sequence[str] = ()) -> NDArray[np.int64]:
+        """The entries with this change, and with one of these outcomes; those of the later run first, by image_id.
+
+        Raises:
+            LodesetError: no such change.
+        """
+        both = (self.before >= 0) & (self.after >= 0)
+        found = np.ones(len(self.before), bool)
+        if change:
+            found = self._changed(change, both)
+        for wanted, numbers in ((was, self.was), (now, self.now)):
+            if wanted:
+                found = found & np.isin(numbers, [n for n, name in enumerate(self.outcomes) if name in wanted])
+        rows = np.flatnonzero(found)
+        # Each table is sorted by image_id.
+        return rows[np.lexsort((self.before[rows], self.after[rows], self.after[rows] < 0))]
+
+    def _changed(self, change: str, both: Bools) -> Bools:
+        chosen = [
+            np.isin(n, [k for k, name in enumerate(self.outcomes) if name in RESULT]) for n in (self.was, self.now)
+        ]
+        found: dict[str, Bools] = {
+            "entered": ~chosen[0] & chosen[1],
+            "left": chosen[0] & ~chosen[1],
+            "new": self.before < 0,
+            "gone": self.after < 0,
+            "outcome": both & (self.was != self.now),
+            "group": self.regrouped,
+            "cluster": self.reclustered,
+            "shard": self.moved,
+        }
+        if change not in found:
+            raise LodesetError(f"change={change[:80]}: choose one of {', '.join(found)}")
+        return found[change]
+
+    def counts(self) -> dict[str, int]:
+        """How many images each change concerns."""
+        both = (self.before >= 0) & (self.after >= 0)
+        return {name: int(self._changed(name, both).sum()) for name in CHANGES}
+
+
+def difference(before: Data, after: Data) -> Difference:
+    """Compares two runs of one store."""
+    if before.inspected.artifact.fingerprint == after.inspected.artifact.fingerprint:
+        own = np.arange(before.details.images, dtype=np.int32)
+        rows = pa.table({"before_row": own, "after_row": own, "regrouped": np.zeros(len(own), bool)})
+    else:
+        rows = before.with_later(after, _ROWS)
+    old, new = (
+        np.asarray(rows[name].combine_chunks().fill_null(-1).to_numpy()) for name in ("before_row", "after_row")
+    )
+    both = (old >= 0) & (new >= 0)
+    outcomes, was, now = _alike(before.codes("outcome"), after.codes("outcome"), old, new, ABSENT)
+    comparable = _centroids(before) == _centroids(after)
+    reclustered = np.zeros(len(old), bool)
+    if comparable:
+        clusters = before.column("cluster")[old], after.column("cluster")[new]
+        reclustered = both & ~np.isnan(clusters[0]) & ~np.isnan(clusters[1]) & (clusters[0] != clusters[1])
+    shards, left, right = _alike(_shards(before), _shards(after), old, new, "")
+    nowhere = shards.index("")
+    moved = both & (left != right) & (left != nowhere) & (right != nowhere)
+    regrouped = both & np.asarray(rows["regrouped"].to_numpy())
+    return Difference(old, new, outcomes, was, now, regrouped, reclustered, moved, comparable)
+
+
+Coded = tuple[tuple[str, ...], NDArray[np.int16]]
+
+
+def _alike(
+    first: Coded, second: Coded, before: Ints, after: Ints, absent: str
+) -> tuple[tuple[str, ...], NDArray[np.int16], NDArray[np.int16]]:
+    """Names of both, and the number of each entry's name in each."""
+    names = tuple(sorted({*first[0], *second[0], absent}))
+    number = {name: n for n, name in enumerate(names)}
+    found = []
+    for (known, codes), rows in ((first, before), (second, after)):
+        table = np.array([*(number[name] for name in known), number[absent]], np.int16)  # -1 is the last: null
+        found.append(np.where(rows >= 0, table[codes[rows]] if len(codes) else number[absent], number[absent]))
+    return names, found[0].astype(np.int16), found[1].astype(np.int16)
+
+
+def _shards(data: Data) -> Coded:
+    """Shards by their path in the store: an index may name those of the run before it as `../folder/shard`."""
+    names, codes = data.codes("shard")
+    written = data.artifact("write_shards/all")
+    folder = read_as(WriteShardsDetails, written.details).folder if written is not None else ""
+    return tuple(posixpath.normpath(posixpath.join(folder, name)) for name in names), codes
+
+
+def _centroids(data: Data) -> Any:
+    fitted = data.artifact("fit_clusters/pool")
+    return fitted.content if fitted is not None else None
+
+
+# -- because of what
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A stage that differs between two runs.
+
+    Attributes:
+        settings: what differs in its configuration, in words; empty if only what it reads differs.
+        reads: the stages that it reads and that differ, too.
+    """
+
+    stage: str
+    settings: tuple[str, ...]
+    reads: tuple[str, ...]
+
+
+def causes(before: Mapping[str, Artifact], after: Mapping[str, Artifact]) -> list[Cause]:
+    """The stages that differ, in the order of the DAG."""
+    found = []
+    changed = {
+        id_
+        for id_ in {**before, **after}
+        if id_ not in before or id_ not in after or before[id_].fingerprint != after[id_].fingerprint
+    }
+    for id_ in dict.fromkeys((*after, *before)):
+        if id_ not in changed:
+            continue
+        old, new = before.get(id_), after.get(id_)
+        made_from = (old, new)
+        reads = {
+            told["stage"]
+            for one in made_from
+            if one is not None
+            for role, told in one.inputs.items()
+            if role != PREVIOUS and told.get("stage") in changed
+        }
+        settings: tuple[str, ...]
+        if old is None:
+            settings = ("only in the later run",)
+        elif new is None:
+            settings = ("only in the earlier run",)
+        else:
+            words = [f"version {old.version} -> {new.version}"] if old.version != new.version else []
+            words += differences(old.config, new.config)
+            settings = tuple(_plain(id_, one) for one in words)
+            if not settings and not reads:
+                settings = ("made again from other files",)
+        found.append(Cause(id_, settings, tuple(sorted(reads))))
+    return found
+
+
+def _plain(stage: str, words: str) -> str:
+    if stage.startswith("ingest/") and words == "listing changed":
+        return "its source files have changed"
+    return words.replace(" -> ", " → ")
+
+
+def responsible(causes_: Sequence[Cause], deciding: Iterable[str], made: Mapping[str, Artifact]) -> list[Cause]:
+    """Those with settings of their own on which one of the deciding stages depends."""
+    wanted, left = set[str](), list(deciding)
+    while left:
+        id_ = left.pop()
+        if id_ in wanted:
+            continue
+        wanted.add(id_)
+        if id_ in made:
+            left += [told["stage"] for role, told in made[id_].inputs.items() if role != PREVIOUS and told.get("stage")]
+    return [cause for cause in causes_ if cause.settings and cause.stage in wanted]
+
+
+def deciding(was: str, now: str, droppers: Mapping[str, str]) -> str:
+    """The stage that decides between two outcomes: the first of those that made them. `droppers` are the values of `dropped_by`
+    of outcomes.
+    """
+    if ABSENT in (was, now):
+        return "ingest/pool"
+    judges = [id_ for name, id_ in _JUDGES.items() if name in (droppers.get(was), droppers.get(now))]
+    return judges[0] if judges else "write_shards/all"
