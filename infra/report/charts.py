@@ -236,6 +236,6 @@ def _marker(u: float, v: float, one: Series) -> str:
 
 def _svg(width: int, height: int, title: str, body: Sequence[str]) -> Markup:
     return Markup(
-        f'<svg class="chart" role="img" viewBox="0 0 {width} {height}" style="max-width:{width}px">'
+        f'<svg class="chart" role="img" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
         f"<title>{escape(title)}</title>{''.join(body)}</svg>"
     )

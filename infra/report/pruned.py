@@ -14,6 +14,7 @@ from lodeset.infra.report import charts
 from lodeset.infra.report.pictures import png_uri
 from lodeset.pruning.choosing.criteria import CRITERIA
 
+NOTHING = Markup("")
 PATHS_SHOWN = 24  # maximum number of groups whose path of w a page draws
 
 
@@ -82,12 +83,18 @@ class TrainedReport:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A job as a page shows it: its report, charts, the legend of its methods, and the paths of w as data URIs."""
+    """A job as a page shows it: its report, charts, the legend of its methods, and the paths of w as data URIs.
+
+    Attributes:
+        layers: how many units each layer keeps, and the legend of its lines; empty where methods choose weights.
+    """
 
     report: SweepReport | TrainedReport
     charts: Sequence[Markup]
     legend: Sequence[tuple[str, Markup]]
     paths: Mapping[str, str]
+    layers: Markup = NOTHING
+    layers_legend: Sequence[tuple[str, Markup]] = ()
 
     @property
     def at(self) -> str:
@@ -135,7 +142,25 @@ def drawn(report: SweepReport | TrainedReport, read: Callable[[str], bytes | Non
         return Drawn(report, _by_weights(report, methods), legend, {})
     shown = list(report.paths.items())[:PATHS_SHOWN]
     paths = {name: png_uri(data) for name, path in shown if (data := read(path))}
-    return Drawn(report, _by_parameters(report, methods), legend, paths)
+    return Drawn(report, _by_parameters(report, methods), legend, paths, *_by_layer(report))
+
+
+def _by_layer(report: SweepReport) -> tuple[Markup, list[tuple[str, Markup]]]:
+    """Units that each layer keeps, a line for each of a few sizes; every method keeps the same number."""
+    by_size = {variant.at: variant for variant in reversed(report.variants) if variant.units}
+    sizes = sorted(by_size)
+    chosen = (
+        sizes if len(sizes) <= charts.COLOURS else [sizes[n * (len(sizes) - 1) // 3] for n in range(charts.COLOURS)]
+    )
+    if not chosen or len(by_size[chosen[0]].units) < 2:
+        return Markup(""), []
+    names = [f"{100 * at:.0f} % removed" if by_size[at].strengths else f"eps_w {charts.number(at)}" for at in chosen]
+    series = [
+        charts.Series(name, [(n + 1.0, float(units)) for n, units in enumerate(by_size[at].units.values())], colour)
+        for colour, (name, at) in enumerate(zip(names, chosen, strict=True))
+    ]
+    drawn_ = charts.line_chart(series, "layer, in the order of the network", "units kept", width=560, height=260)
+    return drawn_, [(name, charts.key(colour)) for colour, name in enumerate(names)]
 
 
 def smallest_k(accuracies: Mapping[str, float]) -> str:

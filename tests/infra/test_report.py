@@ -319,8 +319,8 @@ def test_the_pools_way_is_counted(world: World) -> None:
 def test_a_line_a_method_and_every_reason_explained(world: World, tmp_path: Path) -> None:
     page = Page(world.write(tmp_path / "page.html"))
     assert (
-        sum(tag == "polyline" for tag, _ in page.tags) == 2 * 3 + 6 + 6
-    )  # loss, dino, ibot of two runs; methods; their legend
+        sum(tag == "polyline" for tag, _ in page.tags) == 2 * 4 + 6 + 6
+    )  # loss, dino, ibot, lr of two runs; methods; their legend
     reasons = {r for a in world.artifacts.values() for r in a.rows.dropped}
     assert reasons <= set(REASONS) and all(REASONS[r] in page.text for r in reasons)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter
 
-from lodeset.infra.dashboard.pages import diff, runs
+from lodeset.infra.dashboard.pages import diff, runs, training
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class Page:
     router: APIRouter
 
 
-PAGES: tuple[Page, ...] = (Page("runs", "Runs", "/", runs.router),)
+PAGES: tuple[Page, ...] = (
+    Page("runs", "Runs", "/", runs.router),
+    Page("training", "Training", "/training", training.router),
+)
 # Routes of pages that others link to.
 BELOW: tuple[APIRouter, ...] = (diff.router,)

@@ -70,7 +70,7 @@ def diff(
     earlier = store.run(number)
     made = artifacts_of(store, earlier), artifacts_of(store, shown)
     told = causes(*made)
-    common = {"runs": runs, "later": shown, "earlier": earlier, "causes": told}
+    common: dict[str, Any] = {"runs": runs, "later": shown, "earlier": earlier, "causes": told}
     try:
         before, after = data_of(request, earlier.number), data_of(request, shown.number)
     except NotInspectedError as error:
