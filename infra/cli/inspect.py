@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import threading
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -44,10 +45,20 @@ def inspect(
     open_: Annotated[
         bool, typer.Option("--open/--no-open", help="open it in a browser, where there is a screen")
     ] = True,
+    thumbnails: Annotated[
+        bool,
+        typer.Option("--thumbnails/--no-thumbnails", help="make thumbnails of all images, which reads their sources"),
+    ] = True,
+    make_only: Annotated[
+        bool, typer.Option("--make-only", help="make what pages show of the run, and start no dashboard")
+    ] = False,
     set_: Set = None,
     limit: Annotated[int | None, typer.Option(min=1, help="of the runs with this --limit")] = None,
 ) -> None:
-    """Show the runs of a configuration in the browser; reads the store and changes nothing."""
+    """Show the runs of a configuration in the browser.
+
+    The first time that a run is shown, tables and thumbnails for the pages are made of it in the store.
+    """
     from lodeset.infra.dashboard.data import opened as opened_data
     from lodeset.infra.dashboard.serving import listening, server
     from lodeset.infra.dashboard.site import Site, base_path_of
@@ -57,11 +68,19 @@ def inspect(
         opened.store.run(number)  # there is such a run
     token, path = _token(), base_path_of(base_path)
     with contextlib.ExitStack() as left:
-        listener = left.enter_context(contextlib.closing(listening(port)))  # first: a taken port is no work lost
-        made = _made(opened, number)
+        # First: a taken port is no work lost.
+        listener = None if make_only else left.enter_context(contextlib.closing(listening(port)))
+        made = made_of(opened, number, thumbnails)
+        if listener is None:
+            count = made.artifact.rows.kept if made is not None else 0
+            out.print(f"{count:,} images are ready for the dashboard", highlight=False)
+            return
+        data = left.enter_context(opened_data(opened.store, made)) if made is not None else None
+        if data is not None:  # what most pages need is read while the browser starts
+            threading.Thread(target=data.warm, daemon=True).start()
         site = Site(
             opened=opened,
-            data=left.enter_context(opened_data(opened.store, made)) if made is not None else None,
+            data=data,
             token=token,
             port=listener.getsockname()[1],
             run=number,
@@ -79,7 +98,7 @@ def inspect(
     out.print("the dashboard has ended")
 
 
-def _made(opened: Opened, run: int | None) -> Inspected | None:
+def made_of(opened: Opened, run: int | None = None, thumbnails: bool = True) -> Inspected | None:
     """What pages read of the run, made now if it is not there yet; None if no run has ingested the pool."""
     from lodeset.infra.cli.progress import watching
     from lodeset.infra.dashboard.making import found, inspect
@@ -89,11 +108,13 @@ def _made(opened: Opened, run: int | None) -> Inspected | None:
         return None
     try:
         with watching(err) as watch:
-            return inspect(opened, watch, run)
+            return inspect(opened, watch, run, thumbnails)
     except HeldError as error:
         err.print(f"[yellow]warning:[/] {safe(error)}", soft_wrap=True)
         return found(opened, run)
     except LodesetError as error:
+        if not thumbnails:
+            raise
         err.print(f"[yellow]warning:[/] there are no thumbnails: {safe(error)}", soft_wrap=True)
         with watching(err) as watch:
             return inspect(opened, watch, run, thumbnails=False)

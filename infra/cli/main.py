@@ -20,7 +20,7 @@ from lodeset.infra.cli.card import card_commands
 from lodeset.infra.cli.command import Group
 from lodeset.infra.cli.deploy import deploy
 from lodeset.infra.cli.gates import gates_commands, show_gates
-from lodeset.infra.cli.inspect import inspect_commands
+from lodeset.infra.cli.inspect import inspect_commands, made_of
 from lodeset.infra.cli.jobs import jobs, submitting
 from lodeset.infra.cli.models import models
 from lodeset.infra.cli.options import Json, Set, err, out, print_json, safe
@@ -186,6 +186,9 @@ def run(
     until: Until = None,
     limit: Limit = None,
     fresh: Fresh = False,
+    inspect: Annotated[
+        bool, typer.Option("--inspect", help="then make what `lodeset inspect` shows of the run")
+    ] = False,
     logs: Annotated[
         Logs, typer.Option("--log", envvar="LODESET_LOG", help="what is told on standard error while it runs")
     ] = Logs.text,
@@ -200,6 +203,8 @@ def run(
             done = project.run(until=until, fresh=fresh, watch=watch)
         except api.BreachedError as error:
             done, breach = project.status(), error
+    if inspect:
+        made_of(api.open_store(config, project.overrides, limit))
     show_status(config, done, as_json)
     if done.summary.gates is not None:
         show_gates(err, done.summary.gates, config)

@@ -57,12 +57,21 @@ async def _invalid(request: Request, error: Any) -> Response:
 
 
 async def _known(request: Request, error: Any) -> Response:
+    return _refuse(request, 400, _sentence(error))
+
+
+async def _nothing(request: Request, error: Any) -> Response:
+    return render.page(request, "nothing.html.jinja", told=_sentence(error), absent=error.run)
+
+
+def _sentence(error: Exception) -> str:
     told = str(error)
-    return _refuse(request, 400, told[:1].upper() + told[1:])
+    return f"{told[:1].upper()}{told[1:]}"
 
 
 _ERRORS: dict[type[Exception], Any] = {
     HTTPException: _http,
     RequestValidationError: _invalid,
+    chosen.NotInspectedError: _nothing,
     LodesetError: _known,
 }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Query, Request
 
 from lodeset.infra.dashboard.data import Data
 from lodeset.infra.dashboard.making import found
@@ -63,6 +64,14 @@ def data_of(request: Request, run: int | None) -> Data:
         wanted = last.number
     opened: Opened = request.app.state.runs
     return opened.get(request, wanted)
+
+
+def _named(request: Request, run: Annotated[int | None, Query(ge=1)] = None) -> Data:
+    return data_of(request, run)
+
+
+# The type of a parameter of a route that shows images: what was made of the run that the address names.
+TheData = Annotated[Data, Depends(_named)]
 
 
 def number_of(data: Data) -> int | None:

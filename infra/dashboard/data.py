@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lodeset.infra.dashboard.making import THUMBNAILS, Inspected
+from lodeset.pipeline.algorithms.images.decoding import ID_HEX_DIGITS
 from lodeset.pipeline.dag.stage import read_as
 from lodeset.pipeline.dag.store import Artifact, File, Store
 from lodeset.pipeline.errors import LodesetError
@@ -93,6 +94,17 @@ class Data:
             self.store.check(file)
         return path
 
+    def warm(self) -> None:
+        """Reads what most pages need, which is then there when the first of them is opened."""
+        for name in ("picture_file", "picture_row", "x", "y", "cluster"):
+            self.column(name)
+        for name in ("set", "outcome"):
+            self.codes(name)
+        self.rows_of("")
+        if self.dedup is not None:
+            for setting in self.dedup.settings:
+                self.joins(setting.name)
+
     @property
     def sets(self) -> Mapping[str, str]:
         """The part that each set plays."""
@@ -146,6 +158,24 @@ class Data:
         place[order], place[-1] = np.arange(len(values)), -1
         indices = encoded.indices.fill_null(len(values)).to_numpy()
         return tuple(values[n] for n in order), place[indices]
+
+    @functools.cached_property
+    def _ids(self) -> NDArray[np.bytes_]:
+        """The image_ids of `inspected` [N], 32 bytes each."""
+        column = pq.read_table(self._files["inspected"], columns=["image_id"])["image_id"]
+        whole = [np.frombuffer(b"".join(_bytes_of(chunk)), f"S{ID_HEX_DIGITS}") for chunk in column.chunks]
+        return np.concatenate(whole) if whole else np.zeros(0, f"S{ID_HEX_DIGITS}")
+
+    def rows_of(self, image_id: str) -> range:
+        """The numbers of the rows of an image: one for each set that holds it."""
+        wanted = np.bytes_(image_id.encode("ascii", "replace"))
+        first, last = (int(np.searchsorted(self._ids, wanted, side=side)) for side in ("left", "right"))
+        return range(first, last)
+
+    def image_ids(self, rows: NDArray[np.int32]) -> list[str]:
+        """The image_ids of rows."""
+        found: list[str] = np.char.decode(self._ids[rows], "ascii").tolist()
+        return found
 
     # -- thumbnails
 
@@ -210,6 +240,13 @@ class Data:
     def artifact(self, id_: str) -> Artifact | None:
         """Another artifact of the run."""
         return self.inspected.held.artifacts.get(id_)
+
+
+def _bytes_of(chunk: pa.Array) -> Iterator[memoryview]:
+    """The letters of a column of image_ids, all of one length."""
+    offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+    if len(chunk):
+        yield memoryview(chunk.buffers()[2])[int(offsets[0]) : int(offsets[-1])]
 
 
 def _position(ids: Sequence[str], wanted: str) -> int | None:

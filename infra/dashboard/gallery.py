@@ -45,10 +45,10 @@ def thumb_of(
 ) -> Thumb:
     """The thumbnail of a row of `inspected`, or of some of its columns. By default, its outcome is shown."""
     image_id = row["image_id"]
-    pictured = row.get("picture_row") is not None
     return Thumb(
         image_id=image_id,
-        src=render.address(site, f"/thumb/{image_id}.webp", run=run) if pictured else "",
+        src=render.address(site, f"/thumb/{image_id}.webp", run=run),
+        large=render.address(site, f"/picture/{image_id}.webp", run=run),
         href=render.address(site, f"/image/{image_id}", run=run),
         caption=caption,
         outcome=row.get("outcome", "") if outcome is None else outcome,

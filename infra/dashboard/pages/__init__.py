@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter
 
-from lodeset.infra.dashboard.pages import diff, runs, training
+from lodeset.infra.dashboard.pages import diff, pictures, runs, training
 
 
 @dataclass(frozen=True)
@@ -31,4 +31,4 @@ PAGES: tuple[Page, ...] = (
     Page("training", "Training", "/training", training.router),
 )
 # Routes of pages that others link to.
-BELOW: tuple[APIRouter, ...] = (diff.router,)
+BELOW: tuple[APIRouter, ...] = (diff.router, pictures.router)
