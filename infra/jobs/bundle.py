@@ -29,7 +29,8 @@ from lodeset.pipeline.shown import shown, without_secrets
 
 CONFIG = "lodeset.yaml"
 MAX_BYTES = 2**20
-NAME = "bundle.tar.xz"  # 565 kB, where a zip archive takes 882
+NAME = "bundle.tar.xz"  # 660 kB; a zip archive is half as large again
+LEFT_OUT = ("__pycache__", "vendor")  # no job serves the dashboard, whose scripts would be an eighth
 _LOCAL = ("file", "local")
 
 
@@ -118,7 +119,7 @@ def _wheel() -> dict[str, bytes]:
     root = Path(lodeset.__path__[0])
     found = {}
     for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if name != "__pycache__"]
+        folders[:] = [name for name in folders if name not in LEFT_OUT]
         for name in names:
             file = Path(folder) / name
             found[f"lodeset/{file.relative_to(root).as_posix()}"] = file.read_bytes()
