@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -28,7 +28,7 @@ class Site:
     """
 
     opened: Opened
-    token: str
+    token: str = field(repr=False)
     port: int
     run: int | None = None
     base_path: str = ""
