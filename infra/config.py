@@ -10,6 +10,7 @@ from typing import Any
 from fsspec.utils import get_protocol
 from pydantic import Field, ValidationError, model_validator
 
+from lodeset.infra.dashboard.config import Inspect
 from lodeset.infra.deploy.config import Deploy
 from lodeset.infra.gates.config import Gate, problem
 from lodeset.infra.observing.config import Hook
@@ -32,6 +33,7 @@ class Config(CurationConfig):
     )
 
     notify: tuple[Hook, ...] = Field((), description="whom to tell that a run ended, failed or has stalled")
+    inspect: Inspect = Field(default_factory=Inspect, description="what `lodeset inspect` makes")
     lineage: bool = Field(
         False,
         description="whether OpenLineage events are emitted, by the client's own settings (OPENLINEAGE_URL, openlineage.yml)",

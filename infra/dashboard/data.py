@@ -29,7 +29,7 @@ from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.specs import DedupSpec
 from lodeset.pipeline.stages.dedup.what_if import Compared, Joins, Setting
 from lodeset.pipeline.stages.inspect import compared
-from lodeset.pipeline.stages.inspect.graph import InspectDetails
+from lodeset.pipeline.stages.inspect.graph import InspectDetails, InspectSpec
 from lodeset.pipeline.stages.inspect.run import read_joins
 
 MEMORY_MB = 512  # of DuckDB
@@ -108,8 +108,7 @@ class Data:
     @property
     def sets(self) -> Mapping[str, str]:
         """The part that each set plays."""
-        found: Mapping[str, str] = self.inspected.artifact.config["sets"]
-        return found
+        return read_as(InspectSpec, self.inspected.artifact.config).sets
 
     # -- tables
 

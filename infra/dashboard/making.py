@@ -68,7 +68,7 @@ def found(opened: Opened, run: int | None = None) -> Inspected | None:
 
 
 def _wanted(opened: Opened, held: Held, thumbnails: bool) -> dict[str, Stage]:
-    wanted = stages(held.artifacts, thumbnails)
+    wanted = stages(held.artifacts, thumbnails, opened.config.inspect.map)
     if not wanted:
         raise LodesetError(f"no finished run of {opened.path} has ingested the pool: `lodeset run` first")
     return wanted

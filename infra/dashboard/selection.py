@@ -104,9 +104,10 @@ class Selection:
     def without(self, name: str, value: str | None = None) -> Selection:
         """With one condition less, or with one of its values less."""
         now = getattr(self, name)
+        left: Any = ""
         if isinstance(now, tuple):
-            return replace(self, **{name: tuple(one for one in now if value is not None and str(one) != value)})
-        return replace(self, **{name: ""})
+            left = tuple(one for one in now if value is not None and str(one) != value)
+        return replace(self, **{name: left})
 
     def condition(self) -> tuple[str, list[Any]]:
         """SQL that is true of its rows, but for the lasso, and its parameters."""
@@ -215,9 +216,10 @@ def page(data: Data, selection: Selection, order: str = "image_id", start: int =
     start, size = max(0, start), min(max(1, size), 500)
     condition, values = selection.condition()
     tables, source = {}, "inspected"
-    if selection.lasso:
+    within = chosen(data, selection)
+    if within is not None:
         condition += " AND row IN (SELECT row FROM lassoed)"
-        tables = {"lassoed": pa.table({"row": np.flatnonzero(chosen(data, selection)).astype(np.int32)})}
+        tables = {"lassoed": pa.table({"row": np.flatnonzero(within).astype(np.int32)})}
     total = data.query(f"SELECT count(*) AS n FROM {source} WHERE {condition}", values, tables)["n"][0].as_py()
     by = ORDERS[order]
     last = "NULLS LAST, image_id, set" if by != "image_id" else ", set"

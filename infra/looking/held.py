@@ -104,7 +104,8 @@ def configuration(config: Config) -> dict[str, Any]:
     """The configuration of what a run makes as JSON, without passwords and signatures in URLs. Gates and schedules make nothing:
     another one is no other run. Lists by hand that are not there are left out, so runs from before there were any are alike.
     """
-    public: dict[str, Any] = _public(config.model_dump(mode="json", exclude={"gates", "deploy", "notify", "lineage"}))
+    apart = {"gates", "deploy", "notify", "inspect", "lineage"}
+    public: dict[str, Any] = _public(config.model_dump(mode="json", exclude=apart))
     for tree, key in ((public, "by_hand"), *((one, "pool_ids") for one in public["curated"])):
         if tree[key] is None:
             del tree[key]

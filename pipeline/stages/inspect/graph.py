@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from lodeset.pipeline.dag.stage import Context, Input, Outcome, Stage, deferred, read_as
 from lodeset.pipeline.dag.store import Artifact
-from lodeset.pipeline.specs import IMAGES, Listed
+from lodeset.pipeline.specs import IMAGES, DedupSpec, Listed
 
 # The stages whose artifacts no run has on record: they are about a run, and go when it does.
 ABOUT_RUNS = ("thumbnails", "fit_map", "inspect")
@@ -32,7 +32,8 @@ class ThumbnailsRuntime:
 class FitMapSpec:
     """`space` is the digest of what makes vectors comparable: the embedder, and what was fitted for it."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
+    method: Literal["pca", "umap"] = "pca"
     sample: int = MAP_SAMPLE
     space: Any
 
@@ -58,8 +59,10 @@ class InspectDetails:
     settings: tuple[Mapping[str, Any], ...] = ()
 
 
-def stages(made: Mapping[str, Artifact], thumbnails: bool = True) -> dict[str, Stage]:
-    """The stages that inspect a run's artifacts, by id; none before the pool is ingested."""
+def stages(
+    made: Mapping[str, Artifact], thumbnails: bool = True, method: Literal["pca", "umap"] = "pca"
+) -> dict[str, Stage]:
+    """The stages that inspect a run's artifacts, by id; none before the pool is ingested. `method` is that of the map."""
     sets = sets_of(made)
     if "pool" not in sets:
         return {}
@@ -91,11 +94,11 @@ def stages(made: Mapping[str, Artifact], thumbnails: bool = True) -> dict[str, S
             FitMapSpec.VERSION,
             "beam",
             deferred("lodeset.pipeline.stages.inspect.fit_map:run"),
-            spec=FitMapSpec(space=[vectors.config, vectors.inputs.get("fitted", {}).get("identity")]),
+            spec=FitMapSpec(method=method, space=[vectors.config, vectors.inputs.get("fitted", {}).get("identity")]),
             inputs={"vectors": Input(given["embed/pool"])},
-            max_cpus=1,
+            max_cpus=2 if method == "umap" else 1,
             frozen=True,
-            seconds_per_image=0.00001,
+            seconds_per_image=0.003 if method == "umap" else 0.00001,
         )
         found.append(fitted)
         inputs["map"] = Input(fitted)
@@ -132,7 +135,7 @@ _ONCE = {
 def sets_of(made: Mapping[str, Artifact]) -> dict[str, str]:
     """The ingested sets and their parts, the pool first."""
     dedup = made.get("dedup/pool")
-    roles = dict(dedup.config["roles"]) if dedup is not None else {}
+    roles = dict(read_as(DedupSpec, dedup.config).roles) if dedup is not None else {}
     names = [artifact.set for artifact in made.values() if artifact.stage == "ingest"]
     curated = {artifact.set for artifact in made.values() if artifact.stage == "retrieve"}
     parts = {name: roles.get(name) or ("curated" if name in curated else "target") for name in names}

@@ -30,7 +30,7 @@ from lodeset.pipeline.stages.dedup.run import FLOOR, chosen_thresholds
 from lodeset.pipeline.stages.dedup.what_if import Compared, Joins, Setting, Stored, joined, limits, settings_of
 from lodeset.pipeline.stages.fit_clusters import read_levels
 from lodeset.pipeline.stages.inspect import compared
-from lodeset.pipeline.stages.inspect.fit_map import read_axes
+from lodeset.pipeline.stages.inspect.fit_map import Place, placing
 from lodeset.pipeline.stages.inspect.graph import InspectDetails, InspectSpec
 from lodeset.pipeline.tables import records
 from lodeset.pipeline.tables.kept import fixed, rows_of
@@ -49,7 +49,7 @@ def run(context: Context[InspectSpec, None]) -> Outcome:
 
     tell("rows")
     with duckdb.connect(config={"threads": context.cpus, "memory_limit": f"{MEMORY_MB}MB"}) as database:
-        rows, by_cluster = _rows(database, store, inputs, context.spec.sets)
+        rows, by_cluster = _rows(database, store, inputs, context.spec.sets, context.cpus)
     tell("pairs")
     tables = {"inspected": rows, "by_cluster": by_cluster}
     details = InspectDetails(images=rows.num_rows)
@@ -82,7 +82,11 @@ def run(context: Context[InspectSpec, None]) -> Outcome:
 
 
 def _rows(
-    database: duckdb.DuckDBPyConnection, store: Store, inputs: Mapping[str, Artifact], sets: Mapping[str, str]
+    database: duckdb.DuckDBPyConnection,
+    store: Store,
+    inputs: Mapping[str, Artifact],
+    sets: Mapping[str, str],
+    threads: int,
 ) -> tuple[pa.Table, pa.Table]:
     read = functools.partial(_read, store, inputs)
     database.register("filtered", read("masked", "filtered", records.FILTERED))
@@ -99,7 +103,7 @@ def _rows(
         database.register("places", _numbered(store.table(images.tables["locations"], None, records.LOCATIONS)))
         said = store.table(images.tables.get("metadata", ()), None, records.METADATA)
         database.register("said", _numbered(said.drop_columns(["extra"])))
-        database.register("placed", _placed(store, inputs, name, f"vectors:{name}" in inputs))
+        database.register("placed", _placed(store, inputs, name, threads))
         known = {
             "set": name,
             "role": role,
@@ -199,27 +203,27 @@ _PLACED = pa.schema(
 )
 
 
-def _placed(store: Store, inputs: Mapping[str, Artifact], name: str, embedded: bool) -> pa.Table:
+def _placed(store: Store, inputs: Mapping[str, Artifact], name: str, threads: int) -> pa.Table:
     """Where each embedded image of a set lies on the map, and how similar it is to the centroid of its cluster."""
-    if not embedded or "map" not in inputs:
+    if f"vectors:{name}" not in inputs or "map" not in inputs:
         return _PLACED.empty_table()
-    mean, axes = read_axes(store, inputs["map"])
+    width, place = placing(store, inputs["map"], threads)
     near = _to_centroid(store, inputs) if name == "pool" and "clusters" in inputs else None
-    return pa.concat_tables([_PLACED.empty_table(), *_placed_parts(store, inputs[f"vectors:{name}"], mean, axes, near)])
+    return pa.concat_tables(
+        [_PLACED.empty_table(), *_placed_parts(store, inputs[f"vectors:{name}"], width, place, near)]
+    )
 
 
 Near = Callable[[pa.Array, NDArray[np.float32]], NDArray[np.float32]]
 
 
-def _placed_parts(
-    store: Store, vectors: Artifact, mean: NDArray[np.float32], axes: NDArray[np.float32], near: Near | None
-) -> Iterator[pa.Table]:
+def _placed_parts(store: Store, vectors: Artifact, width: int, place: Place, near: Near | None) -> Iterator[pa.Table]:
     for file in vectors.tables["vectors"]:
         ids, matrix = read_vectors(store, [file])
-        if not ids or matrix.shape[1] != len(mean):
+        if not ids or matrix.shape[1] != width:
             continue  # of another embedder than the pool's: it has no place on this map
         wide = matrix.astype(np.float32)
-        x, y = ((wide - mean) @ axes.T).T
+        x, y = place(wide).T
         names = pa.array(ids, pa.string())
         similarity = near(names, wide) if near else np.full(len(ids), np.nan, np.float32)
         yield pa.table([names, x, y, pa.array(similarity, mask=np.isnan(similarity))], schema=_PLACED)
@@ -233,7 +237,7 @@ def _to_centroid(store: Store, inputs: Mapping[str, Artifact]) -> Near:
     ids, number = ids[order], clusters["cluster"].to_numpy()[order]
     centroids = read_levels(store, inputs["centroids"])[0]
     length = np.linalg.norm(centroids, axis=1, keepdims=True)
-    centroids = centroids / np.where(length > 0, length, np.float32(1))
+    centroids = np.asarray(centroids / np.where(length > 0, length, 1), np.float32)
 
     def near(names: pa.Array, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         at = rows_of(fixed(pa.chunked_array([names])), ids)
