@@ -1,0 +1,386 @@
+"""Near-duplicates: the pairs around the line that decides, what another value would change, groups, leaks, and the evidence of a pair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import pyarrow as pa
+from fastapi import APIRouter, HTTPException, Query, Request
+from starlette.responses import Response
+
+from lodeset.infra.dashboard import decoding, overlays, render
+from lodeset.infra.dashboard.data import Data
+from lodeset.infra.dashboard.gallery import Thumb, thumb_of
+from lodeset.infra.dashboard.groups import CERTAINTY, ORDERS, Groups, Link, chain, groups
+from lodeset.infra.dashboard.lines import MEANINGS, Line, change, line
+from lodeset.infra.dashboard.pages.pictures import source_bytes
+from lodeset.infra.dashboard.render import address
+from lodeset.infra.dashboard.selection import Selection, by_ids
+from lodeset.infra.dashboard.selection import page as page_of
+from lodeset.infra.dashboard.site import Site, TheData, TheSite
+from lodeset.pipeline.errors import LodesetError
+
+router = APIRouter()
+
+SHOWN = 60  # joins next to the line whose images are listed
+PICTURED = 24  # of these images
+PAIRS = 12  # on either side of the line
+GROUPS, MEMBERS = 10, 11  # groups on a page, and images of each besides the keeper
+LINKS = 200  # direct links that the page of a group lists
+LEAKS = 30
+
+ImageId = Annotated[str, Query(pattern=r"^[0-9a-f]{32}$")]
+Name = Annotated[str | None, Query(max_length=40)]
+Value = Annotated[float | None, Query(allow_inf_nan=False)]
+Start = Annotated[int, Query(ge=0, le=10**9)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """Two images side by side, a line below, and the page with their evidence."""
+
+    left: Thumb
+    right: Thumb
+    href: str
+    text: str
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """An image of a group. `how`: keeper, direct, through or reference; `href`: the evidence of the pair with its keeper."""
+
+    thumb: Thumb
+    how: str
+    limit: float | None = None
+    href: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A group: its size, the value up to which it holds together, and images of it, the keeper first."""
+
+    id: str
+    size: int
+    weakest: float | None
+    members: tuple[Member, ...]
+    more: int
+    links: tuple[Link, ...]
+
+
+# -- the line
+
+
+@router.get("/duplicates")
+def duplicates(request: Request, site: TheSite, data: TheData, setting: Name = None, value: Value = None) -> Response:
+    """A setting as a slider, and what lies around its value."""
+    found = line(data, setting)
+    settings = data.dedup.settings if data.dedup is not None else ()
+    values = _tried(site, data, found, value) if found is not None else {}
+    return render.page(
+        request, "duplicates.html.jinja", tab="line", found=found, settings=settings, meanings=MEANINGS, data=data, **values
+    )
+
+
+@router.get("/duplicates/line")
+def tried(request: Request, site: TheSite, data: TheData, setting: Name = None, value: Value = None) -> Response:
+    """The part of the page that changes with the slider."""
+    found = line(data, setting)
+    if found is None:
+        raise HTTPException(404, "No setting of dedup can be tried in this run.")
+    values = _tried(site, data, found, value)
+    answer = render.page(request, "line.html.jinja", found=found, **values)
+    answer.headers["HX-Replace-Url"] = address(site, "/duplicates", setting=found.setting.name, value=values["value"])
+    return answer
+
+
+def _tried(site: Site, data: Data, found: Line, asked: float | None) -> dict[str, Any]:
+    """What the templates show of a value."""
+    value, setting = found.value(asked), found.setting
+    changed = change(data, setting.name, value, SHOWN)
+    linked, apart = found.nearest(value, PAIRS)
+    return {
+        "value": value,
+        "now": found.counts(setting.now),
+        "then": found.counts(value),
+        "moved": found.moved(value),
+        "changed": changed,
+        "leaving": changed_cards(site, found, changed.side(True).slice(0, PICTURED)),
+        "returning": changed_cards(site, found, changed.side(False).slice(0, PICTURED)),
+        "left": changed.side(True).num_rows,
+        "came": changed.side(False).num_rows,
+        "linked": [_card(site, pair.a, pair.b, _number(pair.limit)) for pair in linked],
+        "apart": [_card(site, pair.a, pair.b, _number(pair.limit)) for pair in apart],
+        "histogram": _histogram(found, value),
+    }
+
+
+WIDTH, HEIGHT = 800, 100
+
+
+def _histogram(found: Line, value: float) -> dict[str, Any]:
+    """The bars of `Line.bars` on a drawing of WIDTH x HEIGHT, their heights logarithmic, and where the two values are."""
+    bars, setting = found.bars(), found.setting
+    low, span = bars[0].low, bars[-1].high - bars[0].low
+    tallest = max(math.log1p(bar.count) for bar in bars) or 1.0
+
+    def x(at: float) -> float:
+        return round(WIDTH * (at - low) / span, 2)
+
+    drawn = []
+    for bar in bars:
+        height = round(0.96 * HEIGHT * math.log1p(bar.count) / tallest, 2)
+        linked = setting.position((bar.low + bar.high) / 2) >= setting.position(value)
+        drawn.append(
+            {
+                "x": x(bar.low), "y": HEIGHT - height, "width": round(0.88 * (x(bar.high) - x(bar.low)), 2), "height": height,
+                "kind": "in" if linked else "out", "told": f"{bar.low:.3g} to {bar.high:.3g}: {bar.count:,}",
+            }
+        )  # fmt: skip
+    return {"bars": drawn, "now": x(setting.now), "value": x(value)}
+
+
+def changed_cards(site: Site, found: Line, table: pa.Table) -> list[Card]:
+    """Rows of `what_if.DIFFERENCE`, each image beside the one that it is a copy of, now or then."""
+    sign = 1 if found.setting.falls else -1
+    cards = []
+    for row in table.to_pylist():
+        when = "after" if row["kept_before"] else "before"
+        match = row[f"keeper_{when}"] or row["image_id"]
+        note = "reference leak" if row[f"reason_{when}"] == "reference" else ""
+        cards.append(_card(site, row["image_id"], match, _number(sign * row["limit"]), note))
+    return cards
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def _card(site: Site, a: str, b: str, text: str, note: str = "") -> Card:
+    return Card(left=_thumb(site, a), right=_thumb(site, b), href=_evidence(site, a, b), text=text, note=note)
+
+
+def _thumb(site: Site, image_id: str, **more: str) -> Thumb:
+    return thumb_of(site, {"image_id": image_id, "outcome": ""}, **more)
+
+
+def _evidence(site: Site, a: str, b: str) -> str:
+    return address(site, "/duplicates/pair", a=a, b=b)
+
+
+# -- groups
+
+
+@router.get("/duplicates/groups")
+def all_groups(
+    request: Request, site: TheSite, data: TheData, order: Annotated[str, Query(max_length=40)] = CERTAINTY, start: Start = 0
+) -> Response:
+    """The groups, a page at a time."""
+    if order not in ORDERS:
+        raise HTTPException(422, f"order={order}: choose one of {', '.join(ORDERS)}.")
+    found = groups(data)
+    shown: list[Shown] = []
+    total = 0
+    if found is not None:
+        rows = found.ordered(order)
+        total = len(rows)
+        numbers = found.number[rows[start : start + GROUPS]].tolist()
+        shown = _groups(site, data, found, numbers, MEMBERS)
+    return render.page(
+        request, "groups.html.jinja", tab="groups", found=found, shown=shown, total=total, start=start, order=order,
+        orders=ORDERS, before=_page("/duplicates/groups", start - GROUPS, total, order),
+        after=_page("/duplicates/groups", start + GROUPS, total, order),
+    )  # fmt: skip
+
+
+@router.get("/duplicates/group")
+def one_group(request: Request, site: TheSite, data: TheData, of: ImageId) -> Response:
+    """All images of the group of an image, and all its direct links."""
+    found = groups(data)
+    number = found.at(of) if found is not None else None
+    if found is None or number is None or len(found.of(number)) < 2:
+        raise HTTPException(404, f"Image {of} is in no group of near-duplicates.")
+    (shown,) = _groups(site, data, found, [number], 500)
+    return render.page(request, "group.html.jinja", tab="groups", found=found, shown=shown, evidence=_evidence_of(site), most=LINKS)
+
+
+def _evidence_of(site: Site) -> Any:
+    return lambda a, b: _evidence(site, a, b)
+
+
+def _page(path: str, start: int, total: int, order: str) -> str | None:
+    return f"{path}?{urlencode({'order': order, 'start': max(0, start)})}" if -GROUPS < start < total else None
+
+
+def _groups(site: Site, data: Data, found: Groups, numbers: Sequence[int], most: int) -> list[Shown]:
+    """Groups with their keepers and up to `most` others, those with the least certain links first."""
+    members = {number: found.of(number) for number in numbers}
+    rows = {row["image_id"]: row for row in by_ids(data, [one for some in members.values() for one in some])}
+    shown = []
+    for number, ids in members.items():
+        links = found.links(number)
+        direct = {frozenset((one.a, one.b)): one for one in links}
+        told = [_member(site, rows[one], direct) for one in ids if one in rows]
+        told.sort(key=lambda one: (("keeper", "reference", "through", "direct").index(one.how), _order(one.limit, found)))
+        kept = sum(one.how == "keeper" for one in told)
+        weakest = min((one.limit for one in links if one.limit is not None), key=lambda v: _order(v, found), default=None)
+        at = _row_of(found, number)
+        if at is not None:
+            position = float(found.weakest[at])
+            sign = 1 if found.line is None or found.line.setting.falls else -1
+            weakest = sign * position if math.isfinite(position) else None
+        cut = told[: max(kept, 1) + most]
+        shown.append(
+            Shown(
+                id=found.ids[int(found.group[number])], size=len(ids), weakest=weakest, members=tuple(cut),
+                more=len(told) - len(cut), links=tuple(links),
+            )  # fmt: skip
+        )
+    return shown
+
+
+def _row_of(found: Groups, number: int) -> int | None:
+    at = int(found.number.searchsorted(found.group[number]))
+    return at if at < len(found.number) and found.number[at] == found.group[number] else None
+
+
+def _order(limit: float | None, found: Groups) -> float:
+    if limit is None:
+        return math.inf
+    return limit if found.line is None or found.line.setting.falls else -limit
+
+
+def _member(site: Site, row: Mapping[str, Any], direct: Mapping[frozenset[str], Link]) -> Member:
+    image_id, keeper = row["image_id"], row["matched_id"]
+    if row["dropped_by"] != "dedup":
+        if row["outcome"] == "reference":
+            return Member(thumb=thumb_of(site, row, mark="leak"), how="reference")
+        return Member(thumb=thumb_of(site, row, mark="keeper"), how="keeper")
+    link = direct.get(frozenset((image_id, keeper)))
+    return Member(
+        thumb=thumb_of(site, row, mark="dropped"),
+        how="direct" if link is not None else "through",
+        limit=link.limit if link is not None else None,
+        href=_evidence(site, keeper, image_id) if keeper else "",
+    )
+
+
+# -- leaks
+
+
+@router.get("/duplicates/leaks")
+def leaks(request: Request, site: TheSite, data: TheData, start: Start = 0) -> Response:
+    """Images of the pool that reference sets drop, each beside the reference image that it is a copy of."""
+    asked = Selection(outcome=("reference",), dropped_by=("dedup",))
+    found = page_of(data, asked, "least like its keeper", start, LEAKS)
+    linked = groups(data)
+    cards = []
+    for row in found.images:
+        image_id, keeper = row["image_id"], row["matched_id"] or row["image_id"]
+        number = linked.at(image_id) if linked is not None else None
+        direct = linked is not None and number is not None and _direct(linked, number, image_id, keeper)
+        text = "direct" if direct else "linked through others"
+        cards.append(
+            Card(
+                left=_thumb(site, image_id, mark="leak"), right=_thumb(site, keeper), href=_evidence(site, keeper, image_id),
+                text=text,
+            )  # fmt: skip
+        )
+    return render.page(
+        request, "leaks.html.jinja", tab="leaks", cards=cards, found=found, references=[n for n, role in data.sets.items() if role == "reference"],
+        deduplicated=linked is not None,
+    )  # fmt: skip
+
+
+def _direct(found: Groups, number: int, a: str, b: str) -> bool:
+    return any({one.a, one.b} == {a, b} for one in found.links(number))
+
+
+# -- the evidence of a pair
+
+
+@router.get("/duplicates/pair")
+def pair(request: Request, site: TheSite, data: TheData, a: ImageId, b: ImageId) -> Response:
+    """Two images, how they were aligned, and what decided."""
+    rows = {row["image_id"]: row for row in by_ids(data, [a, b])}
+    missing = [one for one in (a, b) if one not in rows]
+    if missing or a == b:
+        raise HTTPException(404, f"No such pair of images in this run: {missing[0] if missing else 'name two images'}.")
+    edge, found, dedup = data.edge(a, b), groups(data), data.dedup
+    path: list[str] = []
+    if found is not None and not (edge and edge["linked"]):
+        number, other = found.at(a), found.at(b)
+        if number is not None and other is not None and found.group[number] == found.group[other]:
+            path = chain(found.links(number), a, b)
+    aligned = edge is not None and overlays.map_of(edge["map"], edge["transform"]) is not None
+    return render.page(
+        request, "pair.html.jinja", tab="groups", a=rows[a], b=rows[b], edge=edge, aligned=aligned, spec=dedup.spec if dedup else None,
+        steps=_steps(edge, dedup.spec.verify if dedup else "none") if edge else [], path=[_thumb(site, one) for one in path],
+        links=[_evidence(site, x, y) for x, y in zip(path, path[1:], strict=False)], grouped=bool(path) or bool(edge and edge["linked"]),
+        thumbs=[thumb_of(site, rows[one]) for one in (a, b)], unlimited=_is_infinite(edge),
+    )  # fmt: skip
+
+
+def _is_infinite(edge: Mapping[str, Any] | None) -> bool:
+    return edge is not None and edge["min_score_limit"] is not None and math.isinf(edge["min_score_limit"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of the comparison: what it found, and whether its finding stands."""
+
+    name: str
+    found: str
+    decided: bool
+
+
+def _steps(edge: Mapping[str, Any], verify: str) -> list[Step]:
+    """What each step of dedup found, and which decided."""
+    if verify != "pixels":
+        return [Step(name="Vectors and hashes", found="close enough" if edge["linked"] else "not close enough", decided=True)]
+    points, score = edge["points"], edge["score"]
+    closely = points is not None and points > 0
+    aligned = score is not None and not closely
+    upright = score is None
+    told = [
+        Step(
+            name="Thumbnails, as they are",
+            found="they agree" if upright and edge["linked"] else "they do not agree" if upright else "they left it open",
+            decided=upright,
+        ),
+        Step(
+            name="Thumbnails, aligned",
+            found=f"score {score:.2f}" if aligned else "no alignment was found" if upright else "full images were looked at",
+            decided=aligned,
+        ),
+    ]
+    if points is None:
+        full = "not looked at"
+    elif points == 0:
+        full = "too few key points agree, so this says nothing"
+    else:
+        full = f"{points} key points agree on one map, score {score:.2f}" if score is not None else f"{points} key points agree"
+    return [*told, Step(name="Full images", found=full, decided=closely)]
+
+
+@router.get("/duplicates/pair/{kind}.webp")
+def picture(site: TheSite, data: TheData, kind: overlays.Kind, a: ImageId, b: ImageId) -> Response:
+    """The second image placed on the first as dedup aligned them."""
+    edge = data.edge(a, b)
+    if edge is None:
+        raise HTTPException(404, "No pair of these images is stored.")
+    stored = overlays.map_of(edge["map"], edge["transform"])
+    if stored is None:
+        raise HTTPException(404, "This pair was not aligned.")
+    first, second = edge["image_id_a"], edge["image_id_b"]
+    try:
+        made = overlays.compared(
+            source_bytes(site, data, first), source_bytes(site, data, second), stored, kind, site.opened.config.ingest.max_pixels
+        )
+    except (LodesetError, OSError) as error:
+        made = decoding.placeholder(str(error), overlays.SIDE)
+    return Response(made, media_type="image/webp")
