@@ -96,7 +96,9 @@ class Line:
     def nearest(self, value: float, most: int) -> tuple[list[Pair], list[Pair]]:
         """The pairs nearest to the value: those that are linked there, and those that are not."""
         at = self._at(value)
-        return self._pairs(self.order[at : at + most], True), self._pairs(self.order[max(0, at - most) : at][::-1], False)
+        return self._pairs(self.order[at : at + most], True), self._pairs(
+            self.order[max(0, at - most) : at][::-1], False
+        )
 
     def _at(self, value: float) -> int:
         """How many of the pairs in `order` are not linked at a value."""

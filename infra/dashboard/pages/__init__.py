@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter
 
-from lodeset.infra.dashboard.pages import diff, pictures, runs, training
+from lodeset.infra.dashboard.pages import diff, duplicates, pictures, runs, training
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Page:
 
 PAGES: tuple[Page, ...] = (
     Page("runs", "Runs", "/", runs.router),
+    Page("duplicates", "Duplicates", "/duplicates", duplicates.router),
     Page("training", "Training", "/training", training.router),
 )
 # Routes of pages that others link to.

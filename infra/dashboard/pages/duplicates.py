@@ -5,23 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 import pyarrow as pa
 from fastapi import APIRouter, HTTPException, Query, Request
 from starlette.responses import Response
 
 from lodeset.infra.dashboard import decoding, overlays, render
+from lodeset.infra.dashboard.chosen import TheData
 from lodeset.infra.dashboard.data import Data
-from lodeset.infra.dashboard.gallery import Thumb, thumb_of
+from lodeset.infra.dashboard.gallery import Thumb
 from lodeset.infra.dashboard.groups import CERTAINTY, ORDERS, Groups, Link, chain, groups
 from lodeset.infra.dashboard.lines import MEANINGS, Line, change, line
+from lodeset.infra.dashboard.links import Links, TheLinks
 from lodeset.infra.dashboard.pages.pictures import source_bytes
-from lodeset.infra.dashboard.render import address
 from lodeset.infra.dashboard.selection import Selection, by_ids
 from lodeset.infra.dashboard.selection import page as page_of
-from lodeset.infra.dashboard.site import Site, TheData, TheSite
 from lodeset.pipeline.errors import LodesetError
 
 router = APIRouter()
@@ -76,29 +76,36 @@ class Shown:
 
 
 @router.get("/duplicates")
-def duplicates(request: Request, site: TheSite, data: TheData, setting: Name = None, value: Value = None) -> Response:
+def duplicates(request: Request, links: TheLinks, data: TheData, setting: Name = None, value: Value = None) -> Response:
     """A setting as a slider, and what lies around its value."""
     found = line(data, setting)
     settings = data.dedup.settings if data.dedup is not None else ()
-    values = _tried(site, data, found, value) if found is not None else {}
+    values = _tried(links, data, found, value) if found is not None else {}
     return render.page(
-        request, "duplicates.html.jinja", tab="line", found=found, settings=settings, meanings=MEANINGS, data=data, **values
+        request,
+        "duplicates.html.jinja",
+        tab="line",
+        found=found,
+        settings=settings,
+        meanings=MEANINGS,
+        data=data,
+        **values,
     )
 
 
 @router.get("/duplicates/line")
-def tried(request: Request, site: TheSite, data: TheData, setting: Name = None, value: Value = None) -> Response:
+def tried(request: Request, links: TheLinks, data: TheData, setting: Name = None, value: Value = None) -> Response:
     """The part of the page that changes with the slider."""
     found = line(data, setting)
     if found is None:
         raise HTTPException(404, "No setting of dedup can be tried in this run.")
-    values = _tried(site, data, found, value)
+    values = _tried(links, data, found, value)
     answer = render.page(request, "line.html.jinja", found=found, **values)
-    answer.headers["HX-Replace-Url"] = address(site, "/duplicates", setting=found.setting.name, value=values["value"])
+    answer.headers["HX-Replace-Url"] = links.to("/duplicates", setting=found.setting.name, value=values["value"])
     return answer
 
 
-def _tried(site: Site, data: Data, found: Line, asked: float | None) -> dict[str, Any]:
+def _tried(links: Links, data: Data, found: Line, asked: float | None) -> dict[str, Any]:
     """What the templates show of a value."""
     value, setting = found.value(asked), found.setting
     changed = change(data, setting.name, value, SHOWN)
@@ -109,12 +116,12 @@ def _tried(site: Site, data: Data, found: Line, asked: float | None) -> dict[str
         "then": found.counts(value),
         "moved": found.moved(value),
         "changed": changed,
-        "leaving": changed_cards(site, found, changed.side(True).slice(0, PICTURED)),
-        "returning": changed_cards(site, found, changed.side(False).slice(0, PICTURED)),
+        "leaving": changed_cards(links, found, changed.side(True).slice(0, PICTURED)),
+        "returning": changed_cards(links, found, changed.side(False).slice(0, PICTURED)),
         "left": changed.side(True).num_rows,
         "came": changed.side(False).num_rows,
-        "linked": [_card(site, pair.a, pair.b, _number(pair.limit)) for pair in linked],
-        "apart": [_card(site, pair.a, pair.b, _number(pair.limit)) for pair in apart],
+        "linked": [_card(links, pair.a, pair.b, _number(pair.limit)) for pair in linked],
+        "apart": [_card(links, pair.a, pair.b, _number(pair.limit)) for pair in apart],
         "histogram": _histogram(found, value),
     }
 
@@ -144,7 +151,7 @@ def _histogram(found: Line, value: float) -> dict[str, Any]:
     return {"bars": drawn, "now": x(setting.now), "value": x(value)}
 
 
-def changed_cards(site: Site, found: Line, table: pa.Table) -> list[Card]:
+def changed_cards(links: Links, found: Line, table: pa.Table) -> list[Card]:
     """Rows of `what_if.DIFFERENCE`, each image beside the one that it is a copy of, now or then."""
     sign = 1 if found.setting.falls else -1
     cards = []
@@ -152,7 +159,7 @@ def changed_cards(site: Site, found: Line, table: pa.Table) -> list[Card]:
         when = "after" if row["kept_before"] else "before"
         match = row[f"keeper_{when}"] or row["image_id"]
         note = "reference leak" if row[f"reason_{when}"] == "reference" else ""
-        cards.append(_card(site, row["image_id"], match, _number(sign * row["limit"]), note))
+        cards.append(_card(links, row["image_id"], match, _number(sign * row["limit"]), note))
     return cards
 
 
@@ -160,16 +167,8 @@ def _number(value: float) -> str:
     return f"{value:.3f}".rstrip("0").rstrip(".")
 
 
-def _card(site: Site, a: str, b: str, text: str, note: str = "") -> Card:
-    return Card(left=_thumb(site, a), right=_thumb(site, b), href=_evidence(site, a, b), text=text, note=note)
-
-
-def _thumb(site: Site, image_id: str, **more: str) -> Thumb:
-    return thumb_of(site, {"image_id": image_id, "outcome": ""}, **more)
-
-
-def _evidence(site: Site, a: str, b: str) -> str:
-    return address(site, "/duplicates/pair", a=a, b=b)
+def _card(links: Links, a: str, b: str, text: str, note: str = "") -> Card:
+    return Card(left=links.thumb(a), right=links.thumb(b), href=links.pair(a, b), text=text, note=note)
 
 
 # -- groups
@@ -177,7 +176,11 @@ def _evidence(site: Site, a: str, b: str) -> str:
 
 @router.get("/duplicates/groups")
 def all_groups(
-    request: Request, site: TheSite, data: TheData, order: Annotated[str, Query(max_length=40)] = CERTAINTY, start: Start = 0
+    request: Request,
+    links: TheLinks,
+    data: TheData,
+    order: Annotated[str, Query(max_length=40)] = CERTAINTY,
+    start: Start = 0,
 ) -> Response:
     """The groups, a page at a time."""
     if order not in ORDERS:
@@ -189,45 +192,43 @@ def all_groups(
         rows = found.ordered(order)
         total = len(rows)
         numbers = found.number[rows[start : start + GROUPS]].tolist()
-        shown = _groups(site, data, found, numbers, MEMBERS)
+        shown = _groups(links, data, found, numbers, MEMBERS)
     return render.page(
         request, "groups.html.jinja", tab="groups", found=found, shown=shown, total=total, start=start, order=order,
-        orders=ORDERS, before=_page("/duplicates/groups", start - GROUPS, total, order),
-        after=_page("/duplicates/groups", start + GROUPS, total, order),
+        orders=ORDERS, before=links.to("/duplicates/groups", order=order, start=max(0, start - GROUPS)) if start else None,
+        after=links.to("/duplicates/groups", order=order, start=start + GROUPS) if start + GROUPS < total else None,
     )  # fmt: skip
 
 
 @router.get("/duplicates/group")
-def one_group(request: Request, site: TheSite, data: TheData, of: ImageId) -> Response:
+def one_group(request: Request, links: TheLinks, data: TheData, of: ImageId) -> Response:
     """All images of the group of an image, and all its direct links."""
     found = groups(data)
     number = found.at(of) if found is not None else None
     if found is None or number is None or len(found.of(number)) < 2:
         raise HTTPException(404, f"Image {of} is in no group of near-duplicates.")
-    (shown,) = _groups(site, data, found, [number], 500)
-    return render.page(request, "group.html.jinja", tab="groups", found=found, shown=shown, evidence=_evidence_of(site), most=LINKS)
+    (shown,) = _groups(links, data, found, [number], 500)
+    return render.page(
+        request, "group.html.jinja", tab="groups", found=found, shown=shown, evidence=links.pair, most=LINKS
+    )
 
 
-def _evidence_of(site: Site) -> Any:
-    return lambda a, b: _evidence(site, a, b)
-
-
-def _page(path: str, start: int, total: int, order: str) -> str | None:
-    return f"{path}?{urlencode({'order': order, 'start': max(0, start)})}" if -GROUPS < start < total else None
-
-
-def _groups(site: Site, data: Data, found: Groups, numbers: Sequence[int], most: int) -> list[Shown]:
+def _groups(links: Links, data: Data, found: Groups, numbers: Sequence[int], most: int) -> list[Shown]:
     """Groups with their keepers and up to `most` others, those with the least certain links first."""
     members = {number: found.of(number) for number in numbers}
     rows = {row["image_id"]: row for row in by_ids(data, [one for some in members.values() for one in some])}
     shown = []
     for number, ids in members.items():
-        links = found.links(number)
-        direct = {frozenset((one.a, one.b)): one for one in links}
-        told = [_member(site, rows[one], direct) for one in ids if one in rows]
-        told.sort(key=lambda one: (("keeper", "reference", "through", "direct").index(one.how), _order(one.limit, found)))
+        direct_links = found.links(number)
+        direct = {frozenset((one.a, one.b)): one for one in direct_links}
+        told = [_member(links, rows[one], direct) for one in ids if one in rows]
+        told.sort(
+            key=lambda one: (("keeper", "reference", "through", "direct").index(one.how), _order(one.limit, found))
+        )
         kept = sum(one.how == "keeper" for one in told)
-        weakest = min((one.limit for one in links if one.limit is not None), key=lambda v: _order(v, found), default=None)
+        weakest = min(
+            (one.limit for one in direct_links if one.limit is not None), key=lambda v: _order(v, found), default=None
+        )
         at = _row_of(found, number)
         if at is not None:
             position = float(found.weakest[at])
@@ -236,9 +237,13 @@ def _groups(site: Site, data: Data, found: Groups, numbers: Sequence[int], most:
         cut = told[: max(kept, 1) + most]
         shown.append(
             Shown(
-                id=found.ids[int(found.group[number])], size=len(ids), weakest=weakest, members=tuple(cut),
-                more=len(told) - len(cut), links=tuple(links),
-            )  # fmt: skip
+                id=found.ids[int(found.group[number])],
+                size=len(ids),
+                weakest=weakest,
+                members=tuple(cut),
+                more=len(told) - len(cut),
+                links=tuple(direct_links),
+            )
         )
     return shown
 
@@ -254,18 +259,18 @@ def _order(limit: float | None, found: Groups) -> float:
     return limit if found.line is None or found.line.setting.falls else -limit
 
 
-def _member(site: Site, row: Mapping[str, Any], direct: Mapping[frozenset[str], Link]) -> Member:
+def _member(links: Links, row: Mapping[str, Any], direct: Mapping[frozenset[str], Link]) -> Member:
     image_id, keeper = row["image_id"], row["matched_id"]
     if row["dropped_by"] != "dedup":
         if row["outcome"] == "reference":
-            return Member(thumb=thumb_of(site, row, mark="leak"), how="reference")
-        return Member(thumb=thumb_of(site, row, mark="keeper"), how="keeper")
+            return Member(thumb=links.thumb_of(row, mark="leak"), how="reference")
+        return Member(thumb=links.thumb_of(row, mark="keeper"), how="keeper")
     link = direct.get(frozenset((image_id, keeper)))
     return Member(
-        thumb=thumb_of(site, row, mark="dropped"),
+        thumb=links.thumb_of(row, mark="dropped"),
         how="direct" if link is not None else "through",
         limit=link.limit if link is not None else None,
-        href=_evidence(site, keeper, image_id) if keeper else "",
+        href=links.pair(keeper, image_id) if keeper else "",
     )
 
 
@@ -273,7 +278,7 @@ def _member(site: Site, row: Mapping[str, Any], direct: Mapping[frozenset[str], 
 
 
 @router.get("/duplicates/leaks")
-def leaks(request: Request, site: TheSite, data: TheData, start: Start = 0) -> Response:
+def leaks(request: Request, links: TheLinks, data: TheData, start: Start = 0) -> Response:
     """Images of the pool that reference sets drop, each beside the reference image that it is a copy of."""
     asked = Selection(outcome=("reference",), dropped_by=("dedup",))
     found = page_of(data, asked, "least like its keeper", start, LEAKS)
@@ -286,9 +291,11 @@ def leaks(request: Request, site: TheSite, data: TheData, start: Start = 0) -> R
         text = "direct" if direct else "linked through others"
         cards.append(
             Card(
-                left=_thumb(site, image_id, mark="leak"), right=_thumb(site, keeper), href=_evidence(site, keeper, image_id),
+                left=links.thumb(image_id, mark="leak"),
+                right=links.thumb(keeper),
+                href=links.pair(keeper, image_id),
                 text=text,
-            )  # fmt: skip
+            )
         )
     return render.page(
         request, "leaks.html.jinja", tab="leaks", cards=cards, found=found, references=[n for n, role in data.sets.items() if role == "reference"],
@@ -304,7 +311,7 @@ def _direct(found: Groups, number: int, a: str, b: str) -> bool:
 
 
 @router.get("/duplicates/pair")
-def pair(request: Request, site: TheSite, data: TheData, a: ImageId, b: ImageId) -> Response:
+def pair(request: Request, links: TheLinks, data: TheData, a: ImageId, b: ImageId) -> Response:
     """Two images, how they were aligned, and what decided."""
     rows = {row["image_id"]: row for row in by_ids(data, [a, b])}
     missing = [one for one in (a, b) if one not in rows]
@@ -319,9 +326,9 @@ def pair(request: Request, site: TheSite, data: TheData, a: ImageId, b: ImageId)
     aligned = edge is not None and overlays.map_of(edge["map"], edge["transform"]) is not None
     return render.page(
         request, "pair.html.jinja", tab="groups", a=rows[a], b=rows[b], edge=edge, aligned=aligned, spec=dedup.spec if dedup else None,
-        steps=_steps(edge, dedup.spec.verify if dedup else "none") if edge else [], path=[_thumb(site, one) for one in path],
-        links=[_evidence(site, x, y) for x, y in zip(path, path[1:], strict=False)], grouped=bool(path) or bool(edge and edge["linked"]),
-        thumbs=[thumb_of(site, rows[one]) for one in (a, b)], unlimited=_is_infinite(edge),
+        steps=_steps(edge, dedup.spec.verify if dedup else "none") if edge else [], path=[links.thumb(one) for one in path],
+        steps_between=[links.pair(x, y) for x, y in pairwise(path)], grouped=bool(path) or bool(edge and edge["linked"]),
+        unlimited=_is_infinite(edge),
     )  # fmt: skip
 
 
@@ -341,7 +348,11 @@ class Step:
 def _steps(edge: Mapping[str, Any], verify: str) -> list[Step]:
     """What each step of dedup found, and which decided."""
     if verify != "pixels":
-        return [Step(name="Vectors and hashes", found="close enough" if edge["linked"] else "not close enough", decided=True)]
+        return [
+            Step(
+                name="Vectors and hashes", found="close enough" if edge["linked"] else "not close enough", decided=True
+            )
+        ]
     points, score = edge["points"], edge["score"]
     closely = points is not None and points > 0
     aligned = score is not None and not closely
@@ -349,12 +360,20 @@ def _steps(edge: Mapping[str, Any], verify: str) -> list[Step]:
     told = [
         Step(
             name="Thumbnails, as they are",
-            found="they agree" if upright and edge["linked"] else "they do not agree" if upright else "they left it open",
+            found="they agree"
+            if upright and edge["linked"]
+            else "they do not agree"
+            if upright
+            else "they left it open",
             decided=upright,
         ),
         Step(
             name="Thumbnails, aligned",
-            found=f"score {score:.2f}" if aligned else "no alignment was found" if upright else "full images were looked at",
+            found=f"score {score:.2f}"
+            if aligned
+            else "no alignment was found"
+            if upright
+            else "full images were looked at",
             decided=aligned,
         ),
     ]
@@ -363,12 +382,16 @@ def _steps(edge: Mapping[str, Any], verify: str) -> list[Step]:
     elif points == 0:
         full = "too few key points agree, so this says nothing"
     else:
-        full = f"{points} key points agree on one map, score {score:.2f}" if score is not None else f"{points} key points agree"
+        full = (
+            f"{points} key points agree on one map, score {score:.2f}"
+            if score is not None
+            else f"{points} key points agree"
+        )
     return [*told, Step(name="Full images", found=full, decided=closely)]
 
 
 @router.get("/duplicates/pair/{kind}.webp")
-def picture(site: TheSite, data: TheData, kind: overlays.Kind, a: ImageId, b: ImageId) -> Response:
+def picture(links: TheLinks, data: TheData, kind: overlays.Kind, a: ImageId, b: ImageId) -> Response:
     """The second image placed on the first as dedup aligned them."""
     edge = data.edge(a, b)
     if edge is None:
@@ -379,7 +402,11 @@ def picture(site: TheSite, data: TheData, kind: overlays.Kind, a: ImageId, b: Im
     first, second = edge["image_id_a"], edge["image_id_b"]
     try:
         made = overlays.compared(
-            source_bytes(site, data, first), source_bytes(site, data, second), stored, kind, site.opened.config.ingest.max_pixels
+            source_bytes(links.site, data, first),
+            source_bytes(links.site, data, second),
+            stored,
+            kind,
+            links.site.opened.config.ingest.max_pixels,
         )
     except (LodesetError, OSError) as error:
         made = decoding.placeholder(str(error), overlays.SIDE)

@@ -61,7 +61,10 @@ def test_the_slider_tells_what_a_value_drops(shown: tuple[TestClient, Data, Path
         page = client.get("/duplicates/line", params={"setting": "min_score", "value": value})
         told = counts(joins, setting, value, dedup.spec, dedup.pool)
         assert (tile(page.text, "images dropped"), tile(page.text, "of them leaks")) == (told.dropped, told.leaked)
-        assert (tile(page.text, "groups of copies"), tile(page.text, "images in the largest")) == (told.groups, told.largest)
+        assert (tile(page.text, "groups of copies"), tile(page.text, "images in the largest")) == (
+            told.groups,
+            told.largest,
+        )
         assert page.headers["hx-replace-url"] == f"/x/duplicates?setting=min_score&value={value}"
         whole = client.get("/duplicates", params={"setting": "min_score", "value": value}).text
         assert page.text.strip() in whole  # the same without scripts
@@ -85,7 +88,9 @@ def test_pairs_nearest_to_the_line_are_those_on_either_side_of_it(shown: tuple[T
     assert found.always() == sum(np.isposinf(v) for v in limits.values())
 
 
-def test_a_value_that_would_stop_a_run_says_so(shown: tuple[TestClient, Data, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_that_would_stop_a_run_says_so(
+    shown: tuple[TestClient, Data, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     client, data, _ = shown
     narrow = dataclasses.replace(data.dedup.spec, max_group=3)
     found = dataclasses.replace(line(data, "min_score"), dedup=dataclasses.replace(data.dedup, spec=narrow))
@@ -150,7 +155,9 @@ def test_a_group_tells_direct_links_from_those_through_others(shown: tuple[TestC
     assert ways == {True, False}
     for row in copies:
         page = unescape(client.get("/duplicates/group", params={"of": row["image_id"]}).text)
-        how = re.search(rf'<p class="small how">([^<]*)(?:<span[^<]*</span>)? · <a href="[^"]*b={row["image_id"]}"', page)
+        how = re.search(
+            rf'<p class="small how">([^<]*)(?:<span[^<]*</span>)? · <a href="[^"]*b={row["image_id"]}"', page
+        )
         assert how is not None
         direct = frozenset((row["image_id"], row["matched_id"])) in links
         assert how[1].strip() == ("direct" if direct else "through others")
