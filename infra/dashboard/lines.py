@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lodeset.infra.dashboard.data import Data, Dedup
+from lodeset.pipeline.algorithms.copies.keepers import KeeperRule
 from lodeset.pipeline.algorithms.copies.thresholds import Thresholds
 from lodeset.pipeline.dag.stage import read_as
 from lodeset.pipeline.errors import LodesetError
@@ -90,8 +91,8 @@ class Line:
 
     def joins_moved(self, value: float) -> int:
         """How many joins of the forest lie between the present value and this one."""
-        made = (self.joins.made_at(self.setting.position(one)) for one in (value, self.setting.now))
-        return abs(int(np.subtract(*made)))
+        there, here = (self.joins.made_at(self.setting.position(one)) for one in (value, self.setting.now))
+        return abs(there - here)
 
     def nearest(self, value: float, most: int) -> tuple[list[Pair], list[Pair]]:
         """The pairs nearest to the value: those that are linked there, and those that are not."""
@@ -191,6 +192,6 @@ def change(data: Data, name: str, value: float, most: int | None = None) -> Chan
     found = line(data, name)
     assert found is not None
     between = found.joins_moved(value)
-    rules: Sequence[what_if.KeeperRule] = found.dedup.spec.keeper
+    rules: Sequence[KeeperRule] = found.dedup.spec.keeper
     table = what_if.difference(found.dedup.images, found.joins, found.setting, value, rules, most)
     return Change(table, most is None or between <= most)

@@ -87,7 +87,7 @@ class _Loader(yaml.SafeLoader):
         self.shared: set[int] = set()
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        named = self.check_event(yaml.AliasEvent) or getattr(self.peek_event(), "anchor", None) is not None
+        named = self.check_event(yaml.AliasEvent) or getattr(self.peek_event(), "anchor", None) is not None  # type: ignore[no-untyped-call]
         node = super().compose_node(parent, index)
         if named:
             self.shared.add(id(node))
