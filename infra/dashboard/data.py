@@ -71,7 +71,7 @@ class Data:
         self._folder = Path(store.path("")) if store.local else self._temporary()
         artifact = inspected.artifact
         self.details = read_as(InspectDetails, artifact.details)
-        self._files = {name: self._file(files[0]) for name, files in artifact.tables.items()}
+        self._files = {name: self.path_of(files[0]) for name, files in artifact.tables.items()}
         self._database = _locked(self._folder, {name: self._files[name] for name in TABLES})
         pictures = inspected.made.get(THUMBNAILS)
         self._thumbnails = tuple(pictures.tables["thumbnails"]) if pictures is not None else ()
@@ -84,7 +84,7 @@ class Data:
     def _temporary(self) -> Path:
         return Path(self._left.enter_context(tempfile.TemporaryDirectory(prefix="lodeset-inspect-")))
 
-    def _file(self, file: File) -> Path:
+    def path_of(self, file: File) -> Path:
         """A file of the store on this machine: a copy, if the store is elsewhere."""
         path = self._folder / file.path
         if not self._local and not path.exists():
@@ -189,7 +189,7 @@ class Data:
 
     @functools.lru_cache(maxsize=64)  # noqa: B019
     def _opened(self, file: File) -> tuple[pq.ParquetFile, NDArray[np.int64]]:
-        opened = pq.ParquetFile(self._file(file))
+        opened = pq.ParquetFile(self.path_of(file))
         sizes = [opened.metadata.row_group(n).num_rows for n in range(opened.num_row_groups)]
         return opened, np.cumsum([0, *sizes[:-1]])
 

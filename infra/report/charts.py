@@ -8,8 +8,9 @@ Coordinates: x, y are data; u, v are pixels of the drawing, v downward.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from markupsafe import Markup, escape
@@ -80,6 +81,7 @@ class _Frame:
     left: float
     x_ticks: Sequence[float]
     y_ticks: Sequence[float]
+    y_labels: Sequence[str] = ()
 
     def u(self, x: float) -> float:
         low, high = self.x_ticks[0], self.x_ticks[-1]
@@ -147,6 +149,45 @@ def bar_chart(
     return _svg(width, height, f"{y_label} by {x_label}", body)
 
 
+def rank_chart(
+    behind: Sequence[float],
+    front: Sequence[float],
+    x_label: str,
+    y_label: str,
+    names: tuple[str, str],
+    *,
+    log: bool = False,
+    width: int = 960,
+    height: int = 240,
+) -> Markup:
+    """Two columns for each thing, in the order given: `front` is drawn over `behind`, pale, and is part of it. Where there are more
+    things than fit, a column is the largest of several. With `log`, heights are logarithms of 1 + the value.
+    """
+    if not len(behind):
+        return Markup("")
+    most = max(*behind, 1)
+    room = width - 120
+    columns = min(len(behind), room)
+    edges = [n * len(behind) // columns for n in range(columns + 1)]
+    scaled: Callable[[float], float] = (lambda y: math.log10(1 + y)) if log else float
+    powers = [0.0, *(10.0**n for n in range(1 + math.ceil(math.log10(most))))]
+    y_ticks = powers if log else ticks(0, most, 5)
+    frame = _frame(width, height, (0, len(behind)), [scaled(y) for y in y_ticks], [number(y) for y in y_ticks])
+    floor = frame.v(0)
+    body = [_grid(frame, x_label, y_label, x_named=False)]
+    for x in ticks(0, len(behind), 8):
+        if x <= len(behind):
+            body.append(f'<text x="{frame.u(x)}" y="{height - BOTTOM + 16}" text-anchor="middle">{number(x)}</text>')
+    for values, drawn in ((behind, "column behind"), (front, "column")):
+        path = []
+        for low, high in pairwise(edges):
+            v = frame.v(scaled(max(values[low:high])))
+            u, end = frame.u(low), frame.u(high)
+            path.append(f"M{u} {floor}V{v}H{max(end - 0.15 * (end - u), u + 0.4):.1f}V{floor}Z")
+        body.append(f'<path class="{drawn} c0" d="{"".join(path)}"/>')
+    return _svg(width, height, f"{y_label} by {x_label}: {names[0]} (pale) and {names[1]}", body)
+
+
 def range_chart(spans: Sequence[Span], x_label: str, marks: Sequence[Mark] = (), width: int = 620) -> Markup:
     """One row per span: its range as a bar, its middle as a tick; `marks` are vertical, named above the rows."""
     if not spans:
@@ -195,18 +236,21 @@ def key(colour: int, line: Line = "solid") -> Markup:
     )
 
 
-def _frame(width: int, height: int, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> _Frame:
-    left = CHARACTER * max(len(number(y)) for y in y_ticks) + 30
-    return _Frame(width, height, left, x_ticks, y_ticks)
+def _frame(
+    width: int, height: int, x_ticks: Sequence[float], y_ticks: Sequence[float], y_labels: Sequence[str] = ()
+) -> _Frame:
+    labels = y_labels or [number(y) for y in y_ticks]
+    left = CHARACTER * max(len(label) for label in labels) + 30
+    return _Frame(width, height, left, x_ticks, y_ticks, labels)
 
 
 def _grid(frame: _Frame, x_label: str, y_label: str, x_named: bool = True) -> str:
     floor, right = frame.height - BOTTOM, frame.width - RIGHT
     parts = []
-    for y in frame.y_ticks:
+    for y, label in zip(frame.y_ticks, frame.y_labels, strict=True):
         v = frame.v(y)
         parts.append(f'<line class="grid" x1="{frame.left}" y1="{v}" x2="{right}" y2="{v}"/>')
-        parts.append(f'<text x="{frame.left - 6}" y="{v + 4}" text-anchor="end">{number(y)}</text>')
+        parts.append(f'<text x="{frame.left - 6}" y="{v + 4}" text-anchor="end">{label}</text>')
     for x in frame.x_ticks if x_named else ():
         u = frame.u(x)
         parts.append(f'<line class="base" x1="{u}" y1="{floor}" x2="{u}" y2="{floor + 4}"/>')

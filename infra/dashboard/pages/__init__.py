@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter
 
-from lodeset.infra.dashboard.pages import diff, duplicates, pictures, runs, training
+from lodeset.infra.dashboard.pages import clusters, diff, duplicates, pictures, runs, training
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,11 @@ class Page:
 PAGES: tuple[Page, ...] = (
     Page("runs", "Runs", "/", runs.router),
     Page("duplicates", "Duplicates", "/duplicates", duplicates.router),
+    Page("clusters", "Clusters", "/clusters", clusters.router),
     Page("training", "Training", "/training", training.router),
 )
 # Routes of pages that others link to.
-BELOW: tuple[APIRouter, ...] = (diff.router, pictures.router)
+BELOW: tuple[APIRouter, ...] = (
+    diff.router,
+    pictures.router,
+)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pyarrow as pa
 import pytest
-from fastapi.testclient import TestClient
+from dashboard_client import browsing
 from inspected_world import Maker, make
 
-from lodeset.infra.dashboard.app import create_app
-from lodeset.infra.dashboard.site import Site
 from lodeset.infra.looking.held import configuration
 from lodeset.infra.report.contents import Training
 from lodeset.infra.report.curves import ROWS, curves
@@ -22,7 +18,6 @@ from lodeset.pipeline.dag.runs import Wanted, artifacts_of, record
 from lodeset.pipeline.dag.store import File, Rows
 from lodeset.pipeline.tables import records
 
-TOKEN = "a-token-of-the-tests"
 PNG = b"\x89PNG\r\n\x1a\n a picture"
 
 
@@ -50,15 +45,6 @@ def train(opened: Opened, seed: int, accuracy: float, terms: tuple[str, ...] = (
     maker.put("evaluate/all", {"pictures": [pictures]}, Rows(8, 8), {}, {"train": "train/all"}, told)
     wanted = Wanted(opened.config.name, None, "", configuration(opened.config), tuple(maker.made))
     record(store, wanted, maker.made, {"lodeset": "0"}, time.time() - 60, time.time())
-
-
-@contextmanager
-def browsing(opened: Opened) -> Iterator[TestClient]:
-    site = Site(opened=opened, token=TOKEN, port=8000)
-    with TestClient(
-        create_app(site), base_url="http://127.0.0.1:8000", headers={"Authorization": f"Bearer {TOKEN}"}
-    ) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")
