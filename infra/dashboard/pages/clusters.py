@@ -15,7 +15,7 @@ from markupsafe import Markup
 from starlette.responses import Response
 
 from lodeset.infra.dashboard import render
-from lodeset.infra.dashboard.chosen import NotInspectedError, data_of, number_of
+from lodeset.infra.dashboard.chosen import TheData, number_of
 from lodeset.infra.dashboard.data import Data
 from lodeset.infra.dashboard.difference import RESULT
 from lodeset.infra.dashboard.gallery import Thumb, thumb_of
@@ -89,6 +89,7 @@ class Share:
 def clusters(
     request: Request,
     site: TheSite,
+    data: TheData,
     run: RunNumber = None,
     order: str = "largest",
     scale: Literal["linear", "log"] = "linear",
@@ -97,11 +98,6 @@ def clusters(
     """All clusters, a page at a time."""
     if order not in ORDERS:
         raise HTTPException(422, f"order={order[:80]}: choose one of {', '.join(ORDERS)}")
-    try:
-        data = data_of(request, run)
-    except NotInspectedError as error:
-        return render.page(request, "clusters.html.jinja", data=None, absent=error.run)
-    number = number_of(data)
     sizes = data.rows(f"SELECT * FROM ({_SIZES}) ORDER BY images DESC, cluster")
     page = data.rows(f"SELECT * FROM ({_SIZES}) ORDER BY {ORDERS[order]}, cluster LIMIT {PAGE} OFFSET {start}")
     samples = _samples(site, data, [row["cluster"] for row in page], run)
@@ -109,9 +105,7 @@ def clusters(
     return render.page(
         request,
         "clusters.html.jinja",
-        data=data,
-        absent=None,
-        number=number,
+        number=number_of(data),
         k=fitted.details["k"] if fitted is not None else len(sizes),
         levels=fitted.details["levels"] if fitted is not None else [],
         sizes=sizes,
@@ -136,9 +130,10 @@ def clusters(
 
 
 @router.get("/clusters/{cluster}")
-def cluster(request: Request, site: TheSite, cluster: Annotated[int, Path(ge=0)], run: RunNumber = None) -> Response:
+def cluster(
+    request: Request, site: TheSite, data: TheData, cluster: Annotated[int, Path(ge=0)], run: RunNumber = None
+) -> Response:
     """One cluster: its images, what they are, who asked for them, and which clusters lie near."""
-    data = data_of(request, run)
     members = data.query(_OF_CLUSTER, [cluster])
     levels = _levels(data)
     if not members.num_rows and not (levels and cluster < len(levels[0])):
@@ -159,7 +154,6 @@ def cluster(request: Request, site: TheSite, cluster: Annotated[int, Path(ge=0)]
     return render.page(
         request,
         "cluster.html.jinja",
-        data=data,
         number=number_of(data),
         own=own,
         path=_path(data, cluster),

@@ -62,7 +62,9 @@ def test_a_cluster_shows_its_ends_its_parts_and_its_queries(world: tuple[Opened,
         assert re.search(rf'data-title="{query}".*?chose {chosen}<', page, re.DOTALL)
     labels = Counter(row["label"] for row in rows)
     for label, images in labels.items():
-        assert re.search(rf'label={label}&amp;cluster={number}"><bdi>{label}</bdi></a></th><td class="n">{images}<', page)
+        assert re.search(
+            rf'label={label}&amp;cluster={number}"><bdi>{label}</bdi></a></th><td class="n">{images}<', page
+        )
     assert f"/images?cluster={number}" in page
 
 
