@@ -5,6 +5,8 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,52 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
 STATUS = pytest.StashKey[int]()
+
+# Slow files whose tests share a run, so that one process makes it once.
+TOGETHER = {
+    "test_demo": "whole",
+    "test_kill": "whole",
+    "test_cluster": "whole",
+    "test_curation": "world",
+    "test_growth": "world",
+}
+# What takes longest starts first, so that two processes end at about the same time.
+LONGEST = (
+    "test_cluster",
+    "test_kill",
+    "test_demo",
+    "test_prune",
+    "test_takedown",
+    "test_object_store",
+    "test_loop",
+    "test_train",
+    "test_curation",
+    "test_tutorial",
+    "test_embedders",
+    "test_images",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)) if item.get_closest_marker("slow") else len(rank))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadgroup` by `TOGETHER`, other files each by itself: xdist 3.8 forgets the groups of its marker under pytest 9.2, and
+    both processes made every shared run.
+    """
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return TOGETHER.get(Path(path).stem, path) if path.startswith("tests/slow/") else path
+
+    config.option.loadscopereorder = False  # in the order of `LONGEST`
+    return Together(config, log)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -18,22 +18,6 @@ from lodeset.infra.demo.world import make_world, write_config
 from lodeset.pipeline.dag.cluster import LOCAL
 from lodeset.pipeline.engines.ray import cluster
 
-# Files whose tests share a run, so that one process makes it once.
-TOGETHER = {
-    "test_demo": "whole",
-    "test_kill": "whole",
-    "test_cluster": "whole",
-    "test_curation": "world",
-    "test_growth": "world",
-}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tells pytest-xdist (`--dist loadgroup`) that the tests of a file stay together."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group(TOGETHER.get(item.path.stem, item.path.stem)))
-
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
