@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from builders import encoded, id_of, textured, write_folder, write_tar
+from inline import in_one_process
 from onnx_files import write_detector
 from PIL import Image
 
@@ -78,11 +79,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
                      "heads": {"prototypes": 16}, "crops": {"global_size": 32, "local_size": 16}},
     }  # fmt: skip
     (folder / "c.yaml").write_text(yaml.safe_dump(config))
-    lodeset.load(folder / "c.yaml").run(watch=lambda event: None)
+    project = lodeset.load(folder / "c.yaml")
+    with in_one_process():  # what engines do is for others to test
+        project.run(watch=lambda event: None, until="write_shards")
+    project.run(watch=lambda event: None)
     # Grown, so that shards, generations and thresholds of two runs lie beside each other.
     write_folder(folder / "pool/loose", [(f"new{n}.jpg", jpeg(textured(100 + n))) for n in range(4)])
     grown = lodeset.load(folder / "c.yaml", overrides=["ingest.limit=42"])
-    grown.run(watch=lambda event: None, until="write_shards")
+    with in_one_process():
+        grown.run(watch=lambda event: None, until="write_shards")
     return Store(str(folder / "store"))
 
 
