@@ -30,7 +30,6 @@ from lodeset.pipeline.specs import DedupSpec
 from lodeset.pipeline.stages.dedup.what_if import Compared, Joins, Setting
 from lodeset.pipeline.stages.inspect import compared
 from lodeset.pipeline.stages.inspect.graph import InspectDetails, InspectSpec
-from lodeset.pipeline.stages.inspect.run import read_joins
 
 MEMORY_MB = 512  # of DuckDB
 STATEMENT_S = 10.0
@@ -215,7 +214,7 @@ class Data:
     @functools.cache  # noqa: B019
     def joins(self, setting: str) -> Joins:
         """The joins of a setting of dedup."""
-        return read_joins(pq.read_table(self._files["joins"], filters=[("setting", "=", setting)]), setting)
+        return compared.read_joins(pq.read_table(self._files["joins"], filters=[("setting", "=", setting)]), setting)
 
     @functools.cached_property
     def pairs(self) -> pa.Table:

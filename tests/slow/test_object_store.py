@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from buckets import environment, s3_server
+from commands import typed
 from fault_proxy import FaultProxy
+from inline import in_one_process
 from object_stores import RATES, copied_to, placed, run, world
 
 pytestmark = pytest.mark.slow
@@ -16,6 +18,8 @@ def test_five_percent_of_the_requests_fail(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("LODESET_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("LODESET_SILENCE_S", "2")
     config = world(tmp_path / "world")
+    with in_one_process():  # the same bytes, sooner; then training and pruning
+        typed("run", placed(config, "local", "./local"), "--until", "write_shards")
     local = run(placed(config, "local", "./local"))
     with (
         s3_server("bucket") as address,

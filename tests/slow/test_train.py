@@ -22,7 +22,10 @@ def test_training_alone_goes_on_where_it_was(tmp_path: Path) -> None:
             member = tarfile.TarInfo(f"{number}.jpg")
             member.size = len(buffer.getvalue())
             tar.addfile(member, io.BytesIO(buffer.getvalue()))
-    (tmp_path / "training.yaml").write_text("steps: 6\nbatch: 8\ncheckpoint_every: 3\n")
+    (tmp_path / "training.yaml").write_text(
+        "steps: 6\nbatch: 8\ncheckpoint_every: 3\nmodel: {dim: 32, depth: 2, heads: 2}\n"
+        "crops: {global_size: 32, local_size: 16}\n"
+    )
     told = (
         "train",
         str(tmp_path / "out"),

@@ -37,8 +37,6 @@ TEXTURED = 4.0  # minimum luminance deviation of a tile that can agree or disagr
 # docs/decisions/0013.
 STANDS_CLEAR = 0.25
 SPARSE = 0.6
-# Minimum log-odds of an edge.
-FLOOR = 0.0
 CANDIDATE_FEATURES = 2  # the last ones, which depend on the pool
 FEATURES = (
     "correlation",

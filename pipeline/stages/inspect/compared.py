@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lodeset.pipeline.algorithms.copies.keepers import Looks
 from lodeset.pipeline.dag.store import Artifact, Store
 from lodeset.pipeline.stages.copies import SAID
-from lodeset.pipeline.stages.dedup.what_if import Compared, Stored
+from lodeset.pipeline.stages.dedup.what_if import Compared, Joins, Stored
 from lodeset.pipeline.tables import records
 from lodeset.pipeline.tables.kept import fixed, left_of_all, rows_of
 
@@ -117,3 +117,12 @@ def read_table(table: pa.Table, pool: int) -> Compared:
     roles = {name: columns.pop(name) for name in ("pool", "reference", "included", "by_hand")}
     unique = pool - int(roles["pool"].sum())
     return Compared(table["image_id"].to_pylist(), looks=Looks(**columns), unique=unique, **roles)
+
+
+def read_joins(table: pa.Table, setting: str) -> Joins:
+    """What the table `joins` says of one setting."""
+    rows = table.filter(pc.equal(table["setting"], setting))
+    columns = {name: rows[name].to_numpy() for name in ("limit", "a", "b", "dropped", "leaked", "groups", "largest")}
+    for name in ("limit", "a", "b"):
+        columns[name] = columns[name][1:]
+    return Joins(**{**columns, "a": columns["a"].astype(np.int64), "b": columns["b"].astype(np.int64)})

@@ -19,7 +19,6 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lodeset.pipeline.dag.fingerprint import digest
@@ -293,12 +292,3 @@ def _joins(tried: list[tuple[Setting, Joins]]) -> pa.Table:
         counted = {name: getattr(joins, name) for name in ("dropped", "leaked", "groups", "largest")}
         tables.append(pa.table({**before, **counted}, schema=records.JOINS))
     return pa.concat_tables(tables)
-
-
-def read_joins(table: pa.Table, setting: str) -> Joins:
-    """What `_joins` wrote of one setting."""
-    rows = table.filter(pc.equal(table["setting"], setting))
-    columns = {name: rows[name].to_numpy() for name in ("limit", "a", "b", "dropped", "leaked", "groups", "largest")}
-    for name in ("limit", "a", "b"):
-        columns[name] = columns[name][1:]
-    return Joins(**{**columns, "a": columns["a"].astype(np.int64), "b": columns["b"].astype(np.int64)})
