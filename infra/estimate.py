@@ -106,7 +106,7 @@ def _bytes_an_image(store: Store, stage: Stage) -> Iterator[float]:
     """Of the earlier runs of ingest that read everything, the newest first."""
     for earlier in store.history(stage.name, stage.set):
         listed = read_as(Listed, earlier.config)
-        if earlier.rows.taken and listed.limit is None:
+        if earlier.rows.taken and listed.size_bytes and listed.limit is None:
             yield listed.size_bytes / earlier.rows.taken
 
 

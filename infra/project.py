@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from lodeset.infra.card.card import Card
+    from lodeset.infra.estimate import Estimate
     from lodeset.infra.gates.accepted import Accepted
     from lodeset.infra.gates.outcome import Outcome
     from lodeset.infra.jobs.follow import Ended
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from lodeset.infra.looking.story import Traced
     from lodeset.infra.looking.summary import Summary
     from lodeset.infra.upkeep.gc import Collected
+    from lodeset.pipeline.dag.decisions import Decision
     from lodeset.pipeline.dag.runner import Event
 
 Cells = Sequence[str]
@@ -84,19 +86,7 @@ class Project:
         from lodeset.infra.api import plan
 
         rows = plan(session.open_config(self.path, self.overrides, until, self.limit), fresh)
-        return Plan(
-            tuple(
-                Planned(
-                    stage=decision.stage.id,
-                    action="run" if decision.action == "wait" else decision.action,
-                    reason=decision.reason,
-                    images=estimate.images,
-                    seconds=None if decision.artifact else estimate.seconds,
-                    size_bytes=None if decision.artifact else estimate.size_bytes,
-                )
-                for decision, estimate in rows
-            )
-        )
+        return Plan.of(rows)
 
     def run(
         self,
@@ -308,6 +298,23 @@ class Plan(Sequence[Planned]):
     """What a run would do, stage by stage."""
 
     rows: tuple[Planned, ...]
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[Decision, Estimate]]) -> Plan:
+        """From what `infra.api.plan` returns."""
+        return cls(
+            tuple(
+                Planned(
+                    stage=decision.stage.id,
+                    action="run" if decision.action == "wait" else decision.action,
+                    reason=decision.reason,
+                    images=estimate.images,
+                    seconds=None if decision.artifact else estimate.seconds,
+                    size_bytes=None if decision.artifact else estimate.size_bytes,
+                )
+                for decision, estimate in rows
+            )
+        )
 
     @property
     def to_run(self) -> tuple[str, ...]:

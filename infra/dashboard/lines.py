@@ -78,7 +78,7 @@ class Line:
             return setting.now
         if not setting.low <= asked <= setting.high:
             raise LodesetError(
-                f"{setting.name}={asked:g}: the pairs that the run stored can tell from {setting.low:g} to {setting.high:g}"
+                f"the stored pairs can tell what {setting.name} does from {setting.low:g} to {setting.high:g}, not at {asked:g}"
             )
         return round(asked) if setting.step >= 1 else float(asked)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter
 
-from lodeset.infra.dashboard.pages import clusters, diff, duplicates, pictures, runs, training
+from lodeset.infra.dashboard.pages import clusters, commit, diff, duplicates, pictures, runs, training
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ PAGES: tuple[Page, ...] = (
     Page("duplicates", "Duplicates", "/duplicates", duplicates.router),
     Page("clusters", "Clusters", "/clusters", clusters.router),
     Page("training", "Training", "/training", training.router),
+    Page("commit", "Commit", "/commit", commit.router),
 )
 # Routes of pages that others link to.
 BELOW: tuple[APIRouter, ...] = (
