@@ -24,6 +24,8 @@ from lodeset.infra.dashboard.site import Site, TheSite
 from lodeset.infra.report import charts
 from lodeset.pipeline.algorithms.clusters import hierarchy
 from lodeset.pipeline.algorithms.clusters.points import Floats
+from lodeset.pipeline.dag.stage import read_as
+from lodeset.pipeline.specs import FitClustersDetails
 
 router = APIRouter()
 
@@ -106,8 +108,8 @@ def clusters(
         request,
         "clusters.html.jinja",
         number=number_of(data),
-        k=fitted.details["k"] if fitted is not None else len(sizes),
-        levels=fitted.details["levels"] if fitted is not None else [],
+        k=read_as(FitClustersDetails, fitted.details).k if fitted is not None else len(sizes),
+        levels=read_as(FitClustersDetails, fitted.details).levels if fitted is not None else [],
         sizes=sizes,
         balanced=balanced.rows.kept if balanced is not None else None,
         chart=_chart(sizes, scale == "log"),
