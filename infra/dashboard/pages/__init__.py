@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter
 
-from lodeset.infra.dashboard.pages import clusters, commit, diff, duplicates, pictures, runs, training
+from lodeset.infra.dashboard.pages import clusters, commit, diff, duplicates, pictures, retrieval, runs, training
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ PAGES: tuple[Page, ...] = (
     Page("runs", "Runs", "/", runs.router),
     Page("duplicates", "Duplicates", "/duplicates", duplicates.router),
     Page("clusters", "Clusters", "/clusters", clusters.router),
+    Page("retrieval", "Retrieval", "/retrieval", retrieval.router),
     Page("training", "Training", "/training", training.router),
     Page("commit", "Commit", "/commit", commit.router),
 )
