@@ -6,7 +6,17 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter
 
-from lodeset.infra.dashboard.pages import clusters, commit, diff, duplicates, pictures, retrieval, runs, training
+from lodeset.infra.dashboard.pages import (
+    clusters,
+    commit,
+    diff,
+    duplicates,
+    pictures,
+    retrieval,
+    runs,
+    shards,
+    training,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,7 @@ PAGES: tuple[Page, ...] = (
     Page("duplicates", "Duplicates", "/duplicates", duplicates.router),
     Page("clusters", "Clusters", "/clusters", clusters.router),
     Page("retrieval", "Retrieval", "/retrieval", retrieval.router),
+    Page("shards", "Shards", "/shards", shards.router),
     Page("training", "Training", "/training", training.router),
     Page("commit", "Commit", "/commit", commit.router),
 )
