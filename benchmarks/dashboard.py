@@ -45,7 +45,7 @@ def lodeset(*words: object) -> list[str]:
 def main(images: int, folder: Path) -> None:
     config = folder / "lodeset.yaml"
     if not config.exists():
-        for decided in (0, 1):
+        for decided in (None, 1):
             make(folder, images, decided=decided)
     print("| what | seconds |\n| --- | --- |")
     for run in (1, 2):

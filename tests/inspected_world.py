@@ -136,7 +136,6 @@ def make(
     vectors = {name: _embed(maker, name, ids[name], rng, width, part) for name in ids}
     if decided is not None:
         maker.seed, rng = decided, np.random.default_rng(decided)
-    rng, maker.seed = np.random.default_rng([seed, decided]), 1_000 * seed + decided
     masked = _filter(maker, ids["pool"], rng)
     kept = _dedup(maker, ids, masked, rng)
     _clusters(maker, kept, ids["pool"], vectors["pool"], rng, part)
