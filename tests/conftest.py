@@ -25,6 +25,7 @@ TOGETHER = {
     "test_demo": "whole",
     "test_kill": "whole",
     "test_cluster": "whole",
+    "test_dashboard": "whole",
     "test_curation": "world",
     "test_growth": "world",
 }
@@ -33,6 +34,7 @@ LONGEST = (
     "test_cluster",
     "test_kill",
     "test_demo",
+    "test_dashboard",
     "test_prune",
     "test_takedown",
     "test_object_store",
