@@ -11,6 +11,8 @@ from lodeset.infra.dashboard.pages import (
     commit,
     diff,
     duplicates,
+    images,
+    map,
     pictures,
     retrieval,
     runs,
@@ -39,6 +41,8 @@ class Page:
 PAGES: tuple[Page, ...] = (
     Page("runs", "Runs", "/", runs.router),
     Page("duplicates", "Duplicates", "/duplicates", duplicates.router),
+    Page("map", "Map", "/map", map.router),
+    Page("images", "Images", "/images", images.router),
     Page("clusters", "Clusters", "/clusters", clusters.router),
     Page("retrieval", "Retrieval", "/retrieval", retrieval.router),
     Page("shards", "Shards", "/shards", shards.router),

@@ -1,1 +1,0 @@
-export { checkSupport, createRegl, createRenderer, createSpatialIndex, default } from "regl-scatterplot";
