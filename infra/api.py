@@ -22,6 +22,7 @@ from lodeset.infra.gates.commands import rollback as rollback
 from lodeset.infra.looking.looking import held, title_of
 from lodeset.infra.looking.looking import now as now
 from lodeset.infra.looking.looking import report as report
+from lodeset.infra.looking.looking import report_text as report_text
 from lodeset.infra.looking.looking import status as status
 from lodeset.infra.looking.looking import summary as summary
 from lodeset.infra.looking.looking import table as table

@@ -166,9 +166,14 @@ class Project:
         rollback(self._looked(), run, by, why)
         return self.status()
 
-    def report(self, path: str | Path = "report.html", run: int | None = None) -> Path:
-        """Writes the report of the last finished run, one self-contained HTML page, and returns its path."""
-        return looking.report(self._looked(), path, run)
+    def report(self, path: str | Path = "report.html", run: int | None = None, compare: int | None = None) -> Path:
+        """Writes the report of the last finished run, one self-contained HTML page, and returns its path.
+
+        Args:
+            run: the number of another run.
+            compare: the number of a run that the page compares it with.
+        """
+        return looking.report(self._looked(), path, run, compare)
 
     def card(self, out: str | Path | None = None, run: int | None = None) -> Card:
         """Writes a Hugging Face dataset card and a Croissant file of the shards of the last finished run.

@@ -29,7 +29,7 @@ from lodeset.infra.cli.status import show_status, status_commands
 from lodeset.infra.cli.store import RunNumber, store_commands
 from lodeset.infra.cli.tables import composition_tree, show, show_composition
 from lodeset.infra.project import Project
-from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.errors import ConfigError, LodesetError
 
 app = typer.Typer(
     cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
@@ -267,14 +267,26 @@ def forget(
 @app.command()
 def report(
     config: ConfigPath,
-    to: Annotated[Path, typer.Option("--out", help="page to write")] = Path("report.html"),
+    to: Annotated[Path | None, typer.Option("--out", help="page to write [report.html]", show_default=False)] = None,
     number: RunNumber = None,
+    compare: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="RUN", help="show what differs from this run: funnel, settings, images"),
+    ] = None,
+    text: Annotated[bool, typer.Option("--text", help="print tables instead of writing a page")] = False,
     set_: Set = None,
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
     """Write one self-contained HTML page: funnel, examples with pictures, curves."""
-    page = _project(config, set_, limit).report(to, number)
+    if text:
+        if as_json or to is not None:
+            raise ConfigError("--text prints tables: leave out --json and --out, or leave out --text")
+        opened = api.open_store(config, tuple(set_ or ()), limit)
+        for line in api.report_text(opened, number, compare):
+            out.print(line)
+        return
+    page = _project(config, set_, limit).report(to or Path("report.html"), number, compare)
     if as_json:
         print_json({"path": str(page)})
     else:

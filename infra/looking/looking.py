@@ -11,11 +11,14 @@ from lodeset.infra.session import Opened
 from lodeset.pipeline.errors import LodesetError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from lodeset.infra.looking.held import Held
     from lodeset.infra.looking.now import Now
     from lodeset.infra.looking.rows import Listed
     from lodeset.infra.looking.story import Traced
     from lodeset.infra.looking.summary import Summary
+    from lodeset.infra.report.compared import Compared
     from lodeset.infra.upkeep.damage import Verified
     from lodeset.pipeline.dag.store import Artifact, Store
 
@@ -54,19 +57,59 @@ def now(opened: Opened) -> Now:
     return now(opened.store, opened.config.name, opened.config.ingest.limit)
 
 
-def report(opened: Opened, path: str | Path, run: int | None = None) -> Path:
-    """Writes one self-contained HTML page of the last finished run, or of `run`, and returns its path.
+def report(opened: Opened, path: str | Path, run: int | None = None, compare: int | None = None) -> Path:
+    """Writes one self-contained HTML page of the last finished run, or of `run`, and returns its path. With `compare`, the page
+    shows what differs from the run with that number.
 
     Raises:
-        LodesetError: nothing is finished and `path` has a page already, the store lacks a file that a manifest lists, or `path`
-            cannot be written.
+        LodesetError: nothing is finished and `path` has a page already, the store lacks a file that a manifest lists, `path`
+            cannot be written, or there is no such run to compare with.
     """
-    from lodeset.infra.report.render import write_report
+    from lodeset.infra.report.render import Beside, write_report
 
     shown = held(opened, run)
     if not shown.artifacts and Path(path).exists():
         raise LodesetError(f"no stage has finished in {opened.store.url}: {path} stays as it is; `lodeset run` first")
-    return write_report(opened.store, shown.stages(opened.stages), shown.artifacts, Path(path), title_of(opened))
+    beside = None
+    if compare is not None:
+        from lodeset.infra.report.compared import section
+
+        beside = Beside(section(comparison(opened, compare, run)), held(opened, compare).artifacts)
+    return write_report(
+        opened.store, shown.stages(opened.stages), shown.artifacts, Path(path), title_of(opened), beside
+    )
+
+
+def report_text(opened: Opened, run: int | None = None, compare: int | None = None) -> list[Table | str]:
+    """The report for terminals: headings and tables of the last finished run, or of `run`.
+
+    Raises:
+        LodesetError: the store lacks a file that a manifest lists, or there is no such run.
+    """
+    from lodeset.infra.report.collect import collect
+    from lodeset.infra.report.text import lines_of
+
+    shown = held(opened, run)
+    contents = collect(opened.store, shown.stages(opened.stages), shown.artifacts)
+    return lines_of(contents, comparison(opened, compare, run) if compare is not None else None)
+
+
+def comparison(opened: Opened, compare: int, run: int | None = None) -> Compared:
+    """The last finished run, or `run`, beside the run `compare`.
+
+    Raises:
+        LodesetError: there is no such run, or both are the same.
+    """
+    from lodeset.infra.report.compared import compared
+
+    shown, before = held(opened, run), held(opened, compare)
+    if shown.run is None:
+        raise LodesetError(
+            f"no run has finished in {opened.store.url}, so there is nothing to compare: `lodeset run` first"
+        )
+    if shown.run.number == compare:
+        raise LodesetError(f"run {compare} would be compared with itself: choose another --compare or --run")
+    return compared(opened, shown, before)
 
 
 def title_of(opened: Opened) -> str:

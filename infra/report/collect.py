@@ -74,7 +74,7 @@ def collect(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, A
     return Report(
         store=public(store.url),
         newest=max((a.created for a in artifacts.values()), default=0.0),
-        steps=tuple(_step(stage, artifacts.get(id_)) for id_, stage in stages.items()),
+        steps=tuple(step(stage, artifacts.get(id_)) for id_, stage in stages.items()),
         rejected=tuple(_rejected(store, artifacts)),
         dropped=_dropped(store, artifacts),
         scored=scored(store, stages, artifacts),
@@ -93,7 +93,8 @@ def collect(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, A
     )
 
 
-def _step(stage: Stage, artifact: Artifact | None) -> Step:
+def step(stage: Stage, artifact: Artifact | None) -> Step:
+    """A stage as the funnel shows it; `artifact` is None if it is not finished."""
     if artifact is None:
         return Step(stage.name, stage.set, False, 0, 0, {}, 0.0, {}, stage.config)
     rows = artifact.rows

@@ -46,7 +46,12 @@ FILTERS = {
 
 
 def write_report(
-    store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, Artifact], path: Path, title: str
+    store: Store,
+    stages: Mapping[str, Stage],
+    artifacts: Mapping[str, Artifact],
+    path: Path,
+    title: str,
+    beside: Beside | None = None,
 ) -> Path:
     """Write one self-contained HTML file, and return its path.
 
@@ -56,18 +61,39 @@ def write_report(
     Raises:
         LodesetError: a file that a manifest lists is missing in the store, or `path` cannot be written.
     """
-    return save(page_of(store, stages, artifacts, title), path)
+    return save(page_of(store, stages, artifacts, title, beside), path)
 
 
-def page_of(store: Store, stages: Mapping[str, Stage], artifacts: Mapping[str, Artifact], title: str) -> str:
+def page_of(
+    store: Store,
+    stages: Mapping[str, Stage],
+    artifacts: Mapping[str, Artifact],
+    title: str,
+    beside: Beside | None = None,
+) -> str:
     """The page of `write_report` as text.
 
     Raises:
         LodesetError: a file that a manifest lists is missing in the store.
     """
     report = collect(store, stages, artifacts)
-    sections = collected(Finished(store=store, stages=stages, artifacts=artifacts, report=report))
-    return render(report, sections, load(store, artifacts, pictured(sections), _max_pixels(stages)), title)
+    finished = Finished(store=store, stages=stages, artifacts=artifacts, report=report)
+    sections = collected(finished)
+    if beside is not None:
+        sections.insert(1, _collected(beside.section, finished))
+    found = load(store, artifacts, pictured(sections), _max_pixels(stages))
+    if beside is not None:
+        gone = [image_id for image_id, picture in found.items() if not picture.sets]
+        found |= load(store, beside.artifacts, gone, _max_pixels(stages))
+    return render(report, sections, found, title)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A section about another run, which comes after the funnel, and the artifacts of that run."""
+
+    section: Section
+    artifacts: Mapping[str, Artifact]
 
 
 @dataclass(frozen=True, kw_only=True)
