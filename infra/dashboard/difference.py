@@ -176,12 +176,14 @@ class Cause:
 
     Attributes:
         settings: what differs in its configuration, in words; empty if only what it reads differs.
-        reads: the stages that it reads and that differ, too.
+        reads: the stages that it read something else of.
+        alike: whether both runs have the same result of it nevertheless.
     """
 
     stage: str
     settings: tuple[str, ...]
     reads: tuple[str, ...]
+    alike: bool = False
 
 
 def causes(before: Mapping[str, Artifact], after: Mapping[str, Artifact]) -> list[Cause]:
@@ -196,14 +198,7 @@ def causes(before: Mapping[str, Artifact], after: Mapping[str, Artifact]) -> lis
         if id_ not in changed:
             continue
         old, new = before.get(id_), after.get(id_)
-        made_from = (old, new)
-        reads = {
-            told["stage"]
-            for one in made_from
-            if one is not None
-            for role, told in one.inputs.items()
-            if role != PREVIOUS and told.get("stage") in changed
-        }
+        reads = _changed_inputs(old, new)
         settings: tuple[str, ...]
         if old is None:
             settings = ("only in the later run",)
@@ -215,8 +210,21 @@ def causes(before: Mapping[str, Artifact], after: Mapping[str, Artifact]) -> lis
             settings = tuple(_plain(id_, one) for one in words)
             if not settings and not reads:
                 settings = ("made again from other files",)
-        found.append(Cause(id_, settings, tuple(sorted(reads))))
+        alike = old is not None and new is not None and bool(old.content) and old.content == new.content
+        found.append(Cause(id_, settings, tuple(sorted(reads)), alike))
     return found
+
+
+def _changed_inputs(old: Artifact | None, new: Artifact | None) -> set[str]:
+    """The stages that a stage read something else of. What it only goes on from is none of them."""
+    told = [
+        {role: (one["stage"], one.get("identity")) for role, one in (made.inputs if made else {}).items()}
+        for made in (old, new)
+    ]
+    if old is None or new is None:
+        return set()
+    roles = {role for role in {**told[0], **told[1]} if role != PREVIOUS and told[0].get(role) != told[1].get(role)}
+    return {of[role][0] for of in told for role in roles if role in of}
 
 
 def _plain(stage: str, words: str) -> str:
@@ -226,7 +234,7 @@ def _plain(stage: str, words: str) -> str:
 
 
 def responsible(causes_: Sequence[Cause], deciding: Iterable[str], made: Mapping[str, Artifact]) -> list[Cause]:
-    """Those with settings of their own on which one of the deciding stages depends."""
+    """Those with settings of their own, and another result, on which one of the deciding stages depends."""
     wanted, left = set[str](), list(deciding)
     while left:
         id_ = left.pop()
@@ -235,7 +243,7 @@ def responsible(causes_: Sequence[Cause], deciding: Iterable[str], made: Mapping
         wanted.add(id_)
         if id_ in made:
             left += [told["stage"] for role, told in made[id_].inputs.items() if role != PREVIOUS and told.get("stage")]
-    return [cause for cause in causes_ if cause.settings and cause.stage in wanted]
+    return [cause for cause in causes_ if cause.settings and not cause.alike and cause.stage in wanted]
 
 
 def deciding(was: str, now: str, droppers: Mapping[str, str]) -> str:

@@ -68,7 +68,9 @@ def _compared(compared: Compared) -> Iterator[tuple[str, Table]]:
     table = _table("stage", "what was set differently", left=2)
     for cause in compared.causes:
         if cause.settings:
-            table.add_row(escape(cause.stage), escape("; ".join(cause.settings)))
+            table.add_row(
+                escape(cause.stage), escape("; ".join(cause.settings) + " (with the same result)" * cause.alike)
+            )
     yield "Settings that differ", table
     table = _table("images that", "number")
     for changed in compared.changed:

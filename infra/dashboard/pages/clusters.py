@@ -148,10 +148,10 @@ def cluster(
     )
     at_ends = [
         data.rows(
-            f"SELECT * FROM by_cluster WHERE cluster = ? ORDER BY centroid_similarity {way}, image_id LIMIT {SHOWN}",
+            f"SELECT * FROM by_cluster WHERE cluster = ? ORDER BY centroid_similarity {way}, image_id LIMIT {count}",
             [cluster],
         )
-        for way in ("DESC", "")
+        for way, count in (("DESC", SHOWN), ("", max(0, min(SHOWN, own.images - SHOWN))))
     ]
     return render.page(
         request,
@@ -160,7 +160,7 @@ def cluster(
         own=own,
         path=_path(data, cluster),
         nearest=[_drawn(site, row, run) for row in at_ends[0]],
-        farthest=[_drawn(site, row, run) for row in at_ends[1]] if own.images > SHOWN else [],
+        farthest=[_drawn(site, row, run) for row in at_ends[1]],
         shown=SHOWN,
         neighbors=_neighbors(site, data, cluster, run),
         queries=_queries(site, data, members, run),

@@ -113,6 +113,14 @@ def test_causes_are_the_settings_upstream(runs: tuple[Opened, Data, Data]) -> No
     only = [told["dedup/pool"]]
     assert responsible(list(told.values()), ["dedup/pool"], new)[-1:] == only
     assert told["dedup/pool"] not in responsible(list(told.values()), ["filter/pool"], new)
+    # A stage with the same result explains nothing.
+    new["dedup/pool"] = replace(new["dedup/pool"], content=old["dedup/pool"].content)
+    alike = next(cause for cause in causes(old, new) if cause.stage == "dedup/pool")
+    assert alike.alike and alike.settings
+    assert alike not in responsible(causes(old, new), ["dedup/pool"], new)
+    del new["retrieve/all"]
+    gone = {cause.stage: cause.settings for cause in causes(old, new)}
+    assert gone["retrieve/all"] == ("only in the earlier run",)
     assert deciding("near", "in_shard", {"near": "dedup", "in_shard": ""}) == "dedup/pool"
     assert deciding("not_selected", "in_shard", {"not_selected": "retrieve"}) == "retrieve/all"
     assert deciding(ABSENT, "near", {"near": "dedup"}) == "ingest/pool"
