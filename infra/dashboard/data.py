@@ -33,6 +33,7 @@ from lodeset.pipeline.stages.inspect.graph import InspectDetails, InspectSpec
 
 MEMORY_MB = 512  # of DuckDB
 STATEMENT_S = 10.0
+BATCH = 65_536  # rows that are read at once for exports
 GROUPS = 256  # row groups of thumbnails in memory, of about 100 kB
 
 TABLES = ("inspected", "by_cluster")
@@ -174,6 +175,14 @@ class Data:
         """The image_ids of rows."""
         found: list[str] = np.char.decode(self._ids[rows], "ascii").tolist()
         return found
+
+    def batches(self, names: list[str]) -> Iterator[tuple[pa.RecordBatch, int]]:
+        """The rows of `inspected` in order, some at a time, with the number of the first of them."""
+        start = 0
+        with pq.ParquetFile(self._files["inspected"]) as file:
+            for batch in file.iter_batches(BATCH, columns=names):
+                yield batch, start
+                start += batch.num_rows
 
     # -- thumbnails
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -48,6 +48,42 @@ def edited(text: str, path: Path, value: float) -> str:
     if not agrees:
         raise _refused(path, "the file is written in a way that a small edit cannot keep")
     return after
+
+
+def extended(text: str, path: Path, item: Mapping[str, Any] | str) -> str:
+    """The text with one more item at the end of the list at `path`, such as `("by_hand", "drop")`.
+
+    Raises:
+        PatchError: the file says this list in a way that an edit of one place cannot change alone.
+        ConfigError: the text is not valid YAML.
+    """
+    before = parsed(text, "the configuration")
+    now = _at(before, path)
+    if now is not None and not isinstance(now, list):
+        raise _refused(path, "it is not a list")
+    after = _Editor(text).append(path, _in_a_line(item))
+    expected = _with_item(before if isinstance(before, dict) else {}, path, item)
+    try:
+        agrees = parsed(after, "the patched configuration") == expected
+    except ConfigError:
+        agrees = False
+    if not agrees:
+        raise _refused(path, "the file is written in a way that a small edit cannot keep")
+    return after
+
+
+def _with_item(tree: Mapping[str, Any], path: Path, item: Any) -> dict[str, Any]:
+    key, *rest = path
+    below = tree.get(key)
+    if rest:
+        return {**tree, key: _with_item(below if isinstance(below, dict) else {}, rest, item)}
+    return {**tree, key: [*(below or ()), item]}
+
+
+def _in_a_line(item: Mapping[str, Any] | str) -> str:
+    """An item as YAML of one line."""
+    text: str = yaml.safe_dump(item, default_flow_style=True, sort_keys=False, width=10**6)
+    return text.removesuffix("...\n").strip()
 
 
 def written(value: float) -> str:
@@ -121,6 +157,27 @@ class _Editor:
                 return self._added(node, path, depth, value)
             node = found
         return self._replaced(node, path, value)
+
+    def append(self, path: Path, item: str) -> str:
+        node = self.root
+        for key in path:
+            if isinstance(node, yaml.MappingNode):
+                node = next((child for name, child in node.value if name.value == key), None)
+            else:
+                node = None
+            if node is not None and id(node) in self.shared:
+                raise _refused(path, "an anchor (`&` or `*`) shares it with another place")
+        if not isinstance(node, yaml.SequenceNode):
+            return self.set(path, f"[{item}]")
+        if node.flow_style:
+            end = node.end_mark.index - 1  # its bracket
+            while self.text[end - 1] in " \t\r\n,":
+                end -= 1
+            return self._with(end, end, f", {item}" if node.value else item)
+        at = _end(node)
+        if at is None:
+            raise _refused(path, "its last item spans several lines")
+        return self._line_after(at, " " * node.start_mark.column + f"- {item}" + self.newline)
 
     def _replaced(self, node: yaml.Node, path: Path, value: str) -> str:
         """The value of a key that is there."""

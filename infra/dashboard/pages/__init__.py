@@ -11,7 +11,9 @@ from lodeset.infra.dashboard.pages import (
     commit,
     diff,
     duplicates,
+    export,
     images,
+    lists,
     map,
     pictures,
     retrieval,
@@ -53,4 +55,6 @@ PAGES: tuple[Page, ...] = (
 BELOW: tuple[APIRouter, ...] = (
     diff.router,
     pictures.router,
+    export.router,
+    lists.router,
 )

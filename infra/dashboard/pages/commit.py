@@ -13,6 +13,7 @@ from fastapi import APIRouter, HTTPException, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from lodeset.infra import api, dag
+from lodeset.infra.config import Config
 from lodeset.infra.dashboard import render
 from lodeset.infra.dashboard.chosen import TheData
 from lodeset.infra.dashboard.data import Data
@@ -79,11 +80,11 @@ def commit(
         problem=problem,
         apply=shlex.join(["patch", str(links.site.opened.path), _file_name(setting, value)]),
         key=f"dedup.{setting}",
-        options=_options(links.site.opened, f"dedup.{setting}={written(value)}" if problem else ""),
+        options=options_of(links.site.opened, f"dedup.{setting}={written(value)}" if problem else ""),
         now=found.counts(found.setting.now),
         then=found.counts(value),
         changed=told,
-        warnings=_warnings(links, data),
+        warnings=warnings_of(links, data),
         sides={
             name: _side(links, found, told, name, start, {"leave": leave, "back": back}, value)
             for name, start in (("leave", leave), ("back", back))
@@ -103,7 +104,7 @@ def configuration(links: TheLinks, data: TheData, setting: Name, value: Value) -
         raise HTTPException(409, problem)
     if not text:
         raise HTTPException(404, f"The configuration has dedup.{setting} {written(value)} already.")
-    return Response(text, media_type="text/x-diff", headers=_attached(_file_name(setting, value)))
+    return Response(text, media_type="text/x-diff", headers=attached(_file_name(setting, value)))
 
 
 @router.get("/commit/{side}.txt")
@@ -121,7 +122,7 @@ def ids(data: TheData, side: str, setting: Name, value: Value) -> Response:
                 yield "".join(f"{one}\n" for one in chunk[start : start + 10_000].to_pylist())
 
     name = f"{side}-{setting}-{written(value)}.txt"
-    return StreamingResponse(lines(), media_type="text/plain; charset=utf-8", headers=_attached(name))
+    return StreamingResponse(lines(), media_type="text/plain; charset=utf-8", headers=attached(name))
 
 
 @router.get("/commit/plan")
@@ -142,11 +143,11 @@ def _file_name(setting: str, value: float) -> str:
     return f"{setting}-{written(value)}.patch"
 
 
-def _attached(name: str) -> dict[str, str]:
+def attached(name: str) -> dict[str, str]:
     return {"Content-Disposition": f'attachment; filename="{name}"'}
 
 
-def _options(opened: Opened, override: str) -> list[str]:
+def options_of(opened: Opened, override: str) -> list[str]:
     """What `plan` and `run` need besides the configuration."""
     limit = opened.config.ingest.limit
     return [
@@ -167,7 +168,7 @@ def _patch(opened: Opened, setting: str, value: float) -> tuple[str, str]:
         return "", str(error)
 
 
-def _warnings(links: Links, data: Data) -> list[str]:
+def warnings_of(links: Links, data: Data) -> list[str]:
     """Why the next run may change more than the page says."""
     opened, held = links.site.opened, data.inspected.held
     found = []
@@ -215,20 +216,23 @@ class Priced:
 
 
 def _priced(opened: Opened, setting: str, value: float) -> Priced:
+    dedup = opened.config.dedup.model_copy(update={setting: value})
+    return priced(opened, opened.config.model_copy(update={"dedup": dedup}))
+
+
+def priced(opened: Opened, config: Config) -> Priced:
+    """What the next run would do with another configuration."""
+
+    def plan() -> Plan:
+        stages = closure(dag.build(config), None)
+        return Plan.of(api.plan(replace(opened, config=config, stages=stages, missing=(), ids=tuple(stages))))
+
     try:
-        return Priced(within(PLAN_S, lambda: Plan.of(api.plan(_with(opened, setting, value)))))
+        return Priced(within(PLAN_S, plan))
     except TimeoutError:
         return Priced(None, f"Planning took longer than {PLAN_S:g} s. The command below does it without a limit.")
     except LodesetError as error:
         return Priced(None, f"The next run cannot be planned here: {error}")
-
-
-def _with(opened: Opened, setting: str, value: float) -> Opened:
-    """The configuration with the value instead of its own."""
-    dedup = opened.config.dedup.model_copy(update={setting: value})
-    config = opened.config.model_copy(update={"dedup": dedup})
-    stages = closure(dag.build(config), None)
-    return replace(opened, config=config, stages=stages, missing=(), ids=tuple(stages))
 
 
 _AT_WORK = threading.Semaphore(2)

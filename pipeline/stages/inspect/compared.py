@@ -76,8 +76,9 @@ def _images(store: Store, inputs: Mapping[str, Artifact], sets: Mapping[str, str
             area[nodes] = some["width"].to_numpy().astype(np.int64) * some["height"].to_numpy()
             for column in ("detail", "sharpness", "quality"):
                 measured[column][nodes] = pc.fill_null(some[column], 0.0).to_numpy()
-            thumbnails = np.frombuffer(b"".join(some["thumbnail"].to_pylist()), np.uint8).reshape(len(rows), -1)
-            measured["contrast"][nodes] = thumbnails.var(axis=1) if len(rows) else 0.0
+            if len(rows):
+                thumbnails = np.frombuffer(b"".join(some["thumbnail"].to_pylist()), np.uint8).reshape(len(rows), -1)
+                measured["contrast"][nodes] = thumbnails.var(axis=1)
         for file in artifact.tables.get("metadata", ()):
             table = store.table([file], ["image_id", *SAID], records.METADATA)
             those = fixed(table["image_id"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lodeset.infra.dashboard.patches import PatchError, edited, patch
+from lodeset.infra.dashboard.patches import PatchError, edited, extended, patch
 
 KEY = ("dedup", "min_score")
 
@@ -85,3 +85,47 @@ def test_a_value_that_is_there_needs_no_patch() -> None:
 def test_numbers_are_written_without_exponents() -> None:
     assert edited("dedup: {min_score: 4}\n", KEY, 0.0001) == "dedup: {min_score: 0.0001}\n"
     assert edited("dedup: {phash_distance: 4}\n", ("dedup", "phash_distance"), 2) == "dedup: {phash_distance: 2}\n"
+
+
+# -- lists
+
+LISTS = {
+    "no section": ("pool: x\n", "pool: x\nby_hand:\n  drop: [lists/a.txt]\n"),
+    "section without it": ("by_hand:\n  keep: [k.txt]\n", "by_hand:\n  keep: [k.txt]\n  drop: [lists/a.txt]\n"),
+    "flow": ("by_hand: {drop: [x.txt]} # mine\n", "by_hand: {drop: [x.txt, lists/a.txt]} # mine\n"),
+    "flow with a last comma": ("by_hand:\n  drop: [x.txt, ]\n", "by_hand:\n  drop: [x.txt, lists/a.txt, ]\n"),
+    "empty flow": ("by_hand: {drop: []}\n", "by_hand: {drop: [lists/a.txt]}\n"),
+    "block": (
+        "by_hand:\n  drop:\n  - x.txt  # blurred\n# all\npool: x\n",
+        "by_hand:\n  drop:\n  - x.txt  # blurred\n  - lists/a.txt\n# all\npool: x\n",
+    ),
+    "deeper block": ("by_hand:\n  drop:\n    - x.txt", "by_hand:\n  drop:\n    - x.txt\n    - lists/a.txt\n"),
+    "no value": ("by_hand:\n  drop:\n", "by_hand:\n  drop: [lists/a.txt]\n"),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), LISTS.values(), ids=LISTS)
+def test_a_list_gets_one_more_item(text: str, expected: str) -> None:
+    assert extended(text, ("by_hand", "drop"), "lists/a.txt") == expected
+
+
+def test_an_item_can_be_a_section() -> None:
+    item = {"name": "birds", "pool_ids": "lists/birds.txt", "retrieve": {"mode": "sample", "k": 4}}
+    text = "curated:\n- name: cats\n  uri: cats/\n  retrieve:\n    mode: sample  # four\npool: x\n"
+    after = extended(text, ("curated",), item)
+    assert yaml.safe_load(after)["curated"][1] == item and after.startswith(text[: text.index("pool")])
+    assert yaml.safe_load(extended("pool: x\n", ("curated",), item)) == {"pool": "x", "curated": [item]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x: &l [a]\nby_hand: {drop: *l}\n",
+        "by_hand: {drop: x.txt}\n",
+        "by_hand: x\n",
+        "by_hand:\n  drop:\n  - >\n   a\n",
+    ],
+)
+def test_a_list_that_one_edit_cannot_extend_is_refused(text: str) -> None:
+    with pytest.raises(PatchError, match=r"by_hand"):
+        extended(text, ("by_hand", "drop"), "lists/a.txt")

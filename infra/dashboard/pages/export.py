@@ -1,0 +1,42 @@
+"""Downloads of a selection."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response, StreamingResponse
+
+from lodeset.infra.dashboard import exporting
+from lodeset.infra.dashboard.chosen import TheData, number_of
+from lodeset.infra.dashboard.site import TheSite
+from lodeset.infra.dashboard.views import selection_of, view
+
+router = APIRouter()
+
+
+@router.get("/export")
+def export(
+    request: Request,
+    site: TheSite,
+    data: TheData,
+    format_: Annotated[Literal["ids", "csv", "parquet", "fiftyone"], Query(alias="format")] = "ids",
+    name: Annotated[str, Query(max_length=80)] = "",
+) -> Response:
+    """The images of a selection as a file."""
+    selection = selection_of(request)
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or f"run-{number_of(data)}-images"
+    if format_ == "ids":
+        link = view(site, "/images", selection, run=number_of(data))
+        return _file(
+            StreamingResponse(exporting.list_of_ids(data, selection, link), media_type="text/plain; charset=utf-8"),
+            f"{stem}.txt",
+        )
+    make, kind, end = exporting.FORMATS[format_]
+    return _file(StreamingResponse(make(data, selection), media_type=kind), f"{stem}.{end}")
+
+
+def _file(answer: Response, name: str) -> Response:
+    answer.headers["Content-Disposition"] = f'attachment; filename="{name}"'
+    return answer

@@ -1,0 +1,123 @@
+"""A selection becomes a list by hand, and the next run does what the page said."""
+
+from __future__ import annotations
+
+import html
+import re
+import shlex
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from builders import id_of, picture, write_folder
+from commands import by_image, entries, lodeset
+from dashboard_client import browsing, shown
+from fastapi.testclient import TestClient
+from inline import in_one_process
+
+from lodeset.infra import api
+from lodeset.infra.dashboard.data import Data, opened
+from lodeset.infra.dashboard.making import inspect
+from lodeset.infra.dashboard.selection import inside, polygon
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestClient, Data]]:
+    with shown(tmp_path_factory.mktemp("inspected")) as made:
+        yield made
+
+
+def ids_on(text: str) -> list[str]:
+    return re.findall(r'data-title="([0-9a-f]{32})"', text)
+
+
+def test_exactly_the_pictured_images_are_in_the_list(world: tuple[TestClient, Data]) -> None:
+    client, data = world
+    pool = data.rows("SELECT * FROM inspected WHERE set = 'pool' AND label = 'class-3' ORDER BY image_id")
+    text = client.get("/commit/list?as=drop&label=class-3").text
+    counts = Counter(row["outcome"] for row in pool)
+    assert f"<b>{len(pool)}</b><span>images in the list</span>" in text
+    leaving = sum(counts[name] for name in ("in_shard", "not_selected"))
+    assert f"<b>{leaving}</b><span>kept until now, so they leave</span>" in text
+    ids = client.get("/commit/list/ids.txt?as=drop&label=class-3").text.splitlines()[2:]
+    assert ids == [row["image_id"] for row in pool] == ids_on(text)
+    keep = client.get("/commit/list?as=keep&label=class-3").text
+    assert f"<b>{len(pool) - leaving}</b><span>dropped until now, so they come back</span>" in keep
+    dropped = {row["image_id"] for row in pool}
+    copies = data.rows("SELECT * FROM inspected WHERE dropped_by = 'dedup' AND set = 'pool'")
+    coming = sum(row["matched_id"] in dropped and row["image_id"] not in dropped for row in copies)
+    assert f"<b>{coming}</b><span>copies of these were dropped</span>" in text
+
+
+def test_other_sets_have_no_lists(world: tuple[TestClient, Data]) -> None:
+    client, _ = world
+    assert "no image of the pool" in client.get("/commit/list?set=flowers").text
+    assert client.get("/commit/list/ids.txt?set=flowers").status_code == 404
+    both = client.get("/commit/list?set=flowers&set=pool").text
+    assert "<b>6</b><span>selected images of other sets</span>" in both
+    for wrong in ("name=../x", "name=a%22b", "as=other", "name=" + "a" * 61):
+        assert client.get(f"/commit/list?{wrong}").status_code == 422
+
+
+def test_a_curated_set_is_one_more_section(world: tuple[TestClient, Data]) -> None:
+    client, data = world
+    config = data.inspected.held
+    assert config.run is not None
+    patch = client.get("/commit/list/configuration.patch?as=curated&name=birds&cluster=1").text
+    (added,) = [line[1:] for line in patch.splitlines() if line.startswith("+") and not line.startswith("+++")]
+    assert yaml.safe_load(added) == [
+        {"name": "birds", "pool_ids": "lists/birds.txt", "include": True, "retrieve": {"mode": "sample", "k": 4}}
+    ]
+
+
+# -- a run
+
+CONFIG = """store: ./runs
+pool: [pool/]   # all of them
+filter: {min_side: 32}
+dedup: {threshold: 0.99, reference_threshold: 0.99, verify: none}
+embed: {semantic: {kind: patch_dictionary, words: 8}}
+"""
+
+
+def test_what_is_drawn_around_on_the_map_leaves_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lasso, list, patch, run: exactly these images leave, and `trace` says that a person decided."""
+    folder, config = tmp_path / "data", tmp_path / "data" / "c.yaml"
+    write_folder(folder / "pool", [(f"{n}.png", picture(n, width=64, height=64)) for n in range(14)])
+    config.write_text(CONFIG)
+    with in_one_process():
+        lodeset("run", config, "--until", "retrieve")
+        open_ = api.open_store(config)
+        made = inspect(open_, lambda event: None)
+        with opened(open_.store, made) as data, browsing(open_, data) as client:
+            x, y = data.column("x"), data.column("y")
+            middle = float(np.median(x))
+            lasso = f"-9,-9;{middle},-9;{middle},9;-9,9"
+            drawn = inside(polygon(lasso), x, y)
+            asked = {"as": "drop", "name": "left-half", "lasso": lasso}
+            page = client.get("/commit/list", params=asked).text
+            assert 3 < drawn.sum() < 11 and f"<b>{drawn.sum()}</b><span>images in the list" in page
+            planned = client.get("/commit/list/plan", params=asked).text
+            assert f"by_hand.drop is new: {drawn.sum()} ids" in planned
+            downloads = tmp_path / "downloads"
+            downloads.mkdir()
+            for path, name in (("ids.txt", "left-half.txt"), ("configuration.patch", "left-half.patch")):
+                answer = client.get(f"/commit/list/{path}", params=asked)
+                assert answer.headers["content-disposition"] == f'attachment; filename="{name}"'
+                (downloads / name).write_bytes(answer.content)
+        commands = [html.unescape(one) for one in re.findall(r'aria-label="command">([^<]+)</pre>', page)]
+        for command in commands[:2]:  # the ones that put the list and the patch where they belong
+            subprocess.run(shlex.split(command), cwd=downloads, check=True, capture_output=True, timeout=20)
+        assert config.read_text() == CONFIG + "by_hand:\n  drop: [lists/left-half.txt]\n"
+        before = set(by_image(entries(config)["retrieve/all"], "selected"))
+        lodeset("run", config, "--until", "retrieve")
+    after = entries(config)
+    gone = before - set(by_image(after["retrieve/all"], "selected"))
+    assert gone == set(ids_on(page)) == set(by_image(after["filter/pool"], "filtered"))
+    assert before <= {id_of(picture(n, width=64, height=64)) for n in range(14)}
+    told = lodeset("trace", config, min(gone))[0]
+    assert "dropped by hand (list left-half.txt)" in " ".join(told.split())
