@@ -14,7 +14,8 @@ import pytest
 import torch
 import yaml
 from builders import picture
-from commands import entries
+from commands import entries, typed
+from inline import in_one_process
 from runs import Run
 
 from lodeset.pipeline.engines.ray import cores, map_with_state
@@ -58,7 +59,8 @@ def test_a_run_with_two_embedders(tmp_path: Path) -> None:
 
     tree["embed"]["dedup"] = {"kind": "huggingface", "model": "export", "pooling": "mean"}
     config.write_text(yaml.safe_dump(tree))
-    code, err = Run(("run", config, "--until", "cluster")).start().wait()
+    with in_one_process():
+        code, _, err = typed("run", config, "--until", "cluster")
     assert code == 0, err
     second = entries(config)
     assert second["embed/pool"]["manifest"] == first["embed/pool"]["manifest"]

@@ -42,7 +42,7 @@ class FitMapSpec:
 class InspectSpec:
     """`sets` maps each ingested set to the part that it plays: pool, reference, included, curated or target."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     sets: Mapping[str, str]
 
 

@@ -124,7 +124,7 @@ def _rows(
 
 
 # One row for each image of a set. What has happened last to an image of the pool, or of an included set, is its outcome; the images of
-# other sets have their set's part as one.
+# other sets have the part that their set plays.
 _SET = """
 WITH place AS (SELECT DISTINCT ON (image_id) image_id, uri, member, "offset" FROM places ORDER BY image_id, n),
 drawn AS (SELECT DISTINCT ON (image_id) image_id, file, "row" FROM pictured ORDER BY image_id, file),
@@ -141,7 +141,7 @@ judged AS (SELECT d.*, s.size FROM duplicates d LEFT JOIN sizes s USING (group_i
 SELECT i.image_id, $set AS set,
     CASE
         WHEN f.reason IS NOT NULL AND $role = 'pool' THEN f.reason
-        WHEN $role NOT IN ('pool', 'included') THEN $role
+        WHEN $role NOT IN ('pool', 'included') THEN $role || '_set'
         WHEN NOT $embedded THEN 'not_embedded'
         WHEN v.image_id IS NULL THEN 'no_vector'
         WHEN NOT $deduplicated THEN 'embedded'

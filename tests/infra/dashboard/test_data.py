@@ -60,7 +60,7 @@ def test_every_image_has_a_row_with_what_became_of_it(world: tuple[Opened, Data]
     assert {r["group_id"]: r["group_size"] for r in pool.values() if r["group_id"]} == {
         g: n for g, n in sizes.items() if n > 1
     }
-    assert Counter(r["outcome"] for r in found_rows if r["set"] != "pool") == {"reference": 4, "curated": 6}
+    assert Counter(r["outcome"] for r in found_rows if r["set"] != "pool") == {"reference_set": 4, "curated_set": 6}
     values, codes = data.codes("outcome")
     assert [values[code] for code in codes] == [r["outcome"] for r in found_rows]
 
