@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 from urllib.parse import urlencode
@@ -83,13 +84,13 @@ def refusal(templates: Environment, scope: Any, status: int, told: str) -> Respo
 
 
 def _html(templates: Environment, scope: Any, template: str, status: int, values: dict[str, Any]) -> HTMLResponse:
-    from lodeset.infra.dashboard.pages import PAGES
+    from lodeset.infra.dashboard.pages import HOMES, PAGES
 
     request = Request(scope)
     theme = request.cookies.get(THEME_COOKIE)
     shared = {
         "pages": PAGES,
-        "here": _here(request, PAGES),
+        "here": _here(request, PAGES, HOMES),
         "run": _run(request),
         "theme": theme if theme in THEMES else None,
     }
@@ -102,8 +103,8 @@ def _run(request: Request) -> int | None:
     return int(given) if given.isascii() and given.isdecimal() and len(given) < 10 else None
 
 
-def _here(request: Request, pages: Any) -> str:
+def _here(request: Request, pages: Any, homes: Mapping[str, str]) -> str:
     """The id of the page of the navigation that this address belongs to."""
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     below = [one for one in pages if path == one.path or (one.path != "/" and path.startswith(f"{one.path}/"))]
-    return str(max(below, key=lambda one: len(one.path)).id) if below else ""
+    return str(max(below, key=lambda one: len(one.path)).id) if below else homes.get(path, "")

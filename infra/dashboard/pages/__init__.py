@@ -58,3 +58,5 @@ BELOW: tuple[APIRouter, ...] = (
     export.router,
     lists.router,
 )
+# Addresses below no page of the navigation -> the page that they belong to.
+HOMES = {"/diff": "runs"}

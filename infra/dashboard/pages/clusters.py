@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fastapi import APIRouter, HTTPException, Path, Query, Request
 from markupsafe import Markup
+from numpy.typing import NDArray
 from starlette.responses import Response
 
 from lodeset.infra.dashboard import render
@@ -22,8 +23,6 @@ from lodeset.infra.dashboard.gallery import Thumb, thumb_of
 from lodeset.infra.dashboard.selection import Selection, by_ids
 from lodeset.infra.dashboard.site import Site, TheSite
 from lodeset.infra.report import charts
-from lodeset.pipeline.algorithms.clusters import hierarchy
-from lodeset.pipeline.algorithms.clusters.points import Floats
 from lodeset.pipeline.dag.stage import read_as
 from lodeset.pipeline.specs import FitClustersDetails
 
@@ -197,7 +196,7 @@ def _samples(site: Site, data: Data, numbers: Sequence[int], run: int | None) ->
 # -- centroids
 
 
-def _levels(data: Data) -> list[Floats]:
+def _levels(data: Data) -> list[NDArray[np.float32]]:
     """The centroids of every level, the lowest first, left in their files until they are read."""
     fitted = data.artifact("fit_clusters/pool")
     if fitted is None:
@@ -205,19 +204,12 @@ def _levels(data: Data) -> list[Floats]:
     return [np.load(data.path_of(file), mmap_mode="r", allow_pickle=False) for file in fitted.tables["centroids"]]
 
 
-@functools.lru_cache(maxsize=4)
-def _parents(data: Data) -> list[Any]:
-    return hierarchy.parents([np.asarray(level) for level in _levels(data)])
-
-
 def _path(data: Data, cluster: int) -> list[int]:
     """The numbers of the clusters above this one, the top level first; empty if there is one level."""
-    fitted = data.artifact("fit_clusters/pool")
-    if fitted is None or len(fitted.tables["centroids"]) < 2:
-        return []
+    levels = _levels(data)
     path, at = [], cluster
-    for above in _parents(data):
-        at = int(above[at])
+    for own, above in pairwise(levels):  # each centroid belongs to the nearest one of the level above
+        at = int(np.argmin((above * above).sum(axis=1) - 2 * (above @ own[at])))
         path.append(at)
     return path[::-1]
 

@@ -26,12 +26,13 @@ from lodeset.pipeline.specs import RetrieveDetails
 router = APIRouter()
 
 PAGE, STRIP = 12, 8  # queries on a page, and hits of each
-HITS = 200  # on the page of a query
+HITS = 120  # on the page of a query
 BESIDE = 18  # images of a cluster that were not drawn
 BINS = 20
 
 RunNumber = Annotated[int | None, Query(ge=1)]
 ImageId = Annotated[str, Path(pattern=rf"^[0-9a-f]{{{ID_HEX_DIGITS}}}$")]
+_SHOWN = ("image_id", "set", "outcome", "label", "cluster", "picture_row")
 _MARKS = {
     "taken": "keeper",
     "collision": "dropped",
@@ -106,11 +107,12 @@ def query(
 ) -> Response:
     """One query: what it found, and what became of each."""
     artifact = retrieval.artifact_of(data, name)
-    image = next(iter(_rows(data, [query_id]).values()), None)
-    if image is None:
-        raise HTTPException(404, f"Run {number_of(data)} has no image {query_id}.")
     found, hits = retrieval.hits(data, name, [query_id], HITS)[query_id]
-    clusters = sorted({row["cluster"] for row in _rows(data, [hit.image_id for hit in hits]).values()} - {None})
+    rows = _rows(data, [query_id, *(hit.image_id for hit in hits)])
+    if query_id not in rows:
+        raise HTTPException(404, f"Run {number_of(data)} has no image {query_id}.")
+    image = rows[query_id]
+    clusters = sorted({rows[hit.image_id]["cluster"] for hit in hits if hit.image_id in rows} - {None})
     by_cluster = artifact.config.get("mode") == "cluster"
     beside = _not_drawn(site, data, clusters[0], run) if by_cluster and len(clusters) == 1 else None
     return render.page(
@@ -125,7 +127,7 @@ def query(
         config=artifact.config,
         found=found,
         states={state: sum(hit.state == state for hit in hits) for state in dict.fromkeys(hit.state for hit in hits)},
-        hits=_thumbs(site, data, name, hits, run),
+        hits=_thumbs(site, rows, name, hits, run),
         shown=HITS,
         cluster=clusters[0] if by_cluster and len(clusters) == 1 else None,
         beside=beside,
@@ -162,7 +164,7 @@ def _histogram(data: Data, name: str) -> Markup:
 
 
 def _rows(data: Data, ids: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    return {row["image_id"]: row for row in by_ids(data, ids)}
+    return {row["image_id"]: row for row in by_ids(data, ids, _SHOWN)}
 
 
 def _strips(site: Site, data: Data, name: str, ids: Sequence[str], run: int | None) -> list[Strip]:
@@ -181,9 +183,10 @@ def _strips(site: Site, data: Data, name: str, ids: Sequence[str], run: int | No
     ]
 
 
-def _thumbs(site: Site, data: Data, name: str, hits: Sequence[Hit], run: int | None) -> list[tuple[Thumb, Hit, str]]:
-    """Hits with the address of the query or the set that has them instead."""
-    rows = _rows(data, [hit.image_id for hit in hits])
+def _thumbs(
+    site: Site, rows: Mapping[str, Mapping[str, Any]], name: str, hits: Sequence[Hit], run: int | None
+) -> list[tuple[Thumb, Hit, str]]:
+    """Hits with the address of the query that has them instead."""
     return [
         (
             _thumb(site, rows, hit, run),

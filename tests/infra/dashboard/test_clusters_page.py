@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,6 +19,8 @@ from lodeset.infra.dashboard.data import Data, opened
 from lodeset.infra.dashboard.pages import clusters
 from lodeset.infra.report.charts import rank_chart
 from lodeset.infra.session import Opened
+from lodeset.pipeline.algorithms.clusters import hierarchy
+from lodeset.pipeline.dag.store import File
 from lodeset.pipeline.stages.fit_clusters import read_levels
 
 
@@ -88,6 +93,28 @@ def test_what_is_not_there_is_said(world: tuple[Opened, Data, TestClient]) -> No
     assert client.get("/clusters/99").status_code == 404
     assert client.get("/clusters/-1").status_code == 422
     assert client.get("/clusters?start=24").status_code == 200
+
+
+def test_the_path_of_a_cluster_leads_up_its_levels(tmp_path: Path) -> None:
+    """Each level belongs to the nearest centroid of the one above it."""
+    levels = [np.eye(6, dtype=np.float32), np.eye(6, dtype=np.float32)[[5, 1, 2]], np.eye(6, dtype=np.float32)[[1, 5]]]
+    levels[0][0] = [0, 0.1, 0, 0, 0, 0.9]
+    for number, level in enumerate(levels):
+        np.save(tmp_path / f"{number}.npy", level)
+    files = tuple(File(f"{number}.npy", len(level), 1, "") for number, level in enumerate(levels))
+
+    class Fitted:
+        def artifact(self, id_: str) -> SimpleNamespace:
+            assert id_ == "fit_clusters/pool"
+            return SimpleNamespace(tables={"centroids": files})
+
+        def path_of(self, file: File) -> Path:
+            return tmp_path / file.path
+
+    found = {cluster: clusters._path(cast(Data, Fitted()), cluster) for cluster in (0, 1, 5)}
+    assert found == {0: [1, 0], 1: [0, 1], 5: [1, 0]}
+    paths = hierarchy.paths(np.arange(6, dtype=np.int32), hierarchy.parents(levels))
+    assert [found[cluster] for cluster in found] == [paths[cluster][:-1].tolist() for cluster in found]
 
 
 def test_columns_of_ranks_are_as_high_as_their_values() -> None:

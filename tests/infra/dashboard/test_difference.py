@@ -131,6 +131,7 @@ def test_the_page_shows_each_cell_as_a_gallery(browser: TestClient, runs: tuple[
     page = browser.get("/diff?run=2&with=1")
     assert page.status_code == 200
     assert "Run 2 compared with run 1" in page.text
+    assert 'href="/?run=2" aria-current="page">Runs' in page.text
     for label, _ in list(CHANGES.values())[:4]:
         assert label in page.text
     count = difference(before, after).matrix()["in_shard", "not_selected"]
