@@ -225,8 +225,8 @@ PICTURES = pa.schema(
 THUMBNAILS = pa.schema([("image_id", pa.string()), ("picture", pa.binary())])
 
 # What a run says of an image of a set. `outcome` is what happened to it last: a reason of a filter or of dedup, `not_selected`, `in_shard`,
-# ..., or for other sets `reference_set`, `curated_set`, `target_set`; `dropped_by` the stage that dropped it. `picture_file` and `picture_row` say where in the set's
-# `thumbnails` its picture lies, `x` and `y` where it lies on the map.
+# ..., or for other sets `reference_set`, `curated_set`, `target_set`; `dropped_by` the stage that dropped it. `picture_file` and
+# `picture_row` say where in the set's `thumbnails` its picture lies, `x` and `y` where it lies on the map.
 INSPECTED = pa.schema(
     [
         ("image_id", pa.string()),
