@@ -43,6 +43,7 @@ from lodeset.infra.template import TEMPLATE
 from lodeset.pipeline.errors import ConfigError, GateError, LodesetError
 
 if TYPE_CHECKING:
+    from lodeset.infra.audits import StoredAudit
     from lodeset.infra.card.card import Card
     from lodeset.infra.composition import Composition
     from lodeset.infra.doctor import Check
@@ -227,6 +228,31 @@ def accept_rejects(opened: Opened, chosen: Chosen, by: str, why: str = "") -> in
     from lodeset.infra.upkeep.rejects import accept
 
     return accept(opened.store, _ingested(opened), chosen, by, why)
+
+
+def audit(opened: Opened, path: str | Path) -> StoredAudit:
+    """Keeps the verdicts of a file from the dashboard beside the run that they are about.
+
+    Raises:
+        LodesetError: the file holds no verdicts, they are not about samples of this run, or the run was not made ready for the dashboard.
+    """
+    from lodeset.infra.audits import StoredAudit, read, store
+    from lodeset.infra.dashboard.data import opened as reading
+    from lodeset.infra.dashboard.making import found
+    from lodeset.infra.dashboard.samples import checked
+
+    given = read(Path(path))
+    opened.store.run(given.run)  # there is such a run
+    made = found(opened, given.run)
+    if made is None:
+        raise LodesetError(
+            f"run {given.run} was not made ready for the dashboard, so its samples cannot be drawn again: "
+            f"`lodeset inspect {opened.path} --run {given.run} --make-only` makes it"
+        )
+    with reading(opened.store, made) as data:
+        judged = checked(data, given)
+    place, new = store(opened.store, judged)
+    return StoredAudit(judged, place, new)
 
 
 def artifacts(opened: Opened) -> dict[str, Artifact]:

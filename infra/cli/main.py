@@ -16,6 +16,7 @@ import typer
 from rich.table import Table
 
 from lodeset.infra import api
+from lodeset.infra.cli.audit import audit_commands
 from lodeset.infra.cli.card import card_commands
 from lodeset.infra.cli.command import Group
 from lodeset.infra.cli.deploy import deploy
@@ -39,6 +40,7 @@ app.add_typer(status_commands)
 app.add_typer(reject_commands)
 app.add_typer(store_commands)
 app.add_typer(card_commands)
+app.add_typer(audit_commands)
 app.add_typer(deploy)
 app.add_typer(submitting)
 app.add_typer(jobs, name="jobs")

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lodeset.infra.audits import drop_audits
 from lodeset.infra.card.card import drop_cards
 from lodeset.infra.looking.summary import REPORTS
 from lodeset.infra.upkeep.compact import every_artifact, sweep
@@ -339,6 +340,7 @@ def _complete(store: Store) -> _Plan | None:
     sweep(store)
     for name in store.names(REPORTS):
         store.delete(f"{REPORTS}/{name}")  # pages contain pictures; `run` and `report` write new ones
+    drop_audits(store, ids)
     drop_cards(store)  # digests and counts are others now, and licenses are texts from sources
     for number in attempts.numbers(store):
         store.delete(attempts.path_of(number))  # the error of a run may name an image

@@ -23,6 +23,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from lodeset.infra.audits import FOLDER as AUDITS
 from lodeset.infra.gates.outcome import FOLDER as GATES
 from lodeset.infra.gates.outcome import breaches_kept
 from lodeset.infra.looking.summary import CARDS, REPORTS, TRAINED
@@ -290,8 +291,8 @@ class _Classes:
         name = path.rpartition("/")[2]
         if _TEMPORARY.search(name):
             return self._aged(changed)
-        if top in (RUNS, REPORTS, CARDS, GATES):
-            number = (rest if top in (CARDS, GATES) else name).partition("/")[0].partition(".")[0]
+        if top in (RUNS, REPORTS, CARDS, GATES, AUDITS):
+            number = (rest if top in (CARDS, GATES) else name).partition("/")[0].partition(".")[0].partition("-")[0]
             return "records" if not number.isdecimal() or int(number) in self._kept else "dropped run"
         if top in _RECORDS or not rest:
             return "records" if top in _RECORDS or name.startswith((".", "forgetting")) else "foreign"
@@ -401,7 +402,7 @@ def _delete(store: Store, entries: Iterable[Entry]) -> None:
 def _order(entry: Entry) -> tuple[int, str]:
     """Runs first, then artifacts, then parts, then what they list."""
     top, name = entry.path.partition("/")[0], entry.path.rpartition("/")[2]
-    if top in (RUNS, REPORTS, CARDS, GATES):
+    if top in (RUNS, REPORTS, CARDS, GATES, AUDITS):
         return 0, entry.path
     if top == "artifacts":
         return 1, entry.path

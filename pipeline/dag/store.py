@@ -7,6 +7,7 @@
 <store>/lists/<sha256>.json                              pieces of long lists, which manifests share (`pipeline/dag/lists.py`)
 <store>/attempts/<number>.json                           what a run says while it works (`pipeline/dag/attempts.py`)
 <store>/runs/<number>.json                               what a run made of it all (`pipeline/dag/runs.py`)
+<store>/audits/<run>-<digest>.json                       what people judged of a run (`infra/audits.py`)
 <store>/claims/...                                       leases; they only save double work
 <store>/damaged/...                                      what a reader found damaged; `run` makes it again (`pipeline/dag/damage.py`)
 ```

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter
 
 from lodeset.infra.dashboard.pages import (
+    audit,
     clusters,
     commit,
     diff,
@@ -43,6 +44,7 @@ class Page:
 PAGES: tuple[Page, ...] = (
     Page("runs", "Runs", "/", runs.router),
     Page("duplicates", "Duplicates", "/duplicates", duplicates.router),
+    Page("audit", "Audit", "/audit", audit.router),
     Page("map", "Map", "/map", map.router),
     Page("images", "Images", "/images", images.router),
     Page("clusters", "Clusters", "/clusters", clusters.router),

@@ -4,6 +4,7 @@ SECTIONS = (
     "lodeset.infra.report.sections.funnel:SECTION",
     "lodeset.infra.report.sections.dropped:SECTION",
     "lodeset.infra.report.sections.near:SECTION",
+    "lodeset.infra.report.sections.audits:SECTION",
     "lodeset.infra.report.sections.clusters:SECTION",
     "lodeset.infra.report.sections.retrieval:SECTION",
     "lodeset.infra.report.sections.shards:SECTION",

@@ -1,0 +1,197 @@
+"""Samples are random, repeatable and of what they say; verdicts give an interval, a file, and a place beside the run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import lodeset
+from fastapi.testclient import TestClient
+from inspected_world import inspected
+
+from lodeset.infra.api import audit
+from lodeset.infra.audits import CONFIDENCE, Estimate, drop_audits, parsed, wilson
+from lodeset.infra.dashboard.app import create_app
+from lodeset.infra.dashboard.data import Data, opened
+from lodeset.infra.dashboard.samples import decision, decisions, sample
+from lodeset.infra.dashboard.site import Site
+from lodeset.infra.session import Opened
+from lodeset.pipeline.errors import LodesetError
+
+TOKEN = "a-token-of-the-tests"
+NEAR = "drop/dedup/pool/near"
+BLURRY = "drop/filter/pool/blurry"
+FORM = {"Content-Type": "application/x-www-form-urlencoded", "Origin": "http://127.0.0.1"}
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestClient, Data, Opened]]:
+    made, found = inspected(tmp_path_factory.mktemp("inspected"))
+    with opened(made.store, found) as data:
+        app = create_app(Site(opened=made, token=TOKEN, port=80, data=data))
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        with TestClient(app, base_url="http://127.0.0.1", headers=headers) as client:
+            yield client, data, made
+
+
+def downloaded(client: TestClient, data: Data, of: str, wrong: int, size: int = 20, **more: str) -> dict:
+    """The file of a sample whose first `wrong` verdicts are `wrong`, whose last is `unsure`, and the others `right`."""
+    ids = [one.id for one in sample(data, decision(data, of), size)]
+    told = ["wrong"] * wrong + ["right"] * (len(ids) - wrong - 1) + ["unsure"]
+    fields = {f"v-{id_}": verdict for id_, verdict in zip(ids, told, strict=True)}
+    answer = client.post("/audit/verdicts.json", params={"of": of, "size": size}, data={**fields, **more}, headers=FORM)
+    assert answer.status_code == 200, answer.text
+    assert "attachment" in answer.headers["content-disposition"]
+    return answer.json()
+
+
+def test_every_decision_is_offered_as_often_as_the_run_took_it(shown: tuple[TestClient, Data, Opened]) -> None:
+    client, data, _ = shown
+    told = {one.id: one.count for one in decisions(data)}
+    filtered, dedup = data.artifact("filter/pool"), data.artifact("dedup/pool")
+    assert filtered is not None and dedup is not None
+    expected = {f"drop/filter/pool/{r}": n for r, n in filtered.rows.dropped.items()}
+    expected |= {f"drop/dedup/pool/{r}": n for r, n in dedup.rows.dropped.items()}
+    selected = data.artifact("retrieve/all")
+    assert selected is not None
+    expected["selection/retrieve/all/flowers"] = selected.rows.kept
+    assert {id_: n for id_, n in told.items() if "not_selected" not in id_} == expected
+    page = unescape(client.get("/audit").text)
+    for id_ in told:
+        assert f"of={id_.replace('/', '%2F')}&size=20" in page
+
+
+def test_samples_are_of_their_decision_repeatable_and_nested(shown: tuple[TestClient, Data, Opened]) -> None:
+    _, data, _ = shown
+    for one in decisions(data):
+        ids = [item.id for item in sample(data, one, 50)]
+        assert len(ids) == len(set(ids)) == min(50, one.count)
+        assert [item.id for item in sample(data, one, 20)] == ids[:20]
+        rows = {r["image_id"]: r for r in data.rows("SELECT * FROM inspected WHERE set = 'pool'")}
+        if one.kind == "drop":
+            assert {(rows[i]["outcome"], rows[i]["dropped_by"]) for i in ids} == {(one.reason, one.stage.split("/")[0])}
+        else:
+            assert all(one.reason in rows[i]["selected_for"] for i in ids)
+    near = decision(data, NEAR)
+    whole = [item.id for item in sample(data, near, near.count)]
+    assert whole != sorted(whole)  # drawn, not the first ones
+    assert all(item.other for item in sample(data, near, 20))  # with their keepers
+    with pytest.raises(LodesetError, match="decided nothing that is called"):
+        decision(data, "drop/dedup/pool/x")
+
+
+def test_the_interval_is_wilsons() -> None:
+    """Against the definition: the shares p from which the found one is no more than 1.96 standard errors away."""
+    for found, of in ((0, 20), (1, 20), (7, 50), (50, 50), (33, 100)):
+        shares = np.linspace(0, 1, 1_000_001)
+        inside = shares[(found / of - shares) ** 2 <= CONFIDENCE**2 * shares * (1 - shares) / of + 1e-15]
+        assert wilson(found, of) == pytest.approx((inside.min(), inside.max()), abs=1e-5)
+    assert wilson(0, 0) == (0.0, 1.0)
+    told = Estimate.of({"a" * 32: "wrong", "b" * 32: "right", "c" * 32: "unsure"}, 1_000)
+    assert (told.rate, told.unsure) == (0.5, 1)
+
+
+def test_verdicts_are_estimated_as_they_come(shown: tuple[TestClient, Data, Opened]) -> None:
+    client, data, _ = shown
+    ids = [one.id for one in sample(data, decision(data, BLURRY), 20)]
+    fields = {f"v-{ids[0]}": "wrong", f"v-{ids[1]}": "right", f"v-{ids[2]}": "unsure"}
+    where = {"of": BLURRY, "size": 20}
+    part = client.post("/audit/result", params=where, data=fields, headers={**FORM, "HX-Request": "true"}).text
+    assert "50 % wrong" in re.sub(r"\s", " ", part) or "50% wrong" in part
+    assert "1 right, 1 wrong, 1 unsure" in part and "<html" not in part
+    page = client.post("/audit/result", params=where, data=fields, headers=FORM).text
+    assert part.strip() in page and "<html" in page  # without scripts
+    wrong = ({"v-" + "0" * 32: "right"}, {f"v-{ids[0]}": "maybe"})
+    assert [client.post("/audit/result", params=where, data=one, headers=FORM).status_code for one in wrong] == [400, 400]
+    assert client.post("/audit/result", params=where, content=b"\xff\xfe", headers=FORM).status_code == 400
+    assert client.post("/audit/verdicts.json", params=where, headers=FORM).status_code == 400  # none yet
+
+
+def test_the_file_holds_what_was_judged_in_all_samples(shown: tuple[TestClient, Data, Opened]) -> None:
+    client, data, _ = shown
+    first = downloaded(client, data, BLURRY, 2)
+    both = downloaded(client, data, NEAR, 1, earlier=json.dumps(first["samples"][0]))
+    assert [one["of"] for one in both["samples"]] == [BLURRY, NEAR] and both["run"] == 1
+    again = downloaded(client, data, BLURRY, 3, earlier=json.dumps(first["samples"][0]))
+    assert [list(one["verdicts"].values()).count("wrong") for one in again["samples"]] == [3]  # the newer verdicts
+    answer = client.post(
+        "/audit/verdicts.json", params={"of": BLURRY, "size": 20}, data={"earlier": "<script>"}, headers=FORM
+    )
+    assert answer.status_code == 400
+
+
+def test_verdicts_are_kept_once_beside_the_run_and_in_its_report(
+    shown: tuple[TestClient, Data, Opened], tmp_path: Path, one_process: None
+) -> None:
+    client, data, made = shown
+    file = tmp_path / "verdicts.json"
+    file.write_text(json.dumps(downloaded(client, data, BLURRY, 2)))
+    told = json.loads(lodeset("audit", made.path, file, "--json")[0])
+    assert told["new"] and re.fullmatch(r"audits/1-[0-9a-f]{16}\.json", told["path"])
+    (one,) = told["samples"]
+    judged = len(sample(data, decision(data, BLURRY), 20)) - 1
+    assert (one["wrong"], one["right"], one["unsure"]) == (2, judged - 2, 1)
+    assert (one["low"], one["high"]) == pytest.approx(wilson(2, judged))
+    out, _ = lodeset("audit", made.path, file)
+    assert "was kept before as" in out and len(made.store.names("audits")) == 1
+    lodeset("report", made.path, "--out", tmp_path / "report.html")
+    assert BLURRY in (tmp_path / "report.html").read_text()
+    page = client.get("/audit").text
+    assert told["path"].rpartition("/")[2] in page
+    drop_audits(made.store, ["f" * 32])
+    assert len(made.store.names("audits")) == 1
+    drop_audits(made.store, [next(iter(json.loads(file.read_text())["samples"][0]["verdicts"]))])
+    assert made.store.names("audits") == []  # a forgotten image takes the audits with it that name it
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda tree: tree.update(run=9), "9"),
+        (lambda tree: tree["samples"][0].update(of="drop/x"), "decided nothing that is called drop/x"),
+        (lambda tree: tree["samples"][0].update(count=1), "the verdicts say 1"),
+        (lambda tree: tree["samples"][0]["verdicts"].update({"f" * 32: "right"}), "are they of another run"),
+        (lambda tree: tree["samples"][0]["verdicts"].update({"f" * 32: "maybe"}), "no verdicts of the dashboard"),
+        (lambda tree: tree["samples"][0].update(verdicts={}), "has no verdict"),
+        (lambda tree: tree["samples"].append(tree["samples"][0]), "twice"),
+        (lambda tree: tree.update(extra=1), "no verdicts of the dashboard"),
+    ],
+)
+def test_verdicts_that_are_not_of_this_run_are_refused(
+    shown: tuple[TestClient, Data, Opened], tmp_path: Path, change: object, why: str
+) -> None:
+    client, data, made = shown
+    tree = downloaded(client, data, NEAR, 1)
+    change(tree)  # type: ignore[operator]
+    file = tmp_path / "verdicts.json"
+    file.write_text(json.dumps(tree))
+    with pytest.raises(LodesetError, match=re.escape(why)):
+        audit(made, file)
+    assert made.store.names("audits") == []
+
+
+def test_a_file_that_is_none_is_told() -> None:
+    for text in ("", "[]", "{", '{"format": 2}'):
+        with pytest.raises(LodesetError, match="x holds no verdicts"):
+            parsed(text, "x")
+    with pytest.raises(LodesetError, match="cannot read the verdicts"):
+        audit(None, "/nonexistent/x.json")  # type: ignore[arg-type]
+
+
+def test_judging_shows_the_image_its_reason_and_its_keeper(shown: tuple[TestClient, Data, Opened]) -> None:
+    client, data, _ = shown
+    for of, others in ((NEAR, True), (BLURRY, False)):
+        page = unescape(client.get("/audit/judge", params={"of": of, "size": 20}).text)
+        items = re.findall(r'<li class="item card" data-id="([0-9a-f]{32})">(.*?)</li>', page, re.DOTALL)
+        drawn = sample(data, decision(data, of), 20)
+        assert [id_ for id_, _ in items] == [one.id for one in drawn]
+        for (id_, text), one in zip(items, drawn, strict=True):
+            pictures = re.findall(r"/picture/([0-9a-f]{32})\.webp", text)
+            assert pictures == [id_, one.other] if others else pictures == [id_]
+            assert text.count('type="radio"') == 3
+        assert "<img src=x" not in page.replace("&", "")  # the hostile name of the world stays text
