@@ -47,7 +47,9 @@ def audit(
         table.add_column(heading, justify="right")
     for one, found in samples:
         between = f"{found.low:.1%} to {found.high:.1%}" if found.rate is not None else ""
-        table.add_row(safe(one.of), f"{one.count:,}", f"{found.right:,}", f"{found.wrong:,}", f"{found.unsure:,}", between)
+        table.add_row(
+            safe(one.of), f"{one.count:,}", f"{found.right:,}", f"{found.wrong:,}", f"{found.unsure:,}", between
+        )
     print_whole(out, table)
     state = "kept as" if done.new else "was kept before as"
     out.print(f"{state} {safe(done.path)}; `lodeset report {safe(config)}` shows it", highlight=False, soft_wrap=True)

@@ -44,7 +44,6 @@ class Decision:
         other = "" if self.stage.endswith(f"/{self.set}") or self.kind == "selection" else f"{self.set}/"
         return f"{self.kind}/{self.stage}/{other}{self.reason}"
 
-
     @property
     def sizes(self) -> tuple[int, ...]:
         """The sizes of samples that are worth offering: up to the first that holds all."""
