@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ class Difference:
     moved: Bools
     comparable: bool
 
+    @functools.cached_property
     def matrix(self) -> dict[tuple[str, str], int]:
         """How many images went from one outcome to another one, or kept theirs."""
         size = len(self.outcomes)
@@ -108,6 +110,7 @@ class Difference:
             raise LodesetError(f"change={change[:80]}: choose one of {', '.join(found)}")
         return found[change]
 
+    @functools.cached_property
     def counts(self) -> dict[str, int]:
         """How many images each change concerns."""
         both = (self.before >= 0) & (self.after >= 0)
@@ -254,3 +257,15 @@ def deciding(was: str, now: str, droppers: Mapping[str, str]) -> str:
         return "ingest/pool"
     judges = [id_ for name, id_ in _JUDGES.items() if name in (droppers.get(was), droppers.get(now))]
     return judges[0] if judges else "write_shards/all"
+
+
+def droppers(data: Data) -> dict[str, str]:
+    """The stage that drops images of each outcome; empty where none does."""
+    outcomes, of = data.codes("outcome")
+    stages, dropped_by = data.codes("dropped_by")
+    numbers, first = np.unique(of, return_index=True)
+    return {
+        outcomes[number]: stages[dropped_by[row]] if dropped_by[row] >= 0 else ""
+        for number, row in zip(numbers.tolist(), first.tolist(), strict=True)
+        if number >= 0
+    }

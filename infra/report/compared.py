@@ -72,9 +72,9 @@ def compared(opened_: Opened, shown: Held, before: Held) -> Compared:
     assert later is not None
     with opened(opened_.store, earlier) as first, opened(opened_.store, later) as second:
         differs = difference(first, second)
-        changed = tuple(_changed(differs, name, first, second) for name, n in differs.counts().items() if n)
+        changed = tuple(_changed(differs, name, first, second) for name, n in differs.counts.items() if n)
         cells = sorted(
-            ((was, now, n) for (was, now), n in differs.matrix().items() if was != now), key=lambda one: -one[2]
+            ((was, now, n) for (was, now), n in differs.matrix.items() if was != now), key=lambda one: -one[2]
         )
     return Compared(**told, changed=changed, outcomes=tuple(cells[:CELLS]))
 

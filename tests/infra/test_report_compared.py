@@ -51,14 +51,14 @@ def test_a_comparison_has_the_numbers_of_both_runs(runs: tuple[Opened, Data, Dat
     assert flows["left after dedup, with the images of included sets"] == tuple(a.rows.kept for a in kept if a)
     differs = difference(before, after)
     assert {one.title: one.images for one in told.changed} == {
-        CHANGES[name][0]: n for name, n in differs.counts().items() if n
+        CHANGES[name][0]: n for name, n in differs.counts.items() if n
     }
     rows = {r["image_id"]: r["outcome"] for r in after.rows("SELECT * FROM inspected WHERE set = 'pool'")}
     entered = next(one for one in told.changed if one.title == CHANGES["entered"][0])
     assert len(entered.examples) == EXAMPLES
     assert {rows[image_id] for image_id, _ in entered.examples} == {"in_shard"}
     assert all(told_.endswith("→ in shard") for _, told_ in entered.examples)
-    matrix = differs.matrix()
+    matrix = differs.matrix
     assert all(matrix[was, now] == n and was != now for was, now, n in told.outcomes)
 
 

@@ -22,6 +22,7 @@ from lodeset.infra.dashboard.difference import (
     causes,
     deciding,
     difference,
+    droppers,
     responsible,
 )
 from lodeset.infra.dashboard.gallery import Thumb, thumb_of
@@ -76,13 +77,13 @@ def diff(
     except NotInspectedError as error:
         return render.page(request, "diff.html.jinja", **common, absent=error.run)
     found = _difference(request, before, after)
-    counts = found.counts()
+    counts = found.counts
     if not (change or was or now):
         change = next((one for one in CHANGES if counts[one]), "")
     rows = found.which(change, [was] if was else (), [now] if now else ())
     deciders = [CHANGES[change][1]] if change else []
     if was and now and was != now:
-        deciders.append(deciding(was, now, {**_droppers(before), **_droppers(after)}))
+        deciders.append(deciding(was, now, {**droppers(before), **droppers(after)}))
     return render.page(
         request,
         "diff.html.jinja",
@@ -91,9 +92,9 @@ def diff(
         counts=counts,
         changes=CHANGES,
         comparable=found.comparable,
-        names=[one for one in _ordered(found.outcomes) if one in {x for pair in found.matrix() for x in pair}],
+        names=[one for one in _ordered(found.outcomes) if one in {x for pair in found.matrix for x in pair}],
         cells={
-            pair: Cell(was=pair[0], now=pair[1], count=n, same=pair[0] == pair[1]) for pair, n in found.matrix().items()
+            pair: Cell(was=pair[0], now=pair[1], count=n, same=pair[0] == pair[1]) for pair, n in found.matrix.items()
         },
         unchanged=not any(counts.values()),
         change=change,
@@ -133,11 +134,6 @@ def _difference(request: Request, before: Data, after: Data) -> Difference:
 def _ordered(outcomes: tuple[str, ...]) -> list[str]:
     """What a run chose first, what it does not know last."""
     return sorted(outcomes, key=lambda one: (one == ABSENT, one not in RESULT, one))
-
-
-def _droppers(data: Data) -> dict[str, str]:
-    rows = data.rows("SELECT outcome, any_value(dropped_by) AS stage FROM inspected GROUP BY outcome")
-    return {row["outcome"]: row["stage"] for row in rows}
 
 
 def _images(

@@ -22,6 +22,7 @@ from lodeset.infra.dashboard.difference import (
     causes,
     deciding,
     difference,
+    droppers,
     responsible,
 )
 from lodeset.infra.session import Opened
@@ -58,7 +59,7 @@ def test_it_counts_what_plain_tables_say(runs: tuple[Opened, Data, Data]) -> Non
     keys = {*old, *new}
     pairs = [(old.get(k), new.get(k)) for k in keys]
     outcome = lambda row: row["outcome"] if row else ABSENT  # noqa: E731
-    assert found.matrix() == Counter((outcome(a), outcome(b)) for a, b in pairs)
+    assert found.matrix == Counter((outcome(a), outcome(b)) for a, b in pairs)
     in_both = [(a, b) for a, b in pairs if a and b]
     expected = {
         "entered": sum(outcome(a) != "in_shard" and outcome(b) == "in_shard" for a, b in pairs),
@@ -70,7 +71,7 @@ def test_it_counts_what_plain_tables_say(runs: tuple[Opened, Data, Data]) -> Non
         "cluster": 0,  # of two fits
         "shard": sum(bool(a["shard"] and b["shard"] and a["shard"] != b["shard"]) for a, b in in_both),
     }
-    assert found.counts() == expected and not found.comparable
+    assert found.counts == expected and not found.comparable
     assert all(expected[name] for name in ("entered", "left", "outcome", "group", "shard"))
     for was, now in (("near", "in_shard"), ("in_shard", "not_selected")):
         rows = found.which(was=[was], now=[now])
@@ -84,18 +85,18 @@ def test_what_one_run_lacks_is_new_or_gone(tmp_path: Path, runs: tuple[Opened, D
     open_, other = inspected(tmp_path, images=60, seed=5)
     with opened(open_.store, other) as elsewhere:
         found = difference(before, elsewhere)
-        counts = found.counts()
+        counts = found.counts
         assert (counts["gone"], counts["new"]) == (before.details.images, elsewhere.details.images)
         back = difference(elsewhere, before)
-        assert back.matrix() == {(b, a): n for (a, b), n in found.matrix().items()}
+        assert back.matrix == {(b, a): n for (a, b), n in found.matrix.items()}
 
 
 def test_a_run_does_not_differ_from_itself(runs: tuple[Opened, Data, Data]) -> None:
     _, before, _ = runs
     found = difference(before, before)
-    assert not any(found.counts().values())
+    assert not any(found.counts.values())
     assert found.comparable
-    assert sum(found.matrix().values()) == before.details.images
+    assert sum(found.matrix.values()) == before.details.images
     with pytest.raises(LodesetError, match="choose one of entered"):
         found.which("color")
 
@@ -126,6 +127,11 @@ def test_causes_are_the_settings_upstream(runs: tuple[Opened, Data, Data]) -> No
     assert deciding(ABSENT, "near", {"near": "dedup"}) == "ingest/pool"
 
 
+def test_droppers_are_the_stages_that_rows_name(runs: tuple[Opened, Data, Data]) -> None:
+    _, before, _ = runs
+    assert droppers(before) == {r["outcome"]: r["dropped_by"] for r in before.rows("SELECT * FROM inspected")}
+
+
 def test_the_page_shows_each_cell_as_a_gallery(browser: TestClient, runs: tuple[Opened, Data, Data]) -> None:
     _, before, after = runs
     page = browser.get("/diff?run=2&with=1")
@@ -134,7 +140,7 @@ def test_the_page_shows_each_cell_as_a_gallery(browser: TestClient, runs: tuple[
     assert 'href="/?run=2" aria-current="page">Runs' in page.text
     for label, _ in list(CHANGES.values())[:4]:
         assert label in page.text
-    count = difference(before, after).matrix()["in_shard", "not_selected"]
+    count = difference(before, after).matrix["in_shard", "not_selected"]
     cell = browser.get("/diff?run=2&with=1&was=in_shard&now=not_selected")
     assert f"{count} image" in cell.text
     assert cell.text.count("<figure") == min(60, count)
