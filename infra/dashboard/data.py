@@ -171,6 +171,28 @@ class Data:
         first, last = (int(np.searchsorted(self._ids, wanted, side=side)) for side in ("left", "right"))
         return range(first, last)
 
+    def rows_in(self, ids: Sequence[str], set_: str) -> NDArray[np.int32]:
+        """The row of each image in a set; -1 where the set lacks it."""
+        names, codes = self.codes("set")
+        wanted = np.array(ids, f"S{ID_HEX_DIGITS}")
+        found = np.searchsorted(self._ids, wanted)
+        code = names.index(set_) if set_ in names else -2
+        for _ in names:  # an image has a row for each of its sets, in their order
+            at = found.clip(max=max(len(self._ids) - 1, 0))
+            found = np.where((self._ids[at] == wanted) & (codes[at] != code), found + 1, found)
+        at = found.clip(max=max(len(self._ids) - 1, 0))
+        here = (found < len(self._ids)) & (self._ids[at] == wanted) & (codes[at] == code)
+        return np.where(here, at, -1).astype(np.int32)
+
+    def beginning(self, prefix: str, most: int) -> list[str]:
+        """The distinct image_ids that begin with a text, at most so many."""
+        first, last = (
+            int(np.searchsorted(self._ids, np.bytes_(f"{prefix:{fill}<{ID_HEX_DIGITS}}"), side=side))
+            for fill, side in (("0", "left"), ("f", "right"))
+        )
+        found = np.unique(self._ids[first : min(last, first + most * (len(self.sets) + 1))])
+        return [one.decode() for one in found[:most].tolist()]
+
     def image_ids(self, rows: NDArray[np.int32]) -> list[str]:
         """The image_ids of rows."""
         found: list[str] = np.char.decode(self._ids[rows], "ascii").tolist()

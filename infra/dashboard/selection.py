@@ -55,6 +55,7 @@ class Selection:
     selected_for: tuple[str, ...] = ()
     label: tuple[str, ...] = ()
     shard: tuple[str, ...] = ()
+    image_id: tuple[str, ...] = ()
     cluster: tuple[int, ...] = ()
     group_id: str = ""
     query_id: str = ""
@@ -80,8 +81,9 @@ class Selection:
             else:
                 values[field.name] = given[-1]
         found = cls(**values)
-        for name in ("group_id", "query_id"):
-            value = getattr(found, name)
+        for name, value in (
+            ("group_id", found.group_id), ("query_id", found.query_id), *(("image_id", one) for one in found.image_id)
+        ):  # fmt: skip
             if value and not re.fullmatch(rf"[0-9a-f]{{{ID_HEX_DIGITS}}}", value):
                 raise LodesetError(f"{name}={value[:80]} is no image_id: these have {ID_HEX_DIGITS} digits 0-9, a-f")
         if found.lasso:
@@ -112,7 +114,7 @@ class Selection:
     def condition(self) -> tuple[str, list[Any]]:
         """SQL that is true of its rows, but for the lasso, and its parameters."""
         parts, values = ["true"], list[Any]()
-        for name in ("set", "outcome", "dropped_by", "label", "shard", "cluster"):
+        for name in ("set", "outcome", "dropped_by", "label", "shard", "image_id", "cluster"):
             wanted = getattr(self, name)
             if wanted:
                 parts.append(f"{name} IN ({', '.join('?' * len(wanted))})")

@@ -24,7 +24,14 @@ FACETS: Mapping[str, str] = {
     "cluster": "Cluster",
 }
 FACET_VALUES = 12  # that a page lists of each
-NAMES: Mapping[str, str] = {**FACETS, "shard": "Shard", "group_id": "Group of", "query_id": "Found by", "text": "Text"}
+NAMES: Mapping[str, str] = {
+    **FACETS,
+    "shard": "Shard",
+    "image_id": "Image",
+    "group_id": "Group of",
+    "query_id": "Found by",
+    "text": "Text",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

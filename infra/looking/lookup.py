@@ -34,18 +34,21 @@ class Meant:
     read: str | None = None
 
 
-def meant(store: Store, artifacts: Mapping[str, Artifact], asked: str, folders: Sequence[Path]) -> Meant:
+def meant(
+    store: Store, artifacts: Mapping[str, Artifact], asked: str, folders: Sequence[Path], files: bool = True
+) -> Meant:
     """The images of a run's sets, or of past take-downs, that `asked` stands for.
 
     Args:
         folders: folders that relative paths may start from.
+        files: whether `asked` may also be a file of this machine, whose bytes say which image it is.
     """
     text = asked.lower()
     if _HEX.fullmatch(text):
         ids = _beginning(store, artifacts, text)
         if ids or len(text) == ID_HEX_DIGITS:
             return Meant(tuple(ids))
-    read = _of_file(asked, folders)
+    read = _of_file(asked, folders) if files else None
     spellings = tuple(dict.fromkeys([asked, *(str((folder / asked).resolve()) for folder in folders)]))
     ids, rejects = _at(store, artifacts, asked, spellings)
     if not ids and not rejects and read is not None:

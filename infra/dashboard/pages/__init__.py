@@ -13,12 +13,14 @@ from lodeset.infra.dashboard.pages import (
     diff,
     duplicates,
     export,
+    image,
     images,
     lists,
     map,
     pictures,
     retrieval,
     runs,
+    search,
     shards,
     training,
 )
@@ -59,6 +61,8 @@ BELOW: tuple[APIRouter, ...] = (
     pictures.router,
     export.router,
     lists.router,
+    image.router,
+    search.router,
 )
 # Addresses below no page of the navigation -> the page that they belong to.
 HOMES = {"/diff": "runs"}

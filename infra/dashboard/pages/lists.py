@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from fastapi import APIRouter, HTTPException, Query, Request
 from starlette.responses import Response
 
@@ -196,12 +198,12 @@ def _changes(as_: As, outcome: str) -> bool:
 
 def _coming(data: Data, selection: Selection) -> int:
     """How many images were dropped as copies of one that would be dropped, and are not in the selection themselves."""
-    chosen = rows(data, selection)
-    dropped = set(data.image_ids(chosen))
-    copies = data.rows(
+    dropped = pa.array(data.image_ids(rows(data, selection)), pa.string())
+    copies = data.query(
         "SELECT image_id, matched_id FROM inspected WHERE set = 'pool' AND dropped_by = 'dedup' AND matched_id IS NOT NULL"
     )
-    return sum(row["matched_id"] in dropped and row["image_id"] not in dropped for row in copies)
+    left_alone = pc.invert(pc.is_in(copies["image_id"], dropped))
+    return int(pc.sum(pc.and_(pc.is_in(copies["matched_id"], dropped), left_alone)).as_py() or 0)
 
 
 def _item(as_: As, name: str) -> tuple[tuple[str, ...], Any]:

@@ -1,0 +1,130 @@
+"""The vectors of a run, to find the images that are most similar to one: mapped from a file, so they take no memory of their own.
+
+An image that the run does not have is embedded in a process of its own, which is started when it is first needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lodeset.infra.dashboard.data import Data
+from lodeset.infra.dashboard.decoding import Worker, opened
+from lodeset.infra.session import Opened
+from lodeset.pipeline.dag.store import File, Store
+from lodeset.pipeline.embedders.config import PrecomputedEmbedder
+from lodeset.pipeline.engines.processes import step
+from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.tables.vectors import normalised, read_vectors
+
+PIECE = 65_536  # vectors that are compared at once
+LOAD_CPU_S, LOAD_S = 120.0, 25.0  # to load an embedder and embed one image
+MEMORY_BYTES = 6 * 2**30  # of the process that embeds
+MOST_PIXELS = 50_000_000  # of an uploaded image
+
+Floats = NDArray[np.float32]
+
+
+class Vectors:
+    """The vectors of all sets that the pool's embedder embedded. Threads may share it."""
+
+    def __init__(self, data: Data) -> None:
+        store = data.store
+        sets = {id_: one for id_, one in data.inspected.held.artifacts.items() if one.stage == "embed"}
+        if "embed/pool" not in sets:
+            raise LodesetError("this run has embedded no image, so none can be compared")
+        self._file = tempfile.TemporaryFile(prefix="lodeset-vectors-")  # noqa: SIM115  as long as this lives
+        rows: list[NDArray[np.int32]] = []
+        self.width = 0
+        for id_, artifact in sorted(sets.items(), key=lambda one: one[0] != "embed/pool"):
+            for file in artifact.tables["vectors"]:
+                ids, matrix = read_vectors(store, [file])
+                if not ids or (self.width and matrix.shape[1] != self.width):
+                    continue  # of another embedder
+                self.width = matrix.shape[1]
+                self._file.write(np.ascontiguousarray(matrix).tobytes())
+                rows.append(data.rows_in(ids, id_.partition("/")[2]))
+        self.rows = np.concatenate(rows) if rows else np.zeros(0, np.int32)
+        self._file.flush()
+        shape = (len(self.rows), max(1, self.width))
+        self._matrix = (
+            np.memmap(self._file, np.float16, "r", shape=shape) if len(self.rows) else np.zeros(shape, np.float16)
+        )
+
+    def of_row(self, row: int) -> Floats | None:
+        """The vector of a row of `inspected`; None where it has none."""
+        at = np.flatnonzero(self.rows == row)
+        return np.asarray(self._matrix[at[0]], np.float32) if len(at) else None
+
+    def nearest(self, query: Floats, count: int, without: range = range(0)) -> list[tuple[int, float]]:
+        """The rows of `inspected` that are most similar to a vector, with their cosines, the most similar first.
+
+        Args:
+            without: rows to leave out.
+        """
+        if len(query) != self.width:
+            raise LodesetError(
+                f"the image has a vector of {len(query)} numbers, and those of this run have {self.width}: the embedder has changed"
+            )
+        best_rows, best = np.zeros(0, np.int32), np.zeros(0, np.float32)
+        for start in range(0, len(self.rows), PIECE):
+            similarity = np.asarray(self._matrix[start : start + PIECE], np.float32) @ query
+            here = self.rows[start : start + PIECE]
+            similarity[(here < 0) | ((here >= without.start) & (here < without.stop))] = -np.inf
+            most = np.argpartition(-similarity, min(count, len(similarity) - 1))[:count]
+            best_rows, best = np.r_[best_rows, here[most]], np.r_[best, similarity[most]]
+        order = np.lexsort((best_rows, -best))[:count]
+        return [(int(best_rows[n]), float(best[n])) for n in order if np.isfinite(best[n])]
+
+
+@functools.lru_cache(maxsize=2)
+def vectors_of(data: Data) -> Vectors:
+    """The vectors of a run; the first question for them copies them into a file."""
+    return Vectors(data)
+
+
+# -- new images
+
+
+@functools.cache
+def _embedding() -> Worker:
+    return Worker(MEMORY_BYTES)
+
+
+def embedded(site_opened: Opened, data: Data, picture: bytes) -> Floats:
+    """The vector of an image that the run does not have.
+
+    Raises:
+        LodesetError: it is no image, or there is no embedder for it.
+    """
+    if not site_opened.stages:
+        why = site_opened.missing[0] if site_opened.missing else "its sources are not there"
+        raise LodesetError(f"a new image cannot be embedded: {why}")
+    config = site_opened.stages["embed/pool"].runtime.embedder
+    if isinstance(config, PrecomputedEmbedder):
+        raise LodesetError("the vectors of this data set are precomputed, so a new image cannot be embedded")
+    fitted = data.artifact("fit_embedder/pool")
+    dictionary = fitted.tables["dictionary"][0] if fitted is not None else None
+    limit = min(MOST_PIXELS, site_opened.config.ingest.max_pixels)
+    found = _embedding().run(_embed, config, dictionary, data.store, picture, limit)[0]
+    return np.frombuffer(found, np.float32)
+
+
+def _embed(config: Any, dictionary: File | None, store: Store, picture: bytes, max_pixels: int) -> Iterator[bytes]:
+    image = opened(picture, max_pixels)
+    step(1, LOAD_CPU_S, LOAD_S)
+    key = f"{config!r} {dictionary!r}"
+    if key not in _LOADED:
+        from lodeset.pipeline.embedders.make import load
+
+        _LOADED.clear()
+        _LOADED[key] = load(config, dictionary, store, threads=1)
+    yield np.asarray(normalised(_LOADED[key]([image]))[0], np.float32).tobytes()
+
+
+_LOADED: dict[str, Any] = {}  # in the worker: the embedder of the image before
