@@ -28,13 +28,14 @@ PAGES = (
     "/", "/duplicates", "/duplicates/groups", "/duplicates/leaks", "/audit", "/map", "/images", "/clusters", "/clusters/5", "/retrieval",
     "/shards", "/training", "/commit?setting=min_score&value=5.2",
 )  # fmt: skip
+# What is asked for, and how often it must be asked for one view.
 PARTS = {
-    "slider step": "/duplicates/line?setting=min_score&value={value}",
-    "density picture of the map": "/map/density.png",
-    "all points (x, y and one color)": "/map/points",
-    "a lasso: which rows": f"/map/chosen?lasso={LASSO}",
-    "a lasso: its gallery": f"/images?lasso={LASSO}",
-    "two runs image by image": "/diff?run=2&with=1",
+    "slider step": ["/duplicates/line?setting=min_score&value={value}"],
+    "density picture of the map": ["/map/density.webp"],
+    "all points: x, y and one color": ["/map/columns/x.bin", "/map/columns/y.bin", "/map/columns/outcome.bin"],
+    "lasso: which points": [f"/map/mask.bin?lasso={LASSO}"],
+    "lasso: gallery and legend": [f"/map/selected?lasso={LASSO}"],
+    "two runs image by image": ["/diff?run=2&with=1"],
 }
 
 
@@ -68,9 +69,11 @@ def main(images: int, folder: Path) -> None:
                 _, first, rest = _asked(address, token, [path] * 3)
                 print(f"| {path} | {first:.2f}, then {rest:.2f} |", flush=True)
                 peak = max(peak, psutil.Process(server.pid).memory_full_info().uss)
-            for what, path in PARTS.items():
-                paths = [path.format(value=value) for value in (3.0, 3.7, 4.4, 5.1, 6.3)]
-                size, first, rest = _asked(address, token, paths)
+            for what, paths in PARTS.items():
+                size, first, rest = 0, 0.0, 0.0
+                for path in paths:
+                    asked = _asked(address, token, [path.format(value=value) for value in (3.0, 3.7, 4.4, 5.1, 6.3)])
+                    size, first, rest = size + asked[0], first + asked[1], rest + asked[2]
                 print(f"| {what} ({size / 1e6:.1f} MB) | {first:.2f}, then {rest:.2f} |", flush=True)
                 peak = max(peak, psutil.Process(server.pid).memory_full_info().uss)
             print(f"| private memory of the server, MiB | {peak / 2**20:,.0f} |")
