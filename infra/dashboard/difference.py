@@ -81,24 +81,25 @@ class Difference:
         Raises:
             LodesetError: no such change.
         """
-        both = (self.before >= 0) & (self.after >= 0)
-        found = np.ones(len(self.before), bool)
-        if change:
-            found = self._changed(change, both)
+        if change and change not in self._changes:
+            raise LodesetError(f"change={change[:80]}: choose one of {', '.join(self._changes)}")
+        found = self._changes[change] if change else np.ones(len(self.before), bool)
         for wanted, numbers in ((was, self.was), (now, self.now)):
             if wanted:
-                found = found & np.isin(numbers, [n for n, name in enumerate(self.outcomes) if name in wanted])
+                found = found & np.array([name in wanted for name in self.outcomes])[numbers]
         rows = np.flatnonzero(found)
         # Each table is sorted by image_id.
         return rows[np.lexsort((self.before[rows], self.after[rows], self.after[rows] < 0))]
 
-    def _changed(self, change: str, both: Bools) -> Bools:
-        chosen = [
-            np.isin(n, [k for k, name in enumerate(self.outcomes) if name in RESULT]) for n in (self.was, self.now)
-        ]
-        found: dict[str, Bools] = {
-            "entered": ~chosen[0] & chosen[1],
-            "left": chosen[0] & ~chosen[1],
+    @functools.cached_property
+    def _changes(self) -> dict[str, Bools]:
+        """Which entries have each change of CHANGES."""
+        both = (self.before >= 0) & (self.after >= 0)
+        chosen = np.array([name in RESULT for name in self.outcomes])
+        was, now = chosen[self.was], chosen[self.now]
+        return {
+            "entered": ~was & now,
+            "left": was & ~now,
             "new": self.before < 0,
             "gone": self.after < 0,
             "outcome": both & (self.was != self.now),
@@ -106,15 +107,11 @@ class Difference:
             "cluster": self.reclustered,
             "shard": self.moved,
         }
-        if change not in found:
-            raise LodesetError(f"change={change[:80]}: choose one of {', '.join(found)}")
-        return found[change]
 
     @functools.cached_property
     def counts(self) -> dict[str, int]:
         """How many images each change concerns."""
-        both = (self.before >= 0) & (self.after >= 0)
-        return {name: int(self._changed(name, both).sum()) for name in CHANGES}
+        return {name: int(changed.sum()) for name, changed in self._changes.items()}
 
 
 def difference(before: Data, after: Data) -> Difference:

@@ -91,12 +91,11 @@ def _outcome(name: str) -> str:
 def _retrieval(report: Report) -> Table:
     table = _table("set", "mode", "queries", "asked", "distinct", "collisions", "short", "capped", "similarity", left=2)
     for one in report.retrieved:
-        mode = one.config["mode"]
         similarity = "–" if one.median_similarity is None else f"{one.median_similarity:.3f}"
         numbers = (one.asked, one.distinct, one.collisions, one.short, one.capped)
         table.add_row(
             escape(one.set),
-            f"{mode}, k = {one.config['k']}" if mode == "sample" else escape(str(mode)),
+            words.asks(one.config),
             "–" if one.images is None else f"{one.images:,}",
             *(f"{n:,}" for n in numbers),
             similarity,

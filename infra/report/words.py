@@ -7,6 +7,12 @@ import time
 from collections.abc import Mapping
 
 import humanize
+from pydantic import TypeAdapter
+
+from lodeset.pipeline.config import Cluster, Retrieve, Sample
+
+_RETRIEVE: TypeAdapter[Retrieve] = TypeAdapter(Retrieve)
+_BESIDE = {"neighbors", "pool_ids", "include"}  # what else the specification of `retrieve` holds
 
 
 def count(value: float) -> str:
@@ -41,3 +47,13 @@ def date(seconds: float) -> str:
 
 def tree(config: Mapping[str, object]) -> str:
     return json.dumps(dict(config), indent=2, ensure_ascii=False, default=str)
+
+
+def asks(config: Mapping[str, object]) -> str:
+    """How a curated set asks of the pool, by the configuration of its `retrieve`."""
+    mode = _RETRIEVE.validate_python({key: value for key, value in config.items() if key not in _BESIDE})
+    if isinstance(mode, Sample):
+        return f"sample, k = {mode.k:,}"
+    if isinstance(mode, Cluster):
+        return f"cluster, {mode.per_cluster:,} of each with at least {mode.min_matches:,} queries"
+    return "as it is"

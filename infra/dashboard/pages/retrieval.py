@@ -17,7 +17,7 @@ from lodeset.infra.dashboard.gallery import Thumb, thumb_of
 from lodeset.infra.dashboard.retrieval import Hit
 from lodeset.infra.dashboard.selection import by_ids
 from lodeset.infra.dashboard.site import Site, TheSite
-from lodeset.infra.report import charts
+from lodeset.infra.report import charts, words
 from lodeset.pipeline.algorithms.images.decoding import ID_HEX_DIGITS
 from lodeset.pipeline.dag.stage import read_as
 from lodeset.pipeline.dag.store import Artifact
@@ -140,19 +140,11 @@ def _asked(data: Data, artifact: Artifact) -> Asked:
     balanced = artifact.stage == "balance"
     return Asked(
         name=artifact.set,
-        mode="balanced draw" if balanced else _mode(artifact.config),
+        mode="balanced draw" if balanced else words.asks(artifact.config),
         queries=None if balanced else details.queries or (embedded.rows.kept if embedded is not None else None),
         details=details,
         dropped=artifact.rows.dropped,
     )
-
-
-def _mode(config: Mapping[str, Any]) -> str:
-    if config["mode"] == "sample":
-        return f"sample, k = {config['k']}"
-    if config["mode"] == "cluster":
-        return f"cluster, {config['per_cluster']:,} of each with at least {config['min_matches']} queries"
-    return str(config["mode"]).replace("_", " ")
 
 
 def _histogram(data: Data, name: str) -> Markup:
