@@ -186,10 +186,9 @@ class Data:
 
     def beginning(self, prefix: str, most: int) -> list[str]:
         """The distinct image_ids that begin with a text, at most so many."""
-        first, last = (
-            int(np.searchsorted(self._ids, np.bytes_(f"{prefix:{fill}<{ID_HEX_DIGITS}}"), side=side))
-            for fill, side in (("0", "left"), ("f", "right"))
-        )
+        low, high = (np.bytes_(prefix.ljust(ID_HEX_DIGITS, fill).encode("ascii", "replace")) for fill in "0f")
+        first = int(np.searchsorted(self._ids, low, side="left"))
+        last = int(np.searchsorted(self._ids, high, side="right"))
         found = np.unique(self._ids[first : min(last, first + most * (len(self.sets) + 1))])
         return [one.decode() for one in found[:most].tolist()]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from lodeset.pipeline.tables.vectors import normalised, read_vectors
 
 PIECE = 65_536  # vectors that are compared at once
 LOAD_CPU_S, LOAD_S = 120.0, 25.0  # to load an embedder and embed one image
+WAIT_S = 8.0
 MEMORY_BYTES = 6 * 2**30  # of the process that embeds
 MOST_PIXELS = 50_000_000  # of an uploaded image
 
@@ -82,10 +84,30 @@ class Vectors:
         return [(int(best_rows[n]), float(best[n])) for n in order if np.isfinite(best[n])]
 
 
+class NotYetError(LodesetError):
+    """The vectors are still being read."""
+
+
+def vectors_of(data: Data, wait_s: float = WAIT_S) -> Vectors:
+    """The vectors of a run. The first question for them copies them into a file, which takes a minute for millions.
+
+    Raises:
+        NotYetError: that is not done yet.
+        LodesetError: this run has none.
+    """
+    building = _building(data)
+    try:
+        return building.result(wait_s)
+    except TimeoutError:
+        raise NotYetError("the vectors of this run are being read, which is done once: ask again in a moment") from None
+
+
 @functools.lru_cache(maxsize=2)
-def vectors_of(data: Data) -> Vectors:
-    """The vectors of a run; the first question for them copies them into a file."""
-    return Vectors(data)
+def _building(data: Data) -> Future[Vectors]:
+    return _READER.submit(Vectors, data)
+
+
+_READER = ThreadPoolExecutor(1, "lodeset-vectors")
 
 
 # -- new images

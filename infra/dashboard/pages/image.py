@@ -17,7 +17,7 @@ from lodeset.infra.dashboard.gallery import Thumb, thumb_of
 from lodeset.infra.dashboard.links import Links, TheLinks
 from lodeset.infra.dashboard.pages.pictures import ImageId
 from lodeset.infra.dashboard.selection import by_ids
-from lodeset.infra.dashboard.vectors import vectors_of
+from lodeset.infra.dashboard.vectors import NotYetError, vectors_of
 from lodeset.infra.looking import looking
 from lodeset.infra.looking.story import Traced
 from lodeset.infra.report.pictures import short_name
@@ -76,7 +76,7 @@ def story(request: Request, links: TheLinks, data: TheData, image_id: ImageId) -
 @router.get("/image/{image_id}/neighbors")
 def neighbors(request: Request, links: TheLinks, data: TheData, image_id: ImageId) -> Response:
     """The images that are most similar to one: a part of its page."""
-    problem, thumbs = "", list[Thumb]()
+    problem, again, thumbs = "", "", list[Thumb]()
     try:
         vectors, rows = vectors_of(data), data.rows_of(image_id)
         query = next((found for row in rows if (found := vectors.of_row(row)) is not None), None)
@@ -84,9 +84,11 @@ def neighbors(request: Request, links: TheLinks, data: TheData, image_id: ImageI
             problem = "It has no vector in this run, so it cannot be compared."
         else:
             thumbs = near(links, data, vectors.nearest(query, NEIGHBORS, rows))
+    except NotYetError:
+        again = links.to(f"/image/{image_id}/neighbors")
     except LodesetError as error:
         problem = f"{str(error)[:1].upper()}{str(error)[1:]}."
-    return render.page(request, "image_neighbors.html.jinja", thumbs=thumbs, problem=problem)
+    return render.page(request, "image_neighbors.html.jinja", thumbs=thumbs, problem=problem, again=again)
 
 
 def near(links: Links, data: Data, found: list[tuple[int, float]]) -> list[Thumb]:
@@ -133,7 +135,7 @@ def _why(row: Mapping[str, Any]) -> str:
         "embedded": "Embedded; dedup has not judged it yet",
         "not_embedded": "Ingested; it is not embedded yet",
         "no_vector": "Dropped, because it could not be embedded",
-    }.get(outcome, f"An image of the {outcome} set {row['set']}, not of the pool")
+    }.get(outcome, f"An image of the {outcome.removesuffix('_set')} set {row['set']}, not of the pool")
 
 
 def _sections(links: Links, data: Data, row: Mapping[str, Any]) -> dict[str, list[Fact]]:
@@ -204,9 +206,12 @@ def _group(links: Links, data: Data, row: Mapping[str, Any]) -> list[Thumb]:
     """The keeper of its group, and some of its copies."""
     if not row["group_id"]:
         return []
-    some = data.rows(
-        "SELECT * FROM inspected WHERE group_id = ? ORDER BY dropped_by = 'dedup', image_id LIMIT 12", [row["group_id"]]
-    )
+    some: list[Mapping[str, Any]] = [
+        *data.rows(
+            "SELECT * FROM inspected WHERE group_id = ? ORDER BY dropped_by = 'dedup', image_id LIMIT 12",
+            [row["group_id"]],
+        )
+    ]
     if row["matched_id"] and row["matched_id"] not in {one["image_id"] for one in some}:
         some = [*by_ids(data, [row["matched_id"]]), *some]
     marks = {True: "dropped", False: "keeper"}

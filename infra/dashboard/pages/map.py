@@ -251,5 +251,5 @@ def _moves(
         ("east", "Move right", at(STEP, 0)),
         ("north", "Move up", at(0, STEP)),
         ("south", "Move down", at(0, -STEP)),
-        ("whole", "Whole map", view(site, "/map", selection, **more)),
+        ("whole", "Reset the map", view(site, "/map", selection, **more)),
     ]

@@ -6,7 +6,7 @@ import re
 from collections import OrderedDict
 from email.parser import BytesParser
 from email.policy import HTTP
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Request
 from starlette.concurrency import run_in_threadpool
@@ -119,7 +119,7 @@ def _picture(body: bytes, kind: str) -> bytes:
     head = f"Content-Type: {' '.join(kind.split())}\r\n\r\n".encode("latin-1", "replace")
     message = BytesParser(policy=HTTP).parsebytes(head + body)
     if message.is_multipart():
-        for part in message.iter_parts():  # type: ignore[attr-defined]
+        for part in message.iter_parts():
             if part.get_param("name", header="content-disposition") == "picture":
                 found = part.get_payload(decode=True)
                 return found if isinstance(found, bytes) else b""
@@ -144,5 +144,5 @@ def _to(links: Links, selection: Selection) -> Response:
 
 
 def _page(request: Request, asked: str = "", **values: object) -> Response:
-    given = {"thumbs": [], "picture": "", "problem": "", "rejects": None, **values}
+    given: dict[str, Any] = {"thumbs": [], "picture": "", "problem": "", "rejects": None, **values}
     return render.page(request, "search.html.jinja", asked=asked, limit=UPLOAD_BYTES // 2**20, **given)

@@ -41,7 +41,7 @@ def ids_on(text: str) -> list[str]:
         ("not_selected", "Kept by dedup, and selected by no curated set"),
         ("near", r"Dropped by dedup as a copy of another image of the pool"),
         ("nsfw", r"Dropped by the filter nsfw \(0\.\d+, where the limit is 0\.5\)"),
-        ("curated", "An image of the curated set flowers, not of the pool"),
+        ("curated_set", "An image of the curated set flowers, not of the pool"),
     ],
 )
 def test_the_page_says_why_an_image_is_here_or_not(world: tuple[TestClient, Data], outcome: str, told: str) -> None:

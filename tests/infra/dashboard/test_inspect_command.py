@@ -11,10 +11,14 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from inline import in_one_process
+from inspected_world import make
 
 from lodeset.infra.cli.command import perform
 from lodeset.infra.cli.main import app
+from lodeset.infra.dashboard.making import THUMBNAILS, found
 from lodeset.infra.dashboard.serving import listening
+from lodeset.infra.session import open_store
 from lodeset.pipeline.errors import LodesetError
 
 
@@ -82,3 +86,18 @@ def test_mistakes_are_told_before_anything_is_served(
     assert perform(app) == code
     printed = capsys.readouterr()
     assert told in printed.err and len(printed.err.splitlines()) == 1 and printed.out == ""
+
+
+def test_what_pages_read_is_made_without_a_dashboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make(tmp_path, 60)
+    for options, made in ((["--no-thumbnails"], False), ([], False)):  # there are no sources to make thumbnails from
+        monkeypatch.setattr(sys, "argv", ["lodeset", "inspect", str(path), "--make-only", *options])
+        with in_one_process():
+            assert perform(app) == 0
+        printed = capsys.readouterr()
+        assert "68 images are ready for the dashboard" in printed.out
+        assert ("there are no thumbnails" in printed.err) is (not options)
+        inspected = found(open_store(path))
+        assert inspected is not None and (THUMBNAILS in inspected.made) is made
