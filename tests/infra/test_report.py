@@ -288,7 +288,7 @@ def test_every_section_can_be_reached_and_ids_are_unique(world: World, tmp_path:
     page = Page(world.write(tmp_path / "page.html"))
     ids = [a["id"] for _, a in page.tags if "id" in a]
     targets = [(a["href"] or "")[1:] for tag, a in page.tags if tag == "a"]
-    assert len(targets) == 10 and len(ids) == len(set(ids)) and set(targets) <= set(ids)
+    assert len(targets) == 11 and len(ids) == len(set(ids)) and set(targets) <= set(ids)
 
 
 def test_patches_as_colours_stand_beside_their_image(world: World, tmp_path: Path) -> None:

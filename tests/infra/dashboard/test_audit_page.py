@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -10,17 +12,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import picture
 from commands import lodeset
 from fastapi.testclient import TestClient
+from inline import in_one_process
 from inspected_world import inspected
+from PIL import Image
 
 from lodeset.infra.api import audit
 from lodeset.infra.audits import CONFIDENCE, Estimate, drop_audits, parsed, wilson
+from lodeset.infra.config import read
 from lodeset.infra.dashboard.app import create_app
 from lodeset.infra.dashboard.data import Data, opened
+from lodeset.infra.dashboard.making import inspect
 from lodeset.infra.dashboard.samples import decision, decisions, sample
 from lodeset.infra.dashboard.site import Site
-from lodeset.infra.session import Opened
+from lodeset.infra.session import Opened, open_store
 from lodeset.pipeline.errors import LodesetError
 
 TOKEN = "a-token-of-the-tests"
@@ -198,3 +205,41 @@ def test_judging_shows_the_image_its_reason_and_its_keeper(shown: tuple[TestClie
             assert pictures == [id_, one.other] if others else pictures == [id_]
             assert text.count('type="radio"') == 3
         assert "<img src=x" not in page.replace("&", "")  # the hostile name of the world stays text
+
+
+def test_rejected_files_are_shown_by_name_and_reason(tmp_path: Path) -> None:
+    """And as pictures only where they can be decoded: here one was rejected for its size alone."""
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    for n in range(4):
+        (pool / f"{n}.png").write_bytes(picture(n, width=24, height=24))
+    (pool / "large.png").write_bytes(picture(9, width=60, height=60))
+    (pool / "<b>broken.png").write_bytes(b"\x89PNG and no more")
+    config = tmp_path / "zoo.yaml"
+    config.write_text("store: ./store\npool: [pool/]\ningest: {max_pixels: 2000}\n")
+    with in_one_process():
+        lodeset("run", config, "--until", "ingest")
+        made = open_store(config)
+        found = inspect(made, lambda event: None)
+    wider = dataclasses.replace(made, config=read(config, ("ingest.max_pixels=10000",)))
+    with (
+        opened(made.store, found) as data,
+        TestClient(
+            create_app(Site(opened=wider, token=TOKEN, port=80, data=data)),
+            base_url="http://127.0.0.1",
+            headers={"Authorization": f"Bearer {TOKEN}"},
+        ) as client,
+    ):
+        told = {one.reason: one for one in decisions(data) if one.kind == "reject"}
+        assert {reason: one.count for reason, one in told.items()} == {"corrupt": 1, "too_many_pixels": 1}
+        sides = {}
+        for reason, one in told.items():
+            (item,) = sample(data, one, 20)
+            page = client.get("/audit/judge", params={"of": one.id, "size": 20}).text
+            assert item.id in page and "<b>broken" not in page
+            where = {"of": one.id, "size": 20, "id": item.id}
+            sides[reason] = Image.open(io.BytesIO(client.get("/audit/rejected.webp", params=where).content)).size
+            assert client.get("/audit/rejected.webp", params={**where, "id": "0" * 32}).status_code == 404
+        assert sides == {"too_many_pixels": (60, 60), "corrupt": (320, 320)}  # the latter says that there is no picture
+        assert "run has not looked for near-duplicates" in client.get("/duplicates").text  # and dedup has not run
+        assert client.get("/duplicates/groups").status_code == client.get("/duplicates/leaks").status_code == 200
