@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import functools
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from lodeset.infra.dashboard.data import Data
 from lodeset.infra.dashboard.lines import Line, line
+from lodeset.infra.dashboard.remembered import remembered
 from lodeset.pipeline.algorithms.copies.components import components
 
 Ints = NDArray[np.int64]
@@ -91,7 +91,7 @@ class Groups:
         return 0.0 if value is None or self.line is None else self.line.setting.position(value)
 
 
-@functools.lru_cache(maxsize=4)
+@remembered(1)
 def groups(data: Data) -> Groups | None:
     """The groups of the run; None before dedup."""
     dedup = data.dedup

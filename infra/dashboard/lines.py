@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lodeset.infra.dashboard.data import Data, Dedup
+from lodeset.infra.dashboard.remembered import remembered
 from lodeset.pipeline.algorithms.copies.keepers import KeeperRule
 from lodeset.pipeline.algorithms.copies.thresholds import Thresholds
 from lodeset.pipeline.dag.stage import read_as
@@ -132,7 +132,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Change:
-    """What another value changes: rows of `what_if.DIFFERENCE`, all of them if `whole`, or else the nearest to the line."""
+    """What another value changes: rows of `what_if.DIFFERENCE`, all of them if `whole`, or else those nearest to the line."""
 
     table: pa.Table
     whole: bool
@@ -149,7 +149,7 @@ class Change:
         return int(pc.sum(same).as_py() or 0)
 
 
-@functools.lru_cache(maxsize=16)
+@remembered(8)
 def line(data: Data, name: str | None = None) -> Line | None:
     """A setting of dedup, or the first one; None where nothing can be tried.
 
@@ -186,12 +186,22 @@ def line(data: Data, name: str | None = None) -> Line | None:
     )
 
 
-@functools.lru_cache(maxsize=32)
-def change(data: Data, name: str, value: float, most: int | None = None) -> Change:
-    """What a value of a setting changes; with `most`, of the joins nearest to the line only."""
+@remembered(16)
+def change(data: Data, name: str, value: float, most: int) -> Change:
+    """What a value of a setting changes, of the `most` joins nearest to the line."""
     found = line(data, name)
     assert found is not None
-    between = found.joins_moved(value)
+    return Change(_difference(found, value, most), found.joins_moved(value) <= most)
+
+
+@remembered(2)  # each may hold a row for every tenth image of the pool
+def whole_change(data: Data, name: str, value: float) -> Change:
+    """All that a value of a setting changes."""
+    found = line(data, name)
+    assert found is not None
+    return Change(_difference(found, value, None), True)
+
+
+def _difference(found: Line, value: float, most: int | None) -> pa.Table:
     rules: Sequence[KeeperRule] = found.dedup.spec.keeper
-    table = what_if.difference(found.dedup.images, found.joins, found.setting, value, rules, most)
-    return Change(table, most is None or between <= most)
+    return what_if.difference(found.dedup.images, found.joins, found.setting, value, rules, most)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from lodeset.infra import audits
 from lodeset.infra.dashboard.data import Data
+from lodeset.infra.dashboard.remembered import remembered
 from lodeset.infra.report.pictures import short_name
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.errors import LodesetError
@@ -68,7 +68,7 @@ class Item:
     place: tuple[str, str, int, int] = ("", "", 0, 0)  # of a rejected file: uri, member, offset, size
 
 
-@functools.lru_cache(maxsize=4)
+@remembered(1)
 def decisions(data: Data) -> tuple[Decision, ...]:
     """Rejects, drops and selections, the most frequent first in each kind."""
     found = [

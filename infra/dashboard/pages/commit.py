@@ -17,7 +17,7 @@ from lodeset.infra.config import Config
 from lodeset.infra.dashboard import render
 from lodeset.infra.dashboard.chosen import TheData
 from lodeset.infra.dashboard.data import Data
-from lodeset.infra.dashboard.lines import Change, Line, change, line
+from lodeset.infra.dashboard.lines import Change, Line, change, line, whole_change
 from lodeset.infra.dashboard.links import Links, TheLinks
 from lodeset.infra.dashboard.pages.duplicates import Start, changed_cards
 from lodeset.infra.dashboard.patches import PatchError, patch, written
@@ -114,7 +114,7 @@ def ids(data: TheData, side: str, setting: Name, value: Value) -> Response:
         raise HTTPException(404, "There are leave.txt and back.txt.")
     found = _line(data, setting)
     value = found.value(value)
-    column = change(data, setting, value).side(side == "leave")["image_id"]
+    column = whole_change(data, setting, value).side(side == "leave")["image_id"]
 
     def lines() -> Iterator[str]:
         for chunk in column.chunks:

@@ -52,7 +52,6 @@ def test_evidence_of_a_pair_is_pictured(browser: Chromium, dashboard: Served, sc
         page.screenshot(path=screenshots / "groups.png", full_page=True)
         assert serious(page, axe) == []
         page.get_by_role("link", name="Evidence").first.click()
-        page.wait_for_load_state("networkidle")
         for image in page.locator(".evidence img").all():
             image.scroll_into_view_if_needed()
             assert image.evaluate("one => one.decode().then(() => one.naturalWidth)") == 96
