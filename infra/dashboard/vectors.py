@@ -40,23 +40,22 @@ class Vectors:
         sets = {id_: one for id_, one in data.inspected.held.artifacts.items() if one.stage == "embed"}
         if "embed/pool" not in sets:
             raise LodesetError("this run has embedded no image, so none can be compared")
-        self._file = tempfile.TemporaryFile(prefix="lodeset-vectors-")  # noqa: SIM115  as long as this lives
         rows: list[NDArray[np.int32]] = []
         self.width = 0
-        for id_, artifact in sorted(sets.items(), key=lambda one: one[0] != "embed/pool"):
-            for file in artifact.tables["vectors"]:
-                ids, matrix = read_vectors(store, [file])
-                if not ids or (self.width and matrix.shape[1] != self.width):
-                    continue  # of another embedder
-                self.width = matrix.shape[1]
-                self._file.write(np.ascontiguousarray(matrix).tobytes())
-                rows.append(data.rows_in(ids, id_.partition("/")[2]))
-        self.rows = np.concatenate(rows) if rows else np.zeros(0, np.int32)
-        self._file.flush()
-        shape = (len(self.rows), max(1, self.width))
-        self._matrix = (
-            np.memmap(self._file, np.float16, "r", shape=shape) if len(self.rows) else np.zeros(shape, np.float16)
-        )
+        # Gone from the folder at once; the map holds it as long as it is used.
+        with tempfile.TemporaryFile(prefix="lodeset-vectors-") as mapped:
+            for id_, artifact in sorted(sets.items(), key=lambda one: one[0] != "embed/pool"):
+                for file in artifact.tables["vectors"]:
+                    ids, matrix = read_vectors(store, [file])
+                    if not ids or (self.width and matrix.shape[1] != self.width):
+                        continue  # of another embedder
+                    self.width = matrix.shape[1]
+                    mapped.write(np.ascontiguousarray(matrix).tobytes())
+                    rows.append(data.rows_in(ids, id_.partition("/")[2]))
+            mapped.flush()
+            self.rows = np.concatenate(rows) if rows else np.zeros(0, np.int32)
+            shape = (len(self.rows), max(1, self.width))
+            self._matrix = np.memmap(mapped, np.float16, "r", shape=shape) if rows else np.zeros(shape, np.float16)
 
     def of_row(self, row: int) -> Floats | None:
         """The vector of a row of `inspected`; None where it has none."""
