@@ -36,9 +36,9 @@ function start() {
     const parameters = asked();
     if (by.value !== (parameters.get("by") ?? "outcome")) await recolored(parameters.get("by") ?? "outcome");
     show(parameters.get("lasso"));
-    window.htmx.ajax("GET", address(map.dataset.selected, parameters), { target: "#selected", swap: "outerHTML" });
+    const listed = window.htmx.ajax("GET", address(map.dataset.selected, parameters), { target: "#selected", swap: "outerHTML" });
     redraw();
-    await highlight(turn, parameters);
+    await highlight(turn, parameters, listed);
   }
 
   window.addEventListener("popstate", () => {
@@ -126,7 +126,7 @@ function start() {
   }
 
   /** Points outside of the selection fade. */
-  async function highlight(turn, parameters) {
+  async function highlight(turn, parameters, listed = null) {
     if (!drawing) return;
     for (const name of ["by", "box", "run"]) parameters.delete(name);
     if (![...parameters].length) {
@@ -137,6 +137,7 @@ function start() {
     if (map.dataset.run) parameters.set("run", map.dataset.run);
     try {
       const mask = new Uint8Array(await bytes(address(map.dataset.mask, parameters)));
+      await listed; // drawing many points without a GPU takes a second, which the gallery need not wait for
       if (turn !== latest) return;
       const chosen = new Uint8Array(count);
       let some = 0;
