@@ -221,7 +221,7 @@ def _groups(links: Links, data: Data, found: Groups, numbers: Sequence[int], mos
     for number, ids in members.items():
         direct_links = found.links(number)
         direct = {frozenset((one.a, one.b)): one for one in direct_links}
-        told = [_member(links, rows[one], direct) for one in ids if one in rows]
+        told = [_member(links, rows[one], data.sets, direct) for one in ids if one in rows]
         told.sort(
             key=lambda one: (("keeper", "reference", "through", "direct").index(one.how), _order(one.limit, found))
         )
@@ -259,10 +259,12 @@ def _order(limit: float | None, found: Groups) -> float:
     return limit if found.line is None or found.line.setting.falls else -limit
 
 
-def _member(links: Links, row: Mapping[str, Any], direct: Mapping[frozenset[str], Link]) -> Member:
+def _member(
+    links: Links, row: Mapping[str, Any], sets: Mapping[str, str], direct: Mapping[frozenset[str], Link]
+) -> Member:
     image_id, keeper = row["image_id"], row["matched_id"]
     if row["dropped_by"] != "dedup":
-        if row["outcome"] == "reference":
+        if sets.get(row["set"]) == "reference":
             return Member(thumb=links.thumb_of(row, mark="leak"), how="reference")
         return Member(thumb=links.thumb_of(row, mark="keeper"), how="keeper")
     link = direct.get(frozenset((image_id, keeper)))

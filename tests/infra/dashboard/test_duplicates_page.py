@@ -165,6 +165,18 @@ def test_a_group_tells_direct_links_from_those_through_others(shown: tuple[TestC
         assert ("How they are linked" in pair) != direct
 
 
+def test_a_group_names_the_reference_images_in_it(shown: tuple[TestClient, Data, Path]) -> None:
+    client, data, _ = shown
+    leaked = data.rows("SELECT * FROM inspected WHERE outcome = 'reference' AND dropped_by = 'dedup'")
+    known = {r["image_id"] for r in data.rows("SELECT image_id FROM inspected WHERE set = 'test-set'")}
+    for row in leaked:
+        page = client.get("/duplicates/group", params={"of": row["image_id"]}).text
+        members = re.findall(r'class="thumb ([a-z]*)">\s*<a href="/x/image/([0-9a-f]{32})"', page)
+        assert {image_id for mark, image_id in members if mark == "leak"} == known & {i for _, i in members} != set()
+        assert page.count('<p class="small how">in a reference set') == sum(mark == "leak" for mark, _ in members)
+        assert not any(mark == "keeper" for mark, _ in members)  # all of the pool's are dropped
+
+
 def test_chains_are_the_shortest() -> None:
     links = [Link(a, b, None, 0) for a, b in ("ab", "bc", "cd", "ae", "ed", "xy")]
     assert chain(links, "a", "d") == ["a", "e", "d"] and chain(links, "a", "a") == ["a"]
