@@ -23,7 +23,7 @@ from lodeset.infra.dashboard.lines import line
 from lodeset.infra.dashboard.overlays import _placed, difference, map_of
 from lodeset.infra.dashboard.site import Site
 from lodeset.pipeline.algorithms.copies.components import components
-from lodeset.pipeline.stages.dedup.what_if import counts
+from lodeset.pipeline.stages.dedup.what_if import Setting, counts
 
 TOKEN = "a-token-of-the-tests"
 ID = re.compile(r"[0-9a-f]{32}")
@@ -239,3 +239,20 @@ def test_pairs_without_a_map_are_laid_over_each_other_as_they_were_turned() -> N
     assert map_of(None, "identity") == [1, 0, 0, 0, 1, 0]
     assert map_of(None, "mirror") == [-1, 0, 0, 0, 1, 0]
     assert map_of([0.5, 0, 0, 0, 0, 0], "identity") is None  # flat: it cannot be turned round
+
+
+def test_a_distance_links_more_the_larger_it_is(shown: tuple[TestClient, Data, Path]) -> None:
+    """`phash_distance` rises where the other settings fall: what is near the line, and on which side, turns round."""
+    _, data, _ = shown
+    setting = Setting("phash_distance", now=3, low=0, high=4, step=1, falls=False)
+    distance = np.array([0, 1, 2, 2, 3, 4, 4], np.float32)
+    pairs = np.arange(len(distance))
+    order = np.argsort(-distance, kind="stable")
+    found = dataclasses.replace(
+        line(data, "min_score"), setting=setting, a=pairs, b=pairs + 1, limit=-distance, order=order
+    )
+    linked, apart = found.nearest(2, 10)
+    assert [p.limit for p in linked] == [2, 2, 1, 0] and [p.limit for p in apart] == [3, 4, 4]
+    assert found.moved(2) == 1 and found.moved(4) == 2 and found.moved(3) == 0
+    assert [bar.count for bar in found.bars()] == [1, 1, 2, 1, 2]
+    assert found.value(2.0) == 2 and isinstance(found.value(2.0), int)
