@@ -72,7 +72,8 @@ class Data:
         artifact = inspected.artifact
         self.details = read_as(InspectDetails, artifact.details)
         self._files = {name: self.path_of(files[0]) for name, files in artifact.tables.items()}
-        self._database = _locked(self._folder, {name: self._files[name] for name in TABLES})
+        self._scratch = self._temporary()
+        self._database = _locked(self._scratch, {name: self._files[name] for name in TABLES})
         pictures = inspected.made.get(THUMBNAILS)
         self._thumbnails = tuple(pictures.tables["thumbnails"]) if pictures is not None else ()
         self._lock = threading.Lock()
@@ -130,7 +131,7 @@ class Data:
         """
         name = "inspected"
         with contextlib.closing(
-            _locked(self._folder, {"before": self._files[name], "after": later._files[name]})
+            _locked(self._scratch, {"before": self._files[name], "after": later._files[name]})
         ) as database:
             return _answer(database.cursor(), sql, (), {})
 
@@ -306,9 +307,11 @@ def _answer(
         cursor.close()
 
 
-def _locked(folder: Path, tables: Mapping[str, Path]) -> duckdb.DuckDBPyConnection:
-    """A database in memory that can read these tables, and no other file."""
-    database = duckdb.connect()
+def _locked(scratch: Path, tables: Mapping[str, Path]) -> duckdb.DuckDBPyConnection:
+    """A database in memory that can read these tables, and no other file. What its memory cannot hold goes to `scratch`: by default
+    it would go to the folder in which the dashboard was started.
+    """
+    database = duckdb.connect(config={"temp_directory": str(scratch)})
     for name, path in tables.items():
         database.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet({_quoted(str(path))})")
     allowed = ", ".join(_quoted(str(path)) for path in tables.values())

@@ -11,6 +11,7 @@ Time and memory grow with the number of images, and nothing here reads their byt
 from __future__ import annotations
 
 import functools
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -47,7 +48,12 @@ def run(context: Context[InspectSpec, None]) -> Outcome:
         context.report(Progress(steps.index(step) / len(steps), unit="images", phase=step))
 
     tell("rows")
-    with duckdb.connect(config={"threads": context.cpus, "memory_limit": f"{MEMORY_MB}MB"}) as database:
+    with (
+        tempfile.TemporaryDirectory(prefix="lodeset-inspect-") as scratch,
+        duckdb.connect(
+            config={"threads": context.cpus, "memory_limit": f"{MEMORY_MB}MB", "temp_directory": scratch}
+        ) as database,
+    ):
         rows, by_cluster = _rows(database, store, inputs, context.spec.sets, context.cpus)
     tell("pairs")
     tables = {"inspected": rows, "by_cluster": by_cluster}

@@ -150,6 +150,17 @@ def test_the_database_reads_nothing_else(world: tuple[Opened, Data], monkeypatch
     assert data.rows("SELECT 1 AS one") == [{"one": 1}]  # and goes on
 
 
+def test_what_memory_cannot_hold_lies_neither_in_the_store_nor_where_the_dashboard_was_started(
+    world: tuple[Opened, Data],
+) -> None:
+    open_, data = world
+    (row,) = data.rows("SELECT current_setting('temp_directory') AS folder")
+    folder = Path(row["folder"])
+    assert folder.is_absolute() and folder.is_dir()
+    for elsewhere in (Path.cwd(), Path(open_.store.path(""))):
+        assert elsewhere not in (folder, *folder.parents)
+
+
 def test_a_selection_is_what_its_url_says(world: tuple[Opened, Data]) -> None:
     _, data = world
     asked = {"outcome": ["near", "in_shard"], "set": ["pool"], "cluster": ["2", "10"], "text": ["JPG"], "other": ["x"]}
