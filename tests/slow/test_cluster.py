@@ -6,7 +6,7 @@ import dataclasses
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_a_node_that_is_lost_costs_what_it_was_making(
 ) -> None:
     store = tmp_path / "store"
     with three_nodes(tmp_path) as nodes, _run(whole, store, nodes, stages) as run:
-        lost = [_lose(run, nodes, store, stage) for stage in stages]
+        lost = list(_lose_in_each(run, nodes, store, stages, {stage: parts_of(whole.store, stage) for stage in stages}))
         code, err = run.wait(PATIENCE_S)
     with capsys.disabled():
         print("\n" + _table(lost))
@@ -90,9 +90,25 @@ def _wait_for(run: Run, store: Path, stage: str, parts: int) -> int:
     return there
 
 
+def _lose_in_each(
+    run: Run, nodes: Nodes, store: Path, stages: Sequence[str], totals: Mapping[str, int]
+) -> Iterator[Lost]:
+    """In whichever stage is at work: some may run in either order."""
+    pending = list(stages)
+    deadline = time.monotonic() + PATIENCE_S
+    while pending:
+        assert run.process is not None and run.process.poll() is None, f"ended before {pending}: {run.wait()[1]}"
+        assert time.monotonic() < deadline, f"{pending} did not come in {PATIENCE_S} s"
+        stage = next((one for one in pending if 2 <= parts_of(store, one) < totals[one]), None)
+        if stage is not None:
+            yield _lose(run, nodes, store, stage)
+            pending.remove(stage)
+            deadline = time.monotonic() + PATIENCE_S
+        time.sleep(0.05)
+
+
 def _lose(run: Run, nodes: Nodes, store: Path, stage: str) -> Lost:
-    """Kills a node once the stage is at work, adds another, and waits for the stage's next part."""
-    before = _wait_for(run, store, stage, 2)
+    """Kills a node while the stage is at work, adds another, and waits for the stage's next part."""
     nodes.kill()
     began = time.monotonic()
     parts = parts_of(store, stage)  # before another node is up: the stage may end while it starts
@@ -102,7 +118,7 @@ def _lose(run: Run, nodes: Nodes, store: Path, stage: str) -> Lost:
     moved = time.monotonic() - began
     now = committed_parts(store)
     assert {key: now.get(key) for key in known} == known, "parts were lost or written again"
-    return Lost(stage, before, moved)
+    return Lost(stage, parts, moved)
 
 
 def _table(lost: Sequence[Lost]) -> str:
