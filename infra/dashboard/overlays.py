@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lodeset.infra.dashboard import decoding
-from lodeset.pipeline.algorithms.copies.views import ORIENTATIONS, starts
 
 Kind = Literal["aligned", "overlay", "difference"]
 SIDE = 640
@@ -26,6 +25,11 @@ def map_of(stored: Sequence[float] | None, transform: str | None) -> list[float]
     """The affine map from the second image's coordinates to the first's, [6]: the stored one, or that of the orientation in which the
     two were compared. None where it can't be turned round.
     """
+    from lodeset.pipeline.algorithms.copies.views import (
+        ORIENTATIONS,
+        starts,
+    )  # with torch, which most pages do not need
+
     if stored is not None:
         found = [float(one) for one in stored]
     else:

@@ -21,6 +21,7 @@ from lodeset.infra.dashboard.vectors import NotYetError, vectors_of
 from lodeset.infra.looking import looking
 from lodeset.infra.looking.story import Traced
 from lodeset.infra.report.pictures import short_name
+from lodeset.pipeline.dag.stage import read_as
 from lodeset.pipeline.errors import LodesetError
 
 router = APIRouter()
@@ -186,12 +187,21 @@ def _number(value: float | None) -> str | None:
     return f"{value:.4g}" if value is not None else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What training says of its images: how many there were, and how many it took, repeats counted."""
+
+    images: int = 0
+    images_seen: int = 0
+
+
 def _seen(data: Data) -> str | None:
     """How often training saw an image of the shards: a range, since which images an epoch leaves out is not recorded."""
     trained = data.artifact("train/all")
-    if trained is None or not trained.details.get("images"):
+    told = read_as(Trained, trained.details) if trained is not None else Trained()
+    if trained is None or not told.images:
         return None
-    images, seen = int(trained.details["images"]), int(trained.details.get("images_seen") or 0)
+    images, seen = told.images, told.images_seen
     batch = int(trained.config.get("batch") or 0)
     average = f"{seen / images:.3g} times on average"
     if not batch or trained.config.get("weights"):
