@@ -147,14 +147,14 @@ class Data:
         return np.asarray(table[name].to_numpy())
 
     @functools.cache  # noqa: B019
-    def codes(self, name: str) -> tuple[tuple[str, ...], NDArray[np.int16]]:
+    def codes(self, name: str) -> tuple[tuple[str, ...], NDArray[np.int32]]:
         """A column of few different texts: these, sorted, and the number [N] of each row's (-1: null)."""
         table = pq.read_table(self._files["inspected"], columns=[name], read_dictionary=[name])
         column = table[name].combine_chunks()
         encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
         values = encoded.dictionary.to_pylist()
         order = sorted(range(len(values)), key=lambda n: values[n])
-        place = np.empty(len(values) + 1, np.int16)
+        place = np.empty(len(values) + 1, np.int32)
         place[order], place[-1] = np.arange(len(values)), -1
         indices = encoded.indices.fill_null(len(values)).to_numpy()
         return tuple(values[n] for n in order), place[indices]

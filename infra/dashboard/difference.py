@@ -59,8 +59,8 @@ class Difference:
     before: Ints
     after: Ints
     outcomes: tuple[str, ...]
-    was: NDArray[np.int16]
-    now: NDArray[np.int16]
+    was: NDArray[np.int32]
+    now: NDArray[np.int32]
     regrouped: Bools
     reclustered: Bools
     moved: Bools
@@ -138,20 +138,20 @@ def difference(before: Data, after: Data) -> Difference:
     return Difference(old, new, outcomes, was, now, regrouped, reclustered, moved, comparable)
 
 
-Coded = tuple[tuple[str, ...], NDArray[np.int16]]
+Coded = tuple[tuple[str, ...], NDArray[np.int32]]
 
 
 def _alike(
     first: Coded, second: Coded, before: Ints, after: Ints, absent: str
-) -> tuple[tuple[str, ...], NDArray[np.int16], NDArray[np.int16]]:
+) -> tuple[tuple[str, ...], NDArray[np.int32], NDArray[np.int32]]:
     """Names of both, and the number of each entry's name in each."""
     names = tuple(sorted({*first[0], *second[0], absent}))
     number = {name: n for n, name in enumerate(names)}
     found = []
     for (known, codes), rows in ((first, before), (second, after)):
-        table = np.array([*(number[name] for name in known), number[absent]], np.int16)  # -1 is the last: null
+        table = np.array([*(number[name] for name in known), number[absent]], np.int32)  # -1 is the last: null
         found.append(np.where(rows >= 0, table[codes[rows]] if len(codes) else number[absent], number[absent]))
-    return names, found[0].astype(np.int16), found[1].astype(np.int16)
+    return names, found[0].astype(np.int32), found[1].astype(np.int32)
 
 
 def _shards(data: Data) -> Coded:

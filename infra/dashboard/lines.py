@@ -176,6 +176,7 @@ def line(data: Data, name: str | None = None) -> Line | None:
         similarity=column("similarity", np.nan),
         distance=pairs["phash_distance"].to_numpy().astype(np.int64),
         min_score_limit=column("min_score_limit", np.nan),
+        linked=pairs["linked"].to_numpy(zero_copy_only=False),
     )
     thresholds = Thresholds(details.threshold, details.reference_threshold)
     limit = what_if.limits(setting, dedup.spec, thresholds, dedup.images, stored)

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -149,7 +150,16 @@ def _plan(store: Store, ids: set[str]) -> _Plan:
 
 
 def _names_any(store: Store, part: Part, ids: set[str]) -> bool:
-    return any(_mentions(store, file, ids, name) for name, file in part.files.items() if file.path.endswith(".parquet"))
+    """Whether a part names one of the images, or may hold its vector without its name (a map by UMAP)."""
+    for name, file in part.files.items():
+        if file.path.endswith(".parquet"):
+            if _mentions(store, file, ids, name):
+                return True
+        else:
+            with store.opened(file) as source, np.load(source, allow_pickle=False) as arrays:
+                if "sample" in arrays.files:
+                    return True
+    return False
 
 
 def _part(store: Store, plan: _Plan, part: Part, ids: set[str], offsets: Mapping[str, Mapping[str, int]]) -> None:

@@ -36,7 +36,7 @@ from lodeset.pipeline.dag.stage import PREVIOUS, Stage, read_as
 from lodeset.pipeline.dag.store import RUNS, Store
 from lodeset.pipeline.errors import DamagedError, HeldError, LodesetError
 from lodeset.pipeline.remote.uploads import abort, orphaned_uploads
-from lodeset.pipeline.stages.inspect.graph import ABOUT_RUNS
+from lodeset.pipeline.stages.inspect.graph import ABOUT_RUNS, INSPECT
 from lodeset.pipeline.tables.forgotten import CLAIM, JOURNAL
 from lodeset.training.specs import TrainDetails
 
@@ -223,13 +223,13 @@ def _needed(store: Store, held: Contents, kept: Collection[int], stages: Mapping
         unfinished.add(decision.stage.name)
         if decision.fingerprint is not None:
             prefixes.add(decision.fingerprint[:12])
-    # What was made to look at a kept run, each after what it was made from.
-    for artifact in sorted(held.artifacts, key=lambda one: one.created):
-        sources = [
-            (*told.get("stage", "").split("/", 1), told.get("fingerprint", "")) for told in artifact.inputs.values()
-        ]
-        if artifact.stage in ABOUT_RUNS and all(source in needed for source in sources):
-            add(artifact.id, artifact.fingerprint)
+    for artifact in [one for one in held.artifacts if one.stage == INSPECT]:
+        about = {(*told["stage"].split("/", 1), told["fingerprint"]) for told in artifact.inputs.values()}
+        of_run = {source for source in about if source[0] not in ABOUT_RUNS}
+        if of_run <= needed.keys():
+            # What it was made from besides may be older than the run: the map is frozen, and thumbnails are taken over.
+            own = {(artifact.stage, artifact.set, artifact.fingerprint), *(about - of_run)}
+            needed |= {source: by_key[source] for source in own if source in by_key}
     if not held.runs:  # of lodeset 0.1.0: nobody knows which artifacts belong together
         for artifact in held.artifacts:
             add(artifact.id, artifact.fingerprint)

@@ -78,7 +78,7 @@ def stored(universe: Universe, pairs: Pairs) -> tuple[Compared, Stored]:
     by_hand = universe.pool & (np.arange(len(universe.ids)) % 5 == 0)
     images = Compared(universe.ids, universe.pool, universe.reference, universe.included, looks, by_hand=by_hand)
     limit = np.where(np.isneginf(pairs.limit), np.nan, pairs.limit)
-    return images, Stored(pairs.a, pairs.b, pairs.similarity, pairs.distance.astype(np.int64), limit)
+    return images, Stored(pairs.a, pairs.b, pairs.similarity, pairs.distance.astype(np.int64), limit, pairs.linked)
 
 
 def decided(
@@ -149,13 +149,22 @@ def test_thresholds_without_pixels(name: str, seed: int, value: float) -> None:
     check(setting, asked, images, kept, decided(universe, images, pairs), decided(universe, images, after))
 
 
+def test_pairs_of_which_nobody_wrote_up_to_where_they_are_linked_tell_nothing() -> None:
+    """As of a store of an earlier version."""
+    nothing = np.full(2, np.nan, np.float32)
+    linked = np.array([True, False])
+    pairs = Stored(np.arange(2), np.arange(2) + 1, nothing, np.arange(2), nothing, linked)
+    assert settings_of(SPEC["pixels"], LIMITS, pairs, SEARCHED_TO) == []
+    assert settings_of(SPEC["pixels"], LIMITS, dataclasses.replace(pairs, linked=linked & False), SEARCHED_TO)
+
+
 def test_a_group_that_is_too_large_is_refused() -> None:
     count = 6
     flags = np.zeros(count, bool)
     images = Compared([f"{n:032x}" for n in range(count)], ~flags, flags, flags, alike(np.full(count, 100)))
     chain = np.arange(count - 1)
     limit = np.array([9, 7, 5, 3, 1], np.float32)
-    pairs = Stored(chain, chain + 1, limit, chain, limit)
+    pairs = Stored(chain, chain + 1, limit, chain, limit, limit >= 3)
     spec = dataclasses.replace(SPEC["pixels"], max_group=4)
     [setting] = settings_of(spec, LIMITS, pairs, SEARCHED_TO)
     joins = joined(images, pairs, limits(setting, spec, LIMITS, images, pairs))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-FLOOR = 0.0  # minimum log-odds of an edge
+LEAST_SCORE = 0.0  # minimum log-odds of an edge
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lodeset.pipeline.algorithms.copies import closeup, verify, views
 from lodeset.pipeline.algorithms.copies.hashes import hamming_pairs
-from lodeset.pipeline.algorithms.copies.thresholds import FLOOR, Thresholds
+from lodeset.pipeline.algorithms.copies.thresholds import LEAST_SCORE, Thresholds
 from lodeset.pipeline.algorithms.sampling import ranks
 from lodeset.pipeline.specs import DedupSpec
 from lodeset.pipeline.stages.dedup.candidates import Seen
@@ -63,7 +63,7 @@ def judge(
     informative = np.flatnonzero(~universe.flat)
     hash_a, hash_b, _ = hamming_pairs(universe.phash[informative], spec.phash_distance)
     by_neighbor, by_hash = a * count + b, informative[hash_a] * count + informative[hash_b]
-    worth = seen.score >= np.where(_large(universe, seen.a, seen.b, spec), closeup.WORTH, FLOOR)
+    worth = seen.score >= np.where(_large(universe, seen.a, seen.b, spec), closeup.WORTH, LEAST_SCORE)
     by_view = (seen.a * count + seen.b)[worth]
     known = np.unique(np.r_[by_neighbor, by_hash, by_view])
     a, b = known // count, known % count
@@ -177,7 +177,7 @@ def settled(universe: Universe, pairs: Pairs, rows: Ints, looks: Looks, spec: De
     )
     # Pairs that only a view brought, and nobody takes for copies, are no edges.
     highest = np.fmax(pairs.score, now.score)
-    return now.chosen(pairs.hashed | np.isfinite(pairs.similarity) | (highest >= FLOOR) | linked)
+    return now.chosen(pairs.hashed | np.isfinite(pairs.similarity) | (highest >= LEAST_SCORE) | linked)
 
 
 def _allowed(universe: Universe, a: Ints, b: Ints, spec: DedupSpec) -> NDArray[np.bool_]:

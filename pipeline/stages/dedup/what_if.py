@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 
 from lodeset.pipeline.algorithms.copies.components import components, size_limit
 from lodeset.pipeline.algorithms.copies.keepers import KeeperRule, Looks, keepers
-from lodeset.pipeline.algorithms.copies.thresholds import FLOOR, Thresholds
+from lodeset.pipeline.algorithms.copies.thresholds import LEAST_SCORE, Thresholds
 from lodeset.pipeline.algorithms.images.blank import LOW_INFORMATION
 from lodeset.pipeline.specs import DedupSpec
 from lodeset.pipeline.stages.dedup.outcomes import Outcomes, outcomes
@@ -63,6 +63,7 @@ class Stored:
     similarity: Floats
     distance: Ints
     min_score_limit: Floats
+    linked: Bools  # by the run
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,11 @@ def settings_of(spec: DedupSpec, thresholds: Thresholds, pairs: Stored, searched
     are stored.
     """
     if spec.verify == "pixels":
+        if (pairs.linked & np.isnan(pairs.min_score_limit)).any():
+            return []  # of a version of lodeset that did not store up to which value pairs are linked
         finite = pairs.min_score_limit[np.isfinite(pairs.min_score_limit)]
         high = max(float(finite.max(initial=0.0)), spec.min_score)
-        return [Setting("min_score", spec.min_score, FLOOR, float(np.ceil(high * 10 + 1) / 10), 0.1)]
+        return [Setting("min_score", spec.min_score, LEAST_SCORE, float(np.ceil(high * 10 + 1) / 10), 0.1)]
     low = round(searched_to, 4)
     found = [Setting("threshold", thresholds.pool, low, 1.0, 0.001)] if spec.within else []
     if any(role == "reference" for role in spec.roles.values()):

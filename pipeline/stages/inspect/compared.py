@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lodeset.pipeline.algorithms.copies.keepers import Looks
+from lodeset.pipeline.dag.stage import PREVIOUS
 from lodeset.pipeline.dag.store import Artifact, Store
 from lodeset.pipeline.stages.copies import SAID
 from lodeset.pipeline.stages.dedup.what_if import Compared, Joins, Stored
@@ -37,6 +38,7 @@ def read(store: Store, inputs: Mapping[str, Artifact], sets: Mapping[str, str]) 
         similarity=numbers("similarity", np.nan),
         distance=edges["phash_distance"].to_numpy().astype(np.int64),
         min_score_limit=numbers("min_score_limit", np.nan),
+        linked=edges["linked"].to_numpy(zero_copy_only=False),
     )
     rest = edges.drop_columns(["image_id_a", "image_id_b"])
     columns = {"a": a.astype(np.int32), "b": b.astype(np.int32), **{n: rest[n] for n in rest.column_names}}
@@ -82,17 +84,29 @@ def _images(store: Store, inputs: Mapping[str, Artifact], sets: Mapping[str, str
         for file in artifact.tables.get("metadata", ()):
             table = store.table([file], ["image_id", *SAID], records.METADATA)
             those = fixed(table["image_id"])
-            at = np.searchsorted(ids, those).clip(max=max(count - 1, 0))
-            rows = np.flatnonzero(ids[at] == those) if count else np.zeros(0, np.int64)
-            told = sum(pc.is_valid(table[column]).to_numpy().astype(np.int64) for column in SAID)
-            np.maximum.at(said, at[rows], told[rows] if len(rows) else np.zeros(0, np.int64))
-    kept = np.sort(fixed(left_of_all(store, inputs["dedup"])))
+            at = rows_of(those, ids)
+            rows = np.flatnonzero(at >= 0)
+            told = np.sum([pc.is_valid(table[column]).to_numpy() for column in SAID], axis=0, dtype=np.int64)
+            np.maximum.at(said, at[rows], told[rows])
     # Of all that are listed: those that a reference set drops now, another value of a setting may keep.
-    by_hand = flag["pool"] & np.isin(ids, _kept_by_hand(store, inputs["masked"]))
-    looks = Looks(standing=np.isin(ids, kept), area=area, said=said, **measured)
+    by_hand = flag["pool"] & (rows_of(ids, np.sort(_kept_by_hand(store, inputs["masked"]))) >= 0)
+    looks = Looks(standing=_standing(store, inputs, ids), area=area, said=said, **measured)
     names = ids.astype(str).tolist()
     unique = pool - int(flag["pool"].sum())
     return Compared(names, flag["pool"], flag["reference"], flag["included"], looks, unique, by_hand)
+
+
+def _standing(store: Store, inputs: Mapping[str, Artifact], ids: Ids) -> NDArray[np.bool_]:
+    """Which images the next run finds kept by the one that it goes on from: this one, if it has written shards; what it went on from
+    otherwise.
+    """
+    published: Artifact | None = inputs["dedup"]
+    if "written" not in inputs:
+        before = inputs["dedup"].inputs.get(PREVIOUS)
+        published = store.artifact("dedup", "pool", before["fingerprint"]) if before is not None else None
+    if published is None:
+        return np.zeros(len(ids), bool)
+    return rows_of(ids, np.sort(fixed(left_of_all(store, published)))) >= 0
 
 
 def _sorted(table: pa.Table) -> Ids:

@@ -11,7 +11,8 @@ from lodeset.pipeline.dag.store import Artifact
 from lodeset.pipeline.specs import IMAGES, DedupSpec, Listed
 
 # The stages whose artifacts no run has on record: they are about a run, and go when it does.
-ABOUT_RUNS = ("thumbnails", "fit_map", "inspect")
+INSPECT = "inspect"
+ABOUT_RUNS = ("thumbnails", "fit_map", INSPECT)
 MAP_SAMPLE = 100_000  # images that the map is fitted on
 SIDE, QUALITY = 128, 75  # of thumbnails: pixels, and WebP's
 
@@ -108,7 +109,7 @@ def stages(
         if role is not None:
             inputs[role] = Input(stage)
     inspected = Stage(
-        "inspect",
+        INSPECT,
         "all",
         InspectSpec.VERSION,
         "beam",

@@ -38,6 +38,19 @@ def test_it_stays_with_its_run_and_goes_with_it(world: Opened) -> None:
     assert any(path.startswith("artifacts/thumbnails/") for path in gone)
 
 
+def test_a_map_that_is_taken_over_stays_with_the_run_that_shows_it(world: Opened) -> None:
+    """It is frozen: made of the vectors of a run that is gone."""
+    make(world.path.parent, 120, pictures=True, seed=1, part=100)
+    later = open_store(world.path)
+    with in_one_process():
+        made = inspect(later, lambda event: None)
+    assert made.made["fit_map/pool"].fingerprint == found(world, 1).made["fit_map/pool"].fingerprint
+    left = collect(world.store, {}, keep=1, older_than=0.0, dry_run=True)
+    gone = {entry.path for entry in left.entries}
+    needed = {file.path for artifact in made.made.values() for file in artifact.files()}
+    assert needed and not needed & gone
+
+
 def _paths(world: Opened) -> list[str]:
     root = Path(world.store.path(""))
     return [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
