@@ -144,7 +144,8 @@ def test_dedup_and_retrieval_search_the_same_way(tmp_path: Path, monkeypatch: py
     assert [x.tolist() for x in above] == [x[near].tolist() for x in (a, b, similarity)]
 
     queries = sorted(context.store.table(files["test"], ["image_id"])["image_id"].to_pylist())
-    hits = retrieve._search(context, len(queries), Sample(mode="sample", k=3, part_images=500))
+    asked_with = retrieve.Queries(tuple(files["test"]), "test")
+    hits = retrieve._search(context, asked_with, Sample(mode="sample", k=3, part_images=500))
     matches = context.store.table(hits)
     assert matches.num_rows == 3 * len(queries)
     own = sum(q == i for q, i in zip(matches["query_id"].to_pylist(), matches["image_id"].to_pylist(), strict=True))
