@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from typing import Any
 
+import duckdb
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -15,14 +17,14 @@ from lodeset.infra.dashboard import chosen, render
 from lodeset.infra.dashboard.pages import BELOW, PAGES
 from lodeset.infra.dashboard.safety import Safety
 from lodeset.infra.dashboard.site import Site
-from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.errors import DamagedError, LodesetError
 
 
 def create_app(site: Site) -> FastAPI:
     """The dashboard of a configuration. It reads the store and writes nothing."""
     templates = render.environment(site)
     app = FastAPI(title="lodeset", openapi_url=None, docs_url=None, redoc_url=None)
-    app.state.site, app.state.templates, app.state.runs = site, templates, chosen.Opened()
+    app.state.site, app.state.templates, app.state.runs = site, templates, chosen.Opened(site.data)
     app.state.differences = {}
     for one in PAGES:
         app.include_router(one.router)
@@ -64,6 +66,18 @@ async def _nothing(request: Request, error: Any) -> Response:
     return render.page(request, "nothing.html.jinja", told=_sentence(error), absent=error.run)
 
 
+async def _gone(request: Request, error: Any) -> Response:
+    """A file that a page reads is gone: the image or the run was deleted while somebody looked at it."""
+    site: Site = request.app.state.site
+    run = render.run_of(request) or site.number
+    words = ["lodeset", "inspect", str(site.opened.path), *(["--run", str(run)] if run else []), "--make-only"]
+    return _refuse(
+        request,
+        503,
+        f"What this page reads is no longer in the store: `{shlex.join(words)}` makes it again, then reload the page.",
+    )
+
+
 def _sentence(error: Exception) -> str:
     told = str(error)
     return f"{told[:1].upper()}{told[1:]}"
@@ -73,5 +87,10 @@ _ERRORS: dict[type[Exception], Any] = {
     HTTPException: _http,
     RequestValidationError: _invalid,
     chosen.NotInspectedError: _nothing,
+    chosen.GoneError: _gone,
+    DamagedError: _gone,
+    FileNotFoundError: _gone,
+    duckdb.IOException: _gone,
+    duckdb.PermissionException: _gone,
     LodesetError: _known,
 }

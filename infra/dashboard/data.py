@@ -8,8 +8,10 @@ from __future__ import annotations
 import bisect
 import contextlib
 import functools
+import os
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lodeset.infra.dashboard.making import THUMBNAILS, Inspected
+from lodeset.infra.dashboard.remembered import remembered
 from lodeset.pipeline.algorithms.images.decoding import ID_HEX_DIGITS
 from lodeset.pipeline.dag.stage import read_as
 from lodeset.pipeline.dag.store import Artifact, File, Store
@@ -34,6 +37,8 @@ from lodeset.pipeline.stages.inspect.graph import InspectDetails, InspectSpec
 MEMORY_MB = 512  # of DuckDB
 STATEMENT_S = 10.0
 BATCH = 65_536  # rows that are read at once for exports
+COLUMNS = 64  # that stay in memory, which are all there are
+FILES = 64  # of thumbnails that stay open
 GROUPS = 256  # row groups of thumbnails in memory, of about 100 kB
 
 TABLES = ("inspected", "by_cluster")
@@ -62,11 +67,21 @@ class Dedup:
 
 
 class Data:
-    """One inspected run. Threads may share it."""
+    """One inspected run. Threads may share it.
+
+    It closes its database and deletes its temporary files once nothing refers to it, if nobody has closed it before.
+
+    Attributes:
+        kept: what others compute of these data, which goes with them.
+    """
 
     def __init__(self, store: Store, inspected: Inspected) -> None:
         self.store, self.inspected = store, inspected
+        self.kept: dict[str, Any] = {}
         self._left = contextlib.ExitStack()
+        self.close = weakref.finalize(self, self._left.close)
+        self._fetching: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
         self._local = store.local
         self._folder = Path(store.path("")) if store.local else self._temporary()
         artifact = inspected.artifact
@@ -74,13 +89,9 @@ class Data:
         self._files = {name: self.path_of(files[0]) for name, files in artifact.tables.items()}
         self._scratch = self._temporary()
         self._database = _locked(self._scratch, {name: self._files[name] for name in TABLES})
+        self._left.callback(self._database.close)
         pictures = inspected.made.get(THUMBNAILS)
         self._thumbnails = tuple(pictures.tables["thumbnails"]) if pictures is not None else ()
-        self._lock = threading.Lock()
-
-    def close(self) -> None:
-        self._database.close()
-        self._left.close()
 
     def _temporary(self) -> Path:
         return Path(self._left.enter_context(tempfile.TemporaryDirectory(prefix="lodeset-inspect-")))
@@ -88,11 +99,17 @@ class Data:
     def path_of(self, file: File) -> Path:
         """A file of the store on this machine: a copy, if the store is elsewhere."""
         path = self._folder / file.path
-        if not self._local and not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(self.store.bytes_of(file))
-        elif self._local:
+        if self._local:
             self.store.check(file)
+            return path
+        with self._lock:
+            fetching = self._fetching.setdefault(file.path, threading.Lock())
+        with fetching:  # one request fetches it, and the others wait for the whole of it
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                part = path.with_name(f"{path.name}.part")
+                self.store.fetch(file, part)
+                os.replace(part, path)
         return path
 
     def warm(self) -> None:
@@ -140,13 +157,13 @@ class Data:
         found: list[dict[str, Any]] = self.query(sql, parameters).to_pylist()
         return found
 
-    @functools.cache  # noqa: B019  a server has one of these for all its life
+    @remembered(COLUMNS)
     def column(self, name: str) -> NDArray[Any]:
         """A column of `inspected` [N], in the order of its rows: numbers, NaN where there is none."""
         table = pq.read_table(self._files["inspected"], columns=[name])
         return np.asarray(table[name].to_numpy())
 
-    @functools.cache  # noqa: B019
+    @remembered(COLUMNS)
     def codes(self, name: str) -> tuple[tuple[str, ...], NDArray[np.int32]]:
         """A column of few different texts: these, sorted, and the number [N] of each row's (-1: null)."""
         table = pq.read_table(self._files["inspected"], columns=[name], read_dictionary=[name])
@@ -212,19 +229,21 @@ class Data:
         """The WebP of a row of `inspected`, by its `picture_file` and `picture_row`; None where none was made."""
         if not 0 <= file < len(self._thumbnails):
             return None
-        opened, starts = self._opened(self._thumbnails[file])
+        wanted = self._thumbnails[file]
+        opened, starts = self._opened(wanted)
         group = int(np.searchsorted(starts, row, side="right")) - 1
-        pictures = self._group(opened, group) if 0 <= row < opened.metadata.num_rows else ()
+        pictures = self._group(wanted, group) if 0 <= row < opened.metadata.num_rows else ()
         return pictures[row - int(starts[group])] if pictures else None
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019
+    @remembered(FILES)
     def _opened(self, file: File) -> tuple[pq.ParquetFile, NDArray[np.int64]]:
         opened = pq.ParquetFile(self.path_of(file))
         sizes = [opened.metadata.row_group(n).num_rows for n in range(opened.num_row_groups)]
         return opened, np.cumsum([0, *sizes[:-1]])
 
-    @functools.lru_cache(maxsize=GROUPS)  # noqa: B019
-    def _group(self, opened: pq.ParquetFile, number: int) -> tuple[bytes | None, ...]:
+    @remembered(GROUPS)
+    def _group(self, file: File, number: int) -> tuple[bytes | None, ...]:
+        opened, _ = self._opened(file)
         with self._lock:  # a file has one position
             table = opened.read_row_group(number, columns=["picture"])
         return tuple(table["picture"].to_pylist())
@@ -242,7 +261,7 @@ class Data:
         settings = tuple(Setting(**setting) for setting in self.details.settings)
         return Dedup(read_as(DedupSpec, artifact.config), images, settings, pool)
 
-    @functools.cache  # noqa: B019
+    @remembered(COLUMNS)
     def joins(self, setting: str) -> Joins:
         """The joins of a setting of dedup."""
         return compared.read_joins(pq.read_table(self._files["joins"], filters=[("setting", "=", setting)]), setting)

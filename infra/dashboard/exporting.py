@@ -15,9 +15,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lodeset.infra.dashboard.chosen import number_of
 from lodeset.infra.dashboard.data import Data
 from lodeset.infra.dashboard.selection import Selection, rows
+from lodeset.infra.dashboard.site import number_of
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.tables import records
 

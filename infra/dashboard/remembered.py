@@ -9,29 +9,31 @@ from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
-from lodeset.infra.dashboard.data import Data
-
+Owner = TypeVar("Owner")
 Asked = ParamSpec("Asked")
 Made = TypeVar("Made")
 
 
 def remembered(
     most: int,
-) -> Callable[[Callable[Concatenate[Data, Asked], Made]], Callable[Concatenate[Data, Asked], Made]]:
-    """Of each `Data`, the last `most` answers of a function are kept. Threads that ask at once may both compute one."""
+) -> Callable[[Callable[Concatenate[Owner, Asked], Made]], Callable[Concatenate[Owner, Asked], Made]]:
+    """For each first argument, the last `most` answers of a function or method are kept, as long as that argument lives.
 
-    def around(function: Callable[Concatenate[Data, Asked], Made]) -> Callable[Concatenate[Data, Asked], Made]:
-        kept: WeakKeyDictionary[Data, OrderedDict[Any, Made]] = WeakKeyDictionary()
+    Answers must not refer to it. Threads that ask at once may both compute one.
+    """
+
+    def around(function: Callable[Concatenate[Owner, Asked], Made]) -> Callable[Concatenate[Owner, Asked], Made]:
+        kept: WeakKeyDictionary[Owner, OrderedDict[Any, Made]] = WeakKeyDictionary()
         lock = threading.Lock()
 
-        def asked(data: Data, /, *arguments: Asked.args, **named: Asked.kwargs) -> Made:
+        def asked(owner: Owner, /, *arguments: Asked.args, **named: Asked.kwargs) -> Made:
             key = (arguments, tuple(sorted(named.items())))
             with lock:
-                answers = kept.setdefault(data, OrderedDict())
+                answers = kept.setdefault(owner, OrderedDict())
                 if key in answers:
                     answers.move_to_end(key)
                     return answers[key]
-            made = function(data, *arguments, **named)
+            made = function(owner, *arguments, **named)
             with lock:
                 answers[key] = made
                 while len(answers) > most:

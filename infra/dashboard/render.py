@@ -91,13 +91,13 @@ def _html(templates: Environment, scope: Any, template: str, status: int, values
     shared = {
         "pages": PAGES,
         "here": _here(request, PAGES, HOMES),
-        "run": _run(request),
+        "run": run_of(request),
         "theme": theme if theme in THEMES else None,
     }
     return HTMLResponse(templates.get_template(template).render(shared | values), status)
 
 
-def _run(request: Request) -> int | None:
+def run_of(request: Request) -> int | None:
     """The run that the address names; the links of the navigation keep it."""
     given = request.query_params.get("run", "")
     return int(given) if given.isascii() and given.isdecimal() and len(given) < 10 else None

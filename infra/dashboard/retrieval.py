@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lodeset.infra.dashboard.data import Data
+from lodeset.infra.dashboard.remembered import remembered
 from lodeset.pipeline.dag.store import Artifact, File
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.tables import records
@@ -69,7 +69,7 @@ def queries(data: Data, name: str, start: int, size: int) -> tuple[list[str], in
     return ids[start : start + size], len(ids)
 
 
-@functools.lru_cache(maxsize=16)
+@remembered(16)
 def _asking(data: Data, name: str) -> list[str]:
     found = set[str]()
     for file in artifact_of(data, name).tables["matches"]:
@@ -78,7 +78,7 @@ def _asking(data: Data, name: str) -> list[str]:
     return sorted(one for one in found if one is not None)
 
 
-@functools.lru_cache(maxsize=16)
+@remembered(16)
 def _ranges(data: Data, name: str) -> list[tuple[File, str, str]]:
     """The files with the hits of a set, and the first and last query in each; a search writes its queries in order."""
     found = []

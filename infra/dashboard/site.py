@@ -36,6 +36,11 @@ class Site:
     data: Data | None = None
 
     @property
+    def number(self) -> int | None:
+        """The number of the run that pages show if their address names none; None for the last finished one."""
+        return self.run or (number_of(self.data) if self.data is not None else None)
+
+    @property
     def cookie(self) -> str:
         """The name of the cookie with the token. Cookies ignore ports, so two dashboards need two names."""
         return f"lodeset_{self.port}"
@@ -43,6 +48,12 @@ class Site:
     @property
     def cookie_path(self) -> str:
         return self.base_path or "/"
+
+
+def number_of(data: Data) -> int | None:
+    """The number of the run of these data; None in stores that record none."""
+    run = data.inspected.held.run
+    return run.number if run is not None else None
 
 
 def base_path_of(given: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -97,15 +98,27 @@ def vectors_of(data: Data, wait_s: float = WAIT_S) -> Vectors:
     building = _building(data)
     try:
         return building.result(wait_s)
-    except TimeoutError:
+    except TimeoutError as error:
+        if building.done() and building.exception() is error:  # of the reading itself
+            raise
         raise NotYetError("the vectors of this run are being read, which is done once: ask again in a moment") from None
+    finally:
+        if building.done() and building.exception() is not None:  # told now, and tried again when asked again
+            with _STARTING:
+                if data.kept.get(_KEPT) is building:
+                    del data.kept[_KEPT]
 
 
-@functools.lru_cache(maxsize=2)
 def _building(data: Data) -> Future[Vectors]:
-    return _READER.submit(Vectors, data)
+    with _STARTING:
+        if _KEPT not in data.kept:
+            data.kept[_KEPT] = _READER.submit(Vectors, data)
+        found: Future[Vectors] = data.kept[_KEPT]
+        return found
 
 
+_KEPT = "vectors"
+_STARTING = threading.Lock()
 _READER = ThreadPoolExecutor(1, "lodeset-vectors")
 
 

@@ -14,10 +14,11 @@ from starlette.responses import Response
 from lodeset.infra import audits
 from lodeset.infra.audits import VERDICTS, Audit, Estimate, Judged
 from lodeset.infra.dashboard import decoding, render
-from lodeset.infra.dashboard.chosen import TheData, number_of
+from lodeset.infra.dashboard.chosen import TheData
 from lodeset.infra.dashboard.data import Data
 from lodeset.infra.dashboard.links import Links, TheLinks
 from lodeset.infra.dashboard.samples import SIZES, Decision, Item, decision, decisions, sample
+from lodeset.infra.dashboard.site import number_of
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.sources.containers import Ranges, recognized
 

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 
 from lodeset.infra.dashboard import render
-from lodeset.infra.dashboard.chosen import TheData, number_of
+from lodeset.infra.dashboard.chosen import TheData
 from lodeset.infra.dashboard.data import Data
 from lodeset.infra.dashboard.difference import RESULT
 from lodeset.infra.dashboard.gallery import Thumb, thumb_of
 from lodeset.infra.dashboard.selection import Selection, by_ids
-from lodeset.infra.dashboard.site import Site, TheSite
+from lodeset.infra.dashboard.site import Site, TheSite, number_of
 from lodeset.infra.report import charts
 from lodeset.pipeline.dag.stage import read_as
 from lodeset.pipeline.specs import FitClustersDetails

@@ -63,7 +63,7 @@ def diff(
 ) -> Response:
     """`run` is the later one; `with` the earlier one, by default the run before it."""
     store, name = site.opened.store, site.opened.config.name
-    shown = looking.held(site.opened, run or site.run).run
+    shown = looking.held(site.opened, run or site.number).run
     runs = list(islice(newest_first(store, name), RUNS_OFFERED))
     number = with_ or _before(shown, runs)
     if shown is None or number is None:

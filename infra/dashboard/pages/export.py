@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from lodeset.infra.dashboard import exporting
-from lodeset.infra.dashboard.chosen import TheData, number_of
-from lodeset.infra.dashboard.site import TheSite
+from lodeset.infra.dashboard.chosen import TheData
+from lodeset.infra.dashboard.site import TheSite, number_of
 from lodeset.infra.dashboard.views import selection_of, view
 
 router = APIRouter()
@@ -30,11 +32,18 @@ def export(
     if format_ == "ids":
         link = view(site, "/images", selection, run=number_of(data))
         return _file(
-            StreamingResponse(exporting.list_of_ids(data, selection, link), media_type="text/plain; charset=utf-8"),
+            StreamingResponse(
+                _begun(exporting.list_of_ids(data, selection, link)), media_type="text/plain; charset=utf-8"
+            ),
             f"{stem}.txt",
         )
     make, kind, end = exporting.FORMATS[format_]
-    return _file(StreamingResponse(make(data, selection), media_type=kind), f"{stem}.{end}")
+    return _file(StreamingResponse(_begun(make(data, selection)), media_type=kind), f"{stem}.{end}")
+
+
+def _begun(pieces: Iterator[str] | Iterator[bytes]) -> Iterator[str | bytes]:
+    """The pieces, of which the first is made before an answer begins: what fails until then is told on a page."""
+    return chain(list(islice(pieces, 1)), pieces)
 
 
 def _file(answer: Response, name: str) -> Response:

@@ -11,12 +11,13 @@ from fastapi import APIRouter, HTTPException, Request
 from starlette.responses import Response
 
 from lodeset.infra.dashboard import density, render
-from lodeset.infra.dashboard.chosen import TheData, number_of
+from lodeset.infra.dashboard.chosen import TheData
 from lodeset.infra.dashboard.data import Data
 from lodeset.infra.dashboard.gallery import Thumb, thumb_of
 from lodeset.infra.dashboard.links import Links, TheLinks
 from lodeset.infra.dashboard.pages.pictures import ImageId
 from lodeset.infra.dashboard.selection import by_ids
+from lodeset.infra.dashboard.site import number_of
 from lodeset.infra.dashboard.vectors import NotYetError, vectors_of
 from lodeset.infra.looking import looking
 from lodeset.infra.looking.story import Traced

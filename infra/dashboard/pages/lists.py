@@ -16,13 +16,14 @@ from starlette.responses import Response
 
 from lodeset.infra.config import Config
 from lodeset.infra.dashboard import exporting, render
-from lodeset.infra.dashboard.chosen import TheData, number_of
+from lodeset.infra.dashboard.chosen import TheData
 from lodeset.infra.dashboard.data import Data
 from lodeset.infra.dashboard.gallery import thumb_of
 from lodeset.infra.dashboard.links import TheLinks
 from lodeset.infra.dashboard.pages.commit import Priced, attached, options_of, priced, warnings_of
 from lodeset.infra.dashboard.patches import PatchError, extended, unified
 from lodeset.infra.dashboard.selection import Selection, page, rows
+from lodeset.infra.dashboard.site import number_of
 from lodeset.infra.dashboard.views import conditions, hidden, selection_of, view
 from lodeset.infra.session import Opened
 from lodeset.pipeline.by_hand import ByHand

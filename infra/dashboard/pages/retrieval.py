@@ -11,12 +11,12 @@ from markupsafe import Markup
 from starlette.responses import RedirectResponse, Response
 
 from lodeset.infra.dashboard import render, retrieval
-from lodeset.infra.dashboard.chosen import TheData, number_of
+from lodeset.infra.dashboard.chosen import TheData
 from lodeset.infra.dashboard.data import Data
 from lodeset.infra.dashboard.gallery import Thumb, thumb_of
 from lodeset.infra.dashboard.retrieval import Hit
 from lodeset.infra.dashboard.selection import by_ids
-from lodeset.infra.dashboard.site import Site, TheSite
+from lodeset.infra.dashboard.site import Site, TheSite, number_of
 from lodeset.infra.report import charts, words
 from lodeset.pipeline.algorithms.images.decoding import ID_HEX_DIGITS
 from lodeset.pipeline.dag.stage import read_as

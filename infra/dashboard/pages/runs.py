@@ -106,7 +106,7 @@ class Stage:
 def runs(request: Request, site: TheSite, run: RunNumber = None, before: RunNumber = None) -> Response:
     """The list of runs, and the funnel of one of them."""
     opened = site.opened
-    shown = looking.held(opened, run or site.run)
+    shown = looking.held(opened, run or site.number)
     number = shown.run.number if shown.run is not None else None
     found, older = _listed(opened.store, opened.config.name, before)
     earlier = _run_before(opened.store, shown.run)

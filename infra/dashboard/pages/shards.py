@@ -13,11 +13,11 @@ from fastapi import APIRouter, HTTPException, Path, Query, Request
 from starlette.responses import Response
 
 from lodeset.infra.dashboard import render
-from lodeset.infra.dashboard.chosen import TheData, number_of
+from lodeset.infra.dashboard.chosen import TheData
 from lodeset.infra.dashboard.data import Data
 from lodeset.infra.dashboard.gallery import thumb_of
 from lodeset.infra.dashboard.selection import Selection
-from lodeset.infra.dashboard.site import TheSite
+from lodeset.infra.dashboard.site import TheSite, number_of
 from lodeset.pipeline.algorithms.images.decoding import ID_HEX_DIGITS
 from lodeset.pipeline.dag.stage import read_as
 from lodeset.pipeline.dag.store import Artifact, Store

@@ -76,7 +76,7 @@ def training(
 ) -> Response:
     """The models of a run, and with `with` those of another one beside them."""
     store = site.opened.store
-    shown = looking.held(site.opened, run or site.run)
+    shown = looking.held(site.opened, run or site.number)
     other = looking.held(site.opened, with_) if with_ is not None else None
     number = shown.run.number if shown.run is not None else None
     runs = list(islice(newest_first(store, site.opened.config.name), RUNS_OFFERED))
