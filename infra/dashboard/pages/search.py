@@ -30,6 +30,7 @@ MOST = 200  # images that the beginning of an id may stand for
 RESULTS = 60
 UPLOADS = 32  # whose results stay
 UPLOAD_BYTES = 20 * 2**20
+FORM_BYTES = 2**16  # of the form around a picture
 SIDE = 512  # of the picture beside the results
 _HEX = re.compile(rf"[0-9a-f]{{{SHORTEST},{ID_HEX_DIGITS}}}")
 
@@ -60,13 +61,16 @@ def search(
 @router.post("/search")
 async def upload(request: Request, links: TheLinks) -> Response:
     """Searches by an uploaded picture: the body is the picture itself, or a form with it."""
-    body = await request.body()
-    picture = _picture(body, request.headers.get("content-type", ""))
-    if not picture:
-        raise HTTPException(422, "Choose a picture first.")
-    if len(picture) > UPLOAD_BYTES:
-        raise HTTPException(413, f"The picture is larger than {UPLOAD_BYTES // 2**20} MiB.")
-    return await run_in_threadpool(_searched, request, links, picture)
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > UPLOAD_BYTES + FORM_BYTES:
+            raise _too_large()
+    return await run_in_threadpool(_searched, request, links, bytes(body))
+
+
+def _too_large() -> HTTPException:
+    return HTTPException(413, f"The picture is larger than {UPLOAD_BYTES // 2**20} MiB.")
 
 
 @router.get("/search/image/{image_id}.webp")
@@ -89,7 +93,12 @@ def by_image(request: Request, links: TheLinks, data: TheData, image_id: ImageId
     return _page(request, thumbs=thumbs, picture=links.to(f"/search/image/{image_id}.webp"), rejects=[])
 
 
-def _searched(request: Request, links: Links, picture: bytes) -> Response:
+def _searched(request: Request, links: Links, body: bytes) -> Response:
+    picture = _picture(body, request.headers.get("content-type", ""))
+    if not picture:
+        raise HTTPException(422, "Choose a picture first.")
+    if len(picture) > UPLOAD_BYTES:
+        raise _too_large()
     data = data_of(request, links.run)
     name = image_id(picture)
     if data.rows_of(name):

@@ -153,6 +153,10 @@ def test_what_is_no_picture_is_refused(world: tuple[TestClient, Data], monkeypat
     assert "too_many_pixels" in client.post("/search", content=png((1, 2, 3)), headers=own).text
     monkeypatch.setattr(search, "UPLOAD_BYTES", 10)
     assert client.post("/search", content=png((1, 2, 3)), headers=own).status_code == 413
+    read: list[bytes] = []
+    monkeypatch.setattr(search, "_picture", lambda body, kind: read.append(body) or b"")
+    form = {"picture": ("x.png", b"\0" * (search.FORM_BYTES + 11), "image/png")}
+    assert client.post("/search", files=form, headers=own).status_code == 413 and not read
 
 
 @pytest.mark.slow
