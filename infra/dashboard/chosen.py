@@ -128,6 +128,7 @@ def data_of(request: Request, run: int | None) -> Data:
         if last is None:
             raise NotInspectedError(None)
         wanted = last.number
+    request.state.run = wanted  # the head of the page names it
     return opened.get(site.opened, wanted)
 
 

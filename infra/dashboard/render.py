@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from importlib import resources
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlencode
 
 from fastapi import Request
@@ -92,13 +92,20 @@ def _html(templates: Environment, scope: Any, template: str, status: int, values
         "pages": PAGES,
         "here": _here(request, PAGES, HOMES),
         "run": run_of(request),
+        "current_run": current_run(request, cast("Site", templates.globals["site"])),
         "theme": theme if theme in THEMES else None,
     }
     return HTMLResponse(templates.get_template(template).render(shared | values), status)
 
 
+def current_run(request: Request, site: Site) -> int | None:
+    """The run that a page is about, whether or not its address names one; the navigation leads to pages about the same run."""
+    shown: int | None = getattr(request.state, "run", None)
+    return run_of(request) or shown or site.number
+
+
 def run_of(request: Request) -> int | None:
-    """The run that the address names; the links of the navigation keep it."""
+    """The run that the address names; the links of the page keep it."""
     given = request.query_params.get("run", "")
     return int(given) if given.isascii() and given.isdecimal() and len(given) < 10 else None
 

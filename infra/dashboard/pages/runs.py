@@ -108,6 +108,7 @@ def runs(request: Request, site: TheSite, run: RunNumber = None, before: RunNumb
     opened = site.opened
     shown = looking.held(opened, run or site.number)
     number = shown.run.number if shown.run is not None else None
+    request.state.run = number  # the head of the page names it
     found, older = _listed(opened.store, opened.config.name, before)
     earlier = _run_before(opened.store, shown.run)
     made_before = artifacts_of(opened.store, earlier) if earlier is not None else {}
