@@ -86,7 +86,7 @@ def _images(store: Store, inputs: Mapping[str, Artifact], sets: Mapping[str, str
             those = fixed(table["image_id"])
             at = rows_of(those, ids)
             rows = np.flatnonzero(at >= 0)
-            told = np.sum([pc.is_valid(table[column]).to_numpy() for column in SAID], axis=0, dtype=np.int64)
+            told = np.asarray(sum(pc.is_valid(table[column]).to_numpy().astype(np.int64) for column in SAID))
             np.maximum.at(said, at[rows], told[rows])
     # Of all that are listed: those that a reference set drops now, another value of a setting may keep.
     by_hand = flag["pool"] & (rows_of(ids, np.sort(_kept_by_hand(store, inputs["masked"]))) >= 0)

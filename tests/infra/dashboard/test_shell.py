@@ -159,6 +159,6 @@ def test_a_run_that_finishes_is_offered_without_a_reload(browser: Chromium, dash
             offer.click()
             assert page.inner_text("h1") == f"Run {again.number}"
             page.go_back()
-            assert page.inner_text("h1") == f"Run {again.number}"  # the last run
+            assert page.inner_text("h1") == f"Run {last.number}"  # that of the dashboard
         finally:
             store.delete(run_path(again.number))
