@@ -35,7 +35,11 @@ class Opened:
     missing: tuple[str, ...] = ()  # why there is no graph, where that was asked for: a source or a model is not there
     ids: tuple[str, ...] = ()  # every stage of the configuration; `stages` are those up to the one that was asked for
     until: str | None = None
-    overridden: bool = False  # by `--set`
+    overrides: tuple[str, ...] = ()  # of `--set`, and of `--limit`
+
+    @property
+    def overridden(self) -> bool:
+        return bool(self.overrides)
 
 
 def open_config(
@@ -78,9 +82,7 @@ def open_config(
     if until is not None and until not in names:
         raise ConfigError(f"--until {until}: no such stage in this configuration; there are: {', '.join(names)}")
     chosen = closure(stages, until)
-    return Opened(
-        Path(path), config, chosen, Store(config.store), (), tuple(closure(stages, None)), until, bool(overrides)
-    )
+    return Opened(Path(path), config, chosen, Store(config.store), (), tuple(closure(stages, None)), until, overrides)
 
 
 def open_store(path: str | Path, overrides: tuple[str, ...] = (), limit: int | None = None) -> Opened:
@@ -98,7 +100,7 @@ def open_store(path: str | Path, overrides: tuple[str, ...] = (), limit: int | N
         limits = (f"ingest.limit={limit}",) if limit is not None else ()
         config = read(path, (*overrides, *limits))
         configure(config.resources)
-        return Opened(Path(path), config, {}, Store(config.store), (str(error),), overridden=bool(overrides))
+        return Opened(Path(path), config, {}, Store(config.store), (str(error),), overrides=(*overrides, *limits))
 
 
 def missing_sources(config: Config) -> tuple[str, ...]:

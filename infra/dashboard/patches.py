@@ -61,6 +61,8 @@ def extended(text: str, path: Path, item: Mapping[str, Any] | str) -> str:
     now = _at(before, path)
     if now is not None and not isinstance(now, list):
         raise _refused(path, "it is not a list")
+    if item in (now or ()):
+        raise PatchError(f"{'.'.join(path)} has {_in_a_line(item)} already: give the new one another name")
     after = _Editor(text).append(path, _in_a_line(item))
     expected = _with_item(before if isinstance(before, dict) else {}, path, item)
     try:

@@ -21,11 +21,12 @@ from lodeset.infra.dashboard.lines import Change, Line, change, line, whole_chan
 from lodeset.infra.dashboard.links import Links, TheLinks
 from lodeset.infra.dashboard.pages.duplicates import Start, changed_cards
 from lodeset.infra.dashboard.patches import PatchError, patch, written
+from lodeset.infra.dashboard.rereading import FileNow, reread
 from lodeset.infra.project import Plan
 from lodeset.infra.session import Opened
 from lodeset.pipeline.dag.runs import newest_first
 from lodeset.pipeline.dag.stage import closure
-from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.errors import ConfigError, LodesetError
 
 router = APIRouter()
 
@@ -70,7 +71,8 @@ def commit(
     found = _line(data, setting)
     value = found.value(value)
     told = change(data, setting, value, JOINS)
-    text, problem = _patch(links.site.opened, setting, value)
+    file = reread(links.site.opened)
+    text, problem = _patch(file, setting, value)
     return render.page(
         request,
         "commit.html.jinja",
@@ -82,14 +84,15 @@ def commit(
         key=f"dedup.{setting}",
         options=options_of(links.site.opened, f"dedup.{setting}={written(value)}" if problem else ""),
         now=found.counts(found.setting.now),
+        instead=_value_now(file, setting),
         then=found.counts(value),
         changed=told,
-        warnings=warnings_of(links, data),
+        warnings=warnings_of(links, data, file),
         sides={
             name: _side(links, found, told, name, start, {"leave": leave, "back": back}, value)
             for name, start in (("leave", leave), ("back", back))
         },
-        plan=_priced(links.site.opened, setting, value) if priced else None,
+        plan=_priced(links.site.opened, file, setting, value) if priced else None,
         file=links.site.opened.path.name,
     )
 
@@ -99,7 +102,7 @@ def configuration(links: TheLinks, data: TheData, setting: Name, value: Value) -
     """The patch as a file."""
     found = _line(data, setting)
     value = found.value(value)
-    text, problem = _patch(links.site.opened, setting, value)
+    text, problem = _patch(reread(links.site.opened), setting, value)
     if problem:
         raise HTTPException(409, problem)
     if not text:
@@ -129,7 +132,8 @@ def ids(data: TheData, side: str, setting: Name, value: Value) -> Response:
 def plan(request: Request, links: TheLinks, data: TheData, setting: Name, value: Value) -> Response:
     """What the next run would do with the value: a part of the page."""
     found = _line(data, setting)
-    return render.page(request, "plan.html.jinja", plan=_priced(links.site.opened, setting, found.value(value)))
+    opened = links.site.opened
+    return render.page(request, "plan.html.jinja", plan=_priced(opened, reread(opened), setting, found.value(value)))
 
 
 def _line(data: Data, setting: str) -> Line:
@@ -156,26 +160,37 @@ def options_of(opened: Opened, override: str) -> list[str]:
     ]
 
 
-def _patch(opened: Opened, setting: str, value: float) -> tuple[str, str]:
+def _value_now(file: FileNow, setting: str) -> float | None:
+    """What the next run would take without the change; None where that is not known."""
+    value = getattr(file.config.dedup, setting, None) if file.config is not None else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _patch(file: FileNow, setting: str, value: float) -> tuple[str, str]:
     """The patch, and why there is none."""
+    if file.text is None:
+        return "", file.problem
     try:
-        text = opened.path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        return "", f"{opened.path.name} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}"
-    try:
-        return patch(text, opened.path.name, ("dedup", setting), value), ""
+        return patch(file.text, file.name, ("dedup", setting), value), ""
     except PatchError as error:
         return "", str(error)
+    except ConfigError as error:
+        return "", f"{file.name} is no valid configuration now: {error}"
 
 
-def warnings_of(links: Links, data: Data) -> list[str]:
+def warnings_of(links: Links, data: Data, file: FileNow) -> list[str]:
     """Why the next run may change more than the page says."""
     opened, held = links.site.opened, data.inspected.held
     found = []
-    if held.changed:
+    if file.problem:
+        found.append(f"{file.problem}. The next run cannot start before that is mended.")
+    elif file.differs_from_run(data):
         found.append(
-            "The configuration or its sources have changed since this run, so the next run will change more than this page shows."
+            f"{file.name} differs now from the configuration that this run was made with, so the next run will change more than "
+            "this page shows."
         )
+    elif held.changed:
+        found.append("The sources have changed since this run, so the next run will change more than this page shows.")
     newest = next(newest_first(opened.store, opened.config.name), None)
     if held.run is not None and newest is not None and newest.number != held.run.number:
         found.append(
@@ -215,9 +230,15 @@ class Priced:
     problem: str = ""
 
 
-def _priced(opened: Opened, setting: str, value: float) -> Priced:
-    dedup = opened.config.dedup.model_copy(update={setting: value})
-    return priced(opened, opened.config.model_copy(update={"dedup": dedup}))
+def _priced(opened: Opened, file: FileNow, setting: str, value: float) -> Priced:
+    if file.config is None:
+        return unpriced(file)
+    dedup = file.config.dedup.model_copy(update={setting: value})
+    return priced(opened, file.config.model_copy(update={"dedup": dedup}))
+
+
+def unpriced(file: FileNow) -> Priced:
+    return Priced(None, f"The next run cannot be planned here: {file.problem}")
 
 
 def priced(opened: Opened, config: Config) -> Priced:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import tempfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,14 +22,17 @@ from lodeset.infra.dashboard.chosen import TheData
 from lodeset.infra.dashboard.data import Data
 from lodeset.infra.dashboard.gallery import thumb_of
 from lodeset.infra.dashboard.links import TheLinks
-from lodeset.infra.dashboard.pages.commit import Priced, attached, options_of, priced, warnings_of
+from lodeset.infra.dashboard.pages.commit import Priced, attached, options_of, priced, unpriced, warnings_of
 from lodeset.infra.dashboard.patches import PatchError, extended, unified
+from lodeset.infra.dashboard.rereading import FileNow, reread
 from lodeset.infra.dashboard.selection import Selection, page, rows
 from lodeset.infra.dashboard.site import number_of
 from lodeset.infra.dashboard.views import conditions, hidden, selection_of, view
 from lodeset.infra.session import Opened
-from lodeset.pipeline.by_hand import ByHand
+from lodeset.pipeline.by_hand import BY_HAND, ByHand
 from lodeset.pipeline.config import CuratedSet
+from lodeset.pipeline.errors import ConfigError
+from lodeset.pipeline.filters.config import BLOCKED_DOMAIN, BLOCKED_URL
 
 router = APIRouter()
 
@@ -38,13 +43,14 @@ As = Literal["drop", "keep", "curated"]
 Use = Annotated[As, Query(alias="as")]
 Name = Annotated[str | None, Query(pattern=NAME)]
 
-# Outcomes of images that go on to training, or would if they were asked for.
-KEPT = ("in_shard", "selected", "kept", "embedded", "not_selected")
+IN_SHARDS = ("in_shard", "selected")
+KEPT = (*IN_SHARDS, "kept", "not_selected")
+UNDECIDED = ("not_embedded", "embedded")  # the run ended before dedup
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What a list can be for. `changes` are the outcomes of images that it changes something for."""
+    """What a list can be for. `changes` says what becomes of the images that it changes something for."""
 
     title: str
     told: str
@@ -68,7 +74,7 @@ KINDS: Mapping[As, Kind] = {
         title="A curated set",
         told="The next run searches the pool by them, as by the images of any other curated set, and takes in the ones that dedup "
         "keeps.",
-        changes="in no shard until now",
+        changes="kept by dedup and in no shard until now, so they go in",
     ),
 }
 
@@ -87,12 +93,18 @@ def list_(
     site, run = links.site, links.run
     asked = selection_of(request)
     selection = _of_pool(asked)
-    name = name or _name(data, as_)
+    file = reread(site.opened)
+    free = _free_name(site.opened, file, data, as_)
+    name = name or free
     found = page(data, selection, "image_id", (page_ - 1) * SIZE, SIZE) if selection is not None else None
     more = {"run": run, "as": as_, "name": name}
-    text, problem = _patch(site.opened, as_, name)
+    text, problem = _patch(file, as_, name)
+    warnings = warnings_of(links, data, file)
+    if _list_path(site.opened, name).exists():
+        warnings.append(
+            f"There is a file {_place(name)} beside {file.name}: the first command below would overwrite it. {free} is free."
+        )
     outcomes = _outcomes(data, selection) if selection is not None else []
-    changing = sum(count for outcome, count in outcomes if _changes(as_, outcome))
 
     def at(number: int) -> str | None:
         return view(site, "/commit/list", asked, **more, page=number) if found is not None and number > 0 else None
@@ -108,7 +120,8 @@ def list_(
         found=found,
         others=_count(data, asked) - (found.total if found is not None else 0),
         outcomes=outcomes,
-        changing=changing,
+        changing=sum(count for outcome, count in outcomes if not unchanged(as_, outcome)),
+        reasons=_unchanged(as_, outcomes),
         coming=_coming(data, selection) if as_ == "drop" and selection is not None else 0,
         thumbs=[thumb_of(site, row, run=run) for row in found.images] if found is not None else [],
         conditions=conditions(site, "/commit/list", asked, **more),
@@ -122,12 +135,12 @@ def list_(
         patch_href=view(site, "/commit/list/configuration.patch", asked, **more),
         plan_href=view(site, "/commit/list/plan", asked, **more),
         priced_href=view(site, "/commit/list", asked, **more, priced="true"),
-        plan=_priced(site.opened, data, asked, as_, name) if priced_ and selection is not None else None,
-        move=shlex.join(["install", "-D", f"{name}.txt", str(site.opened.path.parent / _place(name))]),
+        plan=_priced(site.opened, file, data, asked, as_, name) if priced_ and selection is not None else None,
+        move=shlex.join(["install", "-D", f"{name}.txt", str(_list_path(site.opened, name))]),
         apply=shlex.join(["patch", str(site.opened.path), f"{name}.patch"]),
         options=options_of(site.opened, ""),
-        warnings=warnings_of(links, data),
-        file=site.opened.path.name,
+        warnings=warnings,
+        file=file.name,
     )
 
 
@@ -137,14 +150,16 @@ def ids(request: Request, links: TheLinks, data: TheData, as_: Use = "drop", nam
     selection = _pool_only(request)
     link = view(links.site, "/commit/list", selection, run=number_of(data), **{"as": as_})
     text = "".join(exporting.list_of_ids(data, selection, link))
-    return Response(text, media_type="text/plain; charset=utf-8", headers=attached(f"{name or _name(data, as_)}.txt"))
+    name = name or _free_name(links.site.opened, reread(links.site.opened), data, as_)
+    return Response(text, media_type="text/plain; charset=utf-8", headers=attached(f"{name}.txt"))
 
 
 @router.get("/commit/list/configuration.patch")
 def configuration(links: TheLinks, data: TheData, as_: Use = "drop", name: Name = None) -> Response:
     """The patch that names the list in the configuration."""
-    name = name or _name(data, as_)
-    text, problem = _patch(links.site.opened, as_, name)
+    file = reread(links.site.opened)
+    name = name or _free_name(links.site.opened, file, data, as_)
+    text, problem = _patch(file, as_, name)
     if problem:
         raise HTTPException(409, problem)
     return Response(text, media_type="text/x-diff", headers=attached(f"{name}.patch"))
@@ -153,7 +168,9 @@ def configuration(links: TheLinks, data: TheData, as_: Use = "drop", name: Name 
 @router.get("/commit/list/plan")
 def plan(request: Request, links: TheLinks, data: TheData, as_: Use = "drop", name: Name = None) -> Response:
     """What the next run would do with the list: a part of the page."""
-    found = _priced(links.site.opened, data, selection_of(request), as_, name or _name(data, as_))
+    file = reread(links.site.opened)
+    name = name or _free_name(links.site.opened, file, data, as_)
+    found = _priced(links.site.opened, file, data, selection_of(request), as_, name)
     return render.page(request, "plan.html.jinja", plan=found)
 
 
@@ -171,12 +188,30 @@ def _pool_only(request: Request) -> Selection:
     return selection
 
 
-def _name(data: Data, as_: As) -> str:
-    return f"run-{number_of(data) or 0}-{as_}"
+def _free_name(opened: Opened, file: FileNow, data: Data, as_: As) -> str:
+    """The first name that neither the configuration nor a file beside it has."""
+    first = f"run-{number_of(data) or 0}-{as_}"
+    taken = _set_names(file)
+    names = itertools.chain([first], (f"{first}-{number}" for number in itertools.count(2)))
+    return next(
+        name
+        for name in names
+        if not (_place(name) in (file.text or "") or name in taken or _list_path(opened, name).exists())
+    )
 
 
 def _place(name: str) -> str:
     return f"lists/{name}.txt"
+
+
+def _list_path(opened: Opened, name: str) -> Path:
+    return opened.path.parent / _place(name)
+
+
+def _set_names(file: FileNow) -> frozenset[str]:
+    """The names that no further curated set can have."""
+    named = file.config.named_sets if file.config is not None else ()
+    return frozenset(("pool", "all", *(one.name for one in named)))
 
 
 def _count(data: Data, selection: Selection) -> int:
@@ -191,10 +226,40 @@ def _outcomes(data: Data, selection: Selection) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda one: (-one[1], one[0]))
 
 
-def _changes(as_: As, outcome: str) -> bool:
+def unchanged(as_: As, outcome: str) -> str:
+    """Why a list changes nothing for images of this outcome; empty if it does."""
+    if outcome in UNDECIDED:
+        return "not decided on in this run, which ended before"
+    if as_ == "drop":
+        if outcome == "not_selected":
+            return "not selected anyway, so they leave no shard"
+        return "" if outcome in KEPT else "dropped anyway"
     if as_ == "curated":
-        return outcome != "in_shard"
-    return (outcome in KEPT) == (as_ == "drop")
+        if outcome in IN_SHARDS:
+            return "in the shards already"
+        return "" if outcome in KEPT else "dropped: the set searches by them, and they do not come back"
+    if outcome in IN_SHARDS:
+        return "kept already"
+    if outcome in KEPT:
+        return "kept by dedup already: retrieval decides whether they go into shards"
+    return NEVER_KEPT.get(outcome, "")
+
+
+# What by_hand.keep does not overrule -> why.
+NEVER_KEPT: Mapping[str, str] = {
+    "reference": "dropped because of a reference set, which comes first",
+    "no_vector": "without a vector: they cannot be embedded",
+    BY_HAND: "on a list of by_hand.drop: a run refuses images that are on both, so take them off that list first",
+    **dict.fromkeys((BLOCKED_DOMAIN, BLOCKED_URL), "dropped because their address is blocked, which comes first"),
+}
+
+
+def _unchanged(as_: As, outcomes: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """For how many images a list changes nothing, by the reason."""
+    found: Counter[str] = Counter()
+    for outcome, count in outcomes:
+        found[unchanged(as_, outcome)] += count
+    return [(why, count) for why, count in found.most_common() if why]
 
 
 def _coming(data: Data, selection: Selection) -> int:
@@ -219,27 +284,32 @@ def _item(as_: As, name: str) -> tuple[tuple[str, ...], Any]:
     return ("by_hand", as_), _place(name)
 
 
-def _patch(opened: Opened, as_: As, name: str) -> tuple[str, str]:
+def _patch(file: FileNow, as_: As, name: str) -> tuple[str, str]:
     """The patch, and why there is none."""
+    if file.text is None:
+        return "", file.problem
+    if as_ == "curated" and name in _set_names(file):
+        return "", f"{file.name} has a set {name} already, or the name is reserved: give the new set another name."
     path, item = _item(as_, name)
     try:
-        text = opened.path.read_bytes().decode("utf-8")
-        return unified(text, extended(text, path, item), opened.path.name), ""
-    except (OSError, UnicodeDecodeError) as error:
-        return "", f"{opened.path.name} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}"
+        return unified(file.text, extended(file.text, path, item), file.name), ""
     except PatchError as error:
         return "", str(error)
+    except ConfigError as error:
+        return "", f"{file.name} is no valid configuration now: {error}"
 
 
-def _priced(opened: Opened, data: Data, asked: Selection, as_: As, name: str) -> Priced:
+def _priced(opened: Opened, file: FileNow, data: Data, asked: Selection, as_: As, name: str) -> Priced:
     """The plan with the list, which lies in a folder of its own meanwhile: what counts are its image_ids."""
     selection = _of_pool(asked)
     if selection is None:
         return Priced(None, "The list is empty.")
+    if file.config is None:
+        return unpriced(file)
     with tempfile.TemporaryDirectory(prefix="lodeset-list-") as folder:
-        file = Path(folder) / f"{name}.txt"
-        file.write_text("".join(exporting.list_of_ids(data, selection, "")), encoding="utf-8")
-        return priced(opened, _with(opened.config, as_, name, str(file)))
+        listed = Path(folder) / f"{name}.txt"
+        listed.write_text("".join(exporting.list_of_ids(data, selection, "")), encoding="utf-8")
+        return priced(opened, _with(file.config, as_, name, str(listed)))
 
 
 def _with(config: Config, as_: As, name: str, place: str) -> Config:

@@ -123,6 +123,24 @@ def test_what_cannot_be_patched_is_run_with_an_override(shown: tuple[TestClient,
         config.write_text(text)
 
 
+def test_the_file_is_read_again_for_the_page(shown: tuple[TestClient, Data, Path]) -> None:
+    client, _, folder = shown
+    config = folder / "lodeset.yaml"
+    text, where = config.read_text(), "/commit?setting=min_score&value=5.2"
+    assert "differs now" not in client.get(where).text and "instead of 4:" in client.get(where).text
+    try:
+        config.write_text(edited(text, ("dedup", "min_score"), 4.6))
+        page = client.get(where).text
+        assert "differs now from the configuration that this run was made with" in page and "instead of 4.6:" in page
+        assert "-  min_score: 4.6" in page
+        config.write_text(text + "nonsense: 1\n")
+        page = unescape(client.get(where + "&priced=true").text)
+        assert "is no valid configuration now" in page and "cannot start before that is mended" in page
+        assert "cannot be planned here: lodeset.yaml is no valid" in page
+    finally:
+        config.write_text(text)
+
+
 def test_the_plan_is_that_of_the_value(shown: tuple[TestClient, Data, Path]) -> None:
     client, _, folder = shown
     page = client.get("/commit/plan?setting=min_score&value=5.2").text

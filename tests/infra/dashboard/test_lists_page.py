@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import shlex
+import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from inline import in_one_process
 from lodeset.infra import api
 from lodeset.infra.dashboard.data import Data, opened
 from lodeset.infra.dashboard.making import inspect
+from lodeset.infra.dashboard.pages.lists import unchanged
 from lodeset.infra.dashboard.selection import inside, polygon
 
 
@@ -29,6 +31,12 @@ from lodeset.infra.dashboard.selection import inside, polygon
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestClient, Data]]:
     with shown(tmp_path_factory.mktemp("inspected")) as made:
         yield made
+
+
+@pytest.fixture
+def config_of_world(world: tuple[TestClient, Data]) -> Path:
+    path: Path = world[0].app.state.site.opened.path  # type: ignore[attr-defined]
+    return path
 
 
 def ids_on(text: str) -> list[str]:
@@ -41,16 +49,72 @@ def test_exactly_the_pictured_images_are_in_the_list(world: tuple[TestClient, Da
     text = client.get("/commit/list?as=drop&label=class-3").text
     counts = Counter(row["outcome"] for row in pool)
     assert f"<b>{len(pool)}</b><span>images in the list</span>" in text
-    leaving = sum(counts[name] for name in ("in_shard", "not_selected"))
-    assert f"<b>{leaving}</b><span>kept until now, so they leave</span>" in text
+    assert f"<b>{counts['in_shard']}</b><span>kept until now, so they leave</span>" in text
+    assert counts["not_selected"] and f"<b>{counts['not_selected']}</b> not selected anyway" in text
     ids = client.get("/commit/list/ids.txt?as=drop&label=class-3").text.splitlines()[2:]
     assert ids == [row["image_id"] for row in pool] == ids_on(text)
     keep = client.get("/commit/list?as=keep&label=class-3").text
-    assert f"<b>{len(pool) - leaving}</b><span>dropped until now, so they come back</span>" in keep
+    refused = counts["reference"] + counts["no_vector"]
+    back = len(pool) - counts["in_shard"] - counts["not_selected"] - refused
+    assert f"<b>{back}</b><span>dropped until now, so they come back</span>" in keep
     dropped = {row["image_id"] for row in pool}
     copies = data.rows("SELECT * FROM inspected WHERE dropped_by = 'dedup' AND set = 'pool'")
     coming = sum(row["matched_id"] in dropped and row["image_id"] not in dropped for row in copies)
     assert f"<b>{coming}</b><span>copies of these were dropped</span>" in text
+
+
+def test_lists_that_change_nothing_say_why() -> None:
+    for as_, outcome, why in (
+        ("keep", "reference", "which comes first"),
+        ("keep", "blocked_url", "blocked"),
+        ("keep", "no_vector", "without a vector"),
+        ("keep", "by_hand", "on both"),
+        ("keep", "in_shard", "already"),
+        ("drop", "blurry", "dropped anyway"),
+        ("drop", "not_selected", "not selected anyway"),
+        ("curated", "near", "do not come back"),
+        ("curated", "in_shard", "already"),
+        ("drop", "embedded", "ended before"),
+    ):
+        assert why in unchanged(as_, outcome), (as_, outcome)
+    for as_, outcome in (
+        ("keep", "blurry"),
+        ("keep", "near"),
+        ("keep", "included"),
+        ("drop", "in_shard"),
+        ("curated", "kept"),
+    ):
+        assert unchanged(as_, outcome) == ""
+
+
+def test_a_second_list_overwrites_no_first(world: tuple[TestClient, Data], config_of_world: Path) -> None:
+    """Each gets a name that neither the file nor its folder has, though the dashboard was started before."""
+    client, _ = world
+    config, before = config_of_world, config_of_world.read_text()
+    lists = config.parent / "lists"
+
+    def offered(as_: str) -> str:
+        patch = client.get(f"/commit/list/configuration.patch?as={as_}&cluster=1")
+        assert patch.status_code == 200
+        return str(re.findall(r"lists/([\w-]+)\.txt", patch.text)[-1])
+
+    try:
+        assert offered("drop") == "run-1-drop"
+        config.write_text(before + "by_hand: {drop: [lists/run-1-drop.txt]}\n")
+        lists.mkdir()
+        (lists / "run-1-drop.txt").write_text("")
+        (lists / "run-1-drop-2.txt").write_text("")
+        assert offered("drop") == "run-1-drop-3"
+        again = client.get("/commit/list/configuration.patch?as=drop&name=run-1-drop&cluster=1")
+        assert again.status_code == 409 and "already" in again.text
+        page = client.get("/commit/list?as=drop&name=run-1-drop-2&cluster=1").text
+        assert "would overwrite it. run-1-drop-3 is free" in page
+        for name in ("flowers", "pool", "test-set"):
+            assert client.get(f"/commit/list/configuration.patch?as=curated&name={name}&cluster=1").status_code == 409
+        assert "differs now from the configuration" in page
+    finally:
+        config.write_text(before)
+        shutil.rmtree(lists, ignore_errors=True)
 
 
 def test_other_sets_have_no_lists(world: tuple[TestClient, Data]) -> None:
