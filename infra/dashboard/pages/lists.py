@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from fastapi import APIRouter, HTTPException, Query, Request
 from starlette.responses import Response
 
@@ -21,9 +19,11 @@ from lodeset.infra.dashboard import exporting, render
 from lodeset.infra.dashboard.chosen import TheData
 from lodeset.infra.dashboard.data import Data
 from lodeset.infra.dashboard.gallery import thumb_of
-from lodeset.infra.dashboard.links import TheLinks
+from lodeset.infra.dashboard.links import Links, TheLinks
 from lodeset.infra.dashboard.pages.commit import Priced, attached, options_of, priced, unpriced, warnings_of
+from lodeset.infra.dashboard.pages.duplicates import Card
 from lodeset.infra.dashboard.patches import PatchError, extended, unified
+from lodeset.infra.dashboard.regrouped import Moved, regrouped
 from lodeset.infra.dashboard.rereading import FileNow, reread
 from lodeset.infra.dashboard.selection import Selection, page, rows
 from lodeset.infra.dashboard.site import number_of
@@ -73,7 +73,7 @@ KINDS: Mapping[As, Kind] = {
     "curated": Kind(
         title="A curated set",
         told="The next run searches the pool by them, as by the images of any other curated set, and takes in the ones that dedup "
-        "keeps.",
+        "keeps. Which images it finds, and which shards they go into, retrieval decides in that run: this page cannot tell.",
         changes="kept by dedup and in no shard until now, so they go in",
     ),
 }
@@ -122,7 +122,7 @@ def list_(
         outcomes=outcomes,
         changing=sum(count for outcome, count in outcomes if not unchanged(as_, outcome)),
         reasons=_unchanged(as_, outcomes),
-        coming=_coming(data, selection) if as_ == "drop" and selection is not None else 0,
+        moved=_moved(links, data, selection, as_) if selection is not None else [],
         thumbs=[thumb_of(site, row, run=run) for row in found.images] if found is not None else [],
         conditions=conditions(site, "/commit/list", asked, **more),
         all_href=view(site, "/images", Selection(), run=run),
@@ -262,14 +262,36 @@ def _unchanged(as_: As, outcomes: Sequence[tuple[str, int]]) -> list[tuple[str, 
     return [(why, count) for why, count in found.most_common() if why]
 
 
-def _coming(data: Data, selection: Selection) -> int:
-    """How many images were dropped as copies of one that would be dropped, and are not in the selection themselves."""
-    dropped = pa.array(data.image_ids(rows(data, selection)), pa.string())
-    copies = data.query(
-        "SELECT image_id, matched_id FROM inspected WHERE set = 'pool' AND dropped_by = 'dedup' AND matched_id IS NOT NULL"
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """Images that the list does not name, and that dedup decides otherwise about because of it: `count` of them, the first as cards."""
+
+    title: str
+    told: str
+    count: int
+    cards: list[Card]
+
+
+def _moved(links: Links, data: Data, selection: Selection, as_: As) -> list[Side]:
+    """The copies of listed images that come back, and those that leave; a curated set changes nothing in dedup."""
+    if as_ == "curated":
+        return []
+    found = regrouped(data, data.image_ids(rows(data, selection)), drop=as_ == "drop")
+    sides = (
+        ("Come back", "Each image beside the one that was kept in its place until now.", found.back),
+        ("Leave", "Each image beside the one that is kept instead.", found.leave),
     )
-    left_alone = pc.invert(pc.is_in(copies["image_id"], dropped))
-    return int(pc.sum(pc.and_(pc.is_in(copies["matched_id"], dropped), left_alone)).as_py() or 0)
+    return [
+        Side(title=title, told=told, count=len(those), cards=[_card(links, one) for one in those[:SIZE]])
+        for title, told, those in sides
+    ]
+
+
+def _card(links: Links, one: Moved) -> Card:
+    # Copies may be linked through others, so the two have no pair of their own to show.
+    return Card(
+        left=links.thumb(one.image_id), right=links.thumb(one.other), href=links.to(f"/image/{one.image_id}"), text=""
+    )
 
 
 def _item(as_: As, name: str) -> tuple[tuple[str, ...], Any]:

@@ -24,7 +24,10 @@ from lodeset.infra import api
 from lodeset.infra.dashboard.data import Data, opened
 from lodeset.infra.dashboard.making import inspect
 from lodeset.infra.dashboard.pages.lists import unchanged
+from lodeset.infra.dashboard.regrouped import regrouped
 from lodeset.infra.dashboard.selection import inside, polygon
+from lodeset.pipeline.algorithms.copies.components import components
+from lodeset.pipeline.algorithms.copies.keepers import keepers
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +55,57 @@ def test_exactly_the_pictured_images_are_in_the_list(world: tuple[TestClient, Da
     assert f"<b>{counts['in_shard']}</b><span>kept until now, so they leave</span>" in text
     assert counts["not_selected"] and f"<b>{counts['not_selected']}</b> not selected anyway" in text
     ids = client.get("/commit/list/ids.txt?as=drop&label=class-3").text.splitlines()[2:]
-    assert ids == [row["image_id"] for row in pool] == ids_on(text)
+    assert ids == [row["image_id"] for row in pool] == ids_on(text.partition("<h2>Exactly these</h2>")[2])
     keep = client.get("/commit/list?as=keep&label=class-3").text
     refused = counts["reference"] + counts["no_vector"]
     back = len(pool) - counts["in_shard"] - counts["not_selected"] - refused
     assert f"<b>{back}</b><span>dropped until now, so they come back</span>" in keep
-    dropped = {row["image_id"] for row in pool}
-    copies = data.rows("SELECT * FROM inspected WHERE dropped_by = 'dedup' AND set = 'pool'")
-    coming = sum(row["matched_id"] in dropped and row["image_id"] not in dropped for row in copies)
-    assert f"<b>{coming}</b><span>copies of these were dropped</span>" in text
+
+
+def kept_by_dedup(data: Data, without: set[str], by_hand: set[str]) -> dict[str, bool]:
+    """Which images of the pool dedup would keep, judged anew over all pairs: in a world without included sets."""
+    assert data.dedup is not None
+    images = data.dedup.images
+    nodes = [n for n, image_id in enumerate(images.ids) if image_id not in without or images.reference[n]]
+    number = {node: n for n, node in enumerate(nodes)}
+    linked = [
+        (number[p["a"]], number[p["b"]])
+        for p in data.pairs.to_pylist()
+        if p["linked"] and p["a"] in number and p["b"] in number
+    ]
+    a, b = (np.array([pair[side] for pair in linked], np.int64) for side in (0, 1))
+    component = components(len(nodes), a, b)
+    some = images.chosen(np.array(nodes))
+    wanted = np.array([image_id in by_hand for image_id in some.ids])
+    keeper = keepers(component, some.looks, data.dedup.spec.keeper, wanted)
+    leaks = {int(component[n]) for n in range(len(nodes)) if some.reference[n]}
+    return {
+        image_id: int(component[n]) not in leaks and bool(keeper[n] == n or wanted[n])
+        for n, image_id in enumerate(some.ids)
+        if some.pool[n]
+    }
+
+
+@pytest.mark.parametrize("as_", ["drop", "keep"])
+def test_the_copies_that_come_back_or_leave_are_pictured(world: tuple[TestClient, Data], as_: str) -> None:
+    client, data = world
+    before = kept_by_dedup(data, set(), set())
+    listed = {i for i, kept in before.items() if kept == (as_ == "drop")}
+    listed = set(sorted(listed)[::2])
+    after = kept_by_dedup(data, *((listed, set()) if as_ == "drop" else (set(), listed)))
+    back = {i for i, kept in after.items() if kept and not before[i] and i not in listed}
+    leave = {i for i, kept in after.items() if not kept and before[i] and i not in listed}
+    found = regrouped(data, sorted(listed), drop=as_ == "drop")
+    assert {one.image_id for one in found.back} == back and {one.image_id for one in found.leave} == leave
+    assert back if as_ == "drop" else leave
+    assert all(one.other in listed for one in (found.back if as_ == "drop" else found.leave))
+    some = sorted(listed)[:40]
+    page = client.get("/commit/list", params={"as": as_, "image_id": some}).text
+    few = regrouped(data, some, drop=as_ == "drop")
+    moved, title = (few.back, "Come back") if as_ == "drop" else (few.leave, "Leave")
+    assert moved and f"<h2>{title} ({len(moved)})</h2>" in page
+    section = page.partition(f"<h2>{title} (")[2].partition("</section>")[0]
+    assert ids_on(section) == [i for one in moved[:60] for i in (one.image_id, one.other)]
 
 
 def test_lists_that_change_nothing_say_why() -> None:
