@@ -25,7 +25,7 @@ def test_every_page_opens_on_what_the_demo_made(whole: WholeRun, tmp_path: Path)
                 shown.wait_for_load_state("networkidle")
                 shown.screenshot(path=tmp_path / f"{page.id}.png", full_page=True)
                 missing = shown.evaluate(
-                    "[...document.images].filter((one) => one.complete && !one.naturalWidth).map((one) => one.src)"
+                    "[...document.images].filter((i) => i.getAttribute('src') && i.complete && !i.naturalWidth).map((i) => i.src)"
                 )
                 assert missing == [], f"pictures of {page.path} do not load"
                 assert len(shown.locator("main").inner_text()) > 100
