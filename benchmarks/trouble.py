@@ -66,7 +66,13 @@ def mounted(folder: Path, megabytes: int) -> Iterator[None]:
 
 
 def remount(folder: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+    # Processes of a run that has just been killed may still hold files open.
+    for _ in range(60):
+        done = subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], stderr=subprocess.PIPE, text=True)
+        if done.returncode == 0:
+            return
+        time.sleep(1)
+    raise OSError(f"{folder} cannot be mounted again: {done.stderr}")
 
 
 def until(store: Path, stage: str, parts: int, process: subprocess.Popen[str]) -> None:
@@ -89,7 +95,7 @@ def main() -> None:
         )
         print(json.dumps(rows[-1]), flush=True)
 
-    with tempfile.TemporaryDirectory(prefix="lodeset-trouble-") as name:
+    with tempfile.TemporaryDirectory(prefix="lodeset-trouble-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         make_world(folder / "world", IMAGES, cpus=2)
         config = folder / "world/trouble.yaml"
