@@ -43,13 +43,17 @@ def csv(data: Data, selection: Selection) -> Iterator[bytes]:
     """A table as CSV. Texts that a spreadsheet would take for a formula get a `'` before them."""
     head = True
     for table in _tables(data, rows(data, selection)):
-        for n, field in enumerate(table.schema):
-            if pa.types.is_string(field.type):
-                table = table.set_column(n, field.name, _plain(table[field.name]))
         buffer = io.BytesIO()
-        pyarrow.csv.write_csv(table, buffer, pyarrow.csv.WriteOptions(include_header=head))
+        pyarrow.csv.write_csv(_guarded(table), buffer, pyarrow.csv.WriteOptions(include_header=head))
         head = False
         yield buffer.getvalue()
+
+
+def _guarded(table: pa.Table) -> pa.Table:
+    for n, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            table = table.set_column(n, field.name, _plain(table[field.name]))
+    return table
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -92,7 +96,7 @@ def fiftyone(data: Data, selection: Selection) -> Iterator[bytes]:
             with packed.open("labels.csv", "w") as labels:
                 for table in _tables(data, found):
                     paths = pc.binary_join_element_wise(table["image_id"], ".webp", "")
-                    table = table.add_column(0, "filepath", paths)
+                    table = _guarded(table.add_column(0, "filepath", paths))
                     pyarrow.csv.write_csv(table, labels, pyarrow.csv.WriteOptions(include_header=head))
                     head = False
             before = ""

@@ -137,10 +137,9 @@ class Selection:
 
 
 def _number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise LodesetError(f"cluster={text[:80]} is no number") from None
+    if not re.fullmatch(r"-?[0-9]{1,10}", text) or not -(2**31) <= int(text) < 2**31:
+        raise LodesetError(f"cluster={text[:80]} is not the number of a cluster")
+    return int(text)
 
 
 @functools.lru_cache(maxsize=16)
@@ -222,15 +221,14 @@ def page(data: Data, selection: Selection, order: str = "image_id", start: int =
         images = data.query(f"SELECT * FROM inspected WHERE row IN ({some}) ORDER BY row").to_pylist()
         return Page(tuple(images), len(found), start, size)
     condition, values = selection.condition()
-    tables, source = {}, "inspected"
+    tables = {}
     within = chosen(data, selection)
     if within is not None:
         condition += " AND row IN (SELECT row FROM lassoed)"
         tables = {"lassoed": pa.table({"row": np.flatnonzero(within).astype(np.int32)})}
-    total = data.query(f"SELECT count(*) AS n FROM {source} WHERE {condition}", values, tables)["n"][0].as_py()
-    by = ORDERS[order]
-    last = "NULLS LAST, image_id, set" if by != "image_id" else ", set"
-    sql = f"SELECT * FROM {source} WHERE {condition} ORDER BY {by} {last} LIMIT {size} OFFSET {start}"
+    total = data.query(f"SELECT count(*) AS n FROM inspected WHERE {condition}", values, tables)["n"][0].as_py()
+    by = f"{ORDERS[order]} NULLS LAST, image_id, set"
+    sql = f"SELECT * FROM inspected WHERE {condition} ORDER BY {by} LIMIT {size} OFFSET {start}"
     return Page(tuple(data.query(sql, values, tables).to_pylist()), int(total), start, size)
 
 
