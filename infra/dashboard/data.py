@@ -33,6 +33,7 @@ from lodeset.pipeline.specs import DedupSpec
 from lodeset.pipeline.stages.dedup.what_if import Compared, Joins, Setting
 from lodeset.pipeline.stages.inspect import compared
 from lodeset.pipeline.stages.inspect.graph import InspectDetails, InspectSpec
+from lodeset.pipeline.tables.kept import fixed
 
 MEMORY_MB = 512  # of DuckDB
 STATEMENT_S = 10.0
@@ -56,6 +57,12 @@ class Dedup:
     images: Compared
     settings: tuple[Setting, ...]
     pool: int
+
+    def node(self, image_id: str) -> int | None:
+        """The number of an image; None if no pair names it."""
+        ids = self.images.ids
+        at = bisect.bisect_left(ids, image_id)
+        return at if at < len(ids) and ids[at] == image_id else None
 
     def setting(self, name: str) -> Setting:
         """Raises LodesetError: this configuration has no such setting."""
@@ -179,9 +186,7 @@ class Data:
     @functools.cached_property
     def _ids(self) -> NDArray[np.bytes_]:
         """The image_ids of `inspected` [N], 32 bytes each."""
-        column = pq.read_table(self._files["inspected"], columns=["image_id"])["image_id"]
-        whole = [np.frombuffer(b"".join(_bytes_of(chunk)), f"S{ID_HEX_DIGITS}") for chunk in column.chunks]
-        return np.concatenate(whole) if whole else np.zeros(0, f"S{ID_HEX_DIGITS}")
+        return fixed(pq.read_table(self._files["inspected"], columns=["image_id"])["image_id"])
 
     def rows_of(self, image_id: str) -> range:
         """The numbers of the rows of an image: one for each set that holds it."""
@@ -256,10 +261,9 @@ class Data:
         artifact = self.inspected.held.artifacts.get("dedup/pool")
         if artifact is None or "compared" not in self._files:
             return None
-        pool = self.details.pool or 0
-        images = compared.read_table(pq.read_table(self._files["compared"]), pool)
+        images = compared.read_table(pq.read_table(self._files["compared"]))
         settings = tuple(Setting(**setting) for setting in self.details.settings)
-        return Dedup(read_as(DedupSpec, artifact.config), images, settings, pool)
+        return Dedup(read_as(DedupSpec, artifact.config), images, settings, self.details.pool or 0)
 
     @remembered(COLUMNS)
     def joins(self, setting: str) -> Joins:
@@ -278,7 +282,7 @@ class Data:
         if dedup is None:
             return None
         a, b = sorted((a, b))
-        numbers = [_position(dedup.images.ids, image_id) for image_id in (a, b)]
+        numbers = [dedup.node(image_id) for image_id in (a, b)]
         if None in numbers:
             return None
         here = pq.read_table(self._files["pairs"], filters=[("a", "=", numbers[0]), ("b", "=", numbers[1])])
@@ -288,18 +292,6 @@ class Data:
     def artifact(self, id_: str) -> Artifact | None:
         """Another artifact of the run."""
         return self.inspected.held.artifacts.get(id_)
-
-
-def _bytes_of(chunk: pa.Array) -> Iterator[memoryview]:
-    """The letters of a column of image_ids, all of one length."""
-    offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-    if len(chunk):
-        yield memoryview(chunk.buffers()[2])[int(offsets[0]) : int(offsets[-1])]
-
-
-def _position(ids: Sequence[str], wanted: str) -> int | None:
-    at = bisect.bisect_left(ids, wanted)
-    return at if at < len(ids) and ids[at] == wanted else None
 
 
 def _answer(

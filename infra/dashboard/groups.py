@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,11 +58,6 @@ class Groups:
         """The rows of `number` in an order of ORDERS."""
         keys = (self.number, -self.size, self.weakest) if by == CERTAINTY else (self.number, self.weakest, -self.size)
         return np.lexsort(keys)
-
-    def at(self, image_id: str) -> int | None:
-        """The number of an image; None if no pair names it."""
-        at = bisect.bisect_left(self.ids, image_id)
-        return at if at < len(self.ids) and self.ids[at] == image_id else None
 
     def of(self, number: int) -> list[str]:
         """The images of the group of image `number`, reference images among them."""

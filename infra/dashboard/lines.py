@@ -18,7 +18,8 @@ from lodeset.pipeline.dag.stage import read_as
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.specs import DedupDetails
 from lodeset.pipeline.stages.dedup import what_if
-from lodeset.pipeline.stages.dedup.what_if import Counts, Joins, Setting, Stored
+from lodeset.pipeline.stages.dedup.what_if import Counts, Joins, Setting
+from lodeset.pipeline.stages.inspect import compared
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -165,19 +166,7 @@ def line(data: Data, name: str | None = None) -> Line | None:
     artifact = data.artifact("dedup/pool")
     assert artifact is not None
     details = read_as(DedupDetails, artifact.details)
-    pairs = data.pairs
-
-    def column(name: str, empty: float) -> Floats:
-        return np.asarray(pc.fill_null(pairs[name].cast(pa.float32()), empty).to_numpy(), np.float32)
-
-    stored = Stored(
-        a=pairs["a"].to_numpy().astype(np.int64),
-        b=pairs["b"].to_numpy().astype(np.int64),
-        similarity=column("similarity", np.nan),
-        distance=pairs["phash_distance"].to_numpy().astype(np.int64),
-        min_score_limit=column("min_score_limit", np.nan),
-        linked=pairs["linked"].to_numpy(zero_copy_only=False),
-    )
+    stored = compared.stored(data.pairs)
     thresholds = Thresholds(details.threshold, details.reference_threshold)
     limit = what_if.limits(setting, dedup.spec, thresholds, dedup.images, stored)
     finite = np.flatnonzero(np.isfinite(limit))

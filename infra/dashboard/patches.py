@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -34,20 +33,7 @@ def edited(text: str, path: Path, value: float) -> str:
     """The text with the setting changed, or added in its section. See `patch`."""
     before = parsed(text, "the configuration")
     after = text if _at(before, path) == value else _Editor(text).set(path, written(value))
-    expected = copy.deepcopy(before) if isinstance(before, dict) else {}
-    section = expected
-    for key in path[:-1]:
-        if not isinstance(section.get(key), dict):
-            section[key] = {}
-        section = section[key]
-    section[path[-1]] = value
-    try:
-        agrees = parsed(after, "the patched configuration") == expected
-    except ConfigError:
-        agrees = False
-    if not agrees:
-        raise _refused(path, "the file is written in a way that a small edit cannot keep")
-    return after
+    return _checked(after, _with(before, path, lambda _: value), path)
 
 
 def extended(text: str, path: Path, item: Mapping[str, Any] | str) -> str:
@@ -64,22 +50,30 @@ def extended(text: str, path: Path, item: Mapping[str, Any] | str) -> str:
     if item in (now or ()):
         raise PatchError(f"{'.'.join(path)} has {_in_a_line(item)} already: give the new one another name")
     after = _Editor(text).append(path, _in_a_line(item))
-    expected = _with_item(before if isinstance(before, dict) else {}, path, item)
+    return _checked(after, _with(before, path, lambda items: [*(items or ()), item]), path)
+
+
+def _checked(after: str, expected: Any, path: Path) -> str:
+    """The edited text, if it means what it should.
+
+    Raises:
+        PatchError: it means something else.
+    """
     try:
-        agrees = parsed(after, "the patched configuration") == expected
+        if parsed(after, "the patched configuration") == expected:
+            return after
     except ConfigError:
-        agrees = False
-    if not agrees:
-        raise _refused(path, "the file is written in a way that a small edit cannot keep")
-    return after
+        pass
+    raise _refused(path, "the file is written in a way that a small edit cannot keep")
 
 
-def _with_item(tree: Mapping[str, Any], path: Path, item: Any) -> dict[str, Any]:
+def _with(tree: Any, path: Path, change: Callable[[Any], Any]) -> Any:
+    """The tree with what stands at `path` changed; sections that it lacks are made."""
+    if not path:
+        return change(tree)
     key, *rest = path
-    below = tree.get(key)
-    if rest:
-        return {**tree, key: _with_item(below if isinstance(below, dict) else {}, rest, item)}
-    return {**tree, key: [*(below or ()), item]}
+    section = tree if isinstance(tree, dict) else {}
+    return {**section, key: _with(section.get(key), rest, change)}
 
 
 def _in_a_line(item: Mapping[str, Any] | str) -> str:

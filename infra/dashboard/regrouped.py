@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lodeset.infra.dashboard.data import Data
-from lodeset.infra.dashboard.remembered import remembered
+from lodeset.infra.dashboard.groups import groups
 from lodeset.pipeline.algorithms.copies.components import components
 from lodeset.pipeline.algorithms.copies.keepers import keepers
-from lodeset.pipeline.algorithms.images.decoding import ID_HEX_DIGITS
 from lodeset.pipeline.stages.dedup.outcomes import Outcomes, outcomes
 from lodeset.pipeline.stages.dedup.what_if import Compared
 
@@ -37,37 +36,19 @@ class Regrouped:
     leave: tuple[Moved, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Linked:
-    """The images that pairs name, the linked pairs of their rows, and the component of each."""
-
-    ids: NDArray[np.bytes_]
-    a: Ints
-    b: Ints
-    component: Ints
-
-
-@remembered(1)
-def _linked(data: Data) -> _Linked:
-    assert data.dedup is not None
-    ids = np.array(data.dedup.images.ids, f"S{ID_HEX_DIGITS}")
-    linked = data.pairs.filter(data.pairs["linked"])
-    a, b = (linked[name].to_numpy().astype(np.int64) for name in ("a", "b"))
-    return _Linked(ids, a, b, components(len(ids), a, b))
-
-
 def regrouped(data: Data, listed: Sequence[str], *, drop: bool) -> Regrouped:
     """What dedup decides otherwise about the copies of listed images of the pool, which are dropped before it or, if not `drop`, kept
     by hand. Images that the run has not compared have no copies here.
     """
-    dedup = data.dedup
-    if dedup is None or not dedup.images.ids:
+    dedup, linked = data.dedup, groups(data)
+    if dedup is None or linked is None:
         return Regrouped()
-    linked, images = _linked(data), dedup.images
-    named = np.isin(linked.ids, np.array(listed, linked.ids.dtype)) & images.pool
-    nodes = np.flatnonzero(np.isin(linked.component, np.unique(linked.component[named])))
-    some, named = images.chosen(nodes), named[nodes]
-    number = np.full(len(linked.ids), -1, np.int64)
+    named = np.zeros(len(dedup.images.ids), bool)
+    named[[node for node in map(dedup.node, listed) if node is not None]] = True
+    named &= dedup.images.pool
+    nodes = np.flatnonzero(np.isin(linked.group, np.unique(linked.group[named])))
+    some, named = dedup.images.chosen(nodes), named[nodes]
+    number = np.full(len(linked.group), -1, np.int64)
     number[nodes] = np.arange(len(nodes))
     inside = number[linked.a] >= 0
     a, b = number[linked.a[inside]], number[linked.b[inside]]

@@ -11,7 +11,7 @@ from lodeset.infra.report.pictures import public
 from lodeset.pipeline.dag.decisions import decide
 from lodeset.pipeline.dag.manifests import Run
 from lodeset.pipeline.dag.runs import Wanted, artifacts_of, newest_first, without_records
-from lodeset.pipeline.dag.stage import PREVIOUS, Context, Follows, Input, Outcome, Stage, deferred, read_as
+from lodeset.pipeline.dag.stage import PREVIOUS, Follows, Input, Stage, deferred, finished, only_read, read_as
 from lodeset.pipeline.dag.store import Artifact, Store
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.specs import WriteShardsRuntime, WriteShardsSpec
@@ -36,7 +36,7 @@ class Held:
         """Stages as they were configured, for display; finished ones cannot be run. `graph` provides the unfinished
         ones.
         """
-        return {id_: _stage(id_, self.artifacts.get(id_), graph.get(id_)) for id_ in self.ids}
+        return {id_: _shown(id_, self.artifacts.get(id_), graph.get(id_)) for id_ in self.ids}
 
 
 def held(
@@ -141,7 +141,7 @@ def rewriting(written: Artifact, shown: Held, beam: Mapping[str, str]) -> Stage:
             raise LodesetError(
                 f"the shards were made from a {source['stage']} that no longer exists: `lodeset run` first"
             )
-        inputs[role] = Input(_stage(source["stage"], made_from), of[0])
+        inputs[role] = Input(finished(made_from), of[0])
     return Stage(
         written.stage,
         written.set,
@@ -155,12 +155,8 @@ def rewriting(written: Artifact, shown: Held, beam: Mapping[str, str]) -> Stage:
     )
 
 
-def _stage(id_: str, artifact: Artifact | None, configured: Stage | None = None) -> Stage:
+def _shown(id_: str, artifact: Artifact | None, configured: Stage | None) -> Stage:
+    if artifact is not None:
+        return finished(artifact)
     name, _, set_ = id_.partition("/")
-    if artifact is None:
-        return configured or Stage(name, set_, 0, "ray", _never, {})
-    return Stage(name, set_, artifact.version, "ray", _never, artifact.config)
-
-
-def _never(context: Context) -> Outcome:
-    raise AssertionError(f"{context.stage.id} is only shown")
+    return configured or Stage(name, set_, 0, "ray", only_read, {})

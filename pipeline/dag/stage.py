@@ -130,6 +130,16 @@ class Stage(Generic[Spec, Runtime]):
         return digest(self.name, self.version, self.spec, identities)
 
 
+def finished(artifact: Artifact) -> Stage:
+    """The stage that an artifact was made by, for others to depend on and for display; it cannot be run again."""
+    return Stage(artifact.stage, artifact.set, artifact.version, "ray", only_read, artifact.config)
+
+
+def only_read(context: Context) -> Outcome:
+    """The function of a stage that is there to be looked at."""
+    raise AssertionError(f"{context.stage.id} is only read")
+
+
 def deferred(reference: str) -> Callable[[Context], Outcome]:
     """The function `reference` ("package.module:name"), imported when it is called: a graph is built without its engines."""
     return functools.partial(_called, reference)

@@ -325,15 +325,16 @@ def test_other_values_of_a_setting_are_counted_with_the_lists(finished: Path) ->
     inputs = {"dedup": made["dedup/pool"], "masked": made["filter/pool"]}
     inputs |= {f"images:{name}": made[f"ingest/{name}"] for name in sets}
     inputs |= {f"vectors:{name}": made[f"embed/{name}"] for name in sets}
-    images, pairs, _ = compared.read(opened.store, inputs, sets)
-    read_again = compared.read_table(compared.table_of(images), int(images.pool.sum()) + images.unique)
+    images, table, pool = compared.read(opened.store, inputs, sets)
+    pairs = compared.stored(table)
+    read_again = compared.read_table(compared.table_of(images))
     assert read_again.by_hand is not None
     named = {NAMES[i] for i, kept in zip(images.ids, read_again.by_hand.tolist(), strict=True) if kept}
     assert {"0.png", "0.jpg", "20.png"} <= named <= {"0.png", "0.jpg", "20.png", "small.png"}
     spec, limit = read_as(DedupSpec, made["dedup/pool"].config), Thresholds(0.99, 0.99)
     setting = next(one for one in settings_of(spec, limit, pairs, 0.94) if one.name == "threshold")
     joins = joined(read_again, pairs, limits(setting, spec, limit, images, pairs))
-    told = counts(joins, setting, setting.now, spec, int(images.pool.sum()) + images.unique)
+    told = counts(joins, setting, setting.now, spec, pool)
     assert told.dropped == sum(made["dedup/pool"].rows.dropped.values()) == 3
 
 

@@ -23,7 +23,7 @@ from lodeset.pipeline.stages.dedup.universe import Universe
 from lodeset.pipeline.stages.dedup.what_if import (
     Compared,
     Setting,
-    Stored,
+    StoredPairs,
     counts,
     difference,
     joined,
@@ -73,12 +73,12 @@ def seen_of(rng: np.random.Generator, count: int) -> Seen:
     return Seen(a[some], b[some], np.zeros(count, np.int16), similarity, stands, score, maps)
 
 
-def stored(universe: Universe, pairs: Pairs) -> tuple[Compared, Stored]:
+def stored(universe: Universe, pairs: Pairs) -> tuple[Compared, StoredPairs]:
     looks = dataclasses.replace(alike(universe.area), contrast=universe.thumbnails.var(axis=1))
     by_hand = universe.pool & (np.arange(len(universe.ids)) % 5 == 0)
     images = Compared(universe.ids, universe.pool, universe.reference, universe.included, looks, by_hand=by_hand)
     limit = np.where(np.isneginf(pairs.limit), np.nan, pairs.limit)
-    return images, Stored(pairs.a, pairs.b, pairs.similarity, pairs.distance.astype(np.int64), limit, pairs.linked)
+    return images, StoredPairs(pairs.a, pairs.b, pairs.similarity, pairs.distance.astype(np.int64), limit, pairs.linked)
 
 
 def decided(
@@ -91,7 +91,7 @@ def decided(
     return {r["image_id"]: (r["kept"], r["reason"], r["matched_id"]) for r in table.to_pylist()}
 
 
-def check(setting: Setting, spec: DedupSpec, images: Compared, kept: Stored, before: dict, after: dict) -> None:
+def check(setting: Setting, spec: DedupSpec, images: Compared, kept: StoredPairs, before: dict, after: dict) -> None:
     value = getattr(spec, setting.name)
     joins = joined(images, kept, limits(setting, SPEC[spec.verify], LIMITS, images, kept))
     told = counts(joins, setting, value, spec, int(images.pool.sum()))
@@ -153,7 +153,7 @@ def test_pairs_of_which_nobody_wrote_up_to_where_they_are_linked_tell_nothing() 
     """As of a store of an earlier version."""
     nothing = np.full(2, np.nan, np.float32)
     linked = np.array([True, False])
-    pairs = Stored(np.arange(2), np.arange(2) + 1, nothing, np.arange(2), nothing, linked)
+    pairs = StoredPairs(np.arange(2), np.arange(2) + 1, nothing, np.arange(2), nothing, linked)
     assert settings_of(SPEC["pixels"], LIMITS, pairs, SEARCHED_TO) == []
     assert settings_of(SPEC["pixels"], LIMITS, dataclasses.replace(pairs, linked=linked & False), SEARCHED_TO)
 
@@ -164,7 +164,7 @@ def test_a_group_that_is_too_large_is_refused() -> None:
     images = Compared([f"{n:032x}" for n in range(count)], ~flags, flags, flags, alike(np.full(count, 100)))
     chain = np.arange(count - 1)
     limit = np.array([9, 7, 5, 3, 1], np.float32)
-    pairs = Stored(chain, chain + 1, limit, chain, limit, limit >= 3)
+    pairs = StoredPairs(chain, chain + 1, limit, chain, limit, limit >= 3)
     spec = dataclasses.replace(SPEC["pixels"], max_group=4)
     [setting] = settings_of(spec, LIMITS, pairs, SEARCHED_TO)
     joins = joined(images, pairs, limits(setting, spec, LIMITS, images, pairs))

@@ -204,7 +204,7 @@ def all_groups(
 def one_group(request: Request, links: TheLinks, data: TheData, of: ImageId) -> Response:
     """All images of the group of an image, and all its direct links."""
     found = groups(data)
-    number = found.at(of) if found is not None else None
+    number = data.dedup.node(of) if data.dedup is not None else None
     if found is None or number is None or len(found.of(number)) < 2:
         raise HTTPException(404, f"Image {of} is in no group of near-duplicates.")
     (shown,) = _groups(links, data, found, [number], 500)
@@ -288,7 +288,7 @@ def leaks(request: Request, links: TheLinks, data: TheData, start: Start = 0) ->
     cards = []
     for row in found.images:
         image_id, keeper = row["image_id"], row["matched_id"] or row["image_id"]
-        number = linked.at(image_id) if linked is not None else None
+        number = data.dedup.node(image_id) if data.dedup is not None else None
         direct = linked is not None and number is not None and _direct(linked, number, image_id, keeper)
         text = "direct" if direct else "linked through others"
         cards.append(
@@ -321,8 +321,8 @@ def pair(request: Request, links: TheLinks, data: TheData, a: ImageId, b: ImageI
         raise HTTPException(404, f"No such pair of images in this run: {missing[0] if missing else 'name two images'}.")
     edge, found, dedup = data.edge(a, b), groups(data), data.dedup
     path: list[str] = []
-    if found is not None and not (edge and edge["linked"]):
-        number, other = found.at(a), found.at(b)
+    if dedup is not None and found is not None and not (edge and edge["linked"]):
+        number, other = dedup.node(a), dedup.node(b)
         if number is not None and other is not None and found.group[number] == found.group[other]:
             path = chain(found.links(number), a, b)
     aligned = edge is not None and overlays.map_of(edge["map"], edge["transform"]) is not None

@@ -34,17 +34,13 @@ Name = Literal["min_score", "threshold", "reference_threshold", "phash_distance"
 
 @dataclass(frozen=True)
 class Compared:
-    """The N images that some stored pair names, in the order of their ids.
-
-    `unique` says of how many images besides, which no pair names, the pool consists.
-    """
+    """The N images that some stored pair names, in the order of their ids."""
 
     ids: Sequence[str]
     pool: Bools
     reference: Bools
     included: Bools
     looks: Looks  # `standing`: kept by the run
-    unique: int = 0
     by_hand: Bools | None = None  # of the pool, to be kept beside their copies (`by_hand.keep`)
 
     def chosen(self, nodes: Ints) -> Compared:
@@ -55,7 +51,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredPairs:
     """P pairs of nodes as `edges` holds them; NaN where a column is null."""
 
     a: Ints
@@ -85,7 +81,7 @@ class Setting:
         return value if self.falls else -value
 
 
-def settings_of(spec: DedupSpec, thresholds: Thresholds, pairs: Stored, searched_to: float) -> list[Setting]:
+def settings_of(spec: DedupSpec, thresholds: Thresholds, pairs: StoredPairs, searched_to: float) -> list[Setting]:
     """The settings that decide in this configuration, the most useful first; `searched_to` is the cosine down to which neighbours
     are stored.
     """
@@ -104,7 +100,7 @@ def settings_of(spec: DedupSpec, thresholds: Thresholds, pairs: Stored, searched
     return found
 
 
-def limits(setting: Setting, spec: DedupSpec, thresholds: Thresholds, images: Compared, pairs: Stored) -> Floats:
+def limits(setting: Setting, spec: DedupSpec, thresholds: Thresholds, images: Compared, pairs: StoredPairs) -> Floats:
     """Of each pair, the position of the setting up to which it is linked, [P]; -inf where at none."""
     listed = images.reference | images.included
     allowed = listed[pairs.a] | listed[pairs.b] | spec.within
@@ -178,7 +174,7 @@ def counts(joins: Joins, setting: Setting, value: float, spec: DedupSpec, pool: 
     )
 
 
-def joined(images: Compared, pairs: Stored, limit: Floats) -> Joins:
+def joined(images: Compared, pairs: StoredPairs, limit: Floats) -> Joins:
     """A maximum spanning forest of the pairs by their limits, and its running counts."""
     rows = _forest(len(images.ids), pairs, limit)
     a, b, limit = pairs.a[rows], pairs.b[rows], limit[rows]
@@ -227,7 +223,7 @@ def joined(images: Compared, pairs: Stored, limit: Floats) -> Joins:
     return Joins(limit, a, b, *columns)
 
 
-def _forest(count: int, pairs: Stored, limit: Floats) -> Ints:
+def _forest(count: int, pairs: StoredPairs, limit: Floats) -> Ints:
     """The rows of pairs that make a maximum spanning forest, the highest limit first."""
     able = np.flatnonzero(limit > -np.inf)
     # Ranks instead of limits: these may be infinite, and a weight of 0 is no edge.

@@ -13,36 +13,42 @@ from lodeset.pipeline.algorithms.copies.keepers import Looks
 from lodeset.pipeline.dag.stage import PREVIOUS
 from lodeset.pipeline.dag.store import Artifact, Store
 from lodeset.pipeline.stages.copies import SAID
-from lodeset.pipeline.stages.dedup.what_if import Compared, Joins, Stored
+from lodeset.pipeline.stages.dedup.what_if import Compared, Joins, StoredPairs
 from lodeset.pipeline.tables import records
 from lodeset.pipeline.tables.kept import fixed, left_of_all, rows_of
 
 Ids = NDArray[np.bytes_]
 
 
-def read(store: Store, inputs: Mapping[str, Artifact], sets: Mapping[str, str]) -> tuple[Compared, Stored, pa.Table]:
-    """The images that pairs name, the pairs, and the pairs as the table `pairs`."""
+def read(store: Store, inputs: Mapping[str, Artifact], sets: Mapping[str, str]) -> tuple[Compared, pa.Table, int]:
+    """The images that pairs name, the table `pairs`, and how many images of the pool dedup compared."""
     edges = _edges(store, inputs["dedup"])
     first, second = fixed(edges["image_id_a"]), fixed(edges["image_id_b"])
     ids = np.unique(np.concatenate([first, second]))
-    a, b = np.searchsorted(ids, first), np.searchsorted(ids, second)
-    images = _images(store, inputs, sets, ids)
-
-    def numbers(name: str, empty: float) -> NDArray[np.float32]:
-        column = pc.fill_null(edges[name].cast(pa.float32()), empty)
-        return np.asarray(column.to_numpy(), np.float32)
-
-    pairs = Stored(
-        a=a.astype(np.int64),
-        b=b.astype(np.int64),
-        similarity=numbers("similarity", np.nan),
-        distance=edges["phash_distance"].to_numpy().astype(np.int64),
-        min_score_limit=numbers("min_score_limit", np.nan),
-        linked=edges["linked"].to_numpy(zero_copy_only=False),
-    )
+    images, pool = _images(store, inputs, sets, ids)
     rest = edges.drop_columns(["image_id_a", "image_id_b"])
-    columns = {"a": a.astype(np.int32), "b": b.astype(np.int32), **{n: rest[n] for n in rest.column_names}}
-    return images, pairs, pa.table(columns, schema=records.PAIRS)
+    columns = {
+        "a": np.searchsorted(ids, first).astype(np.int32),
+        "b": np.searchsorted(ids, second).astype(np.int32),
+        **{name: rest[name] for name in rest.column_names},
+    }
+    return images, pa.table(columns, schema=records.PAIRS), pool
+
+
+def stored(pairs: pa.Table) -> StoredPairs:
+    """The table `pairs` as arrays."""
+
+    def numbers(name: str) -> NDArray[np.float32]:
+        return np.asarray(pc.fill_null(pairs[name], np.nan).to_numpy(), np.float32)
+
+    return StoredPairs(
+        a=pairs["a"].to_numpy().astype(np.int64),
+        b=pairs["b"].to_numpy().astype(np.int64),
+        similarity=numbers("similarity"),
+        distance=pairs["phash_distance"].to_numpy().astype(np.int64),
+        min_score_limit=numbers("min_score_limit"),
+        linked=pairs["linked"].to_numpy(zero_copy_only=False),
+    )
 
 
 def _edges(store: Store, dedup: Artifact) -> pa.Table:
@@ -51,8 +57,8 @@ def _edges(store: Store, dedup: Artifact) -> pa.Table:
     return whole.select(records.EDGES.names).cast(records.EDGES)
 
 
-def _images(store: Store, inputs: Mapping[str, Artifact], sets: Mapping[str, str], ids: Ids) -> Compared:
-    """What dedup knew of these images (sorted), and how many others of the pool it compared."""
+def _images(store: Store, inputs: Mapping[str, Artifact], sets: Mapping[str, str], ids: Ids) -> tuple[Compared, int]:
+    """What dedup knew of these images (sorted), and how many images of the pool it compared."""
     count = len(ids)
     flag = {role: np.zeros(count, bool) for role in ("pool", "reference", "included")}
     area, said = np.zeros(count, np.int64), np.zeros(count, np.int64)
@@ -92,8 +98,7 @@ def _images(store: Store, inputs: Mapping[str, Artifact], sets: Mapping[str, str
     by_hand = flag["pool"] & (rows_of(ids, np.sort(_kept_by_hand(store, inputs["masked"]))) >= 0)
     looks = Looks(standing=_standing(store, inputs, ids), area=area, said=said, **measured)
     names = ids.astype(str).tolist()
-    unique = pool - int(flag["pool"].sum())
-    return Compared(names, flag["pool"], flag["reference"], flag["included"], looks, unique, by_hand)
+    return Compared(names, flag["pool"], flag["reference"], flag["included"], looks, by_hand), pool
 
 
 def _standing(store: Store, inputs: Mapping[str, Artifact], ids: Ids) -> NDArray[np.bool_]:
@@ -126,12 +131,11 @@ def table_of(images: Compared) -> pa.Table:
     return pa.table({"image_id": pa.array(images.ids, pa.string()), **roles, **columns}, schema=records.COMPARED)
 
 
-def read_table(table: pa.Table, pool: int) -> Compared:
-    """What `table_of` wrote, of so many images of the pool in all."""
+def read_table(table: pa.Table) -> Compared:
+    """What `table_of` wrote."""
     columns = {name: table[name].to_numpy() for name in table.column_names if name != "image_id"}
     roles = {name: columns.pop(name) for name in ("pool", "reference", "included", "by_hand")}
-    unique = pool - int(roles["pool"].sum())
-    return Compared(table["image_id"].to_pylist(), looks=Looks(**columns), unique=unique, **roles)
+    return Compared(table["image_id"].to_pylist(), looks=Looks(**columns), **roles)
 
 
 def read_joins(table: pa.Table, setting: str) -> Joins:

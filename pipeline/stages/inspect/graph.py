@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from lodeset.pipeline.dag.stage import Context, Input, Outcome, Stage, deferred, read_as
+from lodeset.pipeline.dag.stage import Input, Stage, deferred, finished, read_as
 from lodeset.pipeline.dag.store import Artifact
 from lodeset.pipeline.specs import IMAGES, DedupSpec, Listed
 
@@ -67,7 +67,7 @@ def stages(
     sets = sets_of(made)
     if "pool" not in sets:
         return {}
-    given = {id_: _given(artifact) for id_, artifact in made.items()}
+    given = {id_: finished(artifact) for id_, artifact in made.items()}
     found: list[Stage] = []
     images = {name: given[images_id(made, name)] for name in sets}
     inputs = {f"images:{name}": Input(stage) for name, stage in images.items()}
@@ -103,11 +103,8 @@ def stages(
         )
         found.append(fitted)
         inputs["map"] = Input(fitted)
-    roles = {"embed": "vectors", "retrieve": "retrieve"}
-    for id_, stage in given.items():
-        role = _ONCE.get(id_) or (f"{roles[stage.name]}:{stage.set}" if stage.name in roles else None)
-        if role is not None:
-            inputs[role] = Input(stage)
+    inputs |= {f"vectors:{stage.set}": Input(stage) for stage in given.values() if stage.name == "embed"}
+    inputs |= {role: Input(given[id_]) for id_, role in _ROLES.items() if id_ in given}
     inspected = Stage(
         INSPECT,
         "all",
@@ -121,13 +118,12 @@ def stages(
     return {stage.id: stage for stage in (*found, inspected)}
 
 
-_ONCE = {
+_ROLES = {
     "filter/pool": "masked",
     "dedup/pool": "dedup",
     "calibrate/pool": "calibration",
     "fit_clusters/pool": "centroids",
     "cluster/pool": "clusters",
-    "balance/pool": "retrieve:pool",
     "retrieve/all": "selected",
     "write_shards/all": "written",
 }
@@ -148,11 +144,3 @@ def sets_of(made: Mapping[str, Artifact]) -> dict[str, str]:
 def images_id(made: Mapping[str, Artifact], name: str) -> str:
     """The stage whose images a set consists of."""
     return f"blur_faces/{name}" if f"blur_faces/{name}" in made else f"ingest/{name}"
-
-
-def _given(artifact: Artifact) -> Stage:
-    return Stage(artifact.stage, artifact.set, artifact.version, "ray", _never, artifact.config)
-
-
-def _never(context: Context) -> Outcome:
-    raise AssertionError(f"{context.stage.id} is only read")

@@ -27,7 +27,7 @@ from lodeset.pipeline.dag.stage import Context, Outcome, Progress, read_as
 from lodeset.pipeline.dag.store import Artifact, Rows, Store
 from lodeset.pipeline.specs import DedupSpec
 from lodeset.pipeline.stages.dedup.run import FLOOR, chosen_thresholds
-from lodeset.pipeline.stages.dedup.what_if import Compared, Joins, Setting, Stored, joined, limits, settings_of
+from lodeset.pipeline.stages.dedup.what_if import Compared, Joins, Setting, StoredPairs, joined, limits, settings_of
 from lodeset.pipeline.stages.fit_clusters import read_levels
 from lodeset.pipeline.stages.inspect import compared
 from lodeset.pipeline.stages.inspect.fit_map import Place, placing
@@ -59,13 +59,11 @@ def run(context: Context[InspectSpec, None]) -> Outcome:
     tables = {"inspected": rows, "by_cluster": by_cluster}
     details = InspectDetails(images=rows.num_rows)
     if "dedup" in inputs:
-        dedup = inputs["dedup"]
-        images, pairs, table = compared.read(store, inputs, context.spec.sets)
-        tables |= {"compared": compared.table_of(images), "pairs": table}
+        images, pairs, pool = compared.read(store, inputs, context.spec.sets)
+        tables |= {"compared": compared.table_of(images), "pairs": pairs}
         tell("settings")
-        tried = _settings(store, dedup, inputs.get("calibration"), images, pairs)
+        tried = _settings(inputs["dedup"], inputs.get("calibration"), images, compared.stored(pairs))
         tables["joins"] = _joins(tried)
-        pool = int(images.pool.sum()) + images.unique
         details = InspectDetails(
             images=rows.num_rows, pool=pool, settings=tuple(asdict(setting) for setting, _ in tried)
         )
@@ -115,7 +113,6 @@ def _rows(
             "embedded": f"vectors:{name}" in inputs,
             "deduplicated": "dedup" in inputs,
             "chosen": "selected" in inputs,
-            "written": "written" in inputs,
         }
         pieces.append(database.sql(_SET, params=known).to_arrow_table())
     database.register("every", pa.concat_tables(pieces))
@@ -184,7 +181,6 @@ LEFT JOIN clusters c ON c.image_id = i.image_id AND $role = 'pool'
 LEFT JOIN wanted w ON w.image_id = i.image_id AND $role IN ('pool', 'included')
 LEFT JOIN listed l ON l.image_id = i.image_id AND $role IN ('pool', 'included')
 LEFT JOIN drawn t ON t.image_id = i.image_id
-WHERE $written IS NOT NULL
 """
 
 
@@ -276,7 +272,7 @@ def _pictured(store: Store, thumbnails: Artifact | None) -> pa.Table:
 
 
 def _settings(
-    store: Store, dedup: Artifact, calibration: Artifact | None, images: Compared, pairs: Stored
+    dedup: Artifact, calibration: Artifact | None, images: Compared, pairs: StoredPairs
 ) -> list[tuple[Setting, Joins]]:
     spec = read_as(DedupSpec, dedup.config)
     thresholds = chosen_thresholds(spec, calibration)
