@@ -100,10 +100,9 @@ def refusing(
 ) -> Callable[[Event], None]:
     """`watch`, which also ends the run as soon as its sources have been read and it turns out to repeat a run that was rolled back.
 
-    The returned function raises HeldError.
+    The returned function raises HeldError. Records of runs are read only when sources have been read: damaged ones are withdrawn
+    when a run begins.
     """
-    if standing(store, data.name, data.limit) is None:
-        return watch
     sources: dict[str, Artifact] = {}
 
     def told(event: Event) -> None:

@@ -142,6 +142,17 @@ def test_a_run_that_repeats_what_was_rolled_back_is_refused(config: Path) -> Non
     assert json.loads(lodeset("plan", config, "--fresh", "--json")[0])["refused"] is None
 
 
+def test_the_next_run_mends_damaged_records_of_runs(config: Path) -> None:
+    """Of an earlier run, of a rollback, and of the run that counts."""
+    lodeset("rollback", config, "2")
+    for number in (2, 4):
+        record = config.parent / f"runs/runs/00000{number}.json"
+        record.write_bytes(record.read_bytes().replace(b"stages", b"stagez", 1))
+    lodeset("run", config)
+    assert status(config)["images"] == 3 * BATCH
+    assert "0 damaged" in lodeset("verify", config)[0]
+
+
 def test_a_rollback_stands_until_other_shards_are_published(config: Path) -> None:
     """A run that stops before the shards publishes none, and compaction the same ones."""
     lodeset("rollback", config, "2")
