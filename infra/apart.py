@@ -44,7 +44,7 @@ def apart(function: Callable[..., Result], *arguments: Any, leave_s: float = 60.
         os.close(write)
     try:
         with answers:
-            children.send(child, task)
+            children.send(child.stdin, task)
             answer = answers.read()
     finally:
         children.let_go(child)

@@ -240,6 +240,7 @@ def cluster_of(configured: RayCluster) -> Cluster:
         namespace=configured.namespace,
         env=configured.env,
         object_store_bytes=int(configured.object_store_mb * 2**20),
+        in_place_s=configured.in_place_s,
         placement={name: where.model_dump() for name, where in configured.placement.items()},
     )
 

@@ -60,12 +60,12 @@ def started(
     )
 
 
-def send(child: subprocess.Popen[bytes], task: bytes) -> None:
-    """Send a child its task; a child that has already ended gets none."""
-    assert child.stdin is not None
+def send(stdin: IO[bytes] | None, message: bytes) -> None:
+    """Send a message to a child's standard input; a child that has already ended gets none."""
+    assert stdin is not None
     with contextlib.suppress(BrokenPipeError):
-        child.stdin.write(len(task).to_bytes(8, "little") + task)
-        child.stdin.flush()
+        stdin.write(len(message).to_bytes(8, "little") + message)
+        stdin.flush()
 
 
 def started_at(pid: int) -> str:
@@ -94,19 +94,29 @@ def let_go(child: subprocess.Popen[bytes]) -> None:
 
 
 def received() -> bytes:
-    """The task that the parent process sent."""
-    stream = sys.stdin.buffer
-    return stream.read(int.from_bytes(stream.read(8), "little"))
+    """The next message that the parent process sent; empty if it has ended or closed the pipe."""
+    return _read(int.from_bytes(_read(8), "little"))
 
 
-def when_asker_ends(act: Callable[[], Any]) -> None:
-    """Call `act` in a thread as soon as the parent process has ended or closed the pipe. Must be called after
-    `received`.
+def _read(size: int) -> bytes:
+    """As many bytes of standard input, or fewer at its end. Without a buffer, whose lock a waiting thread would hold when Python
+    ends.
+    """
+    pieces = []
+    while size and (piece := os.read(sys.stdin.fileno(), size)):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+def when_asker_ends(act: Callable[[], Any], heard: Callable[[bytes], Any] = lambda message: None) -> None:
+    """Call `act` in a thread as soon as the parent process has ended or closed the pipe, and `heard` with each message until then.
+    Must be called after the task was received.
     """
 
     def watch() -> None:
-        while os.read(sys.stdin.fileno(), 4096):
-            pass
+        while message := received():
+            heard(message)
         act()
 
     threading.Thread(target=watch, daemon=True).start()

@@ -14,6 +14,7 @@ from fsspec.registry import known_implementations
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from lodeset.pipeline.by_hand import ByHand, ListFile
+from lodeset.pipeline.dag.cluster import IN_PLACE_S
 from lodeset.pipeline.deduplication import Dedup as Dedup
 from lodeset.pipeline.documents import parsed, read_text
 from lodeset.pipeline.embedders.config import HuggingFaceEmbedder, PatchDictionary
@@ -314,6 +315,12 @@ class RayCluster(Strict):
     )
     object_store_mb: float = Field(
         256, ge=80, description="MiB of shared memory that a local cluster reserves for objects"
+    )
+    in_place_s: float = Field(
+        IN_PLACE_S,
+        ge=0,
+        description="work that takes a core no longer than these seconds is done in the stage's own process, without Ray, where "
+        "Ray is local; 0: none",
     )
     placement: dict[str, Placement] = Field(
         {}, description="where the workers of a stage run, by its name, e.g. {embed: {labels: {...}}}"

@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow as pa
 
+from lodeset.pipeline.dag.child import ray_on_demand
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.stage import Context, Outcome, Progress
 from lodeset.pipeline.dag.store import File, Rows
@@ -40,6 +42,27 @@ def sleepy(context: Context) -> Outcome:
     started = time.time()
     time.sleep(1.0)
     return Outcome({}, Rows(0, 0), details={"started": started, "ended": time.time()})
+
+
+def ends_its_parent(context: Context) -> Outcome:
+    """Ends the process that forked it, which is none of the runner's own."""
+    parent = os.getppid()
+    forked = b"pipeline.dag.forking" in Path(f"/proc/{parent}/cmdline").read_bytes()
+    if forked:
+        os.kill(parent, signal.SIGKILL)
+        while os.getppid() == parent:
+            time.sleep(0.01)
+    return Outcome({}, Rows(0, 0), details={"forked": forked})
+
+
+def tells_its_environment(context: Context) -> Outcome:
+    printed = subprocess.run(["printenv", "LODESET_TOLD"], capture_output=True, text=True, check=True).stdout.strip()
+    return Outcome({}, Rows(0, 0), details={"told": [os.environ["LODESET_TOLD"], printed]})
+
+
+def asks_for_ray(context: Context) -> Outcome:
+    address = ray_on_demand()
+    return Outcome({}, Rows(0, 0), details={"address": address, "told": os.environ["LODESET_TOLD"]})
 
 
 def host(context: Context) -> Outcome:

@@ -4,7 +4,8 @@ It is started by the runner in a session of its own, reads its task from standar
 when the runner ends, however it ends, and then the whole session is killed. Nothing outlives the runner.
 
 What it tells the runner goes through a pipe as JSON lines: `{"progress": [fraction, count, unit]}`, then `{"outcome": ...}` or
-`{"error": ..., "exit_code": n}`. Its standard output and error are the stage's log file.
+`{"error": ..., "exit_code": n}`. With `{"wants": "ray"}` it asks for a Ray cluster; the answer comes through standard input. Its
+standard output and error are the stage's log file.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import queue
 import signal
 import sys
 import threading
@@ -51,7 +53,25 @@ LOST_RAY, NO_ROOM = 71, 72
 _TOLD: list[Callable[[str], None]] = []
 
 
+# What asks the runner for something.
+_ASK: list[Callable[[str], dict[str, Any]]] = []
 _REPORTED: list[Callable[[str, Progress], None]] = []
+
+
+def ray_on_demand() -> str:
+    """The address of the local Ray cluster, which the runner starts unless it runs already.
+
+    Raises:
+        LodesetError: it did not start.
+    """
+    waits_for("Ray, which starts on this machine")
+    (ask,) = _ASK
+    answer = ask("ray")
+    waits_for("")
+    if "error" in answer:
+        raise LodesetError(answer["error"])
+    os.environ.update(answer["environment"])
+    return str(answer["address"])
 
 
 @contextlib.contextmanager
@@ -119,10 +139,12 @@ def perform(payload: bytes, tell: Callable[[dict[str, Any]], None]) -> None:
         tell({"error": told, "exit_code": 1, "unexpected": True, "lost": lost_a_worker(error)})
 
 
-def main() -> None:
+def main(descriptor: int) -> None:
+    """Runs the stage whose task comes through standard input, and ends this process; `descriptor` is its channel."""
     payload = received()
-    when_asker_ends(lambda: os.killpg(os.getpgid(0), signal.SIGKILL))
-    channel = os.fdopen(int(sys.argv[1]), "w", encoding="utf-8")
+    answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    when_asker_ends(lambda: os.killpg(os.getpgid(0), signal.SIGKILL), answers.put)
+    channel = os.fdopen(descriptor, "w", encoding="utf-8")
     lock = threading.Lock()
 
     def tell(message: dict[str, Any]) -> None:
@@ -130,6 +152,12 @@ def main() -> None:
             channel.write(json.dumps(message) + "\n")
             channel.flush()
 
+    def ask(what: str) -> dict[str, Any]:
+        tell({"wants": what})
+        answer: dict[str, Any] = json.loads(answers.get())
+        return answer
+
+    _ASK[:] = [ask]
     perform(payload, tell)
     with contextlib.suppress(BrokenPipeError):
         channel.close()
@@ -140,4 +168,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

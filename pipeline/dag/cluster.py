@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 OBJECT_STORE_BYTES = 256 * 2**20
+# Work of a stage that takes a core no longer than this is done in the stage's own process: starting Ray and its workers takes
+# 10 to 15 s of a core.
+IN_PLACE_S = 12.0
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Cluster:
     namespace: str | None = None
     env: tuple[str, ...] = ()
     object_store_bytes: int = OBJECT_STORE_BYTES
+    in_place_s: float = IN_PLACE_S
     placement: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     @property
@@ -32,6 +36,7 @@ class Cluster:
             "namespace": self.namespace,
             "env": list(self.env),
             "placement": dict(self.placement.get(name, {})),
+            "in_place_s": self.in_place_s if self.local else 0.0,
         }
 
 
@@ -41,8 +46,11 @@ class Joined:
 
     address: str
     cpus: int
+    environment: Mapping[str, str] = field(default_factory=dict)  # what processes need to join it
 
 
+# The address of a local cluster that is started when a stage asks for it: small stages do without.
+ON_DEMAND = "on demand"
 LOCAL = Cluster()
 
 # Ray's errors about a worker or a node that is gone, in any chain of causes.

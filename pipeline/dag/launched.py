@@ -24,6 +24,10 @@ class Launched(Protocol):
 
     channel: int
 
+    def answer(self, message: bytes) -> None:
+        """Sends the stage what it asked for through its channel."""
+        ...
+
     def wait(self) -> int:
         """The exit status, once the stage has ended; of one that was killed, the negative number of the signal."""
         ...
@@ -46,10 +50,13 @@ class ChildProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        self._logger = threading.Thread(target=_keep_log, args=(self._process.stdout, log), daemon=True)
+        self._logger = threading.Thread(target=keep_log, args=(self._process.stdout, log), daemon=True)
         self._logger.start()
         os.close(write)
-        children.send(self._process, task)
+        children.send(self._process.stdin, task)
+
+    def answer(self, message: bytes) -> None:
+        children.send(self._process.stdin, message)
 
     def wait(self) -> int:
         return self._process.wait()
@@ -65,7 +72,7 @@ class ChildProcess:
 _COLOUR = re.compile("\x1b\\[[0-9;]*m")  # Ray prints in colours
 
 
-def _keep_log(stream: IO[bytes], path: Path) -> None:
+def keep_log(stream: IO[bytes], path: Path) -> None:
     """Writes down what a stage prints, without secrets and acting characters. The pipe is emptied even when the disk is full: a
     stage must not fail, or hang, because its log cannot be written."""
     with stream:

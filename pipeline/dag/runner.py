@@ -19,17 +19,19 @@ import cloudpickle
 
 from lodeset.pipeline.dag import child
 from lodeset.pipeline.dag.claims import claim
-from lodeset.pipeline.dag.cluster import LOCAL, Cluster, Joined
+from lodeset.pipeline.dag.cluster import LOCAL, ON_DEMAND, Cluster, Joined
 from lodeset.pipeline.dag.decisions import Decision, decided
 from lodeset.pipeline.dag.fingerprint import canonical
-from lodeset.pipeline.dag.launched import ChildProcess, Launched
-from lodeset.pipeline.dag.stage import PREVIOUS, Outcome, Progress, Stage
+from lodeset.pipeline.dag.forking import forking
+from lodeset.pipeline.dag.launched import Launched
+from lodeset.pipeline.dag.stage import PREVIOUS, Outcome, Progress, Stage, module_of
 from lodeset.pipeline.dag.store import Artifact, File, Rows, Store
 from lodeset.pipeline.errors import GateError, HeldError, LodesetError, LostError, ends_like_an_interrupt
 
 LOGS = "logs"
 RESTARTS = 2  # of a stage whose workers were lost, in one run
 GOES_ON = "`run` again goes on from its finished parts"
+_LATER = Joined(ON_DEMAND, 0)
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,10 @@ class Runner:
         ray: Callable[[], contextlib.AbstractContextManager[Joined]],
         watch: Callable[[Event], None],
         fresh: Container[str] = (),
-        launch: Callable[[bytes, Path], Launched] = ChildProcess,
+        launch: Callable[[bytes, Path], Launched] | None = None,
         cluster: Cluster = LOCAL,
     ) -> None:
-        """`launch` starts the stage of a pickled task, whose output goes to a log file; `ray` starts or joins the `cluster`."""
+        """`launch` starts the stage of a pickled task, whose output goes to a log file, by default as a fork; `ray` starts or joins the `cluster`."""
         self._launch_child = launch
         self.store, self.cpus, self.watch, self.fresh = store, cpus, watch, fresh
         self._start_ray = ray
@@ -102,6 +104,8 @@ class Runner:
         with self._services, ends_like_an_interrupt():
             if self._logs is None:
                 self._logs = Path(self._services.enter_context(tempfile.TemporaryDirectory(prefix="lodeset-logs-")))
+            if self._launch_child is None:
+                self._launch_child = self._services.enter_context(forking(_modules(stages)))
             try:
                 while waiting or running:
                     if failure is None:
@@ -184,9 +188,8 @@ class Runner:
 
     def _join(self, stage: Stage) -> Joined:
         if self._joined is None:
-            self._wait(
-                stage, "Ray, which starts" if self._cluster.local else f"the Ray cluster at {self._cluster.address}"
-            )
+            if not self._cluster.local:  # what asks for a local one tells itself that it waits
+                self._wait(stage, f"the Ray cluster at {self._cluster.address}")
             self._joined = self._services.enter_context(self._start_ray())
         return self._joined
 
@@ -218,13 +221,15 @@ class Runner:
         held.enter_context(
             claim(self.store, f"{stage.name}-{stage.set}-{fingerprint[:16]}", f"{stage.id} in {self.store.url}")
         )
-        joined = self._join(stage) if stage.engine == "ray" else None
+        joined = None
+        if stage.engine == "ray":
+            joined = self._joined or (_LATER if self._cluster.local else self._join(stage))
         task = {
             **self._task(decision, cpus, finished, joined),
             "also": [self._task(its, cpus, finished, joined) for _, its in also],
             "ray": self._cluster.of_stage(stage.name),
         }
-        assert self._logs is not None  # since the run began
+        assert self._logs is not None and self._launch_child is not None  # since the run began
         log = self._logs / f"{stage.name}-{stage.set}-{fingerprint[:12]}.log"
         child_process = self._launch_child(cloudpickle.dumps(task), log)
         address = joined.address if joined is not None else None
@@ -263,12 +268,23 @@ class Runner:
             *lines, one.buffer = (one.buffer + data).split(b"\n")
             for line in lines:
                 message = json.loads(line)
-                if "progress" in message:
+                if "wants" in message:
+                    one.child.answer(json.dumps(self._ray_for(one)).encode())
+                elif "progress" in message:
                     told = Progress(*message["progress"])
                     one.waits_for = told.waits_for
                     self.watch(Event("progress", one.stage, progress=told))
                 else:
                     one.result = message
+
+    def _ray_for(self, one: Running) -> dict[str, Any]:
+        """What a stage is told that asks for Ray."""
+        try:
+            joined = self._join(one.stage)
+        except LodesetError as error:
+            return {"error": str(error)}
+        one.cluster = joined.address
+        return {"address": joined.address, "environment": dict(joined.environment)}
 
     def _sweep(self, one: Running) -> None:
         """Ends whatever is left of a stage's session (engine workers that outlived it)."""
@@ -347,6 +363,11 @@ class Runner:
             order=self.store.next_order(one.stage.name, one.stage.set),
             used={stage: tuple(keys) for stage, keys in used.items()},
         )
+
+
+def _modules(stages: Mapping[str, Stage]) -> list[str]:
+    """The modules that the processes of these stages import, in the order in which they are needed."""
+    return list(dict.fromkeys(module_of(stage.function) for stage in stages.values()))
 
 
 def _outcome(tree: Mapping[str, Any]) -> Outcome:

@@ -145,6 +145,13 @@ def deferred(reference: str) -> Callable[[Context], Outcome]:
     return functools.partial(_called, reference)
 
 
+def module_of(function: Callable[[Context], Outcome]) -> str:
+    """The module of a stage's function, which need not be imported yet."""
+    if isinstance(function, functools.partial) and function.func is _called:
+        return str(function.args[0]).partition(":")[0]
+    return function.__module__
+
+
 def _called(reference: str, context: Context) -> Outcome:
     outcome: Outcome = resolved(reference)(context)
     return outcome

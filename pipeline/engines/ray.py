@@ -31,8 +31,16 @@ import psutil
 from lodeset.pipeline import children
 from lodeset.pipeline.children import import_path
 from lodeset.pipeline.dag.background import repeating
-from lodeset.pipeline.dag.child import ENVIRONMENT, LOST_RAY, NO_ROOM, RAY_OPTIONS, reported_to, waits_for
-from lodeset.pipeline.dag.cluster import Cluster, Joined
+from lodeset.pipeline.dag.child import (
+    ENVIRONMENT,
+    LOST_RAY,
+    NO_ROOM,
+    RAY_OPTIONS,
+    ray_on_demand,
+    reported_to,
+    waits_for,
+)
+from lodeset.pipeline.dag.cluster import ON_DEMAND, Cluster, Joined
 from lodeset.pipeline.dag.stage import Progress
 from lodeset.pipeline.engines.failures import caught, unwrapped
 from lodeset.pipeline.engines.room import lacks, share_of
@@ -89,7 +97,7 @@ def cluster(wanted: Cluster, cpus: int) -> Iterator[Joined]:
         started = children.started_at(host.pid)
         cluster_address = _address_of(host, log)
         os.environ[_HOST] = f"{host.pid} {started}"
-        yield Joined(cluster_address, cpus)
+        yield Joined(cluster_address, cpus, {name: os.environ[name] for name in before})
     finally:
         children.let_go(host)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -359,6 +367,8 @@ def placed() -> dict[str, Any]:
 @contextlib.contextmanager
 def job(address: str | None) -> Iterator[None]:
     """Join the cluster for one stage; its workers see the variables of this process's environment that they are to see."""
+    if address == ON_DEMAND:
+        address = ray_on_demand()  # before Ray is imported, which then reads its settings from the environment
     import ray
 
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -386,18 +396,35 @@ def job(address: str | None) -> Iterator[None]:
             ray.shutdown()
 
 
+def in_place(items: Sequence[Item], seconds: Callable[[Item], float] | None) -> bool:
+    """Whether these items are dealt with in this process: where Ray is local, and starting it takes longer or gives nothing."""
+    allowed = _options().get("in_place_s", 0.0)
+    little = len(items) <= 1 or (seconds is not None and sum(map(seconds, items)) <= allowed)
+    return allowed > 0 and little
+
+
 def map_items(
-    function: Callable[[Item], Result], items: Iterable[Item], *, cpus: int, address: str | None
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    cpus: int,
+    address: str | None,
+    seconds: Callable[[Item], float] | None = None,
 ) -> Iterator[Result]:
     """Apply `function` to each item in Ray tasks of one core, at most `cpus` at a time; results arrive in any order.
+
+    Little work is done in this process: `seconds` says how long an item takes a core, roughly; without it, all work is much.
 
     Raises:
         LodesetError: an error that the function raised in a worker.
     """
-    import ray
-
     pending = list(items)
+    if in_place(pending, seconds):
+        yield from map(function, pending)
+        return
     with job(address):
+        import ray
+
         remote: Any = ray.remote(num_cpus=1, max_retries=2, **placed())(lambda item: caught(function, item))
         running: list[Any] = []
         while pending or running:
@@ -448,6 +475,8 @@ def pool_for(items: int, cpus: int, nodes: Sequence[Mapping[str, float]]) -> Poo
 
 def cores() -> int:
     """The number of cores of the calling worker; 1 outside Ray."""
+    if "ray" not in sys.modules:  # importing it takes half a second
+        return 1
     import ray
 
     if not ray.is_initialized():
@@ -462,20 +491,19 @@ def map_with_state(
     cpus: int,
     address: str | None,
     gpu: bool = False,
+    seconds: Callable[[Item], float] | None = None,
 ) -> Iterator[Result]:
     """Like `map_items`, through Ray Data with a pool of actors, each of which calls `make` once (to load a network).
 
     An item is a whole part, read in order by one actor, so that batches never cross parts. With `gpu` each actor has
     its own GPU if the cluster has any (Ray sets CUDA_VISIBLE_DEVICES). A single item without a GPU is processed in this
-    process, because starting actors takes seconds.
+    process, because starting actors takes seconds; so is little work (`seconds`, as of `map_items`).
     """
-    import ray
-
     pending = list(items)
     if not pending:
         return
-    if len(pending) == 1 and not gpu:
-        yield make()(pending[0])
+    if (len(pending) == 1 and not gpu) or in_place(pending, seconds):
+        yield from map(make(), pending)
         return
 
     class Worker:
@@ -492,6 +520,8 @@ def map_with_state(
             return {"result": [cloudpickle.dumps(caught(work, cloudpickle.loads(item))) for item in row["item"]]}
 
     with job(address):
+        import ray
+
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]] if gpu else []
         pool = pool_for(len(pending), cpus, nodes)
         # Pickled here: Ray Data would try to convert each item to an Arrow value first, and warn that it cannot.
@@ -526,7 +556,6 @@ def holding(
     Raises:
         LodesetError: an error that `make` or the function raised in an actor.
     """
-    import ray
 
     class Holder:
         def __init__(self, item: Any) -> None:
@@ -542,6 +571,8 @@ def holding(
             return caught(self.run, pickled)
 
     with job(address):
+        import ray
+
         wanted = list(items)
         cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         remote: Any = ray.remote(num_cpus=share_of(cores, len(wanted), cpus_each), **placed())(Holder)

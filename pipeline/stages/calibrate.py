@@ -73,6 +73,7 @@ def run(context: Context[CalibrateSpec, EmbedderRuntime]) -> Outcome:
         cpus=context.cpus,
         address=context.ray_address,
         gpu=runs_on_gpu(embedder.config),
+        seconds=lambda chunk: 0.1 * len(chunk.places),
     )
     parts, new = made(context, STAGE, work, make)
     files = tuple(p.files["samples"] for p in parts)

@@ -36,7 +36,16 @@ def run(context: Context[ClusterSpec, None]) -> Outcome:
         work.append((key, (key, file), file.rows))
     make = functools.partial(_assigning, context.store, fitted, dedup)
     parts, new = made(
-        context, STAGE, work, functools.partial(map_with_state, make, cpus=context.cpus, address=context.ray_address)
+        context,
+        STAGE,
+        work,
+        functools.partial(
+            map_with_state,
+            make,
+            cpus=context.cpus,
+            address=context.ray_address,
+            seconds=lambda item: item[1].rows * 1e-4,
+        ),
     )
     count, k = sum(p.files["clusters"].rows for p in parts), read_as(FitClustersDetails, fitted.details).k
     sizes = np.bincount(

@@ -114,6 +114,7 @@ def run(context: Context[EmbedSpec, EmbedderRuntime]) -> Outcome:
         cpus=context.cpus,
         address=context.ray_address,
         gpu=any(runs_on_gpu(one.config) for one in embedders),
+        seconds=lambda piece: 2 * context.stage.seconds_per_image * piece.images.rows * len(embedders),
     )
     parts, new = made(context, STAGE, work, run_parts)
     useless = not any(part.files["vectors"].rows for part in parts)

@@ -62,7 +62,7 @@ def run(context: Context[FilterSpec, FilterRuntime]) -> Outcome:
         *_pieces("metadata", told.tables["metadata"] if told else (), context.spec),
     ]
     judge = functools.partial(_judged, context.store, masks)
-    make = functools.partial(map_items, judge, cpus=context.cpus, address=context.ray_address)
+    make = functools.partial(map_items, judge, cpus=context.cpus, address=context.ray_address, seconds=_seconds)
     parts, new = made(context, STAGE, [(piece.key, piece, piece.file.rows) for piece in pieces], make)
     lists = context.runtime.lists
     mask = _mask(context.store, parts, listed.reasons(masks), lists, images)
@@ -139,6 +139,10 @@ def judged_scores(scores: pa.Table, sides: Mapping[str, Side]) -> pa.Table:
         bad = values < threshold if keep == "above" else values >= threshold
         dropped.append(failing(own, name, values, bad, threshold))
     return pa.concat_tables(dropped)
+
+
+def _seconds(piece: Piece) -> float:
+    return piece.file.rows * 1e-5
 
 
 def _mask(store: Store, parts: Sequence[Part], reasons: Sequence[str], lists: Lists, images: Sequence[File]) -> Part:

@@ -193,7 +193,8 @@ def _search(context: Context, queries: Queries, mode: Sample) -> list[File]:
         # Every set that asks the same pool finds the same vectors and index there.
         base = search.prepared(context, chosen, files, ids, digest(search.VERSION, *pool))
         worker = functools.partial(_searcher, store, name, queries, base, ids, k)
-        yield from map_with_state(worker, left, cpus=context.cpus, address=context.ray_address)
+        seconds = functools.partial(search.seconds, len(ids))
+        yield from map_with_state(worker, left, cpus=context.cpus, address=context.ray_address, seconds=seconds)
 
     parts, _ = made(context, SEARCH, work, make)
     return [p.files["matches"] for p in parts]

@@ -72,8 +72,9 @@ def run(context: Context[ScoreSpec, ScoreRuntime]) -> Outcome:
         for key, name, at in items:
             lacking.setdefault(at, {})[key] = name
         pieces = [Piece(*pairs[at], wanted, known) for at, wanted in sorted(lacking.items())]
+        seconds = functools.partial(_seconds, context.stage.seconds_per_image)
         worker = functools.partial(_worker, Work(store, context.runtime.masks, context.runtime.max_pixels))
-        for parts in map_with_state(worker, pieces, cpus=context.cpus, address=context.ray_address):
+        for parts in map_with_state(worker, pieces, cpus=context.cpus, address=context.ray_address, seconds=seconds):
             yield from parts
 
     parts, new = made(context, STAGE, work, make)
@@ -90,6 +91,10 @@ def run(context: Context[ScoreSpec, ScoreRuntime]) -> Outcome:
             "score_seconds": round(sum(part.seconds for part in fresh), 3),
         },
     )
+
+
+def _seconds(each: float, piece: Piece) -> float:
+    return 2 * each * piece.images.rows
 
 
 def _known(previous: Artifact | None, wanted: Mapping[str, object], current: set[str]) -> dict[str, tuple[File, ...]]:

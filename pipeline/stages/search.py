@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -43,6 +44,15 @@ class Base:
     index: File | None
 
 
+class Rows(Protocol):
+    """A range of rows to search for."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def stop(self) -> int: ...
+
+
 def chosen(
     context: Context, files: Mapping[str, Sequence[File]], queries: int, vectors: int, k: int, asked: Asked
 ) -> Plan:
@@ -52,6 +62,11 @@ def chosen(
         LodesetError: two sets were embedded at different widths.
     """
     return approximate.plan(queries, vectors, _width(context.store, files), k, asked, context.cpus)
+
+
+def seconds(base: int, rows: Rows) -> float:
+    """Roughly how long a core searches for some rows among so many vectors."""
+    return 0.2 + (rows.stop - rows.start) * (1e-4 + 2e-7 * base)
 
 
 def prepared(

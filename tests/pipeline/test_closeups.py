@@ -214,7 +214,7 @@ def test_full_images_settle_what_thumbnails_left_open() -> None:
     yes = np.array([1, 1, 0, 1, 1, 0], np.int8)
     maps = np.tile(starts()[1].reshape(6), (6, 1))
     universe, pairs = asked(6, score=thumbs, verified=yes, linked=yes == 1, maps=np.zeros((6, 6), np.float32))
-    known = Known(Kind("s", "t", "by", 1), "", None, (), 0, 0)
+    known = Known(Kind("s", "t", "by", pairs=1, seconds=1.0), "", None, (), 0, 0)
     now = settled(universe, pairs, np.arange(6), Looks(points, close, maps, known), SPEC)
     # The last one is an edge no more: only a view brought it.
     assert now.a.tolist() == [0, 2, 4, 6, 8]

@@ -1,5 +1,5 @@
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class Watched:
         store: Store,
         cpus: int = 2,
         fresh: tuple[str, ...] = (),
-        launch: Callable[[bytes, Path], Launched] = InThisProcess,
+        launch: Callable[[bytes, Path], Launched] | None = InThisProcess,
     ) -> None:
         self.events: list[Event] = []
         self.runner = Runner(store, cpus, no_ray, self.events.append, fresh, launch)
@@ -54,10 +54,11 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "store"))
 
 
-def test_runs_in_order_then_does_nothing(store: Store) -> None:
+@pytest.mark.parametrize("launch", [None, ChildProcess])
+def test_runs_in_order_then_does_nothing(store: Store, launch: Callable[[bytes, Path], Launched] | None) -> None:
     a = stage("a")
     b = stage("b", inputs={"x": Input(a)})
-    first = Watched(store, launch=ChildProcess)
+    first = Watched(store, launch=launch)
     artifacts = first.run(a, b)
     assert artifacts["b/pool"].rows.kept == 2
     assert first.kinds() == [("started", "a"), ("done", "a"), ("started", "b"), ("done", "b")]
@@ -196,7 +197,7 @@ def test_what_was_fitted_on_something_fitted_follows_it(store: Store) -> None:
 
 def test_independent_stages_share_the_budget(store: Store) -> None:
     a, b = stage("a", toy_stages.sleepy), stage("b", toy_stages.sleepy)
-    done = Watched(store, cpus=2, launch=ChildProcess).run(a, b)
+    done = Watched(store, cpus=2, launch=None).run(a, b)
     times = [(a.details["started"], a.details["ended"]) for a in done.values()]
     assert max(s for s, _ in times) < min(e for _, e in times)
 
@@ -212,9 +213,11 @@ def test_a_wide_stage_gets_all_cores(store: Store) -> None:
         (toy_stages.user_error, LodesetError, "a/pool: the pool is dry: add water", InThisProcess),
         (toy_stages.gate, GateError, "too large", InThisProcess),
         (toy_stages.gate, GateError, "too large", ChildProcess),
+        (toy_stages.gate, GateError, "too large", None),
         (toy_stages.defect, LodesetError, "ZeroDivisionError: oops", InThisProcess),
         (toy_stages.engine_defect, LodesetError, "RuntimeError: KeyError: 'vector' (log:", InThisProcess),
         (toy_stages.dies, LodesetError, "was killed by signal 9", ChildProcess),
+        (toy_stages.dies, LodesetError, "was killed by signal 9", None),
         (toy_stages.loses_rows, LodesetError, "10 in, 7 kept, dropped {'near': 2}", InThisProcess),
     ],
 )
@@ -223,7 +226,7 @@ def test_a_failure_publishes_nothing_and_can_be_run_again(
     function: Callable[[Context], Outcome],
     kind: type[LodesetError],
     told: str,
-    launch: Callable[[bytes, Path], Launched],
+    launch: Callable[[bytes, Path], Launched] | None,
 ) -> None:
     a = stage("a", function)
     with pytest.raises(kind) as caught:
@@ -236,13 +239,59 @@ def test_a_failure_publishes_nothing_and_can_be_run_again(
 
 def test_a_failure_lets_its_neighbours_finish(store: Store) -> None:
     with pytest.raises(LodesetError):
-        Watched(store, launch=ChildProcess).run(stage("a", toy_stages.defect), stage("b", toy_stages.sleepy))
+        Watched(store, launch=None).run(stage("a", toy_stages.defect), stage("b", toy_stages.sleepy))
     assert len(store.history("b", "pool")) == 1
 
 
-def test_nothing_survives_a_stage(store: Store) -> None:
-    left = Watched(store, launch=ChildProcess).run(stage("a", toy_stages.leaves_a_process))["a/pool"].details["pid"]
+@pytest.mark.parametrize("launch", [None, ChildProcess])
+def test_nothing_survives_a_stage(store: Store, launch: Callable[[bytes, Path], Launched] | None) -> None:
+    left = Watched(store, launch=launch).run(stage("a", toy_stages.leaves_a_process))["a/pool"].details["pid"]
     assert not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE
+
+
+def test_stages_are_started_whatever_becomes_of_the_process_that_forks_them(store: Store) -> None:
+    """It is ended by the first stage, whose result counts all the same; the next one gets a process of its own."""
+    a = stage("a", toy_stages.ends_its_parent)
+    made = Watched(store, launch=None).run(a, stage("b", inputs={"x": Input(a)}))
+    assert made["a/pool"].details["forked"] and made["b/pool"].rows.kept == 1
+
+
+def test_a_stage_sees_the_environment_of_its_start(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of this process as it is then, in Python and for what it starts."""
+    a = stage("a", toy_stages.tells_its_environment)
+
+    def look(event: Event) -> None:
+        if event.kind == "done":
+            monkeypatch.setenv("LODESET_TOLD", "later")
+
+    monkeypatch.setenv("LODESET_TOLD", "first")
+    made = Runner(store, 1, no_ray, look).run(
+        dag(a, stage("b", toy_stages.tells_its_environment, inputs={"x": Input(a)}))
+    )
+    assert [made[f"{name}/pool"].details["told"] for name in ("a", "b")] == [["first"] * 2, ["later"] * 2]
+
+
+def test_a_cluster_is_started_for_the_stage_that_asks(store: Store) -> None:
+    started = []
+
+    @contextlib.contextmanager
+    def ray() -> Iterator[Joined]:
+        started.append(1)
+        yield Joined("10.0.0.1:1", 2, {"LODESET_TOLD": "joined"})
+
+    stages = dag(stage("a", engine="ray"), stage("b", toy_stages.asks_for_ray, engine="ray"))
+    told = Runner(store, 1, ray, lambda event: None).run(stages)["b/pool"].details
+    assert (told["address"], told["told"], started) == ("10.0.0.1:1", "joined", [1])
+
+
+def test_a_cluster_that_does_not_start_fails_the_stage_that_asks(store: Store) -> None:
+    @contextlib.contextmanager
+    def ray() -> Iterator[Joined]:
+        raise LodesetError("no room for Ray")
+        yield Joined("", 0)
+
+    with pytest.raises(LodesetError, match="b/pool: no room for Ray"):
+        Runner(store, 1, ray, lambda event: None).run(dag(stage("b", toy_stages.asks_for_ray, engine="ray")))
 
 
 def test_two_runs_of_one_stage(store: Store) -> None:

@@ -141,7 +141,16 @@ def _seen(
     work = [(block.key, block, len(block.places)) for some in blocks.values() for block in some]
     make = functools.partial(feature_worker, store, FEATURES, networks, _load, context.runtime.max_pixels)
     parts, new = made(
-        context, FEATURES, work, functools.partial(map_with_state, make, cpus=context.cpus, address=context.ray_address)
+        context,
+        FEATURES,
+        work,
+        functools.partial(
+            map_with_state,
+            make,
+            cpus=context.cpus,
+            address=context.ray_address,
+            seconds=lambda block: 0.01 * len(block.places),
+        ),
     )
     by_key = {part.key: part for part in parts}
     return {which: [by_key[block.key] for block in some] for which, some in blocks.items()}, new

@@ -32,7 +32,7 @@ from lodeset.pipeline.tables import records
 VERSION = 2
 FIND = "dedup_views"
 MATCHES = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("view", pa.int16()), ("similarity", pa.float32())])
-MEASURED = Kind("dedup_verify", "measured", "measured_by", pairs=8_192)
+MEASURED = Kind("dedup_verify", "measured", "measured_by", pairs=8_192, seconds=5e-4)
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -124,7 +124,11 @@ def _found(
     """What each image found, by node; parts in all and parts made."""
     work = between(generations, context.runtime.part_images, lambda _: (FIND, basis))
     worker = functools.partial(_finder, context.store, files, generations)
-    make = functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address)
+
+    def seconds(item: Between) -> float:
+        return (item.stop - item.start) * (5e-4 + 1e-6 * len(generations[item.base].ids))
+
+    make = functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address, seconds=seconds)
     parts, new = made(context, FIND, work, make)
     found = [views.Found(_NO_NODES, _NO_NODES, np.zeros(0, np.int16), _NOTHING)]
     for (_, item, _), part in zip(work, parts, strict=True):

@@ -32,7 +32,7 @@ from lodeset.pipeline.tables.images import places_of
 
 VERSION = 1
 # A part may hold 1,024 images in memory, about 250 kB each with their key points.
-CLOSEUPS = Kind("dedup_closeups", "closeups", "closeups_by", pairs=512)
+CLOSEUPS = Kind("dedup_closeups", "closeups", "closeups_by", pairs=512, seconds=0.01)
 AT_ONCE = 256
 
 Ints = NDArray[np.int64]

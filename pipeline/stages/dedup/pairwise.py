@@ -25,12 +25,15 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Kind:
-    """A table of pairs; its parts hold up to `pairs` of them. `by` is the detail that says by what they were made."""
+    """A table of pairs; its parts hold up to `pairs` of them, each of which takes a core `seconds`. `by` is the detail that says by
+    what they were made.
+    """
 
     stage: str
     table: str
     by: str
     pairs: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,13 @@ def known(
         columns = (hashlib.sha256(x.tobytes()).hexdigest() for x in (names[some[0]], names[some[1]], some[2]))
         key = digest(kind.stage, basis, *columns)
         work.append((key, Pairs(key, *some), len(rows)))
-    make = functools.partial(map_with_state, worker, cpus=context.cpus, address=context.ray_address)
+    make = functools.partial(
+        map_with_state,
+        worker,
+        cpus=context.cpus,
+        address=context.ray_address,
+        seconds=lambda some: kind.seconds * len(some.a),
+    )
     parts, new = made(context, kind.stage, work, make, unit="pairs")
     added = [part.files[kind.table] for part in parts]
     for file in added:

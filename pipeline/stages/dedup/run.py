@@ -154,7 +154,11 @@ def _search(
             basis = digest(search.VERSION, space, one.key)
             bases[number] = search.prepared(context, plans[one.key], files, one.ids, basis)
         worker = functools.partial(_searcher, context.store, bases, k)
-        yield from map_with_state(worker, items, cpus=context.cpus, address=context.ray_address)
+
+        def seconds(item: Between) -> float:
+            return search.seconds(len(generations[item.base].ids), item)
+
+        yield from map_with_state(worker, items, cpus=context.cpus, address=context.ray_address, seconds=seconds)
 
     parts, new = made(context, SEARCH, work, make)
     found = [

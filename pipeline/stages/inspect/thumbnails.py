@@ -40,7 +40,9 @@ def run(context: Context[ThumbnailsSpec, ThumbnailsRuntime]) -> Outcome:
         context,
         STAGE,
         list(work.values()),
-        functools.partial(map_items, make, cpus=context.cpus, address=context.ray_address),
+        functools.partial(
+            map_items, make, cpus=context.cpus, address=context.ray_address, seconds=lambda item: 0.004 * item[1].rows
+        ),
     )
     count = sum(part.files[TABLE].rows for part in parts)
     return Outcome(
