@@ -69,7 +69,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
     config["shards"] = {"size_mb": 0.04}
     config["training"] |= {"steps": 24, "batch": 8, "checkpoint_every": WholeRun.CHECKPOINT_EVERY, "log_every": 2}
     config["pruning"] = [{"method": "entropic", "remove": [0.2, 0.3]}]
-    config["resources"] = {"cpus": 2}
+    config["resources"] = {"cpus": 2, "ray": {"in_place_s": 0}}  # every stage has workers of its engine
     path.write_text(yaml.safe_dump(config))
     heard: set[tuple[str, str]] = set()
     with Run(("demo", folder)) as run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 import time
 from pathlib import Path
@@ -23,6 +24,23 @@ pytestmark = [
 
 
 # -- what a run leaves
+
+
+def test_what_is_made_in_place_is_what_ray_makes(world: Path, finished: dict[str, dict[str, Any]]) -> None:
+    """The little work of this world is done in the processes of stages. Ray makes the same parts with the same bytes."""
+    assert finished["dedup/pool"]["finished"]
+    by_ray = ("--set", "store=./by-ray", "--set", "resources.ray.in_place_s=0")
+    lodeset("run", world / "lodeset.yaml", *by_ray, "--until", "dedup")
+    for stage in ("embed", "filter", "calibrate", "dedup_search", "dedup_views", "dedup_verify"):
+        made = _files(world / "by-ray", stage)
+        assert made and made.items() <= _files(world / "runs", stage).items(), stage
+    shutil.rmtree(world / "by-ray")
+
+
+def _files(store: Path, stage: str) -> dict[str, dict[str, str]]:
+    """Digests of the files of a stage's parts, by key and name."""
+    manifests = [json.loads(path.read_text()) for path in (store / "parts" / stage).glob("*/manifest.json")]
+    return {one["key"]: {name: file["sha256"] for name, file in one["files"].items()} for one in manifests}
 
 
 def test_every_row_is_accounted_for(finished: dict[str, dict[str, Any]]) -> None:
