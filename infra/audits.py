@@ -68,7 +68,7 @@ class Estimate:
 
     Attributes:
         rate: the share of wrong ones among those judged right or wrong; None before there is any.
-        low, high: the 95 % confidence interval of the share (Wilson, without correction for samples that are a large part of all).
+        low, high: the 95 % confidence interval of the share among all (`interval`).
     """
 
     right: int
@@ -82,14 +82,15 @@ class Estimate:
     @classmethod
     def of(cls, verdicts: Mapping[str, Verdict], count: int) -> Estimate:
         right, wrong, unsure = (sum(one == verdict for one in verdicts.values()) for verdict in VERDICTS)
-        low, high = wilson(wrong, right + wrong)
+        low, high = interval(wrong, right + wrong, count)
         rate = wrong / (right + wrong) if right + wrong else None
         return cls(right=right, wrong=wrong, unsure=unsure, count=count, rate=rate, low=low, high=high)
 
     @property
     def between(self) -> tuple[int, int]:
-        """How many of all that would be."""
-        return math.floor(self.low * self.count), math.ceil(self.high * self.count)
+        """How many of all that would be: no fewer than were found, and no more than were not found right."""
+        low, high = math.floor(self.low * self.count), math.ceil(self.high * self.count)
+        return max(self.wrong, low), max(self.wrong, min(self.count - self.right, high))
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,19 @@ class StoredAudit:
     new: bool
 
 
-def wilson(found: int, of: int) -> tuple[float, float]:
+def interval(found: int, of: int, count: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a share among `count`, of which `of` were drawn without replacement.
+
+    Wilson's, with a sample that counts for more the larger a part of all it is (Cochran, Sampling Techniques, 3rd edition, section
+    2.6): exact where everything was drawn.
+    """
+    if of and of >= count:
+        return found / of, found / of
+    worth = of * (count - 1) / (count - of) if of else 0.0
+    return wilson(found * worth / of if of else 0.0, worth)
+
+
+def wilson(found: float, of: float) -> tuple[float, float]:
     """The 95 % confidence interval of a share (Wilson, 1927)."""
     if of == 0:
         return 0.0, 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shlex
+import threading
 from typing import Any
 
 import duckdb
@@ -25,7 +26,7 @@ def create_app(site: Site) -> FastAPI:
     templates = render.environment(site)
     app = FastAPI(title="lodeset", openapi_url=None, docs_url=None, redoc_url=None)
     app.state.site, app.state.templates, app.state.runs = site, templates, chosen.Opened(site.data)
-    app.state.differences = {}
+    app.state.differences, app.state.comparing = {}, threading.Lock()
     for one in PAGES:
         app.include_router(one.router)
     for router in BELOW:

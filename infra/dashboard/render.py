@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any, cast
 from urllib.parse import urlencode
 
 from fastapi import Request
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from lodeset.infra.dashboard.site import Site
 from lodeset.infra.report.reasons import REASONS
-from lodeset.infra.report.render import FILTERS, harmless
+from lodeset.infra.report.render import environment as of_package
+from lodeset.infra.report.render import harmless
 
 THEMES = ("light", "dark")
 THEME_COOKIE = "lodeset_theme"
@@ -36,17 +36,7 @@ def environment(site: Site) -> Environment:
     """The templates of one dashboard. In addition to their values they see `site`, `url`, `command_line`, and what the
     `reasons` of drops mean.
     """
-    folder = resources.files("lodeset.infra.dashboard").joinpath("templates")
-    made = Environment(
-        loader=FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=harmless,
-        auto_reload=False,
-    )
-    made.filters |= FILTERS
+    made = of_package("lodeset.infra.dashboard", "templates")
 
     def url(path: str, **parameters: Any) -> Markup:
         return Markup(escape(address(site, path, **parameters)))

@@ -119,6 +119,7 @@ def decision(data: Data, id_: str) -> Decision:
     raise LodesetError(f"this run decided nothing that is called {id_[:120]}: the page Audit lists what there is")
 
 
+@remembered(4)
 def sample(data: Data, of: Decision, size: int) -> list[Item]:
     """Some of a decision, drawn at random: the same ones for a run each time, and a larger sample holds every smaller one."""
     run = data.inspected.held.run
@@ -165,10 +166,9 @@ def _files(data: Data, of: Decision, seed: int, size: int) -> list[Item]:
     artifact = data.artifact(of.stage)
     assert artifact is not None
     table = data.store.table(artifact.tables.get("rejects", ()), None, records.REJECTS)
-    table = table.filter(pc.equal(table["reason"], of.reason))
-    table = table.sort_by([("uri", "ascending"), ("member", "ascending"), ("offset", "ascending")])
+    rows = np.flatnonzero(pc.equal(table["reason"], of.reason).to_numpy(zero_copy_only=False))
     found = []
-    for row in table.take(pa.array(_drawn(table.num_rows, seed, size))).to_pylist():
+    for row in table.take(pa.array(rows[_drawn(len(rows), seed, size)])).to_pylist():
         place = (row["uri"], row["member"], row["offset"], row["size_bytes"])
         facts = {"detail": row["detail"] or "none", "size": f"{row['size_bytes']:,} bytes"}
         found.append(

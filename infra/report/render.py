@@ -134,7 +134,7 @@ def write_pruned(job: Mapping[str, Any], read: Callable[[str], bytes | None], pa
     Raises:
         LodesetError: `path` cannot be written.
     """
-    template = _environment().get_template(PRUNED)
+    template = environment("lodeset.infra.report").get_template(PRUNED)
     return save(template.render(title=title, jobs=[drawn(report_of(job), read)], smallest_k=smallest_k), path)
 
 
@@ -161,19 +161,20 @@ def harmless(value: Any) -> Any:
     return shown(value, lines=True) if type(value) is str and not value.startswith("data:") else value
 
 
-def _environment() -> Environment:
-    folder = resources.files("lodeset.infra.report")
-    loader = FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
-    environment = Environment(
-        loader=loader,
+def environment(package: str, folder: str = "") -> Environment:
+    """The templates that lie in a folder of a package: everything is escaped, and a name that is not given is an error."""
+    templates = resources.files(package).joinpath(folder)
+    made = Environment(
+        loader=FunctionLoader(lambda name: templates.joinpath(name).read_text(encoding="utf-8")),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=harmless,
+        auto_reload=False,
     )
-    environment.filters |= FILTERS
-    return environment
+    made.filters |= FILTERS
+    return made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,18 +189,18 @@ class Shown:
 
 def render(report: Report, sections: Sequence[Collected], found: Mapping[str, Picture], title: str) -> str:
     """The page; `found` holds the pictures by image_id."""
-    environment = _environment()
+    templates = environment("lodeset.infra.report")
 
     def body(collected_section: Collected) -> Markup:
         if collected_section.contents is None:
             return Markup("")
-        template = environment.from_string(collected_section.section.template)
+        template = templates.from_string(collected_section.section.template)
         return Markup(template.render(report=report, pictures=found, **collected_section.contents.values))
 
     shown = [
         Shown(id=part.section.id, title=part.section.title, absent=part.absent, body=body(part)) for part in sections
     ]
-    page = environment.get_template(TEMPLATE)
+    page = templates.get_template(TEMPLATE)
     return page.render(title=title, report=report, tiles=tiles(report), sections=shown)
 
 

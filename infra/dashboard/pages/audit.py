@@ -44,13 +44,14 @@ def audit(request: Request, links: TheLinks, data: TheData) -> Response:
     known = list(audits.kept(links.site.opened.store, made))
     return render.page(
         request, "audit.html.jinja", decisions=decisions(data), kinds=KINDS, kept=known,
-        estimates=_newest(known), number=number_of(data),
+        estimates=_largest(known), number=number_of(data),
     )  # fmt: skip
 
 
-def _newest(known: list[tuple[str, audits.Kept]]) -> dict[str, Estimate]:
-    """What the largest kept sample of each decision says."""
-    return {one.of: one.estimate for _, one in sorted(known, key=lambda found: len(found[1].verdicts))}
+def _largest(known: list[tuple[str, audits.Kept]]) -> dict[str, Estimate]:
+    """What the kept sample of each decision says that has the most verdicts."""
+    ordered = sorted(known, key=lambda found: (len(found[1].verdicts), found[0]))
+    return {one.of: one.estimate for _, one in ordered}
 
 
 @router.get("/audit/judge")
@@ -95,9 +96,11 @@ Fields = Annotated[list[tuple[str, str]], Depends(_fields)]
 def result(request: Request, data: TheData, of: Of, size: Size, fields: Fields) -> Response:
     """How often the decision is wrong, as the verdicts so far say: a part of the page, or a page of its own."""
     found = decision(data, of)
-    told = Estimate.of(_judged(data, found, size, fields).verdicts, found.count)
+    verdicts = _judged(data, found, size, fields).verdicts
+    told = Estimate.of(verdicts, found.count)
+    wrong = [] if found.kind == "reject" else [id_ for id_, verdict in verdicts.items() if verdict == "wrong"]
     template = "audit_told.html.jinja" if "hx-request" in request.headers else "audit_result.html.jinja"
-    return render.page(request, template, of=found, told=told, size=size)
+    return render.page(request, template, of=found, told=told, size=min(size, found.count), wrong=wrong)
 
 
 @router.post("/audit/verdicts.json")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import queue
 import shlex
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
@@ -267,21 +267,15 @@ def within(seconds: float, work: Callable[[], Made]) -> Made:
     """
     if not _AT_WORK.acquire(timeout=seconds):
         raise TimeoutError
-    done: queue.SimpleQueue[tuple[Made | None, BaseException | None]] = queue.SimpleQueue()
+    done: Future[Made] = Future()
 
     def run() -> None:
         try:
-            done.put((work(), None))
+            done.set_result(work())
         except BaseException as error:
-            done.put((None, error))
+            done.set_exception(error)
         finally:
             _AT_WORK.release()
 
     threading.Thread(target=run, daemon=True).start()
-    try:
-        made, error = done.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError from None
-    if error is not None:
-        raise error
-    return made  # type: ignore[return-value]
+    return done.result(timeout=seconds)

@@ -122,12 +122,13 @@ def _difference(request: Request, before: Data, after: Data) -> Difference:
     """The difference, kept for the next page of the gallery."""
     key = before.inspected.artifact.fingerprint, after.inspected.artifact.fingerprint
     kept: dict[tuple[str, str], Difference] = request.app.state.differences
-    found = kept.get(key)
-    if found is None:
-        found = difference(before, after)
-        while len(kept) >= 2:
-            kept.pop(next(iter(kept)), None)
-        kept[key] = found
+    with request.app.state.comparing:  # a second request for the same waits for the first
+        found = kept.get(key)
+        if found is None:
+            found = difference(before, after)
+            while len(kept) >= 2:
+                kept.pop(next(iter(kept)))
+            kept[key] = found
     return found
 
 

@@ -20,7 +20,7 @@ from inspected_world import inspected
 from PIL import Image
 
 from lodeset.infra.api import audit
-from lodeset.infra.audits import CONFIDENCE, Estimate, drop_audits, parsed, wilson
+from lodeset.infra.audits import CONFIDENCE, Estimate, drop_audits, interval, parsed, wilson
 from lodeset.infra.config import read
 from lodeset.infra.dashboard.app import create_app
 from lodeset.infra.dashboard.data import Data, opened
@@ -103,6 +103,34 @@ def test_the_interval_is_wilsons() -> None:
     assert (told.rate, told.unsure) == (0.5, 1)
 
 
+def test_the_interval_knows_how_many_there_are() -> None:
+    """Of draws without replacement it holds the true share as often as it says, and what was not drawn is all that is uncertain."""
+    rng, held = np.random.default_rng(0), []
+    for count, wrong, of in ((40, 8, 30), (60, 30, 20), (400, 20, 100), (5_000, 1_500, 60)):
+        drawn = rng.hypergeometric(wrong, count - wrong, of, 2_000)
+        around = [interval(int(found), of, count) for found in drawn]
+        held.append(np.mean([low <= wrong / count <= high for low, high in around]))
+    assert min(held) > 0.9 and 0.94 < np.mean(held) < 0.98  # few numbers can be drawn, so none is met exactly
+    assert interval(3, 20, 20) == (0.15, 0.15) and interval(0, 0, 5) == (0.0, 1.0)
+    low, high = interval(3, 20, 10**9)
+    assert (low, high) == pytest.approx(wilson(3, 20), abs=1e-6)
+    told = Estimate.of({f"{n:032x}": "wrong" if n < 3 else "right" for n in range(18)}, 20)
+    assert told.between[0] >= 3 and told.between[1] <= 5  # of the two others, at most two
+
+
+def test_what_was_wrongly_dropped_becomes_a_list(shown: tuple[TestClient, Data, Opened]) -> None:
+    client, data, _ = shown
+    ids = [one.id for one in sample(data, decision(data, BLURRY), 20)]
+    fields = {f"v-{ids[0]}": "wrong", f"v-{ids[1]}": "wrong", f"v-{ids[2]}": "right"}
+    page = client.post("/audit/result", params={"of": BLURRY, "size": 20}, data=fields, headers=FORM).text
+    found = re.search(r'href="([^"]*/commit/list[^"]*)"', page)
+    assert found is not None
+    listed = client.get(unescape(found[1]).replace("/commit/list?", "/commit/list/ids.txt?")).text.split()
+    assert {word for word in listed if re.fullmatch("[0-9a-f]{32}", word)} == set(ids[:2])
+    patch = client.get(unescape(found[1]).replace("/commit/list?", "/commit/list/configuration.patch?"))
+    assert patch.status_code == 200 and "keep:" in patch.text
+
+
 def test_verdicts_are_estimated_as_they_come(shown: tuple[TestClient, Data, Opened]) -> None:
     client, data, _ = shown
     ids = [one.id for one in sample(data, decision(data, BLURRY), 20)]
@@ -146,7 +174,7 @@ def test_verdicts_are_kept_once_beside_the_run_and_in_its_report(
     (one,) = told["samples"]
     judged = len(sample(data, decision(data, BLURRY), 20)) - 1
     assert (one["wrong"], one["right"], one["unsure"]) == (2, judged - 2, 1)
-    assert (one["low"], one["high"]) == pytest.approx(wilson(2, judged))
+    assert (one["low"], one["high"]) == pytest.approx(interval(2, judged, one["count"]))
     out, _ = lodeset("audit", made.path, file)
     assert "was kept before as" in out and len(made.store.names("audits")) == 1
     lodeset("report", made.path, "--out", tmp_path / "report.html")
