@@ -47,6 +47,12 @@ class Dedup(Strict):
         description="whether pairs that thumbnails cannot decide are compared on their full images, which are read "
         "again",
     )
+    min_detail_score: float | None = Field(
+        0.5,
+        description="minimum log-odds that two full images agree in their finest content (lines of text, digits, emblems, colors), so "
+        "that two receipts of one shop, or two screens of one program, are no copies; 2.5 less against reference sets; needs "
+        "closeups; null: details are not compared",
+    )
     min_score: float = Field(
         4.0,
         description="minimum log-odds for an aligned pair to be a copy; a higher value accepts fewer but more "
@@ -80,4 +86,8 @@ def computed(dedup: Dedup) -> dict[str, Any]:
             knobs["closeups"] = shipped.identity(shipped.CLOSEUP)
     else:
         del knobs["min_score"], knobs["closeups"]
+    if knobs["min_detail_score"] is None or not knobs.get("closeups"):
+        del knobs["min_detail_score"]
+    else:
+        knobs["details"] = shipped.identity(shipped.DETAILS)
     return knobs

@@ -217,6 +217,8 @@ class DedupSpec:
     name: str
     min_score: float = 0.0
     closeups: str | bool | None = optional()
+    details: str | None = optional()
+    min_detail_score: float | None = optional()
     copies: str | None = optional()
     kept_by_hand: Identity | None = None  # the ids of `by_hand.keep`
 

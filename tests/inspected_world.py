@@ -272,7 +272,8 @@ def _dedup(maker: Maker, ids: Mapping[str, list[str]], masked: set[str], rng: np
             "phash_distance": rng.integers(0, 40, size).astype(np.int16), "verified": linked,
             "transform": pa.repeat("identity", size), "score": pa.array(limit, mask=~scored),
             "map": pa.array([[1, 0, 0, 0, 1, 0] if s else None for s in scored.tolist()], pa.list_(pa.float32())),
-            "points": pa.nulls(size, pa.int16()), "linked": linked, "min_score_limit": pa.array(limit, mask=np.isnan(limit)),
+            "points": pa.nulls(size, pa.int16()), "linked": linked,
+            "detail_score": pa.nulls(size, pa.float32()), "min_score_limit": pa.array(limit, mask=np.isnan(limit)),
         },
         schema=records.EDGES,
     )  # fmt: skip

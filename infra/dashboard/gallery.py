@@ -15,7 +15,7 @@ class Thumb:
     """One image of a gallery, for the macro `gallery`.
 
     Attributes:
-        src: the address of its thumbnail; empty if there is none, because of `missing`.
+        src: the address of its thumbnail; empty if there is none.
         large: the address of a larger picture for the preview; empty to enlarge the thumbnail.
         href: the page of the image.
         alt: what the picture is to those who do not see it; by default its image_id.
@@ -31,7 +31,6 @@ class Thumb:
     caption: str = ""
     outcome: str = ""
     mark: str = ""
-    missing: str = ""
 
 
 def thumb_of(

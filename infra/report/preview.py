@@ -6,15 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
 from lodeset.infra.report.pictures import load
-from lodeset.infra.report.render import harmless, save
+from lodeset.infra.report.render import environment, save
 from lodeset.pipeline.algorithms.sampling import seeded_order
 from lodeset.pipeline.dag.decisions import Decision
 from lodeset.pipeline.dag.store import Artifact, File, Store
@@ -26,6 +25,7 @@ from lodeset.pipeline.tables import records
 TEMPLATE = "preview.html.jinja"
 # Intervals of the log-odds that get a section of the page each.
 SCORES = (-np.inf, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
+DETAILS = (-4.0, -2.0, 0.0)
 # The same for the cosine, around the threshold.
 COSINES = (-0.05, -0.02, 0.0, 0.02, 0.05, 0.1)
 
@@ -66,6 +66,13 @@ def bands(store: Store, files: Sequence[File], spec: DedupSpec, threshold: float
 
     if spec.verify == "pixels":
         line = spec.min_score
+        mates = [row for row in rows if parted(row, spec.min_detail_score)]
+        for low, high in pairwise([-np.inf, *DETAILS, np.inf]):
+            inside = [row for row in mates if low <= row["detail_score"] < high]
+            upper = f"{low:g} to {high:g}" if np.isfinite(high) else f"{low:g} and more"
+            span = upper if np.isfinite(low) else f"below {high:g}"
+            add(f"alike, but other details, log-odds {span}: not taken", False, inside)
+        rows = [row for row in rows if not parted(row, spec.min_detail_score)]
         edges = sorted({*SCORES, line})
         for low, high in zip(edges, [*edges[1:], np.inf], strict=True):
             inside = [row for row in rows if row["score"] is not None and low <= row["score"] < high]
@@ -92,6 +99,12 @@ def bands(store: Store, files: Sequence[File], spec: DedupSpec, threshold: float
     return result
 
 
+def parted(edge: Mapping[str, Any], line: float | None) -> bool:
+    """Whether the details of full images tell two images apart; edges of earlier versions do not know."""
+    score = edge.get("detail_score")
+    return line is not None and score is not None and score < line and not edge["linked"]
+
+
 def write_preview(
     store: Store,
     artifacts: Mapping[str, Artifact],
@@ -107,9 +120,6 @@ def write_preview(
         LodesetError: `path` cannot be written.
     """
     ids = sorted({row[side] for band in found for row in band.pairs for side in ("image_id_a", "image_id_b")})
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=harmless
-    )
-    source = resources.files("lodeset.infra.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
     pictures = load(store, artifacts, ids, max_pixels)
-    return save(environment.from_string(source).render(bands=found, pictures=pictures, line=line, title=title), path)
+    template = environment("lodeset.infra.report").get_template(TEMPLATE)
+    return save(template.render(bands=found, pictures=pictures, line=line, title=title), path)

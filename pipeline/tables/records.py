@@ -114,6 +114,8 @@ EDGES = pa.schema(
         # The highest `dedup.min_score` at which the pair counts as copies; infinite where thumbnails agree as they are. Null: none
         # makes it one, or pixels were not compared.
         ("min_score_limit", pa.float32()),
+        # The log-odds that full images show the same down to their details (text, digits, emblems); null where these were not compared.
+        ("detail_score", pa.float32()),
     ]
 )
 
@@ -165,6 +167,7 @@ CLOSEUPS = pa.schema(
         ("points", pa.int16()),
         ("features", pa.list_(pa.float32())),
         ("map", pa.list_(pa.float32())),
+        ("details", pa.list_(pa.float32())),  # null where they were not, or cannot be, compared
     ]
 )
 

@@ -37,18 +37,24 @@ def test_each_pair_is_in_the_section_of_what_judged_it(tmp_path: Path) -> None:
         edge(41, 9.0, False),
         edge(42, None, True),
         edge(43, None, False),
+        {**edge(44, 9.0, False), "detail_score": -1.0},
+        {**edge(45, None, False), "detail_score": -7.0},
+        {**edge(46, 4.5, True), "detail_score": 2.0},
     ]
-    found = bands(store, [written(store, rows)], dedup_spec(verify="pixels", min_score=4.0), 0.9, each=12)
+    spec = dedup_spec(verify="pixels", min_score=4.0, min_detail_score=0.5)
+    found = bands(store, [written(store, rows)], spec, 0.9, each=12)
     assert [(band.title, band.copies, band.count) for band in found] == [
+        ("alike, but other details, log-odds below -4: not taken", False, 1),
+        ("alike, but other details, log-odds -2 to 0: not taken", False, 1),
         ("aligned, log-odds 3 to 4: not taken, too low", False, 1),
-        ("aligned, log-odds 4 to 5: copies", True, 30),
+        ("aligned, log-odds 4 to 5: copies", True, 31),
         ("aligned, log-odds 8 to 10: not taken, of a kind of picture, not above its surroundings", False, 1),
         ("agree as they are, or mirrored: copies", True, 1),
         ("alike by vector or hash, but not in their pixels: not taken", False, 1),
     ]
-    assert len(found[1].pairs) == 12
+    assert len(found[3].pairs) == 12
     page = write_preview(store, {}, found, "The line.", 10**6, tmp_path / "out/page.html", "<pool>").read_text()
-    assert "&lt;pool&gt;" in page and "30 pairs" in page and "The line." in page and "no ingested set" in page
+    assert "&lt;pool&gt;" in page and "31 pairs" in page and "The line." in page and "no ingested set" in page
 
 
 def test_unverified_pairs_go_by_cosine(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def asked(count: int, **columns: object) -> tuple[Universe, Pairs]:
     a = np.arange(count) * 2
     pairs = Pairs(
         a, a + 1, nothing, np.zeros(count, np.int16), np.zeros(count, bool), np.zeros(count, np.int8), np.zeros(count, np.int16), nothing,
-        np.full((count, 6), np.nan, np.float32), np.full(count, -1), np.zeros(count, bool), np.full(count, -np.inf, np.float32),
+        np.full((count, 6), np.nan, np.float32), np.full(count, -1), nothing, np.zeros(count, bool), np.full(count, -np.inf, np.float32),
     )  # fmt: skip
     return universe, dataclasses.replace(pairs, **columns)
 
@@ -214,8 +214,11 @@ def test_full_images_settle_what_thumbnails_left_open() -> None:
     yes = np.array([1, 1, 0, 1, 1, 0], np.int8)
     maps = np.tile(starts()[1].reshape(6), (6, 1))
     universe, pairs = asked(6, score=thumbs, verified=yes, linked=yes == 1, maps=np.zeros((6, 6), np.float32))
-    known = Known(Kind("s", "t", "by", pairs=1, seconds=1.0), "", None, (), 0, 0)
-    now = settled(universe, pairs, np.arange(6), Looks(points, close, maps, known), SPEC)
+    known, nothing = (
+        Known(Kind("s", "t", "by", pairs=1, seconds=1.0), "", None, (), 0, 0),
+        np.full(6, np.nan, np.float32),
+    )
+    now = settled(universe, pairs, np.arange(6), Looks(points, close, nothing, maps, known), SPEC)
     # The last one is an edge no more: only a view brought it.
     assert now.a.tolist() == [0, 2, 4, 6, 8]
     assert now.linked.tolist() == [True, True, True, False, True] == (now.verified == 1).tolist()
@@ -225,11 +228,35 @@ def test_full_images_settle_what_thumbnails_left_open() -> None:
             pairs, verified=(thumbs >= least).astype(np.int8), limit=thumbs, hashed=yes >= 0
         )
         spec = dataclasses.replace(SPEC, min_score=least)
-        then = settled(universe, asked_for, np.arange(6), Looks(points, close, maps, known), spec)
+        then = settled(universe, asked_for, np.arange(6), Looks(points, close, nothing, maps, known), spec)
         assert then.linked[points > 0].tolist() == (then.limit >= least)[points > 0].tolist()
     near = dataclasses.replace(pairs, similarity=np.array([0, 0, 0, 0, 0, 0.7], np.float32))
-    assert len(settled(universe, near, np.arange(6), Looks(points, close, maps, known), SPEC).a) == 6
+    assert len(settled(universe, near, np.arange(6), Looks(points, close, nothing, maps, known), SPEC).a) == 6
     assert [ORIENTATIONS[o].name for o in now.orientation] == ["identity", "identity", "mirror", "mirror", "identity"]
+
+
+def test_details_tell_mates_from_copies_whatever_else_agrees() -> None:
+    #                reference: enough | reference: too little | upright, no points | aligned | close look alone | not compared
+    details = np.array([-2.4, -2.6, -0.1, -0.4, 3.0, np.nan], np.float32)
+    count = len(details)
+    universe, pairs = asked(
+        count,
+        verified=np.ones(count, np.int8),
+        linked=np.ones(count, bool),
+        limit=np.full(count, np.inf, np.float32),
+        similarity=np.full(count, 0.9, np.float32),
+    )
+    universe.reference[2] = True  # of the second pair, too
+    points = np.array([9, 9, 0, 9, 9, 0])
+    maps = np.tile(starts()[0].reshape(6), (count, 1))
+    known = Known(Kind("s", "t", "by", pairs=1, seconds=1.0), "", None, (), 0, 0)
+    looks = Looks(points, np.full(count, 9, np.float32), details, maps, known)
+    now = settled(universe, pairs, np.arange(count), looks, SPEC)
+    assert now.linked.tolist() == [True, False, False, False, True, True] == (now.verified == 1).tolist()
+    assert np.isneginf(now.limit).tolist() == (~now.linked).tolist()
+    assert now.details[:5].tolist() == details[:5].tolist() and np.isnan(now.details[5])
+    without = dedup_spec(min_score=4.0, min_detail_score=None)
+    assert settled(universe, pairs, np.arange(count), looks, without).linked.all()
 
 
 def test_only_large_images_are_looked_at() -> None:
@@ -239,9 +266,11 @@ def test_only_large_images_are_looked_at() -> None:
         verified=np.array([0, 1, 1, 0], np.int8),
         similarity=np.array([0.1, 0.1, 0.9, 0.9], np.float32),
     )
-    assert doubtful(universe, pairs, 0.5, SPEC).tolist() == [0, 1, 3]
+    assert doubtful(universe, pairs, 0.5, SPEC).tolist() == [0, 1, 2, 3]
+    # Without details, thumbnails are believed that agree as they are.
+    assert doubtful(universe, pairs, 0.5, dedup_spec(min_score=4.0, min_detail_score=None)).tolist() == [0, 1, 3]
     universe.side[6] -= 1
-    assert doubtful(universe, pairs, 0.5, SPEC).tolist() == [0, 1]
+    assert doubtful(universe, pairs, 0.5, SPEC).tolist() == [0, 1, 2]
     assert not len(doubtful(universe, pairs, 0.5, dedup_spec(min_score=4.0, closeups=False)))
     assert not len(doubtful(universe, pairs, 0.5, dedup_spec(min_score=4.0, verify="none")))
     assert doubtful(universe, pairs, 0.5, dedup_spec(min_score=4.0, within=False)).tolist() == [0]

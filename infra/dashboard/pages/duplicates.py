@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -22,7 +22,9 @@ from lodeset.infra.dashboard.links import Links, TheLinks
 from lodeset.infra.dashboard.pages.pictures import source_bytes
 from lodeset.infra.dashboard.selection import Selection, by_ids
 from lodeset.infra.dashboard.selection import page as page_of
+from lodeset.infra.report.preview import parted
 from lodeset.pipeline.errors import LodesetError
+from lodeset.pipeline.specs import DedupSpec
 
 router = APIRouter()
 
@@ -328,7 +330,7 @@ def pair(request: Request, links: TheLinks, data: TheData, a: ImageId, b: ImageI
     aligned = edge is not None and overlays.map_of(edge["map"], edge["transform"]) is not None
     return render.page(
         request, "pair.html.jinja", tab="groups", a=rows[a], b=rows[b], edge=edge, aligned=aligned, spec=dedup.spec if dedup else None,
-        steps=_steps(edge, dedup.spec.verify if dedup else "none") if edge else [], path=[links.thumb(one) for one in path],
+        steps=_steps(edge, dedup.spec if dedup else None) if edge else [], path=[links.thumb(one) for one in path],
         steps_between=[links.pair(x, y) for x, y in pairwise(path)], grouped=bool(path) or bool(edge and edge["linked"]),
         unlimited=_is_infinite(edge),
     )  # fmt: skip
@@ -347,9 +349,9 @@ class Step:
     decided: bool
 
 
-def _steps(edge: Mapping[str, Any], verify: str) -> list[Step]:
+def _steps(edge: Mapping[str, Any], spec: DedupSpec | None) -> list[Step]:
     """What each step of dedup found, and which decided."""
-    if verify != "pixels":
+    if spec is None or spec.verify != "pixels":
         return [
             Step(
                 name="Vectors and hashes", found="close enough" if edge["linked"] else "not close enough", decided=True
@@ -389,7 +391,14 @@ def _steps(edge: Mapping[str, Any], verify: str) -> list[Step]:
             if score is not None
             else f"{points} key points agree"
         )
-    return [*told, Step(name="Full images", found=full, decided=closely)]
+    details = edge["detail_score"]
+    apart = parted(edge, spec.min_detail_score)
+    found = "not compared" if details is None else f"score {details:.2f}"
+    steps = [*told, Step(name="Full images", found=full, decided=closely)]
+    return [
+        *(replace(step, decided=step.decided and not apart) for step in steps),
+        Step(name="Details of full images", found=found, decided=apart),
+    ]
 
 
 @router.get("/duplicates/pair/{kind}.webp")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 EVIDENCE = Path(__file__).with_name("copies.npz")  # of `evidence`
 CLOSEUP = Path(__file__).with_name("closeup.npz")  # of `closeup`
+DETAILS = Path(__file__).with_name("details.npz")  # of `details`
 
 
 @functools.lru_cache(maxsize=4)

@@ -16,12 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
-from lodeset.pipeline.algorithms.copies import closeup, keypoints
+from lodeset.pipeline.algorithms.copies import closeup, details, keypoints, shipped, verify
 from lodeset.pipeline.algorithms.copies.closeup import Overlap
-from lodeset.pipeline.algorithms.images.decoding import decode
+from lodeset.pipeline.algorithms.copies.details import Drawing
+from lodeset.pipeline.algorithms.copies.keypoints import Described
+from lodeset.pipeline.algorithms.images.decoding import THUMBNAIL_SIDE, decode
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.stage import Context
 from lodeset.pipeline.dag.store import Artifact, Part, Store
@@ -30,9 +33,9 @@ from lodeset.pipeline.stages.dedup.pairwise import Kind, Known, Pairs, columns_o
 from lodeset.pipeline.tables import records
 from lodeset.pipeline.tables.images import places_of
 
-VERSION = 1
-# A part may hold 1,024 images in memory, about 250 kB each with their key points.
-CLOSEUPS = Kind("dedup_closeups", "closeups", "closeups_by", pairs=512, seconds=0.01)
+VERSION = 2
+# A part may hold 512 images in memory, about 1 MB each with their key points.
+CLOSEUPS = Kind("dedup_closeups", "closeups", "closeups_by", pairs=256, seconds=0.03)
 AT_ONCE = 256
 
 Ints = NDArray[np.int64]
@@ -45,6 +48,9 @@ class Looks:
 
     points: Ints  # key points that agree; 0 where too few do, and the rest says nothing
     score: Floats  # log-odds of being copies
+    details: (
+        Floats  # log-odds of showing the same down to their details; NaN where that was not, or cannot be, compared
+    )
     maps: Floats  # [P, 6], as in `edges`
     known: Known
 
@@ -60,12 +66,25 @@ def look(context: Context, artifacts: Sequence[Artifact], ids: Sequence[str], a:
     worker = functools.partial(_looker, context.store, ids, places, context.runtime.max_pixels)
     pairs = a[order], b[order], np.zeros(len(a), np.int16)
     # What pixels are made of bytes is for ingest of some version to say.
-    basis = digest(VERSION, sorted({(artifact.stage, artifact.version) for artifact in artifacts}))
+    makers = sorted({(artifact.stage, artifact.version) for artifact in artifacts})
+    basis = digest(VERSION, makers, shipped.identity(shipped.CLOSEUP))
     found = known(context, CLOSEUPS, basis, ids, pairs, worker)
     back = np.argsort(order)
     features = matrix(found.table, "features", len(closeup.FEATURES))[back]
     points = found.table["points"].to_numpy()[back].astype(np.int64) if len(a) else np.zeros(0, np.int64)
-    return Looks(points, closeup.score(features), matrix(found.table, "map", 6)[back], found)
+    return Looks(
+        points, closeup.score(features), _details(found.table)[back], matrix(found.table, "map", 6)[back], found
+    )
+
+
+def _details(table: pa.Table) -> Floats:
+    """The log-odds [P] of `closeups`, NaN where there is none."""
+    found = np.full(table.num_rows, np.nan, np.float32)
+    if table.num_rows:
+        there = np.flatnonzero(table["details"].is_valid().to_numpy())
+        measured = matrix(table.take(pa.array(there)), "details", len(details.FEATURES))
+        found[there] = details.score(measured) if len(there) else []
+    return found
 
 
 def _gathered(a: Ints, b: Ints) -> Ints:
@@ -112,26 +131,33 @@ def _looker(
         wanted = [places[ids[node]] for node in np.union1d(pairs.a, pairs.b).tolist()]
         # Rows of a Parquet file are told by members `column/row`: the shorter ones come first.
         wanted.sort(key=lambda place: (place.uri, place.offset, len(place.member), place.member))
-        held = {place.image_id: keypoints.described(decode(data, max_pixels)) for place, data in read_images(wanted)}
-        count = len(pairs.a)
+        held = {place.image_id: _seen(decode(data, max_pixels)) for place, data in read_images(wanted)}
+        both = [(held[ids[a]], held[ids[b]]) for a, b in zip(pairs.a.tolist(), pairs.b.tolist(), strict=True)]
+        count = len(both)
         points, maps = np.zeros(count, np.int16), np.zeros((count, 2, 3), np.float32)
         overlaps: dict[int, Overlap] = {}
-        for row, (a, b) in enumerate(zip(pairs.a.tolist(), pairs.b.tolist(), strict=True)):
-            first, second = held[ids[a]], held[ids[b]]
-            found = keypoints.aligned(first, second)
-            common = closeup.overlap(first, second, found) if found else None
+        for row, (first, second) in enumerate(both):
+            found = keypoints.aligned(first.described, second.described)
+            common = closeup.overlap(first.described, second.described, found) if found else None
             if found and common:
-                points[row], maps[row] = found.inliers, closeup.between(first, second, found)
+                points[row], maps[row] = found.inliers, closeup.between(first.described, second.described, found)
                 overlaps[row] = common
         features, rows = np.zeros((count, len(closeup.FEATURES)), np.float32), list(overlaps)
         for start in range(0, len(rows), AT_ONCE):
             some = rows[start : start + AT_ONCE]
             features[some] = closeup.measured([overlaps[row] for row in some])
+        alike = np.full(count, -np.inf, np.float32)
+        alike[rows] = closeup.score(features[rows])
+        compared = [
+            _compared(first.drawing, second.drawing, aligned if likely else None)
+            for (first, second), aligned, likely in zip(both, maps, alike >= closeup.DOUBT, strict=True)
+        ]
         columns = {
             **columns_of(names, pairs),
             "points": pa.array(points),
             "features": lists(features),
             "map": lists(maps.reshape(-1, 6)),
+            "details": pa.array(compared, pa.list_(pa.float32())),
         }
         table = pa.table(columns, schema=records.CLOSEUPS)
         counts = {"pairs": count, "images": len(held)}
@@ -140,3 +166,36 @@ def _looker(
         )
 
     return work
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is held of an image while its pairs are looked at."""
+
+    described: Described
+    drawing: Drawing
+
+
+def _seen(image: Image.Image) -> _Seen:
+    return _Seen(keypoints.described(image), details.drawing(image))
+
+
+def _compared(first: Drawing, second: Drawing, aligned: Floats | None) -> Floats | None:
+    """The details of a pair that key points aligned, or whose thumbnails agree; None of any other."""
+    unit = upright(first, second) if aligned is None else aligned.astype(np.float64)
+    return None if unit is None else details.measured(first, second, unit)
+
+
+def upright(first: Drawing, second: Drawing) -> NDArray[np.float64] | None:
+    """The map of two images without common key points whose thumbnails agree as they are, or mirrored; None for others."""
+    thumbnails = np.stack([_thumbnail(first), _thumbnail(second)])
+    agreement, turned = verify.agreement(thumbnails, np.array([0]), np.array([1]))
+    if agreement[0] < verify.AGREE_REFERENCE:
+        return None
+    return np.array([[-1.0 if turned[0] else 1.0, 0, 0], [0, 1, 0]])
+
+
+def _thumbnail(image: Drawing) -> NDArray[np.uint8]:
+    grey = cv2.cvtColor(image.pixels, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
+    return np.asarray(small.reshape(-1), np.uint8)

@@ -20,6 +20,8 @@ from lodeset.pipeline.stages.dedup.universe import Universe
 # What is near by vector alone is looked at closely if it is among the nearest of an image and so much nearer than what the two
 # find at `views.RANKS`. Of 10,926 pairs of 4,714 photographs 2,882 are, with 34 of 83 copies (vectors of MobileNetV2).
 CLOSEST, NEARER = 3, 0.05
+# Against reference sets a miss costs more than a lost image: so much lower log-odds of the same details are enough.
+LENIENT = 2.5
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -40,6 +42,7 @@ class Pairs:
     score: Floats  # log-odds of being copies; NaN where the pair was not aligned
     maps: Floats  # [P, 6]; NaN likewise
     points: Ints  # key points that agree in full images; -1 where these were not looked at
+    details: Floats  # log-odds of showing the same down to their details; NaN where that was not compared
     linked: NDArray[np.bool_]  # taken as copies
     limit: Floats  # the highest `min_score` at which they are; infinite where it does not matter, -inf where none links them
 
@@ -101,7 +104,8 @@ def judge(
         linked = verified == 1
     distance = np.bitwise_count(universe.phash[a] ^ universe.phash[b]).astype(np.int16)
     points = np.full(len(a), -1)
-    return Pairs(a, b, similarity, distance, hashed, verified, orientation, score, maps, points, linked, limit)
+    apart = np.full(len(a), np.nan, np.float32)
+    return Pairs(a, b, similarity, distance, hashed, verified, orientation, score, maps, points, apart, linked, limit)
 
 
 def doubtful(universe: Universe, pairs: Pairs, floor: float, spec: DedupSpec) -> Ints:
@@ -109,12 +113,17 @@ def doubtful(universe: Universe, pairs: Pairs, floor: float, spec: DedupSpec) ->
 
     `floor` is the cosine down to which neighbours were searched for.
 
-    They are sure where they agree upright. What was aligned from a view is looked at whatever was found, as photographs of one
+    They are sure where they agree upright, unless details are compared: two pages, or two screens of one program, agree at 32 pixels.
+    What was aligned from a view is looked at whatever was found, as photographs of one
     scene look like copies at 32 pixels; what is near by vector or hash and agrees in no view only if it stands out there.
     """
     allowed = _allowed(universe, pairs.a, pairs.b, spec)
-    open_ = _large(universe, pairs.a, pairs.b, spec) & allowed & (np.isfinite(pairs.score) | (pairs.verified != 1))
-    return np.flatnonzero(open_ & (np.isfinite(pairs.score) | _near(len(universe.ids), pairs, floor)))
+    large = _large(universe, pairs.a, pairs.b, spec) & allowed
+    open_ = large & (np.isfinite(pairs.score) | (pairs.verified != 1))
+    found = open_ & (np.isfinite(pairs.score) | _near(len(universe.ids), pairs, floor))
+    if spec.min_detail_score is not None:
+        found |= large & (pairs.verified == 1)
+    return np.flatnonzero(found)
 
 
 def _near(count: int, pairs: Pairs, floor: float) -> NDArray[np.bool_]:
@@ -152,11 +161,12 @@ def settled(universe: Universe, pairs: Pairs, rows: Ints, looks: Looks, spec: De
     found = looks.points > 0
     at, close = rows[found], looks.score[found]
     touches = universe.reference[pairs.a[at]] | universe.reference[pairs.b[at]]
-    upheld = touches | (close >= closeup.DOUBT)
+    sure = np.isposinf(pairs.limit[at])  # thumbnails agree as they are: only details tell otherwise
+    upheld = touches | sure | (close >= closeup.DOUBT)
     stands = (pairs.verified[at] == 1) & upheld
     copies = stands | (close >= spec.min_score)
     # What thumbnails say stays where it decides.
-    taken = ~stands | (close > np.nan_to_num(pairs.score[at], nan=-np.inf))
+    taken = ~stands | (~sure & (close > np.nan_to_num(pairs.score[at], nan=-np.inf)))
     score, maps, orientation = pairs.score.copy(), pairs.maps.copy(), pairs.orientation.copy()
     score[at[taken]], maps[at[taken]] = close[taken], looks.maps[found][taken]
     orientation[at[taken]] = views.nearest_orientation(looks.maps[found][taken])
@@ -165,6 +175,12 @@ def settled(universe: Universe, pairs: Pairs, rows: Ints, looks: Looks, spec: De
     limit = pairs.limit.copy()
     limit[at] = np.maximum(np.where(upheld, limit[at], -np.inf), close)
     points[rows] = looks.points
+    apart = pairs.details.copy()
+    if spec.min_detail_score is not None:
+        apart[rows] = looks.details
+        touches = universe.reference[pairs.a] | universe.reference[pairs.b]
+        others = apart < spec.min_detail_score - np.where(touches, LENIENT, 0)  # NaN is not
+        verified[others], linked[others], limit[others] = 0, False, -np.inf
     now = replace(
         pairs,
         score=score,
@@ -173,6 +189,7 @@ def settled(universe: Universe, pairs: Pairs, rows: Ints, looks: Looks, spec: De
         verified=verified,
         linked=linked,
         points=points,
+        details=apart,
         limit=limit,
     )
     # Pairs that only a view brought, and nobody takes for copies, are no edges.

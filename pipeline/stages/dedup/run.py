@@ -307,6 +307,7 @@ def _edge_table(universe: Universe, pairs: Pairs) -> pa.Table:
             "points": pa.array(pairs.points, mask=pairs.points < 0),
             "linked": pairs.linked,
             "min_score_limit": pa.array(pairs.limit, mask=np.isneginf(pairs.limit)),
+            "detail_score": pa.array(pairs.details, mask=np.isnan(pairs.details)),
         },
         schema=records.EDGES,
     )

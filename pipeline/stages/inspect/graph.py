@@ -43,7 +43,7 @@ class FitMapSpec:
 class InspectSpec:
     """`sets` maps each ingested set to the part that it plays: pool, reference, included, curated or target."""
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     sets: Mapping[str, str]
 
 
