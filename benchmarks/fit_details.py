@@ -5,7 +5,7 @@
 Each FOLDER holds the images of one domain (documents, screens, charts, ...), in folders or named so that images of one template come
 one after the other. Images are known to be no copies of each other, unless their pixels are the same. Each is copied three times
 (`algorithms.copies.variations`, and one strong change of `fit_closeups.py`). A copy and its original are a positive pair; two images
-of one domain that look alike, or one and a copy of the other, or an image and what `edited` or `slid` makes of it, are a negative one. Pairs are
+of one domain that look alike, or one and a copy of the other, or an image and what `edited` makes of it, are a negative one. Pairs are
 aligned as dedup does it.
 
 First every domain is judged by networks that were fitted on the others; the table says how many copies stay at the default line,
@@ -51,7 +51,7 @@ SPREAD = 16  # images that are taken one after the other, so that there are mate
 class Picture:
     domain: str
     data: bytes
-    original: int  # its number; that of a copy's original; -1 - that of what was edited or slid
+    original: int  # its number; that of a copy's original; -1 - that of what was edited
 
 
 pictures: list[Picture] = []  # workers are forks
@@ -117,26 +117,6 @@ def copies(number: int) -> list[bytes]:
     return made
 
 
-def slid(image: Image.Image, rng: np.random.Generator) -> Image.Image | None:
-    """Another chart of the same template: what a few strips hold moves along them, as the end of a bar does, or a point. None if
-    next to nothing changes.
-    """
-    before, turned = np.asarray(image), rng.random() < 0.5
-    pixels = before.copy()
-    moved = pixels.transpose(1, 0, 2) if turned else pixels  # a view
-    height, width = moved.shape[:2]
-    for _ in range(int(rng.integers(3, 9))):
-        across, along = max(6, round(width * rng.uniform(0.04, 0.12))), max(12, round(height * rng.uniform(0.2, 0.6)))
-        by = min(along // 2, max(3, round(height * rng.uniform(0.03, 0.15))))
-        x, y = int(rng.integers(0, max(1, width - across))), int(rng.integers(0, max(1, height - along)))
-        strip = moved[y : y + along, x : x + across]
-        strip = strip if rng.random() < 0.5 else strip[::-1]  # the other way
-        strip[by:] = strip[:-by].copy()
-        strip[:by] = strip[by]
-    changed = np.abs(pixels.astype(np.int16) - before).max(axis=2) > 32
-    return Image.fromarray(pixels) if changed.mean() > 0.005 else None
-
-
 def edited(image: Image.Image, rng: np.random.Generator) -> Image.Image | None:
     """Another document of the same template: small rectangles of content, such as words, change places. None if there are too few."""
     pixels = np.asarray(image).copy()
@@ -160,8 +140,8 @@ def edited(image: Image.Image, rng: np.random.Generator) -> Image.Image | None:
 def mates_of(number: int) -> list[bytes]:
     """Edited images of one, half of them changed further."""
     rng, made = np.random.default_rng([8, number]), []
-    for make, far in ((edited, False), (edited, True), (slid, False), (slid, True)):
-        mate = make(decode(pictures[number].data), rng)
+    for far in (False, True):
+        mate = edited(decode(pictures[number].data), rng)
         if mate is not None:
             made.append(encoded(varied(mate, rng)[0] if far else mate))
     return made

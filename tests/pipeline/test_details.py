@@ -74,7 +74,9 @@ def test_copies_keep_their_details_and_mates_do_not(kind: str) -> None:
     }
     copies = {name: said(image, copy) for name, copy in changed.items()}
     mates = {name: said(copy, mate) for name, copy in changed.items()}
-    assert min(copies.values()) > 0.5 > max(mates.values()), (copies, mates)
+    assert min(copies.values()) > max(0.5, max(mates.values()) + 2), (copies, mates)
+    if kind != "chart":  # of which little more than the ends of a few bars differ
+        assert max(mates.values()) < -1, mates
 
 
 def test_the_map_is_corrected_before_details_are_compared() -> None:
