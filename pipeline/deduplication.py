@@ -14,6 +14,21 @@ Threshold = Literal["auto"] | Annotated[float, Field(gt=-1, le=1)]
 MaxGroup = Literal["auto"] | Annotated[int, Field(ge=2)]
 
 
+class Semantic(Strict):
+    """Drop images that mean the same as others of their cluster, though they are no copies (SemDeDup, 2023)."""
+
+    eps: float = Field(
+        gt=0,
+        lt=1,
+        description="an image is dropped if its cosine similarity to another one of its cluster is above 1 - eps; larger values drop more",
+    )
+    keep: Literal["far", "centroid", "random"] = Field(
+        "far",
+        description="which of several stays: the one farthest from the centroid of the cluster, the nearest, or a random one",
+    )
+    seed: int = Field(0, ge=0, description="of `random`, and between equals")
+
+
 class Dedup(Strict):
     """Near-duplicates within the pool and against reference and included sets (DINOv2, section 3)."""
 
@@ -65,6 +80,9 @@ class Dedup(Strict):
         "sharpness: not blurred; quality: of the encoding; metadata: the most metadata. Then the largest, then the "
         "smallest id. Included images always take precedence",
     )
+    semantic: Semantic | None = Field(
+        None, description="semantic deduplication within the clusters of the pool [default: none]"
+    )
     calibration_images: int = Field(200, ge=20, description="number of pool images that `auto` makes copies of")
     part_images: int = Field(4_096, ge=1, description="queries per part of the neighbor search; speed only")
 
@@ -79,7 +97,7 @@ class Dedup(Strict):
 
 def computed(dedup: Dedup) -> dict[str, Any]:
     """Everything that decides the results: the settings, and the weights of the evidence."""
-    knobs = dedup.model_dump(exclude={"part_images", "calibration_images"})
+    knobs = dedup.model_dump(exclude={"part_images", "calibration_images", "semantic"})
     if dedup.verify == "pixels":
         knobs["copies"] = shipped.identity(shipped.EVIDENCE)
         if dedup.closeups:

@@ -22,7 +22,7 @@ from lodeset.pipeline.by_hand import IdList, identity_of, lists_of, read_list
 from lodeset.pipeline.config import Balance, CurationConfig, Ingest, Source
 from lodeset.pipeline.dag.fingerprint import canonical
 from lodeset.pipeline.dag.stage import Follows, Input, Stage, deferred
-from lodeset.pipeline.deduplication import computed
+from lodeset.pipeline.deduplication import Semantic, computed
 from lodeset.pipeline.embedders import Knobs
 from lodeset.pipeline.embedders.config import PatchDictionary, PrecomputedEmbedder
 from lodeset.pipeline.embedders.models import identity, pinned
@@ -49,6 +49,7 @@ from lodeset.pipeline.specs import (
     RetrieveRuntime,
     RetrieveSpec,
     SelectSpec,
+    SemdedupSpec,
     WriteShardsRuntime,
     WriteShardsSpec,
     listing_of,
@@ -121,11 +122,19 @@ def build(config: CurationConfig) -> dict[str, Stage]:
         calibration = add(_calibrate(config, for_dedup, pool, dedup_vectors["pool"]))
     unique = add(_dedup(config, compared, ingested, dedup_vectors, masked, calibration, lists.keep))
 
-    needs_clusters = not config.curated or config.balance or any(c.retrieve.mode == "cluster" for c in config.curated)
+    needs_clusters = (
+        not config.curated
+        or config.balance
+        or config.dedup.semantic
+        or any(c.retrieve.mode == "cluster" for c in config.curated)
+    )
     centroids = clusters = None
     if needs_clusters:
         centroids = add(_fit_clusters(config, semantic, vectors["pool"], unique))
         clusters = add(_cluster(config, vectors["pool"], unique, centroids))
+        if config.dedup.semantic is not None:
+            # What comes after sees what this leaves, of the pool and of its clusters.
+            unique = clusters = add(_semdedup(config.dedup.semantic, vectors["pool"], unique, centroids, clusters))
     retrieved = {
         one.name: add(_retrieve(config, index, vectors, unique, centroids, clusters))
         for index, one in enumerate(config.curated)
@@ -322,6 +331,25 @@ def _cluster(config: CurationConfig, vectors: Stage, unique: Stage, centroids: S
         inputs={"vectors": Input(vectors), "dedup": Input(unique, KEPT), "centroids": Input(centroids, CENTROIDS)},
         max_cpus=vectors.max_cpus,
         seconds_per_image=0.00005,
+    )
+
+
+def _semdedup(wanted: Semantic, vectors: Stage, unique: Stage, centroids: Stage, clusters: Stage) -> Stage:
+    return Stage(
+        "semdedup",
+        "pool",
+        SemdedupSpec.VERSION,
+        "ray",
+        deferred("lodeset.pipeline.stages.semdedup:run"),
+        spec=SemdedupSpec(eps=wanted.eps, keep=wanted.keep, seed=wanted.seed),
+        inputs={
+            "vectors": Input(vectors),
+            "dedup": Input(unique, KEPT),
+            "centroids": Input(centroids, CENTROIDS),
+            "clusters": Input(clusters),
+        },
+        max_cpus=vectors.max_cpus,
+        seconds_per_image=0.0002,
     )
 
 

@@ -296,6 +296,16 @@ class ClusterSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SemdedupSpec:
+    """What is dropped within clusters as a semantic duplicate, and which of several stays."""
+
+    VERSION: ClassVar[int] = 1
+    eps: float
+    keep: Literal["far", "centroid", "random"]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClusterDetails:
     k: int
     largest: int

@@ -40,7 +40,13 @@ SELECT b.row AS before_row, a.row AS after_row,
 FROM before b FULL JOIN after a ON a.image_id = b.image_id AND a.set = b.set
 """
 # Stages that say what drops an image, in the order in which they judge.
-_JUDGES = {"filter": "filter/pool", "embed": "embed/pool", "dedup": "dedup/pool", "retrieve": "retrieve/all"}
+_JUDGES = {
+    "filter": "filter/pool",
+    "embed": "embed/pool",
+    "dedup": "dedup/pool",
+    "semdedup": "semdedup/pool",
+    "retrieve": "retrieve/all",
+}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.tables import records
 
 Kind = Literal["reject", "drop", "selection"]
-COPIES = ("near", "reference", "included")
+COPIES = ("near", "reference", "included", "semantic")
 SIZES = (20, 50, 100)
 
 

@@ -293,7 +293,7 @@ def _lost(artifact: Artifact, reason: str | None) -> int:
 
 def _dropped(run: Finished, gate: Gate, artifact: Artifact, value: float) -> Measured:
     where: dict[str, Sequence[Any]] = {} if gate.reason is None else {"reason": [gate.reason]}
-    if artifact.stage == "dedup":
+    if artifact.stage in ("dedup", "semdedup"):
         return Measured(value, images=_rows(run, artifact, "duplicates", {**where, "kept": [False]}))
     if artifact.stage == "filter":
         return Measured(value, images=_rows(run, artifact, "filtered", where))

@@ -119,9 +119,15 @@ def _sentence(store: Store, artifacts: Mapping[str, Artifact], image_id: str, st
     def of(table: str, stage: str = "") -> list[Row]:
         return [row for row in steps if row["table"] == table and row["stage"].startswith(stage)]
 
-    judged = next((row for row in of("duplicates") if row["image_id"] == image_id), None)
+    judged = next((row for row in of("duplicates", "dedup") if row["image_id"] == image_id), None)
     dropped = next(iter(of("filtered")), None)
     buried = next(iter(of("tombstones")), None)
+    thinned = next((row for row in of("semantic") if row["image_id"] == image_id), None)
+    if thinned is not None:
+        return (
+            f"dropped as a semantic duplicate of {thinned['matched_id']} in cluster {thinned['cluster']} "
+            f"(cosine {thinned['similarity']:.3f})"
+        )
     if judged is not None and not judged["kept"]:
         copied = _copy(store, artifacts, judged, of("edges"), of("leaks"))
         return copied + (

@@ -51,6 +51,7 @@ REASONS = {
     "zero_vector": "a precomputed vector of zeros",
     "several_vectors": "different precomputed vectors for one image",
     "near": "near-duplicates of a kept image",
+    "semantic": "mean the same as another image of their cluster (dedup.semantic)",
     "reference": "in a reference set, or a copy of an image there",
     "included": "copies of an image of an included set",
     "not_sampled": "not in the sample for the fit; not lost",

@@ -26,7 +26,7 @@ from lodeset.pipeline.algorithms.neighbors.approximate import ApproximateIndex, 
 from lodeset.pipeline.algorithms.neighbors.exact import ExactIndex
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.stage import Context
-from lodeset.pipeline.dag.store import File, Store
+from lodeset.pipeline.dag.store import Artifact, File, Store
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.tables.vectors import read_vectors
 
@@ -62,6 +62,11 @@ def chosen(
         LodesetError: two sets were embedded at different widths.
     """
     return approximate.plan(queries, vectors, _width(context.store, files), k, asked, context.cpus)
+
+
+def space(vectors: Artifact) -> str:
+    """What makes vectors comparable: the embedder, and what was fitted for it."""
+    return digest(vectors.stage, vectors.config, vectors.inputs.get("fitted", {}).get("identity"))
 
 
 def seconds(base: int, rows: Rows) -> float:

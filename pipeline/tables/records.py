@@ -124,10 +124,16 @@ DUPLICATES = pa.schema(
         ("image_id", pa.string()),
         ("group_id", pa.string()),
         ("kept", pa.bool_()),
-        ("reason", pa.string()),  # unique, near, reference, included, by_hand (kept because of `by_hand.keep`)
+        # unique, near, reference, included, by_hand (kept because of `by_hand.keep`); of semdedup also semantic
+        ("reason", pa.string()),
         ("matched_id", pa.string()),
         ("similarity", pa.float32()),
     ]
+)
+
+# What `dedup.semantic` drops: of the images before it in the order of its cluster, the one that is most similar to it.
+SEMANTIC = pa.schema(
+    [("image_id", pa.string()), ("cluster", pa.int32()), ("matched_id", pa.string()), ("similarity", pa.float32())]
 )
 
 # Who leaked into what: `image_id` is an image of the reference or included set `set`, `pool_image_id` the copy that is
@@ -393,13 +399,21 @@ TABLES: tuple[Table, ...] = (
     Table(name="edges", made_by=("dedup",), key=_PAIR, schema=EDGES, about=_PAIR),
     Table(
         name="duplicates",
-        made_by=("dedup",),
+        made_by=("dedup", "semdedup"),
         key=("image_id",),
         schema=DUPLICATES,
         mentions=("matched_id",),
         groups=("group_id",),
         kept="flag",
         image_bytes=799,
+    ),
+    Table(
+        name="semantic",
+        made_by=("semdedup",),
+        key=("image_id",),
+        schema=SEMANTIC,
+        mentions=("matched_id",),
+        image_bytes=1,
     ),
     Table(
         name="leaks",
@@ -420,7 +434,14 @@ TABLES: tuple[Table, ...] = (
     ),
     Table(name="measured", made_by=("dedup",), key=(*_PAIR, "view"), schema=MEASURED, about=_PAIR, inner=True),
     Table(name="closeups", made_by=("dedup",), key=(*_PAIR, "view"), schema=CLOSEUPS, about=_PAIR, inner=True),
-    Table(name="clusters", made_by=("cluster",), key=("image_id",), schema=CLUSTERS, kept="rows", image_bytes=45),
+    Table(
+        name="clusters",
+        made_by=("cluster", "semdedup"),
+        key=("image_id",),
+        schema=CLUSTERS,
+        kept="rows",
+        image_bytes=45,
+    ),
     Table(
         name="matches",
         made_by=("retrieve", "balance"),

@@ -74,6 +74,7 @@ def _question(of: Decision) -> str:
         "near": "Is it right to drop the first image as a copy of the second?",
         "reference": "Is it right to drop the first image because of the second, which is in a reference set?",
         "included": "Is it right to drop the first image as a copy of the second, which is in an included set?",
+        "semantic": "Is it right to drop the first image because the second, of the same cluster, means the same?",
         "not_selected": "Is it right that no set selected this image?",
     }.get(of.reason, f"Is it right that this image was dropped as “{of.reason}”?")
 

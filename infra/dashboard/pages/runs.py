@@ -29,6 +29,7 @@ FUNNEL = (  # stage, which of its figures, what that is
     ("ingest/pool", "kept", "distinct, readable images"),
     ("filter/pool", "kept", "left by the filters"),
     ("dedup/pool", "kept", "left without near-duplicates and leaks"),
+    ("semdedup/pool", "kept", "left without semantic duplicates"),
     ("retrieve/all", "kept", "selected"),
     ("write_shards/all", "kept", "in shards"),
 )

@@ -139,7 +139,7 @@ def _search(
     """Pairs of neighbours more similar than `floor`; parts in all and parts made."""
     files = {one.set: one.vectors for one in sets}
     # What made the vectors; their files do not matter, because parts may be cut otherwise.
-    space = sorted({_space(context.inputs[f"vectors:{one.set}"]) for one in sets})
+    space = sorted({search.space(context.inputs[f"vectors:{one.set}"]) for one in sets})
     plans = {one.key: search.chosen(context, files, len(one.ids), len(one.ids), k, asked) for one in generations}
     work = between(
         generations, context.runtime.part_images, lambda base: (SEARCH, VERSION, space, k, plans[base.key].kind)
@@ -166,11 +166,6 @@ def _search(
         for (_, item, _), part in zip(work, parts, strict=True)
     ]
     return _neighbors(context.store, found, k, floor), len(parts), len(new)
-
-
-def _space(vectors: Artifact) -> str:
-    """What makes vectors comparable: the embedder, and what was fitted for it."""
-    return digest(vectors.stage, vectors.config, vectors.inputs.get("fitted", {}).get("identity"))
 
 
 def _searcher(store: Store, bases: Mapping[int, search.Base], k: int) -> Callable[[Between], Part]:

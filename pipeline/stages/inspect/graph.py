@@ -121,6 +121,7 @@ def stages(
 _ROLES = {
     "filter/pool": "masked",
     "dedup/pool": "dedup",
+    "semdedup/pool": "semantic",
     "calibrate/pool": "calibration",
     "fit_clusters/pool": "centroids",
     "cluster/pool": "clusters",

@@ -93,7 +93,8 @@ def _rows(
 ) -> tuple[pa.Table, pa.Table]:
     read = functools.partial(_read, store, inputs)
     database.register("filtered", read("masked", "filtered", records.FILTERED))
-    database.register("duplicates", read("dedup", "duplicates", records.DUPLICATES))
+    last = "semantic" if "semantic" in inputs else "dedup"  # which adds to what dedup drops
+    database.register("duplicates", read(last, "duplicates", records.DUPLICATES))
     database.register("clusters", read("clusters", "clusters", records.CLUSTERS).drop_columns(["path"]))
     database.register("selected", read("selected", "selected", records.SELECTED))
     database.register("listed", read("written", "index", records.SHARDS))
@@ -158,6 +159,7 @@ SELECT i.image_id, $set AS set,
         WHEN $role NOT IN ('pool', 'included') THEN ''
         WHEN f.reason IS NOT NULL AND $role = 'pool' THEN 'filter'
         WHEN $embedded AND v.image_id IS NULL THEN 'embed'
+        WHEN d.reason = 'semantic' THEN 'semdedup'
         WHEN d.kept IS NOT NULL AND NOT d.kept THEN 'dedup'
         WHEN $chosen AND w.image_id IS NULL THEN 'retrieve'
         ELSE ''
