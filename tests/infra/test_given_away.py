@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from lodeset.infra.report.pictures import public, short_name
-from lodeset.infra.report.render import _environment
+from lodeset.infra.report.render import environment
 from lodeset.pipeline.shown import visible
 from lodeset.pipeline.stages.write_shards import _told
 
@@ -33,7 +33,7 @@ def test_what_shards_say_of_an_image() -> None:
 
 
 def test_what_a_page_shows() -> None:
-    page = _environment().from_string("<p>{{ name }}</p><img src='{{ picture }}'>{{ markup | safe }}")
+    page = environment("lodeset.infra.report").from_string("<p>{{ name }}</p><img src='{{ picture }}'>{{ markup | safe }}")
     told = page.render(name=f"x\u202e\x1b {SIGNED} <b>", picture="data:image/png;base64,aa=", markup="<i>\n</i>")
     assert told == (
         r"<p>x\u202e\x1b https://***@host/a.jpg?X-Amz-Signature=***&amp;w=1 &lt;b&gt;</p>"

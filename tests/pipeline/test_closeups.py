@@ -237,7 +237,7 @@ def test_full_images_settle_what_thumbnails_left_open() -> None:
 
 def test_details_tell_mates_from_copies_whatever_else_agrees() -> None:
     #                reference: enough | reference: too little | upright, no points | aligned | close look alone | not compared
-    details = np.array([-2.4, -2.6, -0.1, -0.4, 3.0, np.nan], np.float32)
+    details = np.array([-1.9, -2.1, -0.1, 0.4, 3.0, np.nan], np.float32)
     count = len(details)
     universe, pairs = asked(
         count,

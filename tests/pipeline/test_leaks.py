@@ -62,6 +62,7 @@ def pairs_of(links: dict[tuple[int, int], tuple[float | None, int, bool]]) -> Pa
         unknown,
         np.tile(unknown[:, None], 6),
         zeros - 1,
+        unknown,
         linked,
         unknown,
     )

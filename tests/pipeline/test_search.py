@@ -87,7 +87,7 @@ def test_sets_of_different_widths_are_named(tmp_path: Path) -> None:
 def test_dedup_and_retrieval_search_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Asked) -> None:
     """In parts of several sizes, by workers that are pickled as Ray's are; a second search makes no part."""
 
-    def map_with_state(make: Any, items: Any, *, cpus: int, address: str | None) -> Any:
+    def map_with_state(make: Any, items: Any, **_: Any) -> Any:
         return map(cloudpickle.loads(cloudpickle.dumps(make))(), items)
 
     monkeypatch.setattr(dedup, "map_with_state", map_with_state)

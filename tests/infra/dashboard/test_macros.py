@@ -53,7 +53,7 @@ def test_a_gallery_names_every_image_and_trusts_none(templates: Environment) -> 
     images = [
         Thumb(image_id="a" * 32, src="/x/1.webp", href="/x/image/a", outcome="near", caption=HOSTILE, mark="dropped"),
         Thumb(image_id="b" * 32, src="/x/2.webp", alt=HOSTILE),
-        Thumb(image_id="c" * 32, src="", missing=HOSTILE),
+        Thumb(image_id="c" * 32, src="", caption=HOSTILE),
     ]
     page = made(templates, "{{ ui.gallery(images) }}", images=images)
     assert "<script" not in page
