@@ -33,7 +33,9 @@ def test_what_shards_say_of_an_image() -> None:
 
 
 def test_what_a_page_shows() -> None:
-    page = environment("lodeset.infra.report").from_string("<p>{{ name }}</p><img src='{{ picture }}'>{{ markup | safe }}")
+    page = environment("lodeset.infra.report").from_string(
+        "<p>{{ name }}</p><img src='{{ picture }}'>{{ markup | safe }}"
+    )
     told = page.render(name=f"x\u202e\x1b {SIGNED} <b>", picture="data:image/png;base64,aa=", markup="<i>\n</i>")
     assert told == (
         r"<p>x\u202e\x1b https://***@host/a.jpg?X-Amz-Signature=***&amp;w=1 &lt;b&gt;</p>"
