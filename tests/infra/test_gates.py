@@ -23,6 +23,7 @@ from report_world import World, make_world
 import lodeset as package
 from lodeset.infra import api
 from lodeset.infra.config import read
+from lodeset.infra.dashboard.making import found as inspected
 from lodeset.infra.gates.accepted import accepted, baselines
 from lodeset.infra.gates.check import IMAGES_KEPT, Result
 from lodeset.infra.gates.condition import misfit, parsed, written
@@ -451,8 +452,10 @@ def test_a_breached_gate_ends_the_run_with_3_and_the_run_stays(tiny: Path) -> No
     assert "gate enough was breached: kept: 12 < 100. Run 1 is recorded, and what it made stays" in err
     assert len(package.load(config).dataset()) == 1
     lodeset("status", config, "--check", code=3)
-    # Again: nothing runs, and the gate is as breached.
-    lodeset("run", config, "--json", code=3)
+    # Again: nothing runs, and the gate is as breached; what the dashboard shows is made all the same.
+    assert inspected(api.open_store(config)) is None
+    lodeset("run", config, "--json", "--inspect", code=3)
+    assert inspected(api.open_store(config)) is not None
     assert json.loads(lodeset("status", config, "--json")[0])["run"] == 1
     with pytest.raises(LodesetError, match="gate enough was breached") as breach:
         package.load(config).run(watch=lambda event: None)

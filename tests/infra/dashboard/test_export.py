@@ -50,6 +50,13 @@ def test_ids_are_a_list_by_hand(world: tuple[TestClient, Data], expected: list[d
     assert named == 'attachment; filename="x.txt"'
 
 
+@pytest.mark.parametrize("number", ["2147483648", "-2147483649", "9" * 40, "1.5"])
+def test_a_number_that_no_cluster_has_is_a_page(world: tuple[TestClient, Data], number: str) -> None:
+    for path in ("/images", "/map", "/export"):
+        answer = world[0].get(path, params={"cluster": number})
+        assert answer.status_code == 400 and f"luster={number} is not the number of a cluster" in answer.text
+
+
 def test_parquet_has_the_map_and_flat_columns(world: tuple[TestClient, Data], expected: list[dict]) -> None:
     table = pq.read_table(io.BytesIO(world[0].get(PATH + "parquet").content))
     assert not any(pa.types.is_nested(field.type) for field in table.schema)
@@ -81,6 +88,18 @@ def test_fiftyone_finds_pictures_and_labels(
         assert [row["filepath"] for row in labels] == [f"{row['image_id']}.webp" for row in expected]
         assert {f"data/{row['filepath']}" for row in labels} == set(packed.namelist()) - {"labels.csv"}
         assert Image.open(packed.open(f"data/{labels[0]['filepath']}")).format == "WEBP"
+    tables = exporting._tables
+
+    def renamed(data: Data, found: object) -> Iterator[pa.Table]:
+        for table in tables(data, found):  # type: ignore[arg-type]
+            at = table.schema.get_field_index("label")
+            yield table.set_column(at, "label", pa.array(["=1+1"] * len(table), pa.string()))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(exporting, "_tables", renamed)
+        with zipfile.ZipFile(io.BytesIO(world[0].get(PATH + "fiftyone").content)) as packed:
+            labels = list(csv.DictReader(io.TextIOWrapper(packed.open("labels.csv"), "utf-8")))
+    assert {row["label"] for row in labels} == {"'=1+1"}
     monkeypatch.setattr(exporting, "PICTURES", 3)
     answer = world[0].get(PATH + "fiftyone")
     assert answer.status_code == 400 and "choose fewer" in answer.text
