@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
@@ -32,6 +33,7 @@ KINDS = {
 }
 SIDE = 640
 MOST_BYTES = 2**20
+LINKED = 150  # image_ids of a link: some proxies and servers refuse addresses longer than 8 kB
 
 Of = Annotated[str, Query(max_length=300)]
 Size = Annotated[int, Query(ge=1, le=1_000)]
@@ -49,9 +51,15 @@ def audit(request: Request, links: TheLinks, data: TheData) -> Response:
 
 
 def _largest(known: list[tuple[str, audits.Kept]]) -> dict[str, Estimate]:
-    """What the kept sample of each decision says that has the most verdicts."""
-    ordered = sorted(known, key=lambda found: (len(found[1].verdicts), found[0]))
+    """The estimate of each decision: of its kept sample with the most verdicts, or of the latest run's between equals."""
+    ordered = sorted(known, key=lambda found: (len(found[1].verdicts), _run_of(found[0]), found[0]))
     return {one.of: one.estimate for _, one in ordered}
+
+
+def _run_of(name: str) -> int:
+    """The number of the run, which the name of a kept file begins with; 0 where somebody renamed it."""
+    number = name.partition("-")[0]
+    return int(number) if re.fullmatch(r"[0-9]{1,18}", number) else 0
 
 
 @router.get("/audit/judge")
@@ -101,7 +109,9 @@ def result(request: Request, data: TheData, of: Of, size: Size, fields: Fields) 
     told = Estimate.of(verdicts, found.count)
     wrong = [] if found.kind == "reject" else [id_ for id_, verdict in verdicts.items() if verdict == "wrong"]
     template = "audit_told.html.jinja" if "hx-request" in request.headers else "audit_result.html.jinja"
-    return render.page(request, template, of=found, told=told, size=min(size, found.count), wrong=wrong)
+    return render.page(
+        request, template, of=found, told=told, size=min(size, found.count), wrong=len(wrong), linked=wrong[:LINKED]
+    )
 
 
 @router.post("/audit/verdicts.json")

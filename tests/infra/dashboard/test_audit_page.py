@@ -18,13 +18,16 @@ from fastapi.testclient import TestClient
 from inline import in_one_process
 from inspected_world import inspected
 from PIL import Image
+from starlette.requests import Request
 
 from lodeset.infra.api import audit
-from lodeset.infra.audits import CONFIDENCE, Estimate, drop_audits, interval, parsed, wilson
+from lodeset.infra.audits import CONFIDENCE, Estimate, Kept, drop_audits, interval, parsed, wilson
 from lodeset.infra.config import read
+from lodeset.infra.dashboard import render
 from lodeset.infra.dashboard.app import create_app
 from lodeset.infra.dashboard.data import Data, opened
 from lodeset.infra.dashboard.making import inspect
+from lodeset.infra.dashboard.pages.audit import LINKED, _largest
 from lodeset.infra.dashboard.samples import decision, decisions, sample
 from lodeset.infra.dashboard.site import Site
 from lodeset.infra.session import Opened, open_store
@@ -129,6 +132,39 @@ def test_what_was_wrongly_dropped_becomes_a_list(shown: tuple[TestClient, Data, 
     assert {word for word in listed if re.fullmatch("[0-9a-f]{32}", word)} == set(ids[:2])
     patch = client.get(unescape(found[1]).replace("/commit/list?", "/commit/list/configuration.patch?"))
     assert patch.status_code == 200 and "keep:" in patch.text
+
+
+def test_only_images_of_the_pool_become_a_list_and_its_link_stays_short(shown: tuple[TestClient, Data, Opened]) -> None:
+    client, data, _ = shown
+    told = Estimate(right=0, wrong=300, unsure=0, count=300, rate=1.0, low=1.0, high=1.0)
+    wrong = [f"{n:032x}" for n in range(300)]
+    of = decision(data, BLURRY)
+    request = Request(
+        {"type": "http", "app": client.app, "headers": [], "query_string": b"run=1", "path": "/", "method": "GET"}
+    )
+    pages = {}
+    for set_ in ("pool", "birds"):
+        answer = render.page(
+            request, "audit_told.html.jinja", of=dataclasses.replace(of, set=set_), told=told, size=300, wrong=len(wrong),
+            linked=wrong[:LINKED],
+        )  # fmt: skip
+        pages[set_] = bytes(answer.body).decode()
+    found = re.search(r'href="([^"]*/commit/list[^"]*)"', pages["pool"])
+    assert found is not None and len(unescape(found[1])) < 8_000
+    assert f"Keep by hand the first {LINKED} of 300 that are wrong" in pages["pool"]
+    assert "/commit/list" not in pages["birds"]
+
+
+def test_the_latest_run_speaks_where_samples_are_equally_large() -> None:
+    def kept(**verdicts: str) -> Kept:
+        told = {key * 32: verdict for key, verdict in verdicts.items()}
+        return Kept(of="x", count=9, size=2, verdicts=told, stage="filter/pool", fingerprint="f")
+
+    old, new = kept(a="wrong", b="wrong"), kept(a="right", b="right")
+    for order in ([("9-f.json", old), ("10-0.json", new)], [("10-0.json", new), ("9-f.json", old)]):
+        assert _largest(order)["x"].wrong == 0
+    more = kept(a="wrong", b="wrong", c="wrong")
+    assert _largest([("renamed.json", more), ("10-0.json", new)])["x"].wrong == 3
 
 
 def test_verdicts_are_estimated_as_they_come(shown: tuple[TestClient, Data, Opened]) -> None:
