@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from lodeset.infra.dashboard.data import Data
 from lodeset.infra.dashboard.decoding import Worker, opened
+from lodeset.infra.looking.neighbors import embedder_of, vector_of
 from lodeset.infra.session import Opened
 from lodeset.pipeline.dag.store import File, Store
-from lodeset.pipeline.embedders.config import PrecomputedEmbedder
 from lodeset.pipeline.engines.processes import step
 from lodeset.pipeline.errors import LodesetError
-from lodeset.pipeline.tables.vectors import normalised, read_vectors
+from lodeset.pipeline.tables.vectors import read_vectors
 
 PIECE = 65_536  # vectors that are compared at once
 LOAD_CPU_S, LOAD_S = 120.0, 25.0  # to load an embedder and embed one image
@@ -136,14 +136,7 @@ def embedded(site_opened: Opened, data: Data, picture: bytes) -> Floats:
     Raises:
         LodesetError: it is no image, or there is no embedder for it.
     """
-    if not site_opened.stages:
-        why = site_opened.missing[0] if site_opened.missing else "its sources are not there"
-        raise LodesetError(f"a new image cannot be embedded: {why}")
-    config = site_opened.stages["embed/pool"].runtime.embedder
-    if isinstance(config, PrecomputedEmbedder):
-        raise LodesetError("the vectors of this data set are precomputed, so a new image cannot be embedded")
-    fitted = data.artifact("fit_embedder/pool")
-    dictionary = fitted.tables["dictionary"][0] if fitted is not None else None
+    config, dictionary = embedder_of(site_opened, data.inspected.held.artifacts)
     limit = min(MOST_PIXELS, site_opened.config.ingest.max_pixels)
     found = _embedding().run(_embed, config, dictionary, data.store, picture, limit)[0]
     return np.frombuffer(found, np.float32)
@@ -158,7 +151,7 @@ def _embed(config: Any, dictionary: File | None, store: Store, picture: bytes, m
 
         _LOADED.clear()
         _LOADED[key] = load(config, dictionary, store, threads=1)
-    yield np.asarray(normalised(_LOADED[key]([image]))[0], np.float32).tobytes()
+    yield vector_of(_LOADED[key], image).tobytes()
 
 
 _LOADED: dict[str, Any] = {}  # in the worker: the embedder of the image before

@@ -15,7 +15,8 @@ from lodeset.infra.looking.looking import held
 from lodeset.infra.looking.lookup import meant, one_of
 from lodeset.infra.session import Opened
 from lodeset.pipeline.algorithms.images.decoding import Unreadable, decode
-from lodeset.pipeline.dag.store import Artifact, Store
+from lodeset.pipeline.dag.store import Artifact, File, Store
+from lodeset.pipeline.embedders import Embed
 from lodeset.pipeline.embedders.config import PrecomputedEmbedder
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.shown import shown
@@ -87,14 +88,28 @@ def _stored(store: Store, artifacts: Mapping[str, Artifact], image_id: str) -> N
 def _embedded(opened: Opened, artifacts: Mapping[str, Artifact], image: Image.Image) -> NDArray[np.float32]:
     from lodeset.pipeline.embedders.make import load
 
+    config, dictionary = embedder_of(opened, artifacts)
+    return vector_of(load(config, dictionary, opened.store, threads=1), image)
+
+
+def embedder_of(opened: Opened, artifacts: Mapping[str, Artifact]) -> tuple[Any, File | None]:
+    """The configuration of the pool's embedder and the dictionary that was fitted for it, to load it with.
+
+    Raises:
+        LodesetError: no embedder can be loaded.
+    """
     if not opened.stages:
-        raise LodesetError(
-            f"a new image cannot be embedded: {opened.missing[0]}; the id of a known image needs no embedder"
-        )
+        why = opened.missing[0] if opened.missing else "its sources are not there"
+        raise LodesetError(f"a new image cannot be embedded: {why}; an image that the run has needs no embedder")
     config = opened.stages["embed/pool"].runtime.embedder
     if isinstance(config, PrecomputedEmbedder):
-        raise LodesetError("vectors are precomputed, so a new image cannot be embedded: give the id of a known one")
+        raise LodesetError(
+            "the vectors of this data set are precomputed, so a new image cannot be embedded: name an image that the run has"
+        )
     fitted = artifacts.get("fit_embedder/pool")
-    dictionary = fitted.tables["dictionary"][0] if fitted is not None else None
-    embed = load(config, dictionary, opened.store, threads=1)
+    return config, fitted.tables["dictionary"][0] if fitted is not None else None
+
+
+def vector_of(embed: Embed, image: Image.Image) -> NDArray[np.float32]:
+    """The vector of an image as the pool's are stored, [D]."""
     return np.asarray(normalised(embed([image]))[0], np.float32)
