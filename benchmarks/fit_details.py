@@ -34,7 +34,6 @@ from PIL import Image
 from lodeset.pipeline.algorithms.copies import closeup, details, keypoints, shipped
 from lodeset.pipeline.algorithms.copies.variations import varied
 from lodeset.pipeline.algorithms.images.decoding import Unreadable, decode
-from lodeset.pipeline.stages.dedup.closeups import upright
 
 LINE = 0.5  # `dedup.min_detail_score`
 LEAST_SIDE, LONGEST, LEAST_DEVIATION = 64, 1_200, 5.0
@@ -162,7 +161,11 @@ def looked_at(pairs: Sequence[tuple[int, int]]) -> list[tuple[np.ndarray | None,
         aligned = keypoints.aligned(first, second)
         common = closeup.overlap(first, second, aligned) if aligned else None
         said = float(closeup.score(closeup.measured([common]))[0]) if common else float("nan")
-        unit = closeup.between(first, second, aligned) if aligned and common else upright(drawn_first, drawn_second)
+        unit = (
+            closeup.between(first, second, aligned)
+            if aligned and common
+            else details.upright(drawn_first, drawn_second)
+        )
         found.append((None if unit is None else details.measured(drawn_first, drawn_second, unit), said))
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from builders import dedup_spec, encoded, id_of, textured, write_tar
 from inline import artifact, without_engine
 from PIL import Image, ImageDraw
 
-from lodeset.pipeline.algorithms.copies import closeup
+from lodeset.infra.dashboard import close_looks
+from lodeset.pipeline.algorithms.copies import closeup, details
 from lodeset.pipeline.algorithms.copies.closeup import FEATURES
 from lodeset.pipeline.algorithms.copies.keypoints import aligned, described
 from lodeset.pipeline.algorithms.copies.views import ORIENTATIONS, nearest_orientation, starts
@@ -136,7 +138,7 @@ class Pool:
         images = [textured(n) for n in range(4)]
         crop = images[0].crop((30, 20, 150, 120)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         data = {id_of(d): d for d in map(encoded, [*images, crop, Image.new("RGB", (80, 80), (7, 7, 7))])}
-        self.ids = tuple(sorted(data))
+        self.data, self.ids = data, tuple(sorted(data))
         self.first, self.crop, self.blank = (
             id_of(encoded(image)) for image in (images[0], crop, Image.new("RGB", (80, 80), (7, 7, 7)))
         )
@@ -183,6 +185,19 @@ def test_pairs_are_looked_at_once_and_told_in_the_order_asked(tmp_path: Path) ->
     assert again.known.parts_made == 0
     np.testing.assert_array_equal(again.points, found.points[::-2])
     np.testing.assert_allclose(again.score, found.score[::-2], rtol=1e-4)
+
+
+def test_the_dashboard_draws_what_a_close_look_measured(tmp_path: Path) -> None:
+    """For each pair, also one whose key points say nothing."""
+    pool = Pool(tmp_path)
+    a, b = np.triu_indices(len(pool.ids), 1)
+    found, _ = pool.look(a.tolist(), b.tolist())
+    seen = [close_looks._seen(Image.open(io.BytesIO(pool.data[image_id]))) for image_id in pool.ids]
+    drawn = [close_looks.compared(seen[one], seen[other]) for one, other in zip(a.tolist(), b.tolist(), strict=True)]
+    assert np.isnan(found.details).tolist() == [one is None for one in drawn]
+    told = [float(details.score(one.features[None])[0]) for one in drawn if one is not None]
+    assert told
+    np.testing.assert_allclose(told, found.details[~np.isnan(found.details)], rtol=1e-3)
 
 
 # -- the rule

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
 from lodeset.pipeline.algorithms.copies import details
-from lodeset.pipeline.algorithms.copies.details import FEATURES, drawing, measured, score
+from lodeset.pipeline.algorithms.copies.details import BLOCK, FEATURES, compared, drawing, measured, score
 
 AS_IT_IS = np.array([[1.0, 0, 0], [0, 1, 0]])
 WORDS = ("amount", "total", "paid", "change", "invoice", "customer", "order", "number", "date", "street", "city", "tax")
@@ -77,6 +77,36 @@ def test_copies_keep_their_details_and_mates_do_not(kind: str) -> None:
     assert min(copies.values()) > max(0.5, max(mates.values()) + 2), (copies, mates)
     if kind != "chart":  # of which little more than the ends of a few bars differ
         assert max(mates.values()) < -1, mates
+
+
+def altered(image: Image.Image) -> Image.Image:
+    """The page with other words in one line, and another color of the letterhead."""
+    pixels = np.array(image)
+    head = pixels[30:110, 40:580]
+    pixels[30:110, 40:580] = np.where(head == head[-1, 0], (30, 40, 220), head)
+    changed = Image.fromarray(pixels.astype(np.uint8))
+    draw = ImageDraw.Draw(changed)
+    draw.rectangle((49, 296, 560, 314), fill="white")
+    draw.text((50, 296), "nothing else on this page was typed anew", fill=(20, 20, 20), font_size=16)
+    return changed
+
+
+def test_what_differs_is_told_block_by_block() -> None:
+    image = page(0)
+    found = compared(drawing(image), drawing(encoded(altered(image), 80)), AS_IT_IS)
+    assert found is not None
+    top, left = found.places[:, 1], found.places[:, 0]
+    over_line = (top < 318) & (top + BLOCK > 292)
+    head = (top < 110) & (top + BLOCK > 30)
+    assert found.unlike[over_line].sum() > 10 and (over_line | head)[found.unlike].mean() > 0.9
+    inside_head = (top > 30) & (top + BLOCK < 110) & (left > 40) & (left + BLOCK < 580)
+    assert head[found.recolored].all() and found.recolored[inside_head].mean() > 0.8
+    copy = compared(drawing(image), drawing(encoded(image, 60)), AS_IT_IS)
+    assert copy is not None and copy.unlike.mean() < 0.01 and not copy.recolored.any()
+    # Both are drawn on one grid: what is the same lies in the same place.
+    assert np.abs(copy.first.astype(int) - copy.second).mean() < 5
+    at = FEATURES.index("below_half"), FEATURES.index("blocks")
+    assert found.features[at[0]] * np.exp(found.features[at[1]]) == pytest.approx(found.unlike.sum(), abs=0.1)
 
 
 def test_the_map_is_corrected_before_details_are_compared() -> None:

@@ -39,6 +39,21 @@ def test_turned_and_mirrored_pictures_are_found() -> None:
     assert corners_off(described(image), described(flipped), np.array([[-1, 0, 0], [0, 1, 0]])) < 0.02
 
 
+@pytest.mark.parametrize("flipped", [False, True])
+def test_the_points_that_agree_lie_where_the_map_puts_them(flipped: bool) -> None:
+    image = textured(6)
+    other = image.rotate(20, Image.Resampling.BICUBIC)
+    other = other.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else other
+    first, second = described(image), described(other)
+    found = aligned(first, second)
+    assert found is not None and found.mirrored == flipped and found.agreeing.shape == (found.inliers, 2)
+    assert len(np.unique(found.agreeing[:, 0])) == len(np.unique(found.agreeing[:, 1])) == found.inliers
+    places = mirrored(second).places if flipped else second.places
+    moved = places[found.agreeing[:, 1]] @ found.map[:, :2].T + found.map[:, 2]
+    off = np.linalg.norm(moved - first.places[found.agreeing[:, 0]], axis=1)
+    assert np.median(off) < 1 and off.max() < keypoints.REACH + 1  # the map is refined once it is known who agrees
+
+
 def test_a_mirrored_description_is_that_of_the_mirrored_picture() -> None:
     image = textured(3)
     turned, seen = mirrored(described(image)), described(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))

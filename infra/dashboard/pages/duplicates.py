@@ -12,7 +12,7 @@ import pyarrow as pa
 from fastapi import APIRouter, HTTPException, Query, Request
 from starlette.responses import Response
 
-from lodeset.infra.dashboard import decoding, overlays, render
+from lodeset.infra.dashboard import close_looks, decoding, overlays, render
 from lodeset.infra.dashboard.chosen import TheData
 from lodeset.infra.dashboard.data import Data
 from lodeset.infra.dashboard.gallery import Thumb
@@ -402,23 +402,29 @@ def _steps(edge: Mapping[str, Any], spec: DedupSpec | None) -> list[Step]:
 
 
 @router.get("/duplicates/pair/{kind}.webp")
-def picture(links: TheLinks, data: TheData, kind: overlays.Kind, a: ImageId, b: ImageId) -> Response:
-    """The second image placed on the first as dedup aligned them."""
+def picture(links: TheLinks, data: TheData, kind: overlays.Kind | close_looks.Kind, a: ImageId, b: ImageId) -> Response:
+    """The second image placed on the first as dedup aligned them, or both side by side with what the close look saw."""
     edge = data.edge(a, b)
     if edge is None:
         raise HTTPException(404, "No pair of these images is stored.")
-    stored = overlays.map_of(edge["map"], edge["transform"])
-    if stored is None:
-        raise HTTPException(404, "This pair was not aligned.")
-    first, second = edge["image_id_a"], edge["image_id_b"]
+    stored: list[float] | None = None
+    if kind == "points":
+        shown, missing = bool(edge["points"]), "The run found no key points that agree in the full images of this pair."
+    elif kind == "details":
+        shown, missing = edge["detail_score"] is not None, "The run did not compare the details of this pair."
+    else:
+        stored = overlays.map_of(edge["map"], edge["transform"])
+        shown, missing = stored is not None, "This pair was not aligned."
+    if not shown:
+        raise HTTPException(404, missing)
+    most = links.site.opened.config.ingest.max_pixels
     try:
-        made = overlays.compared(
-            source_bytes(links.site, data, first),
-            source_bytes(links.site, data, second),
-            stored,
-            kind,
-            links.site.opened.config.ingest.max_pixels,
-        )
+        first, second = (source_bytes(links.site, data, edge[end]) for end in ("image_id_a", "image_id_b"))
+        if kind == "points" or kind == "details":
+            made = close_looks.drawn(first, second, kind, most)
+        else:
+            assert stored is not None
+            made = overlays.compared(first, second, stored, kind, most)
     except (LodesetError, OSError) as error:
         made = decoding.placeholder(str(error), overlays.SIDE)
     return Response(made, media_type="image/webp")

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lodeset.pipeline.algorithms.copies import shipped
+from lodeset.pipeline.algorithms.copies import shipped, verify
 from lodeset.pipeline.algorithms.copies.scorer import arrays_of, scorer_of
+from lodeset.pipeline.algorithms.images.decoding import THUMBNAIL_SIDE
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -95,8 +96,50 @@ def drawing(image: Image.Image) -> Drawing:
     return Drawing(np.asarray(image.convert("RGB")), scale)
 
 
+def upright(first: Drawing, second: Drawing) -> Doubles | None:
+    """The map of two images without common key points whose thumbnails agree as they are, or mirrored; None for others."""
+    thumbnails = np.stack([_thumbnail(first), _thumbnail(second)])
+    agreement, turned = verify.agreement(thumbnails, np.array([0]), np.array([1]))
+    if agreement[0] < verify.AGREE_REFERENCE:
+        return None
+    return np.array([[-1.0 if turned[0] else 1.0, 0, 0], [0, 1, 0]])
+
+
+def _thumbnail(image: Drawing) -> Bytes:
+    grey = cv2.cvtColor(image.pixels, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
+    return np.asarray(small.reshape(-1), np.uint8)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two images on one grid, and what differs between them. n blocks of BLOCK x BLOCK pixels.
+
+    Attributes:
+        features: [F], see FEATURES.
+        first, second: [H, W, 3], drawn on the grid; `inside`: [H, W], 1 where the first image has pixels.
+        places: [n, 2] (x, y) of the first pixel of each block.
+        unlike: [n], blocks with content that do not correlate, or that only one of the two has: those of `below_half`.
+        recolored: [n], blocks that agree, or are flat, and differ in color: those of `color_apart`.
+    """
+
+    features: Floats
+    first: Bytes
+    second: Bytes
+    inside: Bytes
+    places: Floats
+    unlike: Flags
+    recolored: Flags
+
+
 def measured(first: Drawing, second: Drawing, unit_map: Doubles) -> Floats | None:
-    """The features [F] of a pair; None if the two share next to nothing, or nothing with texture.
+    """The features [F] of a pair; None where `compared` finds nothing to compare."""
+    found = compared(first, second, unit_map)
+    return None if found is None else found.features
+
+
+def compared(first: Drawing, second: Drawing, unit_map: Doubles) -> Comparison | None:
+    """A pair block by block; None if the two share next to nothing, or nothing with texture.
 
     Args:
         unit_map: [2, 3], from the second image's coordinates, -1 to 1, to the first's, as in `edges`.
@@ -130,7 +173,7 @@ def measured(first: Drawing, second: Drawing, unit_map: Doubles) -> Floats | Non
     largest_poor, _ = _regions(poor, grid)
     alone = textured & ~both
     total = float(weight[textured].sum())
-    color = _color(a, b, ~textured | (value > 0.5), grid)
+    color, recolored = _color(a, b, ~textured | (value > 0.5), grid)
     other = (
         both
         & (correlation < 0.5)
@@ -160,7 +203,7 @@ def measured(first: Drawing, second: Drawing, unit_map: Doubles) -> Floats | Non
         *facts,
         abs(float(np.log((sharp_a + 1) / (sharp_b + 1)))),
     )
-    return np.array(features, np.float32)
+    return Comparison(np.array(features, np.float32), a, b, inside, grid, bad, recolored)
 
 
 # -- drawing
@@ -347,10 +390,13 @@ def _regions(which: Flags, grid: Floats) -> tuple[int, int]:
     return int(np.bincount(labels.ravel())[1:].max()), count - 1
 
 
-def _color(a: Bytes, b: Bytes, counted: Flags, grid: Floats) -> tuple[float, ...]:
-    """What differs in the mean colors of these blocks, once one map of colors has been fitted for all of them."""
+def _color(a: Bytes, b: Bytes, counted: Flags, grid: Floats) -> tuple[tuple[float, ...], Flags]:
+    """What differs in the mean colors of these blocks, once one map of colors has been fitted for all of them; and which
+    blocks [n] do.
+    """
+    different = np.zeros(len(counted), bool)
     if counted.sum() < LEAST_BLOCKS:
-        return (0.0,) * 6
+        return (0.0,) * 6, different
     places = grid[counted].astype(int)
     left, right = (_means(x.astype(np.float32), BLOCK)[places[:, 1], places[:, 0]] for x in (a, b))
     design, start = np.column_stack([left, np.ones(len(left))]), np.vstack([np.eye(3), np.zeros(3)])
@@ -362,11 +408,10 @@ def _color(a: Bytes, b: Bytes, counted: Flags, grid: Floats) -> tuple[float, ...
         fitted = np.linalg.solve(weighted.T @ design + ridge, weighted.T @ right + ridge @ start)
         apart = np.abs(right - design @ fitted).max(axis=1)
         weight = 1 / (1 + (apart / 8) ** 2)
-    different = np.zeros(len(counted), bool)
     different[np.flatnonzero(counted)[apart > 24]] = True
     largest, regions = _regions(different, grid)
     colors = len(np.unique((right / 32).astype(int) @ np.array([1, 8, 64])))
-    return (
+    features = (
         float(apart.mean()) / 16,
         float(different.sum()) / len(left),
         float(different.sum() - largest) / len(left),
@@ -374,3 +419,4 @@ def _color(a: Bytes, b: Bytes, counted: Flags, grid: Floats) -> tuple[float, ...
         float(np.abs(fitted - start)[:3].max()),
         float(np.log(colors)),
     )
+    return features, different

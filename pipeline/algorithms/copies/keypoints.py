@@ -50,12 +50,16 @@ class Described:
 
 @dataclass(frozen=True)
 class Alignment:
-    """The affine map [2, 3] from the second image's pixels (mirrored first if `mirrored`) to the first's."""
+    """The affine map [2, 3] from the second image's pixels (mirrored first if `mirrored`) to the first's.
+
+    `agreeing`: [inliers, 2], the rows of the key points that agree on it, in the first image and in the second.
+    """
 
     map: Doubles
     mirrored: bool
     inliers: int
     matches: int
+    agreeing: Ints
 
 
 def described(image: Image.Image) -> Described:
@@ -113,7 +117,8 @@ def _fitted(first: Described, second: Described, in_mirror: bool) -> Alignment |
     largest, smallest = np.linalg.svd(fitted_map[:, :2], compute_uv=False)
     if smallest < SMALLEST or largest > LARGEST or largest > STRETCHED * smallest:
         return None
-    return Alignment(np.asarray(fitted_map, np.float64), in_mirror, inliers, len(a))
+    agreeing = np.column_stack([a, b])[agree.ravel() > 0]
+    return Alignment(np.asarray(fitted_map, np.float64), in_mirror, inliers, len(a), agreeing)
 
 
 def _matched(first: Floats, second: Floats) -> tuple[Ints, Ints]:

@@ -20,11 +20,11 @@ from PIL import Image
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
-from lodeset.pipeline.algorithms.copies import closeup, details, keypoints, shipped, verify
+from lodeset.pipeline.algorithms.copies import closeup, details, keypoints, shipped
 from lodeset.pipeline.algorithms.copies.closeup import Overlap
 from lodeset.pipeline.algorithms.copies.details import Drawing
 from lodeset.pipeline.algorithms.copies.keypoints import Described
-from lodeset.pipeline.algorithms.images.decoding import THUMBNAIL_SIDE, decode
+from lodeset.pipeline.algorithms.images.decoding import decode
 from lodeset.pipeline.dag.fingerprint import digest
 from lodeset.pipeline.dag.stage import Context
 from lodeset.pipeline.dag.store import Artifact, Part, Store
@@ -182,20 +182,5 @@ def _seen(image: Image.Image) -> _Seen:
 
 def _compared(first: Drawing, second: Drawing, aligned: Floats | None) -> Floats | None:
     """The details of a pair that key points aligned, or whose thumbnails agree; None of any other."""
-    unit = upright(first, second) if aligned is None else aligned.astype(np.float64)
+    unit = details.upright(first, second) if aligned is None else aligned.astype(np.float64)
     return None if unit is None else details.measured(first, second, unit)
-
-
-def upright(first: Drawing, second: Drawing) -> NDArray[np.float64] | None:
-    """The map of two images without common key points whose thumbnails agree as they are, or mirrored; None for others."""
-    thumbnails = np.stack([_thumbnail(first), _thumbnail(second)])
-    agreement, turned = verify.agreement(thumbnails, np.array([0]), np.array([1]))
-    if agreement[0] < verify.AGREE_REFERENCE:
-        return None
-    return np.array([[-1.0 if turned[0] else 1.0, 0, 0], [0, 1, 0]])
-
-
-def _thumbnail(image: Drawing) -> NDArray[np.uint8]:
-    grey = cv2.cvtColor(image.pixels, cv2.COLOR_RGB2GRAY)
-    small = cv2.resize(grey, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
-    return np.asarray(small.reshape(-1), np.uint8)
