@@ -132,12 +132,15 @@ def make(
     maker = Maker(Store(str(folder / "store")), seed)
     maker.store.prepare()
     sizes = {"pool": images, "test-set": max(4, images // 500), "flowers": max(4, min(200, images // 50))}
-    ids = {name: _ingest(maker, folder, name, count, rng, pictures, part) for name, count in sizes.items()}
+    ids, areas = dict[str, list[str]](), dict[str, int]()
+    for name, count in sizes.items():
+        ids[name], drawn = _ingest(maker, folder, name, count, rng, pictures, part)
+        areas |= zip(ids[name], drawn.tolist(), strict=True)
     vectors = {name: _embed(maker, name, ids[name], rng, width, part) for name in ids}
     if decided is not None:
         maker.seed, rng = decided, np.random.default_rng(decided)
     masked = _filter(maker, ids["pool"], rng)
-    kept = _dedup(maker, ids, masked, rng)
+    kept = _dedup(maker, ids, areas, masked, rng)
     _clusters(maker, kept, ids["pool"], vectors["pool"], rng, part)
     _shards(maker, ids, kept, rng)
     settings = read(config)
@@ -148,7 +151,8 @@ def make(
 
 def _ingest(
     maker: Maker, folder: Path, name: str, count: int, rng: np.random.Generator, pictures: bool, part: int
-) -> list[str]:
+) -> tuple[list[str], np.ndarray]:
+    """Returns the image_ids and the areas of the images."""
     tar, offsets, sizes = folder / f"{name}.tar", np.zeros(count, np.int64), np.full(count, 1_000)
     if pictures:
         data = [picture(hash_) for hash_ in rng.integers(0, 2**31, count).tolist()]
@@ -162,15 +166,18 @@ def _ingest(
     else:
         ids = ids_of(rng, count)
     tables: dict[str, list[pa.Table | File]] = {"images": [], "locations": [], "metadata": [], "rejects": []}
+    areas = np.zeros(count, np.int64)
     for start in range(0, count, part):
         some = slice(start, min(start + part, count))
         n = some.stop - some.start
+        width, height = (rng.integers(32, 640, n).astype(np.int32) for _ in range(2))
+        areas[some] = width.astype(np.int64) * height
         gray = bytes(range(256)) * 4
         tables["images"].append(
             pa.table(
                 {
-                    "image_id": ids[some], "set": pa.repeat(name, n), "width": rng.integers(32, 640, n).astype(np.int32),
-                    "height": rng.integers(32, 640, n).astype(np.int32), "format": pa.repeat("JPEG", n), "size_bytes": sizes[some],
+                    "image_id": ids[some], "set": pa.repeat(name, n), "width": width,
+                    "height": height, "format": pa.repeat("JPEG", n), "size_bytes": sizes[some],
                     "phash": rng.integers(0, 2**63, n).astype(np.uint64), "thumbnail": pa.repeat(gray, n),
                     "derived_from": pa.nulls(n, pa.string()), "sample_range": pa.nulls(n, pa.string()),
                     "truncated": pa.nulls(n, pa.float32()), "located": np.zeros(n, bool),
@@ -194,7 +201,7 @@ def _ingest(
         tables["metadata"].append(pa.table(said, schema=records.METADATA))
         tables["rejects"].append(records.REJECTS.empty_table())
     maker.put(f"ingest/{name}", tables, Rows(count, count), {"max_pixels": 10**8}, {})
-    return ids
+    return ids, areas
 
 
 def _member(number: int) -> str:
@@ -227,7 +234,9 @@ def _filter(maker: Maker, pool: list[str], rng: np.random.Generator) -> set[str]
     return set(ids)
 
 
-def _dedup(maker: Maker, ids: Mapping[str, list[str]], masked: set[str], rng: np.random.Generator) -> list[str]:
+def _dedup(
+    maker: Maker, ids: Mapping[str, list[str]], areas: Mapping[str, int], masked: set[str], rng: np.random.Generator
+) -> list[str]:
     """Pairs of drawn scores, and what the rules of dedup make of them; returns the images of the pool that it kept."""
     pool = [image_id for image_id in ids["pool"] if image_id not in masked]
     every = sorted({*pool, *ids["test-set"]})
@@ -248,7 +257,7 @@ def _dedup(maker: Maker, ids: Mapping[str, list[str]], masked: set[str], rng: np
     linked = np.nan_to_num(limit, nan=-np.inf, posinf=np.inf) >= MIN_SCORE
     component = components(count, a[linked], b[linked])
     looks = Looks(
-        standing=np.zeros(count, bool), area=rng.integers(1, 100, count), detail=np.ones(count), sharpness=np.ones(count),
+        standing=np.zeros(count, bool), area=np.array([areas[one] for one in every]), detail=np.ones(count), sharpness=np.ones(count),
         quality=np.ones(count), contrast=np.full(count, 900.0), said=np.zeros(count, np.int64),
     )  # fmt: skip
     nobody = np.zeros(count, bool)
