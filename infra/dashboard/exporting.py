@@ -1,4 +1,4 @@
-"""A selection as a file: image_ids, a table, or a folder that FiftyOne opens."""
+"""Images as a file: image_ids, a table, or a folder that FiftyOne opens. `found` are their rows of `inspected`, rising."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lodeset.infra.dashboard.data import Data
-from lodeset.infra.dashboard.selection import Selection, rows
 from lodeset.infra.dashboard.site import number_of
 from lodeset.pipeline.errors import LodesetError
 from lodeset.pipeline.tables import records
 
+Rows = NDArray[np.int32]
 # Where a file lies within the artifacts is of no use outside.
 COLUMNS = tuple(name for name in records.INSPECTED.names if name not in ("picture_file", "picture_row", "row"))
 PICTURES = 50_000  # the most images that a file for FiftyOne has
@@ -29,9 +29,8 @@ PIECE = 2**20
 FORMULA = r"^[=+\-@\t\r]"
 
 
-def list_of_ids(data: Data, selection: Selection, link: str) -> Iterator[str]:
-    """The image_ids of a selection as a list by hand, each of them once, with a head that says what they are."""
-    found = rows(data, selection)
+def list_of_ids(data: Data, found: Rows, link: str) -> Iterator[str]:
+    """Image_ids as a list by hand, each of them once, with a head that says what they are."""
     ids = data.image_ids(found)
     distinct = [one for n, one in enumerate(ids) if n == 0 or ids[n - 1] != one]  # rows are in the order of image_ids
     yield f"# {len(distinct):,} images of run {number_of(data)}\n# {' '.join(link.split())}\n"
@@ -39,10 +38,10 @@ def list_of_ids(data: Data, selection: Selection, link: str) -> Iterator[str]:
         yield "".join(f"{one}\n" for one in distinct[start : start + 10_000])
 
 
-def csv(data: Data, selection: Selection) -> Iterator[bytes]:
+def csv(data: Data, found: Rows) -> Iterator[bytes]:
     """A table as CSV. Texts that a spreadsheet would take for a formula get a `'` before them."""
     head = True
-    for table in _tables(data, rows(data, selection)):
+    for table in _tables(data, found):
         buffer = io.BytesIO()
         pyarrow.csv.write_csv(_guarded(table), buffer, pyarrow.csv.WriteOptions(include_header=head))
         head = False
@@ -61,12 +60,12 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(risky, pc.binary_join_element_wise("'", column, ""), column)
 
 
-def parquet(data: Data, selection: Selection) -> Iterator[bytes]:
+def parquet(data: Data, found: Rows) -> Iterator[bytes]:
     """A table as Parquet, with `x` and `y` of the map, and no lists in its columns."""
 
     def write(file: IO[bytes]) -> None:
         writer = None
-        for table in _tables(data, rows(data, selection)):
+        for table in _tables(data, found):
             if writer is None:
                 writer = pq.ParquetWriter(file, table.schema, compression="zstd")
             writer.write_table(table)
@@ -76,13 +75,12 @@ def parquet(data: Data, selection: Selection) -> Iterator[bytes]:
     return _written(write)
 
 
-def fiftyone(data: Data, selection: Selection) -> Iterator[bytes]:
+def fiftyone(data: Data, found: Rows) -> Iterator[bytes]:
     """A zip with `labels.csv` and thumbnails in `data`, which is the layout of FiftyOne's `CSVDataset`.
 
     Raises:
         LodesetError: there are more images than such a file is good for.
     """
-    found = rows(data, selection)
     if len(found) > PICTURES:
         raise LodesetError(
             f"{len(found):,} images are more than the {PICTURES:,} that a file for FiftyOne can have: choose fewer, or "
@@ -109,7 +107,7 @@ def fiftyone(data: Data, selection: Selection) -> Iterator[bytes]:
     return _written(write)
 
 
-def _tables(data: Data, found: NDArray[np.int32]) -> Iterator[pa.Table]:
+def _tables(data: Data, found: Rows) -> Iterator[pa.Table]:
     """The rows in pieces; at least one piece, which may be empty."""
     names = list(COLUMNS)
     schema = pa.schema(
@@ -144,7 +142,7 @@ def _written(write: Callable[[IO[bytes]], None]) -> Iterator[bytes]:
 
 
 # name -> (what makes it, its type, the end of its name)
-Maker = Callable[[Data, Selection], Iterator[bytes]]
+Maker = Callable[[Data, Rows], Iterator[bytes]]
 FORMATS: Mapping[str, tuple[Maker, str, str]] = {
     "csv": (csv, "text/csv; charset=utf-8", "csv"),
     "parquet": (parquet, "application/vnd.apache.parquet", "parquet"),

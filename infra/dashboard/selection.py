@@ -246,6 +246,11 @@ def by_ids(data: Data, ids: Sequence[str], columns: Sequence[str] = ("*",)) -> l
     return [best[image_id] for image_id in ids if image_id in best]
 
 
+def rows_by_ids(data: Data, ids: Sequence[str]) -> NDArray[np.int32]:
+    """The numbers of the rows that `by_ids` finds, rising."""
+    return np.sort(np.array([row["row"] for row in by_ids(data, ids, ("image_id", "set", "row"))], np.int32))
+
+
 def bitmask(rows_: NDArray[np.int32], count: int) -> bytes:
     """One bit for each of `count` rows, the first in the lowest bit of the first byte."""
     found = np.zeros(count, bool)

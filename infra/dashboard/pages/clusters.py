@@ -22,6 +22,7 @@ from lodeset.infra.dashboard.difference import RESULT
 from lodeset.infra.dashboard.gallery import Thumb, thumb_of
 from lodeset.infra.dashboard.selection import Selection, by_ids
 from lodeset.infra.dashboard.site import Site, TheSite, number_of
+from lodeset.infra.dashboard.views import view
 from lodeset.infra.report import charts
 from lodeset.pipeline.dag.stage import read_as
 from lodeset.pipeline.specs import FitClustersDetails
@@ -164,6 +165,7 @@ def cluster(
         neighbors=_neighbors(site, data, cluster, run),
         queries=_queries(site, data, members, run),
         parts=_parts(site, data, cluster, members, run),
+        export_href=lambda format_: view(site, "/export", Selection(cluster=(cluster,)), run=run, format=format_),
         all_url=render.address(site, "/images") + "?" + Selection(cluster=(cluster,)).url(**_of(run)),
     )
 

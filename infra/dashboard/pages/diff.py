@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Query, Request
@@ -26,6 +26,8 @@ from lodeset.infra.dashboard.difference import (
     responsible,
 )
 from lodeset.infra.dashboard.gallery import Thumb, thumb_of
+from lodeset.infra.dashboard.pages.export import Format, download
+from lodeset.infra.dashboard.render import address
 from lodeset.infra.dashboard.site import Site, TheSite
 from lodeset.infra.looking import looking
 from lodeset.pipeline.dag.manifests import Run
@@ -103,9 +105,44 @@ def diff(
         start=start,
         size=PAGE,
         total=len(rows),
+        sides=[
+            ("before", earlier.number, int((found.before[rows] >= 0).sum())),
+            ("after", shown.number, int((found.after[rows] >= 0).sum())),
+        ],
+        export_href=lambda side: (
+            lambda format_: _address(
+                site, "/diff/export", shown.number, earlier.number, change, was, now, side=side, format=format_
+            )
+        ),
         images=_images(site, (before, after), (earlier.number, shown.number), found, rows[start : start + PAGE]),
         why=responsible(told, deciders, {**made[0], **made[1]}) if deciders else [],
     )
+
+
+@router.get("/diff/export")
+def exported(
+    request: Request,
+    site: TheSite,
+    run: Annotated[int, Query(ge=1)],
+    with_: Annotated[int, Query(alias="with", ge=1)],
+    side: Literal["before", "after"],
+    change: str = "",
+    was: str = "",
+    now: str = "",
+    format_: Format = "ids",
+) -> Response:
+    """The images of one part of the comparison as a file, as one of the runs has them."""
+    before, after = data_of(request, with_), data_of(request, run)
+    found = _difference(request, before, after)
+    entries = found.which(change, [was] if was else (), [now] if now else ())
+    data, numbers = (before, found.before) if side == "before" else (after, found.after)
+    link = _address(site, "/diff", run, with_, change, was, now)
+    return download(data, np.sort(numbers[entries][numbers[entries] >= 0]), format_, link)
+
+
+def _address(site: Site, path: str, run: int, with_: int, change: str, was: str, now: str, **more: str) -> str:
+    asked = {"run": run, "with": with_, "change": change, "was": was, "now": now, **more}
+    return address(site, path, **{name: value for name, value in asked.items() if value})
 
 
 def _before(shown: Run | None, runs: list[Run]) -> int | None:

@@ -19,8 +19,9 @@ from lodeset.infra.dashboard.gallery import Thumb
 from lodeset.infra.dashboard.groups import CERTAINTY, ORDERS, Groups, Link, chain, groups
 from lodeset.infra.dashboard.lines import MEANINGS, Line, change, line
 from lodeset.infra.dashboard.links import Links, TheLinks
+from lodeset.infra.dashboard.pages.export import Format, download
 from lodeset.infra.dashboard.pages.pictures import source_bytes
-from lodeset.infra.dashboard.selection import Selection, by_ids
+from lodeset.infra.dashboard.selection import Selection, by_ids, rows_by_ids
 from lodeset.infra.dashboard.selection import page as page_of
 from lodeset.infra.report.preview import parted
 from lodeset.pipeline.errors import LodesetError
@@ -205,14 +206,28 @@ def all_groups(
 @router.get("/duplicates/group")
 def one_group(request: Request, links: TheLinks, data: TheData, of: ImageId) -> Response:
     """All images of the group of an image, and all its direct links."""
-    found = groups(data)
-    number = data.dedup.node(of) if data.dedup is not None else None
-    if found is None or number is None or len(found.of(number)) < 2:
-        raise HTTPException(404, f"Image {of} is in no group of near-duplicates.")
+    found, number = _group_of(data, of)
     (shown,) = _groups(links, data, found, [number], 500)
     return render.page(
-        request, "group.html.jinja", tab="groups", found=found, shown=shown, evidence=links.pair, most=LINKS
-    )
+        request, "group.html.jinja", tab="groups", found=found, shown=shown, evidence=links.pair, most=LINKS,
+        export_href=lambda format_: links.to("/duplicates/group/export", of=of, format=format_),
+    )  # fmt: skip
+
+
+@router.get("/duplicates/group/export")
+def exported_group(links: TheLinks, data: TheData, of: ImageId, format_: Format = "ids") -> Response:
+    """All images of a group as a file, those of reference sets among them."""
+    found, number = _group_of(data, of)
+    return download(data, rows_by_ids(data, found.of(number)), format_, links.to("/duplicates/group", of=of))
+
+
+def _group_of(data: Data, image_id: str) -> tuple[Groups, int]:
+    """The groups, and the number of an image that is in one of them."""
+    found = groups(data)
+    number = data.dedup.node(image_id) if data.dedup is not None else None
+    if found is None or number is None or len(found.of(number)) < 2:
+        raise HTTPException(404, f"Image {image_id} is in no group of near-duplicates.")
+    return found, number
 
 
 def _groups(links: Links, data: Data, found: Groups, numbers: Sequence[int], most: int) -> list[Shown]:

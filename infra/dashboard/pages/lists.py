@@ -149,7 +149,7 @@ def ids(request: Request, links: TheLinks, data: TheData, as_: Use = "drop", nam
     """The list as a file."""
     selection = _pool_only(request)
     link = view(links.site, "/commit/list", selection, run=number_of(data), **{"as": as_})
-    text = "".join(exporting.list_of_ids(data, selection, link))
+    text = "".join(exporting.list_of_ids(data, rows(data, selection), link))
     name = name or _free_name(links.site.opened, reread(links.site.opened), data, as_)
     return Response(text, media_type="text/plain; charset=utf-8", headers=attached(f"{name}.txt"))
 
@@ -330,7 +330,7 @@ def _priced(opened: Opened, file: FileNow, data: Data, asked: Selection, as_: As
         return unpriced(file)
     with tempfile.TemporaryDirectory(prefix="lodeset-list-") as folder:
         listed = Path(folder) / f"{name}.txt"
-        listed.write_text("".join(exporting.list_of_ids(data, selection, "")), encoding="utf-8")
+        listed.write_text("".join(exporting.list_of_ids(data, rows(data, selection), "")), encoding="utf-8")
         return priced(opened, _with(file.config, as_, name, str(listed)))
 
 

@@ -14,8 +14,9 @@ from lodeset.infra.dashboard import render, retrieval
 from lodeset.infra.dashboard.chosen import TheData
 from lodeset.infra.dashboard.data import Data
 from lodeset.infra.dashboard.gallery import Thumb, thumb_of
+from lodeset.infra.dashboard.pages.export import Format, download
 from lodeset.infra.dashboard.retrieval import Hit
-from lodeset.infra.dashboard.selection import by_ids
+from lodeset.infra.dashboard.selection import by_ids, rows_by_ids
 from lodeset.infra.dashboard.site import Site, TheSite, number_of
 from lodeset.infra.report import charts, words
 from lodeset.pipeline.algorithms.images.decoding import ID_HEX_DIGITS
@@ -27,6 +28,7 @@ router = APIRouter()
 
 PAGE, STRIP = 12, 8  # queries on a page, and hits of each
 HITS = 120  # on the page of a query
+EXPORTED = 10**6  # and in a file
 BESIDE = 18  # images of a cluster that were not drawn
 BINS = 20
 
@@ -131,7 +133,21 @@ def query(
         shown=HITS,
         cluster=clusters[0] if by_cluster and len(clusters) == 1 else None,
         beside=beside,
+        export_href=lambda format_: render.address(
+            site, f"/retrieval/{name}/{query_id}/export", run=run, format=format_
+        ),
     )
+
+
+@router.get("/retrieval/{name}/{query_id}/export")
+def exported(
+    site: TheSite, data: TheData, name: str, query_id: ImageId, run: RunNumber = None, format_: Format = "ids"
+) -> Response:
+    """All images that a query found as a file, whatever became of them."""
+    retrieval.artifact_of(data, name)
+    _, hits = retrieval.hits(data, name, [query_id], EXPORTED)[query_id]
+    link = render.address(site, f"/retrieval/{name}/{query_id}", run=run)
+    return download(data, rows_by_ids(data, [hit.image_id for hit in hits]), format_, link)
 
 
 def _asked(data: Data, artifact: Artifact) -> Asked:

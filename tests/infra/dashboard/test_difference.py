@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from dashboard_client import browsing
 from fastapi.testclient import TestClient
@@ -170,3 +174,20 @@ def test_one_run_alone_has_nothing_to_be_compared_with(tmp_path: Path) -> None:
     open_, made = inspected(tmp_path, images=60)
     with opened(open_.store, made) as data, browsing(open_, data) as client:
         assert "Only one run has finished" in client.get("/diff").text
+
+
+def test_each_side_of_a_change_is_exported(browser: TestClient, runs: tuple[Opened, Data, Data]) -> None:
+    _, before, after = runs
+    found, old, new = difference(before, after), plain(before), plain(after)
+    page = browser.get("/diff?run=2&with=1&change=outcome").text
+    links = [unescape(one) for one in re.findall(r'href="([^"]*/diff/export[^"]*format=ids)"', page)]
+    assert len(links) == 2
+    changed = {key[0] for key in {*old} & {*new} if old[key]["outcome"] != new[key]["outcome"]}
+    for link in links:
+        assert {line for line in browser.get(link).text.splitlines() if line[0] != "#"} == changed
+    for side, data, numbers in (("before", old, found.before), ("after", new, found.after)):
+        answer = browser.get(f"/diff/export?run=2&with=1&change=outcome&side={side}&format=parquet")
+        table = pq.read_table(io.BytesIO(answer.content))
+        assert len(table) == sum(numbers[found.which("outcome")] >= 0)
+        assert all(data[row["image_id"], row["set"]]["outcome"] == row["outcome"] for row in table.to_pylist())
+    assert browser.get("/diff/export?run=2&with=1&side=after&change=color").status_code == 400

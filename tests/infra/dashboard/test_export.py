@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import zipfile
 from collections.abc import Iterator
+from html import unescape
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +18,7 @@ from PIL import Image
 
 from lodeset.infra.dashboard import exporting
 from lodeset.infra.dashboard.data import Data
+from lodeset.infra.dashboard.groups import groups
 from lodeset.pipeline.by_hand import read_list
 
 
@@ -69,6 +72,25 @@ def test_parquet_has_the_map_and_flat_columns(world: tuple[TestClient, Data], ex
     ]
     none = pq.read_table(io.BytesIO(world[0].get("/export?format=parquet&text=nothing-at-all").content))
     assert none.num_rows == 0 and none.schema.names == whole.schema.names
+
+
+def test_groups_and_clusters_are_exported_whole(world: tuple[TestClient, Data]) -> None:
+    client, data = world
+
+    def listed(page: str) -> set[str]:
+        link = re.search(r'href="([^"]*/export[^"]*format=ids[^"]*)"', client.get(page).text)
+        assert link is not None
+        return {line for line in client.get(unescape(link[1])).text.splitlines() if line[0] != "#"}
+
+    found = groups(data)
+    assert found is not None and len(found.number)
+    for number in found.number.tolist():
+        ids = found.of(number)
+        assert listed(f"/duplicates/group?of={ids[-1]}") == set(ids)
+    cluster = data.rows("SELECT min(cluster) AS one FROM inspected")[0]["one"]
+    members = data.rows("SELECT image_id FROM inspected WHERE cluster = ?", [cluster])
+    assert listed(f"/clusters/{cluster}") == {row["image_id"] for row in members}
+    assert client.get("/duplicates/group/export?of=" + "0" * 32).status_code == 404
 
 
 def test_csv_starts_no_formula(world: tuple[TestClient, Data], expected: list[dict]) -> None:

@@ -146,6 +146,10 @@ def test_the_pages_show_them(world: World) -> None:
     assert shown[1:] == [image_id for image_id, _, _ in plain("flowers", query, matches["flowers"], selected)]
     for _, state, by in plain("flowers", query, matches["flowers"], selected):
         assert state != "collision" or f"/retrieval/flowers/{by}" in one
+    export = re.search(r'href="([^"]*/export[^"]*format=ids)"', one)
+    assert export is not None
+    listed = [line for line in client.get(export[1]).text.splitlines() if line[0] != "#"]
+    assert listed == sorted(shown[1:])
     leads = client.get(f"/retrieval?set=flowers&query={query}", follow_redirects=False)
     assert (leads.status_code, leads.headers["location"]) == (303, f"/retrieval/flowers/{query}")
 
