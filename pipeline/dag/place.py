@@ -110,9 +110,19 @@ class Place:
                     file.flush()
                     os.fsync(file.fileno())
                 return published(temporary, path)
+            except FileNotFoundError as error:
+                if error.filename != temporary:
+                    raise
+                raise LodesetError(self._vanished(relative)) from error
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(temporary)
+
+    def _vanished(self, relative: str) -> str:
+        return (
+            f"the store {shown(self.url)} was moved, unmounted or cleaned up while {relative} was written: see that it is there again, "
+            "then run again; nothing finished is lost"
+        )
 
     def read(self, relative: str) -> bytes | None:
         """A file's bytes, None where there is none."""
@@ -189,6 +199,10 @@ class Place:
                     os.fsync(raw.fileno())
                 if not published(temporary, path) and not sink.wrote_the_bytes_of(path):
                     os.replace(temporary, path)
+            except FileNotFoundError as error:
+                if error.filename != temporary:
+                    raise
+                raise LodesetError(self._vanished(relative)) from error
             finally:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)

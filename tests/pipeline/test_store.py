@@ -176,6 +176,20 @@ def test_what_a_file_system_says_becomes_what_a_user_can_do(
         store.put_absent("x", b"")
 
 
+def test_a_store_that_goes_away_while_it_is_written_is_one_sentence(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    store.prepare()
+    with pytest.raises(LodesetError, match="moved, unmounted or cleaned up while parts/x/file was written"):  # noqa: SIM117
+        with store.writing("parts/x/file") as sink:
+            sink.write(b"half")
+            (tmp_path / "store").rename(tmp_path / "elsewhere")
+    with (
+        pytest.raises(FileNotFoundError),
+        store.writing("parts/x/other") as sink,
+    ):  # of something else: not the store's fault
+        (tmp_path / "no such source").read_bytes()
+
+
 def test_a_store_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LodesetError, match="not a folder"):
